@@ -1,0 +1,172 @@
+"""Every error that the domain raises, in one tree.
+
+Owns names and codes only: no HTTP status (`vault.http.errors` has that table), no framework, and in no message a
+secret, a key, a file name, an address or content. `code` is a stable slug that clients may test for.
+
+    VaultError
+    ├── InputRefused          validation_failed     one field or several are not acceptable
+    ├── MalformedBody         malformed_body        the request body does not parse
+    │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
+    ├── DigestMismatch        digest_mismatch       the body is not what its Repr-Digest says
+    ├── InvalidCredentials    invalid_credentials
+    ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
+    ├── InvalidCursor         invalid_cursor
+    ├── NotFound              not_found             does not exist, or is somebody else's
+    ├── TooLarge              too_large
+    ├── QuotaExceeded         quota_exceeded
+    ├── TooManyUploads        too_many_uploads
+    ├── UploadLost            upload_lost           the server ended the upload before it could be published
+    ├── Busy                  busy                  a bounded resource stayed taken for too long
+    ├── IntegrityFailed       integrity_failed      a stored object is not what was stored
+    ├── StorageError
+    │   ├── ObjectNotFound    (never leaves a service: integrity_failed to clients)
+    │   ├── ObjectChanged     (the same)
+    │   ├── StorageUnavailable storage_unavailable
+    │   └── StorageFull       storage_full
+    ├── EncryptionError       (drawn in vault.encryption.errors)
+    ├── DatabaseUnavailable   database_unavailable
+    └── InstallationMismatch  installation_mismatch this database and this store do not belong together
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class VaultError(Exception):
+    """Base of all errors that a client or an operator is told about."""
+
+    code = "internal_error"
+    detail = "The server could not answer this request."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail or self.detail)
+        self.detail = detail or self.detail
+
+
+class InputRefused(VaultError):
+    """Some input is well-formed but not acceptable. `errors` maps field names to messages."""
+
+    code = "validation_failed"
+    detail = "Some fields are missing, unknown or not acceptable."
+
+    def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.errors = errors
+
+
+class MalformedBody(VaultError):
+    code = "malformed_body"
+    detail = "The request body could not be parsed."
+
+
+class UploadTruncated(MalformedBody):
+    """The client stopped sending before the end of the body that it announced."""
+
+    code = "upload_truncated"
+    detail = "The body ended before its announced length; nothing was kept."
+
+
+class DigestMismatch(VaultError):
+    code = "digest_mismatch"
+    detail = "The body does not match its Repr-Digest; nothing was kept."
+
+
+class InvalidCredentials(VaultError):
+    """One answer for every reason, so that it confirms nothing about an address."""
+
+    code = "invalid_credentials"
+    detail = "The address or the password is wrong, or the address is not verified yet: look for our mail."
+
+
+class InvalidToken(VaultError):
+    code = "invalid_token"
+    detail = "This link is not valid, has been used, or has expired. Ask for a new one."
+
+
+class InvalidCursor(VaultError):
+    code = "invalid_cursor"
+    detail = "The cursor does not belong to this list. Start again without it."
+
+
+class NotFound(VaultError):
+    """Missing and somebody else's are one case, told in one sentence."""
+
+    code = "not_found"
+    detail = "There is nothing here."
+
+
+class TooLarge(VaultError):
+    code = "too_large"
+    detail = "The request body is larger than this server accepts."
+
+
+class QuotaExceeded(VaultError):
+    code = "quota_exceeded"
+    detail = "There is not enough room left in your quota for this file."
+
+
+class TooManyUploads(VaultError):
+    code = "too_many_uploads"
+    detail = "Too many of your uploads are running at once. Wait for one to end."
+
+
+class UploadLost(VaultError):
+    """The pending row was taken away (lease ended, account closed) while the body was being stored."""
+
+    code = "upload_lost"
+    detail = "The upload was ended before it was complete; nothing was kept."
+
+
+class Busy(VaultError):
+    code = "busy"
+    detail = "The server has no capacity left for this right now. Try again shortly."
+
+
+class IntegrityFailed(VaultError):
+    """A stored object is damaged, truncated, extended, swapped or gone. `reason` is for logs and audit."""
+
+    code = "integrity_failed"
+    detail = "The stored file failed its integrity check. Nothing unverified was sent."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class StorageError(VaultError):
+    """Base of what the object store reports."""
+
+
+class ObjectNotFound(StorageError):
+    code = "integrity_failed"
+    detail = "The object is not in the store."
+
+
+class ObjectChanged(StorageError):
+    """The object is shorter than the range asked for, or is not the one that was opened before."""
+
+    code = "integrity_failed"
+    detail = "The object is not the one that was stored."
+
+
+class StorageUnavailable(StorageError):
+    """The store is unreachable, read-only, or refuses."""
+
+    code = "storage_unavailable"
+    detail = "The object store does not answer or refuses."
+
+
+class StorageFull(StorageError):
+    code = "storage_full"
+    detail = "The object store is full."
+
+
+class DatabaseUnavailable(VaultError):
+    code = "database_unavailable"
+    detail = "The database does not answer."
+
+
+class InstallationMismatch(VaultError):
+    """The database and the object store carry different installation ids, or only one carries one."""
+
+    code = "installation_mismatch"
+    detail = "This server's database and object store do not belong together. Nothing was written."
