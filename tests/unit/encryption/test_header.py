@@ -1,0 +1,214 @@
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import oracle
+from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
+from vault.encryption.header import HEADER_SIZE, FileKeys, Header, Suite, create_header, open_keys
+
+DEK = bytes(range(32))
+OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+SALT = bytes(range(0x40, 0x60))
+
+suites = st.sampled_from(Suite)
+lgs = st.integers(16, 22)
+keys_of_32 = st.binary(min_size=32, max_size=32)
+
+
+@pytest.mark.parametrize(
+    ("suite", "commitment", "encryption", "metadata"),
+    [
+        pytest.param(
+            Suite.AES_256_EAX,
+            "e01b69341a57b5b3a2e52655a649c4aa044643ecf8a863803f48439164349012",
+            "7e1ae94f61a1423e8697f07fcfb472f9d978c334577b94a26be088897343e098",
+            "a28d4301525a5ccd1f6a30cad2f44035634a78c79152b32de3def247f76b45a4",
+            id="eax",
+        ),
+        pytest.param(
+            Suite.AES_256_GCM,
+            "4789823881c77efb1c4cc1a68441741ac52e37e56cbe5243cdffe4149bb742bf",
+            None,
+            "6b1c4b343c82298e42807fd8a5985a3e07cf705a46fc60719cb3e209cbf648bd",
+            id="gcm",
+        ),
+    ],
+)
+def test_derived_keys_are_the_known_answers(
+    suite: Suite, commitment: str, encryption: str | None, metadata: str
+) -> None:
+    header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+
+    keys = open_keys(DEK, header)
+
+    assert header.commitment.hex() == keys.commitment.hex() == commitment
+    assert keys.metadata.hex() == metadata
+    # The document pins no K_enc for suite 0x02; the objects' digests in test_segments do.
+    assert encryption is None or keys.encryption.hex() == encryption
+
+
+@settings(deadline=None)
+@given(dek=keys_of_32, salt=keys_of_32, suite=suites, lg=lgs, object_id=st.uuids())
+def test_oracle_derives_the_same_keys(dek: bytes, salt: bytes, suite: Suite, lg: int, object_id: UUID) -> None:
+    header = create_header(dek, suite, object_id, salt=salt, lg=lg)
+
+    keys = open_keys(dek, header)
+    theirs = oracle.derive_keys(oracle.parse_header(header.to_bytes()), dek)
+
+    assert (keys.encryption, keys.commitment, keys.metadata) == (
+        theirs.encryption,
+        theirs.commitment,
+        theirs.metadata,
+    )
+    assert theirs.commitment == header.commitment
+
+
+def test_every_field_lies_at_its_offset() -> None:
+    header = Header(Suite.AES_256_GCM, 22, OBJECT_ID, SALT, bytes(range(32)))
+
+    raw = header.to_bytes()
+
+    assert len(raw) == HEADER_SIZE == 96
+    assert raw[:32].hex() == "53564c540d0a1a0a" + "01" + "02" + "16" + "00" + "00000000" + OBJECT_ID.hex
+    assert raw[32:] == SALT + bytes(range(32))
+    assert header.prefix == raw[:32]
+
+
+@given(suite=suites, lg=lgs, object_id=st.uuids(), salt=keys_of_32, commitment=keys_of_32)
+def test_parsing_inverts_writing(suite: Suite, lg: int, object_id: UUID, salt: bytes, commitment: bytes) -> None:
+    header = Header(suite, lg, object_id, salt, commitment)
+
+    assert Header.parse(header.to_bytes()) == header
+
+
+@given(raw=st.binary(max_size=200))
+def test_arbitrary_bytes_are_no_header(raw: bytes) -> None:
+    with pytest.raises(HeaderInvalid):
+        Header.parse(raw)
+
+
+@pytest.mark.parametrize("length", [0, 1, 32, 95, 97, 192])
+def test_a_header_of_another_length_is_refused(length: int) -> None:
+    raw = (create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).to_bytes() * 2)[:length]
+
+    with pytest.raises(HeaderInvalid):
+        Header.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("offset", "allowed"),
+    [
+        *[pytest.param(i, {byte}, id=f"magic-{i}") for i, byte in enumerate(b"SVLT\r\n\x1a\n")],
+        pytest.param(8, {1}, id="version"),
+        pytest.param(9, {1, 2}, id="suite"),
+        pytest.param(10, set(range(16, 23)), id="lg"),
+        pytest.param(11, {0}, id="flags"),
+        *[pytest.param(i, {0}, id=f"reserved-{i}") for i in range(12, 16)],
+    ],
+)
+def test_every_other_value_of_a_fixed_byte_is_refused(offset: int, allowed: set[int]) -> None:
+    raw = bytearray(create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).to_bytes())
+
+    accepted = set()
+    for value in range(256):
+        raw[offset] = value
+        try:
+            Header.parse(bytes(raw))
+        except HeaderInvalid:
+            continue
+        accepted.add(value)
+
+    assert accepted == allowed
+
+
+def test_another_data_key_fails_the_commitment() -> None:
+    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID)
+
+    with pytest.raises(KeyUnwrapFailed):
+        open_keys(bytes(32), header)
+
+
+@pytest.mark.parametrize("suite", Suite)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"lg": 17}, id="lg"),
+        pytest.param({"object_id": UUID(int=1)}, id="object_id"),
+        pytest.param({"salt": bytes(32)}, id="salt"),
+        pytest.param({"commitment": bytes(32)}, id="commitment"),
+        pytest.param({"commitment": b""}, id="no-commitment"),
+    ],
+)
+def test_commitment_binds_every_field(suite: Suite, change: dict[str, object]) -> None:
+    header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+
+    with pytest.raises(KeyUnwrapFailed):
+        open_keys(DEK, replace(header, **change))  # type: ignore[arg-type]
+
+
+def test_commitment_binds_the_suite() -> None:
+    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID, salt=SALT)
+
+    with pytest.raises(KeyUnwrapFailed):
+        open_keys(DEK, replace(header, suite=Suite.AES_256_GCM))
+
+
+def test_salts_are_fresh_unless_given() -> None:
+    headers = [create_header(DEK, Suite.AES_256_EAX, OBJECT_ID) for _ in range(3)]
+
+    assert len({header.salt for header in headers}) == 3
+    assert len({open_keys(DEK, header).encryption for header in headers}) == 3
+
+
+def test_segments_have_256_kib_unless_told() -> None:
+    assert create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).lg == 18
+
+
+@pytest.mark.parametrize("lg", [-1, 0, 15, 23, 64])
+def test_a_segment_size_that_no_reader_accepts_is_not_written(lg: int) -> None:
+    with pytest.raises(ValueError, match="lg"):
+        create_header(DEK, Suite.AES_256_EAX, OBJECT_ID, lg=lg)
+
+
+@pytest.mark.parametrize("size", [0, 16, 31, 33])
+def test_a_data_key_or_salt_of_another_size_is_a_callers_mistake(size: int) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        create_header(bytes(size), Suite.AES_256_EAX, OBJECT_ID)
+    with pytest.raises(ValueError, match="32 bytes"):
+        create_header(DEK, Suite.AES_256_EAX, OBJECT_ID, salt=bytes(size))
+    with pytest.raises(ValueError, match="32 bytes"):
+        open_keys(bytes(size), create_header(DEK, Suite.AES_256_EAX, OBJECT_ID))
+
+
+def test_file_keys_show_nothing_of_themselves() -> None:
+    keys = open_keys(DEK, create_header(DEK, Suite.AES_256_EAX, OBJECT_ID))
+
+    shown = f"{keys} {keys!r} {[keys]}"
+
+    for secret in (keys.encryption, keys.metadata, keys.commitment):
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
+    assert "FileKeys" in shown
+    assert isinstance(keys, FileKeys)
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "nonce_size", "overhead"),
+    [
+        pytest.param("AES-256-EAX", Suite.AES_256_EAX, 16, 32, id="eax"),
+        pytest.param("AES-256-GCM", Suite.AES_256_GCM, 12, 28, id="gcm"),
+    ],
+)
+def test_suites_have_the_documents_names_and_sizes(name: str, suite: Suite, nonce_size: int, overhead: int) -> None:
+    assert Suite.named(name) is suite
+    assert suite.cipher_name == name
+    assert (suite.nonce_size, suite.overhead) == (nonce_size, overhead)
+
+
+@pytest.mark.parametrize("name", ["", "AES-128-EAX", "AES-256", "aes-256-eax", "AES-256-CBC"])
+def test_an_unknown_cipher_name_is_no_suite(name: str) -> None:
+    with pytest.raises(KeyError):
+        Suite.named(name)

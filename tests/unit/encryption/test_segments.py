@@ -1,0 +1,653 @@
+import hashlib
+import io
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.support import oracle
+from vault.encryption.errors import AuthenticationFailed
+from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
+from vault.encryption.segments import (
+    MAX_SEGMENTS,
+    ContentKey,
+    Covering,
+    Geometry,
+    open_segment,
+    open_stream,
+    part_size_for,
+    plaintext_size,
+    seal_segment_into,
+    seal_stream,
+)
+
+EAX, GCM = Suite.AES_256_EAX, Suite.AES_256_GCM
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+DEK = bytes(range(32))
+OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+SALT = bytes(range(0x40, 0x60))
+
+suites = st.sampled_from(Suite)
+lgs = st.integers(16, 22)
+
+
+def plaintext_of(size: int) -> bytes:
+    return (bytes((7 * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
+
+
+def counting_nonces() -> Callable[[int], bytes]:
+    """Segment i gets the byte (A0 + i), repeated."""
+    count = iter(range(0xA0, 0x100))
+    return lambda size: bytes([next(count)]) * size
+
+
+@cache
+def content_key(suite: Suite, lg: int = 16) -> ContentKey:
+    header = create_header(DEK, suite, OBJECT_ID, salt=SALT, lg=lg)
+    return ContentKey(open_keys(DEK, header), header)
+
+
+def sealed_parts(
+    key: ContentKey, read: Callable[[int], bytes], buffer_size: int, nonces: Callable[[int], bytes] | None = None
+) -> list[bytes]:
+    parts = seal_stream(key, read, lambda: bytearray(buffer_size), nonces=nonces or counting_nonces())
+    return [bytes(buffer[:length]) for buffer, length in parts]
+
+
+@cache
+def sealed_object(suite: Suite, size: int, lg: int = 16) -> bytes:
+    """An object sealed from one read, into one buffer that has room for all of it."""
+    geometry = Geometry(suite, lg, size)
+    parts = sealed_parts(
+        content_key(suite, lg), io.BytesIO(plaintext_of(size)).read, geometry.segments * geometry.segment_size
+    )
+    assert len(parts) == 1
+    return parts[0]
+
+
+def boundary_sizes(suite: Suite, lg: int = 16) -> list[int]:
+    capacity = Geometry(suite, lg, 0).capacity
+    edges = [capacity * count - HEADER_SIZE for count in range(1, 6)]
+    return [0, 1, *(edge + step for edge in edges for step in (-1, 0, 1))]
+
+
+class TestKnownAnswers:
+    @pytest.mark.parametrize(
+        ("suite", "size", "object_size", "digest"),
+        [
+            (EAX, 0, 128, "e3b16e006d1082046667e9c2f0025c3bab9e4e7ecceb87e523dc356782523634"),
+            (EAX, 5, 133, "4ff2691fdb07759c55c9c8990d763b6db851932c7029ffa80415bf73e65f61c2"),
+            (EAX, 262_015, 262_143, "a4b4ac5a7a54f66a64c8c632fd039ac3c46f1caf0bd09099ca9ae22d51c410c6"),
+            (EAX, 262_016, 262_176, "bd4b65a15b7473e8b48c3289d6630f4e91efd664095505cefd42210957c8852e"),
+            (EAX, 1_000_000, 1_000_224, "b4b26bc79525ca3a28cf23cc9cc105117902273d4c12e9c4afa1ab3fa86c57a2"),
+            (GCM, 0, 124, "b57fb56bbea76826cf11683431eb8f02f2ccb15a97429e9503a51e90de730084"),
+            (GCM, 5, 129, "30d7963b35d4d1e05e624648933853eec64e77c1c6f9eac7efcc2d0b2c1145ce"),
+            (GCM, 1_000_000, 1_000_208, "63f040ce64cfbe128fbc3a87d5025ca82dc5dbf7f24a1466a21ec92fba44bae9"),
+        ],
+    )
+    def test_sealed_object_is_the_known_answer(self, suite: Suite, size: int, object_size: int, digest: str) -> None:
+        stored = sealed_object(suite, size, lg=18)
+
+        assert len(stored) == object_size == Geometry(suite, 18, size).object_size
+        assert hashlib.sha256(stored).hexdigest() == digest
+        assert oracle.read_object(stored, DEK) == plaintext_of(size)
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("size", [0, 5, 262_015, 262_016, 1_000_000])
+    def test_known_answer_opens_again(self, suite: Suite, size: int) -> None:
+        stored, geometry = sealed_object(suite, size, lg=18), Geometry(suite, 18, size)
+        header = Header.parse(stored[:HEADER_SIZE])
+        key = ContentKey(open_keys(DEK, header), header)
+
+        opened = open_stream(key, geometry, io.BytesIO(stored[HEADER_SIZE:]).read, 0, geometry.segments - 1)
+
+        assert b"".join(opened) == plaintext_of(size)
+
+
+class TestOffsets:
+    @pytest.mark.parametrize(
+        ("size", "segments", "object_size"),
+        [
+            pytest.param(0, 1, 128, id="empty"),
+            pytest.param(262_015, 1, 262_143, id="largest-one-segment-file"),
+            pytest.param(262_016, 2, 262_176, id="exact-fill"),
+            pytest.param(1_000_000, 4, 1_000_224, id="1000000"),
+            pytest.param(5 * GIB, 20_483, 5_369_364_672, id="5-GiB"),
+        ],
+    )
+    def test_sizes_are_the_documents(self, size: int, segments: int, object_size: int) -> None:
+        geometry = Geometry(EAX, 18, size)
+
+        assert (geometry.segments, geometry.object_size) == (segments, object_size)
+        assert plaintext_size(EAX, 18, object_size) == size
+
+    @pytest.mark.parametrize(
+        ("size", "start", "end", "lo", "hi", "skip", "take"),
+        [
+            pytest.param(1_000_000, 500_000, 799_999, 262_144, 1_000_223, 237_984, 300_000, id="middle"),
+            pytest.param(1_000_000, 0, 0, 96, 262_143, 0, 1, id="first-byte"),
+            pytest.param(
+                5 * GIB, 3_221_225_472, 3_221_226_495, 3_221_487_616, 3_221_749_759, 131_200, 1024, id="5-GiB-middle"
+            ),
+            pytest.param(
+                5 * GIB, 5 * GIB - 500, 5 * GIB - 1, 5_369_233_408, 5_369_364_671, 130_732, 500, id="5-GiB-last-500"
+            ),
+        ],
+    )
+    def test_ranges_are_the_documents(
+        self, size: int, start: int, end: int, lo: int, hi: int, skip: int, take: int
+    ) -> None:
+        covering = Geometry(EAX, 18, size).covering(start, end)
+
+        assert (covering.lo, covering.hi, covering.skip, covering.take) == (lo, hi, skip, take)
+
+    def test_last_500_bytes_of_5_gib_lie_in_the_final_segment(self) -> None:
+        geometry = Geometry(EAX, 18, 5 * GIB)
+
+        covering = geometry.covering(5 * GIB - 500, 5 * GIB - 1)
+
+        assert covering.first == covering.last == 20_482
+        assert geometry.is_last(covering.last)
+
+    def test_an_empty_file_is_one_segment_that_is_fetched_whole(self) -> None:
+        assert Geometry(EAX, 18, 0).whole() == Covering(first=0, last=0, lo=96, hi=127, skip=0, take=0)
+
+    def test_an_exact_fill_ends_with_an_empty_segment(self) -> None:
+        geometry = Geometry(EAX, 18, 262_016)
+
+        assert geometry.span(0) == (96, 262_143)
+        assert geometry.span(1) == (262_144, 262_175)
+        assert not geometry.is_last(0)
+        assert geometry.is_last(1)
+
+    def test_whole_covers_every_segment(self) -> None:
+        whole = Geometry(EAX, 18, 1_000_000).whole()
+
+        assert whole == Covering(first=0, last=3, lo=96, hi=1_000_223, skip=0, take=1_000_000)
+        assert whole == Geometry(EAX, 18, 1_000_000).covering(0, 999_999)
+
+    @given(suite=suites, lg=lgs, segments=st.integers(1, 6), data=st.data())
+    def test_covering_agrees_with_a_count_of_every_segments_plaintext(
+        self, suite: Suite, lg: int, segments: int, data: st.DataObject
+    ) -> None:
+        segment_size, overhead = 2**lg, 32 if suite is EAX else 28
+        # Where each segment's plaintext begins, counted up one segment at a time; the last entry is beyond the file.
+        starts = [0]
+        for i in range(segments):
+            starts.append(starts[-1] + segment_size - overhead - (96 if i == 0 else 0))
+        size = data.draw(st.integers(max(starts[-2], 1), starts[-1] - 1))
+        start = data.draw(st.integers(0, size - 1))
+        end = data.draw(st.integers(start, size - 1))
+        first, last = bisect_right(starts, start) - 1, bisect_right(starts, end) - 1
+        object_size = 96 + size + segments * overhead
+
+        covering = Geometry(suite, lg, size).covering(start, end)
+
+        assert covering == Covering(
+            first,
+            last,
+            lo=max(96, first * segment_size),
+            hi=min((last + 1) * segment_size, object_size) - 1,
+            skip=start - starts[first],
+            take=end - start + 1,
+        )
+
+    @pytest.mark.parametrize(("start", "end"), [(-1, 0), (0, 10), (10, 10), (5, 4), (11, 12)])
+    def test_a_range_outside_the_plaintext_is_a_callers_mistake(self, start: int, end: int) -> None:
+        with pytest.raises(ValueError, match="range"):
+            Geometry(EAX, 18, 10).covering(start, end)
+
+    def test_an_empty_file_has_no_range(self) -> None:
+        with pytest.raises(ValueError, match="range"):
+            Geometry(EAX, 18, 0).covering(0, 0)
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("lg", range(16, 23))
+    def test_a_size_is_at_most_what_2_to_the_32_segments_hold(self, suite: Suite, lg: int) -> None:
+        largest = 2**32 * (2**lg - suite.overhead) - 96 - 1
+
+        assert Geometry(suite, lg, largest).segments == MAX_SEGMENTS == 2**32
+        with pytest.raises(ValueError, match="size"):
+            Geometry(suite, lg, largest + 1)
+
+    def test_a_negative_size_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="size"):
+            Geometry(EAX, 18, -1)
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    """Any suite, lg and size, with the sizes around a segment's edge as likely as all others."""
+    suite, lg = draw(suites), draw(lgs)
+    capacity = 2**lg - suite.overhead
+    near_an_edge = st.builds(
+        lambda count, step: max(0, count * capacity - 96 + step), st.integers(0, 2**20), st.integers(-2, 2)
+    )
+    return Geometry(suite, lg, draw(near_an_edge | st.integers(0, 2**32 * capacity - 97)))
+
+
+class TestPlaintextSize:
+    @settings(max_examples=500)
+    @given(geometry=geometries())
+    def test_inverts_object_size(self, geometry: Geometry) -> None:
+        assert plaintext_size(geometry.suite, geometry.lg, geometry.object_size) == geometry.size
+
+    @given(suite=suites, lg=lgs, whole=st.integers(0, 2**32 - 1), data=st.data())
+    def test_refuses_an_object_that_does_not_end_in_a_whole_segment(
+        self, suite: Suite, lg: int, whole: int, data: st.DataObject
+    ) -> None:
+        too_short = data.draw(st.integers(0, suite.overhead + (0 if whole else 96) - 1))
+
+        with pytest.raises(ValueError, match="no object"):
+            plaintext_size(suite, lg, whole * 2**lg + too_short)
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("lg", range(16, 23))
+    def test_accepts_exactly_the_sizes_that_objects_have(self, suite: Suite, lg: int) -> None:
+        capacity = 2**lg - suite.overhead
+        around = [count * capacity - 96 + step for count in range(4) for step in range(-150, 150)]
+        written = {Geometry(suite, lg, size).object_size for size in around if size >= 0}
+
+        accepted = set()
+        for object_size in [count * 2**lg + step for count in range(4) for step in range(-100, 100)]:
+            if object_size < 0:
+                continue
+            try:
+                plaintext_size(suite, lg, object_size)
+            except ValueError:
+                continue
+            accepted.add(object_size)
+
+        assert len(accepted) > 300
+        assert accepted <= written
+
+
+class TestPartSize:
+    @pytest.mark.parametrize(
+        ("object_size", "part_size"),
+        [
+            pytest.param(None, 8 * MIB, id="not-known-yet"),
+            pytest.param(0, 8 * MIB, id="0"),
+            pytest.param(128, 8 * MIB, id="empty-file"),
+            pytest.param(78 * GIB, 8 * MIB, id="78-GiB"),
+            pytest.param(10_000 * 8 * MIB, 8 * MIB, id="10000-full-parts"),
+            pytest.param(10_000 * 8 * MIB + 1, 16 * MIB, id="one-byte-more"),
+            pytest.param(10_000 * 16 * MIB, 16 * MIB, id="10000-doubled-parts"),
+            pytest.param(10_000 * 16 * MIB + 1, 32 * MIB, id="doubled-again"),
+            pytest.param(5 << 40, 1 << 30, id="5-TiB"),
+        ],
+    )
+    def test_is_8_mib_then_doubled(self, object_size: int | None, part_size: int) -> None:
+        assert part_size_for(object_size) == part_size
+
+    @given(object_size=st.integers(0, 2**50), lg=lgs)
+    def test_ten_thousand_parts_of_whole_segments_suffice(self, object_size: int, lg: int) -> None:
+        part_size = part_size_for(object_size)
+
+        assert -(-object_size // part_size) <= 10_000
+        assert part_size % 2**lg == 0
+        assert part_size == 8 * MIB or object_size > 10_000 * part_size // 2
+
+
+class ChunkyReader:
+    """Gives between 1 and n bytes for a read of n, and fails a caller that asks again after the end."""
+
+    def __init__(self, plaintext: bytes, sizes: Iterator[int]) -> None:
+        self._stream = io.BytesIO(plaintext)
+        self._sizes = sizes
+        self.ended = False
+
+    def read(self, n: int) -> bytes:
+        assert n > 0
+        assert not self.ended
+        piece = self._stream.read(min(n, next(self._sizes, n)))
+        self.ended = not piece
+        return piece
+
+
+def shape_of_parts(parts: list[bytes], buffer_size: int) -> bool:
+    return all(len(part) == buffer_size for part in parts[:-1]) and 0 < len(parts[-1]) < buffer_size
+
+
+class TestSealStream:
+    @settings(deadline=None, max_examples=150)
+    @given(
+        suite=suites,
+        size=st.integers(0, 400_000) | st.sampled_from(boundary_sizes(EAX) + boundary_sizes(GCM)),
+        read_sizes=st.lists(st.integers(1, 200_000), max_size=20),
+        segments_per_part=st.integers(1, 7),
+    )
+    def test_however_the_plaintext_comes_the_object_is_the_same(
+        self, suite: Suite, size: int, read_sizes: list[int], segments_per_part: int
+    ) -> None:
+        reader = ChunkyReader(plaintext_of(size), iter(read_sizes))
+        buffer_size = segments_per_part * 64 * KIB
+
+        parts = sealed_parts(content_key(suite), reader.read, buffer_size)
+
+        assert b"".join(parts) == sealed_object(suite, size)
+        assert shape_of_parts(parts, buffer_size)
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("step", [1, 2, 7, 96, 1000, 65_504, 65_536, 65_537])
+    def test_equal_odd_reads_give_the_same_object(self, suite: Suite, step: int) -> None:
+        size = 3_000 if step < 96 else 200_000
+        reader = ChunkyReader(plaintext_of(size), iter([step] * size))
+
+        parts = sealed_parts(content_key(suite), reader.read, 64 * KIB)
+
+        assert b"".join(parts) == sealed_object(suite, size)
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("segments_per_part", [1, 2, 3, 4, 5])
+    def test_every_boundary_size_is_sealed_and_read_by_the_oracle(self, suite: Suite, segments_per_part: int) -> None:
+        for size in boundary_sizes(suite):
+            plaintext, buffer_size = plaintext_of(size), segments_per_part * 64 * KIB
+
+            parts = sealed_parts(content_key(suite), ChunkyReader(plaintext, iter([])).read, buffer_size)
+
+            assert shape_of_parts(parts, buffer_size)
+            assert sum(map(len, parts)) == Geometry(suite, 16, size).object_size
+            assert oracle.read_object(b"".join(parts), DEK) == plaintext
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("lg", range(17, 23))
+    def test_every_segment_size_is_sealed_and_read_by_the_oracle(self, suite: Suite, lg: int) -> None:
+        size = 2**lg + 1000
+
+        stored = sealed_object(suite, size, lg)
+
+        assert len(stored) == Geometry(suite, lg, size).object_size
+        assert oracle.read_object(stored, DEK) == plaintext_of(size)
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_a_whole_number_of_full_parts_is_followed_by_the_final_segment_alone(self, suite: Suite) -> None:
+        size = 2 * (64 * KIB - suite.overhead) - HEADER_SIZE
+
+        parts = sealed_parts(content_key(suite), io.BytesIO(plaintext_of(size)).read, 64 * KIB)
+
+        assert [len(part) for part in parts] == [64 * KIB, 64 * KIB, suite.overhead]
+
+    def test_an_empty_file_is_one_part_of_128_bytes(self) -> None:
+        parts = sealed_parts(content_key(EAX), io.BytesIO(b"").read, 64 * KIB)
+
+        assert [len(part) for part in parts] == [128]
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_a_yielded_buffer_may_be_used_again_at_once(self, suite: Suite) -> None:
+        size, only = 300_000, bytearray(b"\xff" * 64 * KIB)
+
+        stored = bytearray()
+        for buffer, length in seal_stream(
+            content_key(suite), io.BytesIO(plaintext_of(size)).read, lambda: only, nonces=counting_nonces()
+        ):
+            stored += buffer[:length]
+            buffer[:] = b"\xff" * len(buffer)
+
+        assert bytes(stored) == sealed_object(suite, size)
+
+    def test_a_buffer_is_asked_for_only_when_a_segment_is_there_to_fill_it(self) -> None:
+        asked: list[int] = []
+
+        def next_buffer() -> bytearray:
+            asked.append(1)
+            return bytearray(64 * KIB)
+
+        list(seal_stream(content_key(EAX), io.BytesIO(plaintext_of(200_000)).read, next_buffer))
+
+        assert len(asked) == Geometry(EAX, 16, 200_000).segments
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("buffer_size", [0, 95, 96, 97, 65_535, 65_537, 100_000])
+    def test_a_buffer_that_is_not_whole_segments_is_a_callers_mistake(self, suite: Suite, buffer_size: int) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011  (the message is the memoryview's or the library's)
+            sealed_parts(content_key(suite), io.BytesIO(plaintext_of(300_000)).read, buffer_size)
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_nonces_are_random_unless_given(self, suite: Suite) -> None:
+        key, plaintext = content_key(suite), plaintext_of(200_000)
+
+        nonces = set()
+        for _ in range(2):
+            stored = b"".join(
+                bytes(buffer[:length])
+                for buffer, length in seal_stream(key, io.BytesIO(plaintext).read, lambda: bytearray(64 * KIB))
+            )
+            assert oracle.read_object(stored, DEK) == plaintext
+            nonces |= {stored[lo : lo + suite.nonce_size] for lo in (96, 65_536, 131_072, 196_608)}
+
+        assert len(nonces) == 8
+
+    def test_a_readers_failure_reaches_the_caller(self) -> None:
+        class Dropped(Exception):
+            pass
+
+        pieces = iter([plaintext_of(100_000)])
+
+        def read(n: int) -> bytes:
+            for piece in pieces:
+                return piece
+            raise Dropped
+
+        with pytest.raises(Dropped):
+            sealed_parts(content_key(EAX), read, 64 * KIB)
+
+
+def seal(
+    key: ContentKey, index: int, plaintext: bytes, *, is_last: bool, nonce: bytes | None = None, spare: int = 0
+) -> bytes:
+    out = bytearray(len(plaintext) + key.suite.overhead + spare)
+    nonce = b"\xa0" * key.suite.nonce_size if nonce is None else nonce
+    seal_segment_into(key, index, plaintext, memoryview(out), nonce=nonce, is_last=is_last)
+    return bytes(out)
+
+
+@pytest.fixture(params=Suite, ids=lambda suite: suite.cipher_name)
+def key(request: pytest.FixtureRequest) -> ContentKey:
+    return content_key(request.param)
+
+
+class TestSealSegment:
+    @pytest.mark.parametrize("index", [0, 1, 2**32 - 1])
+    def test_a_full_segment_opens_at_its_place(self, key: ContentKey, index: int) -> None:
+        plaintext = plaintext_of(key.capacity_of(index))
+
+        segment = seal(key, index, plaintext, is_last=False)
+
+        assert len(segment) == 64 * KIB - (0 if index else HEADER_SIZE)
+        assert open_segment(key, index, segment, is_last=False) == plaintext
+
+    @pytest.mark.parametrize("index", [0, 1, 2**32 - 1])
+    @pytest.mark.parametrize("missing", [1, 2, 1000, None], ids=["one", "two", "thousand", "all"])
+    def test_a_short_segment_opens_as_the_last(self, key: ContentKey, index: int, missing: int | None) -> None:
+        capacity = key.capacity_of(index)
+        plaintext = plaintext_of(capacity - (capacity if missing is None else missing))
+
+        segment = seal(key, index, plaintext, is_last=True)
+
+        assert open_segment(key, index, segment, is_last=True) == plaintext
+
+    @pytest.mark.parametrize("index", [0, 1])
+    @pytest.mark.parametrize(
+        ("beyond", "is_last"),
+        [
+            pytest.param(0, True, id="full-yet-last"),
+            pytest.param(-1, False, id="short-yet-not-last"),
+            pytest.param(1, False, id="too-long"),
+            pytest.param(1, True, id="too-long-and-last"),
+        ],
+    )
+    def test_a_length_that_does_not_fit_its_place_is_a_callers_mistake(
+        self, key: ContentKey, index: int, beyond: int, is_last: bool
+    ) -> None:
+        plaintext = plaintext_of(key.capacity_of(index) + beyond)
+
+        with pytest.raises(ValueError, match="full exactly when"):
+            seal(key, index, plaintext, is_last=is_last)
+
+    @pytest.mark.parametrize("beyond", [-12, -1, 1, 16])
+    def test_a_nonce_of_another_size_is_a_callers_mistake(self, key: ContentKey, beyond: int) -> None:
+        with pytest.raises(ValueError, match="nonce or index"):
+            seal(key, 0, b"short", is_last=True, nonce=bytes(key.suite.nonce_size + beyond))
+
+    @pytest.mark.parametrize("index", [-1, 2**32, 2**64])
+    def test_an_index_beyond_2_to_the_32_segments_is_a_callers_mistake(self, key: ContentKey, index: int) -> None:
+        with pytest.raises(ValueError, match="nonce or index"):
+            seal(key, index, b"short", is_last=True)
+
+    @pytest.mark.parametrize("spare", [-37, -1, 1, 64])
+    def test_an_out_of_another_size_is_a_callers_mistake(self, key: ContentKey, spare: int) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011  (the message is the memoryview's or the library's)
+            seal(key, 0, b"five!", is_last=True, spare=max(spare, -5 - key.suite.overhead))
+
+    def test_the_plaintext_may_be_any_buffer(self, key: ContentKey) -> None:
+        expected = seal(key, 0, b"short", is_last=True)
+
+        for kind in (bytearray, memoryview):
+            assert seal(key, 0, kind(b"short"), is_last=True) == expected  # type: ignore[arg-type]
+            assert open_segment(key, 0, kind(expected), is_last=True) == b"short"
+
+
+class TestOpenSegment:
+    def test_a_segment_does_not_open_at_another_place(self, key: ContentKey) -> None:
+        segment = seal(key, 1, plaintext_of(key.capacity), is_last=False)
+
+        for index in (2, 3, 257, 2**32 - 1, 2**32 + 1):
+            with pytest.raises(AuthenticationFailed):
+                open_segment(key, index, segment, is_last=False)
+
+    def test_a_short_segment_does_not_open_at_another_place(self, key: ContentKey) -> None:
+        segment = seal(key, 1, b"short", is_last=True)
+
+        for index in (0, 2, 256, 2**32 + 1):
+            with pytest.raises(AuthenticationFailed):
+                open_segment(key, index, segment, is_last=True)
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_full_segment_is_never_the_last(self, key: ContentKey, index: int) -> None:
+        segment = seal(key, index, plaintext_of(key.capacity_of(index)), is_last=False)
+
+        with pytest.raises(AuthenticationFailed):
+            open_segment(key, index, segment, is_last=True)
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_short_segment_is_always_the_last(self, key: ContentKey, index: int) -> None:
+        segment = seal(key, index, plaintext_of(key.capacity_of(index) - 1), is_last=True)
+
+        with pytest.raises(AuthenticationFailed):
+            open_segment(key, index, segment, is_last=False)
+
+    @pytest.mark.parametrize("is_last", [False, True])
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_segment_without_room_for_nonce_and_tag_is_refused(
+        self, key: ContentKey, index: int, is_last: bool
+    ) -> None:
+        for length in range(key.suite.overhead):
+            with pytest.raises(AuthenticationFailed):
+                open_segment(key, index, bytes(length), is_last=is_last)
+
+    @pytest.mark.parametrize("is_last", [False, True])
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_segment_longer_than_its_place_is_refused(self, key: ContentKey, index: int, is_last: bool) -> None:
+        full = 64 * KIB - (0 if index else HEADER_SIZE)
+
+        with pytest.raises(AuthenticationFailed):
+            open_segment(key, index, bytes(full + 1), is_last=is_last)
+
+    def test_finality_is_bound_by_the_tag_and_not_by_the_length_alone(self, key: ContentKey) -> None:
+        nonce = b"\xa0" * key.suite.nonce_size
+        sealed = bytearray(len(b"short") + 16)
+        not_final = b"SVS1" + bytes(4) + (1).to_bytes(8, "big")
+        key.aead.seal_into(nonce, b"short", not_final, memoryview(sealed))
+
+        with pytest.raises(AuthenticationFailed):
+            open_segment(key, 1, nonce + sealed, is_last=True)
+
+
+class TestOpenStream:
+    @settings(deadline=None, max_examples=100)
+    @given(suite=suites, size=st.sampled_from([1, 65_407, 65_408, 65_409, 200_000, 300_000]), data=st.data())
+    def test_any_range_is_read_from_its_covering_bytes_alone(
+        self, suite: Suite, size: int, data: st.DataObject
+    ) -> None:
+        start = data.draw(st.integers(0, size - 1))
+        end = data.draw(st.integers(start, size - 1))
+        stored, geometry = sealed_object(suite, size), Geometry(suite, 16, size)
+
+        covering = geometry.covering(start, end)
+        fetched = io.BytesIO(stored[covering.lo : covering.hi + 1])
+        opened = b"".join(open_stream(content_key(suite), geometry, fetched.read, covering.first, covering.last))
+
+        assert opened[covering.skip : covering.skip + covering.take] == plaintext_of(size)[start : end + 1]
+        assert fetched.read() == b""
+
+    @pytest.mark.parametrize("suite", Suite)
+    @example(size=0)
+    @settings(deadline=None, max_examples=30)
+    @given(size=st.integers(0, 400_000))
+    def test_whole_objects_open_segment_by_segment(self, suite: Suite, size: int) -> None:
+        stored, geometry, plaintext = sealed_object(suite, size), Geometry(suite, 16, size), plaintext_of(size)
+
+        opened = list(
+            open_stream(content_key(suite), geometry, io.BytesIO(stored[HEADER_SIZE:]).read, 0, geometry.segments - 1)
+        )
+
+        assert len(opened) == geometry.segments
+        assert b"".join(opened) == plaintext
+
+    def test_a_segment_is_read_only_when_it_is_asked_for(self, key: ContentKey) -> None:
+        stored, geometry = sealed_object(key.suite, 200_000), Geometry(key.suite, 16, 200_000)
+        source = io.BytesIO(stored[HEADER_SIZE:])
+
+        stream = open_stream(key, geometry, source.read, 0, 3)
+        next(stream)
+
+        assert source.tell() == 64 * KIB - HEADER_SIZE
+
+    def test_threads_may_share_a_key(self, key: ContentKey) -> None:
+        segments = [seal(key, i, plaintext_of(key.capacity), is_last=False) for i in range(1, 40)]
+
+        with ThreadPoolExecutor(4) as pool:
+            opened = list(
+                pool.map(lambda at: open_segment(key, at[0], at[1], is_last=False), enumerate(segments, start=1))
+            )
+
+        assert opened == [plaintext_of(key.capacity)] * len(segments)
+
+
+class TestOracle:
+    """The oracle refuses too; otherwise that it reads an object would say little."""
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_refuses_another_key(self, suite: Suite) -> None:
+        with pytest.raises(ValueError, match="commits"):
+            oracle.read_object(sealed_object(suite, 5), bytes(32))
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_refuses_every_changed_byte(self, suite: Suite) -> None:
+        stored = sealed_object(suite, 5)
+
+        for position in range(len(stored)):
+            damaged = bytearray(stored)
+            damaged[position] ^= 1
+            with pytest.raises(ValueError, match=""):
+                oracle.read_object(bytes(damaged), DEK)
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_refuses_every_cut(self, suite: Suite) -> None:
+        stored = sealed_object(suite, 100_000)
+
+        for length in [*range(130), 65_535, 65_536, 65_537, len(stored) - 1]:
+            with pytest.raises(ValueError, match=""):
+                oracle.read_object(stored[:length], DEK)
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_refuses_an_extension(self, suite: Suite) -> None:
+        with pytest.raises(ValueError, match=""):
+            oracle.read_object(sealed_object(suite, 5) + b"\0", DEK)

@@ -1,0 +1,429 @@
+"""What an attacker can do to stored bytes without the key, and that every one of it is refused.
+
+Callers compare an object's length with its row before they read. Where a change alters the length, both are shown:
+that this comparison refuses it, and that opening fails even if the size were taken from the altered length.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from uuid import UUID
+
+import pytest
+
+from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwrapFailed
+from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
+from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size, seal_stream
+
+DEK = bytes(range(32))
+OTHER_DEK = bytes(range(1, 33))
+SALT = bytes(range(0x40, 0x60))
+OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An object as it was stored, with what its row knows of it."""
+
+    stored: bytes
+    plaintext: bytes
+    dek: bytes
+    geometry: Geometry
+
+    @property
+    def key(self) -> ContentKey:
+        header = Header.parse(self.stored[:HEADER_SIZE])
+        return ContentKey(open_keys(self.dek, header), header)
+
+    def segment(self, index: int) -> bytes:
+        lo, hi = self.geometry.span(index)
+        return self.stored[lo : hi + 1]
+
+    def segments(self) -> list[bytes]:
+        return [self.segment(index) for index in range(self.geometry.segments)]
+
+    def before(self, index: int) -> bytes:
+        """The plaintext of the segments that precede segment `index`."""
+        if index == 0:
+            return b""
+        return self.plaintext[: index * self.geometry.capacity - HEADER_SIZE]
+
+
+@cache
+def sealed(suite: Suite, lg: int, size: int, *, dek: bytes = DEK, object_id: UUID = OBJECT_ID, byte: int = 7) -> Sealed:
+    plaintext = (bytes((byte * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
+    header = create_header(dek, suite, object_id, salt=SALT, lg=lg)
+    parts = seal_stream(
+        ContentKey(open_keys(dek, header), header), io.BytesIO(plaintext).read, lambda: bytearray(1 << lg)
+    )
+    stored = b"".join(bytes(buffer[:length]) for buffer, length in parts)
+    return Sealed(stored, plaintext, dek, Geometry(suite, lg, size))
+
+
+def opened(original: Sealed, stored: bytes, geometry: Geometry) -> tuple[bytes, bool]:
+    """Everything that open_stream yields of `stored`, and whether it came to the end without refusing."""
+    source = io.BytesIO(stored[HEADER_SIZE:])
+    yielded = []
+    try:
+        for plaintext in open_stream(original.key, geometry, source.read, 0, geometry.segments - 1):
+            yielded.append(plaintext)
+    except AuthenticationFailed:
+        return b"".join(yielded), False
+    return b"".join(yielded), True
+
+
+def assert_refused_at(index: int, original: Sealed, stored: bytes) -> None:
+    """Opening yields the plaintext before segment `index`, then refuses."""
+    assert stored != original.stored
+    assert opened(original, stored, original.geometry) == (original.before(index), False)
+
+
+def assert_length_gives_it_away(index: int | None, original: Sealed, stored: bytes) -> None:
+    """The row's length differs; and a size made from this length has no object, or is refused at segment `index`."""
+    assert len(stored) != original.geometry.object_size
+    suite, lg = original.geometry.suite, original.geometry.lg
+    try:
+        size = plaintext_size(suite, lg, len(stored))
+    except ValueError:
+        assert index is None
+        return
+    assert size != len(original.plaintext)
+    assert index is not None
+    assert opened(original, stored, Geometry(suite, lg, size)) == (original.before(index), False)
+
+
+def cases() -> Iterator[object]:
+    for suite in Suite:
+        for lg in (16, 18):
+            capacity = (1 << lg) - suite.overhead
+            sizes = {
+                "0": 0,
+                "1": 1,
+                "P-H-1": capacity - HEADER_SIZE - 1,
+                "P-H": capacity - HEADER_SIZE,
+                "P-H+1": capacity - HEADER_SIZE + 1,
+                "3-segments": 2 * capacity - HEADER_SIZE + 1000,
+                "4-segments-last-empty": 3 * capacity - HEADER_SIZE,
+            }
+            for name, size in sizes.items():
+                yield pytest.param((suite, lg, size), id=f"{suite.cipher_name}-lg{lg}-{name}")
+
+
+@pytest.fixture(params=cases())
+def original(request: pytest.FixtureRequest) -> Sealed:
+    return sealed(*request.param)
+
+
+@pytest.fixture(
+    params=[(suite, lg) for suite in Suite for lg in (16, 18)], ids=lambda p: f"{p[0].cipher_name}-lg{p[1]}"
+)
+def four_segments(request: pytest.FixtureRequest) -> Sealed:
+    """Two full segments between a first and a short last one."""
+    suite, lg = request.param
+    return sealed(suite, lg, 3 * ((1 << lg) - suite.overhead) + 1000)
+
+
+def flipped(stored: bytes, position: int, mask: int = 1) -> bytes:
+    damaged = bytearray(stored)
+    damaged[position] ^= mask
+    return bytes(damaged)
+
+
+def with_segments(original: Sealed, segments: list[bytes]) -> bytes:
+    return original.stored[:HEADER_SIZE] + b"".join(segments)
+
+
+class TestUntouched:
+    def test_object_opens(self, original: Sealed) -> None:
+        assert opened(original, original.stored, original.geometry) == (original.plaintext, True)
+
+    def test_object_has_the_length_of_its_row(self, original: Sealed) -> None:
+        suite, lg = original.geometry.suite, original.geometry.lg
+
+        assert len(original.stored) == original.geometry.object_size
+        assert plaintext_size(suite, lg, len(original.stored)) == len(original.plaintext)
+
+
+class TestHeader:
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("lg", [16, 18])
+    def test_every_change_of_every_byte_is_refused(self, suite: Suite, lg: int) -> None:
+        raw = create_header(DEK, suite, OBJECT_ID, salt=SALT, lg=lg).to_bytes()
+
+        accepted = []
+        for position in range(HEADER_SIZE):
+            for mask in range(1, 256):
+                try:
+                    open_keys(DEK, Header.parse(flipped(raw, position, mask)))
+                except (HeaderInvalid, KeyUnwrapFailed):
+                    continue
+                accepted.append((position, mask))
+
+        assert accepted == []
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_a_header_that_parses_differs_from_the_rows_copy(self, suite: Suite) -> None:
+        header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+
+        parsed = []
+        for position in range(HEADER_SIZE):
+            try:
+                parsed.append(Header.parse(flipped(header.to_bytes(), position)))
+            except HeaderInvalid:
+                continue
+
+        assert len(parsed) >= 80
+        assert header not in parsed
+
+    def test_another_objects_header_under_the_same_data_key_opens_no_segment(self, four_segments: Sealed) -> None:
+        geometry = four_segments.geometry
+        other = create_header(DEK, geometry.suite, OTHER_ID, salt=SALT, lg=geometry.lg)
+        key = ContentKey(open_keys(DEK, other), other)
+
+        for index, segment in enumerate(four_segments.segments()):
+            with pytest.raises(AuthenticationFailed):
+                open_segment(key, index, segment, is_last=geometry.is_last(index))
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_another_data_key_is_refused_before_any_segment(self, suite: Suite) -> None:
+        stored = sealed(suite, 16, 1000).stored
+
+        with pytest.raises(KeyUnwrapFailed):
+            open_keys(OTHER_DEK, Header.parse(stored[:HEADER_SIZE]))
+
+
+class TestSegmentBytes:
+    def test_a_changed_byte_in_nonce_ciphertext_or_tag_is_refused(self, original: Sealed) -> None:
+        nonce_size = original.geometry.suite.nonce_size
+        for index in range(original.geometry.segments):
+            lo, hi = original.geometry.span(index)
+            nonce = {lo, lo + nonce_size - 1}
+            ciphertext = {lo + nonce_size, (lo + hi) // 2, hi - 16} if hi - lo + 1 > nonce_size + 16 else set()
+            tag = {hi - 15, hi}
+            for position in nonce | ciphertext | tag:
+                assert_refused_at(index, original, flipped(original.stored, position))
+
+    @pytest.mark.parametrize("suite", Suite)
+    @pytest.mark.parametrize("size", [0, 1, 40])
+    def test_every_changed_bit_of_a_small_objects_segment_is_refused(self, suite: Suite, size: int) -> None:
+        original = sealed(suite, 16, size)
+
+        for position in range(HEADER_SIZE, len(original.stored)):
+            for bit in range(8):
+                assert_refused_at(0, original, flipped(original.stored, position, 1 << bit))
+
+    def test_segments_of_zeros_are_refused(self, original: Sealed) -> None:
+        assert_refused_at(0, original, with_segments(original, [bytes(len(part)) for part in original.segments()]))
+
+    def test_a_forged_final_segment_of_zeros_is_refused(self, original: Sealed) -> None:
+        last = original.geometry.segments - 1
+        *kept, final = original.segments()
+
+        assert_refused_at(last, original, with_segments(original, [*kept, bytes(len(final))]))
+
+
+class TestTruncation:
+    def test_a_cut_at_and_around_every_segment_edge_is_refused(self, original: Sealed) -> None:
+        geometry = original.geometry
+        for index in range(geometry.segments):
+            lo, hi = geometry.span(index)
+            for cut in {lo - 1, lo, lo + 1, hi - 1, hi}:
+                if cut < HEADER_SIZE:
+                    continue
+                stored = original.stored[:cut]
+                assert_refused_at(index - 1 if cut < lo else index, original, stored)
+                # A size exists when the last piece still has room for nonce and tag; then that piece is refused.
+                whole, rest = divmod(cut, geometry.segment_size)
+                has_size = rest >= geometry.suite.overhead + (0 if whole else HEADER_SIZE)
+                assert_length_gives_it_away(whole if has_size else None, original, stored)
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_every_cut_of_a_small_object_is_refused(self, suite: Suite) -> None:
+        original = sealed(suite, 16, 40)
+
+        for cut in range(HEADER_SIZE, len(original.stored)):
+            assert_refused_at(0, original, original.stored[:cut])
+            has_size = cut >= HEADER_SIZE + suite.overhead
+            assert_length_gives_it_away(0 if has_size else None, original, original.stored[:cut])
+
+    @pytest.mark.parametrize("suite", Suite)
+    def test_a_cut_within_the_header_leaves_no_header(self, suite: Suite) -> None:
+        original = sealed(suite, 16, 40)
+
+        for cut in range(HEADER_SIZE):
+            assert_length_gives_it_away(None, original, original.stored[:cut])
+            with pytest.raises(HeaderInvalid):
+                Header.parse(original.stored[:cut])
+
+    def test_a_cut_at_a_segment_edge_has_no_plaintext_size(self, four_segments: Sealed) -> None:
+        for index in range(1, 4):
+            assert_length_gives_it_away(None, four_segments, four_segments.stored[: index << four_segments.geometry.lg])
+
+    def test_a_missing_final_segment_is_refused_after_the_others(self, original: Sealed) -> None:
+        last = original.geometry.segments - 1
+
+        assert_refused_at(last, original, with_segments(original, original.segments()[:-1]))
+
+
+class TestExtension:
+    @pytest.mark.parametrize("extra", [1, 15, 16, 27, 28, 31, 32, 1000])
+    @pytest.mark.parametrize("filler", [b"\0", b"\xff"], ids=["zeros", "ones"])
+    def test_appended_bytes_are_refused(self, original: Sealed, extra: int, filler: bytes) -> None:
+        geometry = original.geometry
+        stored = original.stored + filler * extra
+
+        # The old final segment is now longer, or full and no longer final: either way it does not open.
+        whole, rest = divmod(len(stored), geometry.segment_size)
+        has_size = rest >= geometry.suite.overhead + (0 if whole else HEADER_SIZE)
+        assert_length_gives_it_away(geometry.segments - 1 if has_size else None, original, stored)
+
+    def test_an_appended_copy_of_the_final_segment_is_refused(self, original: Sealed) -> None:
+        stored = original.stored + original.segment(original.geometry.segments - 1)
+
+        assert len(stored) != original.geometry.object_size
+        size = plaintext_size(original.geometry.suite, original.geometry.lg, len(stored))
+        geometry = Geometry(original.geometry.suite, original.geometry.lg, size)
+        yielded, complete = opened(original, stored, geometry)
+        assert not complete
+        assert yielded == original.before(original.geometry.segments - 1)
+
+    def test_a_final_segment_filled_up_and_followed_by_another_is_refused(self, original: Sealed) -> None:
+        geometry = original.geometry
+        last = geometry.segments - 1
+        final = original.segment(last)
+        filled = original.stored + bytes(geometry.segment_size - len(original.stored) % geometry.segment_size)
+
+        assert len(filled) % geometry.segment_size == 0
+        assert_length_gives_it_away(last, original, filled + final)
+
+
+class TestOrder:
+    @pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)])
+    def test_swapped_segments_are_refused(self, four_segments: Sealed, one: int, other: int) -> None:
+        segments = four_segments.segments()
+        segments[one], segments[other] = segments[other], segments[one]
+
+        stored = with_segments(four_segments, segments)
+
+        assert len(stored) == four_segments.geometry.object_size
+        assert_refused_at(one, four_segments, stored)
+
+    def test_swapped_segments_of_two_are_refused(self) -> None:
+        for suite in Suite:
+            original = sealed(suite, 16, (1 << 16) - suite.overhead - HEADER_SIZE + 1)
+
+            assert_refused_at(0, original, with_segments(original, original.segments()[::-1]))
+
+    @pytest.mark.parametrize(("kept", "replaced"), [(1, 2), (2, 1)])
+    def test_a_segment_repeated_in_anothers_place_is_refused(
+        self, four_segments: Sealed, kept: int, replaced: int
+    ) -> None:
+        segments = four_segments.segments()
+        segments[replaced] = segments[kept]
+
+        assert_refused_at(replaced, four_segments, with_segments(four_segments, segments))
+
+    @pytest.mark.parametrize("index", [1, 2])
+    def test_a_segment_inserted_twice_is_refused(self, four_segments: Sealed, index: int) -> None:
+        segments = four_segments.segments()
+        segments.insert(index, segments[index])
+
+        stored = with_segments(four_segments, segments)
+
+        assert_refused_at(index + 1, four_segments, stored)
+        assert_length_gives_it_away(index + 1, four_segments, stored)
+
+    @pytest.mark.parametrize("index", [0, 1, 2])
+    def test_a_missing_segment_is_refused(self, four_segments: Sealed, index: int) -> None:
+        segments = four_segments.segments()
+        del segments[index]
+
+        stored = with_segments(four_segments, segments)
+
+        assert_refused_at(index, four_segments, stored)
+        assert_length_gives_it_away(index, four_segments, stored)
+
+    def test_a_final_segment_moved_forward_does_not_end_the_object_there(self, four_segments: Sealed) -> None:
+        first, second, _, final = four_segments.segments()
+
+        stored = with_segments(four_segments, [first, second, final])
+
+        assert_refused_at(2, four_segments, stored)
+        assert_length_gives_it_away(2, four_segments, stored)
+
+
+class TestSplicing:
+    """A segment of another object, at its own place and of the right length."""
+
+    @pytest.mark.parametrize("same_plaintext", [True, False], ids=["same-plaintext", "other-plaintext"])
+    @pytest.mark.parametrize(
+        ("dek", "object_id"),
+        [
+            pytest.param(DEK, OTHER_ID, id="same-data-key"),
+            pytest.param(OTHER_DEK, OBJECT_ID, id="other-data-key"),
+            pytest.param(OTHER_DEK, OTHER_ID, id="other-data-key-and-object"),
+        ],
+    )
+    def test_another_objects_segment_is_refused(
+        self, original: Sealed, dek: bytes, object_id: UUID, same_plaintext: bool
+    ) -> None:
+        geometry = original.geometry
+        other = sealed(
+            geometry.suite,
+            geometry.lg,
+            geometry.size,
+            dek=dek,
+            object_id=object_id,
+            byte=7 if same_plaintext else 11,
+        )
+
+        for index in range(geometry.segments):
+            segments = original.segments()
+            segments[index] = other.segment(index)
+            assert_refused_at(index, original, with_segments(original, segments))
+
+    def test_another_objects_tail_is_refused(self, four_segments: Sealed) -> None:
+        geometry = four_segments.geometry
+        other = sealed(geometry.suite, geometry.lg, geometry.size, object_id=OTHER_ID)
+
+        for index in range(1, 4):
+            stored = with_segments(four_segments, four_segments.segments()[:index] + other.segments()[index:])
+            assert_refused_at(index, four_segments, stored)
+
+    def test_a_shorter_objects_final_segment_is_refused(self, four_segments: Sealed) -> None:
+        geometry = four_segments.geometry
+        other = sealed(geometry.suite, geometry.lg, geometry.size - 10, object_id=OTHER_ID)
+
+        stored = with_segments(four_segments, [*four_segments.segments()[:3], other.segment(3)])
+
+        assert_refused_at(3, four_segments, stored)
+        assert_length_gives_it_away(3, four_segments, stored)
+
+    @pytest.mark.parametrize(("made", "read"), [(suite, other) for suite in Suite for other in Suite if suite != other])
+    def test_a_segment_of_the_other_suite_is_refused(self, made: Suite, read: Suite) -> None:
+        written, expected = sealed(made, 16, 1000), sealed(read, 16, 1000)
+
+        with pytest.raises(AuthenticationFailed):
+            open_segment(expected.key, 0, written.segment(0), is_last=True)
+
+
+class TestRanges:
+    def test_a_range_is_refused_at_the_first_damaged_segment(self, four_segments: Sealed) -> None:
+        geometry = four_segments.geometry
+        stored = flipped(four_segments.stored, geometry.span(2)[0] + 100)
+        source = io.BytesIO(stored[geometry.span(1)[0] :])
+
+        stream = open_stream(four_segments.key, geometry, source.read, 1, 3)
+
+        assert next(stream) == four_segments.before(2)[len(four_segments.before(1)) :]
+        with pytest.raises(AuthenticationFailed):
+            next(stream)
+        assert list(stream) == []
+
+    def test_bytes_fetched_from_another_place_are_refused(self, four_segments: Sealed) -> None:
+        source = io.BytesIO(four_segments.stored[four_segments.geometry.span(2)[0] :])
+
+        with pytest.raises(AuthenticationFailed):
+            next(open_stream(four_segments.key, four_segments.geometry, source.read, 1, 1))

@@ -1,0 +1,44 @@
+"""What can go wrong with keys and sealed bytes. See `vault.errors` for the rest of the tree.
+
+EncryptionError
+├── HeaderInvalid            the first 96 bytes are not a header that this version reads
+├── AuthenticationFailed     one opaque error for every sealed message that does not open
+├── KeyServiceUnavailable    key_service_unavailable  the key service is down or throttles; retry
+├── KeyUnavailable           key_unavailable          the key cannot be used; an operator must act
+└── KeyUnwrapFailed          key_unwrap_failed        the wrapped key, or what it opens to, is wrong
+"""
+
+from vault.errors import VaultError
+
+
+class EncryptionError(VaultError):
+    """Base of the errors of this package."""
+
+
+class HeaderInvalid(EncryptionError):
+    code = "integrity_failed"
+    detail = "The object header is not valid."
+
+
+class AuthenticationFailed(EncryptionError):
+    """Deliberately without a reason: a tag either matches or it does not."""
+
+    code = "integrity_failed"
+    detail = "A sealed message failed authentication."
+
+
+class KeyServiceUnavailable(EncryptionError):
+    code = "key_service_unavailable"
+    detail = "The key service does not answer."
+
+
+class KeyUnavailable(EncryptionError):
+    code = "key_unavailable"
+    detail = "A key that this file needs is not available. An operator has to act."
+
+
+class KeyUnwrapFailed(EncryptionError):
+    """The wrapped key is damaged, was wrapped by another key, or does not match the header's commitment."""
+
+    code = "key_unwrap_failed"
+    detail = "The file's key could not be unwrapped."

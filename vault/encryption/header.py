@@ -1,0 +1,124 @@
+"""The 96-byte object header, and the keys that a data key and a header give.
+
+Layout and derivations: docs/object-format.md, "Header". The commitment follows the AWS Encryption SDK; without one,
+two keys can open one ciphertext (CVE-2025-14763).
+"""
+
+import enum
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final, Self
+from uuid import UUID
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
+
+MAGIC: Final = b"SVLT\r\n\x1a\n"
+VERSION: Final = 1
+HEADER_SIZE: Final = 96
+DEK_SIZE: Final = 32
+SALT_SIZE: Final = 32
+DEFAULT_LG: Final = 18
+LG_RANGE: Final = range(16, 23)
+
+# magic, version, suite, lg, flags, reserved, object_id: the 32 bytes that every derivation binds
+_PREFIX: Final = struct.Struct(">8sBBBB4s16s")
+
+
+class Suite(enum.IntEnum):
+    """An AEAD and its key derivation, as the header's suite byte names them."""
+
+    AES_256_EAX = 1
+    AES_256_GCM = 2
+
+    @property
+    def cipher_name(self) -> str:
+        return self.name.replace("_", "-")
+
+    @property
+    def nonce_size(self) -> int:
+        return 16 if self is Suite.AES_256_EAX else 12
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that a segment adds to its plaintext: nonce and 16-byte tag."""
+        return self.nonce_size + 16
+
+    @classmethod
+    def named(cls, cipher_name: str) -> Self:
+        """The suite for AES-256-EAX or AES-256-GCM. Raises KeyError for any other name."""
+        return cls[cipher_name.replace("-", "_")]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    suite: Suite
+    lg: int
+    object_id: UUID
+    salt: bytes
+    commitment: bytes
+
+    @property
+    def prefix(self) -> bytes:
+        """The first 32 bytes, which are bound into every derived key."""
+        return _PREFIX.pack(MAGIC, VERSION, self.suite, self.lg, 0, bytes(4), self.object_id.bytes)
+
+    def to_bytes(self) -> bytes:
+        return self.prefix + self.salt + self.commitment
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read exactly 96 bytes. Raises HeaderInvalid for anything that this version does not write."""
+        if len(raw) != HEADER_SIZE:
+            raise HeaderInvalid
+        magic, version, suite, lg, flags, reserved, object_id = _PREFIX.unpack_from(raw)
+        if (magic, version, flags, reserved) != (MAGIC, VERSION, 0, bytes(4)):
+            raise HeaderInvalid
+        if suite not in Suite.__members__.values() or lg not in LG_RANGE:
+            raise HeaderInvalid
+        return cls(Suite(suite), lg, UUID(bytes=object_id), raw[32:64], raw[64:96])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FileKeys:
+    """What one data key and one header give: 32 bytes each. Has no repr that could reach a log."""
+
+    encryption: bytes
+    metadata: bytes
+    commitment: bytes
+
+
+def create_header(
+    dek: bytes, suite: Suite, object_id: UUID, *, salt: bytes | None = None, lg: int = DEFAULT_LG
+) -> Header:
+    """Make the header of a new object; salt is 32 random bytes unless a known answer is wanted."""
+    if lg not in LG_RANGE:
+        raise ValueError("lg must be 16 to 22")
+    bare = Header(suite, lg, object_id, os.urandom(SALT_SIZE) if salt is None else salt, bytes(32))
+    commitment = _derive(dek, bare).commitment
+    return Header(suite, lg, object_id, bare.salt, commitment)
+
+
+def open_keys(dek: bytes, header: Header) -> FileKeys:
+    """Derive the file's keys. Raises KeyUnwrapFailed if dek is not the key that the header commits to."""
+    keys = _derive(dek, header)
+    if not hmac.compare_digest(keys.commitment, header.commitment):
+        raise KeyUnwrapFailed
+    return keys
+
+
+def _derive(dek: bytes, header: Header) -> FileKeys:
+    if len(dek) != DEK_SIZE or len(header.salt) != SALT_SIZE:
+        raise ValueError("a data key and a salt have 32 bytes each")
+    prk = hmac.digest(header.salt, dek, "sha256")
+    content = _expand(prk, b"secure-vault object v1\0" + header.prefix, 64)
+    metadata = _expand(prk, b"secure-vault metadata v1\0" + header.prefix, 32)
+    return FileKeys(encryption=content[:32], metadata=metadata, commitment=content[32:])
+
+
+def _expand(prk: bytes, info: bytes, length: int) -> bytes:
+    return HKDFExpand(hashes.SHA256(), length, info).derive(prk)

@@ -1,0 +1,233 @@
+"""Segments: where they lie, how they are sealed and opened, one by one and as streams.
+
+Layout: docs/object-format.md, after FLOE (ePrint 2025/2275) and C2SP chunked-encryption. Nothing here does I/O:
+callers hand in `read` callables and buffers.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from vault.encryption.eax import Buffer, Eax
+from vault.encryption.errors import AuthenticationFailed
+from vault.encryption.header import HEADER_SIZE, FileKeys, Header, Suite
+
+MAX_SEGMENTS: Final = 2**32
+# 32 segments of 256 KiB; doubled until 10,000 parts, S3's limit, suffice.
+PART_SIZE: Final = 8 * 1024 * 1024
+MAX_PARTS: Final = 10_000
+# Plaintext is read about 1 MiB at a time: fewer, larger reads cost less CPU than one per segment.
+_SEGMENTS_PER_READ: Final = 4
+
+Read: TypeAlias = Callable[[int], bytes]
+NonceSource: TypeAlias = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Covering:
+    """The segments that hold a plaintext range. `lo` and `hi` are the first and last object byte to fetch."""
+
+    first: int
+    last: int
+    lo: int
+    hi: int
+    skip: int
+    take: int
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Every offset in an object that holds `size` plaintext bytes. The header counts as 96 bytes of segment 0."""
+
+    suite: Suite
+    lg: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or self.segments > MAX_SEGMENTS:
+            raise ValueError("size must be 0 to what 2^32 segments hold")
+
+    @property
+    def segment_size(self) -> int:
+        return 1 << self.lg
+
+    @property
+    def capacity(self) -> int:
+        return self.segment_size - self.suite.overhead
+
+    @property
+    def segments(self) -> int:
+        return (self.size + HEADER_SIZE) // self.capacity + 1
+
+    @property
+    def object_size(self) -> int:
+        return HEADER_SIZE + self.size + self.segments * self.suite.overhead
+
+    def span(self, index: int) -> tuple[int, int]:
+        """First and last object byte of segment `index`."""
+        lo = index * self.segment_size if index else HEADER_SIZE
+        return lo, min((index + 1) * self.segment_size, self.object_size) - 1
+
+    def is_last(self, index: int) -> bool:
+        return index == self.segments - 1
+
+    def covering(self, start: int, end: int) -> Covering:
+        """The segments that hold plaintext bytes start to end, both included.
+
+        Raises ValueError unless 0 <= start <= end < size.
+        """
+        if not 0 <= start <= end < self.size:
+            raise ValueError("the range must lie within the plaintext")
+        first = (start + HEADER_SIZE) // self.capacity
+        last = (end + HEADER_SIZE) // self.capacity
+        skip = start + HEADER_SIZE - first * self.capacity - (HEADER_SIZE if first == 0 else 0)
+        return Covering(first, last, self.span(first)[0], self.span(last)[1], skip, end - start + 1)
+
+    def whole(self) -> Covering:
+        """All segments, also of an empty file, whose one segment is verified although it holds nothing."""
+        return Covering(0, self.segments - 1, HEADER_SIZE, self.object_size - 1, 0, self.size)
+
+
+def plaintext_size(suite: Suite, lg: int, object_size: int) -> int:
+    """The plaintext bytes in an object of object_size bytes. Raises ValueError if no object has that size."""
+    whole, rest = divmod(object_size, 1 << lg)
+    if rest < suite.overhead + (0 if whole else HEADER_SIZE):
+        raise ValueError("no object has this size")
+    return whole * ((1 << lg) - suite.overhead) + rest - suite.overhead - HEADER_SIZE
+
+
+def part_size_for(object_size: int | None) -> int:
+    """Bytes per part so that 10,000 parts hold the object; None is a length not known yet, for which 8 MiB is used."""
+    size = PART_SIZE
+    while object_size is not None and object_size > size * MAX_PARTS:
+        size *= 2
+    return size
+
+
+class Aead(Protocol):
+    def seal_into(self, nonce: Buffer, plaintext: Buffer, aad: Buffer, out: memoryview) -> None: ...
+    def open(self, nonce: Buffer, sealed: Buffer, aad: Buffer) -> bytes: ...
+
+
+class _Gcm:
+    def __init__(self, key: bytes) -> None:
+        self._aead = AESGCM(key)
+
+    def seal_into(self, nonce: Buffer, plaintext: Buffer, aad: Buffer, out: memoryview) -> None:
+        self._aead.encrypt_into(nonce, plaintext, aad, out)
+
+    def open(self, nonce: Buffer, sealed: Buffer, aad: Buffer) -> bytes:
+        try:
+            return self._aead.decrypt(nonce, sealed, aad)
+        except InvalidTag as exc:
+            raise AuthenticationFailed from exc
+
+
+class ContentKey:
+    """One object's encryption key with its suite and segment size. Safe to share between threads."""
+
+    def __init__(self, keys: FileKeys, header: Header) -> None:
+        self.header = header
+        self.suite = header.suite
+        self.segment_size = 1 << header.lg
+        self.capacity = self.segment_size - header.suite.overhead
+        self.aead: Aead = Eax(keys.encryption) if header.suite is Suite.AES_256_EAX else _Gcm(keys.encryption)
+
+    def capacity_of(self, index: int) -> int:
+        """Plaintext bytes of a full segment; segment 0 shares its space with the header."""
+        return self.capacity if index else self.capacity - HEADER_SIZE
+
+
+def seal_segment_into(
+    key: ContentKey, index: int, plaintext: Buffer, out: memoryview, *, nonce: bytes, is_last: bool
+) -> None:
+    """Encrypt one segment into out as nonce || ciphertext || tag.
+
+    plaintext is at most key.capacity_of(index) bytes, shorter exactly when is_last; out is longer by the suite's
+    overhead. Raises ValueError otherwise: a caller's mistake, never a property of stored data.
+    """
+    capacity = key.capacity_of(index)
+    if len(plaintext) > capacity or is_last != (len(plaintext) < capacity):
+        raise ValueError("a segment is full exactly when it is not the last")
+    if len(nonce) != key.suite.nonce_size or not 0 <= index < MAX_SEGMENTS:
+        raise ValueError("nonce or index does not fit the suite")
+    out[: len(nonce)] = nonce
+    key.aead.seal_into(nonce, plaintext, _aad(index, is_last=is_last), out[len(nonce) :])
+
+
+def open_segment(key: ContentKey, index: int, segment: Buffer, *, is_last: bool) -> bytes:
+    """Decrypt one segment. Raises AuthenticationFailed if it is not the one that was sealed for this place."""
+    full = key.segment_size if index else key.segment_size - HEADER_SIZE
+    if not key.suite.overhead <= len(segment) <= full or is_last != (len(segment) < full):
+        raise AuthenticationFailed
+    view = memoryview(segment)
+    nonce = view[: key.suite.nonce_size]
+    return key.aead.open(nonce, view[len(nonce) :], _aad(index, is_last=is_last))
+
+
+def _aad(index: int, *, is_last: bool) -> bytes:
+    return b"SVS1" + bytes((is_last, 0, 0, 0)) + index.to_bytes(8, "big")
+
+
+def seal_stream(
+    key: ContentKey, read: Read, next_buffer: Callable[[], bytearray], *, nonces: NonceSource = os.urandom
+) -> Iterator[tuple[bytearray, int]]:
+    """Seal everything that read gives; yield each filled part with its length in bytes.
+
+    read(n) returns at most n bytes and b"" only at the end. next_buffer gives a buffer of whole segments for each
+    part, all of one size; every yielded part fills its buffer but the last. The caller owns what was yielded.
+    """
+    buffer, used = next_buffer(), HEADER_SIZE
+    buffer[:HEADER_SIZE] = key.header.to_bytes()
+    for index, plaintext in enumerate(_segments(key, read)):
+        if used == len(buffer):
+            yield buffer, used
+            buffer, used = next_buffer(), 0
+        length = len(plaintext) + key.suite.overhead
+        is_last = len(plaintext) < key.capacity_of(index)
+        out = memoryview(buffer)[used : used + length]
+        seal_segment_into(key, index, plaintext, out, nonce=nonces(key.suite.nonce_size), is_last=is_last)
+        used += length
+    yield buffer, used
+
+
+def _segments(key: ContentKey, read: Read) -> Iterator[memoryview]:
+    """Cut the plaintext into segments; the final one is short, possibly empty, and always comes."""
+    index = 0
+    while True:
+        wanted = _SEGMENTS_PER_READ * key.capacity - (0 if index else HEADER_SIZE)
+        group = memoryview(_read_up_to(read, wanted))
+        offset = 0
+        for _ in range(_SEGMENTS_PER_READ):
+            segment = group[offset : offset + key.capacity_of(index)]
+            yield segment
+            if len(segment) < key.capacity_of(index):
+                return
+            offset += len(segment)
+            index += 1
+
+
+def _read_up_to(read: Read, wanted: int) -> bytes | bytearray:
+    """Read until wanted bytes are there or the stream has ended."""
+    piece = read(wanted)
+    if len(piece) == wanted or not piece:
+        return piece
+    group = bytearray(piece)
+    while len(group) < wanted and (piece := read(wanted - len(group))):
+        group += piece
+    return group
+
+
+def open_stream(key: ContentKey, geometry: Geometry, read_exact: Read, first: int, last: int) -> Iterator[bytes]:
+    """Open segments first to last in turn; each is verified before it is yielded.
+
+    read_exact(n) returns exactly n bytes of the object, from the first byte of segment `first` on. Raises
+    AuthenticationFailed at the first segment that does not open, and never yields a byte of it.
+    """
+    for index in range(first, last + 1):
+        lo, hi = geometry.span(index)
+        yield open_segment(key, index, read_exact(hi - lo + 1), is_last=geometry.is_last(index))
