@@ -1,0 +1,202 @@
+"""A directory as object store: for one machine, no server.
+
+Layout: `<root>/objects/<hh>/<object_id>`, `<root>/vault-id`, and `<root>/incoming/<object_id>.<random>` for writes that
+are not finished. Folders are 0700, files 0600. An object appears by rename, after its bytes and before its folder are
+flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.storage import INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
+from vault.storage.buffers import BufferBudget
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_INCOMING: Final = "incoming"
+
+
+class LocalStore:
+    def __init__(self, root: Path, budget: BufferBudget) -> None:
+        self._root = root
+        self._budget = budget
+
+    def writer(self, key: str, *, part_size: int) -> ObjectWriter:
+        with _translated():
+            return _LocalWriter(self, key, part_size, self._budget)
+
+    def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
+        with _translated(missing=ObjectNotFound):
+            reader = _LocalReader(self.path(key), first, last)
+        if first >= reader.object_size or etag not in (None, reader.etag):
+            reader.close()
+            raise ObjectChanged
+        return reader
+
+    def put_if_absent(self, key: str, content: bytes) -> None:
+        with _translated():
+            if self.path(key).exists():
+                return
+            incoming = self.create_incoming(key)
+            try:
+                with os.fdopen(incoming[0], "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # link, unlike rename, does not replace what another process has just put there
+                with contextlib.suppress(FileExistsError):
+                    os.link(incoming[1], self.path(key))
+                    _sync_folder(self.path(key).parent)
+            finally:
+                incoming[1].unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes:
+        with _translated(missing=ObjectNotFound):
+            return self.path(key).read_bytes()
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        with _translated():
+            incoming = self._root / _INCOMING
+            if incoming.is_dir():
+                for leftover in incoming.glob(f"{path.name}.*"):
+                    leftover.unlink(missing_ok=True)
+            if path.exists():
+                path.unlink(missing_ok=True)
+                # The caller forgets the row next: an object must not be back after a power cut.
+                _sync_folder(path.parent)
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        with _translated():
+            for folder, _, names in os.walk(self._root):
+                for name in names:
+                    path = Path(folder, name)
+                    key = path.relative_to(self._root).as_posix()
+                    if key.startswith(prefix) and not key.startswith(_INCOMING):
+                        with contextlib.suppress(FileNotFoundError):
+                            facts = path.stat()
+                            yield ObjectStat(key, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+
+    def unfinished(self) -> int:
+        with _translated():
+            incoming = self._root / _INCOMING
+            return len(os.listdir(incoming)) if incoming.is_dir() else 0
+
+    def health(self) -> None:
+        with _translated():
+            self._root.stat()
+
+    def path(self, key: str) -> Path:
+        """Where an object lies. Keys are made by this service; anything else is a caller's mistake."""
+        if key != INSTALLATION_KEY and not OBJECT_KEY.fullmatch(key):
+            raise ValueError("not an object key")
+        return self._root / key
+
+    def create_incoming(self, key: str) -> tuple[int, Path]:
+        """Create the file that an object grows in; its name leads back to the key, for `delete`."""
+        _make_folder(self.path(key).parent, self._root)
+        path = self._root / _INCOMING / f"{self.path(key).name}.{secrets.token_hex(8)}"
+        _make_folder(path.parent, self._root)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+
+
+class _LocalWriter:
+    def __init__(self, store: LocalStore, key: str, part_size: int, budget: BufferBudget) -> None:
+        self._target = store.path(key)
+        self._part_size = part_size
+        self._budget = budget
+        self._buffer: bytearray | None = None
+        self._fd, self._incoming = store.create_incoming(key)
+
+    def buffer(self) -> bytearray:
+        # A part is on its way to the disk when write returns, so one buffer serves for all.
+        if self._buffer is None:
+            self._buffer = self._budget.allocate(self._part_size)
+        return self._buffer
+
+    def write(self, part: bytearray, length: int) -> None:
+        with _translated():
+            rest = memoryview(part)[:length]
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+    def commit(self) -> None:
+        with _translated():
+            os.fsync(self._fd)
+            os.rename(self._incoming, self._target)
+            _sync_folder(self._target.parent)
+        self._release()
+
+    def abort(self) -> None:
+        self._release()
+        with contextlib.suppress(OSError):
+            self._incoming.unlink(missing_ok=True)
+
+    def _release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._buffer is not None:
+            self._budget.free(self._buffer)
+            self._buffer = None
+
+
+class _LocalReader:
+    def __init__(self, path: Path, first: int, last: int) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        facts = os.fstat(self._fd)
+        self.object_size = facts.st_size
+        self.etag = f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}"
+        self._position = first
+        self._end = last + 1
+
+    def read(self, length: int) -> bytes:
+        with _translated():
+            piece = os.pread(self._fd, min(length, self._end - self._position), self._position)
+        self._position += len(piece)
+        if len(piece) < length:
+            raise StorageUnavailable
+        return piece
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
+    """Turn the operating system's errors into the store's; their texts hold paths and stay behind."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise missing from exc
+    except OSError as exc:
+        error: type[StorageError] = StorageFull if exc.errno in _FULL else StorageUnavailable
+        raise error from exc
+
+
+def _make_folder(folder: Path, root: Path) -> None:
+    """Create a folder below root, durably: a new name lasts once the folder that holds it is flushed."""
+    if folder.is_dir():
+        return
+    if folder != root:
+        _make_folder(folder.parent, root)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    else:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,311 @@
+"""Any S3 as object store: AWS, MinIO, Garage, Ceph, R2, through boto3.
+
+An object of one part is a single PutObject, a larger one a multipart upload whose parts go out on a small thread pool
+while the next is being sealed. Needs s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListBucket and
+ListBucketMultipartUploads on one bucket. Uses no call that only one vendor has.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.storage import ObjectReader, ObjectStat, ObjectWriter
+from vault.storage.buffers import BufferBudget
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+_PARTS_IN_FLIGHT: Final = 3
+_ERRORS: Final[dict[str, type[StorageError]]] = {
+    "NoSuchKey": ObjectNotFound,
+    "404": ObjectNotFound,
+    "InvalidRange": ObjectChanged,
+    "416": ObjectChanged,
+    "PreconditionFailed": ObjectChanged,
+    "412": ObjectChanged,
+    "InsufficientStorage": StorageFull,
+    "XMinioStorageFull": StorageFull,
+    "507": StorageFull,
+}
+# 404s that do not mean a missing object: an operator's mistake, and an upload that somebody else has aborted
+_UNUSABLE: Final = frozenset({"NoSuchBucket", "NoSuchUpload"})
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """What the client needs; empty credentials leave the choice to boto3's own chain (profile, instance role)."""
+
+    bucket: str
+    region: str | None = None
+    endpoint_url: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+
+
+class S3Store:
+    def __init__(self, options: S3Options, budget: BufferBudget) -> None:
+        self.bucket = options.bucket
+        self.budget = budget
+        self._options = options
+        self._lock = threading.Lock()
+        self._owner_pid = 0
+        self._client: S3Client | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def client(self) -> "S3Client":
+        self._connect()
+        assert self._client is not None
+        return self._client
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        self._connect()
+        assert self._pool is not None
+        return self._pool
+
+    def writer(self, key: str, *, part_size: int) -> ObjectWriter:
+        return _S3Writer(self, key, part_size)
+
+    def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
+        conditions = {} if etag is None else {"IfMatch": etag}
+        with _translated():
+            answer = self.client.get_object(
+                Bucket=self.bucket,
+                Key=key,
+                Range=f"bytes={first}-{last}",
+                **conditions,  # type: ignore[arg-type]
+            )
+        reader = _S3Reader(answer["Body"], answer.get("ContentRange", ""), answer["ETag"])
+        # Some servers ignore If-Match, and some ignore Range: neither may pass.
+        if not answer.get("ContentRange", "").startswith(f"bytes {first}-") or etag not in (None, reader.etag):
+            reader.close()
+            raise ObjectChanged
+        return reader
+
+    def put_if_absent(self, key: str, content: bytes) -> None:
+        with contextlib.suppress(ObjectChanged), _translated():
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
+
+    def get(self, key: str) -> bytes:
+        with _translated(), contextlib.closing(self.client.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
+            return body.read()
+
+    def delete(self, key: str) -> None:
+        with _translated():
+            for found, upload_id in self._open_uploads(key):
+                if found == key:
+                    self._abort_upload(key, upload_id)
+            with contextlib.suppress(ObjectNotFound), _translated():
+                self.client.delete_object(Bucket=self.bucket, Key=key)
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        with _translated():
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield ObjectStat(item["Key"], item["Size"], item["LastModified"])
+
+    def unfinished(self) -> int:
+        with _translated():
+            return sum(1 for _ in self._open_uploads(""))
+
+    def health(self) -> None:
+        with _translated():
+            try:
+                self.client.head_bucket(Bucket=self.bucket)
+            except ClientError as exc:
+                raise StorageUnavailable from exc
+
+    def _abort_upload(self, key: str, upload_id: str) -> None:
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except self.client.exceptions.NoSuchUpload:
+            return  # somebody else has aborted it, which is what is wanted
+
+    def _open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+        for page in pages:
+            for upload in page.get("Uploads", ()):
+                yield upload["Key"], upload["UploadId"]
+
+    def _connect(self) -> None:
+        """Make client and pool in the process that uses them: neither may be shared across a fork."""
+        with self._lock:
+            if self._owner_pid == os.getpid():
+                return
+            options = self._options
+            self._client = boto3.session.Session(
+                aws_access_key_id=options.access_key_id,
+                aws_secret_access_key=options.secret_access_key,
+                region_name=options.region,
+            ).client(
+                "s3",
+                endpoint_url=options.endpoint_url,
+                config=Config(
+                    connect_timeout=3,
+                    read_timeout=30,
+                    retries={"mode": "standard", "total_max_attempts": 3},
+                    max_pool_connections=64,
+                    # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                    s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+                ),
+            )
+            self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
+            self._owner_pid = os.getpid()
+
+
+class _S3Writer:
+    def __init__(self, store: S3Store, key: str, part_size: int) -> None:
+        self._store = store
+        self._key = key
+        self._part_size = part_size
+        self._upload_id: str | None = None
+        self._held: tuple[bytearray, int] | None = None
+        self._filling: bytearray | None = None
+        self._in_flight: deque[Future[None]] = deque()
+        self._parts: list[CompletedPartTypeDef] = []
+        self._sent = 0
+
+    def buffer(self) -> bytearray:
+        if self._filling is None:
+            while len(self._in_flight) >= _PARTS_IN_FLIGHT:
+                self._in_flight.popleft().result()
+            self._filling = self._store.budget.allocate(self._part_size)
+        return self._filling
+
+    def write(self, part: bytearray, length: int) -> None:
+        # The first part is held back: if no other follows, it becomes a PutObject.
+        self._filling = None
+        previous, self._held = self._held, (part, length)
+        if previous is not None:
+            self._send(*previous)
+
+    def commit(self) -> None:
+        if self._held is None:
+            raise ValueError("an object has at least one part")
+        held, self._held = self._held, None
+        if self._upload_id is None:
+            self._put(*held)
+            return
+        self._send(*held)
+        while self._in_flight:
+            self._in_flight.popleft().result()
+        with _translated():
+            self._store.client.complete_multipart_upload(
+                Bucket=self._store.bucket,
+                Key=self._key,
+                UploadId=self._upload_id,
+                MultipartUpload={"Parts": sorted(self._parts, key=lambda p: p["PartNumber"])},
+            )
+
+    def abort(self) -> None:
+        for future in self._in_flight:
+            # A part that arrives after the abort would stay in the store, so wait for those already running.
+            if not future.cancel():
+                future.exception()
+        self._in_flight.clear()
+        for buffer in (self._filling, self._held and self._held[0]):
+            if buffer is not None:
+                self._store.budget.free(buffer)
+        self._filling = self._held = None
+        if self._upload_id is not None:
+            with contextlib.suppress(StorageError), _translated():
+                self._store.client.abort_multipart_upload(
+                    Bucket=self._store.bucket, Key=self._key, UploadId=self._upload_id
+                )
+
+    def _put(self, part: bytearray, length: int) -> None:
+        try:
+            with _translated():
+                self._store.client.put_object(Bucket=self._store.bucket, Key=self._key, Body=_body(part, length))
+        finally:
+            self._store.budget.free(part)
+
+    def _send(self, part: bytearray, length: int) -> None:
+        future: Future[None] | None = None
+        try:
+            if self._upload_id is None:
+                with _translated():
+                    answer = self._store.client.create_multipart_upload(Bucket=self._store.bucket, Key=self._key)
+                    self._upload_id = answer["UploadId"]
+            self._sent += 1
+            future = self._store.pool.submit(self._upload_part, self._sent, part, length)
+        finally:
+            if future is None:
+                self._store.budget.free(part)
+        # Freed here and not in the task: a cancelled task never runs.
+        future.add_done_callback(lambda _: self._store.budget.free(part))
+        self._in_flight.append(future)
+
+    def _upload_part(self, number: int, part: bytearray, length: int) -> None:
+        assert self._upload_id is not None
+        with _translated():
+            answer = self._store.client.upload_part(
+                Bucket=self._store.bucket,
+                Key=self._key,
+                UploadId=self._upload_id,
+                PartNumber=number,
+                Body=_body(part, length),
+            )
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+
+class _S3Reader:
+    def __init__(self, body: "_Body", content_range: str, etag: str) -> None:
+        self._body = body
+        total = content_range.rpartition("/")[2]
+        self.object_size = int(total) if total.isdecimal() else -1
+        self.etag = etag
+
+    def read(self, length: int) -> bytes:
+        with _translated():
+            piece = self._body.read(length)
+            while len(piece) < length:
+                more = self._body.read(length - len(piece))
+                if not more:
+                    raise StorageUnavailable
+                piece += more
+            return piece
+
+    def close(self) -> None:
+        # A response that was not read to its end cannot go back to the pool: its connection is closed.
+        self._body.close()
+
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody as _Body
+
+
+def _body(part: bytearray, length: int) -> bytes:
+    # boto3 sends a bytearray as it is; its stub knows only bytes, and bytes(part) would copy 8 MiB.
+    return cast(bytes, part if length == len(part) else part[:length])
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn botocore's and urllib3's errors into the store's; their texts hold keys and host names and stay behind."""
+    try:
+        yield
+    except ClientError as exc:
+        status = str(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        code = exc.response.get("Error", {}).get("Code", "")
+        if code in _UNUSABLE:
+            raise StorageUnavailable from exc
+        raise _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable)) from exc
+    except (BotoCoreError, HTTPError, OSError) as exc:
+        raise StorageUnavailable from exc
