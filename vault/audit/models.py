@@ -1,0 +1,51 @@
+"""The audit table: rows are inserted, never updated, and point at nothing by foreign key."""
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from vault.db import Base, UuidKey
+
+
+class Action(enum.StrEnum):
+    """Every action that is audited; a closed list."""
+
+    USER_REGISTERED = "user.registered"
+    EMAIL_VERIFIED = "user.email_verified"
+    LOGIN = "user.login"
+    FILE_UPLOADED = "file.uploaded"
+    FILE_DOWNLOAD_STARTED = "file.download_started"
+    FILE_DOWNLOAD_ENDED = "file.download_ended"
+    FILE_DELETED = "file.deleted"
+    FILE_INTEGRITY_FAILED = "file.integrity_failed"
+    FILES_REAPED = "files.reaped"
+
+
+class Outcome(enum.StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+
+
+class AuditEvent(UuidKey, Base):
+    """Who did what, when, from where, and whether it worked. Never a file name, a token or content."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (sa.Index("ix_audit_events_at_id", "at", "id"),)
+
+    at: Mapped[datetime]
+    actor_id: Mapped[uuid.UUID | None]
+    actor_email: Mapped[str | None] = mapped_column(sa.String(254))
+    ip: Mapped[str | None] = mapped_column(sa.String(45))
+    user_agent: Mapped[str | None] = mapped_column(sa.String(255))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
+    session_id: Mapped[uuid.UUID | None]
+    action: Mapped[str] = mapped_column(sa.String(48))
+    target_type: Mapped[str | None] = mapped_column(sa.String(16))
+    target_id: Mapped[uuid.UUID | None]
+    outcome: Mapped[str] = mapped_column(sa.String(16))
+    reason: Mapped[str | None] = mapped_column(sa.String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)

@@ -1,0 +1,33 @@
+"""Email addresses: what is accepted, and when two are the same."""
+
+from dataclasses import dataclass
+
+from email_validator import EmailNotValidError, validate_email
+
+from vault.errors import InputRefused
+
+MAX_LENGTH = 254
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Address:
+    """`as_given` is where mail goes; `key` is unique: local part ASCII-lowered, domain as lowered IDNA A-labels."""
+
+    as_given: str
+    key: str
+
+
+def parse_address(text: str) -> Address:
+    """Read one address. Raises InputRefused; asks no name server."""
+    try:
+        # Self-hosted domains (.local, .internal, localhost) are fine; quoted local parts and SMTPUTF8 are not, since
+        # few servers deliver to them.
+        found = validate_email(
+            text, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False, strict=True
+        )
+    except EmailNotValidError as exc:
+        raise InputRefused({"email": ["Not a valid email address."]}) from exc
+    if len(text) > MAX_LENGTH:
+        raise InputRefused({"email": [f"Longer than {MAX_LENGTH} characters."]})
+    domain = found.ascii_domain or found.domain
+    return Address(text, f"{found.local_part.lower()}@{domain.lower()}")

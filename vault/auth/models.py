@@ -1,0 +1,75 @@
+"""Tables of people, their sessions, and the one-time tokens that are mailed to them."""
+
+import enum
+import uuid
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from vault.db import Base, UuidKey
+
+
+class Role(enum.StrEnum):
+    USER = "user"
+    ADMIN = "admin"
+
+
+class TokenPurpose(enum.StrEnum):
+    VERIFY_EMAIL = "verify_email"
+
+
+class User(UuidKey, Base):
+    """A person. `email` is the address as it was given, `email_key` its canonical form (see auth.addresses)."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        sa.CheckConstraint("role IN ('user', 'admin')", name="role"),
+        sa.CheckConstraint("used_bytes >= 0 AND reserved_bytes >= 0", name="bytes"),
+    )
+
+    email: Mapped[str] = mapped_column(sa.String(254))
+    email_key: Mapped[str] = mapped_column(sa.String(512), unique=True)
+    full_name: Mapped[str] = mapped_column(sa.String(200), default="")
+    password_hash: Mapped[str | None] = mapped_column(sa.String(255))
+    role: Mapped[str] = mapped_column(sa.String(16), default=Role.USER)
+    email_verified_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+    quota_bytes: Mapped[int | None]
+    used_bytes: Mapped[int] = mapped_column(default=0)
+    reserved_bytes: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    last_login_at: Mapped[datetime | None]
+
+
+class UserSession(UuidKey, Base):
+    """One sign-in. Access and refresh tokens name it (`sid`) and end with it.
+
+    `refresh_generation` is the number of the only refresh token that is valid now.
+    """
+
+    __tablename__ = "sessions"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    revoked_at: Mapped[datetime | None]
+    refresh_generation: Mapped[int] = mapped_column(sa.Integer, default=0)
+    refreshed_at: Mapped[datetime]
+    ip: Mapped[str | None] = mapped_column(sa.String(45))
+    user_agent: Mapped[str | None] = mapped_column(sa.String(255))
+
+
+class EmailToken(UuidKey, Base):
+    """A mailed one-time token: only its SHA-256 is here, bound to a purpose and to the address it was sent to."""
+
+    __tablename__ = "email_tokens"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    purpose: Mapped[str] = mapped_column(sa.String(32))
+    email_key: Mapped[str] = mapped_column(sa.String(512))
+    token_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32), unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    used_at: Mapped[datetime | None]

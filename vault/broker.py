@@ -1,0 +1,137 @@
+"""Celery: one app from settings, and publishing that costs a request little when the broker is down.
+
+No promise rests on a message's arrival: rows say what is owed, and periodic tasks look for them.
+"""
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+from celery import Celery, Task
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.filesystem import Channel, Transport
+
+TASK_DELIVER_MAIL: Final = "mail.deliver"
+TASK_REQUEUE_MAIL: Final = "mail.requeue_due"
+TASK_REMOVE_FILE: Final = "files.remove"
+TASK_REAP_FILES: Final = "files.reap"
+
+_PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
+_PUBLISH_TIMEOUT_SECONDS: Final = 0.4
+
+log = structlog.get_logger(__name__)
+
+
+class _AtomicChannel(Channel):
+    def _put(self, queue: str, payload: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
+        # kombu writes in place, so that a worker may read half a message, and one empty file ends worker and beat.
+        folder = Path(self.data_folder_out)
+        name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
+        partial = folder / f".{name}.partial"
+        partial.write_text(json.dumps(payload))
+        os.rename(partial, folder / name)
+
+
+class AtomicFilesystemTransport(Transport):
+    """kombu's filesystem transport, whose messages appear by rename."""
+
+    Channel = _AtomicChannel
+
+
+TRANSPORT_ALIASES["atomicfs"] = f"{__name__}:AtomicFilesystemTransport"
+
+
+def create_celery(broker_url: str) -> Celery:
+    """The one Celery app. It touches no broker; `filesystem://FOLDER` keeps messages as files in FOLDER."""
+    celery = Celery("vault")
+    celery.conf.update(
+        broker_url=broker_url,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=_PUBLISH_TIMEOUT_SECONDS if broker_url.startswith("amqp") else 4,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_time_limit=600,
+        task_soft_time_limit=540,
+        worker_prefetch_multiplier=1,
+        worker_redirect_stdouts=False,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        task_routes={"mail.*": {"queue": "mail"}, "files.*": {"queue": "maintenance"}},
+        beat_schedule={
+            "requeue-due-mail": {"task": TASK_REQUEUE_MAIL, "schedule": 10.0, "options": {"expires": 10}},
+            "reap-files": {"task": TASK_REAP_FILES, "schedule": 300.0, "options": {"expires": 300}},
+        },
+    )
+    if broker_url.startswith("filesystem://"):
+        celery.conf.update(broker_url="atomicfs://localhost", broker_transport_options=_folders(broker_url))
+    elif broker_url.startswith("redis"):
+        celery.conf.broker_transport_options = {
+            "socket_connect_timeout": _PUBLISH_TIMEOUT_SECONDS,
+            "socket_timeout": 30,
+            "visibility_timeout": 3600,
+        }
+    return celery
+
+
+def _folders(broker_url: str) -> dict[str, Any]:
+    root = Path(broker_url.removeprefix("filesystem://"))
+    messages, control = root / "messages", root / "control"
+    for folder in (messages, control):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {
+        "data_folder_in": str(messages),
+        "data_folder_out": str(messages),
+        "control_folder": str(control),
+        "polling_interval": 0.1,
+    }
+
+
+def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[object]]) -> None:
+    """Let every task registered from now on run inside `context()`, whatever pool the worker uses."""
+
+    class ContextTask(Task):  # type: ignore[misc]
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with context():
+                return self.run(*args, **kwargs)
+
+    celery.Task = ContextTask
+
+
+class Publisher:
+    """Sends a task by name with ids only; never raises, and gives up quickly.
+
+    After a failure it does not try again for a few seconds, so that a broker that hangs costs one request in many a
+    moment, and the others nothing.
+    """
+
+    def __init__(self, celery: Celery, clock: Callable[[], float] = monotonic) -> None:
+        self._celery = celery
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._silent_until = 0.0
+
+    def publish(self, task: str, row_id: uuid.UUID) -> None:
+        if self._clock() < self._silent_until:
+            return
+        try:
+            self._celery.send_task(
+                task,
+                args=[str(row_id)],
+                retry=True,
+                retry_policy={"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+            )
+        except Exception as exc:  # every transport has errors of its own; the row is what counts
+            with self._lock:
+                self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
+            log.warning("publish_failed", task=task, exc_info=exc)

@@ -1,0 +1,127 @@
+"""The declarative base, column types, and the engine.
+
+Models inherit `Base`; services get a sessionmaker over `create_engine`. Leases and due times are compared with the
+database's clock (`db_now`), since the clocks of many machines differ.
+"""
+
+import sqlite3
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """Aware datetimes in and out, in UTC; naive ones are a caller's mistake."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("datetimes must have a time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
+        datetime: UtcDateTime,
+        uuid.UUID: sa.Uuid,
+        int: sa.BigInteger,
+    }
+
+
+class UuidKey:
+    """A random UUID as primary key."""
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+
+
+class db_now(FunctionElement[datetime]):  # noqa: N801  # reads like the SQL function that it is
+    """The database's clock now, plus a number of seconds."""
+
+    type = UtcDateTime()
+    inherit_cache = False
+
+    def __init__(self, plus_seconds: float = 0) -> None:
+        super().__init__()
+        self.plus_seconds = float(plus_seconds)
+
+
+@compiles(db_now, "postgresql")
+def _db_now_postgresql(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+    # clock_timestamp, not now(): a transaction that waited for a lock must see the time after its wait.
+    return f"(clock_timestamp() + interval '{element.plus_seconds} seconds')"
+
+
+@compiles(db_now, "sqlite")
+def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+    # The form in which SQLAlchemy stores a DateTime on SQLite, so that comparing texts compares times.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{element.plus_seconds:+} seconds')"
+
+
+_SQLITE_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    # A shredded key must not survive in a free page.
+    "PRAGMA secure_delete = ON",
+)
+
+
+def create_engine(url: str) -> Engine:
+    """An engine that connects lazily. Its errors never show parameters, which may be addresses or wrapped keys."""
+    if url.startswith("sqlite"):
+        engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": 15})
+        event.listen(engine, "connect", _on_sqlite_connect)
+        event.listen(engine, "begin", _on_sqlite_begin)
+        return engine
+    return sa.create_engine(
+        url,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=30,
+        pool_timeout=10,
+        connect_args={"connect_timeout": 3},
+    )
+
+
+def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transactions begin late and upgrade from read to write, which fails at once when another
+    # process writes; BEGIN IMMEDIATE waits for its turn instead.
+    connection.isolation_level = None
+    for pragma in _SQLITE_PRAGMAS:
+        connection.execute(pragma)
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,75 @@
+"""Tables of stored files, and the id that ties this database to its object store."""
+
+import enum
+import uuid
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from vault.db import Base, UuidKey
+
+
+class FileState(enum.StrEnum):
+    PENDING = "pending"
+    READY = "ready"
+    SHREDDED = "shredded"
+
+
+class File(UuidKey, Base):
+    """One stored file. Its key columns are NULL exactly when it is shredded; then no reader can open the object.
+
+    `owner_id` is no foreign key: rows outlive a deleted account until their objects are gone.
+    `lease_until` (database clock) protects a pending row, and the object of a row that was shredded while its upload
+    still ran.
+    """
+
+    __tablename__ = "files"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('pending', 'ready', 'shredded')", name="state"),
+        sa.CheckConstraint("(state = 'shredded') = (encrypted_data_key IS NULL)", name="shredded_has_no_key"),
+        sa.CheckConstraint(
+            "state <> 'ready' OR (size_bytes IS NOT NULL AND object_size_bytes IS NOT NULL"
+            " AND sealed_digest IS NOT NULL)",
+            name="ready_is_complete",
+        ),
+        sa.Index("ix_files_owner_id_created_at_id", "owner_id", "created_at", "id"),
+        sa.Index(
+            "ix_files_unsettled",
+            "state",
+            "lease_until",
+            postgresql_where=sa.text("state <> 'ready'"),
+            sqlite_where=sa.text("state <> 'ready'"),
+        ),
+    )
+
+    owner_id: Mapped[uuid.UUID]
+    name: Mapped[str] = mapped_column(sa.String(255))
+    name_folded: Mapped[str] = mapped_column(sa.Text)
+    content_type: Mapped[str] = mapped_column(sa.String(255))
+    state: Mapped[str] = mapped_column(sa.String(16), default=FileState.PENDING)
+    version: Mapped[int] = mapped_column(sa.Integer, default=1)
+    size_bytes: Mapped[int | None]
+    object_size_bytes: Mapped[int | None]
+    reserved_bytes: Mapped[int] = mapped_column(default=0)
+    object_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    header: Mapped[bytes] = mapped_column(sa.LargeBinary(96))
+    encrypted_data_key: Mapped[str | None] = mapped_column(sa.Text)
+    key_provider: Mapped[str] = mapped_column(sa.String(16))
+    key_ref: Mapped[str] = mapped_column(sa.String(255))
+    wrapped_at: Mapped[datetime]
+    sealed_digest: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
+    lease_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Installation(Base):
+    """At most one row. The same id lies in the object store under `vault-id`."""
+
+    __tablename__ = "installation"
+    __table_args__ = (sa.CheckConstraint("row_number = 1", name="one_row"),)
+
+    row_number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, autoincrement=False, default=1)
+    installation_id: Mapped[uuid.UUID]
+    created_at: Mapped[datetime]

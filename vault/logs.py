@@ -1,0 +1,82 @@
+"""Structured logs: one event name and typed fields a line, as JSON or for a terminal.
+
+Exceptions are logged as class names and places, never with their texts: a library's message may hold a path, a host
+name, an address or an object key.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send structlog and the standard library's logs to standard error in one form."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _exception_facts,
+    ]
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    handler.addFilter(_TaskFailures())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # These write request lines, headers or message bodies at their lower levels.
+    # Celery tells of every task, and beat sends one every few seconds.
+    for name in ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _TaskFailures(logging.Filter):
+    """Celery writes a failed task's exception with its text; leave the task's name and id, and the class and place."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "celery.app.trace" and record.exc_info and isinstance(record.args, dict):
+            record.msg, record.args = "task_failed %s %s", (record.args.get("name"), record.args.get("id"))
+        return True
+
+
+def _exception_facts(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    exc_info = event.pop("exc_info", None)
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    record = event.get("_record")
+    if isinstance(record, logging.LogRecord) and record.exc_info:
+        exc_info, record.exc_info, record.exc_text = record.exc_info, None, None
+    exc = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    if isinstance(exc, BaseException):
+        event["exception"] = exception_facts(exc)
+    return event
+
+
+def exception_facts(exc: BaseException) -> list[str]:
+    """The exception and its causes, outermost first, each as `Class at file:line in function`."""
+    facts: list[str] = []
+    current: BaseException | None = exc
+    while current is not None and len(facts) < 8:
+        frames = traceback.extract_tb(current.__traceback__)
+        place = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+        facts.append(f"{type(current).__module__}.{type(current).__qualname__}{place}")
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return facts

@@ -1,0 +1,76 @@
+"""What mails say, and the seam through which they leave. All texts that people read are in `templates/` and here."""
+
+import email.utils
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from vault.errors import VaultError
+from vault.mail.models import MailKind
+
+_SUBJECTS: Final = {
+    MailKind.VERIFY_EMAIL: "Confirm your address for Secure Vault",
+    MailKind.ALREADY_REGISTERED: "You already have a Secure Vault account",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMail:
+    """One mail to one recipient, ready to send; its content is not for logs."""
+
+    recipient: str = field(repr=False)
+    subject: str
+    text: str = field(repr=False)
+    html: str = field(repr=False)
+    message_id: str
+
+
+class MailDelayed(VaultError):
+    """The provider cannot take the mail now; trying again later can help. `reason` is a short word for the row."""
+
+    code = "mail_delayed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class MailRefused(MailDelayed):
+    """The provider will never take this mail."""
+
+    code = "mail_refused"
+
+
+class Mailer(Protocol):
+    def send(self, mail: OutgoingMail) -> None:
+        """Hand the mail over. Raises MailDelayed or MailRefused; returns only once the provider has accepted it."""
+
+
+class MessageRenderer:
+    """Renders mails as text and HTML. Links come from settings, never from a request."""
+
+    def __init__(self, public_url: str) -> None:
+        self._public_url = public_url
+        self._templates = Environment(
+            loader=PackageLoader("vault.mail"),
+            undefined=StrictUndefined,
+            autoescape=select_autoescape(["html"]),
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+
+    def render(self, kind: MailKind, recipient: str, *, token: str | None = None) -> OutgoingMail:
+        """The mail of this kind. A kind whose template needs a token and gets none raises UndefinedError."""
+        values = {"subject": _SUBJECTS[kind], "public_url": self._public_url}
+        if token is not None:
+            values["link"] = f"{self._public_url}/verify-email?token={token}"
+        return OutgoingMail(
+            recipient=recipient,
+            subject=_SUBJECTS[kind],
+            text=self._templates.get_template(f"{kind}.txt").render(values),
+            html=self._templates.get_template(f"{kind}.html").render(values),
+            message_id=email.utils.make_msgid(domain=urlsplit(self._public_url).hostname),
+        )

@@ -1,0 +1,52 @@
+"""The outbox table."""
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from vault.db import Base, UuidKey
+
+
+class MailKind(enum.StrEnum):
+    VERIFY_EMAIL = "verify_email"
+    ALREADY_REGISTERED = "already_registered"
+
+
+class MailState(enum.StrEnum):
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    FAILED = "failed"
+    VOID = "void"
+
+
+class MailJob(UuidKey, Base):
+    """A mail that is owed. Holds what it needs and no foreign key, so it outlives the user.
+
+    A job without a recipient is a no-op: it makes the work for an address that gets no mail equal to the work for
+    one that does.
+    """
+
+    __tablename__ = "mail_jobs"
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('queued', 'sending', 'sent', 'failed', 'void')", name="state"),
+        sa.Index("ix_mail_jobs_state_next_attempt_at", "state", "next_attempt_at"),
+        sa.Index("ix_mail_jobs_user_id_kind_created_at", "user_id", "kind", "created_at"),
+    )
+
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    recipient: Mapped[str | None] = mapped_column(sa.String(254))
+    user_id: Mapped[uuid.UUID | None]
+    context: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)
+    state: Mapped[str] = mapped_column(sa.String(16), default=MailState.QUEUED)
+    attempts: Mapped[int] = mapped_column(sa.Integer, default=0)
+    next_attempt_at: Mapped[datetime]
+    lease_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+    failure: Mapped[str | None] = mapped_column(sa.String(64))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))

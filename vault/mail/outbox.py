@@ -1,0 +1,182 @@
+"""The outbox: a mail is owed from the moment its row is committed, and sent by whoever claims the row.
+
+Nothing here rests on the broker. A row is claimed by a lease, retried at a time that it holds itself, and picked up by
+a periodic pass if every message about it is lost. One-time tokens are made when a mail is sent, so no row holds one.
+"""
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.tokens import mail_token_hash, new_mail_token
+from vault.db import db_now
+from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
+from vault.mail.models import MailJob, MailKind, MailState
+
+LEASE_SECONDS: Final = 60
+VERIFY_LIFETIME: Final = timedelta(hours=24)
+_JOBS_PER_HOUR: Final = 3
+_FIRST_RETRY_SECONDS: Final = 5.0
+_LONGEST_RETRY_SECONDS: Final = 3600.0
+_GIVE_UP_AFTER: Final = timedelta(days=1)
+_MOST_ATTEMPTS: Final = 40
+
+log = structlog.get_logger(__name__)
+
+
+class Outbox:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        mailer: Mailer,
+        renderer: MessageRenderer,
+        enqueue: Callable[[uuid.UUID], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._mailer = mailer
+        self._renderer = renderer
+        self._enqueue = enqueue
+        self._clock = clock
+
+    def add(self, session: Session, kind: MailKind, user: User | None, *, request_id: str | None = None) -> uuid.UUID:
+        """Owe a mail, in the caller's transaction; without a user, or past the hourly limit, owe a no-op.
+
+        The caller passes the returned id to `announce` after its commit.
+        """
+        recent = session.scalar(
+            sa.select(sa.func.count())
+            .select_from(MailJob)
+            .where(
+                MailJob.user_id == (user.id if user else uuid.UUID(int=0)),
+                MailJob.kind == kind,
+                MailJob.recipient.is_not(None),
+                MailJob.created_at > self._clock() - timedelta(hours=1),
+            )
+        )
+        owed = user if user is not None and (recent or 0) < _JOBS_PER_HOUR else None
+        job = MailJob(
+            id=uuid.uuid4(),
+            kind=kind,
+            recipient=owed.email if owed else None,
+            user_id=owed.id if owed else None,
+            next_attempt_at=db_now(),
+            created_at=self._clock(),
+            request_id=request_id,
+        )
+        session.add(job)
+        return job.id
+
+    def announce(self, job_id: uuid.UUID) -> None:
+        """Tell a worker about a committed job. If that fails, the periodic pass finds it."""
+        self._enqueue(job_id)
+
+    def due(self, *, limit: int = 500) -> Sequence[uuid.UUID]:
+        """Jobs whose time has come, and those whose sender died."""
+        with self._sessions.begin() as session:
+            return session.scalars(
+                sa.select(MailJob.id).where(_claimable()).order_by(MailJob.next_attempt_at).limit(limit)
+            ).all()
+
+    def deliver(self, job_id: uuid.UUID) -> None:
+        """Send one job's mail unless somebody else does, has done, or it is not due."""
+        claimed = self._claim(job_id)
+        if claimed is None:
+            return
+        attempt, mail = claimed
+        if mail is None:
+            return
+        try:
+            self._mailer.send(mail)
+        except MailDelayed as exc:
+            self._put_off(job_id, attempt, exc)
+        else:
+            self._settle(job_id, attempt, state=MailState.SENT, sent_at=self._clock(), failure=None)
+            log.info("mail_sent", job_id=str(job_id), attempt=attempt)
+
+    def _claim(self, job_id: uuid.UUID) -> tuple[int, OutgoingMail | None] | None:
+        """Take the row for LEASE_SECONDS and make its mail; None if it is not to be had."""
+        with self._sessions.begin() as session:
+            taken = session.execute(
+                sa.update(MailJob)
+                .where(MailJob.id == job_id, _claimable())
+                .values(state=MailState.SENDING, attempts=MailJob.attempts + 1, lease_until=db_now(LEASE_SECONDS))
+                .execution_options(synchronize_session=False)
+            )
+            if taken.rowcount == 0:  # type: ignore[attr-defined]
+                return None
+            job = session.get_one(MailJob, job_id)
+            if job.attempts > _MOST_ATTEMPTS:
+                # Whatever it is that kills its worker, it must not do so for ever.
+                job.state, job.failure, job.lease_until = MailState.FAILED, "too_many_attempts", None
+                return job.attempts, None
+            mail = self._compose(session, job)
+            if mail is None:
+                job.state, job.lease_until = MailState.VOID, None
+            return job.attempts, mail
+
+    def _compose(self, session: Session, job: MailJob) -> OutgoingMail | None:
+        """The mail, decided from what is true now; None if it is not wanted any more."""
+        if job.recipient is None or job.user_id is None:
+            return None
+        user = session.get(User, job.user_id)
+        if user is None or user.email != job.recipient or user.disabled_at is not None:
+            return None
+        kind = MailKind(job.kind)
+        if kind is not MailKind.VERIFY_EMAIL:
+            return self._renderer.render(kind, job.recipient)
+        if user.email_verified_at is not None:
+            return None
+        token = new_mail_token()
+        session.add(
+            EmailToken(
+                user_id=user.id,
+                purpose=TokenPurpose.VERIFY_EMAIL,
+                email_key=user.email_key,
+                token_hash=mail_token_hash(token),
+                created_at=self._clock(),
+                expires_at=self._clock() + VERIFY_LIFETIME,
+            )
+        )
+        return self._renderer.render(kind, job.recipient, token=token)
+
+    def _put_off(self, job_id: uuid.UUID, attempt: int, error: MailDelayed) -> None:
+        with self._sessions.begin() as session:
+            created_at = session.get_one(MailJob, job_id).created_at
+        given_up = isinstance(error, MailRefused) or self._clock() - created_at > _GIVE_UP_AFTER
+        pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt - 1, 20), _LONGEST_RETRY_SECONDS)
+        # Full jitter: many mails that failed together must not come back together.
+        pause = random.uniform(pause / 2, pause)  # noqa: S311
+        self._settle(
+            job_id,
+            attempt,
+            state=MailState.FAILED if given_up else MailState.QUEUED,
+            next_attempt_at=db_now(round(pause, 3)),
+            failure=error.reason,
+        )
+        log.warning("mail_failed" if given_up else "mail_put_off", job_id=str(job_id), reason=error.reason)
+
+    def _settle(self, job_id: uuid.UUID, attempt: int, **values: object) -> None:
+        """Record the outcome of an attempt, unless a later one has begun since."""
+        with self._sessions.begin() as session:
+            session.execute(
+                sa.update(MailJob)
+                .where(MailJob.id == job_id, MailJob.state == MailState.SENDING, MailJob.attempts == attempt)
+                .values(lease_until=None, **values)
+                .execution_options(synchronize_session=False)
+            )
+
+
+def _claimable() -> sa.ColumnElement[bool]:
+    return sa.or_(
+        sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
+        sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),
+    )

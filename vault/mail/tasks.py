@@ -1,0 +1,21 @@
+"""Background work on the outbox. Arguments are ids: no address, token or name crosses the broker."""
+
+import uuid
+
+from celery import Celery
+
+from vault.broker import TASK_DELIVER_MAIL, TASK_REQUEUE_MAIL
+from vault.container import Container
+
+
+def register(celery: Celery, container: Container) -> None:
+    """Put this feature's tasks on the Celery app."""
+
+    @celery.task(name=TASK_DELIVER_MAIL)
+    def deliver_mail(job_id: str) -> None:
+        container.outbox.deliver(uuid.UUID(job_id))
+
+    @celery.task(name=TASK_REQUEUE_MAIL)
+    def requeue_due_mail() -> None:
+        for job_id in container.outbox.due():
+            container.outbox.announce(job_id)
