@@ -1,0 +1,161 @@
+"""Builds every service once and hands each what it needs. Tests pass their own parts by name."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from argon2 import PasswordHasher
+from celery import Celery
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.service import AuditService
+from vault.auth.passwords import Passwords, default_hasher
+from vault.auth.service import AuthService
+from vault.auth.tokens import SessionTokens
+from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, Publisher, create_celery
+from vault.config import Settings
+from vault.db import create_engine, create_sessionmaker
+from vault.derived import derive_key
+from vault.encryption.keyring import KeyRing
+from vault.encryption.local import LocalKeyProvider
+from vault.extensions import mail
+from vault.files.download import Downloads
+from vault.files.installation import InstallationGuard
+from vault.files.key_usage import KeyUsage
+from vault.files.leases import LeaseKeeper
+from vault.files.reaper import Reaper
+from vault.files.service import FileService
+from vault.files.upload import UploadLimits, Uploads
+from vault.mail.messages import Mailer, MessageRenderer
+from vault.mail.outbox import Outbox
+from vault.mail.transports import ConsoleMailer, SmtpMailer
+from vault.storage import ObjectStore
+from vault.storage.buffers import BufferBudget
+from vault.storage.local import LocalStore
+from vault.storage.s3 import S3Options, S3Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """What routes, tasks and commands reach for."""
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    celery: Celery
+    store: ObjectStore
+    keys: KeyRing
+    outbox: Outbox
+    auth: AuthService
+    files: FileService
+    reaper: Reaper
+    key_usage: KeyUsage
+    installation: InstallationGuard
+    clock: Callable[[], datetime]
+
+
+def build_container(
+    settings: Settings,
+    *,
+    store: ObjectStore | None = None,
+    mailer: Mailer | None = None,
+    keys: KeyRing | None = None,
+    hasher: PasswordHasher | None = None,
+    clock: Callable[[], datetime] | None = None,
+    publish: Callable[[str, uuid.UUID], None] | None = None,
+) -> Container:
+    """Construct everything from settings; a part that is given takes the place of the one settings would choose.
+
+    Connects to nothing. `publish(task, row_id)` sends a background task.
+    """
+    clock = clock or _utc_now
+    engine = create_engine(settings.database_url)
+    sessions = create_sessionmaker(engine)
+    celery = create_celery(settings.celery_broker_url)
+    publish = publish or Publisher(celery).publish
+    store = store or _store(settings)
+    keys = keys or KeyRing({"local": LocalKeyProvider(settings.master_keys)}, primary="local")
+    audit = AuditService(clock)
+    installation = InstallationGuard(sessions, store, clock)
+    outbox = Outbox(
+        sessions,
+        mailer=mailer or _mailer(settings),
+        renderer=MessageRenderer(settings.public_url),
+        enqueue=_bound(publish, TASK_DELIVER_MAIL),
+        clock=clock,
+    )
+    remove_later = _bound(publish, TASK_REMOVE_FILE)
+    uploads = Uploads(
+        sessions,
+        store=store,
+        keys=keys,
+        suite=settings.file_suite,
+        limits=UploadLimits(settings.max_upload_bytes, settings.default_quota_bytes, settings.max_uploads_per_user),
+        installation=installation,
+        leases=LeaseKeeper(sessions),
+        remove_later=remove_later,
+        audit=audit,
+        clock=clock,
+    )
+    return Container(
+        settings=settings,
+        engine=engine,
+        sessions=sessions,
+        celery=celery,
+        store=store,
+        keys=keys,
+        outbox=outbox,
+        auth=AuthService(
+            sessions,
+            passwords=Passwords(hasher or default_hasher(), concurrency=settings.argon2_concurrency),
+            tokens=SessionTokens(derive_key(settings.secret_key, "jwt"), clock),
+            outbox=outbox,
+            audit=audit,
+            clock=clock,
+        ),
+        files=FileService(
+            sessions,
+            uploads=uploads,
+            downloads=Downloads(sessions, store=store, keys=keys, audit=audit),
+            remove_later=remove_later,
+            audit=audit,
+        ),
+        key_usage=KeyUsage(sessions, keys),
+        reaper=Reaper(sessions, store=store, installation=installation, audit=audit),
+        installation=installation,
+        clock=clock,
+    )
+
+
+def _store(settings: Settings) -> ObjectStore:
+    budget = BufferBudget(settings.upload_buffer_bytes)
+    if settings.s3_bucket_name is None:
+        assert settings.storage_dir is not None
+        return LocalStore(settings.storage_dir, budget)
+    return S3Store(
+        S3Options(
+            bucket=settings.s3_bucket_name,
+            # Servers of one's own have no regions, but the signature wants one.
+            region=settings.aws_region or ("us-east-1" if settings.s3_endpoint_url else None),
+            endpoint_url=settings.s3_endpoint_url,
+            access_key_id=settings.aws_access_key_id,
+            secret_access_key=settings.aws_secret_access_key,
+        ),
+        budget,
+    )
+
+
+def _mailer(settings: Settings) -> Mailer:
+    if settings.email_provider == "console":
+        return ConsoleMailer()
+    return SmtpMailer(mail, settings.email_from, security=settings.smtp_security)
+
+
+def _bound(publish: Callable[[str, uuid.UUID], None], task: str) -> Callable[[uuid.UUID], None]:
+    return lambda row_id: publish(task, row_id)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

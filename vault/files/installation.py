@@ -1,0 +1,88 @@
+"""The id that ties this database to its object store.
+
+A process whose two ids differ, or that finds one missing where it cannot be the first start, neither writes nor
+removes anything: an empty or wrong database beside a full store must not make its objects look like garbage.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.errors import InstallationMismatch, ObjectNotFound
+from vault.files.models import File, Installation
+from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectStore
+
+log = structlog.get_logger(__name__)
+
+
+class InstallationGuard:
+    def __init__(self, sessions: sessionmaker[Session], store: ObjectStore, clock: Callable[[], datetime]) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._confirmed = False
+
+    def require(self) -> None:
+        """Confirm once per process that database and store belong together. Raises InstallationMismatch."""
+        if not self._confirmed:
+            with self._lock:
+                self.verify()
+                self._confirmed = True
+
+    def verify(self) -> None:
+        """Compare the two ids now; on the very first start, with both sides empty, make them."""
+        ours, theirs = self._id_in_database(), self._id_in_store()
+        if ours is None and theirs is None:
+            ours = self._first_start()
+        if ours is not None and theirs is None:
+            self._complete_first_start(ours)
+            theirs = self._id_in_store()
+        if ours is None:
+            _refuse("the store carries the id of another database; if it is empty, remove its object vault-id")
+        if str(ours) != theirs:
+            _refuse("the store carries the id of another database")
+
+    def _first_start(self) -> uuid.UUID:
+        self._require_empty()
+        try:
+            with self._sessions.begin() as session:
+                session.add(Installation(installation_id=uuid.uuid4(), created_at=self._clock()))
+        except IntegrityError:
+            pass  # another process was first; its id is read below
+        made = self._id_in_database()
+        assert made is not None
+        return made
+
+    def _complete_first_start(self, ours: uuid.UUID) -> None:
+        # The id is in the database only: a first start that was cut short, or a store that was lost or exchanged.
+        self._require_empty()
+        self._store.put_if_absent(INSTALLATION_KEY, str(ours).encode())
+
+    def _require_empty(self) -> None:
+        with self._sessions.begin() as session:
+            if session.scalar(sa.select(sa.exists().where(File.id.is_not(None)))):
+                _refuse("the database knows files, but the store carries no id: is it the right store?")
+        if next(iter(self._store.list(OBJECTS)), None) is not None:
+            _refuse("the store holds objects, but carries no id: is it the right database?")
+
+    def _id_in_database(self) -> uuid.UUID | None:
+        with self._sessions.begin() as session:
+            return session.scalar(sa.select(Installation.installation_id))
+
+    def _id_in_store(self) -> str | None:
+        try:
+            return self._store.get(INSTALLATION_KEY).decode("ascii", "replace").strip()
+        except ObjectNotFound:
+            return None
+
+
+def _refuse(reason: str) -> None:
+    log.error("installation_mismatch", reason=reason)
+    raise InstallationMismatch

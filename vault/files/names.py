@@ -1,0 +1,30 @@
+"""File names and content types as clients give them: what is accepted, and in which form it is kept."""
+
+import re
+import unicodedata
+from typing import Final
+
+from vault.errors import InputRefused
+
+MAX_LENGTH: Final = 255
+# RFC 9110, 8.3.1: type "/" subtype, parameters with token or quoted-string values
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_CONTENT_TYPE: Final = re.compile(rf'({_WORD}/{_WORD})((?:[ \t]*;[ \t]*{_WORD}=(?:{_WORD}|"[^"\\\r\n]*"))*)[ \t;]*')
+
+
+def clean_name(name: str) -> str:
+    """The name in NFC. Raises InputRefused: 1 to 255 characters, no slash, NUL, control character or lone surrogate."""
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c == "/" for c in name):
+        raise InputRefused({"name": ["May not hold slashes, control characters or broken text."]})
+    normal = unicodedata.normalize("NFC", name)
+    if not 1 <= len(normal) <= MAX_LENGTH:
+        raise InputRefused({"name": [f"Must have 1 to {MAX_LENGTH} characters."]})
+    return normal
+
+
+def clean_content_type(text: str) -> str:
+    """The media type with type and subtype in lower case. Raises InputRefused for what RFC 9110 does not allow."""
+    match = _CONTENT_TYPE.fullmatch(text)
+    if match is None or len(text) > MAX_LENGTH or not text.isascii():
+        raise InputRefused({"content_type": [f"Must be a media type of at most {MAX_LENGTH} ASCII characters."]})
+    return match[1].lower() + match[2]

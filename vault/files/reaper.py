@@ -1,0 +1,160 @@
+"""Ends what crashed uploads left, and removes the objects of shredded rows.
+
+Objects are removed only for rows already committed as shredded. Objects that no row knows are counted; they are
+deleted only on request, since a wrong database makes every object look like one.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.db import db_now
+from vault.errors import StorageError
+from vault.files.installation import InstallationGuard
+from vault.files.models import File, FileState
+from vault.files.shredding import Shreddable, TransitionLost, shred
+from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
+
+_BATCH: Final = 200
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ReapReport:
+    """`expired`: pending rows ended. `removed`: rows and objects gone. `failed`: kept for the next pass."""
+
+    expired: int = 0
+    removed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanReport:
+    """Objects that no row knows. `foreign` counts keys of another form, which nothing here ever deletes."""
+
+    objects: int
+    orphans: tuple[uuid.UUID, ...] = field(repr=False)
+    foreign: int
+
+
+class Reaper:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        store: ObjectStore,
+        installation: InstallationGuard,
+        audit: AuditService,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._installation = installation
+        self._audit = audit
+
+    def reap(self, actor: Actor, *, progress: Callable[[int], None] = lambda _: None) -> ReapReport:
+        """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
+
+        Raises InstallationMismatch before anything is touched. `progress` is told of each row that is done.
+        """
+        self._installation.verify()
+        report = ReapReport()
+        for file in self._rows(File.state == FileState.PENDING, File.lease_until <= db_now()):
+            report.expired += self._expire(file)
+            progress(1)
+        for file in self._rows(*_removable()):
+            if self._remove(file):
+                report.removed += 1
+            else:
+                report.failed += 1
+            progress(1)
+        if report.expired or report.removed:
+            with self._sessions.begin() as session:
+                self._audit.record(session, actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed)
+        return report
+
+    def remove(self, file_id: uuid.UUID) -> bool:
+        """Remove one shredded file's object and row; False if it is not to be removed, or could not be yet."""
+        self._installation.require()
+        with self._sessions.begin() as session:
+            file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
+        return file is not None and self._remove(file)
+
+    def find_orphans(self) -> OrphanReport:
+        """Ask the database about each key after it was listed: the other way round, new uploads would look lost."""
+        self._installation.verify()
+        objects, foreign = 0, 0
+        orphans: list[uuid.UUID] = []
+        for stat in self._store.list(OBJECTS):
+            objects += 1
+            match = OBJECT_KEY.fullmatch(stat.key)
+            if match is None:
+                foreign += 1
+            elif not self._is_known(uuid.UUID(match[2])):
+                orphans.append(uuid.UUID(match[2]))
+        return OrphanReport(objects, tuple(orphans), foreign)
+
+    def remove_orphans(self, report: OrphanReport, actor: Actor, *, progress: Callable[[int], None]) -> int:
+        """Delete the objects of a report that still have no row; return how many."""
+        self._installation.verify()
+        removed = 0
+        for object_id in report.orphans:
+            if not self._is_known(object_id):
+                self._store.delete(object_key(object_id))
+                removed += 1
+            progress(1)
+        with self._sessions.begin() as session:
+            self._audit.record(session, actor, Action.FILES_REAPED, orphans=removed)
+        return removed
+
+    def _rows(self, *where: sa.ColumnElement[bool]) -> Iterator[File]:
+        """All rows that match, by id and in batches, so that one that stays does not come up again."""
+        last = uuid.UUID(int=0)
+        while True:
+            with self._sessions.begin() as session:
+                rows = session.scalars(
+                    sa.select(File).where(File.id > last, *where).order_by(File.id).limit(_BATCH)
+                ).all()
+            if not rows:
+                return
+            yield from rows
+            last = rows[-1].id
+
+    def _expire(self, file: File) -> bool:
+        try:
+            with self._sessions.begin() as session:
+                # The lease is asked for again: the upload may have renewed it since the row was read.
+                shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
+        except TransitionLost:
+            return False
+        return True
+
+    def _remove(self, file: File) -> bool:
+        """The object first, then the row: a crash in between leaves a row that is found again."""
+        try:
+            self._store.delete(object_key(file.object_id))
+        except StorageError as exc:
+            log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
+            return False
+        with self._sessions.begin() as session:
+            session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
+        return True
+
+    def _is_known(self, object_id: uuid.UUID) -> bool:
+        with self._sessions.begin() as session:
+            return bool(session.scalar(sa.select(sa.exists().where(File.object_id == object_id))))
+
+
+def _removable() -> tuple[sa.ColumnElement[bool], ...]:
+    """Shredded, and no upload can still be writing the object."""
+    return (
+        File.state == FileState.SHREDDED,
+        sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()),
+    )

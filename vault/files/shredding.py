@@ -1,0 +1,69 @@
+"""The one transition that ends a file: pending or ready -> shredded, with its quota, in the caller's transaction."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from vault.auth.models import User
+from vault.files.models import File, FileState
+
+
+class TransitionLost(Exception):
+    """Somebody else moved the row first. Raised inside the transaction, so that its quota change is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shreddable:
+    """What was true of a row when its end was decided; the transition happens only if it still is."""
+
+    file_id: uuid.UUID
+    owner_id: uuid.UUID
+    state: str
+    size_bytes: int
+    reserved_bytes: int
+
+    @classmethod
+    def of(cls, file: File) -> Self:
+        return cls(file.id, file.owner_id, file.state, file.size_bytes or 0, file.reserved_bytes)
+
+
+def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
+    """Make the object unreadable for ever and give its bytes back to the owner.
+
+    end_lease is true where no upload can still be writing the object. Raises TransitionLost if the row is not as
+    `file` says or not as the extra conditions want it.
+    """
+    # The user's row first, then the file's, in every transaction: one order, no deadlock.
+    session.execute(
+        sa.update(User)
+        .where(User.id == file.owner_id)
+        .values(
+            used_bytes=User.used_bytes - (file.size_bytes if file.state == FileState.READY else 0),
+            reserved_bytes=User.reserved_bytes - file.reserved_bytes,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    values: dict[str, object] = {
+        "state": FileState.SHREDDED,
+        "encrypted_data_key": None,
+        "sealed_digest": None,
+        "reserved_bytes": 0,
+    }
+    if end_lease:
+        values["lease_until"] = None
+    done = session.execute(
+        sa.update(File)
+        .where(
+            File.id == file.file_id,
+            File.state == file.state,
+            File.reserved_bytes == file.reserved_bytes,
+            *where,
+        )
+        .values(values)
+        .execution_options(synchronize_session=False)
+    )
+    if done.rowcount != 1:  # type: ignore[attr-defined]
+        raise TransitionLost

@@ -1,0 +1,352 @@
+"""An upload: reserve, stream, publish. Each step is one short transaction around slow work.
+
+From the reservation on a crash leaves a leased row that the reaper finds; until the publication nobody can see the
+file; after it the file is there, whole.
+"""
+
+import hashlib
+import unicodedata
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.auth.models import User
+from vault.db import db_now
+from vault.encryption.header import FileKeys, Suite, create_header, open_keys
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.metadata import seal_digest
+from vault.encryption.segments import ContentKey, Geometry, part_size_for, seal_stream
+from vault.errors import (
+    DatabaseUnavailable,
+    DigestMismatch,
+    NotFound,
+    QuotaExceeded,
+    StorageError,
+    TooLarge,
+    TooManyUploads,
+    UploadLost,
+)
+from vault.files.installation import InstallationGuard
+from vault.files.leases import LEASE_SECONDS, LeaseKeeper
+from vault.files.models import File, FileState
+from vault.files.shredding import Shreddable, TransitionLost, shred
+from vault.storage import ObjectStore, object_key
+
+# A body of unknown length reserves quota in steps of this size.
+_GROW_BYTES: Final = 16 * 1024**2
+
+log = structlog.get_logger(__name__)
+
+
+class Incoming(Protocol):
+    """What a client sends. `read(n)` gives at most n bytes, b"" at the end, and raises if the body is cut short."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def declared_bytes(self) -> int | None: ...
+    @property
+    def expected_sha256(self) -> bytes | None: ...
+
+    def read(self, length: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    max_upload_bytes: int
+    default_quota_bytes: int
+    max_uploads_per_user: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Reservation:
+    """One upload's identity and keys, complete before the first byte is read."""
+
+    file_id: uuid.UUID
+    owner_id: uuid.UUID
+    object_id: uuid.UUID
+    keys: FileKeys
+    content_key: ContentKey
+    wrapped: WrappedKey
+
+
+class Uploads:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        store: ObjectStore,
+        keys: KeyRing,
+        suite: Suite,
+        limits: UploadLimits,
+        installation: InstallationGuard,
+        leases: LeaseKeeper,
+        remove_later: Callable[[uuid.UUID], None],
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._keys = keys
+        self._suite = suite
+        self._limits = limits
+        self._installation = installation
+        self._leases = leases
+        self._remove_later = remove_later
+        self._audit = audit
+        self._clock = clock
+
+    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> uuid.UUID:
+        """Store one file and return its id. On any error nothing stays visible, reserved or counted."""
+        self._refuse_early(owner_id, incoming)
+        reservation = self._reserve(owner_id, incoming)
+        with self._leases.held(reservation.file_id):
+            try:
+                meter = _Meter(incoming, self._limits.max_upload_bytes, lambda n: self._grow(reservation, n))
+                self._stream(reservation, meter, incoming.declared_bytes)
+                if incoming.expected_sha256 not in (None, meter.digest()):
+                    raise DigestMismatch
+                self._publish(reservation, meter, actor)
+            except BaseException:
+                self._abandon(reservation)
+                raise
+        return reservation.file_id
+
+    def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
+        """Refuse whatever can be refused before a key is made or a row written. Only reads."""
+        self._installation.require()
+        declared = incoming.declared_bytes or 0
+        if declared > self._limits.max_upload_bytes:
+            raise TooLarge
+        with self._sessions.begin() as session:
+            user = session.get(User, owner_id)
+            if user is None:
+                raise NotFound
+            if user.used_bytes + user.reserved_bytes + declared > self._quota(user):
+                raise QuotaExceeded
+
+    def _reserve(self, owner_id: uuid.UUID, incoming: Incoming) -> _Reservation:
+        """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
+        object_id = uuid.uuid4()
+        dek, wrapped = self._keys.generate(object_id)
+        header = create_header(dek, self._suite, object_id)
+        keys = open_keys(dek, header)
+        now, reserved = self._clock(), incoming.declared_bytes or 0
+        row = File(
+            id=uuid.uuid4(),
+            owner_id=owner_id,
+            name=incoming.name,
+            name_folded=unicodedata.normalize("NFC", incoming.name).casefold(),
+            content_type=incoming.content_type,
+            state=FileState.PENDING,
+            reserved_bytes=reserved,
+            object_id=object_id,
+            header=header.to_bytes(),
+            encrypted_data_key=wrapped.blob,
+            key_provider=wrapped.provider,
+            key_ref=wrapped.key_ref,
+            wrapped_at=now,
+            lease_until=db_now(LEASE_SECONDS),
+            created_at=now,
+            updated_at=now,
+        )
+        with self._sessions.begin() as session:
+            self._take_quota(session, owner_id, reserved)
+            self._limit_uploads(session, owner_id)
+            session.add(row)
+        return _Reservation(row.id, owner_id, object_id, keys, ContentKey(keys, header), wrapped)
+
+    def _take_quota(self, session: Session, owner_id: uuid.UUID, wanted: int) -> None:
+        """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together."""
+        quota = sa.func.coalesce(User.quota_bytes, self._limits.default_quota_bytes)
+        taken = session.execute(
+            sa.update(User)
+            .where(
+                User.id == owner_id,
+                User.disabled_at.is_(None),
+                User.used_bytes + User.reserved_bytes + wanted <= quota,
+            )
+            .values(reserved_bytes=User.reserved_bytes + wanted)
+            .execution_options(synchronize_session=False)
+        )
+        if taken.rowcount != 1:  # type: ignore[attr-defined]
+            raise QuotaExceeded
+
+    def _limit_uploads(self, session: Session, owner_id: uuid.UUID) -> None:
+        # The user's row is locked by now, so two reservations cannot both be the last that fits.
+        running = session.scalar(
+            sa.select(sa.func.count())
+            .select_from(File)
+            .where(File.owner_id == owner_id, File.state == FileState.PENDING, File.lease_until > db_now())
+        )
+        if (running or 0) >= self._limits.max_uploads_per_user:
+            raise TooManyUploads
+
+    def _grow(self, reservation: _Reservation, missing: int) -> int:
+        """Reserve more for a body of unknown length: a whole step, or just what is missing if a step does not fit."""
+        try:
+            return self._grow_by(reservation, max(missing, _GROW_BYTES))
+        except QuotaExceeded:
+            return self._grow_by(reservation, missing)
+
+    def _grow_by(self, reservation: _Reservation, more: int) -> int:
+        with self._sessions.begin() as session:
+            self._take_quota(session, reservation.owner_id, more)
+            grown = session.execute(
+                sa.update(File)
+                .where(File.id == reservation.file_id, File.state == FileState.PENDING)
+                .values(reserved_bytes=File.reserved_bytes + more)
+                .execution_options(synchronize_session=False)
+            )
+            if grown.rowcount != 1:  # type: ignore[attr-defined]
+                raise UploadLost
+        return more
+
+    def _stream(self, reservation: _Reservation, meter: "_Meter", declared: int | None) -> None:
+        key = reservation.content_key
+        object_size = None
+        if declared is not None:
+            meter.reserved = declared
+            object_size = Geometry(key.suite, key.header.lg, declared).object_size
+        part_size = part_size_for(object_size)
+        if object_size is not None:
+            # A small file needs no full part: whole segments, rounded up.
+            part_size = min(part_size, -(-object_size // key.segment_size) * key.segment_size)
+        writer = self._store.writer(object_key(reservation.object_id), part_size=part_size)
+        try:
+            for part, length in seal_stream(key, meter.read, writer.buffer):
+                writer.write(part, length)
+            writer.commit()
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> None:
+        try:
+            with self._sessions.begin() as session:
+                self._move_to_ready(session, reservation, meter)
+                self._audit.record(
+                    session,
+                    actor,
+                    Action.FILE_UPLOADED,
+                    target=("file", reservation.file_id),
+                    size_bytes=meter.size,
+                )
+        except TransitionLost as exc:
+            raise UploadLost from exc
+        except DBAPIError:
+            # The commit may have succeeded unseen. The conditional transition in `_abandon` waits for it, so the row
+            # then says which it was.
+            if not self._is_ready(reservation):
+                raise
+
+    def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> None:
+        key = reservation.content_key
+        settled = session.execute(
+            sa.update(User)
+            .where(User.id == reservation.owner_id, User.disabled_at.is_(None))
+            .values(
+                reserved_bytes=User.reserved_bytes - meter.reserved,
+                used_bytes=User.used_bytes + meter.size,
+            )
+            .execution_options(synchronize_session=False)
+        )
+        published = session.execute(
+            sa.update(File)
+            .where(
+                File.id == reservation.file_id,
+                File.state == FileState.PENDING,
+                File.lease_until > db_now(),
+            )
+            .values(
+                state=FileState.READY,
+                size_bytes=meter.size,
+                object_size_bytes=Geometry(key.suite, key.header.lg, meter.size).object_size,
+                sealed_digest=seal_digest(
+                    reservation.keys,
+                    meter.digest(),
+                    object_id=reservation.object_id,
+                    file_id=reservation.file_id,
+                    owner_id=reservation.owner_id,
+                ),
+                reserved_bytes=0,
+                lease_until=None,
+                updated_at=self._clock(),
+            )
+            .execution_options(synchronize_session=False)
+        )
+        if settled.rowcount != 1 or published.rowcount != 1:  # type: ignore[attr-defined]
+            raise TransitionLost
+
+    def _is_ready(self, reservation: _Reservation) -> bool:
+        """After a commit of unknown outcome: end the row if it is still pending, then say what it is."""
+        try:
+            self._shred_own(reservation)
+            return self._state(reservation) == FileState.READY
+        except SQLAlchemyError as exc:
+            raise DatabaseUnavailable from exc
+
+    def _abandon(self, reservation: _Reservation) -> None:
+        """End an upload that failed. What cannot be done now is left to the reaper; the first error goes on."""
+        try:
+            if self._shred_own(reservation):
+                self._remove_later(reservation.file_id)
+            elif self._state(reservation) != FileState.READY:
+                # Somebody else ended the row, and may have removed the object before it was complete.
+                self._store.delete(object_key(reservation.object_id))
+        except (SQLAlchemyError, StorageError) as exc:
+            log.warning("upload_left_to_reaper", file_id=str(reservation.file_id), exc_info=exc)
+
+    def _shred_own(self, reservation: _Reservation) -> bool:
+        try:
+            with self._sessions.begin() as session:
+                row = session.get(File, reservation.file_id)
+                if row is None or row.state != FileState.PENDING:
+                    return False
+                shred(session, Shreddable.of(row), end_lease=True)
+        except TransitionLost:
+            return False
+        return True
+
+    def _state(self, reservation: _Reservation) -> str | None:
+        with self._sessions.begin() as session:
+            return session.scalar(sa.select(File.state).where(File.id == reservation.file_id))
+
+    def _quota(self, user: User) -> int:
+        return self._limits.default_quota_bytes if user.quota_bytes is None else user.quota_bytes
+
+
+class _Meter:
+    """Counts, limits and hashes plaintext on its way to the sealer."""
+
+    def __init__(self, incoming: Incoming, limit: int, grow: Callable[[int], int]) -> None:
+        self._incoming = incoming
+        self._limit = limit
+        self._grow = grow
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.reserved = 0
+
+    def read(self, length: int) -> bytes:
+        piece = self._incoming.read(length)
+        self._hash.update(piece)
+        self.size += len(piece)
+        if self.size > self._limit:
+            raise TooLarge
+        if self.size > self.reserved:
+            self.reserved += self._grow(self.size - self.reserved)
+        return piece
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
