@@ -1,0 +1,1 @@
+FLASK_APP=vault.cli:create_cli_app

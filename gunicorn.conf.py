@@ -1,0 +1,30 @@
+"""gunicorn's settings. Values that an operator chooses come from the environment and `.env`, like all others."""
+
+import sys
+
+from vault.config import Settings, SettingsError
+
+try:
+    _settings = Settings.load()
+except SettingsError as exc:
+    sys.exit(str(exc))
+
+bind = f"0.0.0.0:{_settings.port}"
+worker_class = "gthread"
+workers = _settings.web_workers
+threads = _settings.web_threads
+graceful_timeout = _settings.graceful_seconds
+timeout = 60
+keepalive = 15
+# One copy of the code for all workers; nothing that the application makes at import holds a connection or a thread.
+preload_app = True
+# Recycling would cut transfers that outlast the graceful time.
+max_requests = 0
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+# It would write into the home folder.
+control_socket_disable = True
+# Our own access log has the route's pattern; gunicorn's would have paths and queries.
+accesslog = None
+logger_class = "vault.http.server.QuietLogger"

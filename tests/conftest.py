@@ -1,0 +1,94 @@
+"""Shared fixtures: databases migrated once and emptied per test, and a whole vault over each."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from flask_migrate import upgrade
+
+from tests.support.services import postgres_database
+from tests.support.settings import make_settings
+from tests.support.vault import Vault
+from vault import create_app
+from vault.container import build_container
+from vault.db import Base, create_engine
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that are too slow for every push")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run ./scripts/test --slow"))
+
+
+def migrate(folder: Path, database_url: str) -> None:
+    """Bring a database to head by the migrations, as an operator would."""
+    container = build_container(make_settings(folder, DATABASE_URL=database_url))
+    with create_app(container=container).app_context():
+        upgrade()
+    container.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    path = folder / "vault-test.db"
+    migrate(folder, f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres_database() as url:
+        migrate(tmp_path_factory.mktemp("postgres"), url)
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A migrated SQLite database of this test's own."""
+    path = tmp_path / "vault-test.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(migrated_postgres: str) -> str:
+    """The migrated PostgreSQL database of this run, emptied."""
+    engine = create_engine(migrated_postgres.replace("postgresql://", "postgresql+psycopg2://"))
+    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"TRUNCATE {tables}"))
+    engine.dispose()
+    return migrated_postgres
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Each test runs on both databases."""
+    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+
+
+@pytest.fixture
+def make_vault(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Vault]]:
+    """Builds vaults over this test's database; keyword arguments are `store` and settings."""
+    with ExitStack() as stack:
+
+        def build(**kwargs: object) -> Vault:
+            vault = Vault(tmp_path, database_url, **kwargs)  # type: ignore[arg-type]
+            stack.callback(vault.close)
+            return vault
+
+        yield build
+
+
+@pytest.fixture
+def vault(make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault()

@@ -1,0 +1,61 @@
+"""PostgreSQL, Redis and RabbitMQ for tests: used when they answer, each run in a place of its own."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import psycopg2
+import pytest
+import redis
+
+POSTGRES_URL = os.environ.get("TEST_DATABASE_URL") or "postgresql://postgres@127.0.0.1:5432/postgres"
+REDIS_URL = os.environ.get("TEST_REDIS_URL") or "redis://127.0.0.1:6379/0"
+
+
+def missing(service: str, reason: str) -> NoReturn:
+    """Skip with the reason, or fail where the environment says that services must be there."""
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(f"REQUIRE_SERVICES=1, but {service} does not answer: {reason}")
+    pytest.skip(f"{service} does not answer: {reason}")
+
+
+@contextmanager
+def postgres_database() -> Iterator[str]:
+    """A fresh database; yields its URL and drops it afterwards."""
+    name = f"svault_test_{uuid.uuid4().hex[:12]}"
+    try:
+        admin = psycopg2.connect(POSTGRES_URL, connect_timeout=3)
+    except psycopg2.OperationalError as exc:
+        missing("PostgreSQL", type(exc).__name__)
+    admin.autocommit = True
+    try:
+        with admin.cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{name}"')
+        yield POSTGRES_URL.rpartition("/")[0] + f"/{name}"
+        with admin.cursor() as cursor:
+            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        admin.close()
+
+
+@contextmanager
+def redis_url() -> Iterator[str]:
+    """A Redis database number that nobody uses; emptied afterwards."""
+    base = REDIS_URL.rpartition("/")[0]
+    try:
+        redis.Redis.from_url(REDIS_URL, socket_connect_timeout=2).ping()
+    except redis.RedisError as exc:
+        missing("Redis", type(exc).__name__)
+    for number in range(15, 0, -1):
+        client = redis.Redis.from_url(f"{base}/{number}")
+        if client.set("svault-test-lock", "1", nx=True, ex=3600):
+            try:
+                yield f"{base}/{number}"
+            finally:
+                client.flushdb()
+                client.close()
+            return
+        client.close()
+    missing("Redis", "all its databases are in use")

@@ -1,0 +1,60 @@
+"""Secure Vault: an encrypted file store behind a REST API."""
+
+from flask import Flask
+
+from vault.auth import pages
+from vault.auth import routes as auth_routes
+from vault.broker import run_in_context
+from vault.config import ROOT, Settings
+from vault.container import Container, build_container
+from vault.encryption.eax import check_known_answer
+from vault.extensions import db, mail, migrate
+from vault.files import routes as files_routes
+from vault.files import tasks as files_tasks
+from vault.http import api, auth, errors, health, requests
+from vault.mail import tasks as mail_tasks
+
+# JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
+_MAX_BODY_BYTES = 64 * 1024
+
+
+def create_app(settings: Settings | None = None, *, container: Container | None = None) -> Flask:
+    """Build the application. Connects to nothing; raises SettingsError, or RuntimeError if AES-EAX computes wrongly."""
+    check_known_answer()
+    container = container or build_container(settings or Settings.load())
+    app = Flask("vault", static_folder=None)
+    _configure(app, container.settings)
+    app.extensions["vault"] = container
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
+
+    db.init_app(app)
+    mail.init_app(app)
+    migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
+
+    requests.register(app)
+    errors.register(app)
+    auth.register(app, container.settings.secret_key)
+    rest = api.register(app)
+    rest.register_blueprint(auth_routes.blueprint)
+    rest.register_blueprint(files_routes.blueprint)
+    app.register_blueprint(pages.blueprint)
+    app.register_blueprint(health.blueprint)
+
+    run_in_context(container.celery, app.app_context)
+    files_tasks.register(container.celery, container)
+    mail_tasks.register(container.celery, container)
+    return app
+
+
+def _configure(app: Flask, settings: Settings) -> None:
+    app.config.update(
+        TESTING=settings.testing,
+        MAX_CONTENT_LENGTH=_MAX_BODY_BYTES,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        MAIL_SERVER=settings.smtp_host or "127.0.0.1",
+        MAIL_PORT=settings.smtp_port,
+        MAIL_USERNAME=settings.smtp_username,
+        MAIL_PASSWORD=settings.smtp_password,
+        # Flask-Mail would not send anything while TESTING; tests hand in a mailer instead.
+        MAIL_SUPPRESS_SEND=False,
+    )

@@ -1,0 +1,50 @@
+"""Shapes of the auth routes."""
+
+import marshmallow as ma
+from marshmallow.validate import Length
+
+from vault.http.api import PasswordText, Text
+
+
+class RegisterSchema(ma.Schema):
+    email = Text(required=True, validate=Length(max=254))
+    # Loosely bounded here, so that a body of megabytes is refused before anything is computed from it.
+    password = PasswordText(required=True, validate=Length(max=1024), metadata={"description": "12 to 128 characters."})
+    full_name = Text(load_default="", validate=Length(max=200))
+
+
+class LoginSchema(ma.Schema):
+    email = Text(required=True, validate=Length(max=254))
+    password = PasswordText(required=True, validate=Length(max=1024))
+
+
+class EmailSchema(ma.Schema):
+    email = Text(required=True, validate=Length(max=254))
+
+
+class TokenSchema(ma.Schema):
+    token = Text(required=True, validate=Length(max=256))
+
+
+class ProfileChangeSchema(ma.Schema):
+    full_name = Text(required=True, validate=Length(max=200))
+
+
+class MessageSchema(ma.Schema):
+    message = ma.fields.String(required=True)
+
+
+class TokenPairSchema(ma.Schema):
+    access_token = ma.fields.String(required=True)
+    refresh_token = ma.fields.String(required=True)
+    token_type = ma.fields.String(required=True)
+    expires_in = ma.fields.Integer(required=True, metadata={"description": "Seconds until the access token ends."})
+
+
+class ProfileSchema(ma.Schema):
+    id = ma.fields.UUID(required=True)
+    email = ma.fields.String(required=True)
+    full_name = ma.fields.String(required=True)
+    role = ma.fields.String(required=True)
+    email_verified = ma.fields.Boolean(required=True)
+    created_at = ma.fields.AwareDateTime(required=True)

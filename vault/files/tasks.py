@@ -1,0 +1,26 @@
+"""Background work on files. Arguments are ids; what is to be done is decided from the rows."""
+
+import uuid
+
+import structlog
+from celery import Celery
+
+from vault.audit.service import Actor
+from vault.broker import TASK_REAP_FILES, TASK_REMOVE_FILE
+from vault.container import Container
+
+log = structlog.get_logger(__name__)
+
+
+def register(celery: Celery, container: Container) -> None:
+    """Put this feature's tasks on the Celery app."""
+
+    @celery.task(name=TASK_REMOVE_FILE)
+    def remove_file(file_id: str) -> None:
+        container.reaper.remove(uuid.UUID(file_id))
+
+    @celery.task(name=TASK_REAP_FILES)
+    def reap_files() -> None:
+        report = container.reaper.reap(Actor())
+        if report.expired or report.removed or report.failed:
+            log.info("files_reaped", expired=report.expired, removed=report.removed, failed=report.failed)

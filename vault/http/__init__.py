@@ -1,0 +1,1 @@
+"""What every blueprint shares: problem details, tokens, streams in both directions, cursors, request ids."""

@@ -1,0 +1,152 @@
+"""flask-smorest, taught this API's contract: problem bodies, strict input, documented errors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+import marshmallow as ma
+from flask import Flask, Request, current_app, request
+from flask_smorest import Api, Blueprint
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException, UnsupportedMediaType
+
+from vault.errors import InputRefused, VaultError
+from vault.http.errors import on_http_error
+
+
+class MalformedJson(VaultError):
+    code = "malformed_json"
+    detail = "The request body is not valid JSON."
+
+
+class ProblemSchema(ma.Schema):
+    """RFC 9457 problem details."""
+
+    type = ma.fields.String(required=True)
+    title = ma.fields.String(required=True)
+    status = ma.fields.Integer(required=True)
+    detail = ma.fields.String(required=True)
+    code = ma.fields.String(required=True, metadata={"description": "A stable slug to test for."})
+    request_id = ma.fields.String(required=True)
+    errors = ma.fields.Dict(keys=ma.fields.String(), values=ma.fields.List(ma.fields.String()))
+
+
+class VaultApi(Api):  # type: ignore[misc]
+    ERROR_SCHEMA = ProblemSchema
+
+    def handle_http_exception(self, error: HTTPException) -> Any:
+        return on_http_error(error)
+
+
+class Text(ma.fields.String):
+    """Text that every database and encoder takes: no NUL, no lone surrogates, which would be errors further in."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if "\0" in text or not is_encodable(text):
+            raise ma.ValidationError("Contains characters that are not text.")
+        return text
+
+
+class PasswordText(ma.fields.String):
+    """A password: any characters that can be encoded, NUL among them."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if not is_encodable(text):
+            raise ma.ValidationError("Contains characters that are not text.")
+        return text
+
+
+def is_encodable(text: str) -> bool:
+    """Whether text has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class StrictParser(FlaskParser):
+    """Unknown fields are refused in bodies and queries; a body that is not JSON is 415, one that does not parse 400."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"json": ma.RAISE, "query": ma.RAISE}  # noqa: RUF012
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        if req.mimetype != "application/json":
+            raise UnsupportedMediaType
+        try:
+            return req.get_json(force=True)
+        except HTTPException as exc:
+            if exc.code != 400:
+                raise
+            raise MalformedJson from exc
+        except (ValueError, RecursionError) as exc:
+            raise MalformedJson from exc
+
+    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        fields: dict[str, list[str]] = {}
+        by_location: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
+        for location in by_location.values():
+            for name, messages in location.items() if isinstance(location, dict) else [("_schema", location)]:
+                fields[str(name)] = list(_texts(messages))
+        raise InputRefused(fields) from error
+
+
+def _texts(messages: Any) -> list[str]:
+    """Marshmallow nests messages for lists and dicts; a client needs the sentences."""
+    if isinstance(messages, str):
+        return [messages]
+    children = messages.values() if isinstance(messages, dict) else messages
+    return [text for child in children for text in _texts(child)]
+
+
+class VaultBlueprint(Blueprint):  # type: ignore[misc]
+    """A blueprint whose routes refuse query parameters that they did not declare."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+    def arguments(self, schema: Any, *, location: str = "json", **kwargs: Any) -> Callable[..., Any]:
+        decorate = super().arguments(schema, location=location, **kwargs)
+
+        def wrap(view: Callable[..., Any]) -> Callable[..., Any]:
+            decorated: Any = decorate(view)
+            if location == "query":
+                declared = schema().fields if isinstance(schema, type) else schema.fields
+                decorated.query_fields = frozenset(declared)
+            return decorated  # type: ignore[no-any-return]
+
+        return wrap
+
+
+def refuse_undeclared_query() -> None:
+    """Unknown query parameters are 422 on every route, and so is a query that is not UTF-8."""
+    if request.endpoint is None:
+        return
+    try:
+        names = [name for name, _ in parse_qsl(request.query_string.decode("ascii"), True, errors="strict")]
+    except UnicodeDecodeError:
+        raise InputRefused({"query": ["Is not valid UTF-8."]}) from None
+    declared: frozenset[str] = getattr(current_app.view_functions[request.endpoint], "query_fields", frozenset())
+    unknown = sorted({name for name in names if name not in declared})
+    if unknown:
+        raise InputRefused({name: ["Unknown parameter."] for name in unknown if is_encodable(name)})
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise InputRefused({name: ["May come only once."] for name in sorted(repeated)})
+
+
+def register(app: Flask) -> VaultApi:
+    """Bind the API and its documentation to an application."""
+    app.config.update(
+        API_TITLE="Secure Vault",
+        API_VERSION="v1",
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        OPENAPI_JSON_PATH="openapi.json",
+        API_SPEC_OPTIONS={
+            "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
+        },
+    )
+    app.before_request(refuse_undeclared_query)
+    return VaultApi(app)

@@ -1,0 +1,82 @@
+"""Access tokens at the door: who is signed in, asked anew for every request."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from flask import Flask, Response, current_app
+from flask_jwt_extended import current_user, jwt_required
+
+from vault.audit.service import Actor
+from vault.auth.service import SignedIn
+from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
+from vault.container import Container
+from vault.derived import derive_key
+from vault.extensions import jwt
+from vault.http.errors import unauthorized
+from vault.http.requests import anonymous
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def container() -> Container:
+    """This application's parts."""
+    return cast(Container, current_app.extensions["vault"])
+
+
+def signed_in() -> SignedIn:
+    """The person whose token this request carries; only inside a `login_required` view."""
+    return cast(SignedIn, current_user)
+
+
+def actor() -> Actor:
+    """The signed-in person as an actor of audit events."""
+    who, where = signed_in(), anonymous()
+    return Actor(who.user_id, who.email, who.session_id, where.ip, where.user_agent, where.request_id)
+
+
+def login_required(view: View) -> View:
+    """Let a view run only for a living access token; documents the security scheme."""
+    guarded: Any = jwt_required()(view)
+    apidoc = dict(getattr(view, "_apidoc", {}))
+    apidoc["manual_doc"] = {**apidoc.get("manual_doc", {}), "security": [{"bearer": []}]}
+    guarded._apidoc = apidoc  # flask-smorest's own place for what a view says about itself
+    return cast(View, guarded)
+
+
+def register(app: Flask, secret_key: str) -> None:
+    """Bind token checking: header only, one algorithm, issuer and audience checked, one answer for every failure."""
+    app.config.update(
+        JWT_SECRET_KEY=derive_key(secret_key, "jwt"),
+        JWT_ALGORITHM=ALGORITHM,
+        JWT_DECODE_ALGORITHMS=[ALGORITHM],
+        JWT_DECODE_ISSUER=ISSUER,
+        JWT_DECODE_AUDIENCE=AUDIENCE,
+        JWT_TOKEN_LOCATION=["headers"],
+    )
+    jwt.init_app(app)
+
+
+def _refuse(*_: object) -> Response:
+    return unauthorized()
+
+
+for _loader in (
+    jwt.unauthorized_loader,
+    jwt.invalid_token_loader,
+    jwt.expired_token_loader,
+    jwt.revoked_token_loader,
+    jwt.needs_fresh_token_loader,
+    jwt.token_verification_failed_loader,
+    jwt.user_lookup_error_loader,
+):
+    _loader(_refuse)
+
+
+@jwt.user_lookup_loader
+def _load_user(_header: dict[str, Any], claims: dict[str, Any]) -> SignedIn | None:
+    try:
+        user_id, session_id = uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return container().auth.identify(user_id, session_id)

@@ -1,0 +1,147 @@
+"""One table from error codes to HTTP statuses, and the RFC 9457 bodies that carry them."""
+
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+import structlog
+from flask import Flask, Response, g, json, request
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from werkzeug.exceptions import HTTPException
+
+from vault.errors import DatabaseUnavailable, InputRefused, VaultError
+
+log = structlog.get_logger(__name__)
+
+STATUS: Final = {
+    "malformed_json": 400,
+    "malformed_body": 400,
+    "upload_truncated": 400,
+    "invalid_token": 400,
+    "invalid_cursor": 400,
+    "unauthorized": 401,
+    "invalid_credentials": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "upload_lost": 409,
+    "too_large": 413,
+    "quota_exceeded": 413,
+    "unsupported_media_type": 415,
+    "validation_failed": 422,
+    "digest_mismatch": 422,
+    "too_many_uploads": 429,
+    "integrity_failed": 500,
+    "key_unwrap_failed": 500,
+    "storage_unavailable": 502,
+    "busy": 503,
+    "database_unavailable": 503,
+    "installation_mismatch": 503,
+    "key_service_unavailable": 503,
+    "key_unavailable": 503,
+    "storage_full": 507,
+}
+# Where trying again can help, and after how many seconds it first makes sense.
+_RETRY_AFTER: Final = {
+    "busy": 2,
+    "database_unavailable": 5,
+    "key_service_unavailable": 5,
+    "storage_unavailable": 5,
+    "too_many_uploads": 5,
+}
+_CODES: Final = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "validation_failed",
+}
+_DETAILS: Final = {
+    404: "There is nothing here.",
+    405: "This address does not know that method.",
+    413: "The request body is larger than this server accepts.",
+}
+# Failures of this side that an operator should see, beyond the access log.
+_LOGGED_FROM: Final = 500
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An `application/problem+json` answer."""
+    body: dict[str, Any] = {
+        "type": f"urn:secure-vault:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": g.get("request_id"),
+    }
+    if errors is not None:
+        body["errors"] = errors
+    response = Response(json.dumps(body), status, mimetype="application/problem+json")
+    response.headers.extend(headers or {})
+    return response
+
+
+def unauthorized() -> Response:
+    """One answer for every token that is missing, malformed, expired, revoked or not ours."""
+    return problem(
+        401,
+        "unauthorized",
+        "A valid access token is required.",
+        headers={"WWW-Authenticate": 'Bearer realm="secure-vault"'},
+    )
+
+
+def register(app: Flask) -> None:
+    """Answer every error of this application as a problem."""
+    app.register_error_handler(VaultError, _on_vault_error)
+    app.register_error_handler(SQLAlchemyError, _on_database_error)
+    app.register_error_handler(HTTPException, on_http_error)
+    app.register_error_handler(Exception, _on_unknown_error)
+
+
+def _on_vault_error(error: VaultError) -> Response:
+    status = STATUS.get(error.code, 500)
+    if status >= _LOGGED_FROM:
+        log.error("request_failed", code=error.code, exc_info=error)
+    errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
+    headers = {}
+    if error.code in _RETRY_AFTER:
+        headers["Retry-After"] = str(_RETRY_AFTER[error.code])
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="secure-vault"'
+    return problem(status, error.code, error.detail, errors=errors, headers=headers)
+
+
+def _on_database_error(error: SQLAlchemyError) -> Response:
+    gone = isinstance(error, OperationalError | InterfaceError | PoolTimeout)
+    if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        unavailable = DatabaseUnavailable()
+        unavailable.__cause__ = error
+        return _on_vault_error(unavailable)
+    return _on_unknown_error(error)
+
+
+def on_http_error(error: HTTPException) -> Response:
+    """Werkzeug's own errors, with the headers that belong to their status (Allow, for one)."""
+    if error.response is not None or error.code is None or error.code < 400:
+        return cast(Response, Response.force_type(error.get_response(request.environ), request.environ))
+    headers = {k: v for k, v in error.get_headers(request.environ) if k.lower() != "content-type"}
+    code = _CODES.get(error.code, HTTPStatus(error.code).phrase.lower().replace(" ", "_"))
+    # Werkzeug's descriptions speak to people in browsers and may quote the request.
+    detail = _DETAILS.get(error.code, HTTPStatus(error.code).description or HTTPStatus(error.code).phrase)
+    return problem(error.code, code, detail, headers=headers)
+
+
+def _on_unknown_error(error: Exception) -> Response:
+    log.error("unexpected_error", exc_info=error)
+    return problem(500, "internal_error", "The server could not answer this request.")

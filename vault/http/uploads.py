@@ -1,0 +1,214 @@
+"""Request bodies as bounded streams of plaintext. Nothing is spooled: `request.files` would write to disk."""
+
+import base64
+import binascii
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import Message
+from typing import Any, Final
+
+from flask import Request
+from gunicorn.http.errors import ParseException
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
+from werkzeug.http import parse_options_header
+
+from vault.errors import InputRefused, MalformedBody, TooLarge, UploadTruncated
+from vault.files.names import clean_content_type, clean_name
+
+_DEFAULT_TYPE: Final = "application/octet-stream"
+_READ_BYTES: Final = 1024 * 1024
+# Boundaries and part headers around a file in a form.
+_FRAMING_BYTES: Final = 64 * 1024
+# RFC 9530, 3: a dictionary of algorithm=:base64:
+_SHA256: Final = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?:;[^,]*)?(?:,|$)", re.IGNORECASE)
+
+
+class RawUpload:
+    """A file as the whole body."""
+
+    def __init__(self, request: Request, name: str, content_type: str, expected_sha256: bytes | None) -> None:
+        self._body = _Body(request)
+        self.name = name
+        self.content_type = content_type
+        self.declared_bytes = self._body.declared
+        self.expected_sha256 = expected_sha256
+
+    def read(self, length: int, /) -> bytes:
+        return self._body.read(length)
+
+
+class FormUpload:
+    """A file as the one part of a multipart form, parsed while it arrives."""
+
+    declared_bytes = None
+
+    def __init__(self, request: Request, boundary: str, expected_sha256: bytes | None) -> None:
+        self._body = _Body(request)
+        with _form_errors():
+            self._parser = PushMultipartParser(boundary, strict=True, max_segment_count=1, max_header_count=8)
+        self._events: deque[Any] = deque()
+        self._has_ended = False
+        part = self._next_event()
+        if not isinstance(part, MultipartSegment):
+            raise InputRefused({"file": ["The form has no part named file."]})
+        if part.name != "file":
+            raise InputRefused({"file": ["The first part of the form must be named file."]})
+        if not part.filename:
+            raise InputRefused({"file": ["No file was chosen, or it has no name."]})
+        self.name = clean_name(part.filename)
+        self.content_type = clean_content_type(part.header("Content-Type") or _DEFAULT_TYPE)
+        self.expected_sha256 = expected_sha256
+
+    def read(self, length: int, /) -> bytes:
+        if self._has_ended:
+            return b""
+        piece = self._next_event()
+        if piece is None:
+            self._has_ended = True
+            self._drain()
+            return b""
+        if len(piece) > length:
+            self._events.appendleft(piece[length:])
+            piece = piece[:length]
+        return bytes(piece)
+
+    def _next_event(self) -> Any:
+        """The next part, bytes of it, or None at its end."""
+        while not self._events:
+            chunk = self._body.read(_READ_BYTES)
+            with _form_errors():
+                if not chunk:
+                    self._parser.close()
+                    raise InputRefused({"file": ["The form has no part named file."]})
+                self._events.extend(self._parser.parse(chunk))
+        return self._events.popleft()
+
+    def _drain(self) -> None:
+        """Read on to the declared end. The form is complete here; what follows it means nothing (RFC 2046, 5.1.1)."""
+        behind = 0
+        while chunk := self._body.read(_READ_BYTES):
+            behind += len(chunk)
+            if behind > _FRAMING_BYTES:
+                raise MalformedBody
+
+
+def open_upload(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
+    """Take the name, type and stream of an upload out of a request.
+
+    A raw body has its name in Content-Disposition or `?name=`; a form has it in its part. Raises InputRefused,
+    MalformedBody, and TooLarge as soon as the declared length says so.
+    """
+    digest = _expected_digest(request.headers.get("Repr-Digest"))
+    mimetype, options = parse_options_header(request.headers.get("Content-Type", _DEFAULT_TYPE))
+    if mimetype != "multipart/form-data":
+        upload = RawUpload(request, _raw_name(request), clean_content_type(_raw_type(request)), digest)
+        if (upload.declared_bytes or 0) > max_bytes:
+            raise TooLarge
+        return upload
+    if (request.content_length or 0) > max_bytes + _FRAMING_BYTES:
+        raise TooLarge
+    if not options.get("boundary"):
+        raise MalformedBody
+    return FormUpload(request, options["boundary"], digest)
+
+
+class _Body:
+    """The request body, exactly as long as declared."""
+
+    def __init__(self, request: Request) -> None:
+        self._input = request.environ["wsgi.input"]
+        chunked = bool(request.environ.get("wsgi.input_terminated")) and request.content_length is None
+        self.declared = None if chunked else request.content_length or 0
+        self._left = self.declared
+
+    def read(self, length: int) -> bytes:
+        if self._left is not None:
+            length = min(length, self._left)
+        if length == 0:
+            return b""
+        try:
+            piece: bytes = self._input.read(length)
+        except ParseException as exc:
+            raise MalformedBody from exc
+        except OSError as exc:
+            raise UploadTruncated from exc
+        if self._left is not None:
+            # gunicorn reports a dropped client as a clean end of stream, so compare with the declared length.
+            if not piece:
+                raise UploadTruncated
+            self._left -= len(piece)
+        return piece
+
+
+def _raw_type(request: Request) -> str:
+    return request.headers.get("Content-Type") or _DEFAULT_TYPE
+
+
+def _raw_name(request: Request) -> str:
+    header = request.headers.get("Content-Disposition")
+    name = _disposition_name(header) if header else None
+    if name is None:
+        name = request.args.get("name")
+    if name is None:
+        raise InputRefused({"name": ["Give a name in Content-Disposition or as ?name=."]})
+    return clean_name(name)
+
+
+def _disposition_name(header: str) -> str | None:
+    """RFC 6266, 4.3: `filename*` before `filename`."""
+    message = Message()
+    message["Content-Disposition"] = header
+    plain = extended = None
+    for key, value in message.get_params([], "content-disposition")[1:]:
+        if key.lower() == "filename":
+            if isinstance(value, tuple):
+                extended = _extended_value(value)
+            else:
+                plain = _utf8(value)
+    return extended or plain
+
+
+def _extended_value(value: tuple[str | None, str | None, str]) -> str:
+    """RFC 8187, 3.2.1: charset'language'percent-encoded; the standard library has decoded the percents as Latin-1."""
+    charset = (value[0] or "").lower()
+    if charset not in ("utf-8", "iso-8859-1"):
+        raise InputRefused({"name": ["filename* must be in UTF-8."]})
+    try:
+        return value[2].encode("latin-1").decode(charset)
+    except UnicodeError:
+        raise InputRefused({"name": ["filename* is not valid UTF-8."]}) from None
+
+
+def _utf8(value: str) -> str:
+    """Header bytes arrive as Latin-1; most clients mean UTF-8."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def _expected_digest(header: str | None) -> bytes | None:
+    """The SHA-256 of a Repr-Digest; other algorithms in it are left alone, as RFC 9530 wants."""
+    match = _SHA256.search(header) if header else None
+    if match is None:
+        return None
+    try:
+        digest = base64.b64decode(match[1], validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(digest) != 32:
+        raise InputRefused({"Repr-Digest": ["sha-256 must be 32 bytes in base64."]})
+    return digest
+
+
+@contextmanager
+def _form_errors() -> Iterator[None]:
+    """multipart's errors quote the body; they stay behind. A second part has an answer of its own."""
+    try:
+        yield
+    except MultipartError as exc:
+        if "segment count" in str(exc).lower():
+            raise InputRefused({"file": ["The form must have exactly one part."]}) from exc
+        raise MalformedBody from exc

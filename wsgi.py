@@ -1,0 +1,14 @@
+"""gunicorn's entry."""
+
+import sys
+
+from vault import create_app
+from vault.config import Settings, SettingsError
+from vault.logs import configure_logging
+
+try:
+    settings = Settings.load()
+except SettingsError as exc:
+    sys.exit(str(exc))
+configure_logging(settings.log_level, settings.log_format)
+app = create_app(settings)
