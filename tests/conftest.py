@@ -1,5 +1,6 @@
 """Shared fixtures: databases migrated once and emptied per test, and a whole vault over each."""
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from flask_migrate import upgrade
 
 from tests.support.services import postgres_database
@@ -26,6 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: run ./scripts/test --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logs() -> None:
+    """Keep quiet: an unconfigured structlog draws every exception, for a second each. Log tests configure it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def migrate(folder: Path, database_url: str) -> None:

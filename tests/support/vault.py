@@ -2,21 +2,30 @@
 
 import re
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.support.settings import make_settings
 from vault import create_app
+from vault.audit.models import AuditEvent
+from vault.audit.service import Actor
+from vault.auth.models import User, UserSession
+from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE
 from vault.container import Container, build_container
+from vault.derived import derive_key
+from vault.encryption.keyring import KeyRing
+from vault.files.models import File, FileState
 from vault.mail.messages import OutgoingMail
-from vault.storage import ObjectStore
+from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
 
 PASSWORD = "four plain words stapled"
@@ -52,7 +61,15 @@ class Clock:
 class Vault:
     """One application with a recording mailer and a queue that runs when told."""
 
-    def __init__(self, folder: Path, database_url: str, *, store: ObjectStore | None = None, **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        *,
+        store: ObjectStore | None = None,
+        keys: KeyRing | None = None,
+        **settings: str,
+    ) -> None:
         self.settings = make_settings(folder, DATABASE_URL=database_url, **settings)
         self.store = store or MemoryStore()
         self.mailer = RecordingMailer()
@@ -61,6 +78,7 @@ class Vault:
         self.container: Container = build_container(
             self.settings,
             store=self.store,
+            keys=keys,
             mailer=self.mailer,
             hasher=CHEAP_HASHER,
             clock=self.clock,
@@ -89,6 +107,22 @@ class Vault:
         assert found is not None
         return found[1]
 
+    def audit_trail(self, action: str) -> list[AuditEvent]:
+        """Events of one action, oldest first."""
+        with self.container.sessions.begin() as session:
+            query = sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at)
+            return list(session.scalars(query))
+
+    def counted(self) -> tuple[int, int]:
+        """used_bytes and reserved_bytes of all accounts together."""
+        with self.container.sessions.begin() as session:
+            row = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
+        return int(row[0]), int(row[1])
+
+    def file_states(self) -> list[str]:
+        with self.container.sessions.begin() as session:
+            return sorted(session.scalars(sa.select(File.state)))
+
     def register(self, email: str, password: str = PASSWORD) -> None:
         """An account whose address is not verified yet."""
         answer = self.client.post("/api/v1/auth/register", json={"email": email, "password": password})
@@ -105,6 +139,128 @@ class Vault:
         answer = self.client.post("/api/v1/auth/login", json={"email": email, "password": password})
         assert answer.status_code == 200, answer.text
         return Person(self, email, answer.json["access_token"], answer.json["refresh_token"])
+
+    def member(self, email: str = "anna@example.org", **columns: Any) -> "Person":
+        """A verified account with a session, written as rows: what `sign_up` leads to, for tests of something else."""
+        now = self.clock()
+        user = User(
+            id=uuid.uuid4(),
+            email=email,
+            email_key=email.lower(),
+            password_hash=CHEAP_HASHER.hash(PASSWORD),
+            email_verified_at=now,
+            created_at=now,
+            **columns,
+        )
+        started = UserSession(
+            id=uuid.uuid4(),
+            user_id=user.id,
+            created_at=now,
+            last_used_at=now,
+            refreshed_at=now,
+            expires_at=now + SESSION_LIFETIME,
+        )
+        tokens = SessionTokens(derive_key(self.settings.secret_key, "jwt"), self.clock).pair(
+            user.id, started.id, generation=0, session_ends=started.expires_at
+        )
+        with self.container.sessions.begin() as session:
+            session.add(user)
+            session.flush()
+            session.add(started)
+        return Person(self, email, tokens.access_token, tokens.refresh_token)
+
+    def user(self, email: str = "anna@example.org") -> User:
+        with self.container.sessions.begin() as session:
+            return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
+
+    def files(self) -> Sequence[File]:
+        """Every row, in whatever state."""
+        with self.container.sessions.begin() as session:
+            return session.scalars(sa.select(File)).all()
+
+    def file(self, file_id: str) -> File:
+        with self.container.sessions.begin() as session:
+            return session.get_one(File, uuid.UUID(file_id))
+
+    def change_file(self, file_id: str | uuid.UUID, **columns: Any) -> None:
+        """Play whoever can write the database: change a row's columns behind the vault's back."""
+        with self.container.sessions.begin() as session:
+            session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
+
+    def change_user(self, email: str = "anna@example.org", **columns: Any) -> None:
+        with self.container.sessions.begin() as session:
+            session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
+
+    def objects(self) -> list[str]:
+        """The keys of all objects in the store."""
+        return [stat.key for stat in self.store.list(OBJECTS)]
+
+    def reap(self) -> None:
+        """Do what the periodic pass does."""
+        self.container.reaper.reap(Actor())
+
+    def accounts_balance(self) -> bool:
+        """Whether each person's used and reserved bytes are exactly those of the ready and pending rows."""
+        rows = self.files()
+        with self.container.sessions.begin() as session:
+            users = session.scalars(sa.select(User)).all()
+        return all(
+            user.used_bytes == sum(r.size_bytes or 0 for r in rows if _is(r, user, FileState.READY))
+            and user.reserved_bytes == sum(r.reserved_bytes for r in rows if _is(r, user, FileState.PENDING))
+            for user in users
+        )
+
+    def leftovers(self) -> dict[str, int]:
+        """What the failed uploads of this test have left after the worker and the periodic pass; {} is right."""
+        ready = sum(row.state == FileState.READY for row in self.files())
+        self.run_queue()
+        self.reap()
+        with self.container.sessions.begin() as session:
+            counted = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
+        found = {
+            "ready rows": ready,
+            "rows": len(self.files()),
+            "objects": len(self.objects()),
+            "unfinished writes": self.store.unfinished(),
+            "used bytes": int(counted[0] or 0),
+            "reserved bytes": int(counted[1] or 0),
+        }
+        return {what: count for what, count in found.items() if count}
+
+
+def _is(row: File, user: User, state: FileState) -> bool:
+    return row.owner_id == user.id and row.state == state
+
+
+def but_request_id(answer: Any) -> tuple[int, dict[str, str], str]:
+    """Everything of an answer that two requests can have in common: status, headers and body but for the ids."""
+    headers = {k: v for k, v in answer.headers.items() if k != "X-Request-ID"}
+    return answer.status_code, headers, answer.text.replace(answer.headers["X-Request-ID"], "-")
+
+
+class Body:
+    """A request body as a server hands it over, which runs `then` once when `at` bytes have been read.
+
+    It gives no byte beyond its content, whatever length was declared: a client that hangs up.
+    """
+
+    def __init__(self, content: bytes, *, at: int = 0, then: Callable[[], object] | None = None) -> None:
+        self._content = content
+        self._at = at
+        self._then = then
+        self.position = 0
+
+    def read(self, length: int = -1) -> bytes:
+        end = len(self._content) if length < 0 else self.position + length
+        if self._then is not None:
+            if self.position >= self._at:
+                then, self._then = self._then, None
+                then()
+            else:
+                end = min(end, self._at)
+        piece = self._content[self.position : end]
+        self.position += len(piece)
+        return piece
 
 
 @dataclass
@@ -141,8 +297,18 @@ class Person:
         assert answer.status_code == 201, answer.text
         return dict(answer.json)
 
+    def send(self, body: Body | bytes, *, length: int | None, **kwargs: Any) -> Any:
+        """Upload a raw body of a declared length, or of none: then it is chunked."""
+        environ: dict[str, Any] = {"wsgi.input": Body(body) if isinstance(body, bytes) else body}
+        if length is None:
+            environ |= {"wsgi.input_terminated": True, "CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
+        else:
+            environ["CONTENT_LENGTH"] = str(length)
+        kwargs = {"query_string": {"name": "notes.txt"}, "content_type": "text/plain", **kwargs}
+        return self.post("/api/v1/files", environ_overrides=environ, **kwargs)
+
     def download(self, file_id: str) -> bytes:
-        answer = self.get(f"/api/v1/files/{file_id}/content")
+        answer = self.get(f"/api/v1/files/{file_id}/content", buffered=True)
         assert answer.status_code == 200, answer.text
         return bytes(answer.data)
 

@@ -36,7 +36,10 @@ class ObjectWriter(Protocol):
     """
 
     def buffer(self) -> bytearray:
-        """A buffer for the next part. Waits while too much is in flight; raises Busy if that takes too long."""
+        """A buffer for the next part, asked for only if there is one.
+
+        Waits while too much is in flight; raises Busy if that takes too long, and what `write` raises.
+        """
 
     def write(self, part: bytearray, length: int) -> None:
         """Store the first `length` bytes of a buffer that `buffer` gave; the writer owns it from here on.

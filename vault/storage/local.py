@@ -74,7 +74,7 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         with _translated():
-            for folder, _, names in os.walk(self._root):
+            for folder, _, names in os.walk(self._root, onerror=_refuse_gap):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self._root).as_posix()
@@ -139,9 +139,11 @@ class _LocalWriter:
             self._incoming.unlink(missing_ok=True)
 
     def _release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            # A network file system reports failed writes here too; a commit has heard of them from fsync.
+            with contextlib.suppress(OSError):
+                os.close(fd)
         if self._buffer is not None:
             self._budget.free(self._buffer)
             self._buffer = None
@@ -180,6 +182,12 @@ def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator
     except OSError as exc:
         error: type[StorageError] = StorageFull if exc.errno in _FULL else StorageUnavailable
         raise error from exc
+
+
+def _refuse_gap(error: OSError) -> None:
+    """Let os.walk pass over a folder that is not there, and over no other: unreadable must not look like empty."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _make_folder(folder: Path, root: Path) -> None:

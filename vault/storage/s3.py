@@ -81,14 +81,14 @@ class S3Store:
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
         conditions = {} if etag is None else {"IfMatch": etag}
-        with _translated():
+        with _translated(missing=ObjectNotFound):
             answer = self.client.get_object(
                 Bucket=self.bucket,
                 Key=key,
                 Range=f"bytes={first}-{last}",
                 **conditions,  # type: ignore[arg-type]
             )
-        reader = _S3Reader(answer["Body"], answer.get("ContentRange", ""), answer["ETag"])
+        reader = _S3Reader(answer["Body"], answer.get("ContentRange", ""), answer.get("ETag", ""))
         # Some servers ignore If-Match, and some ignore Range: neither may pass.
         if not answer.get("ContentRange", "").startswith(f"bytes {first}-") or etag not in (None, reader.etag):
             reader.close()
@@ -96,19 +96,25 @@ class S3Store:
         return reader
 
     def put_if_absent(self, key: str, content: bytes) -> None:
+        # Asked for first, since some servers ignore If-None-Match; where it counts, the header settles a race.
+        with contextlib.suppress(ObjectNotFound):
+            self.get(key)
+            return
         with contextlib.suppress(ObjectChanged), _translated():
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
 
     def get(self, key: str) -> bytes:
-        with _translated(), contextlib.closing(self.client.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
-            return body.read()
+        with _translated(missing=ObjectNotFound):
+            answer = self.client.get_object(Bucket=self.bucket, Key=key)
+            with contextlib.closing(answer["Body"]) as body:
+                return body.read()
 
     def delete(self, key: str) -> None:
         with _translated():
             for found, upload_id in self._open_uploads(key):
                 if found == key:
                     self._abort_upload(key, upload_id)
-            with contextlib.suppress(ObjectNotFound), _translated():
+            with contextlib.suppress(ObjectNotFound), _translated(missing=ObjectNotFound):
                 self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
@@ -137,9 +143,12 @@ class S3Store:
 
     def _open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
-        for page in pages:
-            for upload in page.get("Uploads", ()):
-                yield upload["Key"], upload["UploadId"]
+        try:
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    yield upload["Key"], upload["UploadId"]
+        except self.client.exceptions.NoSuchUpload:
+            return  # what rclone answers for a bucket that never had a multipart upload
 
     def _connect(self) -> None:
         """Make client and pool in the process that uses them: neither may be shared across a fork."""
@@ -183,26 +192,23 @@ class _S3Writer:
 
     def buffer(self) -> bytearray:
         if self._filling is None:
+            # Another part follows. Sent before waiting for room: uploads that all held one would wait for each other.
+            self._send_held()
             while len(self._in_flight) >= _PARTS_IN_FLIGHT:
                 self._in_flight.popleft().result()
             self._filling = self._store.budget.allocate(self._part_size)
         return self._filling
 
     def write(self, part: bytearray, length: int) -> None:
-        # The first part is held back: if no other follows, it becomes a PutObject.
+        # Held back until another is asked for: if the first part stays the only one, it becomes a PutObject.
         self._filling = None
-        previous, self._held = self._held, (part, length)
-        if previous is not None:
-            self._send(*previous)
+        self._held = (part, length)
 
     def commit(self) -> None:
-        if self._held is None:
-            raise ValueError("an object has at least one part")
-        held, self._held = self._held, None
         if self._upload_id is None:
-            self._put(*held)
+            self._put_held()
             return
-        self._send(*held)
+        self._send_held()
         while self._in_flight:
             self._in_flight.popleft().result()
         with _translated():
@@ -229,14 +235,20 @@ class _S3Writer:
                     Bucket=self._store.bucket, Key=self._key, UploadId=self._upload_id
                 )
 
-    def _put(self, part: bytearray, length: int) -> None:
+    def _put_held(self) -> None:
+        if self._held is None:
+            raise ValueError("an object has at least one part")
+        (part, length), self._held = self._held, None
         try:
             with _translated():
                 self._store.client.put_object(Bucket=self._store.bucket, Key=self._key, Body=_body(part, length))
         finally:
             self._store.budget.free(part)
 
-    def _send(self, part: bytearray, length: int) -> None:
+    def _send_held(self) -> None:
+        if self._held is None:
+            return
+        (part, length), self._held = self._held, None
         future: Future[None] | None = None
         try:
             if self._upload_id is None:
@@ -297,15 +309,17 @@ def _body(part: bytearray, length: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn botocore's and urllib3's errors into the store's; their texts hold keys and host names and stay behind."""
+def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
+    """Turn botocore's and urllib3's errors into the store's; their texts hold keys and host names and stay behind.
+
+    `missing` is what a 404 means: no such object for a read, a misplaced endpoint for everything else.
+    """
     try:
         yield
     except ClientError as exc:
         status = str(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         code = exc.response.get("Error", {}).get("Code", "")
-        if code in _UNUSABLE:
-            raise StorageUnavailable from exc
-        raise _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable)) from exc
+        error = StorageUnavailable if code in _UNUSABLE else _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable))
+        raise (missing if error is ObjectNotFound else error) from exc
     except (BotoCoreError, HTTPError, OSError) as exc:
         raise StorageUnavailable from exc

@@ -13,6 +13,7 @@ DEK = bytes(range(32))
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 SALT = bytes(range(0x40, 0x60))
 
+each_suite = pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.cipher_name)
 suites = st.sampled_from(Suite)
 lgs = st.integers(16, 22)
 keys_of_32 = st.binary(min_size=32, max_size=32)
@@ -131,7 +132,7 @@ def test_another_data_key_fails_the_commitment() -> None:
         open_keys(bytes(32), header)
 
 
-@pytest.mark.parametrize("suite", Suite)
+@each_suite
 @pytest.mark.parametrize(
     "change",
     [

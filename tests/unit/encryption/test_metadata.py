@@ -1,4 +1,5 @@
 import hashlib
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from vault.encryption.metadata import open_digest, seal_digest
 DEK = bytes(range(32))
 DIGEST = hashlib.sha256(b"content").digest()
 OBJECT, FILE, OWNER = UUID(int=1), UUID(int=2), UUID(int=3)
-IDS = {"object_id": OBJECT, "file_id": FILE, "owner_id": OWNER}
+IDS: dict[str, Any] = {"object_id": OBJECT, "file_id": FILE, "owner_id": OWNER}
 
 
 @pytest.fixture(params=Suite, ids=lambda suite: suite.cipher_name)

@@ -1,0 +1,199 @@
+"""Clients that hang up, processes that are killed, and a reaper beside a slow upload: on a directory and on S3."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded, production
+from vault.audit.service import Actor
+
+# One worker runs this module, so that each stack is started once.
+pytestmark = pytest.mark.xdist_group("crashes")
+
+MIB = 1024 * 1024
+BODY = os.urandom(12 * MIB)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(embedded, id="directory"),
+        pytest.param(production, id="s3"),
+    ],
+)
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with request.param(tmp_path_factory.mktemp("crashes")) as running:
+        running.start_api()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def person(stack: Stack) -> requests.Session:
+    return stack.sign_up()
+
+
+class SlowUpload:
+    """An upload over a bare socket, sent piece by piece."""
+
+    def __init__(self, stack: Stack, person: requests.Session, body: bytes, *, form: bool = False) -> None:
+        self.body = body
+        content_type, query = "application/octet-stream", "?name=slow.bin"
+        if form:
+            head = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="slow.bin"\r\n\r\n'
+            self.body = head + body + b"\r\n--edge--\r\n"
+            content_type, query = "multipart/form-data; boundary=edge", ""
+        self.sent = 0
+        self._socket = socket.create_connection(("127.0.0.1", stack.port), timeout=30)
+        self._socket.sendall(
+            f"POST /api/v1/files{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            f"Authorization: {person.headers['Authorization']!s}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(self.body)}\r\n\r\n".encode()
+        )
+
+    def send(self, upto: int) -> None:
+        """Send the body up to this position."""
+        self._socket.sendall(self.body[self.sent : upto])
+        self.sent = upto
+
+    def hang_up(self) -> None:
+        self._socket.close()
+
+    def answer(self) -> bytes:
+        pieces = []
+        with self._socket:
+            while piece := self._socket.recv(65536):
+                pieces.append(piece)
+        return b"".join(pieces)
+
+
+def answered(stack: Stack) -> int:
+    """How many uploads the API has finished with, one way or the other."""
+    return stack.processes[0].output.count('"route": "/api/v1/files"')
+
+
+def reap(stack: Stack) -> str:
+    return stack.run("flask", "files", "reap").stdout
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
+@pytest.mark.parametrize("at", [0, 1, 300_000, 9 * MIB, -1], ids=["headers", "first byte", "segment", "part", "end"])
+def test_a_client_that_hangs_up_leaves_nothing(stack: Stack, person: requests.Session, at: int, form: bool) -> None:
+    before, answered_before = stack.remains(), answered(stack)
+    upload = SlowUpload(stack, person, BODY, form=form)
+
+    upload.send(at if at >= 0 else len(upload.body) - 1)
+    upload.hang_up()
+
+    wait_until(lambda: answered(stack) > answered_before, seconds=20, what="the upload being given up")
+    stack.container.reaper.reap(Actor())
+    assert stack.remains() == before
+
+
+def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person: requests.Session) -> None:
+    kept = person.post(f"{stack.url}/files?name=kept.bin", data=BODY).json()
+    before = stack.remains()
+    upload = SlowUpload(stack, person, BODY)
+    upload.send(11 * MIB)
+    wait_until(lambda: "pending" in stack.states(), what="the reservation")
+    wait_until(lambda: stack.container.store.unfinished() > 0, what="bytes reaching the store")
+
+    stack.processes[0].kill()
+    upload.hang_up()
+    reap(stack)
+    assert "pending" in stack.states()
+    stack.end_leases()
+    report = reap(stack)
+
+    assert "Ended 1 abandoned uploads" in report
+    assert stack.remains() == before
+    stack.processes[0] = stack.start_api()
+    assert person.get(f"{stack.url}/files/{kept['id']}/content").content == BODY
+
+
+def test_a_reaper_beside_a_slow_upload_never_touches_it(stack: Stack, person: requests.Session) -> None:
+    upload = SlowUpload(stack, person, BODY)
+
+    for position in (300_000, 5 * MIB, 9 * MIB):
+        upload.send(position)
+        wait_until(lambda: "pending" in stack.states(), what="the reservation")
+        assert "Ended 0 abandoned uploads, removed 0 objects" in reap(stack)
+    upload.send(len(upload.body))
+    answer = upload.answer()
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    stored = [f for f in person.get(f"{stack.url}/files").json()["items"] if f["name"] == "slow.bin"]
+    assert person.get(f"{stack.url}/files/{stored[0]['id']}/content").content == BODY
+
+
+def test_damage_in_the_middle_breaks_the_connection_before_the_segment(stack: Stack, person: requests.Session) -> None:
+    stored = person.post(f"{stack.url}/files?name=damaged.bin", data=BODY).json()
+    key = next(key for key in stack.objects() if key.endswith(stored["etag"]))
+    path = next(
+        path for path in (stack.folder / "store", *_s3_folders(stack)) for path in path.rglob(key) if path.is_file()
+    )
+    damaged = bytearray(path.read_bytes())
+    damaged[20 * 262_144 + 1000] ^= 1
+    path.write_bytes(damaged)
+
+    answer = person.get(f"{stack.url}/files/{stored['id']}/content", stream=True)
+    received, error = _read_until_error(answer)
+
+    assert isinstance(error, requests.exceptions.ChunkedEncodingError | requests.ConnectionError)
+    assert answer.status_code == 200
+    assert len(received) <= 20 * 262_112 - 96
+    assert received == BODY[: len(received)]
+    assert person.get(f"{stack.url}/auth/me").status_code == 200
+    assert person.delete(f"{stack.url}/files/{stored['id']}").status_code == 204
+
+
+def test_an_empty_database_beside_a_full_store_writes_and_deletes_nothing(
+    stack: Stack, person: requests.Session, tmp_path: Path
+) -> None:
+    person.post(f"{stack.url}/files?name=precious.bin", data=b"precious")
+    before = _fingerprint(stack)
+    stranger = Stack(tmp_path, {**stack.env, "DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"})
+    stranger.run("flask", "db", "upgrade")
+    try:
+        stranger.start_api()
+        somebody = stranger.sign_up()
+
+        answer = somebody.post(f"{stranger.url}/files?name=x", data=b"x")
+        reaped = stranger.run("flask", "files", "reap", "--orphans", "--yes", "--max", "100", check=False)
+    finally:
+        stranger.close()
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "installation_mismatch")
+    assert reaped.returncode == 1
+    assert "installation_mismatch" in reaped.stderr
+    assert _fingerprint(stack) == before
+
+
+def _read_until_error(answer: requests.Response) -> tuple[bytes, Exception | None]:
+    received = bytearray()
+    with answer:
+        try:
+            for piece in answer.iter_content(65536):
+                received += piece
+        except requests.RequestException as exc:
+            return bytes(received), exc
+    return bytes(received), None
+
+
+def _s3_folders(stack: Stack) -> list[Path]:
+    return [stack.s3.data_folder] if stack.s3 else []
+
+
+def _fingerprint(stack: Stack) -> dict[str, str]:
+    """Every object of the store with a digest of its bytes."""
+    store, found = stack.container.store, {}
+    for stat in store.list("objects/"):
+        reader = store.open(stat.key, 0, stat.size_bytes - 1)
+        found[stat.key] = hashlib.sha256(reader.read(stat.size_bytes)).hexdigest()
+        reader.close()
+    return {**found, "vault-id": store.get("vault-id").decode()}

@@ -1,0 +1,194 @@
+"""The whole journey as processes: embedded, and on PostgreSQL, Redis, S3 and SMTP; and what may not be left behind."""
+
+import email
+import email.policy
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from aiosmtpd.controller import Controller
+
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded, free_port, production
+from tests.support.vault import PASSWORD
+
+# One worker runs this module, so that each stack is started once.
+pytestmark = pytest.mark.xdist_group("journey")
+
+ADDRESS = "zoe@example.org"
+NAME = "отпуск 😀 «лето».jpg"
+MARKER = b"plaintext-marker-that-must-never-reach-a-disk "
+PHOTO = MARKER * 4096 + os.urandom(3_000_000) + MARKER * 4096
+
+
+@dataclass
+class Journey:
+    """A running stack with a worker, and where its mail can be read."""
+
+    stack: Stack
+    mails: Callable[[], str]
+    secrets_seen: list[str] = field(default_factory=list)
+
+    def mailed_token(self) -> str:
+        wait_until(lambda: "token=" in self.mails(), seconds=40, what="the mail")
+        found = re.search(r"token=([A-Za-z0-9_-]+)", self.mails())
+        assert found is not None
+        return found[1]
+
+
+@contextmanager
+def embedded_journey(folder: Path) -> Iterator[Journey]:
+    with embedded(folder) as stack:
+        stack.start_api()
+        worker = stack.start_worker()
+        yield Journey(stack, lambda: worker.output)
+
+
+class Inbox:
+    """What an SMTP server was given."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[tuple[list[str], bytes]] = []
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
+        self.envelopes.append((envelope.rcpt_tos, envelope.content))
+        return "250 OK"
+
+    def text(self) -> str:
+        mails = [email.message_from_bytes(content, policy=email.policy.default) for _, content in self.envelopes]
+        bodies = [mail.get_body(("plain",)) for mail in mails]
+        return "\n".join(body.get_content() for body in bodies if body is not None)
+
+
+@contextmanager
+def production_journey(folder: Path) -> Iterator[Journey]:
+    inbox = Inbox()
+    smtp = Controller(inbox, hostname="127.0.0.1", port=free_port())
+    smtp.start()
+    try:
+        settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"}
+        with production(folder, **settings, SMTP_PORT=str(smtp.port)) as stack:
+            stack.start_api()
+            stack.start_worker()
+            yield Journey(stack, inbox.text)
+    finally:
+        smtp.stop()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(embedded_journey, id="embedded"),
+        pytest.param(production_journey, id="production"),
+    ],
+)
+def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    with request.param(tmp_path_factory.mktemp("journey")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def person(journey: Journey) -> requests.Session:
+    """Registered, verified by the mailed token, signed in."""
+    url, account = journey.stack.url, {"email": ADDRESS, "password": PASSWORD}
+    assert requests.post(f"{url}/auth/register", json=account, timeout=10).status_code == 202
+    token = journey.mailed_token()
+    assert requests.post(f"{url}/auth/login", json=account, timeout=10).status_code == 401
+    assert requests.post(f"{url}/auth/verify-email", json={"token": token}, timeout=10).status_code == 200
+    answer = requests.post(f"{url}/auth/login", json=account, timeout=10)
+    assert answer.status_code == 200
+    journey.secrets_seen += [answer.json()["access_token"], answer.json()["refresh_token"]]
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    return session
+
+
+@pytest.mark.parametrize("content", [PHOTO, b""], ids=["photo", "empty"])
+def test_a_stored_file_comes_back_identical_and_goes_for_good(
+    journey: Journey, person: requests.Session, content: bytes
+) -> None:
+    url, before = journey.stack.url, journey.stack.objects()
+
+    stored = person.post(f"{url}/files", files={"file": (NAME, content, "image/jpeg")})
+    assert (stored.status_code, stored.json()["name"], stored.json()["size"]) == (201, NAME, len(content))
+    file_url = f"{url}/files/{stored.json()['id']}"
+    assert stored.json()["id"] in [item["id"] for item in person.get(f"{url}/files").json()["items"]]
+    assert person.get(f"{file_url}/content").content == content
+    assert person.delete(file_url).status_code == 204
+
+    assert person.get(f"{file_url}/content").status_code == 404
+    wait_until(lambda: journey.stack.objects() == before, seconds=30, what="the object being removed")
+
+
+def test_curl_uploads_and_downloads(journey: Journey, person: requests.Session, tmp_path: Path) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    (tmp_path / "photo.jpg").write_bytes(os.urandom(1_500_000))
+    bearer = ["-sS", "-H", f"Authorization: {person.headers['Authorization']!s}"]
+    uploads = [
+        ["-F", "file=@photo.jpg", f"{journey.stack.url}/files"],
+        ["-X", "POST", "-T", "photo.jpg", f"{journey.stack.url}/files?name=sent"],
+        ["-X", "POST", "-T", "-", f"{journey.stack.url}/files?name=streamed"],
+    ]
+
+    for arguments in uploads:
+        with (tmp_path / "photo.jpg").open("rb") as photo:
+            answer = subprocess.run(
+                [curl, *bearer, *arguments], cwd=tmp_path, stdin=photo, capture_output=True, timeout=60, check=True
+            )
+        file_id = re.search(rb'"id":\s*"([^"]+)"', answer.stdout)
+        assert file_id is not None, answer.stdout
+        content = f"{journey.stack.url}/files/{file_id[1].decode()}/content"
+        subprocess.run([curl, *bearer, content, "-o", "copy"], cwd=tmp_path, timeout=60, check=True)
+        assert (tmp_path / "copy").read_bytes() == (tmp_path / "photo.jpg").read_bytes()
+
+
+def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session) -> None:
+    sizes: list[int] = []
+
+    def watched_body() -> Iterator[bytes]:
+        for position in range(0, len(PHOTO), 1_000_000):
+            yield PHOTO[position : position + 1_000_000]
+            sizes.append(len(_files_with(journey.stack, MARKER)))
+
+    stored = person.post(f"{journey.stack.url}/files?name=marked", data=watched_body())
+
+    assert stored.status_code == 201
+    assert sizes
+    assert set(sizes) == {0}
+    assert person.get(f"{journey.stack.url}/files/{stored.json()['id']}/content").content == PHOTO
+    assert _files_with(journey.stack, MARKER) == []
+
+
+def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.Session) -> None:
+    stored = person.post(f"{journey.stack.url}/files", files={"file": (NAME, b"x")})
+    mailed = journey.mailed_token()
+    env = journey.stack.env
+    private = [PASSWORD, env["SECRET_KEY"], env["MASTER_KEY"], NAME, stored.json()["etag"], *journey.secrets_seen]
+
+    for process in journey.stack.processes:
+        # The console mailer's whole purpose is to show the mail; everything else in that terminal is log.
+        log = re.sub(r"(?s)={72}\n.*?={72}\n", "", process.output)
+        assert [text for text in [*private, mailed, ADDRESS] if text in log] == []
+
+
+def _files_with(stack: Stack, marker: bytes) -> list[Path]:
+    """Files below the stack's folder (data, queue, temporary files, the S3 server's too) that hold the marker."""
+    roots = [stack.folder, *([stack.s3.data_folder] if stack.s3 else [])]
+    return [path for root in roots for path in root.rglob("*") if path.is_file() and marker in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""  # removed since it was listed

@@ -1,0 +1,141 @@
+"""Parts that fail when they are told to: an object store, and a database in the middle of a use-case."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from vault.storage import ObjectReader, ObjectStat, ObjectWriter
+from vault.storage.memory import MemoryStore
+
+
+class FailingStore(MemoryStore):
+    """Raises `failures[method]` where there is one, and counts the calls of each method in `calls`.
+
+    The methods of a writer count as methods of the store. `commits_first` lets a commit that fails have succeeded;
+    `forgets_aborts` plays a process that died before it could abort.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: dict[str, Exception] = {}
+        self.calls: list[str] = []
+        self.commits_first = False
+        self.forgets_aborts = False
+
+    def called(self, method: str) -> None:
+        self.calls.append(method)
+        if method in self.failures:
+            raise self.failures[method]
+
+    def writer(self, key: str, *, part_size: int) -> ObjectWriter:
+        self.called("writer")
+        return _FailingWriter(self, super().writer(key, part_size=part_size))
+
+    def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
+        self.called("open")
+        return super().open(key, first, last, etag=etag)
+
+    def put_if_absent(self, key: str, content: bytes) -> None:
+        self.called("put_if_absent")
+        super().put_if_absent(key, content)
+
+    def get(self, key: str) -> bytes:
+        self.called("get")
+        return super().get(key)
+
+    def delete(self, key: str) -> None:
+        self.called("delete")
+        super().delete(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        self.called("list")
+        return super().list(prefix)
+
+
+class _FailingWriter:
+    def __init__(self, store: FailingStore, writer: ObjectWriter) -> None:
+        self._store = store
+        self._writer = writer
+
+    def buffer(self) -> bytearray:
+        self._store.called("buffer")
+        return self._writer.buffer()
+
+    def write(self, part: bytearray, length: int) -> None:
+        self._store.called("write")
+        self._writer.write(part, length)
+
+    def commit(self) -> None:
+        if self._store.commits_first:
+            self._writer.commit()
+        self._store.called("commit")
+        if not self._store.commits_first:
+            self._writer.commit()
+
+    def abort(self) -> None:
+        if not self._store.forgets_aborts:
+            self._writer.abort()
+
+
+class FailingDatabase:
+    """Lets one statement of an engine fail as a lost connection does, and, with `stays_away`, all that follow."""
+
+    RESERVE = r"INSERT INTO files"
+    GROW = r"UPDATE files SET reserved_bytes=\(files"
+    PUBLISH = r"UPDATE files SET .*object_size_bytes="
+    SHRED = r"UPDATE files SET .*encrypted_data_key="
+    AUDIT = r"INSERT INTO audit_events"
+    ANY = r""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def failing(self, statement: str, *, stays_away: bool = False) -> Iterator[None]:
+        """Fail at the first statement that matches."""
+        state = {"armed": True, "away": False}
+
+        def refuse(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+            if state["away"] or (state["armed"] and re.match(statement, text.replace("\n", " "))):
+                state["armed"], state["away"] = False, stays_away
+                raise gone(text)
+
+        with _listening(self._engine, "before_cursor_execute", refuse):
+            yield
+
+    @contextmanager
+    def losing_commit_of(self, statement: str, *, after: bool) -> Iterator[None]:
+        """Lose the answer to the commit of the transaction with that statement: `after` it took effect, or before."""
+        state = {"found": False, "armed": True}
+
+        def look(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+            state["found"] = state["found"] or bool(re.match(statement, text.replace("\n", " ")))
+
+        def lose(connection: sa.Connection) -> None:
+            if state["found"] and state["armed"]:
+                state["armed"] = False
+                if after:
+                    assert connection.connection.dbapi_connection is not None
+                    connection.connection.dbapi_connection.commit()
+                raise gone("COMMIT")
+
+        with _listening(self._engine, "before_cursor_execute", look), _listening(self._engine, "commit", lose):
+            yield
+
+
+def gone(statement: str) -> OperationalError:
+    return OperationalError(statement, {}, Exception("server closed the connection unexpectedly"))
+
+
+@contextmanager
+def _listening(engine: Engine, name: str, listener: Any) -> Iterator[None]:
+    sa.event.listen(engine, name, listener)
+    try:
+        yield
+    finally:
+        sa.event.remove(engine, name, listener)

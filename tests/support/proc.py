@@ -1,0 +1,57 @@
+"""What Linux's /proc says about running processes: who belongs together, their peak memory, what they hold on disk."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+_READ_BYTES = 16 * 1024**2
+
+
+def group_members(group_id: int) -> list[int]:
+    """The processes of one process group, for example a server with its workers."""
+    members = []
+    for folder in _PROC.glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getpgid(int(folder.name)) == group_id:
+                members.append(int(folder.name))
+    return members
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has ever had resident."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", (_PROC / str(pid) / "status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def files_with(marker: bytes, folders: Iterable[Path], pids: Iterable[int]) -> list[str]:
+    """Files that hold the marker: those below the folders, and those without a name that a process has open.
+
+    The second kind is where temporary files go (`tempfile.TemporaryFile` unlinks its file at once).
+    """
+    named = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return [str(path) for path in (*named, *_unnamed_files(pids)) if _holds(path, marker)]
+
+
+def _unnamed_files(pids: Iterable[int]) -> Iterator[Path]:
+    for pid in pids:
+        with suppress(FileNotFoundError):
+            for descriptor in (_PROC / str(pid) / "fd").iterdir():
+                with suppress(FileNotFoundError):
+                    if os.readlink(descriptor).endswith(" (deleted)"):
+                        yield descriptor
+
+
+def _holds(path: Path, marker: bytes) -> bool:
+    """Read in blocks, each with the end of the one before it, since the marker may lie across two."""
+    end = b""
+    # A file may be removed, and a process may end, after it was listed.
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            if marker in end + block:
+                return True
+            end = block[1 - len(marker) :]
+    return False

@@ -1,0 +1,226 @@
+"""The service as its operator runs it: gunicorn, a Celery worker and their servers, as processes on loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+import sqlalchemy as sa
+
+from tests.support.servers import RcloneS3, rclone_s3, wait_until
+from tests.support.services import postgres_database, redis_url
+from tests.support.settings import environment
+from tests.support.vault import PASSWORD
+from vault.config import ROOT, Settings
+from vault.container import Container, build_container
+from vault.db import db_now
+from vault.files.models import File, FileState
+
+BIN = Path(sys.executable).parent
+_START_SECONDS = 40.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Process:
+    """A started program with its output in a file; ended with everything that it started."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group: a power cut as far as the program is concerned."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for whatever is left."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(timeout=10)
+        self.kill()
+
+
+@dataclass
+class Stack:
+    """One vault in a folder of its own. `env` is all that its processes are given beside the machine's basics."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int = 0
+    s3: RcloneS3 | None = None
+    container: Container = field(init=False)
+    processes: list[Process] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.port = self.port or free_port()
+        self.env["PORT"] = str(self.port)
+        self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
+        self.container = build_container(Settings.load(self.env, env_file=None))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api/v1"
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program of the virtual environment to its end, for example `flask files reap`."""
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self._environ(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=check,
+        )
+
+    def start(self, *command: str, name: str) -> Process:
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                cwd=ROOT,
+                env=self._environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        process = Process(popen, log)
+        self.processes.append(process)
+        return process
+
+    def start_api(self) -> Process:
+        api = self.start(
+            "gunicorn", "--config", "gunicorn.conf.py", "--bind", f"127.0.0.1:{self.port}", "wsgi:app", name="api"
+        )
+
+        def answers() -> bool:
+            assert api.popen.poll() is None, api.output
+            try:
+                return requests.get(f"http://127.0.0.1:{self.port}/livez", timeout=2).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_until(answers, seconds=_START_SECONDS, what="the API answering")
+        return api
+
+    def start_worker(self) -> Process:
+        return self.start(
+            "celery", "--app", "celery_worker", "worker", "--beat", "--schedule", str(self.folder / "beat"),
+            "--queues", "mail,maintenance", "--concurrency", "1", "--loglevel", "WARNING",
+            "--without-gossip", "--without-mingle", name="worker",
+        )  # fmt: skip
+
+    def sign_up(self, email: str = "anna@example.org") -> requests.Session:
+        """A verified account made without mail, signed in over HTTP."""
+        register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=10)
+        assert register.status_code == 202, register.text
+        with self.container.engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE users SET email_verified_at = created_at WHERE email = :email"), {"email": email}
+            )
+        return self.sign_in(email)
+
+    def sign_in(self, email: str) -> requests.Session:
+        answer = requests.post(f"{self.url}/auth/login", json={"email": email, "password": PASSWORD}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        person = requests.Session()
+        person.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return person
+
+    def states(self) -> list[str]:
+        with self.container.engine.begin() as connection:
+            return sorted(connection.scalars(sa.text("SELECT state FROM files")))
+
+    def bytes_counted(self) -> tuple[int, int]:
+        """used_bytes and reserved_bytes of all users together."""
+        with self.container.engine.begin() as connection:
+            row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
+        return int(row[0]), int(row[1])
+
+    def end_leases(self, in_seconds: float = -1) -> None:
+        """Let the time that protects running uploads end then; by default it is over."""
+        with self.container.sessions.begin() as session:
+            session.execute(
+                sa.update(File).where(File.state == FileState.PENDING).values(lease_until=db_now(in_seconds))
+            )
+
+    def objects(self) -> list[str]:
+        return sorted(stat.key for stat in self.container.store.list("objects/"))
+
+    def remains(self) -> tuple[list[str], list[str], int, int]:
+        """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
+        return self.states(), self.objects(), self.container.store.unfinished(), self.bytes_counted()[1]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.stop()
+        self.container.engine.dispose()
+
+    def _environ(self) -> dict[str, str]:
+        """The settings, and an empty variable for each other one, which hides a developer's .env."""
+        names = [line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line]
+        hidden = {name: "" for name in names if name.isupper() and name.isascii()}
+        basics = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        temp = self.folder / "tmp"
+        temp.mkdir(exist_ok=True)
+        return {**basics, **hidden, "TMPDIR": str(temp), "PYTHONDONTWRITEBYTECODE": "1", **self.env}
+
+
+@contextmanager
+def embedded(folder: Path) -> Iterator[Stack]:
+    """SQLite, a directory, Celery's filesystem transport, console mail."""
+    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="8"))
+    stack.run("flask", "db", "upgrade")
+    try:
+        yield stack
+    finally:
+        stack.close()
+
+
+@contextmanager
+def production(folder: Path, **settings: str) -> Iterator[Stack]:
+    """PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
+    with ExitStack() as servers:
+        database = servers.enter_context(postgres_database())
+        broker = servers.enter_context(redis_url())
+        s3 = servers.enter_context(rclone_s3())
+        env = environment(
+            folder,
+            TESTING="",
+            WEB_WORKERS="2",
+            WEB_THREADS="8",
+            DATABASE_URL=database,
+            CELERY_BROKER_URL=broker,
+            STORAGE_DIR="",
+            S3_BUCKET_NAME=s3.create_bucket(),
+            S3_ENDPOINT_URL=s3.endpoint_url,
+            AWS_REGION=s3.region,
+            AWS_ACCESS_KEY_ID=s3.access_key_id,
+            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
+            **settings,
+        )
+        stack = Stack(folder, env, s3=s3)
+        stack.run("flask", "db", "upgrade")
+        try:
+            yield stack
+        finally:
+            stack.close()

@@ -1,0 +1,340 @@
+"""The contract of every key provider, and the ring that dispatches to them.
+
+A further provider joins the contract by one more entry in PROVIDERS.
+"""
+
+import base64
+import traceback
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+
+from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
+from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, WrappedKey
+from vault.encryption.local import LocalKeyProvider
+
+OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
+OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")
+DEK = bytes(range(0xC0, 0xE0))
+
+
+def master_key(number: int) -> str:
+    return base64.urlsafe_b64encode(bytes([number]) * 32).decode("ascii")
+
+
+PROVIDERS: list[object] = [
+    pytest.param(lambda: LocalKeyProvider([master_key(1)]), id="local-one-key"),
+    pytest.param(lambda: LocalKeyProvider([master_key(1), master_key(2), master_key(3)]), id="local-three-keys"),
+]
+
+
+@pytest.fixture(params=PROVIDERS)
+def provider(request: pytest.FixtureRequest) -> KeyProvider:
+    make: Callable[[], KeyProvider] = request.param
+    return make()
+
+
+@pytest.fixture
+def ring(provider: KeyProvider) -> KeyRing:
+    return KeyRing({provider.name: provider}, primary=provider.name)
+
+
+def shows(text: str, secret: bytes) -> bool:
+    """Whether text holds secret in any form in which Python or a person would write it."""
+    forms = [
+        secret.hex(),
+        repr(secret)[2:-1],
+        str(list(secret))[1:-1],
+        base64.b64encode(secret).decode().rstrip("="),
+        base64.urlsafe_b64encode(secret).decode().rstrip("="),
+    ]
+    return any(form in text for form in forms)
+
+
+def told_by(error: BaseException) -> str:
+    """All that a log would hold of an error: the messages of its whole chain, and the arguments."""
+    return "".join(traceback.format_exception(error)) + repr(error) + repr(error.__cause__) + repr(error.__context__)
+
+
+class TestKeyProviderContract:
+    def test_a_generated_key_has_32_bytes_and_unwraps_to_itself(self, provider: KeyProvider) -> None:
+        made = provider.generate(OBJECT_ID)
+
+        assert len(made.plaintext) == 32
+        assert provider.unwrap(made.wrapped, made.key_ref, OBJECT_ID) == made.plaintext
+
+    def test_generated_keys_are_all_different(self, provider: KeyProvider) -> None:
+        made = [provider.generate(OBJECT_ID) for _ in range(5)]
+
+        assert len({key.plaintext for key in made}) == 5
+        assert len({key.wrapped for key in made}) == 5
+
+    def test_a_wrapped_key_unwraps_to_itself(self, provider: KeyProvider) -> None:
+        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
+
+        assert provider.unwrap(wrapped, key_ref, OBJECT_ID) == DEK
+
+    def test_a_key_is_never_wrapped_twice_alike(self, provider: KeyProvider) -> None:
+        assert len({provider.wrap(DEK, OBJECT_ID)[0] for _ in range(5)}) == 5
+
+    def test_new_keys_carry_the_current_ref(self, provider: KeyProvider) -> None:
+        assert provider.generate(OBJECT_ID).key_ref == provider.current_ref()
+        assert provider.wrap(DEK, OBJECT_ID)[1] == provider.current_ref()
+
+    def test_the_current_ref_is_known_and_others_are_not(self, provider: KeyProvider) -> None:
+        assert provider.knows(provider.current_ref())
+        for unknown in ("", "unknown", provider.current_ref()[:-1], provider.current_ref() + "0"):
+            assert not provider.knows(unknown)
+
+    @pytest.mark.parametrize("unknown", ["", "unknown", "local:0000000000000000"])
+    def test_an_unknown_ref_is_unavailable(self, provider: KeyProvider, unknown: str) -> None:
+        wrapped, _ = provider.wrap(DEK, OBJECT_ID)
+
+        with pytest.raises(KeyUnavailable):
+            provider.unwrap(wrapped, unknown, OBJECT_ID)
+
+    def test_every_flipped_byte_of_a_wrapped_key_fails(self, provider: KeyProvider) -> None:
+        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
+
+        for position in range(len(wrapped)):
+            damaged = bytearray(wrapped)
+            damaged[position] ^= 1
+            with pytest.raises(KeyUnwrapFailed):
+                provider.unwrap(bytes(damaged), key_ref, OBJECT_ID)
+
+    def test_a_cut_or_extended_wrapped_key_fails(self, provider: KeyProvider) -> None:
+        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
+
+        for damaged in (b"", wrapped[:1], wrapped[:-1], wrapped[1:], wrapped + b"\0", wrapped * 2):
+            with pytest.raises(KeyUnwrapFailed):
+                provider.unwrap(damaged, key_ref, OBJECT_ID)
+
+    def test_a_wrapped_key_does_not_hold_the_key(self, provider: KeyProvider) -> None:
+        wrapped, _ = provider.wrap(DEK, OBJECT_ID)
+
+        assert DEK not in wrapped
+
+    def test_a_failure_tells_nothing_of_the_keys(self, provider: KeyProvider) -> None:
+        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
+
+        with pytest.raises(KeyUnwrapFailed) as failure:
+            provider.unwrap(wrapped[:-1] + bytes([wrapped[-1] ^ 1]), key_ref, OBJECT_ID)
+
+        assert not shows(told_by(failure.value), DEK)
+        assert not shows(told_by(failure.value), wrapped)
+
+    def test_health_passes(self, provider: KeyProvider) -> None:
+        provider.health()
+
+    def test_repr_shows_no_key(self, provider: KeyProvider) -> None:
+        made = provider.generate(OBJECT_ID)
+
+        assert not shows(f"{provider} {provider!r} {made} {made!r}", made.plaintext)
+        assert not shows(f"{made} {made!r}", made.wrapped)
+
+
+class TestKeyRing:
+    def test_a_generated_key_unwraps_to_itself(self, ring: KeyRing) -> None:
+        dek, wrapped = ring.generate(OBJECT_ID)
+
+        assert len(dek) == 32
+        assert ring.unwrap(wrapped, OBJECT_ID) == dek
+
+    def test_a_generated_key_names_the_primary(self, ring: KeyRing, provider: KeyProvider) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+
+        assert ring.primary is provider
+        assert (wrapped.provider, wrapped.key_ref) == (provider.name, provider.current_ref())
+
+    def test_a_blob_is_the_wrapped_key_in_urlsafe_base64(self, ring: KeyRing, provider: KeyProvider) -> None:
+        dek, wrapped = ring.generate(OBJECT_ID)
+
+        raw = base64.urlsafe_b64decode(wrapped.blob)
+
+        assert base64.urlsafe_b64encode(raw).decode() == wrapped.blob
+        assert provider.unwrap(raw, wrapped.key_ref, OBJECT_ID) == dek
+
+    def test_an_unknown_provider_is_unavailable(self, ring: KeyRing) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+        elsewhere = WrappedKey("elsewhere", wrapped.key_ref, wrapped.blob)
+
+        assert not ring.knows("elsewhere", wrapped.key_ref)
+        with pytest.raises(KeyUnavailable):
+            ring.unwrap(elsewhere, OBJECT_ID)
+
+    def test_an_unknown_ref_is_unavailable(self, ring: KeyRing, provider: KeyProvider) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+
+        assert ring.knows(provider.name, wrapped.key_ref)
+        assert not ring.knows(provider.name, "unknown")
+        with pytest.raises(KeyUnavailable):
+            ring.unwrap(WrappedKey(provider.name, "unknown", wrapped.blob), OBJECT_ID)
+
+    def test_an_unknown_ref_is_unavailable_even_with_a_damaged_blob(self, ring: KeyRing, provider: KeyProvider) -> None:
+        with pytest.raises(KeyUnavailable):
+            ring.unwrap(WrappedKey(provider.name, "unknown", "not base64!"), OBJECT_ID)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            pytest.param(lambda blob: "", id="empty"),
+            pytest.param(lambda blob: blob[:-1], id="cut"),
+            pytest.param(lambda blob: blob[1:], id="cut-in-front"),
+            pytest.param(lambda blob: blob[4:], id="shorter"),
+            pytest.param(lambda blob: blob + "AAAA", id="extended"),
+            pytest.param(lambda blob: blob + "\n", id="line-end"),
+            pytest.param(lambda blob: " " + blob, id="blank"),
+            pytest.param(lambda blob: blob[:10] + "!" + blob[10:], id="stray-character"),
+            pytest.param(lambda blob: blob[:10] + "é" + blob[11:], id="not-ascii"),
+            pytest.param(lambda blob: "=" + blob[1:], id="padding-in-front"),
+        ],
+    )
+    def test_a_damaged_blob_fails(self, ring: KeyRing, damage: Callable[[str], str]) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+
+        with pytest.raises(KeyUnwrapFailed):
+            ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, damage(wrapped.blob)), OBJECT_ID)
+
+    def test_every_flipped_byte_of_a_blob_fails(self, ring: KeyRing) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+        raw = base64.urlsafe_b64decode(wrapped.blob)
+
+        for position in range(len(raw)):
+            damaged = bytearray(raw)
+            damaged[position] ^= 0x80
+            blob = base64.urlsafe_b64encode(damaged).decode()
+            with pytest.raises(KeyUnwrapFailed):
+                ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, blob), OBJECT_ID)
+
+    @pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+    def test_a_key_that_is_not_32_bytes_fails(self, ring: KeyRing, provider: KeyProvider, length: int) -> None:
+        wrapped, key_ref = provider.wrap(bytes(length), OBJECT_ID)
+        blob = base64.urlsafe_b64encode(wrapped).decode()
+
+        with pytest.raises(KeyUnwrapFailed):
+            ring.unwrap(WrappedKey(provider.name, key_ref, blob), OBJECT_ID)
+
+    def test_a_failure_tells_nothing_of_the_blob(self, ring: KeyRing) -> None:
+        _, wrapped = ring.generate(OBJECT_ID)
+
+        for blob in (wrapped.blob + "!", "AAAA" + wrapped.blob[4:]):
+            with pytest.raises(KeyUnwrapFailed) as failure:
+                ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, blob), OBJECT_ID)
+            assert wrapped.blob[8:40] not in told_by(failure.value)
+
+    def test_health_is_the_primarys(self, ring: KeyRing) -> None:
+        ring.health()
+
+    def test_a_primary_that_is_not_configured_is_a_callers_mistake(self, provider: KeyProvider) -> None:
+        with pytest.raises(KeyError):
+            KeyRing({provider.name: provider}, primary="elsewhere")
+
+
+class ReversingProvider:
+    """A provider without cryptography: wrapping reverses the key and puts the object's id in front of it."""
+
+    def __init__(self, name: str, ref: str, *, failure: EncryptionError | None = None) -> None:
+        self.name = name
+        self._ref = ref
+        self._failure = failure
+
+    def current_ref(self) -> str:
+        return self._ref
+
+    def generate(self, object_id: UUID) -> DataKey:
+        self.health()
+        wrapped, key_ref = self.wrap(DEK, object_id)
+        return DataKey(DEK, wrapped, key_ref)
+
+    def wrap(self, dek: bytes, object_id: UUID) -> tuple[bytes, str]:
+        return object_id.bytes + dek[::-1], self._ref
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
+        self.health()
+        if wrapped[:16] != object_id.bytes:
+            raise KeyUnwrapFailed
+        return wrapped[:15:-1]
+
+    def knows(self, key_ref: str) -> bool:
+        return key_ref == self._ref
+
+    def health(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class TestDispatch:
+    def test_the_primary_wraps_and_the_rows_provider_unwraps(self) -> None:
+        one, other = ReversingProvider("one", "ref-1"), LocalKeyProvider([master_key(1)])
+        providers: dict[str, KeyProvider] = {"one": one, "local": other}
+        before, after = KeyRing(providers, primary="local"), KeyRing(providers, primary="one")
+
+        old_dek, old = before.generate(OBJECT_ID)
+        new_dek, new = after.generate(OBJECT_ID)
+
+        assert (old.provider, new.provider) == ("local", "one")
+        for ring in (before, after):
+            assert ring.unwrap(old, OBJECT_ID) == old_dek
+            assert ring.unwrap(new, OBJECT_ID) == new_dek
+
+    def test_a_ref_is_looked_up_under_its_own_provider_only(self) -> None:
+        ring = KeyRing(
+            {"one": ReversingProvider("one", "ref-1"), "two": ReversingProvider("two", "ref-2")}, primary="one"
+        )
+        _, wrapped = ring.generate(OBJECT_ID)
+
+        assert [ring.knows(name, ref) for name in ("one", "two") for ref in ("ref-1", "ref-2")] == [
+            True,
+            False,
+            False,
+            True,
+        ]
+        with pytest.raises(KeyUnavailable):
+            ring.unwrap(WrappedKey("two", wrapped.key_ref, wrapped.blob), OBJECT_ID)
+
+    def test_the_object_reaches_the_provider(self) -> None:
+        ring = KeyRing({"one": ReversingProvider("one", "ref-1")}, primary="one")
+        dek, wrapped = ring.generate(OBJECT_ID)
+
+        assert ring.unwrap(wrapped, OBJECT_ID) == dek
+        with pytest.raises(KeyUnwrapFailed):
+            ring.unwrap(wrapped, OTHER_ID)
+
+    @pytest.mark.parametrize("failure", [KeyServiceUnavailable(), KeyUnavailable()], ids=lambda error: error.code)
+    def test_a_failing_primary_is_not_replaced_by_another(self, failure: EncryptionError) -> None:
+        ring = KeyRing(
+            {"one": ReversingProvider("one", "ref-1", failure=failure), "local": LocalKeyProvider([master_key(1)])},
+            primary="one",
+        )
+
+        with pytest.raises(type(failure)):
+            ring.generate(OBJECT_ID)
+        with pytest.raises(type(failure)):
+            ring.health()
+
+    def test_a_failing_provider_is_not_replaced_by_the_primary(self) -> None:
+        working = ReversingProvider("one", "ref-1")
+        _, wrapped = KeyRing({"one": working}, primary="one").generate(OBJECT_ID)
+        failing = ReversingProvider("one", "ref-1", failure=KeyServiceUnavailable())
+        ring = KeyRing({"one": failing, "local": LocalKeyProvider([master_key(1)])}, primary="local")
+
+        with pytest.raises(KeyServiceUnavailable):
+            ring.unwrap(wrapped, OBJECT_ID)
+        ring.health()
+
+    def test_a_ring_keeps_the_providers_that_it_was_given(self) -> None:
+        providers: dict[str, KeyProvider] = {"one": ReversingProvider("one", "ref-1")}
+        ring = KeyRing(providers, primary="one")
+
+        providers.clear()
+
+        assert ring.knows("one", "ref-1")
+
+
+def test_repr_of_a_data_key_shows_its_ref_alone() -> None:
+    assert repr(DataKey(DEK, b"wrapped", "ref-1")) == "DataKey(key_ref='ref-1')"
+
+
+def test_repr_of_a_wrapped_key_leaves_out_the_blob() -> None:
+    assert repr(WrappedKey("local", "ref-1", "c2VjcmV0")) == "WrappedKey(provider='local', key_ref='ref-1')"

@@ -1,0 +1,578 @@
+import errno
+import os
+import stat
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.stores import PART, add_part, begin, new_key
+from vault.errors import ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectWriter, object_key
+from vault.storage.buffers import BufferBudget
+from vault.storage.local import LocalStore
+
+OBJECT_ID = uuid.UUID("abcdef01-2345-4789-8abc-def012345678")
+KEY = object_key(OBJECT_ID)
+CONTENT = bytes(range(256)) * 40
+
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+UNAVAILABLE = [errno.EROFS, errno.EACCES, errno.EIO]
+FAILURES = [
+    *(pytest.param(number, StorageFull, id=errno.errorcode[number]) for number in FULL),
+    *(pytest.param(number, StorageUnavailable, id=errno.errorcode[number]) for number in UNAVAILABLE),
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "store"
+
+
+@pytest.fixture
+def budget() -> BufferBudget:
+    return BufferBudget(2 * PART)
+
+
+@pytest.fixture
+def store(root: Path, budget: BufferBudget) -> LocalStore:
+    return LocalStore(root, budget)
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """The most careless umask: permissions are then only what the store asks for."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def files(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+
+
+def finish(writer: ObjectWriter, content: bytes) -> None:
+    """Write what is left of an object, and commit it."""
+    for start in range(0, len(content), PART):
+        add_part(writer, content[start : start + PART])
+    writer.commit()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def failing(number: int) -> Callable[..., Any]:
+    """A system call that fails, with a path in its message as the real ones have."""
+
+    def call(*args: object, **kwargs: object) -> Any:
+        raise OSError(number, os.strerror(number), f"/a/secret/path/{KEY}")
+
+    return call
+
+
+def assert_tells_no_path(error: StorageError, root: Path) -> None:
+    assert str(error) == type(error).detail
+    for told in (str(error), repr(error), error.detail):
+        assert str(root) not in told
+        assert "secret" not in told
+        assert str(OBJECT_ID) not in told
+
+
+class TestLayout:
+    def test_an_object_lies_under_the_first_two_digits_of_its_id(self, store: LocalStore, root: Path) -> None:
+        begin(store, KEY, CONTENT).commit()
+
+        assert files(root) == {f"objects/ab/{OBJECT_ID}"}
+        assert (root / "objects" / "ab" / str(OBJECT_ID)).read_bytes() == CONTENT
+
+    def test_the_installation_id_lies_at_the_top(self, store: LocalStore, root: Path) -> None:
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        assert files(root) == {"vault-id"}
+
+    def test_an_unfinished_object_lies_only_in_incoming(self, store: LocalStore, root: Path) -> None:
+        writer = begin(store, KEY, CONTENT)
+
+        [found] = files(root)
+        folder, _, name = found.partition("/")
+        assert folder == "incoming"
+        assert name.startswith(f"{OBJECT_ID}.")
+        assert not store.path(KEY).exists()
+        writer.abort()
+
+    def test_two_writes_of_one_key_grow_apart(self, store: LocalStore, root: Path) -> None:
+        first, second = begin(store, KEY, b"the first"), begin(store, KEY, b"the second")
+        assert len(files(root)) == 2
+
+        second.commit()
+        first.commit()
+
+        assert store.get(KEY) == b"the first"
+        assert files(root) == {KEY}
+
+    @pytest.mark.usefixtures("open_umask")
+    def test_folders_and_files_are_closed_to_others(self, store: LocalStore, root: Path) -> None:
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+        begin(store, KEY, CONTENT).commit()
+        writer = begin(store, new_key(), CONTENT)
+
+        found = [root, *root.rglob("*")]
+
+        assert {mode(path) for path in found if path.is_dir()} == {0o700}
+        assert {mode(path) for path in found if path.is_file()} == {0o600}
+        assert len([path for path in found if path.is_file()]) == 3
+        writer.abort()
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            pytest.param("", id="empty"),
+            pytest.param("objects", id="folder"),
+            pytest.param("objects/ab", id="folder-of-objects"),
+            pytest.param("incoming/x", id="incoming"),
+            pytest.param("another-file", id="another-name"),
+            pytest.param("/etc/passwd", id="absolute"),
+            pytest.param("../vault-id", id="parent"),
+            pytest.param(f"objects/../objects/ab/{OBJECT_ID}", id="dots"),
+            pytest.param(f"objects/cd/{OBJECT_ID}", id="another-folder"),
+            pytest.param(f"objects/ab/{OBJECT_ID}".upper().replace("OBJECTS", "objects"), id="capitals"),
+            pytest.param(f"objects/ab/{OBJECT_ID.hex}", id="no-hyphens"),
+            pytest.param(f"objects/ab/{OBJECT_ID}\n", id="newline"),
+            pytest.param(f"objects/ab/{OBJECT_ID}.x", id="suffix"),
+            pytest.param("vault-id\n", id="vault-id-and-newline"),
+            pytest.param("vault-id/x", id="below-vault-id"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "use",
+        [
+            pytest.param(lambda store, key: store.writer(key, part_size=PART), id="writer"),
+            pytest.param(lambda store, key: store.open(key, 0, 0), id="open"),
+            pytest.param(lambda store, key: store.get(key), id="get"),
+            pytest.param(lambda store, key: store.put_if_absent(key, b""), id="put_if_absent"),
+            pytest.param(lambda store, key: store.delete(key), id="delete"),
+        ],
+    )
+    def test_what_is_no_object_key_is_a_mistake_of_the_caller(
+        self, store: LocalStore, root: Path, key: str, use: Callable[[LocalStore, str], object]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"^not an object key$"):
+            use(store, key)
+
+        assert not root.exists()
+
+
+class TestDurability:
+    @pytest.fixture
+    def steps(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Records what reaches the disk, and when."""
+        done: list[str] = []
+        real = {name: getattr(os, name) for name in ("fsync", "rename", "link", "unlink")}
+
+        def fsync(fd: int) -> None:
+            real["fsync"](fd)
+            facts = os.fstat(fd)
+            done.extend(
+                "flush " + path.name.partition(".")[0]
+                for path in (root.parent, root, *root.rglob("*"))
+                if os.path.samestat(path.stat(), facts)
+            )
+
+        def recorded(name: str) -> Callable[..., None]:
+            def call(path: Path, *args: Any, **kwargs: Any) -> None:
+                real[name](path, *args, **kwargs)
+                done.append(f"{name} {Path(path).name.partition('.')[0]}")
+
+            return call
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        for name in ("rename", "link", "unlink"):
+            monkeypatch.setattr(os, name, recorded(name))
+        return done
+
+    def test_bytes_are_flushed_before_the_name_and_the_name_before_commit_returns(
+        self, store: LocalStore, steps: list[str]
+    ) -> None:
+        begin(store, new_key(), CONTENT).abort()
+        writer = begin(store, KEY, CONTENT)
+        steps.clear()
+
+        writer.commit()
+
+        assert steps == [f"flush {OBJECT_ID}", f"rename {OBJECT_ID}", "flush ab"]
+
+    def test_a_small_object_is_flushed_before_and_after_it_gets_its_name(
+        self, store: LocalStore, root: Path, steps: list[str]
+    ) -> None:
+        begin(store, KEY, CONTENT).abort()
+        steps.clear()
+
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        assert steps == ["flush vault-id", "link vault-id", f"flush {root.name}", "unlink vault-id"]
+
+    def test_a_new_folder_is_flushed_into_the_one_that_holds_it(
+        self, store: LocalStore, root: Path, steps: list[str]
+    ) -> None:
+        root.parent.mkdir()
+
+        writer = store.writer(KEY, part_size=PART)
+
+        assert steps == [f"flush {root.parent.name}", f"flush {root.name}", "flush objects", f"flush {root.name}"]
+        writer.abort()
+
+    def test_a_deletion_is_flushed(self, store: LocalStore, steps: list[str]) -> None:
+        begin(store, KEY, CONTENT).commit()
+        steps.clear()
+
+        store.delete(KEY)
+
+        assert steps == [f"unlink {OBJECT_ID}", "flush ab"]
+
+
+class TestWriting:
+    def test_a_write_that_takes_only_a_piece_is_carried_on(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data)[:1000]))
+
+        begin(store, KEY, CONTENT).commit()
+
+        assert store.get(KEY) == CONTENT
+
+    def test_one_buffer_serves_for_all_parts(self, store: LocalStore, budget: BufferBudget) -> None:
+        writer = begin(store, KEY, CONTENT)
+
+        assert budget.bytes_out == PART
+        writer.abort()
+
+    @pytest.mark.parametrize(("number", "error"), FAILURES)
+    @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+    def test_a_failure_leaves_nothing_after_abort(
+        self,
+        store: LocalStore,
+        root: Path,
+        budget: BufferBudget,
+        monkeypatch: pytest.MonkeyPatch,
+        call: str,
+        number: int,
+        error: type[StorageError],
+    ) -> None:
+        writer = begin(store, KEY, CONTENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(number))
+
+            with pytest.raises(error) as caught:
+                finish(writer, b"more")
+            writer.abort()
+
+        assert type(caught.value) is error
+        assert_tells_no_path(caught.value, root)
+        assert files(root) == set()
+        assert store.unfinished() == 0
+        assert budget.bytes_out == 0
+        with pytest.raises(ObjectNotFound):
+            store.get(KEY)
+
+    @pytest.mark.parametrize(("number", "error"), FAILURES)
+    @pytest.mark.parametrize("call", ["mkdir", "open"])
+    def test_a_write_that_cannot_begin_leaves_nothing(
+        self,
+        store: LocalStore,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        call: str,
+        number: int,
+        error: type[StorageError],
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(number))
+
+            with pytest.raises(error) as caught:
+                store.writer(KEY, part_size=PART)
+
+        assert_tells_no_path(caught.value, root)
+        assert files(root) == set()
+        assert store.unfinished() == 0
+
+    def test_a_disk_that_is_really_full_is_full_and_usable_after_abort(
+        self, small_disk: Path, budget: BufferBudget
+    ) -> None:
+        store = LocalStore(small_disk / "store", budget)
+        begin(store, KEY, CONTENT).commit()
+        writer = store.writer(new_key(), part_size=PART)
+
+        with pytest.raises(StorageFull) as caught:
+            finish(writer, bytes(64 * PART))
+        writer.abort()
+
+        assert_tells_no_path(caught.value, small_disk)
+        assert store.unfinished() == 0
+        assert budget.bytes_out == 0
+        assert store.get(KEY) == CONTENT
+        begin(store, new_key(), CONTENT).commit()
+
+    @pytest.fixture
+    def small_disk(self, tmp_path: Path) -> Iterator[Path]:
+        """A file system of 128 KiB."""
+        if os.geteuid() != 0:
+            pytest.skip("only root may mount a file system")
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, check=False
+        )
+        if mounted.returncode != 0:
+            pytest.skip("mounting is not allowed here")
+        yield disk
+        subprocess.run(["umount", str(disk)], check=True)
+
+    def test_a_failed_flush_of_the_folder_is_told_although_the_object_is_there(
+        self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writer = begin(store, KEY, CONTENT)
+        fsync = os.fsync
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "fsync", lambda fd: failing(errno.EIO)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
+            )
+
+            with pytest.raises(StorageUnavailable):
+                writer.commit()
+            writer.abort()
+
+        assert store.get(KEY) == CONTENT
+        assert store.unfinished() == 0
+        assert budget.bytes_out == 0
+
+    @pytest.mark.parametrize("end", ["commit", "abort"])
+    def test_an_error_of_close_is_of_no_consequence(
+        self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch, end: str
+    ) -> None:
+        writer = begin(store, KEY, CONTENT)
+        close = os.close
+
+        def close_and_fail(fd: int) -> None:
+            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+            close(fd)
+            if is_file:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", close_and_fail)
+            getattr(writer, end)()
+
+        assert [found.key for found in store.list("")] == ([KEY] if end == "commit" else [])
+        assert store.unfinished() == 0
+        assert budget.bytes_out == 0
+
+    def test_abort_does_not_raise_when_the_disk_is_gone(
+        self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writer = begin(store, KEY, CONTENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", failing(errno.EIO))
+            writer.abort()
+
+        assert budget.bytes_out == 0
+        assert store.unfinished() == 1
+        store.delete(KEY)
+        assert store.unfinished() == 0
+
+    def test_a_second_abort_changes_nothing(self, store: LocalStore, budget: BufferBudget) -> None:
+        writer = begin(store, KEY, CONTENT)
+        writer.abort()
+
+        writer.abort()
+
+        assert budget.bytes_out == 0
+
+
+class TestReading:
+    def test_a_reader_keeps_its_object_when_that_is_deleted(self, store: LocalStore) -> None:
+        begin(store, KEY, CONTENT).commit()
+        reader = store.open(KEY, 0, len(CONTENT) - 1)
+        store.delete(KEY)
+
+        assert reader.read(len(CONTENT)) == CONTENT
+        reader.close()
+
+    def test_an_object_cut_short_while_it_is_read_is_unavailable(self, store: LocalStore) -> None:
+        begin(store, KEY, CONTENT).commit()
+        reader = store.open(KEY, 0, len(CONTENT) - 1)
+        reader.read(10)
+        os.truncate(store.path(KEY), 100)
+
+        with pytest.raises(StorageUnavailable):
+            reader.read(91)
+        reader.close()
+
+    def test_an_object_of_nothing_is_changed_not_empty(self, store: LocalStore) -> None:
+        begin(store, KEY, CONTENT).commit()
+        os.truncate(store.path(KEY), 0)
+
+        with pytest.raises(StorageError) as caught:
+            store.open(KEY, 0, 0)
+
+        assert caught.value.code == "integrity_failed"
+
+    def test_a_disk_error_is_unavailable(self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        begin(store, KEY, CONTENT).commit()
+        reader = store.open(KEY, 0, 10)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", failing(errno.EIO))
+
+            with pytest.raises(StorageUnavailable) as caught:
+                reader.read(1)
+
+        assert_tells_no_path(caught.value, root)
+        reader.close()
+
+    def test_a_folder_in_the_place_of_an_object_is_unavailable(self, store: LocalStore, root: Path) -> None:
+        store.path(KEY).mkdir(parents=True)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            store.get(KEY)
+
+        assert_tells_no_path(caught.value, root)
+
+    def test_no_permission_is_unavailable_not_missing(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin(store, KEY, CONTENT).commit()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", failing(errno.EACCES))
+
+            with pytest.raises(StorageUnavailable) as caught:
+                store.open(KEY, 0, 0)
+
+        assert_tells_no_path(caught.value, root)
+
+
+class TestPutIfAbsent:
+    def test_another_process_that_is_faster_wins(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        link = os.link
+
+        def link_second(source: Path, target: Path) -> None:
+            Path(target).write_bytes(b"theirs")
+            link(source, target)
+
+        monkeypatch.setattr(os, "link", link_second)
+
+        store.put_if_absent(INSTALLATION_KEY, b"ours")
+
+        assert store.get(INSTALLATION_KEY) == b"theirs"
+        assert store.unfinished() == 0
+
+    @pytest.mark.parametrize(("number", "error"), FAILURES)
+    @pytest.mark.parametrize("call", ["fsync", "link"])
+    def test_a_failure_leaves_nothing(
+        self,
+        store: LocalStore,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        call: str,
+        number: int,
+        error: type[StorageError],
+    ) -> None:
+        begin(store, KEY, CONTENT).abort()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(number))
+
+            with pytest.raises(error) as caught:
+                store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        assert_tells_no_path(caught.value, root)
+        assert files(root) == set()
+
+
+class TestDeleting:
+    @pytest.mark.parametrize("number", UNAVAILABLE, ids=errno.errorcode.get)
+    def test_an_object_that_cannot_be_removed_is_told(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        begin(store, KEY, CONTENT).commit()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", failing(number))
+
+            with pytest.raises(StorageUnavailable) as caught:
+                store.delete(KEY)
+
+        assert_tells_no_path(caught.value, root)
+        assert store.get(KEY) == CONTENT
+
+    def test_an_object_that_somebody_else_removes_meanwhile_is_deleted(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin(store, KEY, CONTENT).commit()
+        unlink = os.unlink
+
+        def unlink_second(path: Path) -> None:
+            unlink(path)
+            unlink(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", unlink_second)
+            store.delete(KEY)
+
+        assert list(store.list("")) == []
+
+
+class TestListing:
+    def test_an_object_that_goes_meanwhile_is_passed_over(self, store: LocalStore) -> None:
+        keys = [f"{OBJECTS}ab/ab{number:06x}-0000-4000-8000-000000000000" for number in range(3)]
+        for key in keys:
+            begin(store, key, CONTENT).commit()
+
+        listing = store.list(OBJECTS)
+        listed = [next(listing).key]
+        gone = next(key for key in keys if key not in listed)
+        store.delete(gone)
+        listed += [found.key for found in listing]
+
+        assert sorted(listed) == [key for key in keys if key != gone]
+
+    def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin(store, KEY, CONTENT).commit()
+        scandir = os.scandir
+        monkeypatch.setattr(
+            os, "scandir", lambda path: failing(errno.EACCES)() if Path(path).name == "ab" else scandir(path)
+        )
+
+        with pytest.raises(StorageUnavailable) as caught:
+            list(store.list(OBJECTS))
+
+        assert_tells_no_path(caught.value, root)
+
+    def test_a_listing_may_be_left_early(self, store: LocalStore) -> None:
+        for _ in range(3):
+            begin(store, new_key(), CONTENT).commit()
+
+        listing = store.list(OBJECTS)
+
+        assert next(listing).size_bytes == len(CONTENT)
+        listing.close()  # type: ignore[attr-defined]
+
+
+class TestBeforeTheFirstWrite:
+    def test_a_store_without_its_folder_is_empty_and_makes_none(self, store: LocalStore, root: Path) -> None:
+        assert list(store.list("")) == []
+        assert store.unfinished() == 0
+        store.delete(KEY)
+        with pytest.raises(ObjectNotFound):
+            store.get(KEY)
+
+        assert not root.exists()
+
+    def test_a_store_without_its_folder_is_not_healthy(self, store: LocalStore, root: Path) -> None:
+        with pytest.raises(StorageUnavailable) as caught:
+            store.health()
+
+        assert_tells_no_path(caught.value, root)

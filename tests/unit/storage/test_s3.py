@@ -1,0 +1,1007 @@
+import io
+import os
+import socket
+import threading
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.config import Config
+from botocore.response import StreamingBody
+from botocore.stub import Stubber
+from moto import mock_aws
+
+from tests.support.servers import wait_until
+from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from vault.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.storage import INSTALLATION_KEY, object_key
+from vault.storage.buffers import BufferBudget
+from vault.storage.s3 import S3Options, S3Store
+
+BUCKET = "vault-tests"
+SECRET = "secret-of-the-tests"
+CONTENT = bytes(range(256)) * 40  # two full parts and a third
+BOUND_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    key: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def operation(self) -> str:
+        """What S3 calls a request like this."""
+        if self.method == "PUT":
+            return "UploadPart" if "partNumber" in self.query else "PutObject"
+        if self.method == "POST":
+            return "CreateMultipartUpload" if "uploads" in self.query else "CompleteMultipartUpload"
+        if self.method == "DELETE":
+            return "AbortMultipartUpload" if "uploadId" in self.query else "DeleteObject"
+        if self.method == "HEAD":
+            return "HeadBucket"
+        if self.key:
+            return "GetObject"
+        return "ListMultipartUploads" if "uploads" in self.query else "ListObjectsV2"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`cut` bytes of the body are announced and not sent; then the connection ends, or stays open if `stalls`."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
+    stalls: bool = False
+
+
+def refusal(status: int, code: str) -> Answer:
+    return Answer(status, f"<Error><Code>{code}</Code><Message>about {object_key.__name__}</Message></Error>".encode())
+
+
+def created(upload_id: str = "an-upload") -> Answer:
+    return Answer(200, f"<Result><UploadId>{upload_id}</UploadId></Result>".encode())
+
+
+def ranged(body: bytes, content_range: str, *, etag: str = '"an-etag"', **kwargs: Any) -> Answer:
+    return Answer(206, body, {"Content-Range": content_range, "ETag": etag}, **kwargs)
+
+
+HUNG_UP = Answer()  # the connection ends without any answer
+PART_STORED = Answer(200, headers={"ETag": '"of-a-part"'})
+COMPLETED = Answer(200, b"<Result><ETag>of-all</ETag></Result>")
+NO_UPLOADS = Answer(200, b"<Result></Result>")
+
+
+class ScriptedS3:
+    """An HTTP server on loopback that answers each operation as a test says, and remembers what it was asked.
+
+    A script is the answer to an operation, a list of answers in turn of which the last stays, or a function.
+    """
+
+    requests: list[Request]
+    script: dict[str, Answer | list[Answer] | Callable[[Request], Answer]]
+
+    def __init__(self) -> None:
+        self.is_ending = threading.Event()
+        self._lock = threading.Lock()
+        self.forget()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def forget(self) -> None:
+        """Begin anew, with a script by which every operation succeeds on an empty bucket."""
+        self.requests = []
+        self.script = {
+            "CreateMultipartUpload": created(),
+            "UploadPart": PART_STORED,
+            "CompleteMultipartUpload": COMPLETED,
+            "AbortMultipartUpload": Answer(204),
+            "ListMultipartUploads": NO_UPLOADS,
+        }
+
+    @property
+    def operations(self) -> list[str]:
+        return [request.operation for request in self.requests]
+
+    @property
+    def options(self) -> S3Options:
+        return S3Options(BUCKET, "us-east-1", f"http://127.0.0.1:{self._server.server_port}", "an-access-key", SECRET)
+
+    def __enter__(self) -> "ScriptedS3":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.is_ending.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def answer(self, request: Request) -> Answer:
+        with self._lock:
+            self.requests.append(request)
+            script = self.script.get(request.operation, Answer(200))
+            if isinstance(script, list):
+                return script.pop(0) if len(script) > 1 else script[0]
+        return script if isinstance(script, Answer) else script(request)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        s3 = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                # A client that goes away is part of the play.
+                try:
+                    super().handle_one_request()
+                except ConnectionError:
+                    self.close_connection = True
+
+            def respond(self) -> None:
+                address = urllib.parse.urlsplit(self.path)
+                query = urllib.parse.parse_qs(address.query, keep_blank_values=True)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                key = urllib.parse.unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                flat = {name: values[0] for name, values in query.items()}
+                answer = s3.answer(Request(self.command, key, flat, headers, body))
+                if answer is HUNG_UP:
+                    self.close_connection = True
+                    return
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer.body) + answer.cut))
+                self.end_headers()
+                self.wfile.write(answer.body)
+                if answer.stalls:
+                    s3.is_ending.wait(BOUND_SECONDS)
+                self.close_connection = bool(answer.cut)
+
+            def __getattr__(self, name: str) -> Any:
+                if name.startswith("do_"):
+                    return self.respond
+                raise AttributeError(name)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Tests assert on requests; nobody reads this log."""
+
+        return Handler
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedS3]:
+    with ScriptedS3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(server: ScriptedS3) -> ScriptedS3:
+    server.forget()
+    return server
+
+
+# Making a client takes longer than most tests, so one serves for all, with a budget of its own for each.
+@pytest.fixture(scope="module")
+def shared_store(server: ScriptedS3) -> Iterator[S3Store]:
+    with closing_s3(server.options) as store:
+        yield store
+
+
+@pytest.fixture
+def budget() -> BufferBudget:
+    return BufferBudget(6 * PART, wait_seconds=BOUND_SECONDS)
+
+
+@pytest.fixture
+def store(s3: ScriptedS3, shared_store: S3Store, budget: BufferBudget) -> S3Store:
+    """A store on the scripted server."""
+    shared_store.budget = budget
+    return shared_store
+
+
+@pytest.fixture(scope="module")
+def shared_moto_store() -> Iterator[S3Store]:
+    with closing_s3(MOTO_OPTIONS) as store:
+        yield store
+
+
+@pytest.fixture
+def moto_store(shared_moto_store: S3Store, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    """A store on an empty moto."""
+    store = shared_moto_store
+    store.budget = budget
+    with mock_aws():
+        suit_moto(store, monkeypatch)
+        store.client.create_bucket(Bucket=store.bucket)
+        yield store
+
+
+@pytest.fixture
+def calls(moto_store: S3Store) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The operations that the store on moto asks for, with their parameters."""
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def remember(params: dict[str, Any], model: Any, **_: Any) -> None:
+        made.append((model.name, params))
+
+    with listening(moto_store, "provide-client-params.s3", remember):
+        yield made
+
+
+@contextmanager
+def listening(store: S3Store, event: str, listener: Callable[..., Any]) -> Iterator[None]:
+    store.client.meta.events.register(event, listener)
+    yield
+    store.client.meta.events.unregister(event, listener)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What botocore would have slept between its attempts."""
+    slept: list[float] = []
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=slept.append))
+    return slept
+
+
+def assert_all_free(budget: BufferBudget) -> None:
+    # A part that was on its way is given back by the thread that sent it.
+    wait_until(lambda: budget.bytes_out == 0, what="all buffers being free")
+
+
+class TestCalls:
+    @pytest.mark.parametrize("size", [1, PART - 1, PART], ids=["a-byte", "short", "full"])
+    def test_one_part_is_a_single_put(
+        self, moto_store: S3Store, calls: list[tuple[str, dict[str, Any]]], size: int
+    ) -> None:
+        begin(moto_store, new_key(), CONTENT[:size]).commit()
+
+        assert [name for name, _ in calls] == ["PutObject"]
+
+    @pytest.mark.parametrize(
+        ("size", "parts"),
+        [
+            pytest.param(PART + 1, 2, id="a-byte-more"),
+            pytest.param(2 * PART, 2, id="two-full-parts"),
+            pytest.param(9 * PART + 1, 10, id="ten-parts"),
+        ],
+    )
+    def test_more_parts_are_a_multipart_upload(
+        self, moto_store: S3Store, calls: list[tuple[str, dict[str, Any]]], size: int, parts: int
+    ) -> None:
+        begin(moto_store, new_key(), (CONTENT * 4)[:size]).commit()
+
+        assert calls[0][0] == "CreateMultipartUpload"
+        assert calls[-1][0] == "CompleteMultipartUpload"
+        assert {name for name, _ in calls[1:-1]} == {"UploadPart"}
+        assert sorted(params["PartNumber"] for _, params in calls[1:-1]) == list(range(1, parts + 1))
+        listed = [part["PartNumber"] for part in calls[-1][1]["MultipartUpload"]["Parts"]]
+        assert listed == list(range(1, parts + 1))
+
+    def test_a_write_that_is_aborted_before_its_second_part_asks_for_nothing(
+        self, moto_store: S3Store, calls: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        begin(moto_store, new_key(), CONTENT[:PART]).abort()
+
+        assert calls == []
+
+    def test_parts_carry_no_checksum_that_costs_time(self, s3: ScriptedS3, store: S3Store) -> None:
+        begin(store, new_key(), CONTENT).commit()
+
+        for request in s3.requests:
+            assert not [name for name in request.headers if name.startswith("x-amz-checksum")]
+            assert "x-amz-trailer" not in request.headers
+
+    def test_an_endpoint_of_ones_own_is_addressed_by_path(self, s3: ScriptedS3, store: S3Store) -> None:
+        key = new_key()
+
+        begin(store, key, CONTENT[:1]).commit()
+
+        [request] = s3.requests
+        assert (request.operation, request.key, request.body) == ("PutObject", key, CONTENT[:1])
+        assert request.headers["host"].startswith("127.0.0.1:")
+
+    def test_a_buffer_asked_for_twice_is_the_same_one(self, store: S3Store) -> None:
+        writer = store.writer(new_key(), part_size=PART)
+
+        assert writer.buffer() is writer.buffer()
+        assert store.budget.bytes_out == PART
+        writer.abort()
+        assert store.budget.bytes_out == 0
+
+    def test_an_object_without_a_part_is_a_mistake_of_the_caller(
+        self, moto_store: S3Store, calls: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        writer = moto_store.writer(new_key(), part_size=PART)
+
+        with pytest.raises(ValueError, match="at least one part"):
+            writer.commit()
+
+        writer.abort()
+        assert calls == []
+
+    def test_a_last_buffer_that_is_not_written_is_no_part(self, moto_store: S3Store) -> None:
+        key = new_key()
+        writer = begin(moto_store, key, CONTENT[:PART])
+        writer.buffer()
+
+        writer.commit()
+
+        assert moto_store.get(key) == CONTENT[:PART]
+
+
+class TestParts:
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            pytest.param(refusal(500, "InternalError"), id="500"),
+            pytest.param(refusal(503, "SlowDown"), id="SlowDown"),
+            pytest.param(HUNG_UP, id="connection-lost"),
+        ],
+    )
+    def test_a_part_that_is_sent_again_has_the_same_bytes(
+        self, s3: ScriptedS3, store: S3Store, failure: Answer
+    ) -> None:
+        failed: set[str] = set()
+
+        def fail_once(request: Request) -> Answer:
+            number = request.query["partNumber"]
+            if number in failed:
+                return PART_STORED
+            failed.add(number)
+            return failure
+
+        s3.script["UploadPart"] = fail_once
+
+        begin(store, new_key(), CONTENT).commit()
+
+        sent = Counter((r.query["partNumber"], r.body) for r in s3.requests if r.operation == "UploadPart")
+        assert sent == {("1", CONTENT[:PART]): 2, ("2", CONTENT[PART : 2 * PART]): 2, ("3", CONTENT[2 * PART :]): 2}
+
+    def test_a_single_put_that_is_sent_again_has_the_same_bytes(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["PutObject"] = [refusal(500, "InternalError"), Answer(200)]
+
+        begin(store, new_key(), CONTENT[:100]).commit()
+
+        assert [request.body for request in s3.requests] == [CONTENT[:100]] * 2
+
+    def test_a_failed_part_surfaces_at_commit(self, s3: ScriptedS3, store: S3Store, budget: BufferBudget) -> None:
+        s3.script["UploadPart"] = refusal(507, "InsufficientStorage")
+        writer = begin(store, new_key(), CONTENT)
+
+        with pytest.raises(StorageFull):
+            writer.commit()
+        writer.abort()
+
+        assert "CompleteMultipartUpload" not in s3.operations
+        assert_all_free(budget)
+
+    def test_a_failed_part_surfaces_while_later_ones_are_written(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
+    ) -> None:
+        s3.script["UploadPart"] = refusal(403, "AccessDenied")
+        key = new_key()
+        writer = begin(store, key, CONTENT[:PART])
+
+        # Three may be in flight, so the first must be known before the fifth is asked for.
+        with pytest.raises(StorageUnavailable):
+            write_parts(writer, 4)
+        writer.abort()
+
+        assert s3.operations[-1] == "AbortMultipartUpload"
+        assert s3.requests[-1].key == key
+        assert s3.requests[-1].query["uploadId"] == "an-upload"
+        assert_all_free(budget)
+
+    def test_an_upload_that_cannot_begin_surfaces_with_the_second_part(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
+    ) -> None:
+        s3.script["CreateMultipartUpload"] = refusal(403, "AccessDenied")
+        writer = begin(store, new_key(), CONTENT[:PART])
+
+        with pytest.raises(StorageUnavailable):
+            writer.buffer()
+        writer.abort()
+
+        assert s3.operations == ["CreateMultipartUpload"]
+        assert budget.bytes_out == 0
+
+    @pytest.mark.parametrize("content", [CONTENT[:1], CONTENT], ids=["one-part", "several-parts"])
+    def test_a_failed_end_surfaces_at_commit(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget, content: bytes
+    ) -> None:
+        s3.script["PutObject"] = s3.script["CompleteMultipartUpload"] = refusal(403, "AccessDenied")
+        writer = begin(store, new_key(), content)
+
+        with pytest.raises(StorageUnavailable):
+            writer.commit()
+        writer.abort()
+
+        assert ("AbortMultipartUpload" in s3.operations) == (content == CONTENT)
+        assert_all_free(budget)
+
+    def test_an_error_that_arrives_with_status_200_is_an_error(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["CompleteMultipartUpload"] = refusal(200, "InternalError")
+        writer = begin(store, new_key(), CONTENT)
+
+        with pytest.raises(StorageUnavailable):
+            writer.commit()
+        writer.abort()
+
+    def test_abort_after_a_failed_part_leaves_no_open_upload(self, moto_store: S3Store, budget: BufferBudget) -> None:
+        def fail_the_second(params: dict[str, Any], **_: Any) -> Any:
+            if params["query_string"]["partNumber"] == 2:
+                return SimpleNamespace(status_code=403), {"Error": {"Code": "AccessDenied"}}
+            return None
+
+        writer = moto_store.writer(new_key(), part_size=PART)
+
+        with listening(moto_store, "before-call.s3.UploadPart", fail_the_second):
+            write_parts(writer, 3)
+            assert moto_store.unfinished() == 1
+            with pytest.raises(StorageUnavailable):
+                writer.commit()
+        writer.abort()
+
+        assert moto_store.unfinished() == 0
+        assert list(moto_store.list("")) == []
+        assert_all_free(budget)
+
+    def test_abort_does_not_raise_when_the_store_is_down(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
+    ) -> None:
+        s3.script["AbortMultipartUpload"] = Answer(503)
+        writer = begin(store, new_key(), CONTENT)
+
+        writer.abort()
+
+        assert "AbortMultipartUpload" in s3.operations
+        assert_all_free(budget)
+
+    def test_abort_comes_after_the_parts_that_are_on_their_way(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
+    ) -> None:
+        arrived, release, order = threading.Event(), threading.Event(), list[str]()
+
+        def slow_part(_: Request) -> Answer:
+            arrived.set()
+            release.wait(BOUND_SECONDS)
+            order.append("part stored")
+            return PART_STORED
+
+        def abort(_: Request) -> Answer:
+            order.append("upload aborted")
+            return Answer(204)
+
+        s3.script |= {"UploadPart": slow_part, "AbortMultipartUpload": abort}
+        writer = begin(store, new_key(), CONTENT[: PART + 1])
+        assert arrived.wait(BOUND_SECONDS)
+
+        with ThreadPoolExecutor(1) as thread:
+            aborted = thread.submit(writer.abort)
+            # The part that is only held is free as soon as abort no longer waits, so it is still out.
+            assert budget.bytes_out == 2 * PART
+            release.set()
+            aborted.result(BOUND_SECONDS)
+
+        assert order == ["part stored", "upload aborted"]
+        assert_all_free(budget)
+
+    def test_parts_that_have_not_begun_are_not_sent_after_abort(
+        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
+    ) -> None:
+        release = threading.Event()
+        others = [store.pool.submit(release.wait, BOUND_SECONDS) for _ in range(64)]
+        writer = begin(store, new_key(), CONTENT)
+        assert budget.bytes_out == 3 * PART
+
+        writer.abort()
+
+        assert budget.bytes_out == 0
+        release.set()
+        for other in others:
+            assert other.result(BOUND_SECONDS)
+        assert s3.operations == ["CreateMultipartUpload", "AbortMultipartUpload"]
+
+    def test_only_a_few_parts_are_in_flight(self, s3: ScriptedS3, store: S3Store, budget: BufferBudget) -> None:
+        release = threading.Event()
+
+        def slow_part(_: Request) -> Answer:
+            release.wait(BOUND_SECONDS)
+            return PART_STORED
+
+        s3.script["UploadPart"] = slow_part
+        with ThreadPoolExecutor(1) as thread:
+            written = thread.submit(begin, store, new_key(), CONTENT * 3)
+            wait_until(lambda: s3.operations.count("UploadPart") == 3, what="three parts being in flight")
+
+            assert not written.done()
+            assert budget.bytes_out == 3 * PART
+            release.set()
+            written.result(BOUND_SECONDS).commit()
+
+        assert s3.operations.count("UploadPart") == 8
+        assert_all_free(budget)
+
+    def test_uploads_that_share_a_small_budget_do_not_wait_for_each_other(self, s3: ScriptedS3, store: S3Store) -> None:
+        store.budget = BufferBudget(2 * PART, wait_seconds=BOUND_SECONDS)
+        writers = [begin(store, new_key(), CONTENT[:PART]) for _ in range(2)]
+        assert store.budget.bytes_out == 2 * PART
+
+        for writer in writers:
+            add_part(writer, b"the end")
+            writer.commit()
+
+        assert Counter(s3.operations)["CompleteMultipartUpload"] == 2
+
+    def test_parts_larger_than_the_budget_go_one_by_one(self, s3: ScriptedS3, store: S3Store) -> None:
+        store.budget = BufferBudget(PART - 1, wait_seconds=BOUND_SECONDS)
+
+        begin(store, new_key(), CONTENT).commit()
+
+        assert s3.operations.count("UploadPart") == 3
+
+    def test_no_room_for_a_part_is_busy_and_abort_gives_everything_back(self, store: S3Store) -> None:
+        store.budget = BufferBudget(2 * PART, wait_seconds=0)
+        store.budget.allocate(PART)
+        writer = store.writer(new_key(), part_size=2 * PART)
+
+        with pytest.raises(Busy):
+            writer.buffer()
+        writer.abort()
+
+        assert store.budget.bytes_out == PART
+
+
+def write_parts(writer: Any, count: int) -> None:
+    for _ in range(count):
+        add_part(writer, CONTENT[:PART])
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("answer", "error"),
+        [
+            pytest.param(refusal(404, "NoSuchKey"), ObjectNotFound, id="NoSuchKey"),
+            pytest.param(Answer(404), ObjectNotFound, id="bare-404"),
+            pytest.param(refusal(404, "NoSuchBucket"), StorageUnavailable, id="NoSuchBucket"),
+            pytest.param(refusal(416, "InvalidRange"), ObjectChanged, id="InvalidRange"),
+            pytest.param(Answer(416), ObjectChanged, id="bare-416"),
+            pytest.param(refusal(412, "PreconditionFailed"), ObjectChanged, id="PreconditionFailed"),
+            pytest.param(Answer(412), ObjectChanged, id="bare-412"),
+            pytest.param(refusal(403, "AccessDenied"), StorageUnavailable, id="AccessDenied"),
+            pytest.param(refusal(403, "InvalidObjectState"), StorageUnavailable, id="archived"),
+            pytest.param(Answer(400, b"<html>no XML of S3</html>"), StorageUnavailable, id="page-of-a-proxy"),
+        ],
+    )
+    def test_what_a_refused_read_means(
+        self, s3: ScriptedS3, store: S3Store, answer: Answer, error: type[StorageError]
+    ) -> None:
+        s3.script["GetObject"] = answer
+        key = new_key()
+
+        with pytest.raises(error) as caught:
+            store.open(key, 0, 0)
+
+        assert type(caught.value) is error
+        assert_tells_nothing(caught.value, key, store)
+
+    @pytest.mark.parametrize(
+        ("answer", "error"),
+        [
+            pytest.param(refusal(507, "InsufficientStorage"), StorageFull, id="InsufficientStorage"),
+            pytest.param(refusal(507, "XMinioStorageFull"), StorageFull, id="XMinioStorageFull"),
+            pytest.param(Answer(507), StorageFull, id="bare-507"),
+            pytest.param(refusal(404, "NoSuchBucket"), StorageUnavailable, id="NoSuchBucket"),
+            pytest.param(Answer(404), StorageUnavailable, id="bare-404"),
+            pytest.param(refusal(403, "SignatureDoesNotMatch"), StorageUnavailable, id="SignatureDoesNotMatch"),
+            pytest.param(refusal(405, "MethodNotAllowed"), StorageUnavailable, id="read-only"),
+            pytest.param(Answer(200, b"<html>welcome<br></html>"), StorageUnavailable, id="page-of-another-server"),
+        ],
+    )
+    @pytest.mark.parametrize("content", [CONTENT[:1], CONTENT], ids=["one-part", "several-parts"])
+    def test_what_a_refused_write_means(
+        self,
+        s3: ScriptedS3,
+        store: S3Store,
+        budget: BufferBudget,
+        answer: Answer,
+        error: type[StorageError],
+        content: bytes,
+    ) -> None:
+        s3.script["PutObject"] = s3.script["UploadPart"] = answer
+        key = new_key()
+        writer = begin(store, key, content)
+
+        with pytest.raises(error) as caught:
+            writer.commit()
+        writer.abort()
+
+        assert type(caught.value) is error
+        assert_tells_nothing(caught.value, key, store)
+        assert_all_free(budget)
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            pytest.param(lambda store: list(store.list("")), id="list"),
+            pytest.param(lambda store: store.unfinished(), id="unfinished"),
+            pytest.param(lambda store: store.delete(new_key()), id="delete"),
+            pytest.param(lambda store: store.put_if_absent(INSTALLATION_KEY, b"an id"), id="put_if_absent"),
+            pytest.param(lambda store: store.health(), id="health"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(refusal(404, "NoSuchBucket"), id="NoSuchBucket"),
+            pytest.param(Answer(404), id="bare-404"),
+            pytest.param(refusal(403, "AccessDenied"), id="AccessDenied"),
+        ],
+    )
+    def test_a_store_that_refuses_is_unavailable_and_never_merely_empty(
+        self, s3: ScriptedS3, store: S3Store, answer: Answer, use: Callable[[S3Store], object]
+    ) -> None:
+        for operation in (
+            *("ListObjectsV2", "ListMultipartUploads", "GetObject", "HeadBucket"),
+            *("PutObject", "DeleteObject"),
+        ):
+            s3.script[operation] = answer
+
+        with pytest.raises(StorageUnavailable):
+            use(store)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(refusal(500, "InternalError"), id="500"),
+            pytest.param(refusal(503, "SlowDown"), id="SlowDown"),
+            pytest.param(Answer(502, b"<html>bad gateway</html>"), id="gateway"),
+        ],
+    )
+    def test_a_passing_failure_is_unavailable_after_three_attempts(
+        self, s3: ScriptedS3, store: S3Store, pauses: list[float], answer: Answer
+    ) -> None:
+        s3.script["GetObject"] = answer
+
+        with pytest.raises(StorageUnavailable):
+            store.get(new_key())
+
+        assert s3.operations == ["GetObject"] * 3
+        assert len(pauses) == 2
+
+    def test_a_failure_that_passes_is_not_told(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = [refusal(503, "SlowDown"), Answer(500), Answer(200, b"content")]
+
+        assert store.get(new_key()) == b"content"
+
+    def test_a_server_that_is_not_there_is_unavailable(self) -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+            endpoint_url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+            with closing_s3(S3Options(BUCKET, "us-east-1", endpoint_url, "key", SECRET)) as store:
+                with pytest.raises(StorageUnavailable) as caught:
+                    store.health()
+                writer = begin(store, new_key(), CONTENT[:PART])
+                with pytest.raises(StorageUnavailable):
+                    writer.buffer()
+                writer.abort()
+
+        assert_tells_nothing(caught.value, BUCKET, store)
+        assert store.budget.bytes_out == 0
+
+    def test_no_credentials_at_all_is_unavailable(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+
+        with (
+            closing_s3(S3Options(BUCKET, "us-east-1", s3.options.endpoint_url)) as store,
+            pytest.raises(StorageUnavailable),
+        ):
+            store.health()
+
+        assert s3.requests == []
+
+
+class TestReading:
+    def test_range_and_etag_are_asked_of_the_server(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = ranged(b"56789", "bytes 5-9/10")
+
+        reader = store.open(new_key(), 5, 9, etag='"an-etag"')
+
+        assert s3.requests[0].headers["range"] == "bytes=5-9"
+        assert s3.requests[0].headers["if-match"] == '"an-etag"'
+        assert reader.read(5) == b"56789"
+        assert (reader.object_size, reader.etag) == (10, '"an-etag"')
+        reader.close()
+
+    def test_an_etag_that_is_not_known_is_not_asked_for(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = ranged(b"5", "bytes 5-5/10")
+
+        store.open(new_key(), 5, 5).close()
+
+        assert "if-match" not in s3.requests[0].headers
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(Answer(200, b"0123456789", {"ETag": '"an-etag"'}), id="range-ignored"),
+            pytest.param(Answer(200, b"0123456789"), id="range-ignored-and-no-etag"),
+            pytest.param(ranged(b"01234", "bytes 0-4/10"), id="another-range"),
+            pytest.param(ranged(b"56789", "bytes 50-54/100"), id="range-that-begins-alike"),
+            pytest.param(ranged(b"56789", "items 5-9/10"), id="another-unit"),
+            pytest.param(ranged(b"56789", "bytes 5-9/10", etag='"another"'), id="if-match-ignored"),
+            pytest.param(Answer(206, b"56789", {"Content-Range": "bytes 5-9/10"}), id="if-match-ignored-and-no-etag"),
+        ],
+    )
+    def test_a_server_that_sends_something_else_is_noticed(
+        self, s3: ScriptedS3, store: S3Store, answer: Answer
+    ) -> None:
+        s3.script["GetObject"] = answer
+
+        with pytest.raises(ObjectChanged):
+            store.open(new_key(), 5, 9, etag='"an-etag"')
+
+    def test_a_range_from_the_start_that_is_ignored_is_noticed(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = Answer(200, b"0123456789", {"ETag": '"an-etag"'})
+
+        with pytest.raises(ObjectChanged):
+            store.open(new_key(), 0, 4)
+
+    @pytest.mark.parametrize("total", ["*", "", "ten", "-1", "²"])
+    def test_a_size_that_the_server_does_not_tell_fits_no_object(self, store: S3Store, total: str) -> None:
+        with Stubber(store.client) as stub:
+            stub.add_response("get_object", stubbed_object(b"56789", f"bytes 5-9/{total}"))
+
+            reader = store.open(new_key(), 5, 9)
+
+        assert reader.object_size == -1
+        reader.close()
+
+    def test_bytes_that_come_in_small_pieces_are_put_together(self, store: S3Store) -> None:
+        class Trickle(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                return super().read(min(3, size) if size and size > 0 else 3)
+
+        with Stubber(store.client) as stub:
+            stub.add_response("get_object", stubbed_object(Trickle(b"0123456789"), "bytes 0-9/10"))
+
+            reader = store.open(new_key(), 0, 9)
+
+        assert reader.read(8) == b"01234567"
+        assert reader.read(2) == b"89"
+        with pytest.raises(StorageUnavailable):
+            reader.read(1)
+        reader.close()
+
+    def test_a_connection_lost_amid_the_body_is_unavailable(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5)
+        key = new_key()
+        reader = store.open(key, 0, 9)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            reader.read(10)
+
+        assert_tells_nothing(caught.value, key, store)
+        reader.close()
+
+    def test_a_server_that_falls_silent_amid_the_body_is_unavailable(
+        self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, "read_timeout": 1.0}))
+        s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5, stalls=True)
+        key = new_key()
+        with closing_s3(s3.options) as store:
+            reader = store.open(key, 0, 9)
+
+            with pytest.raises(StorageUnavailable) as caught:
+                reader.read(10)
+
+            reader.close()
+        assert_tells_nothing(caught.value, key, store)
+
+    def test_a_small_object_that_is_cut_short_is_unavailable(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = Answer(200, b"an i", cut=1)
+
+        with pytest.raises(StorageUnavailable):
+            store.get(INSTALLATION_KEY)
+
+    def test_a_reader_closed_early_leaves_the_store_usable(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = [ranged(bytes(100_000), "bytes 0-99999/100000"), ranged(b"0", "bytes 0-0/1")]
+        store.open(new_key(), 0, 99_999).close()
+
+        reader = store.open(new_key(), 0, 0)
+
+        assert reader.read(1) == b"0"
+        reader.close()
+
+
+def stubbed_object(body: bytes | io.BytesIO, content_range: str) -> dict[str, Any]:
+    raw = io.BytesIO(body) if isinstance(body, bytes) else body
+    return {
+        "Body": StreamingBody(raw, len(raw.getvalue())),
+        "ContentRange": content_range,
+        "ETag": '"an-etag"',
+    }
+
+
+class TestPutIfAbsent:
+    def test_what_exists_is_not_even_sent(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = Answer(200, b"theirs")
+
+        store.put_if_absent(INSTALLATION_KEY, b"ours")
+
+        assert s3.operations == ["GetObject"]
+
+    def test_another_process_that_is_faster_wins(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = refusal(404, "NoSuchKey")
+        s3.script["PutObject"] = refusal(412, "PreconditionFailed")
+
+        store.put_if_absent(INSTALLATION_KEY, b"ours")
+
+        assert s3.operations == ["GetObject", "PutObject"]
+        assert s3.requests[-1].headers["if-none-match"] == "*"
+        assert s3.requests[-1].body == b"ours"
+
+
+class TestDeleting:
+    def test_an_unfinished_upload_of_a_longer_key_stays(self, moto_store: S3Store) -> None:
+        key = new_key()
+        begin(moto_store, key, CONTENT)
+        moto_store.client.create_multipart_upload(Bucket=moto_store.bucket, Key=f"{key}-and-more")
+
+        moto_store.delete(key)
+
+        answer = moto_store.client.list_multipart_uploads(Bucket=moto_store.bucket)
+        assert [upload["Key"] for upload in answer["Uploads"]] == [f"{key}-and-more"]
+
+    def test_an_upload_that_somebody_else_has_ended_meanwhile_is_no_error(self, s3: ScriptedS3, store: S3Store) -> None:
+        key = new_key()
+        s3.script["ListMultipartUploads"] = uploads(key)
+        s3.script["AbortMultipartUpload"] = refusal(404, "NoSuchUpload")
+        s3.script["DeleteObject"] = Answer(204)
+
+        store.delete(key)
+
+        assert s3.operations == ["ListMultipartUploads", "AbortMultipartUpload", "DeleteObject"]
+
+    def test_an_upload_that_cannot_be_ended_is_told_and_the_object_left(self, s3: ScriptedS3, store: S3Store) -> None:
+        key = new_key()
+        s3.script["ListMultipartUploads"] = uploads(key)
+        s3.script["AbortMultipartUpload"] = refusal(403, "AccessDenied")
+
+        with pytest.raises(StorageUnavailable):
+            store.delete(key)
+
+        assert "DeleteObject" not in s3.operations
+
+    @pytest.mark.parametrize("answer", [refusal(404, "NoSuchKey"), Answer(404), Answer(204)])
+    def test_an_object_that_is_gone_already_is_deleted(self, s3: ScriptedS3, store: S3Store, answer: Answer) -> None:
+        s3.script["DeleteObject"] = answer
+
+        store.delete(new_key())
+
+        assert s3.operations == ["ListMultipartUploads", "DeleteObject"]
+
+    def test_a_server_without_any_upload_may_say_no_such_upload(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["ListMultipartUploads"] = refusal(404, "NoSuchUpload")
+        s3.script["DeleteObject"] = Answer(204)
+
+        store.delete(new_key())
+
+        assert s3.operations[-1] == "DeleteObject"
+        assert store.unfinished() == 0
+
+    def test_unfinished_uploads_are_found_on_every_page(self, s3: ScriptedS3, store: S3Store) -> None:
+        key, other = new_key(), new_key()
+        s3.script["ListMultipartUploads"] = [uploads(other, more="after"), uploads(key)]
+
+        store.delete(key)
+
+        aborted = [request.key for request in s3.requests if request.operation == "AbortMultipartUpload"]
+        assert aborted == [key]
+        assert s3.requests[1].query["key-marker"] == "after"
+
+
+def uploads(*keys: str, more: str = "") -> Answer:
+    entries = "".join(f"<Upload><Key>{key}</Key><UploadId>id-of-{key}</UploadId></Upload>" for key in keys)
+    page = f"<IsTruncated>true</IsTruncated><NextKeyMarker>{more}</NextKeyMarker>" if more else ""
+    return Answer(200, f"<Result>{page}{entries}</Result>".encode())
+
+
+class TestListing:
+    def test_every_page_is_listed(self, s3: ScriptedS3, store: S3Store) -> None:
+        keys = [new_key(), new_key(), new_key()]
+        s3.script["ListObjectsV2"] = [objects(*keys[:2], more="the-next-page"), objects(keys[2])]
+
+        found = list(store.list("objects/"))
+
+        assert [stat.key for stat in found] == keys
+        assert {stat.size_bytes for stat in found} == {7}
+        assert found[0].modified_at.isoformat() == "2024-02-29T12:00:00+00:00"
+        assert [request.query["prefix"] for request in s3.requests] == ["objects/", "objects/"]
+        assert s3.requests[1].query["continuation-token"] == "the-next-page"
+
+    def test_a_page_that_fails_breaks_the_list(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["ListObjectsV2"] = [objects(new_key(), more="the-next-page"), Answer(503)]
+        listing = store.list("")
+        next(listing)
+
+        with pytest.raises(StorageUnavailable):
+            next(listing)
+
+
+def objects(*keys: str, more: str = "") -> Answer:
+    entries = "".join(
+        f"<Contents><Key>{key}</Key><Size>7</Size><LastModified>2024-02-29T12:00:00.000Z</LastModified></Contents>"
+        for key in keys
+    )
+    page = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{more}</NextContinuationToken>" if more else ""
+    return Answer(200, f"<Result>{page}{entries}</Result>".encode())
+
+
+class TestClient:
+    def test_a_store_makes_no_connection_before_it_is_used(self, s3: ScriptedS3, budget: BufferBudget) -> None:
+        store = S3Store(s3.options, budget)
+
+        store.writer(new_key(), part_size=PART)
+
+        assert s3.requests == []
+
+    def test_one_client_and_one_pool_serve_all_threads(self, s3: ScriptedS3) -> None:
+        with closing_s3(s3.options) as store, ThreadPoolExecutor(8) as threads:
+            seen = list(threads.map(lambda _: (id(store.client), id(store.pool)), range(32)))
+
+        assert len(set(seen)) == 1
+
+    def test_a_forked_process_makes_its_own_client_and_pool(
+        self, s3: ScriptedS3, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = S3Store(s3.options, budget)
+        client, pool = store.client, store.pool
+        assert store.client is client
+        parent = os.getpid()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: parent + 1)
+
+            assert store.client is not client
+            assert store.pool is not pool
+            begin(store, new_key(), CONTENT).commit()
+            store.pool.shutdown()
+            store.client.close()
+
+        assert s3.operations[-1] == "CompleteMultipartUpload"
+        client.close()
+        pool.shutdown()
+
+    def test_credentials_are_in_no_repr(self, s3: ScriptedS3, store: S3Store) -> None:
+        writer = store.writer(new_key(), part_size=PART)
+
+        for shown in (s3.options, store, writer):
+            assert SECRET not in repr(shown)
+            assert SECRET not in str(shown)
+
+
+def assert_tells_nothing(error: StorageError, key: str, store: S3Store) -> None:
+    assert str(error) == type(error).detail
+    endpoint = store.client.meta.endpoint_url
+    for told in (str(error), repr(error), error.detail):
+        assert key not in told
+        assert SECRET not in told
+        assert endpoint not in told
