@@ -1,6 +1,7 @@
 """Clients that hang up, processes that are killed, and a reaper beside a slow upload: on a directory and on S3."""
 
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -129,6 +130,42 @@ def test_a_reaper_beside_a_slow_upload_never_touches_it(stack: Stack, person: re
     assert answer.startswith(b"HTTP/1.1 201 ")
     stored = [f for f in person.get(f"{stack.url}/files").json()["items"] if f["name"] == "slow.bin"]
     assert person.get(f"{stack.url}/files/{stored[0]['id']}/content").content == BODY
+
+
+def test_a_reaper_leaves_an_upload_whose_lease_is_almost_over(stack: Stack, person: requests.Session) -> None:
+    upload = SlowUpload(stack, person, BODY)
+    upload.send(9 * MIB)
+    wait_until(lambda: "pending" in stack.states(), what="the reservation")
+    # Longer than the reaper takes, and not as long as the next renewal may be away.
+    stack.end_leases(in_seconds=25)
+
+    report = reap(stack)
+    upload.send(len(upload.body))
+
+    assert "Ended 0 abandoned uploads, removed 0 objects" in report
+    answer = upload.answer()
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    stored = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert person.get(f"{stack.url}/files/{stored['id']}/content").content == BODY
+
+
+def test_an_upload_that_lost_its_lease_to_the_reaper_is_refused_and_leaves_nothing(
+    stack: Stack, person: requests.Session
+) -> None:
+    before = stack.remains()
+    upload = SlowUpload(stack, person, BODY)
+    upload.send(9 * MIB)
+    wait_until(lambda: "pending" in stack.states(), what="the reservation")
+    stack.end_leases()
+
+    report = reap(stack)
+    upload.send(len(upload.body))
+
+    assert "Ended 1 abandoned uploads" in report
+    answer = upload.answer()
+    assert b'"code": "upload_lost"' in answer or b'"code": "storage_unavailable"' in answer
+    reap(stack)
+    assert stack.remains() == before
 
 
 def test_damage_in_the_middle_breaks_the_connection_before_the_segment(stack: Stack, person: requests.Session) -> None:

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 from aiosmtpd.controller import Controller
 
+from tests.support.proc import files_with, group_members
 from tests.support.servers import wait_until
 from tests.support.stack import Stack, embedded, free_port, production
 from tests.support.vault import PASSWORD
@@ -132,41 +135,55 @@ def test_curl_uploads_and_downloads(journey: Journey, person: requests.Session, 
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")
-    (tmp_path / "photo.jpg").write_bytes(os.urandom(1_500_000))
+    photo = tmp_path / NAME
+    photo.write_bytes(os.urandom(1_500_000))
     bearer = ["-sS", "-H", f"Authorization: {person.headers['Authorization']!s}"]
+    named = f"{journey.stack.url}/files?name={quote(NAME)}"
     uploads = [
-        ["-F", "file=@photo.jpg", f"{journey.stack.url}/files"],
-        ["-X", "POST", "-T", "photo.jpg", f"{journey.stack.url}/files?name=sent"],
-        ["-X", "POST", "-T", "-", f"{journey.stack.url}/files?name=streamed"],
+        ["-F", f"file=@{NAME}", f"{journey.stack.url}/files"],
+        ["-X", "POST", "-T", NAME, named],
+        ["-X", "POST", "-T", "-", named],
     ]
 
     for arguments in uploads:
-        with (tmp_path / "photo.jpg").open("rb") as photo:
+        with photo.open("rb") as stream:
             answer = subprocess.run(
-                [curl, *bearer, *arguments], cwd=tmp_path, stdin=photo, capture_output=True, timeout=60, check=True
+                [curl, *bearer, *arguments], cwd=tmp_path, stdin=stream, capture_output=True, timeout=60, check=True
             )
-        file_id = re.search(rb'"id":\s*"([^"]+)"', answer.stdout)
-        assert file_id is not None, answer.stdout
-        content = f"{journey.stack.url}/files/{file_id[1].decode()}/content"
+        stored = json.loads(answer.stdout)
+        assert stored["name"] == NAME
+        content = f"{journey.stack.url}/files/{stored['id']}/content"
         subprocess.run([curl, *bearer, content, "-o", "copy"], cwd=tmp_path, timeout=60, check=True)
-        assert (tmp_path / "copy").read_bytes() == (tmp_path / "photo.jpg").read_bytes()
+        assert (tmp_path / "copy").read_bytes() == photo.read_bytes()
 
 
-def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session) -> None:
-    sizes: list[int] = []
+@pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
+def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session, form: bool) -> None:
+    leaks: list[list[str]] = []
 
     def watched_body() -> Iterator[bytes]:
+        yield from [b'--edge\r\nContent-Disposition: form-data; name="file"; filename="marked"\r\n\r\n'] * form
         for position in range(0, len(PHOTO), 1_000_000):
             yield PHOTO[position : position + 1_000_000]
-            sizes.append(len(_files_with(journey.stack, MARKER)))
+            leaks.append(_leaks(journey.stack))
+        yield from [b"\r\n--edge--\r\n"] * form
 
-    stored = person.post(f"{journey.stack.url}/files?name=marked", data=watched_body())
+    content_type = "multipart/form-data; boundary=edge" if form else "image/jpeg"
+    stored = person.post(
+        f"{journey.stack.url}/files",
+        params={} if form else {"name": "marked"},
+        data=watched_body(),
+        headers={"Content-Type": content_type},
+    )
 
     assert stored.status_code == 201
-    assert sizes
-    assert set(sizes) == {0}
-    assert person.get(f"{journey.stack.url}/files/{stored.json()['id']}/content").content == PHOTO
-    assert _files_with(journey.stack, MARKER) == []
+    assert leaks
+    assert not any(leaks)
+    with person.get(f"{journey.stack.url}/files/{stored.json()['id']}/content", stream=True) as answer:
+        received = answer.raw.read(1_000_000)
+        assert _leaks(journey.stack) == []
+        assert received + answer.raw.read() == PHOTO
+    assert _leaks(journey.stack) == []
 
 
 def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.Session) -> None:
@@ -181,14 +198,8 @@ def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.
         assert [text for text in [*private, mailed, ADDRESS] if text in log] == []
 
 
-def _files_with(stack: Stack, marker: bytes) -> list[Path]:
-    """Files below the stack's folder (data, queue, temporary files, the S3 server's too) that hold the marker."""
-    roots = [stack.folder, *([stack.s3.data_folder] if stack.s3 else [])]
-    return [path for root in roots for path in root.rglob("*") if path.is_file() and marker in _read(path)]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""  # removed since it was listed
+def _leaks(stack: Stack) -> list[str]:
+    """Files that hold the marker: data, queue and temporary files, the S3 server's, and unlinked ones still open."""
+    folders = [stack.folder, *([stack.s3.data_folder] if stack.s3 else [])]
+    pids = [pid for process in stack.processes for pid in group_members(process.popen.pid)]
+    return files_with(MARKER, folders, pids)

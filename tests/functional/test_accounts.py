@@ -1,0 +1,627 @@
+"""Accounts through HTTP: sign-up, confirmation, sign-in, tokens, and what each of them leaves behind."""
+
+import json
+import re
+import sqlite3
+import unicodedata
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import PASSWORD, Person, Vault, but_request_id
+from vault.auth.models import EmailToken, User
+from vault.db import Base
+from vault.derived import derive_key
+from vault.mail.models import MailJob, MailKind
+
+AUTH = "/api/v1/auth"
+EMAIL = "anna@example.org"
+OTHER_PASSWORD = "seven violet kettles hum"
+
+
+def register(vault: Vault, **fields: Any) -> Any:
+    return vault.client.post(f"{AUTH}/register", json={"email": EMAIL, "password": PASSWORD, **fields})
+
+
+def login(vault: Vault, **fields: Any) -> Any:
+    return vault.client.post(f"{AUTH}/login", json={"email": EMAIL, "password": PASSWORD, **fields})
+
+
+def verify(vault: Vault, token: str) -> Any:
+    return vault.client.post(f"{AUTH}/verify-email", json={"token": token})
+
+
+def resend(vault: Vault, email: str = EMAIL) -> Any:
+    return vault.client.post(f"{AUTH}/resend-verification", json={"email": email})
+
+
+def mails_to(vault: Vault, address: str) -> list[str]:
+    vault.run_queue()
+    return [mail.subject for mail in vault.mailer.sent if mail.recipient == address]
+
+
+def code(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["code"]
+
+
+# Sign-up and confirmation
+
+
+def test_a_person_registers_confirms_the_address_and_signs_in(vault: Vault) -> None:
+    registered = register(vault, full_name="Ánna Ödegård")
+    token = vault.mailed_token(EMAIL)
+    verified = verify(vault, token)
+    signed_in = login(vault)
+
+    assert (registered.status_code, verified.status_code, signed_in.status_code) == (202, 200, 200)
+    assert signed_in.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert (signed_in.json["token_type"], signed_in.json["expires_in"]) == ("Bearer", 900)
+    me = vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {signed_in.json['access_token']}"})
+    assert me.status_code == 200
+    assert me.json.keys() == {"id", "email", "full_name", "role", "email_verified", "created_at"}
+    assert (me.json["email"], me.json["full_name"]) == (EMAIL, "Ánna Ödegård")
+    assert (me.json["role"], me.json["email_verified"]) == ("user", True)
+    assert datetime.fromisoformat(me.json["created_at"]).utcoffset() == timedelta(0)
+
+
+def test_opening_the_mailed_link_changes_nothing_and_its_form_confirms(vault: Vault) -> None:
+    vault.register(EMAIL)
+    token = vault.mailed_token(EMAIL)
+    link = re.search(r"http://127\.0\.0\.1:8000(/verify-email\?token=\S+)", vault.mailer.sent[-1].text)
+    assert link is not None
+
+    page = vault.client.get(link[1])
+    opened_again = vault.client.get(link[1])
+    before = vault.user().email_verified_at
+    posted = vault.client.post("/verify-email", data={"token": token})
+
+    assert (page.status_code, opened_again.status_code, posted.status_code) == (200, 200, 200)
+    assert f'value="{token}"' in page.text
+    assert '<form method="post"' in page.text
+    assert before is None
+    assert vault.user().email_verified_at is not None
+    assert token not in posted.text
+
+
+def test_the_pages_hold_no_script_and_leak_no_token(vault: Vault) -> None:
+    hostile = "\"><script>alert('x')</script>"
+
+    page = vault.client.get("/verify-email", query_string={"token": hostile})
+    failed = vault.client.post("/verify-email", data={"token": hostile})
+
+    assert failed.status_code == 400
+    for answer in (page, failed):
+        assert answer.mimetype == "text/html"
+        assert "<script" not in answer.text
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "form-action 'self'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        nonce = re.search(r"style-src 'nonce-([^']+)'", policy)
+        assert nonce is not None
+        assert f'<style nonce="{nonce[1]}">' in answer.text
+        assert "Set-Cookie" not in answer.headers
+
+
+def test_a_used_link_is_answered_alike_for_an_hour_and_then_refused(vault: Vault) -> None:
+    vault.register(EMAIL)
+    token = vault.mailed_token(EMAIL)
+
+    first = verify(vault, token)
+    vault.clock.advance(minutes=59)
+    second = verify(vault, token)
+    vault.clock.advance(minutes=2)
+    third = verify(vault, token)
+
+    assert but_request_id(first) == but_request_id(second)
+    assert first.status_code == 200
+    assert code(third) == (400, "invalid_token")
+    assert len(vault.audit_trail("user.email_verified")) == 1
+
+
+def test_a_link_that_is_expired_or_unknown_or_void_is_refused(vault: Vault) -> None:
+    vault.register(EMAIL)
+    token = vault.mailed_token(EMAIL)
+
+    unknown = [verify(vault, text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
+    vault.clock.advance(hours=24)
+    expired = verify(vault, token)
+
+    assert {code(answer) for answer in [*unknown, expired]} == {(400, "invalid_token")}
+    assert vault.user().email_verified_at is None
+
+
+def test_a_newer_link_kills_none_and_one_success_kills_the_others(vault: Vault) -> None:
+    vault.register(EMAIL)
+    first = vault.mailed_token(EMAIL)
+    resend(vault)
+    second = vault.mailed_token(EMAIL)
+
+    assert first != second
+    assert verify(vault, first).status_code == 200
+    assert code(verify(vault, second)) == (400, "invalid_token")
+
+
+def test_registering_an_unverified_address_again_starts_over(vault: Vault) -> None:
+    register(vault, full_name="First")
+    first = vault.mailed_token(EMAIL)
+
+    register(vault, password=OTHER_PASSWORD, full_name="Second")
+    second = vault.mailed_token(EMAIL)
+
+    assert code(verify(vault, first)) == (400, "invalid_token")
+    assert verify(vault, second).status_code == 200
+    assert code(login(vault)) == (401, "invalid_credentials")
+    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+    assert vault.user().full_name == "Second"
+
+
+def test_a_mail_still_queued_for_the_first_registration_is_never_sent(vault: Vault) -> None:
+    register(vault)
+    register(vault, password=OTHER_PASSWORD)
+
+    assert mails_to(vault, EMAIL) == ["Confirm your address for Secure Vault"]
+
+
+def test_registering_a_verified_address_mails_its_owner_and_changes_nothing(vault: Vault, anna: Person) -> None:
+    before = vault.user()
+
+    answer = register(vault, password=OTHER_PASSWORD, full_name="Mallory")
+
+    after = vault.user()
+    assert answer.status_code == 202
+    assert mails_to(vault, EMAIL) == ["You already have a Secure Vault account"]
+    assert (after.password_hash, after.full_name) == (before.password_hash, before.full_name)
+    assert code(login(vault, password=OTHER_PASSWORD)) == (401, "invalid_credentials")
+    assert login(vault).status_code == 200
+    assert vault.audit_trail("user.registered") == []
+
+
+def test_no_mail_tells_a_name_before_the_address_is_verified(vault: Vault) -> None:
+    register(vault, full_name="Visit evil.example now")
+    vault.run_queue()
+
+    mail = vault.mailer.sent[-1]
+    assert "evil" not in mail.subject + mail.text + mail.html
+
+
+def test_at_most_three_mails_of_a_kind_go_to_an_address_in_an_hour(vault: Vault) -> None:
+    vault.register(EMAIL)
+    answers = [resend(vault) for _ in range(5)]
+    within_the_hour = len(mails_to(vault, EMAIL))
+    vault.clock.advance(minutes=61)
+    resend(vault)
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert within_the_hour == 3
+    assert len(mails_to(vault, EMAIL)) == 4
+
+
+def test_addresses_that_differ_in_case_or_domain_spelling_are_one_account(vault: Vault) -> None:
+    register(vault, email="Anna@Example.ORG")
+    register(vault, email="anna@EXAMPLE.org")
+    register(vault, email="bert@bücher.example")
+    verify(vault, vault.mailed_token("anna@EXAMPLE.org"))
+    verify(vault, vault.mailed_token("bert@bücher.example"))
+
+    assert login(vault, email="ANNA@example.org").status_code == 200
+    assert login(vault, email="Bert@XN--BCHER-KVA.example").status_code == 200
+    with vault.container.sessions.begin() as session:
+        keys = set(session.scalars(sa.select(User.email_key)))
+    assert keys == {"anna@example.org", "bert@xn--bcher-kva.example"}
+
+
+# What answers tell about an address
+
+
+def test_answers_are_the_same_for_known_and_unknown_addresses(vault: Vault, anna: Person, bert: Person) -> None:
+    vault.register("waiting@example.org")
+    vault.change_user("bert@example.org", disabled_at=vault.clock())
+    known = [EMAIL, "waiting@example.org", "bert@example.org"]
+    wrong = {"password": "certainly not this one"}
+
+    registered = {str(but_request_id(register(vault, email=e))) for e in [*known, "new@example.org"]}
+    resent = {str(but_request_id(resend(vault, e))) for e in [*known, "nobody@example.org"]}
+    refused = {str(but_request_id(login(vault, email=e, **wrong))) for e in [*known, "nobody@example.org"]}
+    right_but_closed = {str(but_request_id(login(vault, email=e))) for e in known[1:]}
+
+    assert len(registered) == 1
+    assert len(resent) == 1
+    assert len(refused) == 1
+    assert right_but_closed == refused
+
+
+def test_an_address_that_gets_no_mail_still_causes_a_job(vault: Vault, anna: Person) -> None:
+    resend(vault, EMAIL)
+    resend(vault, "nobody@example.org")
+
+    with vault.container.sessions.begin() as session:
+        jobs = session.scalars(sa.select(MailJob)).all()
+    assert [(job.kind, job.recipient, job.user_id) for job in jobs] == [(MailKind.VERIFY_EMAIL, None, None)] * 2
+    assert len(vault.queue) == 2
+    vault.run_queue()
+    assert vault.mailer.sent == []
+
+
+def test_the_right_password_of_an_unverified_account_mails_the_link_again(vault: Vault) -> None:
+    vault.register(EMAIL)
+    vault.mailed_token(EMAIL)
+
+    wrong = login(vault, password="certainly not this one")
+    mails_after_wrong = len(mails_to(vault, EMAIL))
+    right = login(vault)
+
+    assert code(wrong) == code(right) == (401, "invalid_credentials")
+    assert (mails_after_wrong, len(mails_to(vault, EMAIL))) == (1, 2)
+    assert verify(vault, vault.mailed_token(EMAIL)).status_code == 200
+    assert login(vault).status_code == 200
+
+
+# Passwords
+
+
+def test_weak_short_and_long_passwords_are_refused_by_name(vault: Vault) -> None:
+    weak = {
+        "11 characters": "x7!Kq-92mZp",
+        "129 characters": "x7!Kq-92mZp " * 11,
+        "129 once composed": "ﬃ" * 43 + "x7!Kq-92mZp",
+        "common": "password12345",
+        "repeated": "aaaaaaaaaaaaaaaaaaaa",
+        "keyboard": "qwertyuiopasdf",
+        "the address": EMAIL,
+        "the name": "Annabelle Odegard",
+    }
+
+    answers = {what: register(vault, password=text, full_name="Annabelle Odegard") for what, text in weak.items()}
+
+    assert {what: code(answer) for what, answer in answers.items()} == dict.fromkeys(weak, (422, "validation_failed"))
+    assert {tuple(answer.json["errors"]) for answer in answers.values()} == {("password",)}
+    assert vault.queue == []
+
+
+def test_any_characters_make_a_password_and_two_spellings_of_them_are_one(vault: Vault) -> None:
+    composed = unicodedata.normalize("NFC", "blåbærgrød på tirsdag \0\t")
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert composed != decomposed
+
+    register(vault, password=composed)
+    verify(vault, vault.mailed_token(EMAIL))
+
+    assert login(vault, password=decomposed).status_code == 200
+    assert login(vault, password=composed[:-1]).status_code == 401
+
+
+def test_128_characters_are_accepted_and_all_of_them_count(vault: Vault) -> None:
+    long = "four plain words stapled " + "x" * 103
+    assert len(long) == 128
+    register(vault, password=long)
+    verify(vault, vault.mailed_token(EMAIL))
+
+    assert login(vault, password=long).status_code == 200
+    for wrong in (long[:-1], long + "x", long[:72]):
+        assert login(vault, password=wrong).status_code == 401
+
+
+# Input that is not acceptable
+
+NOT_TEXT: list[Any] = ["a\ud800", ["a"], 5, 1.5, None, True, {"a": "b"}, [[]]]
+FIELDS = {
+    "register": {"email": EMAIL, "password": PASSWORD, "full_name": ""},
+    "login": {"email": EMAIL, "password": PASSWORD},
+    "verify-email": {"token": "x"},
+    "resend-verification": {"email": EMAIL},
+}
+
+
+def test_fields_that_hold_no_text_are_named(vault: Vault, anna: Person) -> None:
+    routes = [(vault.client.post, f"{AUTH}/{name}", fields) for name, fields in FIELDS.items()]
+    cases = [(send, path, fields, field, value) for send, path, fields in routes for field in fields
+             for value in [*NOT_TEXT, *(["a\0b"] if field != "password" else [])]]  # fmt: skip
+    cases += [(anna.patch, f"{AUTH}/me", {}, "full_name", value) for value in [*NOT_TEXT, "a\0b"]]
+    unexpected = []
+
+    for send, path, fields, field, value in cases:
+        answer = send(path, data=json.dumps({**fields, field: value}), content_type="application/json")
+        if code(answer) != (422, "validation_failed") or list(answer.json["errors"]) != [field]:
+            unexpected.append((path, field, value, answer.status_code, answer.text))
+
+    assert unexpected == []
+    assert vault.queue == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("register", {}, ["email", "password"]),
+        ("register", {"email": EMAIL, "password": PASSWORD, "role": "admin"}, ["role"]),
+        ("register", {"email": "no address", "password": PASSWORD}, ["email"]),
+        ("register", {"email": "a@b@c.example", "password": PASSWORD}, ["email"]),
+        ("register", {"email": "anna@example.org\r\nBcc: x@example.org", "password": PASSWORD}, ["email"]),
+        ("register", {"email": f"{'a' * 250}@example.org", "password": PASSWORD}, ["email"]),
+        ("register", {"email": EMAIL, "password": PASSWORD, "full_name": "x" * 201}, ["full_name"]),
+        ("login", {"email": EMAIL, "password": "x" * 1025}, ["password"]),
+        ("login", {"email": EMAIL, "password": PASSWORD, "a\ud800b": 1}, ["a\\ud800b"]),
+        ("verify-email", {"token": "x" * 257}, ["token"]),
+    ],
+    ids=["missing", "unknown", "no address", "two @", "header", "long", "long name", "long password", "odd", "token"],
+)
+def test_missing_unknown_and_overlong_fields_are_named(
+    vault: Vault, path: str, fields: dict[str, Any], named: list[str]
+) -> None:
+    answer = vault.client.post(f"{AUTH}/{path}", data=json.dumps(fields), content_type="application/json")
+
+    assert code(answer) == (422, "validation_failed")
+    assert answer.mimetype == "application/problem+json"
+    assert sorted(json.loads(answer.text)["errors"]) == named
+
+
+def test_bodies_that_are_not_json_are_told_apart(vault: Vault) -> None:
+    good = json.dumps({"email": EMAIL, "password": PASSWORD})
+    cases: dict[str, tuple[bytes, str | None, tuple[int, str]]] = {
+        "form": (b"email=a", "application/x-www-form-urlencoded", (415, "unsupported_media_type")),
+        "text": (good.encode(), "text/plain", (415, "unsupported_media_type")),
+        "no type": (good.encode(), None, (415, "unsupported_media_type")),
+        "empty": (b"", "application/json", (400, "malformed_json")),
+        "cut": (good[:-1].encode(), "application/json", (400, "malformed_json")),
+        "two values": (good.encode() * 2, "application/json", (400, "malformed_json")),
+        "Latin-1": ('{"email": "ä"}'.encode("latin-1"), "application/json", (400, "malformed_json")),
+        "deep": (b'{"email": ' + b"[" * 60_000, "application/json", (400, "malformed_json")),
+        "deep and closed": (b"[" * 30_000 + b"]" * 30_000, "application/json", (400, "malformed_json")),
+        "array": (b"[]", "application/json", (422, "validation_failed")),
+        "null": (b"null", "application/json", (422, "validation_failed")),
+        "large": (b'{"email": "' + b"a" * 10_000_000 + b'"}', "application/json", (413, "too_large")),
+    }
+
+    answers = {
+        what: vault.client.post(f"{AUTH}/login", data=body, headers={"Content-Type": kind} if kind else {})
+        for what, (body, kind, _) in cases.items()
+    }
+
+    assert {what: code(answer) for what, answer in answers.items()} == {w: want for w, (_, _, want) in cases.items()}
+    assert {answer.mimetype for answer in answers.values()} == {"application/problem+json"}
+
+
+def test_a_large_json_body_without_a_length_is_refused_while_it_is_read(vault: Vault) -> None:
+    class Endless:
+        given = 0
+
+        def read(self, length: int = -1) -> bytes:
+            assert length > 0
+            Endless.given += length
+            return b"a" * length
+
+    answer = vault.client.post(
+        f"{AUTH}/login",
+        content_type="application/json",
+        environ_overrides={
+            "wsgi.input": Endless(),
+            "wsgi.input_terminated": True,
+            "CONTENT_LENGTH": "",
+            "HTTP_TRANSFER_ENCODING": "chunked",
+        },
+    )
+
+    assert code(answer) == (413, "too_large")
+    assert Endless.given <= 1024 * 1024
+
+
+# The profile
+
+
+def test_the_name_can_be_changed_and_nothing_else(vault: Vault, anna: Person, bert: Person) -> None:
+    changed = anna.patch(f"{AUTH}/me", json={"full_name": "安娜 \u202e 🦀"})
+    refused = anna.patch(f"{AUTH}/me", json={"full_name": "x", "role": "admin", "email": "x@example.org"})
+
+    assert changed.status_code == 200
+    assert changed.json == anna.get(f"{AUTH}/me").json
+    assert changed.json["full_name"] == "安娜 \u202e 🦀"
+    assert (refused.status_code, sorted(refused.json["errors"])) == (422, ["email", "role"])
+    assert bert.get(f"{AUTH}/me").json["full_name"] == ""
+
+
+# Tokens
+
+
+def crafted(person: Person, *, key: bytes | None = None, algorithm: str = "HS256", **changes: Any) -> str:
+    """The person's access token with some claims changed; None takes a claim away."""
+    claims = jwt.decode(person.access_token, options={"verify_signature": False})
+    claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
+    own = derive_key(person.vault.settings.secret_key, "jwt")
+    return jwt.encode(claims, own if key is None else key, algorithm=algorithm)
+
+
+def unsigned(token: str) -> str:
+    header = {"alg": "none", "typ": "JWT"}
+    return f"{jwt.utils.base64url_encode(json.dumps(header).encode()).decode()}.{token.split('.')[1]}."
+
+
+def test_a_crafted_token_is_accepted_when_nothing_is_wrong_with_it(anna: Person) -> None:
+    answer = anna.vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {crafted(anna)}"})
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+def test_every_bad_token_gets_the_same_401(vault: Vault, anna: Person, bert: Person) -> None:
+    secret = vault.settings.secret_key
+    now = datetime.now(UTC)
+    long_ago, bert_id = now - timedelta(hours=1), str(vault.user(bert.email).id)
+    own = derive_key(secret, "jwt")
+    tokens: dict[str, str | None] = {
+        "none at all": None,
+        "empty": "",
+        "garbage": "garbage",
+        "three dots": "a.b.c",
+        "another key": crafted(anna, key=b"k" * 32),
+        "the secret itself": crafted(anna, key=secret.encode()),
+        "another label's key": crafted(anna, key=derive_key(secret, "cursor")),
+        "alg none": unsigned(anna.access_token),
+        "HS384": crafted(anna, key=own, algorithm="HS384"),
+        "HS512": crafted(anna, key=own, algorithm="HS512"),
+        "a refresh token": anna.refresh_token,
+        "typed refresh": crafted(anna, type="refresh"),
+        "somebody else's sub": crafted(anna, sub=bert_id),
+        "an unknown sub": crafted(anna, sub=str(uuid.uuid4())),
+        "a sub that is no id": crafted(anna, sub="anna"),
+        "no sub": crafted(anna, sub=None),
+        "no sid": crafted(anna, sid=None),
+        "an unknown sid": crafted(anna, sid=str(uuid.uuid4())),
+        "a sid that is no text": crafted(anna, sid=[1]),
+        "expired": crafted(anna, iat=long_ago, nbf=long_ago, exp=now - timedelta(minutes=1)),
+        "not valid yet": crafted(anna, nbf=now + timedelta(hours=1)),
+        "another issuer": crafted(anna, iss="elsewhere"),
+        "no issuer": crafted(anna, iss=None),
+        "another audience": crafted(anna, aud="elsewhere"),
+        "no audience": crafted(anna, aud=None),
+        "cut": anna.access_token[:-2],
+        "two words": f"{anna.access_token} x",
+    }
+    headers = {w: {} if t is None else {"Authorization": f"Bearer {t}"} for w, t in tokens.items()}
+    headers |= {
+        "Basic": {"Authorization": "Basic YW5uYTpwYXNzd29yZA=="},
+        "no scheme": {"Authorization": anna.access_token},
+        "another header": {"X-Authorization": f"Bearer {anna.access_token}"},
+    }
+
+    answers = {what: vault.client.get(f"{AUTH}/me", headers=head) for what, head in headers.items()}
+
+    expected = but_request_id(answers["none at all"])
+    assert expected[0] == 401
+    assert json.loads(expected[2])["code"] == "unauthorized"
+    assert expected[1]["WWW-Authenticate"].startswith("Bearer")
+    assert {what: but_request_id(a) for what, a in answers.items() if but_request_id(a) != expected} == {}
+
+
+def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Person, bert: Person) -> None:
+    vault.change_user(anna.email, disabled_at=vault.clock())
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.delete(User).where(User.email_key == bert.email))
+
+    disabled, deleted = anna.get(f"{AUTH}/me"), bert.get(f"{AUTH}/me")
+    vault.change_user(anna.email, disabled_at=None)
+    enabled = anna.get(f"{AUTH}/me")
+    vault.change_user(anna.email, email_verified_at=None)
+    unverified = anna.get(f"{AUTH}/me")
+    vault.change_user(anna.email, email_verified_at=vault.clock())
+    vault.clock.advance(days=30)
+    session_over = anna.get(f"{AUTH}/me")
+
+    assert enabled.status_code == 200
+    assert {code(a) for a in (disabled, deleted, unverified, session_over)} == {(401, "unauthorized")}
+    assert len({but_request_id(a)[2] for a in (disabled, deleted, unverified, session_over)}) == 1
+
+
+def test_a_token_counts_in_the_authorization_header_only(vault: Vault, anna: Person) -> None:
+    token = anna.access_token
+    vault.client.set_cookie("access_token_cookie", token)
+    vault.client.set_cookie("access_token", token)
+
+    in_cookie = vault.client.get(f"{AUTH}/me")
+    in_body = vault.client.patch(f"{AUTH}/me", json={"full_name": "x", "access_token": token})
+    in_query = {name: vault.client.get(f"{AUTH}/me", query_string={name: token}) for name in ("jwt", "access_token")}
+
+    assert code(in_cookie) == (401, "unauthorized")
+    assert in_body.status_code in (401, 422)
+    assert {name: code(a) for name, a in in_query.items()} == dict.fromkeys(in_query, (422, "validation_failed"))
+    assert token not in str([a.text for a in in_query.values()])
+
+
+def test_no_answer_sets_a_cookie(vault: Vault) -> None:
+    anna = vault.sign_up()
+
+    answers = [register(vault), login(vault), resend(vault), anna.get(f"{AUTH}/me"), anna.get(f"{AUTH}/nothing")]
+
+    assert [answer.headers.get("Set-Cookie") for answer in answers] == [None] * 5
+    assert {answer.headers["Cache-Control"] for answer in answers} == {"no-store"}
+
+
+# What stays behind
+
+
+def dump(vault: Vault, folder: Path) -> bytes:
+    """Everything the database holds: as text, and on SQLite its files with the write-ahead log."""
+    lines = []
+    with vault.container.engine.begin() as connection:
+        for table in Base.metadata.sorted_tables:
+            lines += [repr(dict(row._mapping)) for row in connection.execute(sa.select(table))]
+    files = b"".join(path.read_bytes() for path in folder.glob("vault-test.db*"))
+    if vault.container.engine.dialect.name == "sqlite":
+        assert files
+        with sqlite3.connect(folder / "vault-test.db") as connection:
+            lines += list(connection.iterdump())
+        connection.close()
+    return "\n".join(lines).encode() + files
+
+
+def test_the_database_holds_no_password_and_no_token(vault: Vault, tmp_path: Path) -> None:
+    vault.register(EMAIL)
+    tokens = [vault.mailed_token(EMAIL)]
+    anna = vault.sign_up("bert@example.org")
+    tokens.append(vault.mailed_token("bert@example.org"))
+    login(vault, password=OTHER_PASSWORD)
+    anna.upload(b"some content")
+
+    found = dump(vault, tmp_path)
+
+    assert EMAIL.encode() in found
+    secrets = [PASSWORD, OTHER_PASSWORD, anna.access_token, anna.refresh_token, *tokens]
+    secrets += [token.split(".")[2] for token in (anna.access_token, anna.refresh_token)]
+    assert [secret for secret in secrets if secret.encode() in found] == []
+    assert b"eyJ" not in found
+    hashes = [vault.user(email).password_hash or "" for email in (EMAIL, "bert@example.org")]
+    assert all(text.startswith("$argon2id$v=19$") for text in hashes)
+    assert hashes[0] != hashes[1]
+    with vault.container.sessions.begin() as session:
+        assert {len(row.token_hash) for row in session.scalars(sa.select(EmailToken))} == {32}
+
+
+def test_accounts_are_audited_with_who_where_and_which_request(vault: Vault) -> None:
+    headers = {"User-Agent": "test/1.0"}
+
+    def post(path: str, request_id: str, **fields: str) -> None:
+        vault.client.post(f"{AUTH}/{path}", json=fields, headers={**headers, "X-Request-ID": request_id})
+
+    post("register", "r1", email=EMAIL, password=PASSWORD)
+    post("verify-email", "r2", token=vault.mailed_token(EMAIL))
+    post("login", "r3", email=EMAIL, password=PASSWORD)
+    post("login", "r4", email=EMAIL, password="certainly not this one")
+    post("login", "r5", email="nobody@example.org", password=PASSWORD)
+
+    user_id = vault.user().id
+    events = [*vault.audit_trail("user.registered"), *vault.audit_trail("user.email_verified")]
+    events += vault.audit_trail("user.login")
+    rows = {(e.request_id, e.action, e.outcome, e.reason, e.actor_id, e.actor_email, e.target_id) for e in events}
+    assert rows == {
+        ("r1", "user.registered", "ok", None, user_id, EMAIL, user_id),
+        ("r2", "user.email_verified", "ok", None, user_id, EMAIL, user_id),
+        ("r3", "user.login", "ok", None, user_id, EMAIL, user_id),
+        ("r4", "user.login", "failed", "password", user_id, EMAIL, user_id),
+        ("r5", "user.login", "failed", "unknown", None, None, None),
+    }
+    assert {(e.ip, e.user_agent) for e in events} == {("127.0.0.1", "test/1.0")}
+    assert [e.session_id is not None for e in sorted(events, key=lambda e: e.request_id or "")] == [
+        False, False, True, False, False,
+    ]  # fmt: skip
+
+
+def test_mail_that_cannot_be_queued_or_sent_does_not_fail_the_request(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault()
+    vault.mailer.failure = RuntimeError("provider is down")
+
+    answer = register(vault)
+    with pytest.raises(RuntimeError):
+        vault.run_queue()
+
+    assert answer.status_code == 202
+    with vault.container.sessions.begin() as session:
+        states: Sequence[str] = session.scalars(sa.select(MailJob.state)).all()
+    assert states == ["sending"]

@@ -1,0 +1,160 @@
+"""The `flask` commands, as an operator types them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from flask.testing import FlaskCliRunner
+
+from tests.support.vault import Vault
+from vault.cli import files, keys
+from vault.encryption.local import generate_master_key
+from vault.errors import StorageUnavailable
+from vault.storage import object_key
+from vault.storage.memory import MemoryStore
+
+ORPHAN = "objects/00/00112233-4455-6677-8899-aabbccddeeff"
+
+
+@pytest.fixture
+def runner(vault: Vault) -> Iterator[FlaskCliRunner]:
+    vault.app.cli.add_command(keys)
+    vault.app.cli.add_command(files)
+    return vault.app.test_cli_runner()
+
+
+def flask_without_settings(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The real command with no settings at all, from no folder that has any."""
+    return subprocess.run(
+        [sys.executable, "-c", "from flask.cli import main; main()", *arguments],
+        env={"FLASK_APP": "vault.cli:create_cli_app", "PATH": "", "PYTHONPATH": str(Path.cwd()), **_HIDE_ENV_FILE},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# An empty variable hides the one of a developer's .env.
+_HIDE_ENV_FILE = {
+    line.partition("=")[0]: ""
+    for line in Path(".env.example").read_text().splitlines()
+    if "=" in line and not line.startswith("#")
+}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["keys", "--help"], ["keys", "status", "--help"], ["db", "--help"]])
+def test_help_needs_no_settings(arguments: list[str]) -> None:
+    shown = flask_without_settings(*arguments)
+
+    assert shown.returncode == 0
+    assert "Usage:" in shown.stdout
+
+
+def test_generate_needs_no_settings() -> None:
+    master, secret = (
+        flask_without_settings("keys", "generate"),
+        flask_without_settings("keys", "generate", "--secret-key"),
+    )
+
+    Fernet(master.stdout.strip())
+    assert len(secret.stdout.strip()) >= 32
+    assert master.returncode == secret.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["keys", "status"], ["files", "reap"], ["db", "upgrade"]])
+def test_a_command_without_settings_says_what_is_missing(arguments: list[str]) -> None:
+    failed = flask_without_settings(*arguments)
+
+    assert failed.returncode == 1
+    assert "SECRET_KEY: is required" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_status_counts_files_per_key(vault: Vault, runner: FlaskCliRunner) -> None:
+    anna = vault.member()
+    empty = runner.invoke(args=["keys", "status"])
+    anna.upload(b"one")
+    anna.upload(b"two")
+
+    text, machine = runner.invoke(args=["keys", "status"]), runner.invoke(args=["keys", "status", "--json"])
+
+    ref = vault.container.keys.primary.current_ref()
+    assert "No file is stored yet." in empty.output
+    assert f"2 files  local  {ref}" in text.output
+    assert json.loads(machine.output) == {
+        "primary": {"provider": "local", "key_ref": ref},
+        "keys": [{"provider": "local", "key_ref": ref, "rows": 2, "available": True}],
+    }
+    assert text.exit_code == machine.exit_code == 0
+
+
+def test_status_fails_while_a_needed_key_is_missing(make_vault: Callable[..., Vault]) -> None:
+    before = make_vault()
+    before.member().upload(b"content")
+    after = make_vault(store=before.store, MASTER_KEY=generate_master_key())
+    after.app.cli.add_command(keys)
+
+    shown = after.app.test_cli_runner().invoke(args=["keys", "status"])
+
+    assert shown.exit_code == 1
+    assert "MISSING from the configuration" in shown.output
+
+
+def test_reap_reports_orphans_and_deletes_them_only_on_request(vault: Vault, runner: FlaskCliRunner) -> None:
+    store = vault.store
+    assert isinstance(store, MemoryStore)
+    stored = vault.member().upload(b"kept")
+    store.objects[ORPHAN] = b"nobody's"
+    store.objects["objects/strange"] = b"not ours"
+
+    reported = runner.invoke(args=["files", "reap"])
+    refused = runner.invoke(args=["files", "reap", "--orphans", "--yes"])
+    declined = runner.invoke(args=["files", "reap", "--orphans", "--max", "100"], input="n\n")
+    left = set(store.objects)
+    deleted = runner.invoke(args=["files", "reap", "--orphans", "--max", "100"], input="y\n")
+
+    assert "1 of 3 objects are known to no row" in reported.output
+    assert "1 objects have names that are not ours" in reported.output
+    assert refused.exit_code == declined.exit_code == 1
+    assert "Is this the right database?" in refused.output
+    assert ORPHAN in left
+    assert "Deleted 1 orphaned objects." in deleted.output
+    assert {key for key in store.objects if key.startswith("objects/")} == {
+        object_key(vault.file(stored["id"]).object_id),
+        "objects/strange",
+    }
+
+
+def test_reap_says_what_it_could_not_remove(
+    vault: Vault, runner: FlaskCliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(_key: str) -> None:
+        raise StorageUnavailable
+
+    anna = vault.member()
+    anna.delete(f"/api/v1/files/{anna.upload(b'content')['id']}")
+    monkeypatch.setattr(vault.store, "delete", down)
+
+    failed = runner.invoke(args=["files", "reap"])
+
+    assert failed.exit_code == 1
+    assert "1 objects could not be removed now" in failed.output
+    assert vault.file_states() == ["shredded"]
+
+
+def test_a_command_on_a_database_without_tables_says_how_to_make_them(
+    make_vault: Callable[..., Vault], tmp_path: Path
+) -> None:
+    bare = Vault(tmp_path, f"sqlite:///{tmp_path}/bare-test.db")
+    bare.app.cli.add_command(keys)
+
+    failed = bare.app.test_cli_runner().invoke(args=["keys", "status"])
+    bare.close()
+
+    assert failed.exit_code == 1
+    assert "flask db upgrade" in failed.output

@@ -1,0 +1,563 @@
+"""Files through HTTP: stored, listed, looked at, read and deleted, and what of them lies where."""
+
+import base64
+import hashlib
+import unicodedata
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.message import Message
+from io import BytesIO
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.support import oracle
+from tests.support.faults import FailingDatabase, FailingStore
+from tests.support.vault import Person, Vault
+from vault.encryption.keyring import KeyRing
+from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.errors import StorageUnavailable
+from vault.storage import object_key
+from vault.storage.memory import MemoryStore
+
+FILES = "/api/v1/files"
+HEADER = 96
+# Plaintext bytes of a full segment, per cipher.
+CAPACITY = {"AES-256-EAX": 262_144 - 32, "AES-256-GCM": 262_144 - 28}
+MIB = 1024 * 1024
+MARKER = b"a plaintext that must not be found anywhere in the store "
+
+NAMES = {
+    "plain": "notes.txt",
+    "spaces": "  my notes .txt ",
+    "dots": "..",
+    "umlauts": "Größe.txt",
+    "Chinese": "机密文件.pdf",
+    "Arabic": "ملف سري.docx",
+    "Hindi": "गोपनीय.txt",
+    "emoji": "🦀👩\u200d👩\u200d👧.png",
+    "quotes": "a\"b'c\\d;e=f,g%41.txt",
+    "markup": "<script>alert(1)<script>.html",
+    "formula": "=cmd|' _C calc'!A0",
+    "Windows": "CON:\\x|y?*<>.txt",
+    "bidi": "exe\u202efdp.pdf",
+    "longest": "x" * 251 + ".txt",
+    "longest, four bytes each": "𝔵" * 255,
+    "two code points": unicodedata.normalize("NFD", "Ångström é.txt"),
+}
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that differ from segment to segment."""
+    return (b"".join(i.to_bytes(4, "big") for i in range(16384)) * (size // 65536 + 1))[:size]
+
+
+def repr_digest(content: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
+
+
+def form(content: bytes, name: str | None = "notes.txt", kind: str | None = "text/plain", field: str = "file") -> Any:
+    """A form with one part, and its type, written by hand."""
+    disposition = f'form-data; name="{field}"' + (f'; filename="{name}"' if name is not None else "")
+    lines = [b"--edge", f"Content-Disposition: {disposition}".encode()]
+    lines += [f"Content-Type: {kind}".encode()] if kind is not None else []
+    return b"\r\n".join([*lines, b"", content, b"--edge--", b""]), "multipart/form-data; boundary=edge"
+
+
+# Storing
+
+
+def test_a_raw_body_is_stored_and_described(vault: Vault, anna: Person) -> None:
+    answer = anna.post(
+        FILES, query_string={"name": "notes.txt"}, data=b"hello", content_type="Text/PLAIN; charset=utf-8"
+    )
+
+    assert answer.status_code == 201
+    stored = answer.json
+    assert stored.keys() == {
+        "id", "name", "content_type", "size", "created_at", "updated_at", "etag", "cipher", "key_provider", "sha256",
+    }  # fmt: skip
+    assert (stored["name"], stored["content_type"], stored["size"]) == ("notes.txt", "text/plain; charset=utf-8", 5)
+    assert (stored["cipher"], stored["key_provider"]) == ("AES-256-EAX", "local")
+    assert stored["sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert stored["id"] != stored["etag"]
+    assert datetime.fromisoformat(stored["created_at"]).utcoffset() == timedelta(0)
+    assert answer.headers["Location"] == f"{FILES}/{stored['id']}"
+    assert anna.get(answer.headers["Location"]).json == stored
+    assert anna.download(stored["id"]) == b"hello"
+
+
+def test_a_form_is_stored_and_described_alike(vault: Vault, anna: Person) -> None:
+    by_client = anna.post(FILES, data={"file": (BytesIO(b"hello"), "a.txt")})
+    by_hand = {}
+    for kind in ("text/plain", None):
+        body, content_type = form(b"hello", kind=kind)
+        by_hand[kind] = anna.post(FILES, data=body, content_type=content_type)
+
+    assert (by_client.status_code, by_client.json["name"], by_client.json["content_type"]) == (
+        201,
+        "a.txt",
+        "text/plain",
+    )
+    assert [a.status_code for a in by_hand.values()] == [201, 201]
+    assert by_hand["text/plain"].json["content_type"] == "text/plain"
+    assert by_hand[None].json["content_type"] == "application/octet-stream"
+    for answer in (by_client, *by_hand.values()):
+        assert answer.json["sha256"] == hashlib.sha256(b"hello").hexdigest()
+        assert anna.download(answer.json["id"]) == b"hello"
+
+
+def test_a_raw_body_may_be_named_by_content_disposition(anna: Person) -> None:
+    cases = {
+        "attachment; filename=plain.txt": "plain.txt",
+        'attachment; filename="two words.txt"': "two words.txt",
+        "attachment; filename=a.txt; filename*=UTF-8''%E2%82%AC%20rates.txt": "€ rates.txt",
+        "attachment; filename*=UTF-8''%E2%82%AC.txt; filename=a.txt": "€.txt",
+        "attachment; filename*=iso-8859-1'en'%A3.txt": "£.txt",
+        'attachment; filename="Größe.txt"'.encode().decode("latin-1"): "Größe.txt",
+    }
+
+    answers = {
+        header: anna.post(FILES, data=b"x", content_type="text/plain", environ_overrides={
+            "HTTP_CONTENT_DISPOSITION": header, "QUERY_STRING": "name=from-the-query",
+        })
+        for header in cases
+    }  # fmt: skip
+    unnamed = anna.post(FILES, query_string={"name": "q.txt"}, data=b"x", headers={"Content-Disposition": "attachment"})
+
+    assert {header: a.json.get("name", a.text) for header, a in answers.items()} == cases
+    assert unnamed.json["name"] == "q.txt"
+
+
+def test_names_in_any_script_come_back_in_nfc(anna: Person) -> None:
+    stored = {what: anna.upload(b"x", name) for what, name in NAMES.items()}
+    body, content_type = form(b"x", name="机密 файл.txt")
+    in_form = anna.post(FILES, data=body, content_type=content_type)
+
+    expected = {what: unicodedata.normalize("NFC", name) for what, name in NAMES.items()}
+    assert {what: file["name"] for what, file in stored.items()} == expected
+    assert in_form.json["name"] == "机密 файл.txt"
+    listed = {item["name"] for item in anna.get(FILES, query_string={"limit": 200}).json["items"]}
+    assert listed == {*expected.values(), "机密 файл.txt"}
+
+
+def test_a_downloads_disposition_tells_the_name_and_nothing_more(anna: Person) -> None:
+    for what, name in NAMES.items():
+        file_id = anna.upload(b"x", name)["id"]
+
+        header = anna.get(f"{FILES}/{file_id}/content").headers["Content-Disposition"]
+
+        assert header.isascii(), what
+        assert header.isprintable(), what
+        message = Message()
+        message["Content-Disposition"] = header
+        (kind, _), *parameters = message.get_params([], "content-disposition")
+        assert kind == "attachment"
+        assert [key for key, _ in parameters] == ["filename", "filename"], what
+        plain = next(value for _, value in parameters if isinstance(value, str))
+        charset, _, raw = next(value for _, value in parameters if isinstance(value, tuple))
+        assert (charset, raw.encode("latin-1").decode()) == ("UTF-8", unicodedata.normalize("NFC", name)), what
+        assert plain, what
+        assert not set(plain) & set("\"\\/%;<>:|?*'"), what
+        assert not plain.startswith("."), what
+        assert not plain.endswith((".", " ")), what
+
+
+@pytest.mark.parametrize("cipher", CAPACITY)
+def test_every_size_around_a_segments_edge_comes_back(make_vault: Callable[..., Vault], cipher: str) -> None:
+    vault = make_vault(FILE_CIPHER=cipher)
+    anna = vault.member()
+    edge = CAPACITY[cipher] - HEADER
+    sizes = [0, 1, edge - 1, edge, edge + 1, edge + CAPACITY[cipher], 4 * MIB + 1]
+
+    for size in sizes:
+        content = pattern(size)
+        raw = anna.send(content, length=size)
+        chunked = anna.send(content, length=None)
+        body, content_type = form(content)
+        in_form = anna.post(FILES, data=body, content_type=content_type)
+
+        for answer in (raw, chunked, in_form):
+            assert (answer.status_code, answer.json["size"], answer.json["cipher"]) == (201, size, cipher)
+            assert answer.json["sha256"] == hashlib.sha256(content).hexdigest()
+            assert anna.download(answer.json["id"]) == content
+    assert vault.accounts_balance()
+    assert vault.user().used_bytes == 3 * sum(sizes)
+
+
+@pytest.mark.parametrize("length", ["declared", "chunked"])
+def test_a_file_above_the_whole_file_limit_comes_back(anna: Person, length: str) -> None:
+    content = pattern(9 * MIB + 17)
+
+    answer = anna.send(content, length=len(content) if length == "declared" else None)
+
+    assert (answer.status_code, answer.json["size"]) == (201, len(content))
+    assert anna.download(answer.json["id"]) == content
+
+
+def test_a_right_repr_digest_is_accepted(anna: Person) -> None:
+    content = pattern(300_000)
+    headers = [
+        repr_digest(content),
+        f"sha-512=:{'A' * 86}==:, {repr_digest(content)}",
+        f"unixsum=:YQ==:,{repr_digest(content)}",
+        "sha-512=:AAAA:",
+    ]
+
+    answers = [anna.send(content, length=len(content), headers={"Repr-Digest": header}) for header in headers]
+
+    assert [answer.status_code for answer in answers] == [201] * 4
+
+
+def test_a_wrong_repr_digest_keeps_nothing(vault: Vault, anna: Person) -> None:
+    content = pattern(300_000)
+    body, content_type = form(content)
+    wrong = {"Repr-Digest": repr_digest(content + b"x")}
+
+    answers = [
+        anna.send(content, length=len(content), headers=wrong),
+        anna.send(content, length=None, headers=wrong),
+        anna.post(FILES, data=body, content_type=content_type, headers=wrong),
+    ]
+    malformed = anna.send(content, length=len(content), headers={"Repr-Digest": "sha-256=:AAAA:"})
+
+    assert {(a.status_code, a.json["code"]) for a in answers} == {(422, "digest_mismatch")}
+    assert (malformed.status_code, list(malformed.json["errors"])) == (422, ["Repr-Digest"])
+    assert vault.leftovers() == {}
+
+
+# What lies where
+
+
+@pytest.mark.parametrize("cipher", CAPACITY)
+def test_the_stored_object_opens_with_the_rows_key_and_the_master_key_alone(
+    make_vault: Callable[..., Vault], cipher: str
+) -> None:
+    master = generate_master_key()
+    vault = make_vault(FILE_CIPHER=cipher, MASTER_KEY=f"{master},{generate_master_key()}")
+    anna = vault.member()
+    content = MARKER * 10_000
+
+    stored = anna.upload(content, name="a name that must not be found")
+
+    row = vault.file(stored["id"])
+    assert isinstance(vault.store, MemoryStore)
+    sealed = vault.store.objects[object_key(row.object_id)]
+    assert row.encrypted_data_key is not None
+    dek = Fernet(master).decrypt(row.encrypted_data_key)
+    keys = oracle.derive_keys(oracle.parse_header(sealed), dek)
+    ids = (row.object_id, row.id, row.owner_id)
+    assert len(dek) == 32
+    assert oracle.read_object(sealed, dek) == content
+    assert row.header == sealed[:HEADER]
+    assert oracle.open_digest(row.sealed_digest or b"", keys.metadata, ids).hex() == stored["sha256"]
+    assert row.key_ref.startswith("local:")
+
+
+def test_the_store_holds_no_plaintext_no_name_and_no_key(vault: Vault, anna: Person) -> None:
+    stored = [anna.upload(MARKER * 10_000, name="secret-name.txt") for _ in range(2)]
+
+    assert isinstance(vault.store, MemoryStore)
+    everything = b"".join(key.encode() + content for key, content in vault.store.objects.items())
+    row = vault.file(stored[0]["id"])
+    assert MARKER[:16] not in everything
+    assert b"secret-name" not in everything
+    assert (row.encrypted_data_key or "").encode() not in everything
+    assert row.id.bytes not in everything
+    assert row.owner_id.bytes not in everything
+    first, second = (vault.store.objects[object_key(uuid.UUID(file["etag"]))] for file in stored)
+    assert len(first) == len(second)
+    assert not any(first[i : i + 16] == second[i : i + 16] for i in range(HEADER, len(first), 16))
+
+
+def test_the_database_does_not_tell_what_a_file_contains(vault: Vault, anna: Person) -> None:
+    rows = [vault.file(anna.upload(MARKER)["id"]) for _ in range(2)]
+
+    digest = hashlib.sha256(MARKER).digest()
+    assert rows[0].sealed_digest != rows[1].sealed_digest
+    assert all(digest not in (row.sealed_digest or b"") for row in rows)
+    assert rows[0].encrypted_data_key != rows[1].encrypted_data_key
+
+
+# Looking
+
+
+def test_one_files_etag_names_its_content_and_its_row_version(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"hello")
+
+    answer = anna.get(f"{FILES}/{stored['id']}")
+
+    assert answer.status_code == 200
+    assert answer.headers["ETag"] == f'"{stored["etag"]}.{vault.file(stored["id"]).version}"'
+    assert answer.json == stored
+
+
+def test_a_list_is_newest_first_and_walks_without_repeats(vault: Vault, anna: Person, bert: Person) -> None:
+    ids = []
+    for number in range(7):
+        # Some share their time: then the id decides, and a page may end between them.
+        vault.clock.advance(seconds=number % 3)
+        ids.append(anna.upload(b"x", f"{number}.txt")["id"])
+    bert.upload(b"y")
+
+    for limit in (1, 2, 3, 7, 50):
+        walked, cursor, pages = [], None, 0
+        while pages == 0 or cursor is not None:
+            page = anna.get(FILES, query_string={"limit": limit} | ({"cursor": cursor} if cursor else {}))
+            assert page.status_code == 200
+            assert page.json.keys() == {"items", "next_cursor"}
+            assert len(page.json["items"]) <= limit
+            walked += page.json["items"]
+            cursor, pages = page.json["next_cursor"], pages + 1
+        assert sorted(item["id"] for item in walked) == sorted(ids)
+        assert len(walked) == 7
+        times = [item["created_at"] for item in walked]
+        assert times == sorted(times, reverse=True)
+        assert pages == -(-7 // limit)
+    assert "sha256" not in walked[0]
+
+
+def test_a_walk_goes_on_across_deletions_and_new_files(vault: Vault, anna: Person) -> None:
+    ids = []
+    for _ in range(4):
+        vault.clock.advance(seconds=1)
+        ids.append(anna.upload(b"x")["id"])
+    first = anna.get(FILES, query_string={"limit": 2}).json
+    anna.delete(f"{FILES}/{ids[2]}")
+    anna.delete(f"{FILES}/{ids[1]}")
+    vault.clock.advance(seconds=1)
+    anna.upload(b"new")
+
+    second = anna.get(FILES, query_string={"limit": 2, "cursor": first["next_cursor"]}).json
+
+    assert [item["id"] for item in first["items"]] == [ids[3], ids[2]]
+    assert [item["id"] for item in second["items"]] == [ids[0]]
+    assert second["next_cursor"] is None
+
+
+def test_a_cursor_that_was_edited_or_is_somebody_elses_is_refused(anna: Person, bert: Person) -> None:
+    for person in (anna, bert):
+        person.upload(b"1")
+        person.upload(b"2")
+    cursor = anna.get(FILES, query_string={"limit": 1}).json["next_cursor"]
+    payload, dot, signature = cursor.rpartition(".")
+    bad = {
+        "empty": "",
+        "garbage": "garbage",
+        "edited payload": ("A" if payload[0] != "A" else "B") + payload[1:] + dot + signature,
+        "edited signature": payload + dot + signature[:-2] + "AA",
+        "unsigned": payload,
+        "not ASCII": "é€",
+        "surrogates": "🦀",
+    }
+
+    answers = {what: anna.get(FILES, query_string={"cursor": text}) for what, text in bad.items()}
+    answers["foreign"] = bert.get(FILES, query_string={"cursor": cursor})
+
+    assert {what: (a.status_code, a.json["code"]) for what, a in answers.items()} == dict.fromkeys(
+        answers, (400, "invalid_cursor")
+    )
+    assert anna.get(FILES, query_string={"cursor": cursor}).status_code == 200
+
+
+def test_limits_out_of_bounds_and_unknown_parameters_are_named(anna: Person) -> None:
+    bad = {"limit": ["0", "201", "-1", "x", "", "1.5", "1e2", "9" * 30], "cursor": ["a\0b", "x" * 513], "Limit": ["1"]}
+    bad |= {"search": ["abc"], "owner_id": [str(uuid.uuid4())], "é": ["1"]}
+
+    for field, values in bad.items():
+        for value in values:
+            answer = anna.get(FILES, query_string={field: value})
+            assert (answer.status_code, answer.json["code"]) == (422, "validation_failed"), (field, value)
+            assert list(answer.json["errors"]) == [field]
+    assert anna.get(FILES, query_string="limit=1&limit=2").status_code == 422
+    assert anna.get(FILES, query_string="limit=%ff").status_code == 422
+    assert [anna.get(FILES, query_string={"limit": n}).status_code for n in (1, 200)] == [200, 200]
+
+
+# Reading
+
+
+def test_content_comes_with_every_header_of_the_contract(vault: Vault, anna: Person) -> None:
+    content = pattern(300_000)
+    stored = anna.upload(content, "Größe.html", "text/html; charset=utf-8")
+
+    answer = anna.get(f"{FILES}/{stored['id']}/content")
+
+    assert (answer.status_code, answer.data) == (200, content)
+    assert {name: answer.headers[name] for name in set(answer.headers.keys()) - {"X-Request-ID"}} == {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Length": "300000",
+        "Content-Disposition": "attachment; filename=\"Gro_e.html\"; filename*=UTF-8''Gr%C3%B6%C3%9Fe.html",
+        "ETag": f'"{stored["etag"]}"',
+        "Repr-Digest": repr_digest(content),
+        "Cache-Control": "private, no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+
+
+@pytest.mark.parametrize("size", [0, 5, 9 * MIB])
+def test_head_says_what_get_says_and_touches_neither_store_nor_audit(
+    make_vault: Callable[..., Vault], size: int
+) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+    path = f"{FILES}/{anna.upload(pattern(size))['id']}/content"
+    store.calls.clear()
+
+    head = anna.head(path)
+    calls, events = list(store.calls), vault.audit_trail("file.download_started")
+    got = anna.get(path)
+
+    assert (head.status_code, head.data) == (200, b"")
+    same = set(head.headers.keys()) - {"X-Request-ID"}
+    assert {name: head.headers[name] for name in same} == {name: got.headers[name] for name in same}
+    assert head.headers["Content-Length"] == str(size)
+    assert (calls, events) == ([], [])
+
+
+def test_a_download_is_audited_at_its_start_and_its_end(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(pattern(300_000))
+    path = f"{FILES}/{stored['id']}/content"
+
+    anna.get(path, headers={"X-Request-ID": "whole"}, buffered=True)
+    part = anna.get(path, headers={"X-Request-ID": "part"}, buffered=False)
+    first = next(iter(part.iter_encoded()))
+    part.close()
+    unread = anna.get(path, headers={"X-Request-ID": "unread"}, buffered=False)
+    unread.close()
+
+    started, ended = vault.audit_trail("file.download_started"), vault.audit_trail("file.download_ended")
+    assert {e.request_id for e in started} == {"whole", "part", "unread"}
+    served = {e.request_id: (e.outcome, e.details["bytes_served"]) for e in ended}
+    assert served["whole"] == ("ok", 300_000)
+    assert served["part"] == ("failed", len(first))
+    assert served["unread"][0] == "failed"
+    user_id = vault.user().id
+    assert {(e.actor_id, e.actor_email, e.ip, str(e.target_id)) for e in [*started, *ended]} == {
+        (user_id, anna.email, "127.0.0.1", stored["id"])
+    }
+    assert all(e.session_id is not None for e in [*started, *ended])
+
+
+def test_a_download_that_cannot_be_audited_is_refused(vault: Vault, anna: Person) -> None:
+    path = f"{FILES}/{anna.upload(MARKER)['id']}/content"
+
+    with FailingDatabase(vault.container.engine).failing(FailingDatabase.AUDIT):
+        answer = anna.get(path)
+
+    assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
+    assert MARKER not in answer.data
+
+
+def test_a_store_that_is_down_is_not_taken_for_damage(make_vault: Callable[..., Vault]) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+    stored = anna.upload(b"hello")
+    store.failures["open"] = StorageUnavailable()
+
+    content = anna.get(f"{FILES}/{stored['id']}/content")
+    facts, listed = anna.get(f"{FILES}/{stored['id']}"), anna.get(FILES)
+    deleted = anna.delete(f"{FILES}/{stored['id']}")
+
+    assert (content.status_code, content.json["code"]) == (502, "storage_unavailable")
+    assert "Retry-After" in content.headers
+    assert (facts.json["sha256"], len(listed.json["items"]), deleted.status_code) == (stored["sha256"], 1, 204)
+    assert vault.audit_trail("file.integrity_failed") == []
+
+
+def test_a_file_whose_key_is_not_configured_answers_503_and_can_still_be_listed_and_deleted(
+    make_vault: Callable[..., Vault],
+) -> None:
+    store = MemoryStore()
+    before = make_vault(store=store, SECRET_KEY="0123456789 abcdefghij ABCDEFGHIJ")
+    anna = before.member()
+    stored = anna.upload(b"hello")
+    other = KeyRing({"local": LocalKeyProvider([generate_master_key()])}, primary="local")
+    after = make_vault(store=store, keys=other, SECRET_KEY="0123456789 abcdefghij ABCDEFGHIJ")
+    anna = Person(after, anna.email, anna.access_token, anna.refresh_token)
+
+    content, head = (send(f"{FILES}/{stored['id']}/content") for send in (anna.get, anna.head))
+    facts, listed = anna.get(f"{FILES}/{stored['id']}"), anna.get(FILES)
+
+    assert (content.status_code, content.json["code"], head.status_code) == (503, "key_unavailable", 503)
+    assert "Retry-After" not in content.headers
+    assert facts.json == {**stored, "sha256": None}
+    assert [item["id"] for item in listed.json["items"]] == [stored["id"]]
+    assert anna.delete(f"{FILES}/{stored['id']}").status_code == 204
+    assert after.leftovers() == {}
+
+
+def test_both_ciphers_stay_readable_whatever_is_set(make_vault: Callable[..., Vault]) -> None:
+    store, master, secret = MemoryStore(), generate_master_key(), "0123456789 abcdefghij ABCDEFGHIJ"
+    vaults = [make_vault(store=store, MASTER_KEY=master, SECRET_KEY=secret, FILE_CIPHER=cipher) for cipher in CAPACITY]
+    anna = vaults[0].member()
+    people = [Person(vault, anna.email, anna.access_token, anna.refresh_token) for vault in vaults]
+    stored = [person.upload(MARKER) for person in people]
+
+    assert [file["cipher"] for file in stored] == list(CAPACITY)
+    for person in people:
+        assert [person.download(file["id"]) for file in stored] == [MARKER, MARKER]
+
+
+# Deleting
+
+
+def test_a_deleted_file_is_gone_at_once_and_its_object_after_the_queue(vault: Vault, anna: Person) -> None:
+    kept, doomed = anna.upload(b"12345"), anna.upload(b"1234567")
+
+    answer = anna.delete(f"{FILES}/{doomed['id']}")
+
+    row = vault.file(doomed["id"])
+    assert (answer.status_code, answer.data) == (204, b"")
+    assert (row.state, row.encrypted_data_key, row.sealed_digest) == ("shredded", None, None)
+    assert len(vault.objects()) == 2
+    assert vault.user().used_bytes == 5
+    for send, path in ((anna.get, ""), (anna.get, "/content"), (anna.head, "/content"), (anna.delete, "")):
+        assert send(f"{FILES}/{doomed['id']}{path}").status_code == 404
+    assert [item["id"] for item in anna.get(FILES).json["items"]] == [kept["id"]]
+
+    vault.run_queue()
+
+    assert vault.objects() == [object_key(uuid.UUID(kept["etag"]))]
+    assert [str(row.id) for row in vault.files()] == [kept["id"]]
+    assert vault.accounts_balance()
+    assert anna.download(kept["id"]) == b"12345"
+
+
+def test_an_object_that_cannot_be_removed_now_is_removed_by_a_later_pass(make_vault: Callable[..., Vault]) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+    file_id = anna.upload(b"hello")["id"]
+    store.failures["delete"] = StorageUnavailable()
+
+    deleted = anna.delete(f"{FILES}/{file_id}")
+    vault.run_queue()
+    vault.reap()
+    states = [row.state for row in vault.files()]
+    store.failures.clear()
+
+    assert (deleted.status_code, states) == (204, ["shredded"])
+    assert vault.leftovers() == {}
+
+
+def test_uploads_and_deletions_are_audited_with_who_where_and_which_request(vault: Vault, anna: Person) -> None:
+    headers = {"X-Request-ID": "up", "User-Agent": "test/1.0"}
+    stored = anna.send(b"hello", length=5, headers=headers).json
+    anna.delete(f"{FILES}/{stored['id']}", headers={"X-Request-ID": "down", "User-Agent": "test/1.0"})
+
+    user_id = vault.user().id
+    for action, request_id in (("file.uploaded", "up"), ("file.deleted", "down")):
+        (event,) = vault.audit_trail(action)
+        assert (event.request_id, event.ip, event.user_agent) == (request_id, "127.0.0.1", "test/1.0")
+        assert (event.actor_id, event.actor_email, event.outcome) == (user_id, anna.email, "ok")
+        assert (event.target_type, str(event.target_id)) == ("file", stored["id"])
+        assert event.session_id is not None
+        assert "notes.txt" not in str(event.details)
+    assert vault.audit_trail("file.uploaded")[0].details == {"size_bytes": 5}

@@ -1,0 +1,51 @@
+"""One head that comes from nothing, goes to nothing, and is what the models say."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.script import ScriptDirectory
+from flask_migrate import check, downgrade, upgrade
+
+from tests.support.services import postgres_database
+from tests.support.settings import make_settings
+from tests.support.vault import Vault
+from vault import create_app
+from vault.config import ROOT
+from vault.container import build_container
+
+
+def up_and_down(folder: Path, database_url: str) -> None:
+    container = build_container(make_settings(folder, DATABASE_URL=database_url))
+    with create_app(container=container).app_context():
+        for _ in range(2):
+            upgrade()
+            check()
+            downgrade(revision="base")
+            with container.engine.connect() as connection:
+                assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+    container.engine.dispose()
+
+
+def test_sqlite_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> None:
+    up_and_down(tmp_path, f"sqlite:///{tmp_path}/vault-test.db")
+
+
+def test_postgresql_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> None:
+    with postgres_database() as url:
+        up_and_down(tmp_path, url)
+
+
+def test_there_is_one_head() -> None:
+    assert len(ScriptDirectory(str(ROOT / "migrations")).get_heads()) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["state = 'lost'", "encrypted_data_key = NULL", "size_bytes = NULL", "state = 'shredded'"],
+)
+def test_a_row_that_contradicts_itself_is_refused(vault: Vault, broken: str) -> None:
+    vault.member().upload(b"content")
+
+    with pytest.raises(sa.exc.IntegrityError), vault.container.engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE files SET {broken}"))

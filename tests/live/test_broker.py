@@ -1,0 +1,71 @@
+"""What waits in a broker while no worker runs: ids, and nothing that says who or what they belong to."""
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import requests
+
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded, production
+from tests.support.vault import PASSWORD
+
+ADDRESS = "zoe@example.org"
+NAME = "отпуск 😀 «лето».jpg"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(embedded, id="folder", marks=pytest.mark.xdist_group("broker-folder")),
+        pytest.param(production, id="redis", marks=pytest.mark.xdist_group("broker-redis")),
+    ],
+)
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
+    with request.param(tmp_path) as running:
+        running.start_api()
+        yield running
+
+
+def test_waiting_messages_hold_ids_only_and_a_later_worker_does_what_they_ask_for(stack: Stack) -> None:
+    person = stack.sign_up(ADDRESS)
+    stored = person.post(f"{stack.url}/files", files={"file": (NAME, b"content of the file")}).json()
+    person.delete(f"{stack.url}/files/{stored['id']}").raise_for_status()
+    stranger = {"email": "nobody@example.net"}
+    requests.post(f"{stack.url}/auth/resend-verification", json=stranger, timeout=10).raise_for_status()
+
+    messages = _waiting(stack)
+
+    bodies = [base64.b64decode(message["body"]).decode() for message in messages]
+    calls = [
+        (message["headers"]["task"], *json.loads(body)[:2]) for message, body in zip(messages, bodies, strict=True)
+    ]
+    assert [task for task, _, _ in calls].count("mail.deliver") == 2
+    assert ("files.remove", [stored["id"]], {}) in calls
+    assert all(str(uuid.UUID(text)) == text for _, arguments, _ in calls for text in arguments)
+    assert all(keywords == {} for _, _, keywords in calls)
+    text = json.dumps(messages, ensure_ascii=False) + "".join(bodies)
+    private = [ADDRESS, "zoe", "example.", PASSWORD, NAME, "отпуск", "content of", stored["etag"]]
+    private += [str(person.headers["Authorization"]).removeprefix("Bearer "), stack.env["MASTER_KEY"]]
+    assert [value for value in private if value in text] == []
+
+    stack.start_worker()
+
+    wait_until(lambda: stack.objects() == [] and stack.states() == [], seconds=40, what="the object being removed")
+
+
+def _waiting(stack: Stack) -> list[dict[str, Any]]:
+    """Every message, as the broker keeps it."""
+    broker = stack.env["CELERY_BROKER_URL"]
+    if broker.startswith("filesystem://"):
+        paths = [path for path in (stack.folder / "queue").rglob("*.msg") if path.is_file()]
+        return [json.loads(path.read_text()) for path in paths]
+    client = redis.Redis.from_url(broker)
+    try:
+        return [json.loads(raw) for queue in ("mail", "maintenance") for raw in client.lrange(queue, 0, -1)]
+    finally:
+        client.close()
