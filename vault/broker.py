@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery, Task
+from kombu.pools import producers
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.filesystem import Channel, Transport
 
@@ -54,7 +55,7 @@ def create_celery(broker_url: str) -> Celery:
     celery.conf.update(
         broker_url=broker_url,
         broker_connection_retry_on_startup=True,
-        broker_connection_timeout=_PUBLISH_TIMEOUT_SECONDS if broker_url.startswith("amqp") else 4,
+        broker_connection_timeout=4,
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -125,13 +126,24 @@ class Publisher:
         if self._clock() < self._silent_until:
             return
         try:
-            self._celery.send_task(
-                task,
-                args=[str(row_id)],
-                retry=True,
-                retry_policy={"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0},
-            )
+            with self._producer() as producer:
+                self._celery.send_task(
+                    task,
+                    args=[str(row_id)],
+                    producer=producer,
+                    retry=True,
+                    retry_policy={"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+                )
         except Exception as exc:  # every transport has errors of its own; the row is what counts
             with self._lock:
                 self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
             log.warning("publish_failed", task=task, exc_info=exc)
+
+    def _producer(self) -> AbstractContextManager[Any]:
+        # A connection for publishing only: a worker's waits for its broker longer than a request may.
+        limits = {"socket_connect_timeout": _PUBLISH_TIMEOUT_SECONDS, "socket_timeout": _PUBLISH_TIMEOUT_SECONDS}
+        connection = self._celery.connection_for_write(
+            connect_timeout=_PUBLISH_TIMEOUT_SECONDS,
+            transport_options=limits if str(self._celery.conf.broker_url).startswith("redis") else None,
+        )
+        return producers[connection].acquire(block=True, timeout=_PUBLISH_TIMEOUT_SECONDS)  # type: ignore[no-any-return]

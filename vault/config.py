@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -217,13 +218,14 @@ class _Values(Env):
 
     def problems(self) -> dict[str, list[str]]:
         """What environs found, without the values, which may be secrets."""
-        return {name: [str(text) for text in texts] for name, texts in self._errors.items()}
+        # A variable that is read twice has its error twice.
+        return {name: list(dict.fromkeys(str(text) for text in texts)) for name, texts in self._errors.items()}
 
 
 def _merged(environ: Mapping[str, str], env_file: Path | None) -> dict[str, str]:
     """The environment over `.env`. An empty variable hides `.env`'s and counts as not set."""
     values = {k: v for k, v in dotenv_values(env_file).items() if v is not None} if env_file else {}
-    if environ.get("VAR_DIR") == "":
+    if not environ.get("VAR_DIR", "var").strip():
         # `.env` says ${VAR_DIR:-var}, and an empty VAR_DIR would make that the root of the file system.
         raise SettingsError({"VAR_DIR": ["is set but empty: name a folder or unset it"]})
     values.update(environ)
@@ -270,7 +272,8 @@ def _http_url(text: str) -> str:
 def _database_url(text: str) -> str:
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # The ValueError of a port that is none quotes it, and it may be a password in the wrong place.
         raise ValueError("is not a database URL") from None
     if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2") and url.database:
         return url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
@@ -294,8 +297,9 @@ def _broker_url(text: str) -> str:
 
 
 def _email_from(text: str) -> str:
-    if not _EMAIL_FROM.fullmatch(text):
-        raise ValueError("must be address or Name <address>")
+    # A comma in a name without quotes would make it a list, whose first address is none (RFC 5322, 3.4).
+    if not _EMAIL_FROM.fullmatch(text) or parseaddr(text)[1] != text.rpartition("<")[2].rstrip(">"):
+        raise ValueError('must be address or Name <address>; a name with a comma goes into "quotes"')
     return text
 
 

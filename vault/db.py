@@ -94,7 +94,11 @@ _SQLITE_PRAGMAS: Final = (
 
 
 def create_engine(url: str) -> Engine:
-    """An engine that connects lazily. Its errors never show parameters, which may be addresses or wrapped keys."""
+    """An engine that connects lazily.
+
+    SQLAlchemy shows no parameters in errors, since they may be addresses or wrapped keys; PostgreSQL's own messages may
+    quote some, which is one more reason why no log holds an exception's text.
+    """
     if url.startswith("sqlite"):
         engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": 15})
         event.listen(engine, "connect", _on_sqlite_connect)

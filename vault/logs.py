@@ -22,8 +22,10 @@ def configure_logging(level: str, log_format: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _exception_facts,
     ]
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    renderers: list[structlog.types.Processor] = (
+        [structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [_exception_as_text, structlog.dev.ConsoleRenderer(colors=False)]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -35,7 +37,7 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     handler.addFilter(_TaskFailures())
@@ -67,6 +69,13 @@ def _exception_facts(_logger: object, _method: str, event: MutableMapping[str, A
     exc = exc_info[1] if isinstance(exc_info, tuple) else exc_info
     if isinstance(exc, BaseException):
         event["exception"] = exception_facts(exc)
+    return event
+
+
+def _exception_as_text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # The console renderer writes `exception` below the line, and takes text only.
+    if "exception" in event:
+        event["exception"] = "\n".join(event["exception"])
     return event
 
 

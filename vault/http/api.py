@@ -8,7 +8,7 @@ import marshmallow as ma
 from flask import Flask, Request, current_app, request
 from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import HTTPException, UnsupportedMediaType
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from vault.errors import InputRefused, VaultError
 from vault.http.errors import on_http_error
@@ -75,6 +75,9 @@ class StrictParser(FlaskParser):
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         if req.mimetype != "application/json":
             raise UnsupportedMediaType
+        # Without a declared length Werkzeug stops reading at the limit as if the body ended there.
+        if req.content_length is None and len(req.get_data()) >= (req.max_content_length or 0):
+            raise RequestEntityTooLarge
         try:
             return req.get_json(force=True)
         except HTTPException as exc:
@@ -89,7 +92,8 @@ class StrictParser(FlaskParser):
         by_location: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
         for location in by_location.values():
             for name, messages in location.items() if isinstance(location, dict) else [("_schema", location)]:
-                fields[str(name)] = list(_texts(messages))
+                # A client may name a field by a lone surrogate, which the answer could not hold.
+                fields[str(name).encode(errors="backslashreplace").decode()] = list(_texts(messages))
         raise InputRefused(fields) from error
 
 

@@ -161,7 +161,12 @@ def _disposition_name(header: str) -> str | None:
     message = Message()
     message["Content-Disposition"] = header
     plain = extended = None
-    for key, value in message.get_params([], "content-disposition")[1:]:
+    try:
+        parameters = message.get_params([], "content-disposition")[1:]
+    except TypeError:
+        # The standard library cannot sort a filename* beside the numbered filename*0 of RFC 2231.
+        raise InputRefused({"name": ["Content-Disposition is not valid."]}) from None
+    for key, value in parameters:
         if key.lower() == "filename":
             if isinstance(value, tuple):
                 extended = _extended_value(value)

@@ -50,8 +50,11 @@ class SmtpMailer:
         try:
             with _VerifiedConnection(self._mail.connect().mail, self._security) as connection:
                 connection.send(message)
-        except smtplib.SMTPResponseException as exc:
+        except (smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as exc:
             raise _by_status(exc.smtp_code) from exc
+        except smtplib.SMTPResponseException as exc:
+            # The greeting, STARTTLS or the login was refused, which says nothing about this mail.
+            raise MailDelayed(f"smtp_{exc.smtp_code}") from exc
         except smtplib.SMTPRecipientsRefused as exc:
             raise _by_status(max(code for code, _ in exc.recipients.values())) from exc
         except (smtplib.SMTPException, OSError) as exc:

@@ -1,0 +1,532 @@
+import asyncio
+import datetime
+import email.policy
+import email.utils
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from email.message import EmailMessage
+from email.parser import BytesParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flask import Flask
+from flask_mail import Mail
+
+from vault.mail import transports
+from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail
+from vault.mail.transports import ConsoleMailer, SmtpMailer
+
+LINK = "https://vault.example.org/verify-email?token=" + "Zm9yLXRlc3Rz_-" * 4
+MAIL = OutgoingMail(
+    recipient="anna@example.org",
+    subject="Confirm your address",
+    text=f"Hello,\n\nopen this link:\n\n{LINK}\n\n.\nA line with one dot is above.\n",
+    html=f'<p>Hello, <a href="{LINK}">open this link</a></p>\n',
+    message_id="<1234.5678@vault.example.org>",
+)
+SENDER = "Secure Vault <vault@example.org>"
+
+Sender = Callable[..., None]
+
+
+def mail_to(recipient: str) -> OutgoingMail:
+    return OutgoingMail(recipient, MAIL.subject, MAIL.text, MAIL.html, MAIL.message_id)
+
+
+def send(
+    port: int,
+    mail: OutgoingMail = MAIL,
+    *,
+    security: str = "none",
+    sender: str = SENDER,
+    login: tuple[str, str] | None = None,
+) -> None:
+    """Hand a mail to the server on this port, as a worker would."""
+    app = Flask("mailing")
+    username, password = login or (None, None)
+    app.config.update(MAIL_SERVER="127.0.0.1", MAIL_PORT=port, MAIL_USERNAME=username, MAIL_PASSWORD=password)
+    extension = Mail(app)
+    with app.app_context():
+        SmtpMailer(extension, sender, security=security).send(mail)
+
+
+# --- a server that keeps what it is given ---------------------------------------------------------------------------
+
+
+class Inbox:
+    """What an SMTP server accepted, and whether it came in clear."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Envelope] = []
+        self.encrypted: list[bool] = []
+
+    async def handle_DATA(self, _server: SMTP, session: Any, envelope: Envelope) -> str:
+        self.envelopes.append(envelope)
+        self.encrypted.append(session.ssl is not None)
+        return "250 taken"
+
+    @property
+    def message(self) -> EmailMessage:
+        (envelope,) = self.envelopes
+        assert isinstance(envelope.content, bytes)
+        return BytesParser(policy=email.policy.default).parsebytes(envelope.content)  # type: ignore[return-value]
+
+
+@contextmanager
+def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
+    """aiosmtpd on a free port of loopback; with `tls` it speaks TLS from the first byte."""
+    loop = asyncio.new_event_loop()
+    listening: Future[int] = Future()
+
+    async def serve() -> None:
+        server = await loop.create_server(
+            lambda: SMTP(inbox, hostname="mail.example.org", loop=loop, **options), "127.0.0.1", 0, ssl=tls
+        )
+        listening.set_result(server.sockets[0].getsockname()[1])
+        async with server:
+            await stopped.wait()
+        await asyncio.sleep(0)
+        rest = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    stopped = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        yield listening.result(timeout=10)
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def make_certificate(folder: Path, *names: x509.GeneralName) -> Path:
+    """A self-signed certificate for these names, with its key, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def server_side(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The certificate, put where OpenSSL looks for those of this machine."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return certificate
+
+
+# --- a server that follows a script ---------------------------------------------------------------------------------
+
+HANG, DROP = "hang", "drop"
+
+
+class ScriptedServer:
+    """Answers each SMTP command with a fixed reply; HANG says nothing more, DROP closes the connection."""
+
+    def __init__(self, **replies: str) -> None:
+        self.replies = {
+            "GREETING": "220 here",
+            "EHLO": "250-here\r\n250 8BITMIME",
+            "STARTTLS": "502 unknown",
+            "DATA": "354 go on",
+            "QUIT": "221 bye",
+            **replies,
+        }
+        self.commands: list[str] = []
+        self._closing = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        with socket.create_connection(("127.0.0.1", self.port)):
+            self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection, connection.makefile("rwb") as stream:
+                if self._closing.is_set():
+                    return
+                self._talk(stream)
+
+    def _talk(self, stream: Any) -> None:
+        if not self._answer(stream, "GREETING"):
+            return
+        for line in stream:
+            verb = line.split(b" ")[0].strip().decode().upper()
+            self.commands.append(line.decode().strip())
+            if not self._answer(stream, verb):
+                return
+            if verb == "DATA" and self.replies["DATA"].startswith("354"):
+                while stream.readline() not in (b".\r\n", b""):
+                    pass
+                if not self._answer(stream, "CONTENT"):
+                    return
+
+    def _answer(self, stream: Any, key: str) -> bool:
+        reply = self.replies.get(key, "250 well")
+        if reply == HANG:
+            self._closing.wait(20)
+        if reply in (HANG, DROP):
+            return False
+        stream.write(reply.encode() + b"\r\n")
+        stream.flush()
+        return True
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedServer]]:
+    with ExitStack() as stack:
+
+        def start(**replies: str) -> ScriptedServer:
+            server = ScriptedServer(**replies)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+# --- console --------------------------------------------------------------------------------------------------------
+
+
+def test_console_prints_the_whole_mail_with_its_link_in_one_piece() -> None:
+    out = io.StringIO()
+
+    ConsoleMailer(out).send(MAIL)
+
+    assert "To: anna@example.org\nSubject: Confirm your address\n\n" + MAIL.text in out.getvalue()
+    assert LINK in out.getvalue().splitlines()
+
+
+def test_console_writes_to_standard_output_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleMailer().send(MAIL)
+
+    out, err = capsys.readouterr()
+    assert LINK in out
+    assert err == ""
+
+
+# --- what arrives ---------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_arrives_with_the_headers_that_it_needs() -> None:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        send(port)
+
+    (envelope,) = inbox.envelopes
+    message = inbox.message
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("vault@example.org", ["anna@example.org"])
+    assert message["From"] == SENDER
+    assert message["To"] == "anna@example.org"
+    assert message["Subject"] == "Confirm your address"
+    assert message["Message-ID"] == MAIL.message_id
+    assert message["Auto-Submitted"] == "auto-generated"
+    sent_at = email.utils.parsedate_to_datetime(message["Date"])
+    assert abs(sent_at - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)
+    assert {name.lower() for name in message.keys()} == {  # noqa: SIM118  # a message iterates over nothing else
+        *("from", "to", "subject", "message-id", "auto-submitted", "date", "mime-version", "content-type"),
+        "x-peer", "x-mailfrom", "x-rcptto",
+    } - ({"x-peer", "x-mailfrom", "x-rcptto"} - {name.lower() for name in message})  # fmt: skip
+
+
+def test_a_mail_arrives_as_text_and_html_with_whole_links() -> None:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        send(port)
+
+    text = inbox.message.get_body(preferencelist=("plain",))
+    html = inbox.message.get_body(preferencelist=("html",))
+    assert text is not None
+    assert html is not None
+    assert text.get_content() == MAIL.text
+    assert html.get_content() == MAIL.html
+    content = inbox.envelopes[0].content
+    assert isinstance(content, bytes)
+    assert max(len(line) for line in content.splitlines()) <= 998
+
+
+@pytest.mark.parametrize(
+    ("given", "delivered"),
+    [
+        pytest.param("Anna.B+vault@Example.org", "Anna.B+vault@Example.org", id="as-given"),
+        pytest.param("o'brien@example.org", "o'brien@example.org", id="apostrophe"),
+        pytest.param("anna@bücher.example", "anna@xn--bcher-kva.example", id="idn"),
+        pytest.param("anna@BÜCHER.example", "anna@xn--bcher-kva.example", id="idn-upper-case"),
+        pytest.param("anna@straße.example", "anna@xn--strae-oqa.example", id="idn-2008"),
+        pytest.param("anna@пример.испытание", "anna@xn--e1afmkfd.xn--80akhbyknj4f", id="idn-cyrillic"),
+        pytest.param("anna@localhost", "anna@localhost", id="localhost"),
+    ],
+)
+def test_recipients_go_out_in_ascii_and_otherwise_as_given(given: str, delivered: str) -> None:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        send(port, mail_to(given))
+
+    assert inbox.envelopes[0].rcpt_tos == [delivered]
+    assert inbox.message["To"] == delivered
+
+
+@pytest.mark.parametrize(
+    "sender",
+    ["vault@example.org", "Tresor für Müller <vault@example.org>", '"Vault, Inc." <vault@example.org>'],
+    ids=["bare", "umlaut", "quoted"],
+)
+def test_a_senders_name_stays_out_of_the_envelope(sender: str) -> None:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        send(port, sender=sender)
+
+    assert inbox.envelopes[0].mail_from == "vault@example.org"
+    assert email.utils.parseaddr(str(inbox.message["From"])) == email.utils.parseaddr(sender)
+
+
+# --- encryption -----------------------------------------------------------------------------------------------------
+
+
+def test_starttls_with_a_good_certificate_delivers_encrypted(trusted: Path) -> None:
+    inbox = Inbox()
+    with smtp_server(inbox, tls_context=server_side(trusted), require_starttls=True) as port:
+        send(port, security="starttls")
+
+    assert inbox.encrypted == [True]
+
+
+def test_ssl_with_a_good_certificate_delivers(trusted: Path) -> None:
+    inbox = Inbox()
+    with smtp_server(inbox, tls=server_side(trusted)) as port:
+        send(port, security="ssl")
+
+    assert len(inbox.envelopes) == 1
+
+
+@pytest.mark.parametrize("security", ["starttls", "ssl"])
+def test_a_self_signed_certificate_is_refused(certificate: Path, security: str) -> None:
+    inbox = Inbox()
+    context = server_side(certificate)
+    options = {"tls_context": context} if security == "starttls" else {"tls": context}
+    with smtp_server(inbox, **options) as port, pytest.raises(MailDelayed) as caught:
+        send(port, security=security)
+
+    assert caught.value.reason == "SSLCertVerificationError"
+    assert inbox.envelopes == []
+
+
+def test_a_certificate_of_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = make_certificate(tmp_path, x509.DNSName("mail.example.org"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    inbox = Inbox()
+
+    with smtp_server(inbox, tls_context=server_side(certificate)) as port, pytest.raises(MailDelayed) as caught:
+        send(port, security="starttls")
+
+    assert caught.value.reason == "SSLCertVerificationError"
+    assert inbox.envelopes == []
+
+
+def test_without_starttls_on_offer_nothing_is_said_in_clear(scripted: Callable[..., ScriptedServer]) -> None:
+    server = scripted(EHLO="250-here\r\n250 AUTH PLAIN LOGIN")
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port, security="starttls", login=("postman", "pa55"))
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == "SMTPNotSupportedError"
+    assert [command.split()[0].upper() for command in server.commands] == ["EHLO"]
+
+
+@pytest.mark.parametrize("reply", ["454 not now", "502 unknown", "554 never"])
+def test_a_refused_starttls_ends_it(scripted: Callable[..., ScriptedServer], reply: str) -> None:
+    server = scripted(EHLO="250-here\r\n250 STARTTLS", STARTTLS=reply)
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port, security="starttls", login=("postman", "pa55"))
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == f"smtp_{reply[:3]}"
+    assert [command.split()[0].upper() for command in server.commands] == ["EHLO", "STARTTLS"]
+
+
+def test_a_login_goes_through_tls(trusted: Path) -> None:
+    inbox, tried = Inbox(), []
+
+    def check(_server: object, _session: object, _envelope: object, _mechanism: str, data: LoginPassword) -> AuthResult:
+        tried.append((data.login, data.password))
+        return AuthResult(success=True)
+
+    options = {"authenticator": check, "auth_required": True, "require_starttls": True}
+    with smtp_server(inbox, tls_context=server_side(trusted), **options) as port:
+        send(port, security="starttls", login=("postman", "pa55"))
+
+    assert tried == [(b"postman", b"pa55")]
+    assert inbox.encrypted == [True]
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA", "CONTENT"])
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(450, MailDelayed), (451, MailDelayed), (421, MailDelayed), (550, MailRefused), (554, MailRefused)],
+)
+def test_a_reply_of_five_hundred_is_final_and_of_four_hundred_is_not(
+    scripted: Callable[..., ScriptedServer], command: str, code: int, error: type[MailDelayed]
+) -> None:
+    server = scripted(**{command: f"{code} about anna@example.org"})
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is error
+    assert caught.value.reason == f"smtp_{code}"
+    assert "anna" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [421, 554])
+def test_a_server_that_greets_with_a_refusal_is_asked_again_later(
+    scripted: Callable[..., ScriptedServer], code: int
+) -> None:
+    server = scripted(GREETING=f"{code} not you")
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == f"smtp_{code}"
+
+
+def test_a_wrong_login_says_nothing_about_the_mail(scripted: Callable[..., ScriptedServer]) -> None:
+    server = scripted(EHLO="250-here\r\n250 AUTH PLAIN", AUTH="535 wrong")
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port, login=("postman", "pa55"))
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == "smtp_535"
+    assert not any(command.startswith("MAIL") for command in server.commands)
+
+
+# --- connections that break -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reply", [DROP, "421 too late", "554 what"])
+def test_a_mail_that_was_accepted_is_sent_whatever_happens_on_quit(
+    scripted: Callable[..., ScriptedServer], reply: str
+) -> None:
+    server = scripted(QUIT=reply)
+
+    send(server.port)
+
+    assert [command.split()[0].upper() for command in server.commands] == ["EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
+
+
+@pytest.mark.parametrize("command", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "CONTENT"])
+def test_a_server_that_hangs_up_is_asked_again_later(scripted: Callable[..., ScriptedServer], command: str) -> None:
+    server = scripted(**{command: DROP}, **({"HELO": DROP} if command == "EHLO" else {}))
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason in ("SMTPServerDisconnected", "ConnectionResetError", "BrokenPipeError")
+
+
+@pytest.mark.parametrize("command", ["GREETING", "EHLO", "RCPT", "CONTENT"])
+def test_a_server_that_hangs_costs_the_time_limit_and_no_more(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(transports, "_TIMEOUT_SECONDS", 0.25)
+    server = scripted(**{command: HANG})
+    started = time.monotonic()
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is MailDelayed
+    assert time.monotonic() - started < 2
+
+
+def test_a_tls_server_that_hangs_costs_the_time_limit(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transports, "_TIMEOUT_SECONDS", 0.25)
+    server = scripted(GREETING=HANG)
+    started = time.monotonic()
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port, security="ssl")
+
+    assert caught.value.reason == "TimeoutError"
+    assert time.monotonic() - started < 2
+
+
+def test_a_quit_that_hangs_leaves_the_mail_sent(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transports, "_TIMEOUT_SECONDS", 0.25)
+
+    send(scripted(QUIT=HANG).port)
+
+
+@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
+def test_a_refused_port_is_asked_again_later(security: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        with pytest.raises(MailDelayed) as caught:
+            send(holder.getsockname()[1], security=security)
+
+    assert caught.value.reason == "ConnectionRefusedError"
+
+
+def test_the_time_limit_is_well_below_the_outboxs_lease() -> None:
+    from vault.mail.outbox import LEASE_SECONDS
+
+    assert transports._TIMEOUT_SECONDS * 3 <= LEASE_SECONDS

@@ -1,0 +1,357 @@
+import base64
+import json
+import os
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import kombu.pools
+import kombu.transport.pyamqp
+import kombu.transport.redis  # imported now, so that the tests' clocks do not measure it
+import pytest
+import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from kombu.exceptions import OperationalError
+
+from tests.support.servers import wait_until
+from tests.support.services import redis_url
+from vault import broker
+from vault.broker import (
+    TASK_DELIVER_MAIL,
+    TASK_REAP_FILES,
+    TASK_REMOVE_FILE,
+    TASK_REQUEUE_MAIL,
+    Publisher,
+    create_celery,
+    run_in_context,
+)
+
+ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+# 0.4 s and what a busy machine adds; the libraries' own limits would be 4, 30 or no seconds.
+A_MOMENT = 1.5
+
+
+class Seconds:
+    """A monotonic clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _no_pools_left() -> Iterator[None]:
+    yield
+    kombu.pools.reset()
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "queue"
+
+
+@pytest.fixture
+def celery(queue: Path) -> Celery:
+    return create_celery(f"filesystem://{queue}")
+
+
+def messages(queue: Path) -> list[Path]:
+    return sorted((queue / "messages").glob("*.msg"))
+
+
+def body(message: dict[str, Any]) -> Any:
+    return json.loads(base64.b64decode(message["body"]))
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022], ids=["open", "usual"])
+def test_folders_are_this_users_alone(queue: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        create_celery(f"filesystem://{queue}")
+    finally:
+        os.umask(before)
+
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in queue.iterdir()} == {
+        "messages": 0o700,
+        "control": 0o700,
+    }
+
+
+def test_folders_that_exist_are_taken_as_they_are(queue: Path) -> None:
+    create_celery(f"filesystem://{queue}")
+    (queue / "messages" / "a.mail.msg").touch()
+
+    create_celery(f"filesystem://{queue}")
+
+    assert [path.name for path in messages(queue)] == ["a.mail.msg"]
+
+
+def test_a_message_appears_whole_by_a_rename(celery: Celery, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def watched_rename(partial: Path, final: Path) -> None:
+        assert messages(queue) == []
+        seen.append((partial.name, final.name))
+        json.loads(partial.read_text())
+        os.replace(partial, final)
+
+    monkeypatch.setattr(broker.os, "rename", watched_rename)
+
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    ((partial, final),) = seen
+    assert [path.name for path in (queue / "messages").iterdir()] == [final]
+    assert final.endswith(".mail.msg")
+    assert partial == f".{final}.partial"
+
+
+def test_an_unfinished_message_is_not_read_as_one(celery: Celery, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker.os, "rename", lambda *_: None)
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    with celery.connection_for_read() as connection, pytest.raises(Empty):
+        connection.default_channel._get("mail")
+
+    assert [path.suffix for path in (queue / "messages").iterdir()] == [".partial"]
+
+
+def test_a_message_that_could_not_be_renamed_is_a_failure_to_publish(
+    celery: Celery, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(broker.os, "rename", fail)
+    publisher = Publisher(celery, clock := Seconds())
+    publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+    monkeypatch.undo()
+
+    clock.now += 6
+    publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert len(messages(queue)) == 1
+
+
+# --- what is published ----------------------------------------------------------------------------------------------
+
+
+def test_a_message_holds_the_id_and_nothing_else(celery: Celery, queue: Path) -> None:
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    (path,) = messages(queue)
+    message = json.loads(path.read_text())
+    args, kwargs, embedded = body(message)
+    assert (args, kwargs) == ([str(ROW_ID)], {})
+    assert not any(embedded.values())
+    assert message["headers"]["task"] == TASK_DELIVER_MAIL
+    assert (message["headers"]["argsrepr"], message["headers"]["kwargsrepr"]) == (f"['{ROW_ID}']", "{}")
+
+
+@pytest.mark.parametrize(
+    ("task", "queue_name"),
+    [
+        (TASK_DELIVER_MAIL, "mail"),
+        (TASK_REQUEUE_MAIL, "mail"),
+        (TASK_REMOVE_FILE, "maintenance"),
+        (TASK_REAP_FILES, "maintenance"),
+    ],
+)
+def test_mail_and_maintenance_have_queues_of_their_own(celery: Celery, queue: Path, task: str, queue_name: str) -> None:
+    Publisher(celery).publish(task, ROW_ID)
+
+    assert [path.name.partition(".")[2] for path in messages(queue)] == [f"{queue_name}.msg"]
+
+
+def test_a_published_message_is_consumed_by_kombu(celery: Celery, queue: Path) -> None:
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    with celery.connection_for_read() as connection:
+        simple = connection.SimpleQueue("mail")
+        message = simple.get(timeout=5)
+        message.ack()
+        simple.close()
+
+    assert message.payload[0] == [str(ROW_ID)]
+    assert messages(queue) == []
+
+
+def test_published_tasks_are_run_by_a_worker_inside_their_context(celery: Celery) -> None:
+    inside: list[bool] = []
+    ran: list[tuple[str, list[bool]]] = []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    run_in_context(celery, context)
+
+    @celery.task(name=TASK_DELIVER_MAIL)
+    def deliver(row_id: str) -> None:
+        ran.append((row_id, list(inside)))
+
+    for number in range(3):
+        Publisher(celery).publish(TASK_DELIVER_MAIL, uuid.UUID(int=number))
+    with start_worker(celery, pool="solo", perform_ping_check=False, queues=["mail"]):
+        wait_until(lambda: len(ran) == 3, what="three messages consumed")
+
+    assert sorted(ran) == [(str(uuid.UUID(int=number)), [True]) for number in range(3)]
+    assert inside == []
+
+
+def test_a_published_message_reaches_redis() -> None:
+    with redis_url() as url:
+        Publisher(create_celery(url)).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+        with redis.Redis.from_url(url) as client:
+            (found,) = client.lrange("mail", 0, -1)
+
+    assert body(json.loads(found))[0] == [str(ROW_ID)]
+
+
+# --- brokers that are down ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hanging_port() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def refused_port() -> Iterator[int]:
+    """A port that nobody listens on, and that nobody else can take."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+urls = pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"], ids=["redis", "amqp"]
+)
+ports = pytest.mark.parametrize("port", [refused_port, hanging_port], ids=["refused", "hanging"])
+
+
+@urls
+@ports
+def test_publishing_to_a_broker_that_is_down_costs_a_moment(url: str, port: Callable[[], Any]) -> None:
+    clock = Seconds()
+    with port() as number:
+        publisher = Publisher(create_celery(url.format(number)), clock)
+        taken = []
+        for _ in range(3):
+            started = time.monotonic()
+            publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+            taken.append(time.monotonic() - started)
+            clock.now += 6
+
+    assert max(taken) < A_MOMENT
+
+
+@urls
+def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
+    with hanging_port() as number, ThreadPoolExecutor(24) as pool:
+        publisher = Publisher(create_celery(url.format(number)))
+        started = time.monotonic()
+        list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(24)))
+        taken = time.monotonic() - started
+
+    assert taken < 2 * A_MOMENT
+
+
+@urls
+def test_creating_the_app_touches_no_broker(url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Publisher(create_celery(url.format(server.getsockname()[1])))
+
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+class BrokenCelery(Celery):
+    """An app whose every attempt to send fails, and is counted."""
+
+    error: Exception = OperationalError()
+    attempts = 0
+
+    def send_task(self, *_: Any, **__: Any) -> Any:
+        self.attempts += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OperationalError("down"), OSError("no route"), redis.RedisError("odd"), KeyError("x"), RuntimeError("bug")],
+    ids=lambda error: type(error).__name__,
+)
+def test_publishing_never_raises(error: Exception) -> None:
+    celery = BrokenCelery(broker="memory://")
+    celery.error = error
+
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert celery.attempts == 1
+
+
+def test_after_a_failure_publishing_is_silent_for_five_seconds() -> None:
+    celery, clock = BrokenCelery(broker="memory://"), Seconds()
+    publisher = Publisher(celery, clock)
+    attempts = []
+
+    for seconds in (0, 0.1, 4.8, 0.2, 4.9, 0.2):
+        clock.now += seconds
+        publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+        attempts.append(celery.attempts)
+
+    assert attempts == [1, 1, 1, 2, 2, 3]
+
+
+def test_publishing_goes_on_when_the_broker_is_back(celery: Celery, queue: Path) -> None:
+    publisher = Publisher(celery, clock := Seconds())
+    hidden = (queue / "messages").rename(queue / "away")
+    publisher.publish(TASK_DELIVER_MAIL, uuid.UUID(int=1))
+    hidden.rename(queue / "messages")
+
+    publisher.publish(TASK_DELIVER_MAIL, uuid.UUID(int=2))
+    clock.now += 5.1
+    publisher.publish(TASK_DELIVER_MAIL, uuid.UUID(int=3))
+
+    assert [body(json.loads(path.read_text()))[0] for path in messages(queue)] == [[str(uuid.UUID(int=3))]]
+
+
+# --- settings of the app --------------------------------------------------------------------------------------------
+
+
+def test_a_task_ends_before_redis_would_deliver_it_again() -> None:
+    conf = create_celery("redis://127.0.0.1:6379/0").conf
+
+    assert conf.task_soft_time_limit < conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+
+
+def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:
+    assert celery.conf.accept_content == ["json"]
+    assert celery.conf.task_acks_late is True
+    assert celery.conf.worker_prefetch_multiplier == 1
+
+
+def test_the_periodic_passes_are_scheduled_and_do_not_pile_up(celery: Celery) -> None:
+    schedule = {entry["task"]: entry for entry in celery.conf.beat_schedule.values()}
+
+    assert set(schedule) == {TASK_REQUEUE_MAIL, TASK_REAP_FILES}
+    assert all(entry["options"]["expires"] <= entry["schedule"] for entry in schedule.values())

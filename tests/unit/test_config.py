@@ -1,0 +1,685 @@
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.settings import environment
+from vault.config import GIB, ROOT, Settings, SettingsError
+from vault.container import _store
+from vault.encryption.header import Suite
+from vault.encryption.local import generate_master_key
+from vault.storage.local import LocalStore
+from vault.storage.s3 import S3Store
+
+Load = Callable[..., Settings]
+Refusal = Callable[..., SettingsError]
+
+SMTP = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail.example.org"}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Settings of the embedded default, changed by keyword; an empty value unsets a variable."""
+    return lambda **overrides: Settings.load(environment(tmp_path, **overrides), env_file=None)
+
+
+@pytest.fixture
+def refusal(load: Load) -> Refusal:
+    """The error that these settings raise."""
+
+    def attempt(**overrides: str) -> SettingsError:
+        with pytest.raises(SettingsError) as caught:
+            load(**overrides)
+        return caught.value
+
+    return attempt
+
+
+def with_env_file(folder: Path, *lines: str, **overrides: str) -> tuple[dict[str, str], Path]:
+    """An environment of the embedded default, and a `.env` of these lines beside it."""
+    env_file = folder / ".env"
+    env_file.write_text("\n".join(lines) + "\n")
+    return {k: v for k, v in environment(folder, **overrides).items() if v != "unset"}, env_file
+
+
+# --- one message for everything -------------------------------------------------------------------------------------
+
+
+def test_nothing_set_names_every_required_variable_and_how_to_mend_it() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({}, env_file=None)
+
+    assert set(caught.value.problems) == {
+        "SECRET_KEY",
+        "MASTER_KEY",
+        "PUBLIC_URL",
+        "DATABASE_URL",
+        "S3_BUCKET_NAME",
+        "CELERY_BROKER_URL",
+        "EMAIL_FROM",
+        "EMAIL_PROVIDER",
+    }
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "Secure Vault cannot start. Mend these settings (see .env.example):"
+    assert lines[1:] == sorted(lines[1:])
+    assert "  SECRET_KEY: is required: run: flask keys generate --secret-key" in lines
+    assert "  MASTER_KEY: is required: run: flask keys generate" in lines
+    assert "  EMAIL_PROVIDER: is required: smtp or console" in lines
+    assert "  S3_BUCKET_NAME: set it, or STORAGE_DIR for a directory on this machine" in lines
+
+
+def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
+    values = {
+        "SECRET_KEY": "hunter2-secret-key",
+        "MASTER_KEY": "hunter2-master-key",
+        "PUBLIC_URL": "ftp://hunter2-public/",
+        "DATABASE_URL": "postgresql://vault:hunter2-database/name",
+        "S3_ENDPOINT_URL": "http://hunter2-endpoint.example.org",
+        "AWS_ACCESS_KEY_ID": "hunter2-access-key",
+        "CELERY_BROKER_URL": "hunter2-broker://",
+        "EMAIL_FROM": "hunter2-from",
+        "EMAIL_PROVIDER": "hunter2-provider",
+        "SMTP_PORT": "hunter2-smtp-port",
+        "SMTP_SECURITY": "hunter2-smtp-security",
+        "KMS_KEY_ID": "hunter2-kms",
+        "FILE_CIPHER": "hunter2-cipher",
+        "MAX_UPLOAD_BYTES": "hunter2-bytes",
+        "PORT": "hunter2-port",
+        "LOG_LEVEL": "hunter2-level",
+        "LOG_FORMAT": "hunter2-format",
+        "ALLOW_HTTP_ENDPOINTS": "hunter2-bool",
+        "TESTING": "hunter2-testing",
+    }
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(values, env_file=None)
+
+    assert set(caught.value.problems) == {*values, "S3_BUCKET_NAME"}
+    assert all(len(texts) == 1 for texts in caught.value.problems.values())
+    assert "hunter2" not in str(caught.value)
+    assert all(f"  {name}: " in str(caught.value) for name in values)
+
+
+def test_a_database_password_in_the_place_of_a_port_is_not_shown(refusal: Refusal) -> None:
+    error = refusal(DATABASE_URL="postgresql://host:hunter2/name")
+
+    assert error.problems == {"DATABASE_URL": ["is not a database URL"]}
+    assert "hunter2" not in str(error)
+
+
+def test_secrets_of_a_complete_environment_are_in_no_message(refusal: Refusal) -> None:
+    secret_key, master_key, password = secrets.token_urlsafe(48), generate_master_key(), "pa55-of-everything"
+
+    error = refusal(
+        SECRET_KEY=secret_key,
+        MASTER_KEY=f"{master_key},{master_key}",
+        DATABASE_URL=f"mysql://vault:{password}@127.0.0.1/vault-test",
+        CELERY_BROKER_URL=f"mqtt://vault:{password}@127.0.0.1",
+        PUBLIC_URL=f"http://vault:{password}@127.0.0.1",
+        SMTP_PASSWORD=password,
+        AWS_SECRET_ACCESS_KEY=password,
+    )
+
+    assert len(error.problems) == 5
+    for secret in (secret_key, master_key, password):
+        assert secret not in str(error)
+
+
+def test_repr_of_settings_shows_no_secret(load: Load) -> None:
+    secret_key, master_key, password = secrets.token_urlsafe(48), generate_master_key(), "pa55-of-everything"
+
+    settings = load(
+        SECRET_KEY=secret_key,
+        MASTER_KEY=master_key,
+        DATABASE_URL=f"postgresql://vault:{password}@127.0.0.1/vault-test",
+        CELERY_BROKER_URL=f"amqp://vault:{password}@127.0.0.1//",
+        AWS_ACCESS_KEY_ID="AKIA-of-everything",
+        AWS_SECRET_ACCESS_KEY=password,
+        SMTP_USERNAME="postman-of-everything",
+        SMTP_PASSWORD=password,
+    )
+
+    assert settings.smtp_password == settings.aws_secret_access_key == password
+    assert "public_url='http://127.0.0.1:8000'" in repr(settings)
+    for secret in (secret_key, master_key, password, "AKIA", "postman"):
+        assert secret not in repr(settings)
+        assert secret not in str(settings)
+
+
+def test_settings_are_frozen(load: Load) -> None:
+    settings = load()
+
+    with pytest.raises(AttributeError):
+        settings.testing = False  # type: ignore[misc]
+
+
+def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None:
+    settings = load(TESTING="")
+
+    assert settings.max_upload_bytes == settings.default_quota_bytes == 10 * GIB
+    assert settings.file_suite is Suite.AES_256_EAX
+    assert (settings.smtp_port, settings.smtp_security) == (587, "starttls")
+    assert (settings.max_uploads_per_user, settings.upload_buffer_bytes) == (16, 128 * 1024**2)
+    assert (settings.port, settings.log_level, settings.log_format) == (8000, "INFO", "json")
+    assert settings.argon2_concurrency >= 1
+    assert settings.testing is settings.allow_http_endpoints is False
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("x" * 31, id="short"),
+        pytest.param("0123456789abcdef0123456789abcde", id="31-bytes"),
+        pytest.param("x" * 64, id="one-character"),
+        pytest.param("abcdefghijk" * 6, id="eleven-characters"),
+    ],
+)
+def test_a_weak_secret_key_is_refused_with_the_command_that_makes_one(refusal: Refusal, text: str) -> None:
+    error = refusal(SECRET_KEY=text)
+
+    assert list(error.problems) == ["SECRET_KEY"]
+    assert "flask keys generate --secret-key" in str(error)
+    assert text not in str(error)
+
+
+def test_a_secret_key_is_measured_in_bytes(load: Load) -> None:
+    text = "äöüßéèêëàâîïôûçñ"
+
+    assert load(SECRET_KEY=text).secret_key == text
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        pytest.param("{bad}", "key 1 is not urlsafe base64", id="not-base64"),
+        pytest.param("{short}", "key 1 is not 32 bytes long", id="short"),
+        pytest.param("{first},{bad}", "key 2 is not urlsafe base64", id="second-is-bad"),
+        pytest.param("{first},{short}", "key 2 is not 32 bytes long", id="second-is-short"),
+        pytest.param("{first},{second},{first}", "key 3 repeats an earlier one", id="duplicate"),
+        pytest.param("{first},", "key 2 is not 32 bytes long", id="trailing-comma"),
+        pytest.param(",{first}", "key 1 is not 32 bytes long", id="leading-comma"),
+        pytest.param("{first} {second}", "key 1 is not urlsafe base64", id="separated-by-space"),
+    ],
+)
+def test_a_malformed_master_key_is_named_by_its_position(refusal: Refusal, template: str, problem: str) -> None:
+    keys = {"first": generate_master_key(), "second": generate_master_key(), "bad": "!" * 44, "short": "c2hvcnQ="}
+
+    error = refusal(MASTER_KEY=template.format(**keys))
+
+    assert error.problems == {"MASTER_KEY": [f"{problem}; make one with: flask keys generate"]}
+    assert not any(key in str(error) for key in keys.values())
+
+
+def test_several_master_keys_may_have_spaces_around_their_commas(load: Load) -> None:
+    first, second = generate_master_key(), generate_master_key()
+
+    assert load(MASTER_KEY=f" {first} ,  {second} ").master_keys == (first, second)
+
+
+def test_without_any_key_the_message_says_how_to_make_both(refusal: Refusal) -> None:
+    error = refusal(SECRET_KEY="", MASTER_KEY="")
+
+    assert set(error.problems) == {"SECRET_KEY", "MASTER_KEY"}
+
+
+def test_aws_kms_is_refused_also_beside_a_master_key(refusal: Refusal) -> None:
+    error = refusal(KMS_KEY_ID="arn:aws:kms:eu-central-1:1:key/2")
+
+    assert list(error.problems) == ["KMS_KEY_ID"]
+    assert "MASTER_KEY" in error.problems["KMS_KEY_ID"][0]
+
+
+# --- where values come from -----------------------------------------------------------------------------------------
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=9001", "WEB_THREADS=4", PORT="9002")
+
+    settings = Settings.load(environ, env_file)
+
+    assert (settings.port, settings.web_threads) == (9002, 4)
+
+
+def test_an_empty_variable_in_the_environment_hides_the_env_files(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=9001", "S3_BUCKET_NAME=bucket", PORT="", S3_BUCKET_NAME=" ")
+
+    settings = Settings.load(environ, env_file)
+
+    assert settings.port == 8000
+    assert settings.s3_bucket_name is None
+
+
+def test_an_empty_variable_in_the_environment_leaves_a_required_one_missing(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, f"MASTER_KEY={generate_master_key()}", MASTER_KEY="")
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, env_file)
+
+    assert caught.value.problems == {"MASTER_KEY": ["is required: run: flask keys generate"]}
+
+
+def test_an_empty_or_bare_variable_in_the_env_file_counts_as_not_set(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=", "WEB_THREADS")
+
+    settings = Settings.load(environ, env_file)
+
+    assert (settings.port, settings.web_threads) == (8000, 16)
+
+
+def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
+    assert Settings.load(environment(tmp_path), tmp_path / "absent").port == 8000
+
+
+def test_values_lose_the_spaces_around_them(load: Load) -> None:
+    assert load(PORT=" 9001 ").port == 9001
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"], ids=["default", "set"])
+def test_the_env_file_places_everything_under_var_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    if given is None:
+        monkeypatch.delenv("VAR_DIR", raising=False)
+    else:
+        monkeypatch.setenv("VAR_DIR", str(tmp_path / given))
+    environ, env_file = with_env_file(
+        tmp_path,
+        "DATABASE_URL=sqlite:///${VAR_DIR:-var}/vault-test.db",
+        "STORAGE_DIR=${VAR_DIR:-var}/store",
+        "CELERY_BROKER_URL=filesystem://${VAR_DIR:-var}/queue",
+        DATABASE_URL="unset",
+        STORAGE_DIR="unset",
+        CELERY_BROKER_URL="unset",
+    )
+
+    settings = Settings.load(environ, env_file)
+
+    var = ROOT / "var" if given is None else tmp_path / given
+    assert settings.storage_dir == var / "store"
+    assert settings.database_url == f"sqlite:///{var}/vault-test.db"
+    assert settings.celery_broker_url == f"filesystem://{var}/queue"
+
+
+@pytest.mark.parametrize("value", ["", "  "], ids=["empty", "blank"])
+def test_an_empty_var_dir_is_refused(refusal: Refusal, value: str) -> None:
+    error = refusal(VAR_DIR=value)
+
+    assert error.problems == {"VAR_DIR": ["is set but empty: name a folder or unset it"]}
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+def test_relative_paths_start_at_the_projects_root(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    settings = load(
+        DATABASE_URL="sqlite:///var/vault-test.db", STORAGE_DIR="var/store", CELERY_BROKER_URL="filesystem://var/queue"
+    )
+
+    assert settings.database_url == f"sqlite:///{ROOT}/var/vault-test.db"
+    assert settings.storage_dir == ROOT / "var/store"
+    assert settings.celery_broker_url == f"filesystem://{ROOT}/var/queue"
+
+
+def test_absolute_paths_stay_as_they_are(load: Load, tmp_path: Path) -> None:
+    settings = load()
+
+    assert settings.database_url == f"sqlite:///{tmp_path}/vault-test.db"
+    assert settings.storage_dir == tmp_path / "store"
+    assert settings.celery_broker_url == f"filesystem://{tmp_path}/queue"
+
+
+def test_the_bucket_wins_over_the_directory(load: Load) -> None:
+    both = load(S3_BUCKET_NAME="vault-bucket", AWS_REGION="eu-central-1")
+    one = load()
+
+    assert both.storage_dir is not None
+    assert isinstance(_store(both), S3Store)
+    assert isinstance(_store(one), LocalStore)
+
+
+def test_a_bucket_alone_is_enough(load: Load) -> None:
+    assert load(S3_BUCKET_NAME="vault-bucket", STORAGE_DIR="").storage_dir is None
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_an_aws_credential_is_refused(refusal: Refusal, name: str) -> None:
+    assert list(refusal(**{name: "half"}).problems) == ["AWS_ACCESS_KEY_ID"]
+
+
+# --- database -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_postgresql_urls_name_the_driver_that_is_installed(load: Load, scheme: str) -> None:
+    settings = load(DATABASE_URL=f"{scheme}://vault:pa%2Fss@db.example.org:5433/vault-test?sslmode=require")
+
+    assert settings.database_url == (
+        "postgresql+psycopg2://vault:pa%2Fss@db.example.org:5433/vault-test?sslmode=require"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("sqlite://", id="sqlite-memory"),
+        pytest.param("sqlite:///:memory:", id="sqlite-memory-by-name"),
+        pytest.param("postgresql://db.example.org", id="no-name"),
+        pytest.param("postgresql+psycopg://db.example.org/vault-test", id="other-driver"),
+        pytest.param("mysql://db.example.org/vault-test", id="other-database"),
+        pytest.param("vault-test.db", id="no-url"),
+    ],
+)
+def test_other_databases_are_refused(refusal: Refusal, url: str) -> None:
+    error = refusal(DATABASE_URL=url)
+
+    assert list(error.problems) == ["DATABASE_URL"]
+    assert "example.org" not in str(error)
+
+
+TEST_NAMES = ["test", "vault-test", "vault_test", "test-vault", "svault_test_0a1b", "a-test-b"]
+OTHER_NAMES = ["vault", "contest", "testing", "vaulttest", "latest", "test2", "vault-tests", "Test", "vault.test"]
+
+
+@pytest.mark.parametrize("name", TEST_NAMES)
+def test_testing_accepts_a_database_whose_name_says_test(load: Load, tmp_path: Path, name: str) -> None:
+    assert load(DATABASE_URL=f"postgresql://vault@127.0.0.1/{name}").testing is True
+    assert load(DATABASE_URL=f"sqlite:///{tmp_path}/{name}.db").testing is True
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+@pytest.mark.parametrize("template", ["postgresql://test@test/{}", "sqlite:////tmp/test/{}.db"], ids=["pg", "sqlite"])
+def test_testing_refuses_every_other_database(refusal: Refusal, name: str, template: str) -> None:
+    error = refusal(DATABASE_URL=template.format(name))
+
+    assert list(error.problems) == ["TESTING"]
+
+
+def test_any_database_will_do_without_testing(load: Load) -> None:
+    assert load(DATABASE_URL="postgresql://vault@127.0.0.1/vault", TESTING="0").testing is False
+
+
+def test_database_facts_hold_no_password(load: Load, tmp_path: Path) -> None:
+    postgres = load(DATABASE_URL="postgresql://vault:pa55@db.example.org/vault-test?sslpassword=pa55")
+
+    assert postgres.database_facts == ("postgresql", "vault-test")
+    assert load().database_facts == ("sqlite", "vault-test")
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        pytest.param("https://vault.example.org", "https://vault.example.org", id="https"),
+        pytest.param("https://vault.example.org/", "https://vault.example.org", id="slash"),
+        pytest.param("https://example.org/vault/", "https://example.org/vault", id="path"),
+        pytest.param("http://127.0.0.1:8000", "http://127.0.0.1:8000", id="loopback"),
+        pytest.param("http://127.9.9.9", "http://127.9.9.9", id="loopback-network"),
+        pytest.param("http://[::1]:8000", "http://[::1]:8000", id="loopback-v6"),
+        pytest.param("http://localhost", "http://localhost", id="localhost"),
+        pytest.param("http://vault.localhost", "http://vault.localhost", id="under-localhost"),
+    ],
+)
+def test_public_url_is_https_or_loopback(load: Load, given: str, kept: str) -> None:
+    assert load(PUBLIC_URL=given, **SMTP).public_url == kept
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("http://vault.example.org", id="http"),
+        pytest.param("http://192.168.1.2", id="http-private"),
+        pytest.param("http://localhost.example.org", id="looks-like-localhost"),
+        pytest.param("http://notlocalhost", id="ends-like-localhost"),
+        pytest.param("http://0.0.0.0", id="any-address"),
+        pytest.param("ftp://127.0.0.1", id="scheme"),
+        pytest.param("https://", id="no-host"),
+        pytest.param("vault.example.org", id="no-scheme"),
+        pytest.param("https://vault.example.org:port", id="port"),
+        pytest.param("https://[::1", id="bracket"),
+        pytest.param("https://vault.example.org/?next=x", id="query"),
+        pytest.param("https://vault.example.org/#part", id="fragment"),
+        pytest.param("https://user@vault.example.org", id="user"),
+        pytest.param("https://vault.example.org\\@evil.example.org", id="backslash"),
+        pytest.param("https://vault.example.org/a b", id="space"),
+    ],
+)
+def test_other_public_urls_are_refused(refusal: Refusal, url: str) -> None:
+    error = refusal(PUBLIC_URL=url, **SMTP)
+
+    assert list(error.problems) == ["PUBLIC_URL"]
+    assert url not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow"),
+    [
+        pytest.param("https://s3.example.org", "", id="https"),
+        pytest.param("http://127.0.0.1:9000", "", id="loopback"),
+        pytest.param("http://localhost:9000", "0", id="localhost"),
+        pytest.param("http://10.0.0.5:9000", "1", id="private"),
+        pytest.param("http://[fd00::5]:9000", "1", id="private-v6"),
+        pytest.param("http://minio:9000", "true", id="single-label"),
+    ],
+)
+def test_s3_endpoints_are_https_or_near(load: Load, url: str, allow: str) -> None:
+    assert load(S3_ENDPOINT_URL=url, ALLOW_HTTP_ENDPOINTS=allow).s3_endpoint_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "allow"),
+    [
+        pytest.param("http://10.0.0.5:9000", "", id="private-not-allowed"),
+        pytest.param("http://minio:9000", "0", id="single-label-not-allowed"),
+        pytest.param("http://s3.example.org", "1", id="public-name"),
+        pytest.param("http://8.8.8.8", "1", id="public-address"),
+    ],
+)
+def test_http_to_a_distant_s3_endpoint_is_refused(refusal: Refusal, url: str, allow: str) -> None:
+    assert list(refusal(S3_ENDPOINT_URL=url, ALLOW_HTTP_ENDPOINTS=allow).problems) == ["S3_ENDPOINT_URL"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "rediss://:pa55@redis.example.org/0",
+        "amqp://vault:pa55@mq.example.org//",
+        "amqps://mq.example.org",
+    ],
+)
+def test_servers_are_brokers(load: Load, url: str) -> None:
+    assert load(CELERY_BROKER_URL=url).celery_broker_url == url
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqs://", "redis", "filesystem://", "/var/queue"])
+def test_other_brokers_are_refused(refusal: Refusal, url: str) -> None:
+    assert list(refusal(CELERY_BROKER_URL=url).problems) == ["CELERY_BROKER_URL"]
+
+
+# --- mail -----------------------------------------------------------------------------------------------------------
+
+
+def test_console_mail_needs_a_loopback_public_url(refusal: Refusal) -> None:
+    error = refusal(PUBLIC_URL="https://vault.example.org", EMAIL_PROVIDER="console")
+
+    assert list(error.problems) == ["EMAIL_PROVIDER"]
+
+
+def test_an_unknown_mail_provider_is_refused_with_those_that_exist(refusal: Refusal) -> None:
+    assert refusal(EMAIL_PROVIDER="sendgrid").problems == {"EMAIL_PROVIDER": ["must be smtp or console"]}
+
+
+def test_smtp_needs_a_host(refusal: Refusal) -> None:
+    assert list(refusal(EMAIL_PROVIDER="smtp").problems) == ["SMTP_HOST"]
+
+
+@pytest.mark.parametrize("half", ["SMTP_USERNAME", "SMTP_PASSWORD"])
+def test_half_an_smtp_login_is_refused(refusal: Refusal, half: str) -> None:
+    assert list(refusal(**SMTP, **{half: "half"}).problems) == ["SMTP_USERNAME"]
+
+
+def test_a_password_is_not_sent_in_clear(refusal: Refusal) -> None:
+    error = refusal(**SMTP, SMTP_USERNAME="postman", SMTP_PASSWORD="pa55", SMTP_SECURITY="none")
+
+    assert list(error.problems) == ["SMTP_SECURITY"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_password_in_clear_to_this_machine_is_fine(load: Load, host: str) -> None:
+    settings = load(
+        EMAIL_PROVIDER="smtp", SMTP_HOST=host, SMTP_USERNAME="postman", SMTP_PASSWORD="pa55", SMTP_SECURITY="none"
+    )
+
+    assert settings.smtp_security == "none"
+
+
+def test_smtp_without_a_password_may_be_in_clear(load: Load) -> None:
+    assert load(**SMTP, SMTP_SECURITY="none").smtp_username is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vault@example.org",
+        "Secure Vault <vault@localhost>",
+        '"Vault, Inc." <vault@example.org>',
+        "Tresor für Müller <t@x>",
+    ],
+)
+def test_senders_are_addresses_with_or_without_a_name(load: Load, text: str) -> None:
+    assert load(EMAIL_FROM=text).email_from == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("vault", id="no-at"),
+        pytest.param("Vault vault@example.org", id="no-brackets"),
+        pytest.param("Vault, Inc. <vault@example.org>", id="comma-in-a-bare-name"),
+        pytest.param("Vault <a@example.org>, <b@example.org>", id="two"),
+        pytest.param("Vault\r\nBcc: <vault@example.org>", id="header"),
+        pytest.param("Vault <vault@example.org", id="open"),
+    ],
+)
+def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
+    error = refusal(EMAIL_FROM=text)
+
+    assert list(error.problems) == ["EMAIL_FROM"]
+    assert text not in str(error)
+
+
+# --- numbers, words and switches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMTP_PORT", "0"),
+        ("SMTP_PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("MAX_UPLOAD_BYTES", "0"),
+        ("DEFAULT_QUOTA_BYTES", "-1"),
+        ("MAX_UPLOADS_PER_USER", "0"),
+        ("UPLOAD_BUFFER_BYTES", "0"),
+        ("ARGON2_CONCURRENCY", "0"),
+        ("WEB_WORKERS", "0"),
+        ("WEB_THREADS", "1"),
+        ("GRACEFUL_SECONDS", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_bounds(refusal: Refusal, name: str, value: str) -> None:
+    error = refusal(**{name: value})
+
+    assert list(error.problems) == [name]
+    assert "must be a whole number of at least" in error.problems[name][0]
+
+
+@pytest.mark.parametrize("value", ["ten", "1.5", "1e3", "10 GiB", "0x10", "--1"])
+def test_a_number_that_is_none_is_refused(refusal: Refusal, value: str) -> None:
+    error = refusal(MAX_UPLOAD_BYTES=value)
+
+    assert list(error.problems) == ["MAX_UPLOAD_BYTES"]
+    assert value not in str(error)
+
+
+def test_numbers_at_their_bounds_are_accepted(load: Load) -> None:
+    settings = load(PORT="65535", SMTP_PORT="1", DEFAULT_QUOTA_BYTES="0", MAX_UPLOAD_BYTES="1", WEB_THREADS="2")
+
+    assert (settings.port, settings.smtp_port, settings.default_quota_bytes) == (65535, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["TESTING", "ALLOW_HTTP_ENDPOINTS"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused_once(refusal: Refusal, name: str) -> None:
+    error = refusal(**{name: "perhaps", "S3_ENDPOINT_URL": "https://s3.example.org"})
+
+    assert {key: len(texts) for key, texts in error.problems.items()} == {name: 1}
+    assert "perhaps" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("SMTP_SECURITY", "starttls or ssl or none"),
+        ("FILE_CIPHER", "AES-256-EAX or AES-256-GCM"),
+        ("LOG_LEVEL", "DEBUG or INFO or WARNING or ERROR"),
+        ("LOG_FORMAT", "json or console"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(refusal: Refusal, name: str, choices: str) -> None:
+    assert refusal(**{name: "other"}).problems == {name: [f"must be {choices}"]}
+
+
+def test_the_cipher_is_chosen_by_name(load: Load) -> None:
+    assert load(FILE_CIPHER="AES-256-GCM").file_suite is Suite.AES_256_GCM
+
+
+# --- from outside ---------------------------------------------------------------------------------------------------
+
+
+def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -> None:
+    # Every required variable is given, so that an .env beside the code cannot change the outcome.
+    values = environment(tmp_path, SECRET_KEY="too-short-hunter2", PORT="hunter2", TESTING="1")
+    values["DATABASE_URL"] = f"sqlite:///{tmp_path}/vault.db"
+
+    done = run_wsgi(values)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "Secure Vault cannot start. Mend these settings (see .env.example):\n"
+        "  PORT: Not a valid integer.\n"
+        "  SECRET_KEY: must have at least 32 bytes; run: flask keys generate --secret-key\n"
+        "  TESTING: the database's name must hold the word test, set off by - or _\n"
+    )
+
+
+def test_a_process_with_good_settings_starts_without_touching_a_server(tmp_path: Path) -> None:
+    values = environment(tmp_path, DATABASE_URL="postgresql://nobody@127.0.0.1:1/vault-test")
+
+    done = run_wsgi(values)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def run_wsgi(values: dict[str, str]) -> Any:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import wsgi"],
+        cwd=ROOT,
+        env=values,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

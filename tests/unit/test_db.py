@@ -1,0 +1,258 @@
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+
+from vault.auth.models import EmailToken, User
+from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now
+
+MOMENTS = sa.Table(
+    "moments",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", UtcDateTime),
+)
+PRAGMAS = {
+    "journal_mode": "wal",
+    "synchronous": 2,  # FULL
+    "foreign_keys": 1,
+    "secure_delete": 1,
+    "busy_timeout": 15000,
+}
+NOON = datetime(2026, 3, 29, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Each database, with a table of moments."""
+    with engine_over(database_url) as engine:
+        yield engine
+
+
+@contextmanager
+def engine_over(url: str) -> Iterator[Engine]:
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg2://"))
+    MOMENTS.create(engine)
+    yield engine
+    MOMENTS.drop(engine)
+    engine.dispose()
+
+
+def store(engine: Engine, *moments: object) -> None:
+    with engine.begin() as connection:
+        for number, at in enumerate(moments):
+            connection.execute(sa.insert(MOMENTS).values(id=number, at=at))
+
+
+def stored(engine: Engine, *where: sa.ColumnElement[bool]) -> list[int]:
+    """Which of the stored moments meet a condition."""
+    with engine.begin() as connection:
+        return list(connection.scalars(sa.select(MOMENTS.c.id).where(*where).order_by(MOMENTS.c.id)))
+
+
+# --- UtcDateTime ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(NOON, id="utc"),
+        pytest.param(NOON.astimezone(timezone(timedelta(hours=5, minutes=45))), id="east"),
+        pytest.param(NOON.astimezone(timezone(timedelta(hours=-10))), id="west"),
+        pytest.param(NOON.replace(microsecond=0), id="whole-second"),
+        pytest.param(datetime(1970, 1, 1, tzinfo=UTC), id="epoch"),
+        pytest.param(datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), id="far"),
+    ],
+)
+def test_an_aware_datetime_comes_back_as_the_same_moment_in_utc(engine: Engine, given: datetime) -> None:
+    store(engine, given)
+
+    with engine.begin() as connection:
+        found = connection.scalar(sa.select(MOMENTS.c.at))
+
+    assert found == given
+    assert found is not None
+    assert found.tzinfo is UTC
+
+
+def test_no_datetime_comes_back_as_none(engine: Engine) -> None:
+    store(engine, None)
+
+    with engine.begin() as connection:
+        assert connection.scalar(sa.select(MOMENTS.c.at)) is None
+
+
+def test_a_naive_datetime_is_refused_in_values_and_in_conditions(engine: Engine) -> None:
+    naive = NOON.replace(tzinfo=None)
+
+    with pytest.raises(StatementError, match="datetimes must have a time zone"):
+        store(engine, naive)
+    with pytest.raises(StatementError, match="datetimes must have a time zone"):
+        stored(engine, naive <= MOMENTS.c.at)
+
+
+def test_moments_are_compared_as_moments_whatever_their_offsets(engine: Engine) -> None:
+    store(engine, NOON - timedelta(hours=1), NOON, NOON + timedelta(hours=1))
+
+    assert stored(engine, MOMENTS.c.at <= NOON.astimezone(timezone(timedelta(hours=9)))) == [0, 1]
+    assert stored(engine, MOMENTS.c.at > NOON.astimezone(timezone(timedelta(hours=-9)))) == [2]
+
+
+def test_a_postgresql_session_in_another_time_zone_changes_nothing(postgres_url: str) -> None:
+    with engine_over(postgres_url) as engine, engine.connect() as connection:
+        store(engine, NOON)
+        connection.execute(sa.text("SET LOCAL TIME ZONE 'Asia/Kathmandu'"))
+        found = connection.scalar(sa.select(MOMENTS.c.at))
+        later = connection.scalar(sa.select(db_now(60)))
+
+    assert found == NOON
+    assert found is not None
+    assert found.tzinfo is UTC
+    assert later is not None
+    assert timedelta(seconds=50) < later - datetime.now(UTC) < timedelta(seconds=70)
+
+
+# --- db_now ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, 0.25, 60, -60, 86400, -3600.5, 10_000_000])
+def test_db_now_is_the_present_plus_its_offset(engine: Engine, seconds: float) -> None:
+    with engine.begin() as connection:
+        found = connection.scalar(sa.select(db_now(seconds)))
+
+    assert found is not None
+    assert abs(found - datetime.now(UTC) - timedelta(seconds=seconds)) < timedelta(seconds=5)
+
+
+def test_moments_given_by_this_process_compare_rightly_with_the_databases_clock(engine: Engine) -> None:
+    now = datetime.now(UTC)
+    offsets = [-86400, -61, -30, 30, 61, 86400]
+    store(engine, *(now + timedelta(seconds=offset) for offset in offsets))
+
+    assert stored(engine, MOMENTS.c.at <= db_now()) == [0, 1, 2]
+    assert stored(engine, MOMENTS.c.at <= db_now(45)) == [0, 1, 2, 3]
+    assert stored(engine, MOMENTS.c.at <= db_now(-45)) == [0, 1]
+    assert stored(engine, MOMENTS.c.at > db_now(3600)) == [5]
+    assert stored(engine, MOMENTS.c.at.between(db_now(-45.5), db_now(45.5))) == [2, 3]
+
+
+def test_moments_given_by_the_database_compare_rightly_with_both_clocks(engine: Engine) -> None:
+    store(engine, db_now(-30), db_now(), db_now(0.75), db_now(30))
+
+    assert stored(engine, MOMENTS.c.at <= db_now()) in ([0, 1], [0, 1, 2])
+    assert stored(engine, MOMENTS.c.at <= db_now(29)) == [0, 1, 2]
+    assert stored(engine, MOMENTS.c.at <= datetime.now(UTC) + timedelta(seconds=15)) == [0, 1, 2]
+    assert stored(engine, MOMENTS.c.at <= datetime.now(UTC) - timedelta(seconds=15)) == [0]
+
+
+def test_sqlite_stores_both_clocks_in_one_form(sqlite_url: str) -> None:
+    with engine_over(sqlite_url) as engine:
+        store(engine, NOON, NOON.replace(microsecond=0), db_now(), db_now(-0.5))
+        with engine.begin() as connection:
+            texts = connection.exec_driver_sql("SELECT at FROM moments").scalars().all()
+
+    assert [len(text) for text in texts] == [len("2026-03-29 12:00:00.123456")] * 4
+    assert all((text[4], text[10], text[19]) == ("-", " ", ".") for text in texts)
+
+
+def test_two_statements_of_different_offsets_are_not_mixed_up_by_the_cache(engine: Engine) -> None:
+    with engine.begin() as connection:
+        answers = [connection.scalar(sa.select(db_now(seconds))) for seconds in (0, 3600, -3600)]
+
+    assert sorted(answers) == [answers[2], answers[0], answers[1]]
+
+
+def test_a_postgresql_transaction_sees_the_time_pass(postgres_url: str) -> None:
+    with engine_over(postgres_url) as engine, engine.begin() as connection:
+        assert connection.scalar(sa.select(db_now() > sa.text("transaction_timestamp()"))) is True
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+
+def test_creating_an_engine_connects_to_nothing(tmp_path: Path) -> None:
+    create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nothing").dispose()
+    create_engine(f"sqlite:///{tmp_path}/absent/vault.db").dispose()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_sqlite_connection_has_its_pragmas(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    raw = [engine.raw_connection() for _ in range(3)]
+
+    found = [
+        [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in PRAGMAS]
+        for connection in (holder.driver_connection for holder in raw)
+        if connection is not None
+    ]
+
+    assert found == [list(PRAGMAS.values())] * 3
+    for holder in raw:
+        holder.close()
+    engine.dispose()
+
+
+def test_a_sqlite_transaction_takes_its_turn_at_the_beginning(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    other = sqlite3.connect(tmp_path / "vault.db", timeout=0, isolation_level=None)
+
+    with engine.begin(), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    other.execute("BEGIN IMMEDIATE")
+
+    other.close()
+    engine.dispose()
+
+
+def test_a_sqlite_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    MOMENTS.create(engine)
+
+    with suppress(RuntimeError), engine.begin() as connection:
+        connection.execute(sa.insert(MOMENTS).values(id=1, at=NOON))
+        raise RuntimeError
+
+    assert stored(engine) == []
+    engine.dispose()
+
+
+def test_errors_hide_parameters(engine: Engine) -> None:
+    with pytest.raises(DBAPIError) as caught, engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO nowhere (email) VALUES (:email)"), {"email": "anna@example.org"})
+
+    drivers_own_words = str(caught.value.orig)
+    assert "anna" not in str(caught.value).replace(drivers_own_words, "")
+    assert "SQL parameters hidden" in str(caught.value)
+
+
+def test_what_was_read_stays_readable_after_the_commit(engine: Engine) -> None:
+    sessions = create_sessionmaker(engine)
+    user = User(email="anna@example.org", email_key="anna@example.org", created_at=NOON)
+
+    with sessions.begin() as session:
+        session.add(user)
+
+    assert isinstance(user.id, uuid.UUID)
+    assert user.created_at == NOON
+
+
+def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) -> None:
+    token = EmailToken(
+        user_id=uuid.uuid4(),
+        purpose="verify_email",
+        email_key="anna@example.org",
+        token_hash=bytes(32),
+        created_at=NOON,
+        expires_at=NOON,
+    )
+
+    with pytest.raises(IntegrityError), create_sessionmaker(engine).begin() as session:
+        session.add(token)
