@@ -123,7 +123,7 @@ class _Reader:
             "file_suite": Suite.named(
                 self._one_of("FILE_CIPHER", ("AES-256-EAX", "AES-256-GCM"), "AES-256-EAX") or "AES-256-EAX"
             ),
-            "max_upload_bytes": self._number("MAX_UPLOAD_BYTES", 10 * GIB, at_least=1),
+            "max_upload_bytes": self._number("MAX_UPLOAD_BYTES", 10 * GIB, at_least=1, at_most=5 * 1024 * GIB),
             "default_quota_bytes": self._number("DEFAULT_QUOTA_BYTES", 10 * GIB, at_least=0),
             "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1),
             "upload_buffer_bytes": self._number("UPLOAD_BUFFER_BYTES", 128 * 1024**2, at_least=1),

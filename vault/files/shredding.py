@@ -36,16 +36,7 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     end_lease is true where no upload can still be writing the object. Raises TransitionLost if the row is not as
     `file` says or not as the extra conditions want it.
     """
-    # The user's row first, then the file's, in every transaction: one order, no deadlock.
-    session.execute(
-        sa.update(User)
-        .where(User.id == file.owner_id)
-        .values(
-            used_bytes=User.used_bytes - (file.size_bytes if file.state == FileState.READY else 0),
-            reserved_bytes=User.reserved_bytes - file.reserved_bytes,
-        )
-        .execution_options(synchronize_session=False)
-    )
+    lock_user(session, file.owner_id)
     values: dict[str, object] = {
         "state": FileState.SHREDDED,
         "encrypted_data_key": None,
@@ -67,3 +58,23 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     )
     if done.rowcount != 1:  # type: ignore[attr-defined]
         raise TransitionLost
+    session.execute(
+        sa.update(User)
+        .where(User.id == file.owner_id)
+        .values(
+            used_bytes=User.used_bytes - (file.size_bytes if file.state == FileState.READY else 0),
+            reserved_bytes=User.reserved_bytes - file.reserved_bytes,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
+    """Take the lock that every transition takes first, and say whether the user exists and is enabled.
+
+    The user's row first, then the file's, in every transaction: one order, no deadlock. It is changed only once the
+    transition is won; a loser would give back bytes that are not there any more, which the schema refuses.
+    """
+    return bool(
+        session.scalar(sa.select(User.disabled_at.is_(None)).where(User.id == owner_id).with_for_update(key_share=True))
+    )

@@ -13,13 +13,13 @@ log = structlog.get_logger(__name__)
 
 
 def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app."""
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
 
-    @celery.task(name=TASK_REMOVE_FILE)
+    @celery.task(name=TASK_REMOVE_FILE, shared=False)
     def remove_file(file_id: str) -> None:
         container.reaper.remove(uuid.UUID(file_id))
 
-    @celery.task(name=TASK_REAP_FILES)
+    @celery.task(name=TASK_REAP_FILES, shared=False)
     def reap_files() -> None:
         report = container.reaper.reap(Actor())
         if report.expired or report.removed or report.failed:

@@ -38,7 +38,7 @@ from vault.errors import (
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
-from vault.files.shredding import Shreddable, TransitionLost, shred
+from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.
@@ -202,6 +202,8 @@ class Uploads:
 
     def _grow_by(self, reservation: _Reservation, more: int) -> int:
         with self._sessions.begin() as session:
+            if not lock_user(session, reservation.owner_id):
+                raise UploadLost
             self._take_quota(session, reservation.owner_id, more)
             grown = session.execute(
                 sa.update(File)
@@ -215,14 +217,12 @@ class Uploads:
 
     def _stream(self, reservation: _Reservation, meter: "_Meter", declared: int | None) -> None:
         key = reservation.content_key
-        object_size = None
-        if declared is not None:
-            meter.reserved = declared
-            object_size = Geometry(key.suite, key.header.lg, declared).object_size
-        part_size = part_size_for(object_size)
-        if object_size is not None:
-            # A small file needs no full part: whole segments, rounded up.
-            part_size = min(part_size, -(-object_size // key.segment_size) * key.segment_size)
+        meter.reserved = declared or 0
+        # A body of unknown length may become as large as any is allowed to be.
+        largest = self._limits.max_upload_bytes if declared is None else declared
+        object_size = Geometry(key.suite, key.header.lg, largest).object_size
+        # A small file needs no full part: whole segments, rounded up.
+        part_size = min(part_size_for(object_size), -(-object_size // key.segment_size) * key.segment_size)
         writer = self._store.writer(object_key(reservation.object_id), part_size=part_size)
         try:
             for part, length in seal_stream(key, meter.read, writer.buffer):
@@ -253,15 +253,7 @@ class Uploads:
 
     def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> None:
         key = reservation.content_key
-        settled = session.execute(
-            sa.update(User)
-            .where(User.id == reservation.owner_id, User.disabled_at.is_(None))
-            .values(
-                reserved_bytes=User.reserved_bytes - meter.reserved,
-                used_bytes=User.used_bytes + meter.size,
-            )
-            .execution_options(synchronize_session=False)
-        )
+        is_enabled = lock_user(session, reservation.owner_id)
         published = session.execute(
             sa.update(File)
             .where(
@@ -286,8 +278,17 @@ class Uploads:
             )
             .execution_options(synchronize_session=False)
         )
-        if settled.rowcount != 1 or published.rowcount != 1:  # type: ignore[attr-defined]
+        if not is_enabled or published.rowcount != 1:  # type: ignore[attr-defined]
             raise TransitionLost
+        session.execute(
+            sa.update(User)
+            .where(User.id == reservation.owner_id)
+            .values(
+                reserved_bytes=User.reserved_bytes - meter.reserved,
+                used_bytes=User.used_bytes + meter.size,
+            )
+            .execution_options(synchronize_session=False)
+        )
 
     def _is_ready(self, reservation: _Reservation) -> bool:
         """After a commit of unknown outcome: end the row if it is still pending, then say what it is."""

@@ -58,5 +58,5 @@ def ascii_fallback(name: str) -> str:
     plain = "".join(c if c.isascii() and (c.isalnum() or c in " ._-()+,@=") else "_" for c in plain)
     stem, dot, suffix = plain.rpartition(".")
     if not (stem if dot else plain).strip("_. "):
-        return f"file.{suffix}" if dot and suffix.strip("_. ") else "file"
+        return f"file.{suffix.rstrip()}" if dot and suffix.strip("_. ") else "file"
     return plain.strip(" .") if plain.startswith(".") else plain.rstrip(" .")

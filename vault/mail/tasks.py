@@ -9,13 +9,13 @@ from vault.container import Container
 
 
 def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app."""
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
 
-    @celery.task(name=TASK_DELIVER_MAIL)
+    @celery.task(name=TASK_DELIVER_MAIL, shared=False)
     def deliver_mail(job_id: str) -> None:
         container.outbox.deliver(uuid.UUID(job_id))
 
-    @celery.task(name=TASK_REQUEUE_MAIL)
+    @celery.task(name=TASK_REQUEUE_MAIL, shared=False)
     def requeue_due_mail() -> None:
         for job_id in container.outbox.due():
             container.outbox.announce(job_id)
