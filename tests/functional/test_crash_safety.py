@@ -1,1 +1,624 @@
-"""Being written by the functional-tests helper."""
+"""Processes that die and people who act at once: rows, objects and quota agree whatever happens when."""
+
+import random
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Response, request_finished
+
+from tests.support.faults import FailingDatabase, FailingStore
+from tests.support.servers import wait_until
+from tests.support.vault import Body, Person, Vault
+from vault.audit.service import Actor
+from vault.auth.models import User
+from vault.errors import InstallationMismatch, StorageUnavailable
+from vault.files.leases import LEASE_SECONDS, LeaseKeeper
+from vault.files.models import File, FileState, Installation
+from vault.files.shredding import Shreddable, shred
+from vault.storage import INSTALLATION_KEY, object_key
+from vault.storage.memory import MemoryStore
+
+FILES = "/api/v1/files"
+GRANT = timedelta(seconds=LEASE_SECONDS)
+
+
+def outcome(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json.get("code", "stored")
+
+
+def pending(vault: Vault) -> File:
+    """The one row of an upload that is under way."""
+    (row,) = [row for row in vault.files() if row.state == FileState.PENDING]
+    return row
+
+
+def end_leases(vault: Vault) -> None:
+    for row in vault.files():
+        if row.lease_until is not None:
+            vault.change_file(row.id, lease_until=row.lease_until - 2 * GRANT)
+
+
+def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
+    """What another process does that ends the pending row: the reaper with its lease, a closed account without."""
+    with vault.container.sessions.begin() as session:
+        shred(session, Shreddable.of(pending(vault)), end_lease=end_lease)
+
+
+@contextmanager
+def dying(vault: Vault, *, after_commit: bool = False) -> Iterator[None]:
+    """The process dies while it stores, or once the object is complete: nothing is tidied up, as after SIGKILL."""
+    store = vault.store
+    assert isinstance(store, FailingStore)
+    statement = FailingDatabase.PUBLISH if after_commit else FailingDatabase.SHRED
+    if not after_commit:
+        store.failures["commit"] = StorageUnavailable()
+    store.forgets_aborts = True
+    with FailingDatabase(vault.container.engine).failing(statement, stays_away=True):
+        yield
+    store.failures.clear()
+    store.forgets_aborts = False
+
+
+@pytest.fixture
+def vault(make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault(store=FailingStore())
+
+
+# Leases and the reaper
+
+
+def test_a_running_uploads_lease_is_renewed_and_others_are_not(vault: Vault, anna: Person) -> None:
+    keeper = LeaseKeeper(vault.container.sessions)
+    stored = anna.upload(b"ready")
+    seen: dict[str, Any] = {}
+
+    def meanwhile() -> None:
+        row = pending(vault)
+        vault.change_file(row.id, lease_until=row.lease_until - GRANT)  # type: ignore[operator]
+        keeper.renew()
+        seen["not held"] = pending(vault).lease_until
+        with keeper.held(row.id), keeper.held(uuid.UUID(stored["id"])):
+            keeper.renew()
+            seen["held"] = pending(vault).lease_until
+        seen["granted"] = row.lease_until
+
+    answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=5)
+
+    assert answer.status_code == 201
+    assert seen["not held"] == seen["granted"] - GRANT
+    assert seen["held"] >= seen["granted"]
+    assert {row.lease_until for row in vault.files()} == {None}
+
+
+def test_leases_are_renewed_by_a_thread_while_the_client_is_slow(vault: Vault, anna: Person) -> None:
+    keeper = LeaseKeeper(vault.container.sessions, every_seconds=0.02)
+
+    def meanwhile() -> None:
+        row = pending(vault)
+        assert row.lease_until is not None
+        short = row.lease_until - GRANT + timedelta(seconds=60)
+        vault.change_file(row.id, lease_until=short)
+        with keeper.held(row.id):
+            wait_until(lambda: pending(vault).lease_until > short, what="the renewal")  # type: ignore[operator]
+
+    assert anna.send(Body(b"hello", at=2, then=meanwhile), length=5).status_code == 201
+
+
+def test_the_reaper_leaves_an_upload_whose_lease_lives(vault: Vault, anna: Person) -> None:
+    reports = []
+
+    def meanwhile() -> None:
+        reports.append(vault.container.reaper.reap(Actor()))
+
+    answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=5)
+
+    assert answer.status_code == 201
+    assert (reports[0].expired, reports[0].removed, reports[0].failed) == (0, 0, 0)
+    assert anna.download(answer.json["id"]) == b"hello"
+
+
+@pytest.mark.parametrize("after_commit", [False, True], ids=["while storing", "before publishing"])
+def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person, after_commit: bool) -> None:
+    anna.delete(f"{FILES}/{anna.upload(b'so that the installation id is there')['id']}")
+    vault.run_queue()
+    with dying(vault, after_commit=after_commit):
+        anna.send(b"hello", length=5)
+    row = pending(vault)
+    held = vault.user().reserved_bytes
+
+    vault.reap()
+    while_leased = vault.file_states(), len(vault.objects()), vault.store.unfinished()
+    end_leases(vault)
+    report = vault.container.reaper.reap(Actor())
+
+    assert held == 5
+    assert while_leased == (["pending"], int(after_commit), int(not after_commit))
+    assert (report.expired, report.removed, report.failed) == (1, 1, 0)
+    assert vault.leftovers() == {}
+    assert vault.audit_trail("files.reaped")[-1].details == {"expired": 1, "removed": 1}
+    assert anna.get(f"{FILES}/{row.id}").status_code == 404
+
+
+def test_a_reaper_that_dies_between_object_and_row_is_taken_up_again(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"hello")["id"]
+    anna.delete(f"{FILES}/{file_id}")
+    with (
+        FailingDatabase(vault.container.engine).failing("DELETE FROM files"),
+        pytest.raises(sa.exc.OperationalError),
+    ):
+        vault.run_queue()
+
+    left = vault.file_states(), vault.objects()
+
+    assert left == (["shredded"], [])
+    assert vault.leftovers() == {}
+
+
+def test_a_message_that_comes_twice_or_for_a_living_file_removes_nothing(vault: Vault, anna: Person) -> None:
+    kept, doomed = (uuid.UUID(anna.upload(b"hello")["id"]) for _ in range(2))
+    anna.delete(f"{FILES}/{doomed}")
+
+    removed = [vault.container.reaper.remove(file_id) for file_id in (kept, doomed, doomed, uuid.uuid4())]
+
+    assert removed == [False, True, False, False]
+    assert anna.download(str(kept)) == b"hello"
+
+
+def test_the_object_of_a_shredded_row_stays_while_an_upload_may_still_write_it(vault: Vault, anna: Person) -> None:
+    with dying(vault, after_commit=True):
+        anna.send(b"hello", length=5)
+    shred_elsewhere(vault, end_lease=False)
+
+    vault.reap()
+    while_leased = vault.file_states(), len(vault.objects())
+    end_leases(vault)
+
+    assert while_leased == (["shredded"], 1)
+    assert vault.user().reserved_bytes == 0
+    assert vault.leftovers() == {}
+
+
+# Uploads that are ended from outside
+
+
+@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
+@pytest.mark.parametrize("end_lease", [False, True], ids=["lease kept", "lease ended"])
+def test_an_upload_whose_row_was_shredded_answers_409_and_removes_its_object(
+    vault: Vault, anna: Person, length: int | None, end_lease: bool
+) -> None:
+    shreds = Body(b"hello", at=2, then=lambda: shred_elsewhere(vault, end_lease=end_lease))
+
+    answer = anna.send(shreds, length=length)
+
+    assert outcome(answer) == (409, "upload_lost")
+    assert vault.objects() == []
+    assert (vault.user().used_bytes, vault.user().reserved_bytes) == (0, 0)
+    end_leases(vault)
+    assert vault.leftovers() == {}
+
+
+def test_an_upload_whose_lease_ended_is_not_published_even_if_nobody_noticed(vault: Vault, anna: Person) -> None:
+    answer = anna.send(Body(b"hello", at=2, then=lambda: end_leases(vault)), length=5)
+
+    assert outcome(answer) == (409, "upload_lost")
+    assert vault.leftovers() == {}
+
+
+def test_an_upload_that_the_reaper_ended_keeps_nothing(vault: Vault, anna: Person) -> None:
+    def meanwhile() -> None:
+        end_leases(vault)
+        vault.reap()
+
+    answers = [anna.send(Body(b"hello", at=2, then=meanwhile), length=length) for length in (5, None)]
+
+    assert all(answer.status_code in (409, 502) for answer in answers)
+    assert vault.leftovers() == {}
+
+
+@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
+def test_an_upload_of_somebody_who_was_disabled_meanwhile_keeps_nothing(
+    vault: Vault, anna: Person, length: int | None
+) -> None:
+    def disable() -> None:
+        vault.change_user(disabled_at=vault.clock())
+
+    answer = anna.send(Body(b"hello", at=2, then=disable), length=length)
+
+    assert outcome(answer) == (409, "upload_lost")
+    assert vault.leftovers() == {}
+
+
+@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
+def test_an_upload_of_somebody_who_was_deleted_meanwhile_keeps_nothing(
+    vault: Vault, anna: Person, length: int | None
+) -> None:
+    def close_account() -> None:
+        with vault.container.sessions.begin() as session:
+            session.execute(sa.delete(User))
+
+    answer = anna.send(Body(b"hello", at=2, then=close_account), length=length)
+
+    assert outcome(answer) == (409, "upload_lost")
+    assert vault.leftovers() == {}
+
+
+# Commits of unknown outcome
+
+
+def test_a_publication_that_was_committed_unseen_is_a_success(vault: Vault, anna: Person) -> None:
+    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.PUBLISH, after=True):
+        answer = anna.send(b"hello", length=5)
+
+    assert outcome(answer) == (201, "stored")
+    assert anna.download(answer.json["id"]) == b"hello"
+    assert len(vault.audit_trail("file.uploaded")) == 1
+    assert vault.queue == []
+    assert vault.accounts_balance()
+
+
+def test_a_publication_that_was_not_committed_is_undone(vault: Vault, anna: Person) -> None:
+    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.PUBLISH, after=False):
+        answer = anna.send(b"hello", length=5)
+
+    assert outcome(answer) == (503, "database_unavailable")
+    assert vault.audit_trail("file.uploaded") == []
+    assert vault.leftovers() == {}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
+def test_a_reservation_of_unknown_outcome_keeps_nothing_for_longer_than_its_lease(
+    vault: Vault, anna: Person, after: bool
+) -> None:
+    body = Body(b"hello")
+    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.RESERVE, after=after):
+        answer = anna.send(body, length=5)
+
+    assert outcome(answer) == (503, "database_unavailable")
+    assert body.position == 0
+    assert vault.accounts_balance()
+    end_leases(vault)
+    assert vault.leftovers() == {}
+
+
+def test_a_deletion_of_unknown_outcome_is_either_done_or_not(vault: Vault, anna: Person) -> None:
+    database = FailingDatabase(vault.container.engine)
+    file_id = anna.upload(b"hello")["id"]
+
+    with database.losing_commit_of(FailingDatabase.SHRED, after=False):
+        not_done = anna.delete(f"{FILES}/{file_id}")
+    content = anna.download(file_id)
+    with database.losing_commit_of(FailingDatabase.SHRED, after=True):
+        done = anna.delete(f"{FILES}/{file_id}")
+
+    assert outcome(not_done) == outcome(done) == (503, "database_unavailable")
+    assert content == b"hello"
+    assert anna.get(f"{FILES}/{file_id}").status_code == 404
+    assert vault.leftovers() == {}
+
+
+# Several at once
+
+
+def in_parallel(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """Start threads together; each has a client of its own."""
+    barrier, answers = threading.Barrier(count), [None] * count
+
+    def run(number: int) -> None:
+        barrier.wait(timeout=30)
+        answers[number] = act(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return answers
+
+
+def test_two_deletions_at_once_delete_once(vault: Vault, anna: Person) -> None:
+    for _ in range(3):
+        path = f"{FILES}/{anna.upload(b'hello')['id']}"
+        answers = in_parallel(2, lambda _, path=path: vault.app.test_client().delete(path, headers=anna.headers))
+
+        assert sorted(answer.status_code for answer in answers) == [204, 404]
+        assert vault.accounts_balance()
+    assert len(vault.audit_trail("file.deleted")) == 3
+    assert vault.leftovers() == {}
+
+
+def test_uploads_at_once_never_pass_the_quota(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(DEFAULT_QUOTA_BYTES="25")
+    anna = vault.member()
+    anna.delete(f"{FILES}/{anna.upload(b'x')['id']}")
+
+    def upload(number: int) -> Any:
+        return vault.app.test_client().post(
+            FILES, query_string={"name": str(number)}, data=b"x" * 10, headers=anna.headers
+        )
+
+    answers = in_parallel(4, upload)
+
+    assert sorted(answer.status_code for answer in answers) == [201, 201, 413, 413]
+    assert vault.user().used_bytes == 20
+    assert vault.accounts_balance()
+
+
+def test_a_deletion_during_a_download_lets_the_download_end_or_break(vault: Vault, anna: Person) -> None:
+    content = random.Random(1).randbytes(9 * 1024 * 1024)
+    file_id = anna.upload(content)["id"]
+    answer = anna.get(f"{FILES}/{file_id}/content", buffered=False)
+    pieces = answer.iter_encoded()
+    received = bytearray(next(pieces))
+
+    anna.delete(f"{FILES}/{file_id}")
+    vault.run_queue()
+    for piece in pieces:
+        received += piece
+    answer.close()
+
+    assert received == content
+    assert vault.leftovers() == {}
+
+
+def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, anna: Person, bert: Person) -> None:
+    dice = random.Random(20261124)
+    store, database = vault.store, FailingDatabase(vault.container.engine)
+    assert isinstance(store, FailingStore)
+    people = [anna, bert]
+
+    def length() -> int | None:
+        return dice.choice([None, 3000])
+
+    def store_file(person: Person) -> None:
+        person.send(dice.randbytes(3000), length=length())
+
+    def cut(person: Person) -> None:
+        person.send(dice.randbytes(dice.randrange(3000)), length=3000)
+
+    def mismatch(person: Person) -> None:
+        digest = {"Repr-Digest": f"sha-256=:{'A' * 43}=:"}
+        person.send(dice.randbytes(3000), length=length(), headers=digest)
+
+    def delete(person: Person) -> None:
+        listed = person.get(FILES).json["items"]
+        if listed:
+            person.delete(f"{FILES}/{dice.choice(listed)['id']}")
+
+    def delete_foreign(person: Person) -> None:
+        for row in vault.files()[:2]:
+            if row.owner_id != vault.user(person.email).id:
+                person.delete(f"{FILES}/{row.id}")
+
+    def fail_store(person: Person) -> None:
+        store.failures[dice.choice(["writer", "write", "commit"])] = StorageUnavailable()
+        store_file(person)
+        store.failures.clear()
+
+    def fail_database(person: Person) -> None:
+        step = dice.choice([database.RESERVE, database.GROW, database.PUBLISH, database.SHRED, database.AUDIT])
+        with database.failing(step, stays_away=dice.random() < 0.5):
+            dice.choice([store_file, cut, delete])(person)
+
+    def lose_commit(person: Person) -> None:
+        step = dice.choice([database.RESERVE, database.PUBLISH, database.SHRED])
+        with database.losing_commit_of(step, after=dice.random() < 0.5):
+            dice.choice([store_file, cut, delete])(person)
+
+    def die(person: Person) -> None:
+        with dying(vault, after_commit=dice.random() < 0.5):
+            store_file(person)
+
+    def reap(_: Person) -> None:
+        if dice.random() < 0.5:
+            end_leases(vault)
+        vault.reap()
+
+    def reap_meanwhile(person: Person) -> None:
+        person.send(Body(dice.randbytes(3000), at=1000, then=lambda: reap(person)), length=length())
+
+    def work(_: Person) -> None:
+        vault.run_queue()
+
+    acts = [store_file, store_file, store_file, cut, mismatch, delete, delete, delete_foreign, fail_store]
+    acts += [fail_database, lose_commit, die, reap, reap_meanwhile, work]
+    history: list[str] = []
+    unexpected: list[Any] = []
+
+    def watch(_app: object, response: Response, **_: object) -> None:
+        if response.status_code == 500:
+            unexpected.append((history[-5:], response.text))
+
+    with request_finished.connected_to(watch):
+        for _ in range(200):
+            act, person = dice.choice(acts), dice.choice(people)
+            history.append(act.__name__)
+            act(person)
+            assert vault.accounts_balance(), history[-5:]
+    assert unexpected == []
+
+    for person in people:
+        for item in person.get(FILES, query_string={"limit": 200}).json["items"]:
+            assert len(person.download(item["id"])) == 3000
+            person.delete(f"{FILES}/{item['id']}")
+    end_leases(vault)
+    assert vault.leftovers() == {}
+
+
+# Database and store that belong together
+
+
+def installation_id(vault: Vault) -> uuid.UUID | None:
+    with vault.container.sessions.begin() as session:
+        return session.scalar(sa.select(Installation.installation_id))
+
+
+def state_of(vault: Vault) -> tuple[Any, ...]:
+    """Everything that a process which must not touch anything leaves alone."""
+    assert isinstance(vault.store, MemoryStore)
+    rows = sorted((str(row.id), row.state) for row in vault.files())
+    return rows, dict(vault.store.objects), vault.counted(), installation_id(vault)
+
+
+def refused_everywhere(vault: Vault, anna: Person) -> bool:
+    """An upload, the reaper, a message and the search for orphans: all refuse, and nothing changes."""
+    before = state_of(vault)
+    answer = anna.send(b"hello", length=5)
+    assert outcome(answer) == (503, "installation_mismatch")
+    for act in (vault.reap, vault.container.reaper.find_orphans, lambda: vault.container.reaper.remove(uuid.uuid4())):
+        with pytest.raises(InstallationMismatch):
+            act()
+    assert state_of(vault) == before
+    return True
+
+
+def test_the_first_upload_ties_database_and_store_together(vault: Vault, anna: Person) -> None:
+    before = installation_id(vault)
+
+    anna.upload(b"hello")
+
+    assert before is None
+    assert vault.store.get(INSTALLATION_KEY).decode() == str(installation_id(vault))
+
+
+def test_a_second_process_finds_the_id_and_works(make_vault: Callable[..., Vault]) -> None:
+    first = make_vault(store=FailingStore())
+    first.member().upload(b"hello")
+    second = make_vault(store=first.store)
+
+    second.member("bert@example.org").upload(b"hello")
+    second.reap()
+
+    assert installation_id(first) == installation_id(second)
+    assert first.store.get(INSTALLATION_KEY).decode() == str(installation_id(first))
+
+
+def test_processes_that_start_at_once_agree_on_one_id(make_vault: Callable[..., Vault]) -> None:
+    store = FailingStore()
+    vaults = [make_vault(store=store) for _ in range(3)]
+    in_parallel(3, lambda number: vaults[number].container.installation.require())
+
+    ids = {installation_id(vault) for vault in vaults}
+
+    assert len(ids) == 1
+    assert store.get(INSTALLATION_KEY).decode() == str(ids.pop())
+
+
+def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Person) -> None:
+    assert isinstance(vault.store, FailingStore)
+    vault.store.failures["put_if_absent"] = StorageUnavailable()
+    refused = anna.send(b"hello", length=5)
+    made = installation_id(vault)
+    vault.store.failures.clear()
+
+    anna.upload(b"hello")
+
+    assert outcome(refused) == (502, "storage_unavailable")
+    assert made is not None
+    assert vault.store.get(INSTALLATION_KEY).decode() == str(made)
+
+
+def test_an_empty_database_beside_a_full_store_touches_nothing(make_vault: Callable[..., Vault]) -> None:
+    full = make_vault(store=FailingStore())
+    anna = full.member()
+    for _ in range(3):
+        anna.upload(b"hello")
+    with full.container.sessions.begin() as session:
+        for table in (File, User, Installation):
+            session.execute(sa.delete(table))
+
+    empty = make_vault(store=full.store)
+
+    assert refused_everywhere(empty, empty.member())
+    assert len(empty.objects()) == 3
+
+
+def test_a_full_store_that_lost_its_id_is_not_taken_over(make_vault: Callable[..., Vault]) -> None:
+    full = make_vault(store=FailingStore())
+    full.member().upload(b"hello")
+    full.store.delete(INSTALLATION_KEY)
+    with full.container.sessions.begin() as session:
+        for table in (File, User, Installation):
+            session.execute(sa.delete(table))
+
+    empty = make_vault(store=full.store)
+
+    assert refused_everywhere(empty, empty.member())
+
+
+def test_a_store_of_another_installation_is_refused(make_vault: Callable[..., Vault]) -> None:
+    first = make_vault(store=FailingStore())
+    anna = first.member()
+    anna.upload(b"hello")
+    other = FailingStore()
+    other.put_if_absent(INSTALLATION_KEY, str(uuid.uuid4()).encode())
+
+    moved = make_vault(store=other, SECRET_KEY=first.settings.secret_key)
+
+    assert refused_everywhere(moved, Person(moved, anna.email, anna.access_token, anna.refresh_token))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe"])
+def test_an_id_that_is_none_is_refused(make_vault: Callable[..., Vault], content: bytes) -> None:
+    store = FailingStore()
+    store.put_if_absent(INSTALLATION_KEY, content)
+    vault = make_vault(store=store)
+
+    assert refused_everywhere(vault, vault.member())
+
+
+def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Callable[..., Vault]) -> None:
+    first = make_vault(store=FailingStore())
+    anna = first.member()
+    stored = anna.upload(b"hello")
+
+    emptied = make_vault(store=FailingStore(), SECRET_KEY=first.settings.secret_key)
+    anna = Person(emptied, anna.email, anna.access_token, anna.refresh_token)
+
+    assert refused_everywhere(emptied, anna)
+    assert emptied.store.objects == {}  # type: ignore[attr-defined]
+    assert [item["id"] for item in anna.get(FILES).json["items"]] == [stored["id"]]
+
+
+def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vault, anna: Person) -> None:
+    anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
+
+    with pytest.raises(InstallationMismatch):
+        vault.reap()
+
+    assert len(vault.objects()) == 1
+
+
+# Orphans
+
+
+def test_an_upload_that_begins_during_the_search_is_no_orphan(vault: Vault, anna: Person) -> None:
+    found = []
+
+    def search() -> None:
+        found.append(vault.container.reaper.find_orphans())
+
+    anna.send(Body(b"hello", at=2, then=search), length=5)
+    found.append(vault.container.reaper.find_orphans())
+
+    assert [report.orphans for report in found] == [(), ()]
+
+
+def test_an_orphan_whose_row_appeared_since_is_not_deleted(vault: Vault, anna: Person) -> None:
+    row = vault.file(anna.upload(b"hello")["id"])
+    vault.change_file(row.id, object_id=uuid.uuid4())
+    orphan = vault.container.reaper.find_orphans()
+    vault.change_file(row.id, object_id=row.object_id)
+
+    removed = vault.container.reaper.remove_orphans(orphan, Actor(), progress=lambda _: None)
+
+    assert orphan.orphans == (row.object_id,)
+    assert removed == 0
+    assert vault.objects() == [object_key(row.object_id)]

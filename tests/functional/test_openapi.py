@@ -1,1 +1,177 @@
-"""Being written by the functional-tests helper."""
+"""The documentation is served and complete, and every error is a problem with the request's id."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.support.faults import FailingDatabase, FailingStore
+from tests.support.vault import Vault
+from vault.errors import StorageUnavailable
+from vault.http.errors import STATUS
+
+BASE = "/api/v1"
+PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}
+
+
+def routes(vault: Vault) -> set[tuple[str, str]]:
+    """Every method and path of the API, paths as OpenAPI writes them."""
+    return {
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in vault.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.rule.startswith(BASE)
+    }
+
+
+# The document
+
+
+def test_every_route_is_documented_and_nothing_else(vault: Vault) -> None:
+    answer = vault.client.get("/openapi.json")
+
+    document = answer.json
+    documented = {
+        (method, path) for path, item in document["paths"].items() for method in item if method != "parameters"
+    }
+    assert (answer.status_code, answer.mimetype, document["openapi"]) == (200, "application/json", "3.1.0")
+    assert documented == routes(vault)
+    assert len(documented) >= 11
+
+
+def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> None:
+    document = vault.client.get("/openapi.json").json
+
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method == "parameters":
+                continue
+            where = f"{method} {path}"
+            assert operation.get("summary"), where
+            assert any(status.startswith("2") for status in operation["responses"]), where
+            problem = operation["responses"]["default"]
+            assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
+            closed = "/auth/me" in path or "/files" in path
+            assert operation.get("security", []) == ([{"bearer": []}] if closed else []), where
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_every_reference_in_the_document_leads_somewhere(vault: Vault) -> None:
+    text = vault.client.get("/openapi.json").text
+    document = json.loads(text)
+
+    for reference in set(re.findall(r'"\$ref": ?"([^"]+)"', text)):
+        found: Any = document
+        assert reference.startswith("#/")
+        for name in reference[2:].split("/"):
+            assert name in found, reference
+            found = found[name]
+
+
+# Problems
+
+
+@pytest.fixture
+def breaking(make_vault: Callable[..., Vault]) -> Vault:
+    """A vault with routes that raise."""
+    vault = make_vault()
+
+    def unexpected() -> NoReturn:
+        raise RuntimeError("a secret detail in /srv/vault.db")
+
+    def unavailable() -> NoReturn:
+        raise StorageUnavailable("bucket secret-detail does not answer")
+
+    vault.app.add_url_rule(f"{BASE}/unexpected", view_func=unexpected)
+    vault.app.add_url_rule(f"{BASE}/unavailable", view_func=unavailable)
+    return vault
+
+
+def test_every_error_is_a_problem_with_the_requests_id(breaking: Vault) -> None:
+    client, anna = breaking.client, breaking.member()
+    answers = {
+        (404, "not_found"): client.get(f"{BASE}/nothing"),
+        (404, "not_found", "elsewhere"): client.get("/nothing/../at/all"),
+        (404, "not_found", "an id that is none"): anna.get(f"{BASE}/files/7"),
+        (404, "not_found", "a slash too many"): anna.get(f"{BASE}/files/"),
+        (405, "method_not_allowed"): client.put(f"{BASE}/auth/login"),
+        (413, "too_large"): client.post(f"{BASE}/auth/login", data=b"x" * 70_000, content_type="application/json"),
+        (415, "unsupported_media_type"): client.post(f"{BASE}/auth/login", data=b"<a/>", content_type="text/xml"),
+        (422, "validation_failed"): client.post(f"{BASE}/auth/login", json={}),
+        (401, "unauthorized"): client.get(f"{BASE}/files"),
+        (500, "internal_error"): client.get(f"{BASE}/unexpected"),
+        (502, "storage_unavailable"): client.get(f"{BASE}/unavailable"),
+    }
+
+    for (status, code, *_), answer in answers.items():
+        assert (answer.status_code, answer.mimetype) == (status, "application/problem+json"), answer.text
+        assert answer.json.keys() - {"errors"} == PROBLEM
+        assert (answer.json["status"], answer.json["code"]) == (status, code)
+        assert answer.json["type"].endswith(code)
+        assert answer.json["request_id"] == answer.headers["X-Request-ID"]
+        assert ("errors" in answer.json) is (status == 422)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert set(answers[405, "method_not_allowed"].headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert "Retry-After" in answers[502, "storage_unavailable"].headers
+
+
+def test_an_unexpected_error_tells_nothing_about_itself(breaking: Vault) -> None:
+    answer = breaking.client.get(f"{BASE}/unexpected")
+
+    assert answer.json["detail"] == "The server could not answer this request."
+    assert not re.search(r"secret|detail in|srv|RuntimeError|Traceback|\.py", answer.text)
+
+
+def test_an_error_does_not_repeat_the_request(vault: Vault) -> None:
+    answer = vault.client.get(f"{BASE}/nothing/a-secret?token=a-secret", headers={"Referer": "http://a-secret.example"})
+
+    assert "a-secret" not in answer.text
+
+
+def test_every_code_of_the_table_has_a_status_that_fits() -> None:
+    assert all(400 <= status < 600 for status in STATUS.values())
+    assert STATUS["integrity_failed"] == STATUS["key_unwrap_failed"] == 500
+    assert (STATUS["storage_unavailable"], STATUS["storage_full"]) == (502, 507)
+
+
+# Request ids
+
+
+def test_a_request_id_that_is_valid_is_echoed(vault: Vault) -> None:
+    for given in ("a", "A-z_0.9", "x" * 64):
+        for path in ("/livez", f"{BASE}/nothing", "/openapi.json", "/verify-email"):
+            assert vault.client.get(path, headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
+
+
+def test_a_request_id_that_is_not_is_replaced(vault: Vault) -> None:
+    for given in ("", "x" * 65, "a b", "ä", "a,b", "<script>", "a;b", "a\tb", '"a"'):
+        answer = vault.client.get(f"{BASE}/nothing", headers={"X-Request-ID": given})
+
+        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"]), given
+        assert answer.json["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_two_requests_without_an_id_get_different_ones(vault: Vault) -> None:
+    first, second = (vault.client.get("/livez").headers["X-Request-ID"] for _ in range(2))
+
+    assert first != second
+
+
+def test_liveness_asks_no_dependency(make_vault: Callable[..., Vault]) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+
+    with FailingDatabase(vault.container.engine).failing(FailingDatabase.ANY, stays_away=True):
+        answer = vault.client.get("/livez")
+
+    assert (answer.status_code, answer.text, store.calls) == (200, "ok\n", [])
+
+
+def test_documentation_needs_no_token_and_holds_no_secret(vault: Vault) -> None:
+    text = vault.client.get("/openapi.json").text
+
+    for secret in (vault.settings.secret_key, *vault.settings.master_keys, vault.settings.database_url):
+        assert secret not in text

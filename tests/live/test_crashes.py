@@ -12,7 +12,8 @@ import requests
 
 from tests.support.servers import wait_until
 from tests.support.stack import Stack, embedded, production
-from vault.audit.service import Actor
+from tests.support.vault import PASSWORD
+from vault.files.reaper import ReapReport
 
 # One worker runs this module, so that each stack is started once.
 pytestmark = pytest.mark.xdist_group("crashes")
@@ -78,10 +79,6 @@ def answered(stack: Stack) -> int:
     return stack.processes[0].output.count('"route": "/api/v1/files"')
 
 
-def reap(stack: Stack) -> str:
-    return stack.run("flask", "files", "reap").stdout
-
-
 @pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
 @pytest.mark.parametrize("at", [0, 1, 300_000, 9 * MIB, -1], ids=["headers", "first byte", "segment", "part", "end"])
 def test_a_client_that_hangs_up_leaves_nothing(stack: Stack, person: requests.Session, at: int, form: bool) -> None:
@@ -92,7 +89,7 @@ def test_a_client_that_hangs_up_leaves_nothing(stack: Stack, person: requests.Se
     upload.hang_up()
 
     wait_until(lambda: answered(stack) > answered_before, seconds=20, what="the upload being given up")
-    stack.container.reaper.reap(Actor())
+    stack.reap()
     assert stack.remains() == before
 
 
@@ -106,10 +103,10 @@ def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person
 
     stack.processes[0].kill()
     upload.hang_up()
-    reap(stack)
+    stack.run("flask", "files", "reap")
     assert "pending" in stack.states()
     stack.end_leases()
-    report = reap(stack)
+    report = stack.run("flask", "files", "reap").stdout
 
     assert "Ended 1 abandoned uploads" in report
     assert stack.remains() == before
@@ -123,7 +120,7 @@ def test_a_reaper_beside_a_slow_upload_never_touches_it(stack: Stack, person: re
     for position in (300_000, 5 * MIB, 9 * MIB):
         upload.send(position)
         wait_until(lambda: "pending" in stack.states(), what="the reservation")
-        assert "Ended 0 abandoned uploads, removed 0 objects" in reap(stack)
+        assert stack.reap() == ReapReport()
     upload.send(len(upload.body))
     answer = upload.answer()
 
@@ -139,10 +136,10 @@ def test_a_reaper_leaves_an_upload_whose_lease_is_almost_over(stack: Stack, pers
     # Longer than the reaper takes, and not as long as the next renewal may be away.
     stack.end_leases(in_seconds=25)
 
-    report = reap(stack)
+    report = stack.reap()
     upload.send(len(upload.body))
 
-    assert "Ended 0 abandoned uploads, removed 0 objects" in report
+    assert report == ReapReport()
     answer = upload.answer()
     assert answer.startswith(b"HTTP/1.1 201 ")
     stored = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -158,13 +155,13 @@ def test_an_upload_that_lost_its_lease_to_the_reaper_is_refused_and_leaves_nothi
     wait_until(lambda: "pending" in stack.states(), what="the reservation")
     stack.end_leases()
 
-    report = reap(stack)
+    report = stack.reap()
     upload.send(len(upload.body))
 
-    assert "Ended 1 abandoned uploads" in report
+    assert report.expired == 1
     answer = upload.answer()
     assert b'"code": "upload_lost"' in answer or b'"code": "storage_unavailable"' in answer
-    reap(stack)
+    stack.reap()
     assert stack.remains() == before
 
 
@@ -209,6 +206,14 @@ def test_an_empty_database_beside_a_full_store_writes_and_deletes_nothing(
     assert reaped.returncode == 1
     assert "installation_mismatch" in reaped.stderr
     assert _fingerprint(stack) == before
+
+
+def test_logs_of_all_this_hold_no_secret_name_or_address(stack: Stack, person: requests.Session) -> None:
+    token = str(person.headers["Authorization"]).removeprefix("Bearer ")
+    keys = [key.rpartition("/")[2] for key in stack.objects()]
+    names = ["slow.bin", "kept.bin", "damaged.bin", "precious.bin"]
+
+    assert stack.logged([PASSWORD, token, "anna@", "example.org", *names, *keys]) == []
 
 
 def _read_until_error(answer: requests.Response) -> tuple[bytes, Exception | None]:

@@ -26,10 +26,12 @@ from tests.support.vault import PASSWORD
 # One worker runs this module, so that each stack is started once.
 pytestmark = pytest.mark.xdist_group("journey")
 
-ADDRESS = "zoe@example.org"
-NAME = "отпуск 😀 «лето».jpg"
-MARKER = b"plaintext-marker-that-must-never-reach-a-disk "
-PHOTO = MARKER * 4096 + os.urandom(3_000_000) + MARKER * 4096
+ADDRESS = "zoe.loggable@example.org"
+NAME = "отпуск 😀 «лето» loggable.jpg"
+PHOTO = os.urandom(3_000_000)
+MARKER = b"plaintext-marker-that-must-never-reach-a-disk"
+# More than what the sockets between client and server hold: once all is sent, much of it has been read.
+MARKED = (MARKER + os.urandom(65536 - len(MARKER))) * 384
 
 
 @dataclass
@@ -163,8 +165,8 @@ def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session,
 
     def watched_body() -> Iterator[bytes]:
         yield from [b'--edge\r\nContent-Disposition: form-data; name="file"; filename="marked"\r\n\r\n'] * form
-        for position in range(0, len(PHOTO), 1_000_000):
-            yield PHOTO[position : position + 1_000_000]
+        for position in range(0, len(MARKED), 4_000_000):
+            yield MARKED[position : position + 4_000_000]
             leaks.append(_leaks(journey.stack))
         yield from [b"\r\n--edge--\r\n"] * form
 
@@ -182,20 +184,19 @@ def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session,
     with person.get(f"{journey.stack.url}/files/{stored.json()['id']}/content", stream=True) as answer:
         received = answer.raw.read(1_000_000)
         assert _leaks(journey.stack) == []
-        assert received + answer.raw.read() == PHOTO
+        assert received + answer.raw.read() == MARKED
     assert _leaks(journey.stack) == []
 
 
 def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.Session) -> None:
-    stored = person.post(f"{journey.stack.url}/files", files={"file": (NAME, b"x")})
-    mailed = journey.mailed_token()
-    env = journey.stack.env
-    private = [PASSWORD, env["SECRET_KEY"], env["MASTER_KEY"], NAME, stored.json()["etag"], *journey.secrets_seen]
+    stored = person.post(f"{journey.stack.url}/files", files={"file": (NAME, b"x")}).json()
+    person.post(f"{journey.stack.url}/files", params={"name": NAME}, data=b"x").raise_for_status()
+    requests.get(f"{journey.stack.url}/nothing", params={"name": NAME, "email": ADDRESS}, timeout=10)
 
-    for process in journey.stack.processes:
-        # The console mailer's whole purpose is to show the mail; everything else in that terminal is log.
-        log = re.sub(r"(?s)={72}\n.*?={72}\n", "", process.output)
-        assert [text for text in [*private, mailed, ADDRESS] if text in log] == []
+    # A log may escape what is not ASCII, so names and addresses are looked for by a word that stays as it is.
+    private = ["loggable", PASSWORD, stored["etag"], journey.mailed_token(), *journey.secrets_seen]
+
+    assert journey.stack.logged(private) == []
 
 
 def _leaks(stack: Stack) -> list[str]:

@@ -1,11 +1,12 @@
 """The service as its operator runs it: gunicorn, a Celery worker and their servers, as processes on loopback."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.services import postgres_database, redis_url
 from tests.support.settings import environment
 from tests.support.vault import PASSWORD
+from vault.audit.service import Actor
 from vault.config import ROOT, Settings
 from vault.container import Container, build_container
 from vault.db import db_now
 from vault.files.models import File, FileState
+from vault.files.reaper import ReapReport
 
 BIN = Path(sys.executable).parent
 _START_SECONDS = 40.0
@@ -48,14 +51,6 @@ class Process:
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
-
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL for whatever is left."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(timeout=10)
-        self.kill()
 
 
 @dataclass
@@ -163,6 +158,10 @@ class Stack:
                 sa.update(File).where(File.state == FileState.PENDING).values(lease_until=db_now(in_seconds))
             )
 
+    def reap(self) -> ReapReport:
+        """What `flask files reap` does, from this process, which the running ones know as little about."""
+        return self.container.reaper.reap(Actor())
+
     def objects(self) -> list[str]:
         return sorted(stat.key for stat in self.container.store.list("objects/"))
 
@@ -170,9 +169,19 @@ class Stack:
         """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
         return self.states(), self.objects(), self.container.store.unfinished(), self.bytes_counted()[1]
 
+    def logged(self, private: Sequence[str]) -> list[str]:
+        """Those of the texts, and of the settings' secrets, that some process has written to its terminal.
+
+        The console mailer's mails do not count: to show them there is what it is for.
+        """
+        secrets = [self.env[name] for name in self.env if name.endswith(("SECRET_KEY", "MASTER_KEY", "ACCESS_KEY"))]
+        outputs = [path.read_text(errors="replace") for path in self.folder.glob("*.log")]
+        logs = [re.sub(r"(?s)={72}\nTo: .*?={72}\n", "", output) for output in outputs]
+        return [text for text in (*private, *secrets) if any(text in log for log in logs)]
+
     def close(self) -> None:
         for process in self.processes:
-            process.stop()
+            process.kill()
         self.container.engine.dispose()
 
     def _environ(self) -> dict[str, str]:

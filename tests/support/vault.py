@@ -297,14 +297,16 @@ class Person:
         assert answer.status_code == 201, answer.text
         return dict(answer.json)
 
-    def send(self, body: Body | bytes, *, length: int | None, **kwargs: Any) -> Any:
-        """Upload a raw body of a declared length, or of none: then it is chunked."""
+    def send(self, body: Body | bytes, *, length: int | None, content_type: str = "text/plain", **kwargs: Any) -> Any:
+        """Upload a body of a declared length, or of none: then it is chunked. A raw one is named notes.txt."""
         environ: dict[str, Any] = {"wsgi.input": Body(body) if isinstance(body, bytes) else body}
+        # Given as it is: the test client makes a boundary of its own for a form.
+        environ["CONTENT_TYPE"] = content_type
         if length is None:
             environ |= {"wsgi.input_terminated": True, "CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
         else:
             environ["CONTENT_LENGTH"] = str(length)
-        kwargs = {"query_string": {"name": "notes.txt"}, "content_type": "text/plain", **kwargs}
+        kwargs.setdefault("query_string", {} if content_type.startswith("multipart/") else {"name": "notes.txt"})
         return self.post("/api/v1/files", environ_overrides=environ, **kwargs)
 
     def download(self, file_id: str) -> bytes:

@@ -200,7 +200,7 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context(celery: Celery
 
     run_in_context(celery, context)
 
-    @celery.task(name=TASK_DELIVER_MAIL)
+    @celery.task(name=TASK_DELIVER_MAIL, shared=False)
     def deliver(row_id: str) -> None:
         ran.append((row_id, list(inside)))
 

@@ -26,6 +26,7 @@ from flask_mail import Mail
 
 from vault.mail import transports
 from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail
+from vault.mail.outbox import LEASE_SECONDS
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 
 LINK = "https://vault.example.org/verify-email?token=" + "Zm9yLXRlc3Rz_-" * 4
@@ -77,7 +78,6 @@ class Inbox:
         self.encrypted.append(session.ssl is not None)
         return "250 taken"
 
-    @property
     def message(self) -> EmailMessage:
         (envelope,) = self.envelopes
         assert isinstance(envelope.content, bytes)
@@ -262,7 +262,7 @@ def test_a_mail_arrives_with_the_headers_that_it_needs() -> None:
         send(port)
 
     (envelope,) = inbox.envelopes
-    message = inbox.message
+    message = inbox.message()
     assert (envelope.mail_from, envelope.rcpt_tos) == ("vault@example.org", ["anna@example.org"])
     assert message["From"] == SENDER
     assert message["To"] == "anna@example.org"
@@ -271,10 +271,9 @@ def test_a_mail_arrives_with_the_headers_that_it_needs() -> None:
     assert message["Auto-Submitted"] == "auto-generated"
     sent_at = email.utils.parsedate_to_datetime(message["Date"])
     assert abs(sent_at - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)
-    assert {name.lower() for name in message.keys()} == {  # noqa: SIM118  # a message iterates over nothing else
-        *("from", "to", "subject", "message-id", "auto-submitted", "date", "mime-version", "content-type"),
-        "x-peer", "x-mailfrom", "x-rcptto",
-    } - ({"x-peer", "x-mailfrom", "x-rcptto"} - {name.lower() for name in message})  # fmt: skip
+    assert set(message) == {
+        *("From", "To", "Subject", "Message-ID", "Auto-Submitted", "Date", "MIME-Version", "Content-Type"),
+    }
 
 
 def test_a_mail_arrives_as_text_and_html_with_whole_links() -> None:
@@ -282,12 +281,12 @@ def test_a_mail_arrives_as_text_and_html_with_whole_links() -> None:
     with smtp_server(inbox) as port:
         send(port)
 
-    text = inbox.message.get_body(preferencelist=("plain",))
-    html = inbox.message.get_body(preferencelist=("html",))
+    text = inbox.message().get_body(preferencelist=("plain",))
+    html = inbox.message().get_body(preferencelist=("html",))
     assert text is not None
     assert html is not None
-    assert text.get_content() == MAIL.text
-    assert html.get_content() == MAIL.html
+    assert text.get_content().splitlines() == MAIL.text.splitlines()
+    assert html.get_content().splitlines() == MAIL.html.splitlines()
     content = inbox.envelopes[0].content
     assert isinstance(content, bytes)
     assert max(len(line) for line in content.splitlines()) <= 998
@@ -311,7 +310,7 @@ def test_recipients_go_out_in_ascii_and_otherwise_as_given(given: str, delivered
         send(port, mail_to(given))
 
     assert inbox.envelopes[0].rcpt_tos == [delivered]
-    assert inbox.message["To"] == delivered
+    assert inbox.message()["To"] == delivered
 
 
 @pytest.mark.parametrize(
@@ -325,7 +324,7 @@ def test_a_senders_name_stays_out_of_the_envelope(sender: str) -> None:
         send(port, sender=sender)
 
     assert inbox.envelopes[0].mail_from == "vault@example.org"
-    assert email.utils.parseaddr(str(inbox.message["From"])) == email.utils.parseaddr(sender)
+    assert email.utils.parseaddr(str(inbox.message()["From"])) == email.utils.parseaddr(sender)
 
 
 # --- encryption -----------------------------------------------------------------------------------------------------
@@ -527,6 +526,4 @@ def test_a_refused_port_is_asked_again_later(security: str) -> None:
 
 
 def test_the_time_limit_is_well_below_the_outboxs_lease() -> None:
-    from vault.mail.outbox import LEASE_SECONDS
-
     assert transports._TIMEOUT_SECONDS * 3 <= LEASE_SECONDS

@@ -1,0 +1,287 @@
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher, Type, extract_parameters
+from argon2.exceptions import VerifyMismatchError
+
+from tests.support.vault import CHEAP_HASHER, PASSWORD
+from vault.auth.passwords import MAX_LENGTH, Passwords, check_strength, default_hasher, normalise
+from vault.errors import Busy, InputRefused
+
+STRONG = "correct giraffe battery lamp"
+
+
+@pytest.fixture
+def passwords() -> Passwords:
+    return Passwords(CHEAP_HASHER, concurrency=4)
+
+
+class CountingHasher(PasswordHasher):
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.verified: list[tuple[str, str]] = []
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
+        self.verified.append((str(hash), str(password)))
+        return super().verify(hash, password)
+
+
+class SlowHasher(PasswordHasher):
+    """Hashes when told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.running = 0
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    def hash(self, password: str | bytes, **kwargs: Any) -> str:
+        with self._lock:
+            self.running += 1
+            self.most_at_once = max(self.most_at_once, self.running)
+        self.go_on.wait(20)
+        with self._lock:
+            self.running -= 1
+        return super().hash(password, **kwargs)
+
+
+# --- hashing --------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_is_argon2id_with_owasps_parameters() -> None:
+    found = extract_parameters(default_hasher().hash("x"))
+
+    assert (found.type, found.memory_cost, found.time_cost, found.parallelism) == (Type.ID, 19 * 1024, 2, 1)
+
+
+def test_a_password_matches_its_hash_and_no_other(passwords: Passwords) -> None:
+    kept = passwords.hash(PASSWORD)
+
+    assert passwords.matches(kept, PASSWORD) is True
+    assert passwords.matches(kept, PASSWORD + " ") is False
+    assert passwords.matches(kept, PASSWORD.upper()) is False
+    assert passwords.matches(kept, "") is False
+    assert PASSWORD not in kept
+
+
+def test_two_hashes_of_one_password_differ(passwords: Passwords) -> None:
+    assert passwords.hash(PASSWORD) != passwords.hash(PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("null \0 byte in the middle", id="nul"),
+        pytest.param("\0" * 12, id="only-nul"),
+        pytest.param("🔐🐘🌋🧊 elephants on ice", id="emoji"),
+        pytest.param("пароль из пяти слов", id="cyrillic"),
+        pytest.param("x" * MAX_LENGTH, id="longest"),
+    ],
+)
+def test_any_character_counts(passwords: Passwords, password: str) -> None:
+    kept = passwords.hash(password)
+
+    assert passwords.matches(kept, password) is True
+    assert passwords.matches(kept, password[:-1]) is False
+    assert passwords.matches(kept, password.replace("\0", "")) is ("\0" not in password)
+
+
+def test_one_password_typed_on_two_keyboards_is_the_same(passwords: Passwords) -> None:
+    composed, decomposed = "Übergrößenträger 42", unicodedata.normalize("NFD", "Übergrößenträger 42")
+    fullwidth = "Ｕ２０２６ ｗｉｄｅ ｌｅｔｔｅｒｓ"
+
+    assert composed != decomposed
+    assert passwords.matches(passwords.hash(composed), decomposed) is True
+    assert passwords.matches(passwords.hash(fullwidth), "U2026 wide letters") is True
+
+
+@pytest.mark.parametrize("extra", [1, 2, 10_000])
+def test_a_password_longer_than_any_accepted_is_wrong(passwords: Passwords, extra: int) -> None:
+    longest = "a" * MAX_LENGTH
+
+    assert passwords.matches(passwords.hash(longest), longest + "a" * extra) is False
+
+
+def test_a_huge_guess_costs_what_others_cost() -> None:
+    hasher = CountingHasher()
+    passwords = Passwords(hasher, concurrency=1)
+
+    # Each of these becomes 18 characters under NFKC.
+    passwords.matches(None, "\ufdfa" * 1_000_000)
+
+    assert len(hasher.verified[0][1]) == MAX_LENGTH + 1
+
+
+def test_without_a_hash_the_same_work_is_done_and_the_answer_is_no() -> None:
+    hasher = CountingHasher()
+    passwords = Passwords(hasher, concurrency=1)
+
+    answers = [passwords.matches(None, guess) for guess in (PASSWORD, "", "a password that nobody has")]
+
+    assert answers == [False, False, False]
+    assert len({used for used, _ in hasher.verified}) == 1
+    assert len(hasher.verified) == 3
+    with pytest.raises(VerifyMismatchError):
+        CHEAP_HASHER.verify(hasher.verified[0][0], PASSWORD)
+
+
+@pytest.mark.parametrize("kept", ["", "no hash", "$2b$12$abcdefghijklmnopqrstuv"])
+def test_a_hash_that_is_none_matches_nothing(passwords: Passwords, kept: str) -> None:
+    assert passwords.matches(kept, PASSWORD) is False
+
+
+# --- at most so many at once ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasher() -> Iterator[SlowHasher]:
+    hasher = SlowHasher()
+    yield hasher
+    hasher.go_on.set()
+
+
+def test_no_more_hashes_run_at_once_than_allowed(hasher: SlowHasher) -> None:
+    passwords = Passwords(hasher, concurrency=2, wait_seconds=20)
+    hasher.go_on.clear()
+
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(passwords.hash, PASSWORD) for _ in range(8)]
+        hasher.go_on.set()
+        hashes = {future.result(timeout=20) for future in done}
+
+    assert len(hashes) == 8
+    assert hasher.most_at_once <= 2
+
+
+def test_a_hash_that_waits_too_long_is_refused_as_busy_and_the_next_one_runs(hasher: SlowHasher) -> None:
+    passwords = Passwords(hasher, concurrency=1, wait_seconds=0.05)
+    kept = passwords.hash(PASSWORD)
+    hasher.go_on.clear()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(passwords.hash, PASSWORD)
+        deadline = time.monotonic() + 10
+        while hasher.running == 0:
+            assert time.monotonic() < deadline
+        with pytest.raises(Busy):
+            passwords.hash(PASSWORD)
+        with pytest.raises(Busy):
+            passwords.matches(kept, PASSWORD)
+        hasher.go_on.set()
+        first.result(timeout=20)
+
+    assert passwords.matches(kept, PASSWORD) is True
+
+
+def test_a_failed_check_gives_its_slot_back() -> None:
+    passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=0.05)
+    kept = passwords.hash(PASSWORD)
+
+    answers = [passwords.matches(kept, "wrong") for _ in range(5)] + [passwords.matches("broken", PASSWORD)]
+
+    assert answers == [False] * 6
+    assert passwords.matches(kept, PASSWORD) is True
+
+
+# --- strength -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param(STRONG, id="phrase"),
+        pytest.param("k7#Qz!m2Vx9p", id="twelve"),
+        pytest.param("zq" + "7Kf#" * 31 + "xy", id="longest"),
+        pytest.param("\0nul\0bytes\0are\0fine", id="nul"),
+        pytest.param("🔐🐘🌋🧊🪐🛰🧬🦠🪨🪵🫖🪁", id="emoji"),
+        pytest.param("пять случайных слов вместе", id="cyrillic"),
+    ],
+)
+def test_a_password_that_is_hard_to_guess_is_accepted(password: str) -> None:
+    check_strength(password, ["anna@example.org", "Anna Berg"])
+
+
+def refusal(password: str, hints: tuple[str, ...] = (), **kwargs: str) -> dict[str, Any]:
+    with pytest.raises(InputRefused) as caught:
+        check_strength(password, hints, **kwargs)
+    assert password not in str(caught.value) + repr(caught.value.errors)
+    return dict(caught.value.errors)
+
+
+LENGTH = {"password": ["Must have 12 to 128 characters."]}
+GUESSABLE = {"password": ["Too easy to guess. Use a longer phrase or less common words."]}
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("k7#Qz!m2Vx9", id="eleven"),
+        pytest.param("k7#Qz!m2Vx9p" * 11, id="132"),
+        pytest.param("e\u0301" * 6 + "k7#Qz", id="eleven-after-nfkc"),
+        pytest.param("k7#Qz!m2" + "\ufdfa" * 10, id="188-after-nfkc"),
+        pytest.param("x" * 1_000_000, id="a-million"),
+    ],
+)
+def test_length_counts_before_and_after_normalising(password: str) -> None:
+    assert refusal(password) == LENGTH
+
+
+def test_a_short_password_that_normalising_makes_long_is_refused() -> None:
+    assert len(normalise("\ufdfa")) == 18
+
+    assert refusal("\ufdfa") == LENGTH
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("passwordpassword", id="common"),
+        pytest.param("aaaaaaaaaaaaaaaaaaaa", id="repeated"),
+        pytest.param("qwertyuiopasdf", id="keyboard"),
+        pytest.param("123456789012", id="digits"),
+        pytest.param("ｐａｓｓｗｏｒｄｐａｓｓｗｏｒｄ", id="common-in-wide-letters"),
+        pytest.param("a" * 32 + "k7#Qz!m2Vx9pL0w", id="weak-in-its-first-32"),
+    ],
+)
+def test_a_password_that_is_easy_to_guess_is_refused(password: str) -> None:
+    assert refusal(password) == GUESSABLE
+
+
+@pytest.mark.parametrize(
+    ("password", "hints"),
+    [
+        ("wolfeschlegelstein", ("wolfeschlegelstein@example.org", "wolfeschlegelstein", "")),
+        ("Wolfeschlegelstein1", ("x@example.org", "x", "Wolfeschlegelstein")),
+    ],
+    ids=["address", "name"],
+)
+def test_a_persons_own_words_count_as_known(password: str, hints: tuple[str, ...]) -> None:
+    check_strength(password, [])
+
+    assert refusal(password, hints) == GUESSABLE
+
+
+def test_the_refusal_names_the_field_that_it_is_told() -> None:
+    assert list(refusal("short", field="new_password")) == ["new_password"]
+
+
+@pytest.mark.parametrize("pattern", ["\\x", "a1A!", "((((", "aaaa1", "пп"])
+def test_judging_a_hostile_password_is_quick(pattern: str) -> None:
+    started = time.monotonic()
+
+    for password in (pattern * 128)[:MAX_LENGTH], (pattern[::-1] * 128)[:MAX_LENGTH]:
+        try:
+            check_strength(password, ["a" * 64 + "@example.org", "b" * 200])
+        except InputRefused:
+            continue
+
+    assert time.monotonic() - started < 3

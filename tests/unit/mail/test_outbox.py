@@ -1,0 +1,506 @@
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from tests.support.vault import Clock, RecordingMailer
+from vault.auth.models import EmailToken, User
+from vault.auth.tokens import mail_token_hash
+from vault.db import create_engine, create_sessionmaker, db_now
+from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
+from vault.mail.models import MailJob, MailKind, MailState
+from vault.mail.outbox import LEASE_SECONDS, VERIFY_LIFETIME, Outbox
+
+every_kind = pytest.mark.parametrize("kind", MailKind)
+
+
+@dataclass
+class Office:
+    """An outbox over one database, with what surrounds it."""
+
+    sessions: sessionmaker[Session]
+    mailer: RecordingMailer = field(default_factory=RecordingMailer)
+    clock: Clock = field(default_factory=Clock)
+    announced: list[uuid.UUID] = field(default_factory=list)
+
+    @property
+    def outbox(self) -> Outbox:
+        return Outbox(
+            self.sessions,
+            mailer=self.mailer,
+            renderer=MessageRenderer("https://vault.example.org"),
+            enqueue=self.announced.append,
+            clock=self.clock,
+        )
+
+    def add_user(self, email: str = "anna@example.org", **values: Any) -> User:
+        user = User(email=email, email_key=email, created_at=self.clock(), **values)
+        with self.sessions.begin() as session:
+            session.add(user)
+        return user
+
+    def owe(self, user: User | None, kind: MailKind = MailKind.VERIFY_EMAIL, **values: Any) -> uuid.UUID:
+        """A job as `Outbox.add` makes it, with some columns as if things had happened to it since."""
+        with self.sessions.begin() as session:
+            job_id = self.outbox.add(session, kind, user)
+        self.change(job_id, **values)
+        return job_id
+
+    def change(self, job_id: uuid.UUID, **values: Any) -> None:
+        if values:
+            with self.sessions.begin() as session:
+                session.execute(sa.update(MailJob).where(MailJob.id == job_id).values(**values))
+
+    def change_user(self, user: User, **values: Any) -> None:
+        with self.sessions.begin() as session:
+            session.execute(sa.update(User).where(User.id == user.id).values(**values))
+
+    def job(self, job_id: uuid.UUID) -> MailJob:
+        with self.sessions.begin() as session:
+            return session.get_one(MailJob, job_id)
+
+    def state(self, job_id: uuid.UUID) -> tuple[str, str | None]:
+        job = self.job(job_id)
+        return job.state, job.failure
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        with self.sessions.begin() as session:
+            found = session.scalar(sa.select(db_now()))
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def office(database_url: str) -> Iterator[Office]:
+    engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg2://"))
+    yield Office(create_sessionmaker(engine))
+    engine.dispose()
+
+
+def token_in(mail: OutgoingMail) -> str:
+    found = re.search(r"token=([\w-]+)", mail.text)
+    assert found is not None
+    return found[1]
+
+
+class Interrupted(RecordingMailer):
+    """Does something while the mail is under way."""
+
+    def __init__(self, meanwhile: Callable[[], object], failure: Exception | None = None) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+        self._failure_of_mine = failure
+
+    def send(self, mail: OutgoingMail) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, lambda: None
+        failure, self._failure_of_mine = self._failure_of_mine, None
+        meanwhile()
+        if failure is not None:
+            raise failure
+        super().send(mail)
+
+
+# --- owing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_is_owed_only_once_its_transaction_is_committed(office: Office) -> None:
+    user = office.add_user()
+
+    with office.sessions() as session:
+        office.outbox.add(session, MailKind.VERIFY_EMAIL, user)
+        session.flush()
+        session.rollback()
+
+    assert office.outbox.due() == []
+
+
+def test_a_job_holds_its_recipient_and_the_requests_id(office: Office) -> None:
+    user = office.add_user()
+
+    with office.sessions.begin() as session:
+        job_id = office.outbox.add(session, MailKind.ALREADY_REGISTERED, user, request_id="abc-1")
+
+    job = office.job(job_id)
+    assert (job.recipient, job.user_id, job.request_id) == ("anna@example.org", user.id, "abc-1")
+    assert (job.kind, job.state, job.attempts) == (MailKind.ALREADY_REGISTERED, MailState.QUEUED, 0)
+
+
+def test_announcing_passes_the_id_and_nothing_else(office: Office) -> None:
+    office.outbox.announce(uuid.UUID(int=7))
+
+    assert office.announced == [uuid.UUID(int=7)]
+
+
+@every_kind
+def test_a_fourth_mail_of_one_kind_within_an_hour_is_a_no_op(office: Office, kind: MailKind) -> None:
+    user, other = office.add_user(), office.add_user("berta@example.org")
+    other_kind = next(k for k in MailKind if k is not kind)
+
+    jobs = [office.owe(user, kind) for _ in range(5)]
+    beside = [office.owe(user, other_kind), office.owe(other, kind)]
+
+    assert [office.job(job_id).recipient is not None for job_id in jobs] == [True, True, True, False, False]
+    assert all(office.job(job_id).recipient for job_id in beside)
+
+
+def test_the_limit_counts_an_hour_back(office: Office) -> None:
+    user = office.add_user()
+    for _ in range(3):
+        office.owe(user)
+    office.clock.advance(minutes=59)
+    within = office.owe(user)
+    office.clock.advance(minutes=2)
+    after = office.owe(user)
+
+    assert office.job(within).recipient is None
+    assert office.job(after).recipient == "anna@example.org"
+
+
+def test_no_ops_do_not_count_towards_anybodys_limit(office: Office) -> None:
+    for _ in range(5):
+        office.owe(None)
+
+    assert office.job(office.owe(office.add_user())).recipient == "anna@example.org"
+
+
+def test_a_job_past_the_limit_differs_from_an_owed_one_in_its_addressee_only(office: Office) -> None:
+    owed, nothing = office.job(office.owe(office.add_user())), office.job(office.owe(None))
+
+    differing = {
+        column.key
+        for column in sa.inspect(MailJob).columns
+        if getattr(owed, column.key) != getattr(nothing, column.key)
+    }
+
+    assert differing <= {"id", "recipient", "user_id", "next_attempt_at"}
+
+
+# --- delivering -----------------------------------------------------------------------------------------------------
+
+
+def test_a_verification_mail_carries_a_token_that_the_database_knows_by_its_hash(office: Office) -> None:
+    user = office.add_user()
+    job_id = office.owe(user)
+
+    office.outbox.deliver(job_id)
+
+    (mail,) = office.mailer.sent
+    with office.sessions.begin() as session:
+        token = session.scalars(sa.select(EmailToken)).one()
+    assert mail.recipient == "anna@example.org"
+    assert token.token_hash == mail_token_hash(token_in(mail))
+    assert (token.user_id, token.email_key, token.purpose) == (user.id, "anna@example.org", "verify_email")
+    assert token.expires_at - token.created_at == VERIFY_LIFETIME == timedelta(hours=24)
+    assert office.state(job_id) == (MailState.SENT, None)
+    assert office.job(job_id).sent_at == office.clock()
+    assert office.job(job_id).lease_until is None
+
+
+def test_no_token_is_in_any_column(office: Office) -> None:
+    user = office.add_user()
+    sent, put_off = office.owe(user), office.owe(user)
+    office.outbox.deliver(sent)
+    office.mailer.failure = MailDelayed("smtp_450")
+    office.outbox.deliver(put_off)
+
+    token = token_in(office.mailer.sent[0])
+    with office.sessions.begin() as session:
+        stored = [
+            repr(bytes(value) if isinstance(value, memoryview) else value)
+            for table in ("mail_jobs", "email_tokens")
+            for row in session.execute(sa.text(f"SELECT * FROM {table}"))
+            for value in row
+        ]
+    assert any(repr(mail_token_hash(token)) == value for value in stored)
+    assert not any(token in value or "token=" in value or "https:" in value for value in stored)
+
+
+def test_every_attempt_has_a_token_of_its_own(office: Office) -> None:
+    user = office.add_user()
+    for job_id in (office.owe(user), office.owe(user)):
+        office.outbox.deliver(job_id)
+
+    tokens = {token_in(mail) for mail in office.mailer.sent}
+    with office.sessions.begin() as session:
+        hashes = set(session.scalars(sa.select(EmailToken.token_hash)))
+    assert {mail_token_hash(token) for token in tokens} == hashes
+    assert len(hashes) == 2
+
+
+def test_a_mail_without_a_token_makes_none(office: Office) -> None:
+    job_id = office.owe(office.add_user(email_verified_at=office.clock()), MailKind.ALREADY_REGISTERED)
+
+    office.outbox.deliver(job_id)
+
+    assert len(office.mailer.sent) == 1
+    with office.sessions.begin() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 0
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_job_is_sent_once_however_often_it_is_delivered(office: Office, times: int) -> None:
+    job_id = office.owe(office.add_user())
+
+    for _ in range(times):
+        office.outbox.deliver(job_id)
+
+    assert len(office.mailer.sent) == 1
+    assert office.job(job_id).attempts == 1
+
+
+def test_a_job_that_does_not_exist_is_left_alone(office: Office) -> None:
+    office.outbox.deliver(uuid.uuid4())
+
+    assert office.mailer.sent == []
+
+
+def test_eight_threads_claim_a_job_once(office: Office) -> None:
+    jobs = [office.owe(office.add_user(f"user{number}@example.org")) for number in range(4)]
+    together = threading.Barrier(8)
+
+    def deliver_all(_: int) -> None:
+        together.wait(timeout=20)
+        for job_id in jobs:
+            office.outbox.deliver(job_id)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(deliver_all, range(8)))
+
+    assert sorted(mail.recipient for mail in office.mailer.sent) == [f"user{n}@example.org" for n in range(4)]
+    assert [office.job(job_id).attempts for job_id in jobs] == [1] * 4
+
+
+# --- the lease ------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_under_way_is_leased_and_nobody_else_sends_it(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    seen: list[Any] = []
+
+    def look_and_try() -> None:
+        job = office.job(job_id)
+        assert job.lease_until is not None
+        seen.append((job.state, round((job.lease_until - office.now()).total_seconds(), -1), office.outbox.due()))
+        office.outbox.deliver(job_id)
+
+    office.mailer = Interrupted(look_and_try)
+    office.outbox.deliver(job_id)
+
+    assert seen == [(MailState.SENDING, LEASE_SECONDS, [])]
+    assert len(office.mailer.sent) == 1
+
+
+def test_a_job_whose_sender_died_is_due_when_its_lease_ends(office: Office) -> None:
+    dead = office.owe(office.add_user(), state=MailState.SENDING, attempts=1, lease_until=db_now(-1))
+    alive = office.owe(
+        office.add_user("berta@example.org"), state=MailState.SENDING, attempts=1, lease_until=db_now(30)
+    )
+
+    assert office.outbox.due() == [dead]
+    office.outbox.deliver(dead)
+    office.outbox.deliver(alive)
+
+    assert [mail.recipient for mail in office.mailer.sent] == ["anna@example.org"]
+    assert office.job(dead).attempts == 2
+    assert office.state(alive) == (MailState.SENDING, None)
+
+
+@pytest.mark.parametrize(
+    "failure", [None, MailDelayed("late"), MailRefused("late")], ids=["sent", "delayed", "refused"]
+)
+def test_a_sender_that_outlived_its_lease_does_not_overwrite_the_next_ones_outcome(
+    office: Office, failure: Exception | None
+) -> None:
+    job_id = office.owe(office.add_user())
+
+    def lose_the_lease() -> None:
+        office.change(job_id, lease_until=db_now(-1))
+        office.outbox.deliver(job_id)
+        office.clock.advance(minutes=5)
+
+    office.mailer = Interrupted(lose_the_lease, failure)
+    office.outbox.deliver(job_id)
+
+    job = office.job(job_id)
+    assert (job.state, job.failure, job.attempts) == (MailState.SENT, None, 2)
+    assert job.sent_at == office.clock() - timedelta(minutes=5)
+
+
+def test_a_mailers_own_fault_leaves_the_lease_and_the_count(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        office.outbox.deliver(job_id)
+
+    job = office.job(job_id)
+    assert (job.state, job.attempts) == (MailState.SENDING, 1)
+    assert office.outbox.due() == []
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_delayed_mail_is_queued_again_and_not_due_at_once(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailDelayed("smtp_450")
+
+    office.outbox.deliver(job_id)
+    office.mailer.failure = None
+    office.outbox.deliver(job_id)
+
+    assert office.mailer.sent == []
+    assert office.outbox.due() == []
+    assert office.state(job_id) == (MailState.QUEUED, "smtp_450")
+    assert (office.job(job_id).attempts, office.job(job_id).lease_until) == (1, None)
+
+
+def test_the_pause_doubles_up_to_an_hour(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailDelayed("smtp_450")
+    pauses = []
+
+    for attempts in range(14):
+        office.change(job_id, next_attempt_at=db_now(-1), attempts=attempts)
+        before = office.now()
+        office.outbox.deliver(job_id)
+        pauses.append((office.job(job_id).next_attempt_at - before).total_seconds())
+
+    longest = [min(5 * 2**n, 3600) for n in range(14)]
+    assert all(top / 2 <= pause <= top + 2 for pause, top in zip(pauses, longest, strict=True)), pauses
+
+
+def test_a_delayed_mail_is_sent_when_its_time_has_come(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailDelayed("smtp_450")
+    office.outbox.deliver(job_id)
+    office.mailer.failure = None
+    office.change(job_id, next_attempt_at=db_now(-1))
+
+    assert office.outbox.due() == [job_id]
+    office.outbox.deliver(job_id)
+
+    assert len(office.mailer.sent) == 1
+    assert office.state(job_id) == (MailState.SENT, None)
+
+
+def test_a_refused_mail_has_failed_at_once(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailRefused("smtp_550")
+
+    office.outbox.deliver(job_id)
+    office.change(job_id, next_attempt_at=db_now(-1))
+
+    assert office.state(job_id) == (MailState.FAILED, "smtp_550")
+    assert office.outbox.due() == []
+
+
+@pytest.mark.parametrize(("hours", "state"), [(23.9, MailState.QUEUED), (24.1, MailState.FAILED)])
+def test_a_mail_is_given_up_after_a_day(office: Office, hours: float, state: MailState) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailDelayed("smtp_450")
+    office.clock.advance(hours=hours)
+
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (state, "smtp_450")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "state", "sent"), [(39, (MailState.SENT, None), 1), (40, (MailState.FAILED, "too_many_attempts"), 0)]
+)
+def test_a_mail_that_was_tried_too_often_is_given_up_before_it_is_sent(
+    office: Office, attempts: int, state: tuple[str, str | None], sent: int
+) -> None:
+    job_id = office.owe(office.add_user(), state=MailState.SENDING, attempts=attempts, lease_until=db_now(-1))
+
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == state
+    assert len(office.mailer.sent) == sent
+    assert office.outbox.due() == []
+
+
+# --- mails that nobody wants any more -------------------------------------------------------------------------------
+
+
+def test_a_no_op_ends_void_after_the_same_claim(office: Office) -> None:
+    job_id = office.owe(None)
+
+    office.outbox.deliver(job_id)
+
+    job = office.job(job_id)
+    assert (job.state, job.attempts, job.lease_until) == (MailState.VOID, 1, None)
+    assert office.mailer.sent == []
+
+
+def delete(office: Office, user: User) -> None:
+    with office.sessions.begin() as session:
+        session.execute(sa.delete(User).where(User.id == user.id))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda office, user: office.change_user(user, disabled_at=datetime.now(UTC)), id="disabled"),
+        pytest.param(lambda office, user: office.change_user(user, email="new@example.org"), id="re-addressed"),
+        pytest.param(delete, id="deleted"),
+    ],
+)
+@every_kind
+def test_a_mail_to_a_changed_account_is_void(
+    office: Office, kind: MailKind, change: Callable[[Office, User], None]
+) -> None:
+    user = office.add_user()
+    job_id = office.owe(user, kind)
+    change(office, user)
+
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.VOID, None)
+    assert office.mailer.sent == []
+    with office.sessions.begin() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 0
+
+
+def test_a_verification_mail_to_a_verified_account_is_void(office: Office) -> None:
+    user = office.add_user()
+    job_id = office.owe(user)
+    office.change_user(user, email_verified_at=datetime.now(UTC))
+
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.VOID, None)
+    assert office.mailer.sent == []
+
+
+# --- the periodic pass ----------------------------------------------------------------------------------------------
+
+
+def test_due_finds_queued_and_abandoned_jobs_oldest_first(office: Office) -> None:
+    user = office.add_user()
+    second = office.owe(user, next_attempt_at=db_now(-20))
+    first = office.owe(user, next_attempt_at=db_now(-30))
+    third = office.owe(user, state=MailState.SENDING, lease_until=db_now(-1), next_attempt_at=db_now(-10))
+    office.owe(user, next_attempt_at=db_now(30))
+    office.owe(user, state=MailState.SENDING, lease_until=db_now(30), next_attempt_at=db_now(-60))
+    for state in (MailState.SENT, MailState.FAILED, MailState.VOID):
+        office.owe(user, state=state, next_attempt_at=db_now(-60))
+
+    assert office.outbox.due() == [first, second, third]
+    assert office.outbox.due(limit=2) == [first, second]
+
+
+def test_a_fresh_job_is_due_without_any_message(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+
+    assert office.outbox.due() == [job_id]

@@ -1,0 +1,42 @@
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.vault import Vault
+from vault.broker import TASK_DELIVER_MAIL, TASK_REQUEUE_MAIL
+from vault.mail.models import MailKind
+
+
+def test_delivering_by_id_sends_the_mail(vault: Vault) -> None:
+    vault.register("anna@example.org")
+    ((task, job_id),) = vault.queue
+
+    vault.container.celery.tasks[task].apply([str(job_id)], throw=True)
+
+    assert task == TASK_DELIVER_MAIL
+    assert [mail.recipient for mail in vault.mailer.sent] == ["anna@example.org"]
+
+
+def test_the_periodic_pass_announces_what_is_due(vault: Vault) -> None:
+    vault.register("anna@example.org")
+    lost = vault.queue.copy()
+    vault.queue.clear()
+
+    vault.container.celery.tasks[TASK_REQUEUE_MAIL].apply(throw=True)
+
+    assert vault.queue == lost
+
+
+def test_an_argument_that_is_no_id_is_an_error(vault: Vault) -> None:
+    with pytest.raises(ValueError, match="badly formed"):
+        vault.container.celery.tasks[TASK_DELIVER_MAIL].apply([MailKind.VERIFY_EMAIL], throw=True)
+
+
+def test_each_applications_tasks_are_its_own(make_vault: Callable[..., Vault]) -> None:
+    first, second = make_vault(), make_vault()
+    second.register("anna@example.org")
+    ((task, job_id),) = second.queue
+
+    second.container.celery.tasks[task].apply([str(job_id)], throw=True)
+
+    assert (len(first.mailer.sent), len(second.mailer.sent)) == (0, 1)
