@@ -18,6 +18,9 @@ INTEGRITY = (500, "integrity_failed")
 UNWRAP = (500, "key_unwrap_failed")
 UNAVAILABLE = (503, "key_unavailable")
 
+# What neither HEAD nor the facts of a file can see, since they leave the store alone.
+SEEN_IN_THE_STORE_ONLY = {"another object", "both sizes one less"}
+
 
 def flipped(content: bytes, position: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
@@ -73,7 +76,7 @@ def test_content_of_a_changed_row_is_refused_audited_and_the_rest_works(vault: V
         assert (content.status_code, content.json.get("code")) in allowed, what
         assert content.mimetype == "application/problem+json"
         assert not {"ETag", "Repr-Digest", "Content-Disposition"} & set(content.headers.keys()), what
-        if what != "another object":
+        if what not in SEEN_IN_THE_STORE_ONLY:
             assert head.status_code == content.status_code, what
             assert (facts.status_code, facts.json.get("sha256", "none")) == (200, None), what
         assert listed.status_code == 200, what

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,21 +42,25 @@ def person(stack: Stack) -> requests.Session:
 
 
 class SlowUpload:
-    """An upload over a bare socket, sent piece by piece."""
+    """An upload over a bare socket, sent piece by piece. `framing` is raw, form or chunked."""
 
-    def __init__(self, stack: Stack, person: requests.Session, body: bytes, *, form: bool = False) -> None:
+    def __init__(self, stack: Stack, person: requests.Session, body: bytes, *, framing: str = "raw") -> None:
         self.body = body
         content_type, query = "application/octet-stream", "?name=slow.bin"
-        if form:
+        if framing == "form":
             head = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="slow.bin"\r\n\r\n'
             self.body = head + body + b"\r\n--edge--\r\n"
             content_type, query = "multipart/form-data; boundary=edge", ""
+        if framing == "chunked":
+            pieces = [body[at : at + MIB] for at in range(0, len(body), MIB)]
+            self.body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+        length = "Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {len(self.body)}"
         self.sent = 0
         self._socket = socket.create_connection(("127.0.0.1", stack.port), timeout=30)
         self._socket.sendall(
             f"POST /api/v1/files{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
             f"Authorization: {person.headers['Authorization']!s}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(self.body)}\r\n\r\n".encode()
+            f"{length}\r\n\r\n".encode()
         )
 
     def send(self, upto: int) -> None:
@@ -63,7 +68,10 @@ class SlowUpload:
         self._socket.sendall(self.body[self.sent : upto])
         self.sent = upto
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, by_reset: bool = False) -> None:
+        """End the connection as a program that exits does, or by a reset, as a phone or a firewall does."""
+        if by_reset:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
     def answer(self) -> bytes:
@@ -79,14 +87,17 @@ def answered(stack: Stack) -> int:
     return stack.processes[0].output.count('"route": "/api/v1/files"')
 
 
-@pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
+@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("framing", ["raw", "form", "chunked"])
 @pytest.mark.parametrize("at", [0, 1, 300_000, 9 * MIB, -1], ids=["headers", "first byte", "segment", "part", "end"])
-def test_a_client_that_hangs_up_leaves_nothing(stack: Stack, person: requests.Session, at: int, form: bool) -> None:
+def test_a_client_that_hangs_up_leaves_nothing(
+    stack: Stack, person: requests.Session, at: int, framing: str, by_reset: bool
+) -> None:
     before, answered_before = stack.remains(), answered(stack)
-    upload = SlowUpload(stack, person, BODY, form=form)
+    upload = SlowUpload(stack, person, BODY, framing=framing)
 
     upload.send(at if at >= 0 else len(upload.body) - 1)
-    upload.hang_up()
+    upload.hang_up(by_reset=by_reset)
 
     wait_until(lambda: answered(stack) > answered_before, seconds=20, what="the upload being given up")
     stack.reap()

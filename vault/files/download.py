@@ -104,7 +104,10 @@ class Downloads:
         header = Header.parse(file.header)
         if header.object_id != file.object_id:
             raise HeaderInvalid
-        geometry = Geometry(header.suite, header.lg, file.size_bytes)
+        try:
+            geometry = Geometry(header.suite, header.lg, file.size_bytes)
+        except ValueError as exc:
+            raise IntegrityFailed("row_sizes") from exc
         if geometry.object_size != file.object_size_bytes:
             raise IntegrityFailed("row_sizes")
         keys: FileKeys = open_keys(self._keys.unwrap(file.key, file.object_id), header)

@@ -19,7 +19,9 @@ class FileSchema(ma.Schema):
     created_at = ma.fields.AwareDateTime(required=True)
     updated_at = ma.fields.AwareDateTime(required=True)
     etag = ma.fields.UUID(attribute="object_id", required=True)
-    cipher = ma.fields.String(required=True)
+    cipher = ma.fields.String(
+        required=True, allow_none=True, metadata={"description": "Null if the stored header is damaged."}
+    )
     key_provider = ma.fields.String(required=True)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.encryption.errors import EncryptionError
+from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
 from vault.errors import IntegrityFailed, NotFound
 from vault.files.download import Download, Downloads, StoredFile
@@ -21,7 +21,10 @@ from vault.files.upload import Incoming, Uploads
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What a person may know about a file of his own. `sha256` is None where it was not asked for or has no key."""
+    """What a person may know about a file of his own.
+
+    `sha256` is None where it was not asked for or has no key, `cipher` where the row's header is damaged.
+    """
 
     id: uuid.UUID
     name: str
@@ -31,7 +34,7 @@ class FileInfo:
     updated_at: datetime
     object_id: uuid.UUID
     version: int
-    cipher: str
+    cipher: str | None
     key_provider: str
     sha256: bytes | None = None
 
@@ -141,7 +144,15 @@ def _info(row: File, digest: bytes | None = None) -> FileInfo:
         updated_at=row.updated_at,
         object_id=row.object_id,
         version=row.version,
-        cipher=Header.parse(row.header).suite.cipher_name,
+        cipher=_cipher(row.header),
         key_provider=row.key_provider,
         sha256=digest,
     )
+
+
+def _cipher(header: bytes) -> str | None:
+    """One damaged row must not break the list that its owner needs to delete it."""
+    try:
+        return Header.parse(header).suite.cipher_name
+    except HeaderInvalid:
+        return None

@@ -55,7 +55,10 @@ _CODES: Final = {
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
+    # Python's phrases for these two differ between versions.
+    414: "uri_too_long",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
     422: "validation_failed",
 }
 _DETAILS: Final = {
