@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vault.errors import InputRefused
@@ -83,6 +83,7 @@ def test_compatibility_forms_stay_what_they_are() -> None:
     assert clean_name("ﬁle①．txt") == "ﬁle①．txt"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_whatever_is_accepted_is_safe_and_stays_the_same(name: str) -> None:
     try:
@@ -156,6 +157,7 @@ def test_a_media_type_may_have_255_characters() -> None:
     assert clean_content_type(longest) == longest
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='aB1/;= \t"\\\r\n\0ä,', max_size=40))
 def test_whatever_media_type_is_accepted_is_fit_for_a_header(text: str) -> None:
     try:

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 from flask import Flask
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
@@ -84,6 +84,7 @@ def test_the_standard_librarys_parser_reads_both_names(name: str, _fallback: str
     assert with_email(header.partition("; filename*")[0]) == ascii_fallback(name)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 @example("\u00a0.\u00a0")
 @example("a. ")

@@ -322,6 +322,7 @@ def test_a_raw_body_declared_larger_than_allowed_is_refused_unread(declared: int
         assert open_upload(attempt, max_bytes=100).declared_bytes == 100
 
 
+@settings(deadline=None)
 @given(
     body=st.binary(max_size=3000),
     pieces=st.lists(st.integers(1, 700), min_size=1),
