@@ -118,6 +118,11 @@ class Uploads:
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
                 self._publish(reservation, meter, actor)
+            except StorageError as exc:
+                # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
+                if not self._abandon(reservation):
+                    raise UploadLost from exc
+                raise
             except BaseException:
                 self._abandon(reservation)
                 raise
@@ -298,16 +303,22 @@ class Uploads:
         except SQLAlchemyError as exc:
             raise DatabaseUnavailable from exc
 
-    def _abandon(self, reservation: _Reservation) -> None:
-        """End an upload that failed. What cannot be done now is left to the reaper; the first error goes on."""
+    def _abandon(self, reservation: _Reservation) -> bool:
+        """End an upload that failed; False if somebody else had ended it before.
+
+        What cannot be done now is left to the reaper; the first error goes on.
+        """
+        ours = True
         try:
-            if self._shred_own(reservation):
+            ours = self._shred_own(reservation)
+            if ours:
                 self._remove_later(reservation.file_id)
             elif self._state(reservation) != FileState.READY:
                 # Somebody else ended the row, and may have removed the object before it was complete.
                 self._store.delete(object_key(reservation.object_id))
         except (SQLAlchemyError, StorageError) as exc:
             log.warning("upload_left_to_reaper", file_id=str(reservation.file_id), exc_info=exc)
+        return ours
 
     def _shred_own(self, reservation: _Reservation) -> bool:
         try:
