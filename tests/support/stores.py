@@ -1,10 +1,12 @@
 """What the tests of several object stores share."""
 
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from moto.core.botocore_stubber import BotocoreStubber
 from moto.s3.exceptions import NoSuchUpload
 from moto.s3.models import S3Backend
 
@@ -46,8 +48,11 @@ def closing_s3(options: S3Options) -> Iterator[S3Store]:
 def suit_moto(store: S3Store, monkeypatch: Any) -> None:
     """Let moto, in this process, do what a real server does, but with parts of less than 5 MiB.
 
-    It knows no bytearray as body, and stumbles over a part for an upload that is not open any more.
+    It knows no bytearray as body, stumbles over a part for an upload that is not open any more, and is not made for
+    requests at the same time.
     """
+    one_at_a_time = threading.RLock()
+    process_request = BotocoreStubber.process_request
     upload_part = S3Backend.upload_part
 
     def upload_part_if_open(self: S3Backend, bucket_name: str, multipart_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -55,6 +60,11 @@ def suit_moto(store: S3Store, monkeypatch: Any) -> None:
             raise NoSuchUpload(upload_id=multipart_id)
         return upload_part(self, bucket_name, multipart_id, *args, **kwargs)
 
+    def process_alone(self: BotocoreStubber, request: Any) -> Any:
+        with one_at_a_time:
+            return process_request(self, request)
+
+    monkeypatch.setattr(BotocoreStubber, "process_request", process_alone)
     monkeypatch.setattr(S3Backend, "upload_part", upload_part_if_open)
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
     monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.stores import PART, add_part, begin, new_key
-from vault.errors import ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectWriter, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
@@ -113,6 +113,19 @@ class TestLayout:
 
         assert store.get(KEY) == b"the first"
         assert files(root) == {KEY}
+
+    def test_a_name_in_incoming_is_never_shared(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vault.storage.local.secrets.token_hex", lambda _: "00" * 8)
+        writer = begin(store, KEY, CONTENT)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            store.writer(KEY, part_size=PART)
+
+        assert_tells_no_path(caught.value, root)
+        writer.commit()
+        assert store.get(KEY) == CONTENT
 
     @pytest.mark.usefixtures("open_umask")
     def test_folders_and_files_are_closed_to_others(self, store: LocalStore, root: Path) -> None:
@@ -412,14 +425,27 @@ class TestReading:
             reader.read(91)
         reader.close()
 
+    def test_an_object_exchanged_for_one_of_the_same_size_and_time_is_changed(
+        self, store: LocalStore, root: Path
+    ) -> None:
+        begin(store, KEY, CONTENT).commit()
+        reader = store.open(KEY, 0, 0)
+        reader.close()
+        facts = store.path(KEY).stat()
+        other = root / "other"
+        other.write_bytes(CONTENT[::-1])
+        os.utime(other, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        other.replace(store.path(KEY))
+
+        with pytest.raises(ObjectChanged):
+            store.open(KEY, 0, 0, etag=reader.etag)
+
     def test_an_object_of_nothing_is_changed_not_empty(self, store: LocalStore) -> None:
         begin(store, KEY, CONTENT).commit()
         os.truncate(store.path(KEY), 0)
 
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(ObjectChanged):
             store.open(KEY, 0, 0)
-
-        assert caught.value.code == "integrity_failed"
 
     def test_a_disk_error_is_unavailable(self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         begin(store, KEY, CONTENT).commit()

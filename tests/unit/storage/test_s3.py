@@ -17,6 +17,7 @@ from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
+from urllib3.exceptions import SSLError
 
 from tests.support.servers import wait_until
 from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
@@ -799,6 +800,21 @@ class TestReading:
             reader.read(10)
 
         assert_tells_nothing(caught.value, key, store)
+        reader.close()
+
+    def test_an_error_of_urllib3_that_botocore_lets_through_is_unavailable(self, store: S3Store) -> None:
+        class Broken(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                raise SSLError("bad record of 127.0.0.1")
+
+        with Stubber(store.client) as stub:
+            stub.add_response("get_object", stubbed_object(Broken(b"0123456789"), "bytes 0-9/10"))
+            reader = store.open(new_key(), 0, 9)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            reader.read(10)
+
+        assert str(caught.value) == StorageUnavailable.detail
         reader.close()
 
     def test_a_server_that_falls_silent_amid_the_body_is_unavailable(
