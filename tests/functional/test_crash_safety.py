@@ -145,6 +145,24 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     assert anna.get(f"{FILES}/{row.id}").status_code == 404
 
 
+def test_the_reaper_leaves_an_upload_that_renewed_its_lease_since_it_was_found(vault: Vault, anna: Person) -> None:
+    for _ in range(2):
+        with dying(vault):
+            anna.send(b"hello", length=5)
+    end_leases(vault)
+
+    def renew(_: int) -> None:
+        for row in vault.files():
+            if row.state == FileState.PENDING and row.lease_until is not None:
+                vault.change_file(row.id, lease_until=row.lease_until + 3 * GRANT)
+
+    report = vault.container.reaper.reap(Actor(), progress=renew)
+
+    assert (report.expired, report.removed) == (1, 1)
+    assert vault.file_states() == ["pending"]
+    assert vault.accounts_balance()
+
+
 def test_a_reaper_that_dies_between_object_and_row_is_taken_up_again(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"hello")["id"]
     anna.delete(f"{FILES}/{file_id}")

@@ -170,7 +170,7 @@ def test_every_size_around_a_segments_edge_comes_back(make_vault: Callable[..., 
     vault = make_vault(FILE_CIPHER=cipher)
     anna = vault.member()
     edge = CAPACITY[cipher] - HEADER
-    sizes = [0, 1, edge - 1, edge, edge + 1, edge + CAPACITY[cipher], 4 * MIB + 1]
+    sizes = [0, 1, edge - 1, edge, edge + 1, edge + CAPACITY[cipher], 5 * CAPACITY[cipher]]
 
     for size in sizes:
         content = pattern(size)

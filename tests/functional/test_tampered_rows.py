@@ -55,7 +55,7 @@ def damages(vault: Vault, file_id: str, other_id: str) -> dict[str, tuple[dict[s
         ),
         "another object": ({"object_id": uuid.uuid4()}, {INTEGRITY}),
     }
-    for position in (0, 8, 9, 10, 11, 15, 16, 31, 32, 63, 64, 95):
+    for position in (0, 9, 10, 16, 32, 95):
         changes[f"header byte {position}"] = ({"header": flipped(row.header, position)}, {INTEGRITY, UNWRAP})
     return changes
 
@@ -85,8 +85,7 @@ def test_content_of_a_changed_row_is_refused_audited_and_the_rest_works(vault: V
         assert audited is (UNAVAILABLE not in allowed), what
 
         vault.change_file(file_id, **before)
-        assert anna.download(file_id) == CONTENT, what
-    assert anna.download(other_id) == CONTENT
+    assert [anna.download(stored) for stored in (file_id, other_id)] == [CONTENT, CONTENT]
 
 
 @pytest.mark.parametrize("column", ["encrypted_data_key", "header", "sealed_digest", "size_bytes"])

@@ -201,14 +201,16 @@ class Vault:
 
     def accounts_balance(self) -> bool:
         """Whether each person's used and reserved bytes are exactly those of the ready and pending rows."""
-        rows = self.files()
-        with self.container.sessions.begin() as session:
-            users = session.scalars(sa.select(User)).all()
-        return all(
-            user.used_bytes == sum(r.size_bytes or 0 for r in rows if _is(r, user, FileState.READY))
-            and user.reserved_bytes == sum(r.reserved_bytes for r in rows if _is(r, user, FileState.PENDING))
-            for user in users
+        used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
+        reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
+        wrong = (
+            sa.select(User.id)
+            .outerjoin(File, File.owner_id == User.id)
+            .group_by(User.id, User.used_bytes, User.reserved_bytes)
+            .having((User.used_bytes != used) | (User.reserved_bytes != reserved))
         )
+        with self.container.sessions.begin() as session:
+            return session.scalar(wrong) is None
 
     def leftovers(self) -> dict[str, int]:
         """What the failed uploads of this test have left after the worker and the periodic pass; {} is right."""
@@ -226,10 +228,6 @@ class Vault:
             "reserved bytes": int(counted[1] or 0),
         }
         return {what: count for what, count in found.items() if count}
-
-
-def _is(row: File, user: User, state: FileState) -> bool:
-    return row.owner_id == user.id and row.state == state
 
 
 def but_request_id(answer: Any) -> tuple[int, dict[str, str], str]:
