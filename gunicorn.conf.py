@@ -3,6 +3,7 @@
 import sys
 
 from vault.config import Settings, SettingsError
+from vault.startup import refuse_missing_keys
 
 try:
     _settings = Settings.load()
@@ -28,3 +29,8 @@ control_socket_disable = True
 # Our own access log has the route's pattern; gunicorn's would have paths and queries.
 accesslog = None
 logger_class = "vault.http.server.QuietLogger"
+
+
+def on_starting(_server: object) -> None:
+    """Once, in the master: an exception when a worker is made anew would end a service that runs."""
+    refuse_missing_keys(_settings)

@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from vault.encryption.header import Suite
+from vault.encryption.kms import KEY_ARN, KEY_ID
 from vault.encryption.local import LocalKeyProvider
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -45,6 +46,12 @@ class Settings:
 
     secret_key: str = field(repr=False)
     master_keys: tuple[str, ...] = field(repr=False)
+    kms_key_id: str | None
+    kms_decrypt_key_arns: tuple[str, ...]
+    kms_endpoint_url: str | None
+    dek_cache_size: int
+    dek_cache_seconds: int
+    start_degraded: bool
     public_url: str
     database_url: str = field(repr=False)
     storage_dir: Path | None
@@ -62,6 +69,7 @@ class Settings:
     smtp_password: str | None = field(repr=False)
     smtp_security: str
     file_suite: Suite
+    download_verify: str
     max_upload_bytes: int
     default_quota_bytes: int
     max_uploads_per_user: int
@@ -99,7 +107,13 @@ class _Reader:
         env = self._env
         out: dict[str, Any] = {
             "secret_key": self._parsed("SECRET_KEY", _secret, required="run: flask keys generate --secret-key"),
-            "master_keys": self._parsed("MASTER_KEY", _master_keys, required="run: flask keys generate") or (),
+            "master_keys": self._parsed("MASTER_KEY", _master_keys) or (),
+            "kms_key_id": self._parsed("KMS_KEY_ID", _kms_key_id),
+            "kms_decrypt_key_arns": self._parsed("KMS_DECRYPT_KEY_ARNS", _kms_key_arns) or (),
+            "kms_endpoint_url": self._parsed("KMS_ENDPOINT_URL", self._endpoint),
+            "dek_cache_size": self._number("DEK_CACHE_SIZE", 1024, at_least=0, at_most=1_000_000),
+            "dek_cache_seconds": self._number("DEK_CACHE_SECONDS", 60, at_least=0, at_most=3600),
+            "start_degraded": env.bool("START_DEGRADED", False),
             "public_url": self._parsed("PUBLIC_URL", _public_url, required="set it to the address that users open"),
             "database_url": self._parsed(
                 "DATABASE_URL", _database_url, required="for example postgresql://user:password@host/name"
@@ -123,6 +137,7 @@ class _Reader:
             "file_suite": Suite.named(
                 self._one_of("FILE_CIPHER", ("AES-256-EAX", "AES-256-GCM"), "AES-256-EAX") or "AES-256-EAX"
             ),
+            "download_verify": self._one_of("DOWNLOAD_VERIFY", ("segment", "full"), "segment"),
             "max_upload_bytes": self._number("MAX_UPLOAD_BYTES", 10 * GIB, at_least=1, at_most=5 * 1024 * GIB),
             "default_quota_bytes": self._number("DEFAULT_QUOTA_BYTES", 10 * GIB, at_least=0),
             "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1),
@@ -145,8 +160,7 @@ class _Reader:
         return out
 
     def _check_together(self, out: dict[str, Any]) -> None:
-        if self._env.str("KMS_KEY_ID", None):
-            self._problem("KMS_KEY_ID", "AWS KMS is not supported by this version; remove it and use MASTER_KEY")
+        self._check_keys(out)
         if not out["s3_bucket_name"] and not out["storage_dir"] and "STORAGE_DIR" not in self._problems:
             self._problem("S3_BUCKET_NAME", "set it, or STORAGE_DIR for a directory on this machine")
         if bool(out["aws_access_key_id"]) != bool(out["aws_secret_access_key"]):
@@ -167,6 +181,16 @@ class _Reader:
             name = _database_name(make_url(out["database_url"]))
             if not _TEST_DATABASE.search(name):
                 self._problem("TESTING", "the database's name must hold the word test, set off by - or _")
+
+    def _check_keys(self, out: dict[str, Any]) -> None:
+        if self._env.str("MASTER_KEY", None) is None and self._env.str("KMS_KEY_ID", None) is None:
+            self._problem("MASTER_KEY", "is required, or KMS_KEY_ID: run: flask keys generate")
+        arns = {"KMS_KEY_ID": (out["kms_key_id"],), "KMS_DECRYPT_KEY_ARNS": out["kms_decrypt_key_arns"]}
+        for name, values in arns.items():
+            if any(values) and not out["aws_region"]:
+                self._problem("AWS_REGION", f"is required with {name}")
+            elif any(value and _region_of(value) not in (None, out["aws_region"]) for value in values):
+                self._problem(name, "names a key of another region than AWS_REGION")
 
     def _parsed(self, name: str, parse: Callable[[str], T], *, required: str | None = None) -> T | None:
         text = self._env.str(name, None)
@@ -247,6 +271,24 @@ def _master_keys(text: str) -> tuple[str, ...]:
     except ValueError as exc:
         raise ValueError(f"{exc}; make one with: flask keys generate") from None
     return keys
+
+
+def _kms_key_id(text: str) -> str:
+    if not KEY_ID.fullmatch(text):
+        raise ValueError("must be the id, the ARN or the alias (alias/…) of a KMS key")
+    return text
+
+
+def _kms_key_arns(text: str) -> tuple[str, ...]:
+    arns = tuple(arn.strip() for arn in text.split(","))
+    if not all(KEY_ARN.fullmatch(arn) for arn in arns):
+        raise ValueError("must be ARNs of KMS keys (arn:aws:kms:region:account:key/…), separated by commas")
+    return arns
+
+
+def _region_of(kms_key: str) -> str | None:
+    """The region that an ARN names; None for an id or alias, which belong to whichever region is asked."""
+    return kms_key.split(":")[3] if kms_key.startswith("arn:") else None
 
 
 def _public_url(text: str) -> str:

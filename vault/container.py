@@ -18,16 +18,22 @@ from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, Publisher, create_
 from vault.config import Settings
 from vault.db import create_engine, create_sessionmaker
 from vault.derived import derive_key
-from vault.encryption.keyring import KeyRing
+from vault.encryption.cache import DekCache
+from vault.encryption.keyring import KeyProvider, KeyRing
+from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import LocalKeyProvider
 from vault.extensions import mail
 from vault.files.download import Downloads
 from vault.files.installation import InstallationGuard
 from vault.files.key_usage import KeyUsage
 from vault.files.leases import LeaseKeeper
+from vault.files.reading import FileReader
 from vault.files.reaper import Reaper
+from vault.files.reencrypting import Reencryptor
+from vault.files.rewrapping import Rewrapper
 from vault.files.service import FileService
 from vault.files.upload import UploadLimits, Uploads
+from vault.files.verifying import Verifier
 from vault.mail.messages import Mailer, MessageRenderer
 from vault.mail.outbox import Outbox
 from vault.mail.transports import ConsoleMailer, SmtpMailer
@@ -52,6 +58,9 @@ class Container:
     files: FileService
     reaper: Reaper
     key_usage: KeyUsage
+    rewrapper: Rewrapper
+    verifier: Verifier
+    reencryptor: Reencryptor
     installation: InstallationGuard
     clock: Callable[[], datetime]
 
@@ -76,8 +85,12 @@ def build_container(
     celery = create_celery(settings.celery_broker_url)
     publish = publish or Publisher(celery).publish
     store = store or _store(settings)
-    keys = keys or KeyRing({"local": LocalKeyProvider(settings.master_keys)}, primary="local")
+    keys = keys or _keys(settings)
     audit = AuditService(clock)
+    usage = KeyUsage(sessions, keys, audit=audit, clock=clock)
+    reader = FileReader(store, DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds))
+    downloads = Downloads(sessions, reader=reader, audit=audit, verify_all_first=settings.download_verify == "full")
+    leases = LeaseKeeper(sessions)
     installation = InstallationGuard(sessions, store, clock)
     outbox = Outbox(
         sessions,
@@ -94,7 +107,7 @@ def build_container(
         suite=settings.file_suite,
         limits=UploadLimits(settings.max_upload_bytes, settings.default_quota_bytes, settings.max_uploads_per_user),
         installation=installation,
-        leases=LeaseKeeper(sessions),
+        leases=leases,
         remove_later=remove_later,
         audit=audit,
         clock=clock,
@@ -118,15 +131,49 @@ def build_container(
         files=FileService(
             sessions,
             uploads=uploads,
-            downloads=Downloads(sessions, store=store, keys=keys, audit=audit),
+            downloads=downloads,
             remove_later=remove_later,
             audit=audit,
         ),
-        key_usage=KeyUsage(sessions, keys),
+        key_usage=usage,
+        rewrapper=Rewrapper(sessions, keys=keys, usage=usage, audit=audit, clock=clock),
+        verifier=Verifier(sessions, reader=reader, downloads=downloads, keys=keys),
+        reencryptor=Reencryptor(
+            sessions,
+            store=store,
+            keys=keys,
+            usage=usage,
+            reader=reader,
+            downloads=downloads,
+            installation=installation,
+            leases=leases,
+            audit=audit,
+            clock=clock,
+        ),
         reaper=Reaper(sessions, store=store, installation=installation, audit=audit),
         installation=installation,
         clock=clock,
     )
+
+
+def _keys(settings: Settings) -> KeyRing:
+    """Every provider that settings name, since rows stay under theirs; KMS is the primary where it is to wrap."""
+    providers: dict[str, KeyProvider] = {}
+    if settings.master_keys:
+        providers["local"] = LocalKeyProvider(settings.master_keys)
+    if settings.kms_key_id or settings.kms_decrypt_key_arns:
+        assert settings.aws_region is not None
+        providers["aws-kms"] = KmsKeyProvider(
+            KmsOptions(
+                key_id=settings.kms_key_id,
+                region=settings.aws_region,
+                decrypt_key_arns=settings.kms_decrypt_key_arns,
+                endpoint_url=settings.kms_endpoint_url,
+                access_key_id=settings.aws_access_key_id,
+                secret_access_key=settings.aws_secret_access_key,
+            )
+        )
+    return KeyRing(providers, primary="aws-kms" if settings.kms_key_id else "local")
 
 
 def _store(settings: Settings) -> ObjectStore:

@@ -24,6 +24,8 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     │   ├── StorageUnavailable storage_unavailable
     │   └── StorageFull       storage_full
     ├── EncryptionError       (drawn in vault.encryption.errors)
+    ├── KeyInUse              key_in_use            it cannot be retired while something depends on it
+    ├── KeyNotKnown           key_not_known         no key of this installation has that ref
     ├── DatabaseUnavailable   database_unavailable
     └── InstallationMismatch  installation_mismatch this database and this store do not belong together
 """
@@ -158,6 +160,16 @@ class StorageUnavailable(StorageError):
 class StorageFull(StorageError):
     code = "storage_full"
     detail = "The object store is full."
+
+
+class KeyInUse(VaultError):
+    code = "key_in_use"
+    detail = "This key is in use."
+
+
+class KeyNotKnown(VaultError):
+    code = "key_not_known"
+    detail = "No key with this ref is configured. `flask keys status` shows those that are in use."
 
 
 class DatabaseUnavailable(VaultError):

@@ -455,7 +455,10 @@ class FailingKeys(LocalKeyProvider):
 
 @pytest.mark.parametrize(
     ("failure", "code", "retries"),
-    [(KeyServiceUnavailable(), "key_service_unavailable", True), (KeyUnavailable(), "key_unavailable", False)],
+    [
+        (KeyServiceUnavailable("down"), "key_service_unavailable", True),
+        (KeyUnavailable("refused"), "key_unavailable", False),
+    ],
     ids=["down", "disabled"],
 )
 def test_a_key_service_that_fails_refuses_before_the_body_is_read(

@@ -88,7 +88,9 @@ def test_status_counts_files_per_key(vault: Vault, runner: FlaskCliRunner) -> No
     assert f"2 files  local  {ref}" in text.output
     assert json.loads(machine.output) == {
         "primary": {"provider": "local", "key_ref": ref},
-        "keys": [{"provider": "local", "key_ref": ref, "rows": 2, "available": True}],
+        "keys": [
+            {"provider": "local", "key_ref": ref, "rows": 2, "available": True, "retired": False, "primary": True}
+        ],
     }
     assert text.exit_code == machine.exit_code == 0
 

@@ -67,7 +67,7 @@ def test_nothing_set_names_every_required_variable_and_how_to_mend_it() -> None:
     assert lines[0] == "Secure Vault cannot start. Mend these settings (see .env.example):"
     assert lines[1:] == sorted(lines[1:])
     assert "  SECRET_KEY: is required: run: flask keys generate --secret-key" in lines
-    assert "  MASTER_KEY: is required: run: flask keys generate" in lines
+    assert "  MASTER_KEY: is required, or KMS_KEY_ID: run: flask keys generate" in lines
     assert "  EMAIL_PROVIDER: is required: smtp or console" in lines
     assert "  S3_BUCKET_NAME: set it, or STORAGE_DIR for a directory on this machine" in lines
 
@@ -85,7 +85,13 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "EMAIL_PROVIDER": "hunter2-provider",
         "SMTP_PORT": "hunter2-smtp-port",
         "SMTP_SECURITY": "hunter2-smtp-security",
-        "KMS_KEY_ID": "hunter2-kms",
+        "KMS_KEY_ID": "hunter2 kms",
+        "KMS_DECRYPT_KEY_ARNS": "hunter2-arn",
+        "KMS_ENDPOINT_URL": "http://hunter2-kms.example.org",
+        "DEK_CACHE_SIZE": "hunter2-size",
+        "DEK_CACHE_SECONDS": "hunter2-seconds",
+        "DOWNLOAD_VERIFY": "hunter2-verify",
+        "START_DEGRADED": "hunter2-degraded",
         "FILE_CIPHER": "hunter2-cipher",
         "MAX_UPLOAD_BYTES": "hunter2-bytes",
         "PORT": "hunter2-port",
@@ -229,11 +235,13 @@ def test_without_any_key_the_message_says_how_to_make_both(refusal: Refusal) -> 
     assert set(error.problems) == {"SECRET_KEY", "MASTER_KEY"}
 
 
-def test_aws_kms_is_refused_also_beside_a_master_key(refusal: Refusal) -> None:
-    error = refusal(KMS_KEY_ID="arn:aws:kms:eu-central-1:1:key/2")
+KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
-    assert list(error.problems) == ["KMS_KEY_ID"]
-    assert "MASTER_KEY" in error.problems["KMS_KEY_ID"][0]
+
+def test_a_kms_key_alone_is_enough(load: Load) -> None:
+    settings = load(MASTER_KEY="", KMS_KEY_ID=KEY_ARN, AWS_REGION="eu-central-1")
+
+    assert (settings.kms_key_id, settings.master_keys) == (KEY_ARN, ())
 
 
 # --- where values come from -----------------------------------------------------------------------------------------
@@ -262,7 +270,7 @@ def test_an_empty_variable_in_the_environment_leaves_a_required_one_missing(tmp_
     with pytest.raises(SettingsError) as caught:
         Settings.load(environ, env_file)
 
-    assert caught.value.problems == {"MASTER_KEY": ["is required: run: flask keys generate"]}
+    assert caught.value.problems == {"MASTER_KEY": ["is required, or KMS_KEY_ID: run: flask keys generate"]}
 
 
 def test_an_empty_or_bare_variable_in_the_env_file_counts_as_not_set(tmp_path: Path) -> None:

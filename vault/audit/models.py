@@ -22,7 +22,11 @@ class Action(enum.StrEnum):
     FILE_DOWNLOAD_ENDED = "file.download_ended"
     FILE_DELETED = "file.deleted"
     FILE_INTEGRITY_FAILED = "file.integrity_failed"
+    FILE_REENCRYPTED = "file.reencrypted"
     FILES_REAPED = "files.reaped"
+    KEYS_REWRAPPED = "keys.rewrapped"
+    KEY_RETIRED = "key.retired"
+    KEY_RESTORED = "key.restored"
 
 
 class Outcome(enum.StrEnum):

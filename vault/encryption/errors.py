@@ -3,9 +3,10 @@
 EncryptionError
 ├── HeaderInvalid            the first 96 bytes are not a header that this version reads
 ├── AuthenticationFailed     one opaque error for every sealed message that does not open
-├── KeyServiceUnavailable    key_service_unavailable  the key service is down or throttles; retry
-├── KeyUnavailable           key_unavailable          the key cannot be used; an operator must act
-└── KeyUnwrapFailed          key_unwrap_failed        the wrapped key, or what it opens to, is wrong
+└── KeyFailure               a data key is not to be had; `reason` is for logs and operators
+    ├── KeyServiceUnavailable  key_service_unavailable  the key service is down or throttles; retry
+    ├── KeyUnavailable         key_unavailable          the key cannot be used; an operator must act
+    └── KeyUnwrapFailed        key_unwrap_failed        the wrapped key, or what it opens to, is wrong
 """
 
 from vault.errors import VaultError
@@ -27,17 +28,25 @@ class AuthenticationFailed(EncryptionError):
     detail = "A sealed message failed authentication."
 
 
-class KeyServiceUnavailable(EncryptionError):
+class KeyFailure(EncryptionError):
+    """`reason` is a slug of ours or the key service's error code; clients are not told."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class KeyServiceUnavailable(KeyFailure):
     code = "key_service_unavailable"
     detail = "The key service does not answer."
 
 
-class KeyUnavailable(EncryptionError):
+class KeyUnavailable(KeyFailure):
     code = "key_unavailable"
     detail = "A key that this file needs is not available. An operator has to act."
 
 
-class KeyUnwrapFailed(EncryptionError):
+class KeyUnwrapFailed(KeyFailure):
     """The wrapped key is damaged, was wrapped by another key, or does not match the header's commitment."""
 
     code = "key_unwrap_failed"

@@ -107,16 +107,16 @@ def open_keys(dek: bytes, header: Header) -> FileKeys:
     """Derive the file's keys. Raises KeyUnwrapFailed if dek is not the key that the header commits to."""
     keys = _derive(dek, header)
     if not hmac.compare_digest(keys.commitment, header.commitment):
-        raise KeyUnwrapFailed
+        raise KeyUnwrapFailed("commitment")
     return keys
 
 
 def _derive(dek: bytes, header: Header) -> FileKeys:
     if len(dek) != DEK_SIZE or len(header.salt) != SALT_SIZE:
         raise ValueError("a data key and a salt have 32 bytes each")
-    prk = hmac.digest(header.salt, dek, "sha256")
-    content = _expand(prk, b"secure-vault object v1\0" + header.prefix, 64)
-    metadata = _expand(prk, b"secure-vault metadata v1\0" + header.prefix, 32)
+    prk, prefix = hmac.digest(header.salt, dek, "sha256"), header.prefix
+    content = _expand(prk, b"secure-vault object v1\0" + prefix, 64)
+    metadata = _expand(prk, b"secure-vault metadata v1\0" + prefix, 32)
     return FileKeys(encryption=content[:32], metadata=metadata, commitment=content[32:])
 
 

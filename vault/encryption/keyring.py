@@ -5,10 +5,11 @@ Reads dispatch on the row's provider and key_ref, never on what happens to be co
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from vault.encryption.errors import KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
@@ -35,10 +36,15 @@ class WrappedKey:
 class KeyProvider(Protocol):
     """Wraps and unwraps data keys. `object_id` is the context that KMS binds; local keys rely on the commitment."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether unwrapping asks a service over the network, which takes its time and may fail."""
 
     def current_ref(self) -> str:
-        """The key_ref that new wraps will carry, as far as it is known without the network."""
+        """The key_ref that new wraps will carry. A remote provider may have to ask for it once."""
 
     def generate(self, object_id: UUID) -> DataKey: ...
 
@@ -49,7 +55,7 @@ class KeyProvider(Protocol):
         """Return the wrapped key and its key_ref."""
 
     def knows(self, key_ref: str) -> bool:
-        """Whether this provider is configured to unwrap under key_ref; asks nobody."""
+        """Whether this provider may unwrap under key_ref; no service is ever asked about that ref itself."""
 
     def health(self) -> None:
         """Raises an EncryptionError if new keys cannot be wrapped now."""
@@ -66,29 +72,50 @@ class KeyRing:
     def primary(self) -> KeyProvider:
         return self._primary
 
+    @property
+    def providers(self) -> frozenset[str]:
+        """The names of all providers that are configured."""
+        return frozenset(self._providers)
+
     def generate(self, object_id: UUID) -> tuple[bytes, WrappedKey]:
         """Make a data key for a new object. There is no fall-back to another provider."""
         made = self._primary.generate(object_id)
-        blob = base64.urlsafe_b64encode(made.wrapped).decode("ascii")
-        return made.plaintext, WrappedKey(self._primary.name, made.key_ref, blob)
+        return made.plaintext, self._row(made.wrapped, made.key_ref)
+
+    def wrap(self, dek: bytes, object_id: UUID) -> WrappedKey:
+        """Wrap a data key under the primary."""
+        return self._row(*self._primary.wrap(dek, object_id))
 
     def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
         """Return the 32-byte data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
         if not self.knows(key.provider, key.key_ref):
-            raise KeyUnavailable
+            raise KeyUnavailable("unknown_ref")
         try:
             wrapped = base64.b64decode(key.blob, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as exc:
-            raise KeyUnwrapFailed from exc
+            raise KeyUnwrapFailed("damaged") from exc
         dek = self._providers[key.provider].unwrap(wrapped, key.key_ref, object_id)
         if len(dek) != DEK_SIZE:
-            raise KeyUnwrapFailed
+            raise KeyUnwrapFailed("length")
         return dek
 
     def knows(self, provider: str, key_ref: str) -> bool:
         """Whether a row with these columns can be unwrapped under the present configuration."""
         return provider in self._providers and self._providers[provider].knows(key_ref)
 
+    def is_remote(self, provider: str) -> bool:
+        """Whether keys of this provider are unwrapped over the network; False if it is not configured."""
+        return provider in self._providers and self._providers[provider].is_remote
+
     def health(self) -> None:
         """Raises an EncryptionError if new files could not be given a key now."""
         self._primary.health()
+
+    def check_primary(self) -> None:
+        """Wrap a canary and unwrap it again. Raises the key errors."""
+        canary, object_id = os.urandom(DEK_SIZE), uuid4()
+        if self.unwrap(self.wrap(canary, object_id), object_id) != canary:
+            raise KeyUnwrapFailed("canary")
+
+    def _row(self, wrapped: bytes, key_ref: str) -> WrappedKey:
+        return WrappedKey(self._primary.name, key_ref, base64.urlsafe_b64encode(wrapped).decode("ascii"))

@@ -22,6 +22,7 @@ class LocalKeyProvider:
     """One or more Fernet keys: the first wraps, each unwraps exactly the tokens whose key_ref names it."""
 
     name = "local"
+    is_remote = False
 
     def __init__(self, master_keys: Sequence[str]) -> None:
         """Raises ValueError, without showing any key, if one is malformed, one comes twice, or there is none."""
@@ -50,11 +51,11 @@ class LocalKeyProvider:
 
     def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
         if key_ref not in self._keys:
-            raise KeyUnavailable
+            raise KeyUnavailable("unknown_ref")
         try:
             return self._keys[key_ref].decrypt(base64.urlsafe_b64encode(wrapped))
         except InvalidToken as exc:
-            raise KeyUnwrapFailed from exc
+            raise KeyUnwrapFailed("damaged") from exc
 
     def knows(self, key_ref: str) -> bool:
         return key_ref in self._keys

@@ -50,15 +50,15 @@ class LeaseKeeper:
         """Give every running upload its full lease again. A row that is not pending any more stays as it is."""
         with self._lock:
             file_ids = list(self._held)
-        if not file_ids:
-            return
-        with self._sessions.begin() as session:
-            session.execute(
-                sa.update(File)
-                .where(File.id.in_(file_ids), File.state == FileState.PENDING)
-                .values(lease_until=db_now(LEASE_SECONDS))
-                .execution_options(synchronize_session=False)
-            )
+        for file_id in file_ids:
+            # One row a transaction: two that each lock several rows could wait for each other.
+            with self._sessions.begin() as session:
+                session.execute(
+                    sa.update(File)
+                    .where(File.id == file_id, File.state == FileState.PENDING)
+                    .values(lease_until=db_now(LEASE_SECONDS))
+                    .execution_options(synchronize_session=False)
+                )
 
     def _run(self) -> None:
         pause = threading.Event()

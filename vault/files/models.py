@@ -1,4 +1,4 @@
-"""Tables of stored files, and the id that ties this database to its object store."""
+"""Tables of stored files, of retired keys, and the id that ties this database to its object store."""
 
 import enum
 import uuid
@@ -41,6 +41,15 @@ class File(UuidKey, Base):
             postgresql_where=sa.text("state <> 'ready'"),
             sqlite_where=sa.text("state <> 'ready'"),
         ),
+        # Which refs are in use, and the rows of each in the order in which they are rewrapped.
+        sa.Index(
+            "ix_files_wrapped_by",
+            "key_provider",
+            "key_ref",
+            "id",
+            postgresql_where=sa.text("encrypted_data_key IS NOT NULL"),
+            sqlite_where=sa.text("encrypted_data_key IS NOT NULL"),
+        ),
     )
 
     owner_id: Mapped[uuid.UUID]
@@ -62,6 +71,15 @@ class File(UuidKey, Base):
     lease_until: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+
+class RetiredKey(Base):
+    """A key_ref that neither wraps nor unwraps any more, even if it is still configured."""
+
+    __tablename__ = "retired_keys"
+
+    key_ref: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    retired_at: Mapped[datetime]
 
 
 class Installation(Base):

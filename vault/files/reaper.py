@@ -5,9 +5,8 @@ deleted only on request, since a wrong database makes every object look like one
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -17,12 +16,11 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.db import db_now
 from vault.errors import StorageError
+from vault.files.bulk import rows_by_id
 from vault.files.installation import InstallationGuard
 from vault.files.models import File, FileState
 from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
-
-_BATCH: Final = 200
 
 log = structlog.get_logger(__name__)
 
@@ -66,10 +64,11 @@ class Reaper:
         """
         self._installation.verify()
         report = ReapReport()
-        for file in self._rows(File.state == FileState.PENDING, File.lease_until <= db_now()):
+        abandoned = sa.select(File).where(File.state == FileState.PENDING, File.lease_until <= db_now())
+        for (file,) in rows_by_id(self._sessions, abandoned):
             report.expired += self._expire(file)
             progress(1)
-        for file in self._rows(*_removable()):
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_removable())):
             if self._remove(file):
                 report.removed += 1
             else:
@@ -113,19 +112,6 @@ class Reaper:
         with self._sessions.begin() as session:
             self._audit.record(session, actor, Action.FILES_REAPED, orphans=removed)
         return removed
-
-    def _rows(self, *where: sa.ColumnElement[bool]) -> Iterator[File]:
-        """All rows that match, by id and in batches, so that one that stays does not come up again."""
-        last = uuid.UUID(int=0)
-        while True:
-            with self._sessions.begin() as session:
-                rows = session.scalars(
-                    sa.select(File).where(File.id > last, *where).order_by(File.id).limit(_BATCH)
-                ).all()
-            if not rows:
-                return
-            yield from rows
-            last = rows[-1].id
 
     def _expire(self, file: File) -> bool:
         try:

@@ -13,8 +13,9 @@ from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
 from vault.errors import IntegrityFailed, NotFound
-from vault.files.download import Download, Downloads, StoredFile
+from vault.files.download import Download, Downloads
 from vault.files.models import File, FileState
+from vault.files.reading import StoredFile, ready_files
 from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.files.upload import Incoming, Uploads
 
@@ -67,7 +68,8 @@ class FileService:
         """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyUploads, UploadTruncated,
         DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept.
         """
-        return self.get(owner_id, self._uploads.upload(owner_id, incoming, actor), actor)
+        file_id, digest = self._uploads.upload(owner_id, incoming, actor)
+        return _info(self._find(owner_id, file_id)[0], digest)
 
     def list(self, owner_id: uuid.UUID, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> Page:
         """Newest first, `limit` at most, beginning behind `after`. Needs neither store nor keys."""
@@ -82,51 +84,50 @@ class FileService:
 
     def get(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
         """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
-        row = self._find(owner_id, file_id)
+        row, file = self._find(owner_id, file_id)
         try:
-            digest = self._downloads.digest(StoredFile.of(row), actor)
+            digest = self._downloads.digest(file, actor, at_once=True)
         except (EncryptionError, IntegrityFailed):
             digest = None
         return _info(row, digest)
 
     def head(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
         """What a content answer says about a file, without opening its object. Raises NotFound and key errors."""
-        row = self._find(owner_id, file_id)
-        return _info(row, self._downloads.digest(StoredFile.of(row), actor))
+        row, file = self._find(owner_id, file_id)
+        return _info(row, self._downloads.digest(file, actor))
 
     def open(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> tuple[FileInfo, Download]:
         """Open the content, proven as far as can be before its first byte. The caller closes the download.
 
         Raises NotFound, IntegrityFailed, and the errors of keys, store and database.
         """
-        row = self._find(owner_id, file_id)
-        download = self._downloads.open(StoredFile.of(row), actor)
+        row, file = self._find(owner_id, file_id)
+        download = self._downloads.open(file, actor)
         return _info(row, download.sha256), download
 
     def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
         try:
             with self._sessions.begin() as session:
-                row = _ready(session, owner_id, file_id)
+                row, file = _ready(session, owner_id, file_id)
                 shred(session, Shreddable.of(row), end_lease=True)
                 self._audit.record(session, actor, Action.FILE_DELETED, target=("file", file_id))
         except TransitionLost as exc:
             raise NotFound from exc
+        self._downloads.forget(file)
         self._remove_later(file_id)
 
-    def _find(self, owner_id: uuid.UUID, file_id: uuid.UUID) -> File:
+    def _find(self, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
         with self._sessions.begin() as session:
             return _ready(session, owner_id, file_id)
 
 
-def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> File:
+def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
     """Found by id and owner and state in one query: somebody else's file does not exist."""
-    row = session.scalar(
-        sa.select(File).where(File.id == file_id, File.owner_id == owner_id, File.state == FileState.READY)
-    )
-    if row is None:
+    found = session.execute(ready_files(File.id == file_id, File.owner_id == owner_id)).one_or_none()
+    if found is None:
         raise NotFound
-    return row
+    return found[0], StoredFile.of(found[0], key_is_retired=found[1])
 
 
 def _bound(after: tuple[datetime, uuid.UUID]) -> tuple[sa.BindParameter[datetime], sa.BindParameter[uuid.UUID]]:

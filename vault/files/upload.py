@@ -21,10 +21,9 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User
 from vault.db import db_now
-from vault.encryption.header import FileKeys, Suite, create_header, open_keys
-from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.header import Suite
+from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
-from vault.encryption.segments import ContentKey, Geometry, part_size_for, seal_stream
 from vault.errors import (
     DatabaseUnavailable,
     DigestMismatch,
@@ -38,7 +37,9 @@ from vault.errors import (
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
+from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
+from vault.files.writing import NewObject, write_object
 from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.
@@ -75,10 +76,7 @@ class _Reservation:
 
     file_id: uuid.UUID
     owner_id: uuid.UUID
-    object_id: uuid.UUID
-    keys: FileKeys
-    content_key: ContentKey
-    wrapped: WrappedKey
+    new: NewObject
 
 
 class Uploads:
@@ -107,8 +105,8 @@ class Uploads:
         self._audit = audit
         self._clock = clock
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> uuid.UUID:
-        """Store one file and return its id. On any error nothing stays visible, reserved or counted."""
+    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> tuple[uuid.UUID, bytes]:
+        """Store one file; return its id and SHA-256. On any error nothing stays visible, reserved or counted."""
         self._refuse_early(owner_id, incoming)
         reservation = self._reserve(owner_id, incoming)
         with self._leases.held(reservation.file_id):
@@ -126,7 +124,7 @@ class Uploads:
             except BaseException:
                 self._abandon(reservation)
                 raise
-        return reservation.file_id
+        return reservation.file_id, meter.digest()
 
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
         """Refuse whatever can be refused before a key is made or a row written. Only reads."""
@@ -143,10 +141,7 @@ class Uploads:
 
     def _reserve(self, owner_id: uuid.UUID, incoming: Incoming) -> _Reservation:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
-        object_id = uuid.uuid4()
-        dek, wrapped = self._keys.generate(object_id)
-        header = create_header(dek, self._suite, object_id)
-        keys = open_keys(dek, header)
+        new = NewObject.create(self._keys, self._suite)
         now, reserved = self._clock(), incoming.declared_bytes or 0
         row = File(
             id=uuid.uuid4(),
@@ -156,12 +151,7 @@ class Uploads:
             content_type=incoming.content_type,
             state=FileState.PENDING,
             reserved_bytes=reserved,
-            object_id=object_id,
-            header=header.to_bytes(),
-            encrypted_data_key=wrapped.blob,
-            key_provider=wrapped.provider,
-            key_ref=wrapped.key_ref,
-            wrapped_at=now,
+            **new.columns(now),
             lease_until=db_now(LEASE_SECONDS),
             created_at=now,
             updated_at=now,
@@ -169,8 +159,9 @@ class Uploads:
         with self._sessions.begin() as session:
             self._take_quota(session, owner_id, reserved)
             self._limit_uploads(session, owner_id)
+            refuse_retired(session, new.wrapped.key_ref)
             session.add(row)
-        return _Reservation(row.id, owner_id, object_id, keys, ContentKey(keys, header), wrapped)
+        return _Reservation(row.id, owner_id, new)
 
     def _take_quota(self, session: Session, owner_id: uuid.UUID, wanted: int) -> None:
         """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together."""
@@ -221,21 +212,10 @@ class Uploads:
         return more
 
     def _stream(self, reservation: _Reservation, meter: "_Meter", declared: int | None) -> None:
-        key = reservation.content_key
         meter.reserved = declared or 0
         # A body of unknown length may become as large as any is allowed to be.
-        largest = self._limits.max_upload_bytes if declared is None else declared
-        object_size = Geometry(key.suite, key.header.lg, largest).object_size
-        # A small file needs no full part: whole segments, rounded up.
-        part_size = min(part_size_for(object_size), -(-object_size // key.segment_size) * key.segment_size)
-        writer = self._store.writer(object_key(reservation.object_id), part_size=part_size)
-        try:
-            for part, length in seal_stream(key, meter.read, writer.buffer):
-                writer.write(part, length)
-            writer.commit()
-        except BaseException:
-            writer.abort()
-            raise
+        at_most = self._limits.max_upload_bytes if declared is None else declared
+        write_object(self._store, reservation.new, meter.read, at_most_bytes=at_most)
 
     def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> None:
         try:
@@ -257,7 +237,7 @@ class Uploads:
                 raise
 
     def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> None:
-        key = reservation.content_key
+        new = reservation.new
         is_enabled = lock_user(session, reservation.owner_id)
         published = session.execute(
             sa.update(File)
@@ -269,11 +249,11 @@ class Uploads:
             .values(
                 state=FileState.READY,
                 size_bytes=meter.size,
-                object_size_bytes=Geometry(key.suite, key.header.lg, meter.size).object_size,
+                object_size_bytes=new.geometry(meter.size).object_size,
                 sealed_digest=seal_digest(
-                    reservation.keys,
+                    new.keys,
                     meter.digest(),
-                    object_id=reservation.object_id,
+                    object_id=new.object_id,
                     file_id=reservation.file_id,
                     owner_id=reservation.owner_id,
                 ),
@@ -315,7 +295,7 @@ class Uploads:
                 self._remove_later(reservation.file_id)
             elif self._state(reservation) != FileState.READY:
                 # Somebody else ended the row, and may have removed the object before it was complete.
-                self._store.delete(object_key(reservation.object_id))
+                self._store.delete(object_key(reservation.new.object_id))
         except (SQLAlchemyError, StorageError) as exc:
             log.warning("upload_left_to_reaper", file_id=str(reservation.file_id), exc_info=exc)
         return ours

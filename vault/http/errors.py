@@ -23,6 +23,8 @@ STATUS: Final = {
     "invalid_credentials": 401,
     "forbidden": 403,
     "not_found": 404,
+    "key_not_known": 404,
+    "key_in_use": 409,
     "upload_lost": 409,
     "too_large": 413,
     "quota_exceeded": 413,

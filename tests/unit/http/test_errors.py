@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestedRangeNotSatisfiable, TooManyRequests
 
-from vault.encryption.errors import AuthenticationFailed, EncryptionError
+from vault.encryption.errors import AuthenticationFailed, EncryptionError, KeyFailure
 from vault.errors import (
     Busy,
     InputRefused,
@@ -30,7 +30,7 @@ from vault.http.errors import STATUS, problem, unauthorized
 SECRET = "tax-return-of-anna.pdf"
 # By their names, since the package has another module as its attribute `errors`.
 DOMAIN = [import_module("vault.errors"), import_module("vault.encryption.errors")]
-ABSTRACT = {VaultError, StorageError, EncryptionError}
+ABSTRACT = {VaultError, StorageError, EncryptionError, KeyFailure}
 TOLD_TO_CLIENTS = [
     found
     for module in [*DOMAIN, import_module("vault.http.api")]
@@ -69,7 +69,7 @@ def answer(log: list[Any]) -> Callable[..., Any]:
 def made(error: type[VaultError]) -> VaultError:
     if issubclass(error, InputRefused):
         return error({"name": ["Not good."]})
-    if issubclass(error, IntegrityFailed):
+    if issubclass(error, IntegrityFailed | KeyFailure):
         return error(SECRET)
     return error()
 
@@ -125,7 +125,7 @@ def test_every_error_is_answered_as_a_problem(answer: Callable[..., Any], error:
 def test_an_error_that_nobody_named_is_answered_without_detail(
     answer: Callable[..., Any], error: type[VaultError]
 ) -> None:
-    response = answer(error())
+    response = answer(made(error))
 
     assert (response.status_code, response.json["code"]) == (500, "internal_error")
 

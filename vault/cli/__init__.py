@@ -1,0 +1,34 @@
+"""The `flask` commands: keys and files; `flask db` comes from Flask-Migrate.
+
+A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
+what is missing when they run.
+"""
+
+import logging
+
+from flask import Flask
+from flask_migrate.cli import db as db_commands
+
+from vault import create_app
+from vault.cli.base import Unconfigured
+from vault.cli.file_commands import files
+from vault.cli.key_commands import keys
+from vault.config import Settings, SettingsError
+from vault.logs import configure_logging
+
+
+def create_cli_app() -> Flask:
+    """What FLASK_APP names: the whole application, or, where settings are missing, a shell that says so on use."""
+    try:
+        settings = Settings.load()
+    except SettingsError as exc:
+        app = Flask("vault", static_folder=None)
+        app.extensions["vault"] = app.extensions["migrate"] = Unconfigured(exc)
+        app.cli.add_command(db_commands)
+    else:
+        configure_logging("WARNING", "console")
+        logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+        app = create_app(settings)
+    app.cli.add_command(keys)
+    app.cli.add_command(files)
+    return app

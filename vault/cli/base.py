@@ -1,0 +1,135 @@
+"""What every command shares: settings that may be missing, errors told in a sentence, progress, an orderly end."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import wraps
+from time import monotonic
+from typing import Any, Final, NoReturn, cast
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+from sqlalchemy.exc import SQLAlchemyError
+
+from vault.config import SettingsError
+from vault.container import Container
+from vault.encryption.errors import KeyFailure
+from vault.errors import VaultError
+from vault.files.verifying import Finding, VerifyReport
+
+# What shells report for a program that Ctrl-C has ended: 128 and the signal's number.
+_INTERRUPTED: Final = 130
+_LINE_EVERY_SECONDS: Final = 10.0
+_SAMPLE: Final = 100
+
+
+class Unconfigured:
+    """Stands where the application's parts would be; whoever reaches for one is told what settings lack."""
+
+    def __init__(self, error: SettingsError) -> None:
+        self._error = error
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise click.ClickException(str(self._error))
+
+
+class Commands(AppGroup):
+    """A group whose commands end with a sentence and status 1 when the vault or its database refuses."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyFailure as exc:
+            raise click.ClickException(f"{exc.detail} ({exc.code}: {exc.reason})") from exc
+        except VaultError as exc:
+            raise click.ClickException(f"{exc.detail} ({exc.code})") from exc
+        except SQLAlchemyError as exc:
+            raise click.ClickException(
+                f"The database does not answer or lacks its tables ({type(exc).__name__}). Run: flask db upgrade"
+            ) from exc
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
+            sys.exit(_INTERRUPTED)
+
+
+def container() -> Container:
+    """This application's parts."""
+    found = cast(Container, current_app.extensions["vault"])
+    # Touched here, so that a missing setting is told before a command prints anything.
+    _ = found.settings
+    return found
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def sample_options(command: Any) -> Any:
+    """--all or --sample N, for commands that verify: the command is given `sample`, None for all."""
+
+    @wraps(command)
+    def with_sample(*args: Any, check_all: bool, sample: int | None, **kwargs: Any) -> Any:
+        if check_all and sample is not None:
+            raise click.UsageError("--all and --sample exclude each other.")
+        return command(*args, sample=None if check_all else sample or _SAMPLE, **kwargs)
+
+    number = click.IntRange(1, 100_000)
+    help_ = f"So many, drawn at random (without --all: {_SAMPLE})."
+    sampled = click.option("--sample", type=number, metavar="N", help=help_)(with_sample)
+    return click.option("--all", "check_all", is_flag=True, help="Every one.")(sampled)
+
+
+class Findings:
+    """Tells what verification finds, as it is found, and ends the command."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def tell(self, finding: Finding) -> None:
+        if self._as_json:
+            fields = {"file_id": str(finding.file_id), "reason": finding.reason, "damaged": finding.is_damage}
+            click.echo(json.dumps(fields))
+        else:
+            click.echo(f"{'DAMAGED' if finding.is_damage else 'not checked'}  {finding.file_id}  {finding.reason}")
+
+    def conclude(self, report: VerifyReport, what: str) -> None:
+        """Print the sum, in JSON as the last line; exit with status 1 unless all were whole."""
+        if self._as_json:
+            click.echo(json.dumps(asdict(report)))
+        else:
+            unchecked = f", {report.unchecked} could not be checked" if report.unchecked else ""
+            click.echo(f"Verified {report.checked} {what}: {report.damaged} damaged{unchecked}.")
+        if report.damaged or report.unchecked:
+            sys.exit(1)
+
+
+@contextmanager
+def progress(label: str, length: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Yields what is told of each step: a bar on a terminal, else a line now and then. Both on standard error."""
+    if sys.stderr.isatty():
+        with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=not unit) as bar:
+            yield bar.update
+        return
+    lines = _Lines(label, length, unit)
+    yield lines.update
+    lines.show()
+
+
+class _Lines:
+    def __init__(self, label: str, length: int, unit: str) -> None:
+        self._label = label
+        self._length = length
+        self._unit = unit
+        self._done = 0
+        self._shown_at = monotonic()
+
+    def update(self, steps: int) -> None:
+        self._done += steps
+        if monotonic() - self._shown_at >= _LINE_EVERY_SECONDS:
+            self._shown_at = monotonic()
+            self.show()
+
+    def show(self) -> None:
+        click.echo(f"{self._label}: {self._done} of {self._length}{self._unit}", err=True)

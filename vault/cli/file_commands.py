@@ -1,0 +1,101 @@
+"""`flask files`: clean up, verify, give files new keys."""
+
+import uuid
+
+import click
+
+from vault.audit.service import Actor
+from vault.cli.base import Commands, Findings, container, json_option, progress, sample_options
+from vault.encryption.header import Suite
+from vault.files.reaper import OrphanReport
+from vault.files.reencrypting import Selection
+
+files = Commands("files", help="Stored files: clean up what crashes left behind, verify, give files new keys.")
+
+
+@files.command("reap")
+@click.option("--orphans", is_flag=True, help="Also delete objects that no row knows.")
+@click.option("--yes", is_flag=True, help="Do not ask before deleting orphans.")
+@click.option(
+    "--max", "max_percent", type=click.FloatRange(0, 100), default=1.0, show_default=True,
+    help="Refuse if orphans are more than this share of all objects, in percent.",
+)  # fmt: skip
+def reap(orphans: bool, yes: bool, max_percent: float) -> None:
+    """End uploads whose process died, and remove the objects of deleted files.
+
+    Objects that no row knows are only reported, unless --orphans is given.
+    """
+    reaper = container().reaper
+    with click.progressbar(length=0, label="Reaping", show_pos=True, show_percent=False, show_eta=False) as bar:
+        report = reaper.reap(Actor(), progress=bar.update)
+    click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
+    found = reaper.find_orphans()
+    click.echo(f"{len(found.orphans)} of {found.objects} objects are known to no row.")
+    if found.foreign:
+        click.echo(f"{found.foreign} objects have names that are not ours; they are never touched.")
+    if orphans and found.orphans:
+        _remove_orphans(found, yes=yes, max_percent=max_percent)
+    if report.failed:
+        raise click.ClickException(f"{report.failed} objects could not be removed now; run this again.")
+
+
+def _remove_orphans(found: OrphanReport, *, yes: bool, max_percent: float) -> None:
+    share = 100 * len(found.orphans) / found.objects
+    if share > max_percent:
+        raise click.ClickException(
+            f"{share:.1f} % of all objects look orphaned, more than --max {max_percent:g}. Is this the right database?"
+        )
+    if not yes:
+        click.confirm(f"Delete {len(found.orphans)} objects for ever?", abort=True)
+    with click.progressbar(length=len(found.orphans), label="Deleting") as bar:
+        removed = container().reaper.remove_orphans(found, Actor(), progress=bar.update)
+    click.echo(f"Deleted {removed} orphaned objects.")
+
+
+@files.command("verify")
+@sample_options
+@json_option
+def verify(sample: int | None, as_json: bool) -> None:
+    """Read whole objects, authenticate every byte, and compare each file with its digest.
+
+    Names each file that is damaged, with the reason. Exits 1 if one is, or could not be checked.
+    """
+    verifier = container().verifier
+    findings = Findings(as_json=as_json)
+    total = verifier.count_bytes() if sample is None else 0
+    with progress("Verifying files", total, unit=" bytes") as update:
+        report = verifier.verify_files(Actor(), sample=sample, progress=update, on_finding=findings.tell)
+    findings.conclude(report, "files")
+
+
+@files.command("reencrypt")
+@click.option("--cipher", type=click.Choice([suite.cipher_name for suite in Suite]), help="Default: FILE_CIPHER.")
+@click.option("--key-ref", metavar="REF", help="Files under this key, such as one that has leaked.")
+@click.argument("file_ids", metavar="[FILE_ID]...", nargs=-1, type=click.UUID)
+def reencrypt(cipher: str | None, key_ref: str | None, file_ids: tuple[uuid.UUID, ...]) -> None:
+    """Give files a new data key and a new object.
+
+    Files are chosen by their ids, by --key-ref, or both; with --cipher alone, all that have another cipher. Needed
+    after a master key leaked, when rewrapping is not enough. The old objects are removed an hour later, so the store
+    needs room for both. Kill it anywhere and run it again.
+    """
+    if not (file_ids or key_ref or cipher):
+        raise click.UsageError("Say which files: FILE_ID, --key-ref REF, or --cipher NAME for all of another cipher.")
+    vault = container()
+    suite = vault.settings.file_suite if cipher is None else Suite.named(cipher)
+    selection = Selection(file_ids, key_ref, suite)
+    count, size = vault.reencryptor.plan(selection)
+    click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
+    with progress("Reencrypting", size, unit=" bytes") as update:
+        report = vault.reencryptor.run(selection, Actor(), progress=update, on_failure=_tell_failure)
+    gone = f", {report.gone} had gone meanwhile" if report.gone else ""
+    click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
+    missing = len(set(file_ids)) - count if file_ids and not key_ref else 0
+    if missing:
+        raise click.ClickException(f"{missing} of the files do not exist.")
+    if report.failed:
+        raise click.ClickException("Those that failed keep what they had.")
+
+
+def _tell_failure(file_id: uuid.UUID, reason: str) -> None:
+    click.echo(f"Failed: file {file_id}: {reason}", err=True)

@@ -1,0 +1,150 @@
+"""`flask keys`: make keys, see which files depend on which, move files between them."""
+
+import json
+import secrets
+import sys
+from dataclasses import asdict
+
+import click
+
+from vault.audit.service import Actor
+from vault.cli.base import Commands, Findings, container, json_option, progress, sample_options
+from vault.encryption.errors import KeyFailure
+from vault.encryption.local import generate_master_key
+from vault.files.rewrapping import NotMoved, RewrapReport
+
+keys = Commands("keys", help="Encryption keys: make them, see which files depend on which, move files between them.")
+
+
+@keys.command("generate", with_appcontext=False)
+@click.option("--secret-key", is_flag=True, help="Make a SECRET_KEY instead.")
+def generate(secret_key: bool) -> None:
+    """Print a fresh MASTER_KEY."""
+    click.echo(secrets.token_urlsafe(48) if secret_key else generate_master_key())
+
+
+@keys.command("status")
+@json_option
+def status(as_json: bool) -> None:
+    """Show which keys wrap how many files, and which of them are missing.
+
+    Exits 1 if a key that files need is missing or retired.
+    """
+    usage = container().key_usage
+    uses = usage.by_ref()
+    try:
+        provider, ref = usage.primary()
+    except KeyFailure as exc:
+        provider, ref = container().keys.primary.name, None
+        click.echo(
+            f"The primary's ARN is not known: the key service refused or did not answer ({exc.reason}).", err=True
+        )
+    if as_json:
+        rows = [
+            {
+                "provider": use.provider,
+                "key_ref": use.key_ref,
+                "rows": use.rows,
+                "available": use.is_available,
+                "retired": use.is_retired,
+                "primary": (use.provider, use.key_ref) == (provider, ref),
+            }
+            for use in uses
+        ]
+        click.echo(json.dumps({"primary": {"provider": provider, "key_ref": ref}, "keys": rows}))
+    else:
+        click.echo(f"primary  {provider}  {ref or 'not known'}")
+        for use in uses:
+            lacks = "  RETIRED" if use.is_retired else "  MISSING from the configuration"
+            click.echo(f"{use.rows:>9} files  {use.provider}  {use.key_ref}{'' if use.is_available else lacks}")
+        if not uses:
+            click.echo("No file is stored yet.")
+    if not all(use.is_available for use in uses):
+        sys.exit(1)
+
+
+@keys.command("check")
+@json_option
+def check(as_json: bool) -> None:
+    """Try every key in use: unwrap one file's key each, and wrap and unwrap a canary with the primary.
+
+    Exits 1 if one fails.
+    """
+    checks = []
+    for result in container().key_usage.check():
+        checks.append(result)
+        if not as_json:
+            outcome = "ok" if result.failure is None else f"FAILED ({result.failure})"
+            click.echo(f"{outcome}  {result.trial}  {result.provider}  {result.key_ref}")
+    if as_json:
+        click.echo(json.dumps({"checks": [asdict(result) for result in checks]}))
+    if any(result.failure for result in checks):
+        sys.exit(1)
+
+
+@keys.command("rewrap")
+@click.option("--batch", type=click.IntRange(1, 5000), default=500, show_default=True, help="Rows a transaction.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many rows.")
+@click.option("--dry-run", is_flag=True, help="Only tell what there is to do.")
+@json_option
+def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
+    """Move every file's key under the primary.
+
+    Objects are not touched, and the API may serve meanwhile. Kill it anywhere and run it again. Exits 1 while any row
+    remains on another key.
+    """
+    rewrapper = container().rewrapper
+    waiting = rewrapper.waiting()
+    for use in waiting:
+        lacks = "" if use.is_available else f"  ({'retired' if use.is_retired else 'not configured'})"
+        click.echo(f"{use.rows} rows to move from {use.provider}  {use.key_ref}{lacks}", err=True)
+    total = sum(use.rows for use in waiting)
+    if dry_run:
+        report = RewrapReport(remaining=total)
+    else:
+        with progress("Rewrapping", min(total, limit or total)) as update:
+            report = rewrapper.run(Actor(), batch=batch, limit=limit, progress=update, on_failure=_tell_not_moved)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        changed = f", {report.changed} had changed meanwhile" if report.changed else ""
+        click.echo(f"Moved {report.moved} rows, {report.failed} failed{changed}; {report.remaining} remain.")
+    if report.remaining:
+        sys.exit(1)
+
+
+@keys.command("verify")
+@sample_options
+@json_option
+def verify(sample: int | None, as_json: bool) -> None:
+    """Unwrap files' keys and compare each with its file's commitment. Exits 1 if one is wrong or not to be had."""
+    verifier = container().verifier
+    total = verifier.count_keys()
+    findings = Findings(as_json=as_json)
+    with progress("Verifying keys", total if sample is None else min(sample, total)) as update:
+        report = verifier.verify_keys(sample=sample, progress=update, on_finding=findings.tell)
+    findings.conclude(report, "keys")
+
+
+@keys.command("retire")
+@click.argument("ref")
+def retire(ref: str) -> None:
+    """Let the key REF neither wrap nor unwrap any more, even if it is still configured.
+
+    Refused while any row uses it, and for the primary. `flask keys restore` undoes it.
+    """
+    fresh = container().key_usage.retire(ref, Actor())
+    click.echo("Retired: it neither wraps nor unwraps any more." if fresh else "It was retired already.")
+
+
+@keys.command("restore")
+@click.argument("ref")
+def restore(ref: str) -> None:
+    """Undo `retire` for the key REF."""
+    container().key_usage.restore(ref, Actor())
+    click.echo("Restored: it may unwrap again, where it is configured.")
+
+
+def _tell_not_moved(failure: NotMoved) -> None:
+    what = f"file {failure.file_id}" if failure.file_id else "all"
+    click.echo(f"Not moved: {what} on {failure.key_ref}: {failure.reason}", err=True)

@@ -1,0 +1,66 @@
+"""Unwrapped data keys, kept for a short while so that many reads of one file cost one call to the key service."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Final
+from uuid import UUID
+
+from cachetools import TTLCache
+
+from vault.encryption.errors import KeyServiceUnavailable
+from vault.encryption.keyring import KeyRing, WrappedKey
+
+_WAITING_THREADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    key: WrappedKey
+    dek: bytes = field(repr=False)
+
+
+class DekCache:
+    """Reads go through here; nothing is ever written under a key out of it. In this process's memory only.
+
+    Bounded in number (`size`, least recently used goes first) and age (`seconds`); 0 of either turns it off. One entry
+    per object, valid for the very wrapped key that it came from. Callers check the header's commitment on every hit.
+    """
+
+    def __init__(self, keys: KeyRing, *, size: int, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._keys = keys
+        self._entries: TTLCache[UUID, _Entry] = TTLCache(size if seconds else 0, seconds, clock)
+        self._lock = threading.Lock()
+        # Starts no thread before it is used, so it may be made before a fork.
+        self._pool = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="key-service")
+
+    def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
+        """Return the data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
+        with self._lock:
+            entry = self._entries.get(object_id)
+        if entry is not None and entry.key == key:
+            return entry.dek
+        dek = self._keys.unwrap(key, object_id)
+        with self._lock:
+            if self._entries.maxsize:
+                self._entries[object_id] = _Entry(key, dek)
+        return dek
+
+    def unwrap_within(self, seconds: float, key: WrappedKey, object_id: UUID) -> bytes:
+        """The same, but a key service that takes longer than that is told as KeyServiceUnavailable."""
+        if not self._keys.is_remote(key.provider):
+            return self.unwrap(key, object_id)
+        waiting = self._pool.submit(self.unwrap, key, object_id)
+        try:
+            return waiting.result(timeout=seconds)
+        except FutureTimeout as exc:
+            waiting.cancel()
+            raise KeyServiceUnavailable("slow") from exc
+
+    def evict(self, object_id: UUID) -> None:
+        """Forget an object's key, since its file is gone or has another one."""
+        with self._lock:
+            self._entries.pop(object_id, None)

@@ -1,0 +1,331 @@
+"""Gives files a new data key and a new object: after a master key leaked, or for another cipher.
+
+It runs like an upload, with a leased pending row of its own, which belongs to nobody. One transaction then exchanges
+the objects of the two rows; the old object goes an hour later, so that running downloads end well.
+"""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.db import db_now
+from vault.encryption.errors import EncryptionError, KeyFailure, KeyServiceUnavailable, KeyUnwrapFailed
+from vault.encryption.header import Suite
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.metadata import seal_digest
+from vault.errors import IntegrityFailed, KeyInUse, NotFound, StorageError, StorageFull, VaultError
+from vault.files.bulk import patiently, rows_by_id
+from vault.files.download import Downloads
+from vault.files.installation import InstallationGuard
+from vault.files.key_usage import KeyUsage
+from vault.files.leases import LEASE_SECONDS, LeaseKeeper
+from vault.files.models import File, FileState
+from vault.files.reading import FileReader, StoredFile, integrity_proven, ready_files
+from vault.files.retired import refuse_retired
+from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
+from vault.files.writing import NewObject, write_object
+from vault.storage import ObjectStore
+
+# A pending row that belongs to nobody costs nobody's quota, and no list shows it.
+_NOBODY: Final = uuid.UUID(int=0)
+_KEEP_OLD_SECONDS: Final = 60 * 60
+_TRIES: Final = 3
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which files: those ids, those under that key, or, where neither is given, all that have another cipher."""
+
+    file_ids: tuple[uuid.UUID, ...]
+    key_ref: str | None
+    suite: Suite
+
+
+@dataclass(slots=True)
+class ReencryptReport:
+    """`gone`: deleted, or given another object by somebody else, meanwhile."""
+
+    done: int = 0
+    gone: int = 0
+    failed: int = 0
+
+
+class Reencryptor:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        store: ObjectStore,
+        keys: KeyRing,
+        usage: KeyUsage,
+        reader: FileReader,
+        downloads: Downloads,
+        installation: InstallationGuard,
+        leases: LeaseKeeper,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._keys = keys
+        self._usage = usage
+        self._reader = reader
+        self._downloads = downloads
+        self._installation = installation
+        self._leases = leases
+        self._audit = audit
+        self._clock = clock
+        self._sleep = sleep
+
+    def plan(self, selection: Selection) -> tuple[int, int]:
+        """How many files that are, and their plaintext bytes. Raises KeyInUse if their key is still the primary."""
+        if selection.key_ref is not None and selection.key_ref == self._usage.primary()[1]:
+            raise KeyInUse(
+                "This key is the primary: the new data keys would be wrapped by it again. Put another first."
+            )
+        with self._sessions.begin() as session:
+            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*_selected(selection))
+            count, size = session.execute(query).one()
+        return count, int(size or 0)
+
+    def run(
+        self,
+        selection: Selection,
+        actor: Actor,
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+        on_failure: Callable[[uuid.UUID, str], None] = lambda _id, _reason: None,
+    ) -> ReencryptReport:
+        """Reencrypt the files one by one; one that fails keeps what it had. `progress` is told of plaintext bytes.
+
+        Raises InstallationMismatch before anything is read, StorageFull, and KeyServiceUnavailable when patience is
+        over. May be ended anywhere: a file has either its old object or its new one.
+        """
+        self._installation.require()
+        report = ReencryptReport()
+        for row, is_retired in rows_by_id(self._sessions, ready_files(*_selected(selection))):
+            file = StoredFile.of(row, key_is_retired=is_retired)
+            try:
+                if self._reencrypt(file, selection.suite, actor, progress):
+                    report.done += 1
+                else:
+                    report.gone += 1
+            except (KeyServiceUnavailable, StorageFull):
+                raise
+            except (TransitionLost, EncryptionError, IntegrityFailed, StorageError) as exc:
+                if self._is_gone(file, exc, actor):
+                    report.gone += 1
+                    continue
+                on_failure(file.file_id, _reason(exc))
+                report.failed += 1
+        return report
+
+    def _is_gone(self, file: StoredFile, error: Exception, actor: Actor) -> bool:
+        """Whether a failed file is simply not there any more; if it is, damage is audited."""
+        if not isinstance(error, IntegrityFailed | KeyUnwrapFailed):
+            return False
+        try:
+            self._downloads.report(file, actor, _reason(error))
+        except NotFound:
+            return True
+        return False
+
+    def _reencrypt(self, file: StoredFile, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> bool:
+        for _ in range(_TRIES):
+            new, pending_id = self._reserve(suite)
+            with self._leases.held(pending_id):
+                try:
+                    digest = self._copy(file, new, progress)
+                    self._swap(file, new, pending_id, digest, actor)
+                except TransitionLost:
+                    self._abandon(pending_id)
+                except BaseException:
+                    self._abandon(pending_id)
+                    raise
+                else:
+                    self._reader.evict(file.object_id)
+                    return True
+            # Its key was rewrapped meanwhile, or it has gone.
+            current = self._current(file.file_id)
+            if current is None or current.object_id != file.object_id:
+                return False
+            file = current
+        raise TransitionLost
+
+    def _reserve(self, suite: Suite) -> tuple[NewObject, uuid.UUID]:
+        new = patiently(lambda: NewObject.create(self._keys, suite), sleep=self._sleep)
+        now = self._clock()
+        row = _nobodys_row(now, state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS), **new.columns(now))
+        with self._sessions.begin() as session:
+            refuse_retired(session, new.wrapped.key_ref)
+            session.add(row)
+        return new, row.id
+
+    def _copy(self, file: StoredFile, new: NewObject, progress: Callable[[int], None]) -> bytes:
+        """Stream the verified plaintext into the new object; return its SHA-256."""
+        with integrity_proven():
+            unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
+            pieces, close = self._reader.open(file, unlocked)
+            source = _Source(pieces, progress)
+            try:
+                write_object(self._store, new, source.read, at_most_bytes=file.size_bytes)
+            finally:
+                close()
+        if source.digest() != unlocked.sha256:
+            raise IntegrityFailed("digest")
+        return unlocked.sha256
+
+    def _swap(self, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes, actor: Actor) -> None:
+        try:
+            with self._sessions.begin() as session:
+                self._exchange(session, file, new, pending_id, digest)
+                self._audit.record(session, actor, Action.FILE_REENCRYPTED, target=("file", file.file_id))
+        except DBAPIError:
+            # The commit may have succeeded unseen; the row says which it was.
+            current = self._current(file.file_id)
+            if current is None or current.object_id != new.object_id:
+                raise
+
+    def _exchange(
+        self, session: Session, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes
+    ) -> None:
+        lock_user(session, file.owner_id)
+        # The pending row's key as it is now: it may have been rewrapped while the object was being written.
+        pending = session.scalar(
+            sa.select(File)
+            .where(File.id == pending_id, File.state == FileState.PENDING, File.lease_until > db_now())
+            .with_for_update()
+        )
+        if pending is None:
+            raise TransitionLost
+        key = WrappedKey(pending.key_provider, pending.key_ref, pending.encrypted_data_key or "")
+        session.delete(pending)
+        session.flush()
+        swapped = session.execute(
+            sa.update(File)
+            .where(
+                File.id == file.file_id,
+                File.object_id == file.object_id,
+                File.encrypted_data_key == file.key.blob,
+                File.state == FileState.READY,
+            )
+            .values(
+                object_id=new.object_id,
+                header=new.content_key.header.to_bytes(),
+                encrypted_data_key=key.blob,
+                key_provider=key.provider,
+                key_ref=key.key_ref,
+                wrapped_at=pending.wrapped_at,
+                object_size_bytes=new.geometry(file.size_bytes).object_size,
+                sealed_digest=seal_digest(
+                    new.keys, digest, object_id=new.object_id, file_id=file.file_id, owner_id=file.owner_id
+                ),
+            )
+            .execution_options(synchronize_session=False)
+        )
+        if swapped.rowcount != 1:  # type: ignore[attr-defined]
+            raise TransitionLost
+        now = self._clock()
+        session.add(
+            _nobodys_row(
+                now,
+                state=FileState.SHREDDED,
+                object_id=file.object_id,
+                header=file.header,
+                encrypted_data_key=None,
+                key_provider=file.key.provider,
+                key_ref=file.key.key_ref,
+                wrapped_at=now,
+                # The reaper removes the object when this has passed.
+                lease_until=db_now(_KEEP_OLD_SECONDS),
+            )
+        )
+
+    def _abandon(self, pending_id: uuid.UUID) -> None:
+        """End a pending row that failed; the reaper removes it with what was written."""
+        try:
+            with self._sessions.begin() as session:
+                row = session.get(File, pending_id)
+                if row is not None and row.state == FileState.PENDING:
+                    shred(session, Shreddable.of(row), end_lease=True)
+        except (SQLAlchemyError, TransitionLost) as exc:
+            log.warning("reencryption_left_to_reaper", file_id=str(pending_id), exc_info=exc)
+
+    def _current(self, file_id: uuid.UUID) -> StoredFile | None:
+        with self._sessions.begin() as session:
+            found = session.execute(ready_files(File.id == file_id)).one_or_none()
+        return None if found is None else StoredFile.of(found[0], key_is_retired=found[1])
+
+
+class _Source:
+    """Verified pieces as a stream that the sealer reads from, hashed and counted on their way."""
+
+    def __init__(self, pieces: Iterator[bytes], progress: Callable[[int], None]) -> None:
+        self._pieces = pieces
+        self._progress = progress
+        self._hash = hashlib.sha256()
+        self._rest = memoryview(b"")
+
+    def read(self, length: int) -> bytes:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._hash.update(piece)
+            self._progress(len(piece))
+            self._rest = memoryview(piece)
+        piece, self._rest = bytes(self._rest[:length]), self._rest[length:]
+        return piece
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def _selected(selection: Selection) -> list[sa.ColumnElement[bool]]:
+    where: list[sa.ColumnElement[bool]] = [File.state == FileState.READY]
+    if selection.file_ids:
+        where.append(File.id.in_(selection.file_ids))
+    if selection.key_ref is not None:
+        where.append(File.key_ref == selection.key_ref)
+    if len(where) == 1:
+        # The header's byte 9 names the suite (docs/object-format.md, "Header").
+        where.append(sa.func.substr(File.header, 10, 1) != bytes([selection.suite]))
+    return where
+
+
+def _nobodys_row(now: datetime, **columns: Any) -> File:
+    return File(
+        id=uuid.uuid4(),
+        owner_id=_NOBODY,
+        name="",
+        name_folded="",
+        content_type="",
+        created_at=now,
+        updated_at=now,
+        **columns,
+    )
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case KeyUnwrapFailed():
+            return error.code
+        case IntegrityFailed() | KeyFailure():
+            return error.reason
+        case VaultError():
+            return error.code
+    return "changed_meanwhile"

@@ -1,0 +1,210 @@
+"""Moves every row's data key under the primary. Rows only: objects are neither read nor written."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.encryption.errors import EncryptionError, KeyUnavailable
+from vault.encryption.header import Header, open_keys
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.files.bulk import Outcomes, batches_by_id
+from vault.files.key_usage import KeyUsage, KeyUse, reason_of
+from vault.files.models import File
+from vault.files.retired import refuse_retired
+
+# A key that is refused for a whole batch of at least this size is refused as such: its other rows are not tried.
+_GIVE_UP_AFTER: Final = 100
+
+# Rows are locked in one order, so that two runs cannot wait for each other, and then changed by one statement: one by
+# one, the server alone takes three times as long.
+_LOCK: Final = sa.text(
+    """
+    SELECT count(*) FROM (
+        SELECT id FROM files WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    ) AS locked
+    """
+)
+_UPDATE_AT_ONCE: Final = sa.text(
+    """
+    UPDATE files
+    SET encrypted_data_key = new.new, key_provider = new.provider, key_ref = new.ref, wrapped_at = :now
+    FROM json_to_recordset(:rows) AS new(id uuid, old text, new text, provider text, ref text)
+    WHERE files.id = new.id AND files.encrypted_data_key = new.old
+    """
+)
+_UPDATE_EACH: Final = sa.text(
+    """
+    UPDATE files SET encrypted_data_key = :new, key_provider = :provider, key_ref = :ref, wrapped_at = :now
+    WHERE id = :id AND encrypted_data_key = :old
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NotMoved:
+    """Rows that stay where they are: one that failed, or all those of a key that cannot be used."""
+
+    key_ref: str
+    reason: str
+    file_id: uuid.UUID | None = None
+
+
+@dataclass(slots=True)
+class RewrapReport:
+    """`moved` to the primary; `changed`: deleted or moved by somebody else meanwhile; `failed`; `remaining` in all."""
+
+    moved: int = 0
+    changed: int = 0
+    failed: int = 0
+    remaining: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    file_id: uuid.UUID
+    object_id: uuid.UUID
+    header: bytes
+    key: WrappedKey
+
+
+class Rewrapper:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        keys: KeyRing,
+        usage: KeyUsage,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._sessions = sessions
+        self._keys = keys
+        self._usage = usage
+        self._audit = audit
+        self._clock = clock
+        self._sleep = sleep
+
+    def waiting(self) -> Sequence[KeyUse]:
+        """The keys other than the primary that rows are wrapped by: the work that there is."""
+        primary = self._usage.primary()
+        return [use for use in self._usage.by_ref() if (use.provider, use.key_ref) != primary]
+
+    def run(
+        self,
+        actor: Actor,
+        *,
+        batch: int,
+        limit: int | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        on_failure: Callable[[NotMoved], None] = lambda _: None,
+    ) -> RewrapReport:
+        """Move every row, or the first `limit` rows, and report. May be ended anywhere and run again; two may run.
+
+        Each batch is one transaction. `progress` is told of rows that are done with. Raises KeyServiceUnavailable once
+        patience is over, and KeyUnavailable, before any row is touched, if the primary cannot wrap.
+        """
+        self._keys.check_primary()
+        report = RewrapReport()
+        for use in self.waiting():
+            if use.is_available:
+                for rows in self._batches(use, batch, report, limit):
+                    refused = self._move(use, rows, report, actor, on_failure)
+                    progress(len(rows))
+                    if refused == len(rows) >= _GIVE_UP_AFTER:
+                        on_failure(NotMoved(use.key_ref, "refused; its other rows were not tried"))
+                        break
+            else:
+                reason = "retired" if use.is_retired else "not configured"
+                on_failure(NotMoved(use.key_ref, f"{reason}; {use.rows} rows"))
+                report.failed += use.rows
+        report.remaining = sum(use.rows for use in self.waiting())
+        return report
+
+    def _batches(self, use: KeyUse, batch: int, report: RewrapReport, limit: int | None) -> Iterator[list[_Row]]:
+        query = sa.select(File.id, File.object_id, File.header, File.encrypted_data_key).where(
+            File.key_provider == use.provider, File.key_ref == use.key_ref, File.encrypted_data_key.is_not(None)
+        )
+        for found in batches_by_id(self._sessions, query, size=batch):
+            left = None if limit is None else limit - report.moved
+            rows = [
+                _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob))
+                for file_id, object_id, header, blob in found[:left]
+            ]
+            if not rows:
+                return
+            yield rows
+
+    def _move(
+        self,
+        use: KeyUse,
+        rows: list[_Row],
+        report: RewrapReport,
+        actor: Actor,
+        on_failure: Callable[[NotMoved], None],
+    ) -> int:
+        """Move one batch; return how many rows the key was refused for."""
+        at_once = self._keys.is_remote(use.provider) or self._keys.primary.is_remote
+        with Outcomes(self._rewrapped, at_once=at_once, sleep=self._sleep) as outcomes:
+            pairs = list(zip(rows, outcomes.of(rows), strict=True))
+        for row, outcome in pairs:
+            if isinstance(outcome, EncryptionError):
+                on_failure(NotMoved(use.key_ref, reason_of(outcome), row.file_id))
+                report.failed += 1
+        wrapped = [(row, outcome) for row, outcome in pairs if isinstance(outcome, WrappedKey)]
+        moved = self._store(wrapped, actor, use.key_ref)
+        report.moved += moved
+        report.changed += len(wrapped) - moved
+        return sum(isinstance(outcome, KeyUnavailable) for _, outcome in pairs)
+
+    def _rewrapped(self, row: _Row) -> WrappedKey:
+        """The row's key under the primary, proven by unwrapping it again."""
+        header = Header.parse(row.header)
+        dek = self._keys.unwrap(row.key, row.object_id)
+        new = self._keys.wrap(dek, row.object_id)
+        open_keys(self._keys.unwrap(new, row.object_id), header)
+        return new
+
+    def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], actor: Actor, from_ref: str) -> int:
+        """Write the new keys of rows that are still as they were read; return how many."""
+        if not moved:
+            return 0
+        primary_refs = {new.key_ref for _, new in moved}
+        with self._sessions.begin() as session:
+            for key_ref in sorted(primary_refs):
+                refuse_retired(session, key_ref)
+            updated = _update(session, moved, self._clock())
+            if updated:
+                self._audit.record(
+                    session,
+                    actor,
+                    Action.KEYS_REWRAPPED,
+                    rows=updated,
+                    from_ref=from_ref,
+                    to_ref=", ".join(sorted(primary_refs)),
+                )
+        return updated
+
+
+def _update(session: Session, moved: Sequence[tuple[_Row, WrappedKey]], now: datetime) -> int:
+    """Give each row its new key if it still has the one that was read; return how many had."""
+    rows = [
+        {"id": row.file_id.hex, "old": row.key.blob, "new": new.blob, "provider": new.provider, "ref": new.key_ref}
+        for row, new in moved
+    ]
+    at = sa.bindparam("now", now, File.wrapped_at.type)
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(_LOCK, {"ids": [row["id"] for row in rows]})
+        done = session.execute(_UPDATE_AT_ONCE.bindparams(at), {"rows": json.dumps(rows)})
+    else:
+        done = session.execute(_UPDATE_EACH.bindparams(at), rows)
+    return int(done.rowcount)  # type: ignore[attr-defined]
