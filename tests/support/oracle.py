@@ -1,20 +1,43 @@
 """A second reader of the object format, written from docs/object-format.md alone.
 
 Imports pycryptodome and the standard library, and nothing of `vault`: what both read is what the document says. It is
-slow, holds everything in memory and compares nothing in constant time; it is for tests only.
+slow and holds everything in memory; it is for tests only. Whatever it refuses is a ValueError.
 """
 
+import base64
+import hashlib
+import hmac
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self, TypeAlias
 
 from Crypto.Cipher import AES
-from Crypto.Hash import SHA256
-from Crypto.Protocol.KDF import HKDF
+from Crypto.Util.Padding import unpad
 
 _HEADER_SIZE: Final = 96
 _TAG_SIZE: Final = 16
 _NONCE_SIZES: Final = {1: 16, 2: 12}
+_MAX_SEGMENTS: Final = 2**32
+
+# Gives object bytes first to last, both included.
+Fetch: TypeAlias = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True)
+class OracleRow:
+    """The columns of `files` that concern the format."""
+
+    id: uuid.UUID
+    owner_id: uuid.UUID
+    object_id: uuid.UUID
+    header: bytes
+    encrypted_data_key: str
+    key_provider: str
+    key_ref: str
+    size_bytes: int
+    object_size_bytes: int
+    sealed_digest: bytes
 
 
 @dataclass(frozen=True)
@@ -34,11 +57,105 @@ class OracleKeys:
     metadata: bytes
 
 
-def parse_header(stored: bytes) -> OracleHeader:
-    """Read the first 96 bytes of an object. Raises ValueError for anything that version 1 does not allow."""
-    raw = stored[:_HEADER_SIZE]
+@dataclass(frozen=True)
+class OracleCovering:
+    """Segments i0 to i1, object bytes lo to hi, and what of their plaintext is wanted."""
+
+    i0: int
+    i1: int
+    lo: int
+    hi: int
+    skip: int
+    take: int
+
+
+@dataclass(frozen=True)
+class OracleGeometry:
+    """The formulas of "Offsets", in their letters."""
+
+    suite: int
+    lg: int
+    N: int
+
+    def __post_init__(self) -> None:
+        if self.N < 0 or self.n > _MAX_SEGMENTS:
+            raise ValueError("no object has so much plaintext")
+
+    @classmethod
+    def of_object(cls, suite: int, lg: int, object_size: int) -> Self:
+        empty = cls(suite, lg, 0)
+        q, r = divmod(object_size, empty.C)
+        if r < overhead(suite) + (_HEADER_SIZE if q == 0 else 0) or q + 1 > _MAX_SEGMENTS:
+            raise ValueError("no object has this length")
+        return cls(suite, lg, q * empty.P + (r - overhead(suite)) - _HEADER_SIZE)
+
+    @property
+    def C(self) -> int:
+        return 1 << self.lg
+
+    @property
+    def P(self) -> int:
+        return self.C - overhead(self.suite)
+
+    @property
+    def n(self) -> int:
+        return (self.N + _HEADER_SIZE) // self.P + 1
+
+    @property
+    def L(self) -> int:
+        return _HEADER_SIZE + self.N + self.n * overhead(self.suite)
+
+    def whole(self) -> OracleCovering:
+        return OracleCovering(0, self.n - 1, _HEADER_SIZE, self.L - 1, 0, self.N)
+
+    def range(self, a: int, b: int) -> OracleCovering:
+        """What plaintext bytes a to b need, both included."""
+        if not 0 <= a <= b < self.N:
+            raise ValueError("the range does not lie within the plaintext")
+        i0, i1 = (a + _HEADER_SIZE) // self.P, (b + _HEADER_SIZE) // self.P
+        lo = i0 * self.C if i0 else _HEADER_SIZE
+        skip = a + _HEADER_SIZE - i0 * self.P if i0 else a
+        return OracleCovering(i0, i1, lo, min((i1 + 1) * self.C, self.L) - 1, skip, b - a + 1)
+
+
+def overhead(suite: int) -> int:
+    return _NONCE_SIZES[suite] + _TAG_SIZE
+
+
+def read_file(row: OracleRow, stored: bytes, master_keys: Sequence[str]) -> bytes:
+    """The plaintext of a whole file, out of its row, its object and MASTER_KEY."""
+    header, keys, geometry, digest = _open_row(row, master_keys)
+    if len(stored) != geometry.L:
+        raise ValueError("the object does not have the row's length")
+    if stored[:_HEADER_SIZE] != row.header:
+        raise ValueError("the object does not have the row's header")
+    plaintext = _open_segments(header, keys, geometry, geometry.whole(), lambda lo, hi: stored[lo : hi + 1])
+    if hashlib.sha256(plaintext).digest() != digest:
+        raise ValueError("the plaintext does not have the row's digest")
+    return plaintext
+
+
+def read_range(row: OracleRow, object_size: int, fetch: Fetch, master_keys: Sequence[str], a: int, b: int) -> bytes:
+    """Plaintext bytes a to b, both included. Asks for the object bytes that cover them, once, and for no others."""
+    header, keys, geometry, _ = _open_row(row, master_keys)
+    covering = geometry.range(a, b)
+    if object_size != geometry.L:
+        raise ValueError("the object does not have the row's length")
+    return _open_segments(header, keys, geometry, covering, fetch)
+
+
+def read_object(stored: bytes, dek: bytes) -> bytes:
+    """The plaintext of an object without its row. Refuses if a single byte is not what was sealed under dek."""
+    header = parse_header(stored[:_HEADER_SIZE])
+    keys = open_keys(header, dek)
+    geometry = OracleGeometry.of_object(header.suite, header.lg, len(stored))
+    return _open_segments(header, keys, geometry, geometry.whole(), lambda lo, hi: stored[lo : hi + 1])
+
+
+def parse_header(raw: bytes) -> OracleHeader:
+    """Read exactly 96 bytes; anything that version 1 does not allow is refused."""
     if len(raw) != _HEADER_SIZE:
-        raise ValueError("shorter than a header")
+        raise ValueError("not 96 bytes")
     if raw[0:9] != b"SVLT\x0d\x0a\x1a\x0a\x01":
         raise ValueError("not a version 1 object")
     if raw[9] not in _NONCE_SIZES:
@@ -50,56 +167,114 @@ def parse_header(stored: bytes) -> OracleHeader:
     return OracleHeader(raw[9], raw[10], uuid.UUID(bytes=raw[16:32]), raw[32:64], raw[64:96], raw)
 
 
+def unwrap_local(token: str, key_ref: str, master_keys: Sequence[str]) -> bytes:
+    """The DEK in a Fernet token, by that master key alone which key_ref names."""
+    raw_keys = {local_ref(raw): raw for raw in map(_decode, master_keys)}
+    if key_ref not in raw_keys:
+        raise ValueError("no master key has this key_ref")
+    raw, fernet = raw_keys[key_ref], _decode(token)
+    signed, tag = fernet[:-32], fernet[-32:]
+    if not hmac.compare_digest(hmac.digest(raw[:16], signed, "sha256"), tag):
+        raise ValueError("the token was not made with this key")
+    version, iv, ciphertext = signed[:1], signed[9:25], signed[25:]
+    if version != b"\x80":
+        raise ValueError("not a Fernet token")
+    dek = unpad(AES.new(raw[16:], AES.MODE_CBC, iv).decrypt(ciphertext), 16)
+    if len(dek) != 32:
+        raise ValueError("a data key has 32 bytes")
+    return bytes(dek)
+
+
+def local_ref(raw_key: bytes) -> str:
+    return "local:" + hashlib.sha256(b"svault-kid\0" + raw_key).digest()[:8].hex()
+
+
+def open_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
+    """The keys that a DEK gives for this header, if it is the one that the header commits to."""
+    keys = derive_keys(header, dek)
+    if not hmac.compare_digest(keys.commitment, header.commitment):
+        raise ValueError("the key is not the one that the header commits to")
+    return keys
+
+
 def derive_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
-    """The keys that a 32-byte DEK gives for this header, whatever the header's own commitment says."""
-    bound = header.raw[:32]
-    content = _hkdf(dek, header.salt, b"secure-vault object v1\x00" + bound, 64)
-    metadata = _hkdf(dek, header.salt, b"secure-vault metadata v1\x00" + bound, 32)
+    """The keys that a DEK gives for this header, whatever the header's own commitment says."""
+    prk = extract(header.salt, dek)
+    content = _expand(prk, b"secure-vault object v1\0" + header.raw[:32], 64)
+    metadata = _expand(prk, b"secure-vault metadata v1\0" + header.raw[:32], 32)
     return OracleKeys(encryption=content[:32], commitment=content[32:], metadata=metadata)
 
 
-def read_object(stored: bytes, dek: bytes) -> bytes:
-    """The plaintext of a whole object. Raises ValueError if a single byte is not what was sealed under dek."""
-    header = parse_header(stored)
-    keys = derive_keys(header, dek)
-    if keys.commitment != header.commitment:
-        raise ValueError("the key is not the one that the header commits to")
-
-    pieces = _cut(stored, 1 << header.lg)
-    return b"".join(
-        _open_segment(header.suite, keys.encryption, index, piece, final=index == len(pieces) - 1)
-        for index, piece in enumerate(pieces)
-    )
+def extract(salt: bytes, dek: bytes) -> bytes:
+    return hmac.digest(salt, dek, "sha256")
 
 
 def open_digest(sealed: bytes, metadata_key: bytes, ids: tuple[uuid.UUID, uuid.UUID, uuid.UUID]) -> bytes:
-    """The SHA-256 that a row holds for (object, file, owner). Raises ValueError if it was sealed for another row."""
-    cipher = AES.new(metadata_key, AES.MODE_EAX, nonce=sealed[:16], mac_len=_TAG_SIZE)
-    cipher.update(b"SVD1" + b"".join(part.bytes for part in ids))
-    return bytes(cipher.decrypt_and_verify(sealed[16:-_TAG_SIZE], sealed[-_TAG_SIZE:]))
+    """The SHA-256 that a row holds for (object, file, owner). Refuses one that was sealed for another row."""
+    if len(sealed) != 64:
+        raise ValueError("a sealed digest has 64 bytes")
+    return _open(1, metadata_key, sealed, b"SVD1" + b"".join(part.bytes for part in ids))
 
 
-def _hkdf(dek: bytes, salt: bytes, info: bytes, length: int) -> bytes:
-    # RFC 5869 Extract and Expand in one call: PRK = HMAC(key = salt, message = dek).
-    derived = HKDF(dek, length, salt, SHA256, context=info)
-    assert isinstance(derived, bytes)
-    return derived
+def _open_row(row: OracleRow, master_keys: Sequence[str]) -> tuple[OracleHeader, OracleKeys, OracleGeometry, bytes]:
+    """Steps 1 to 5 of "Reading": everything that the row and the master keys can prove, and the digest."""
+    header = parse_header(row.header)
+    if header.object_id != row.object_id:
+        raise ValueError("the header is another object's")
+    geometry = OracleGeometry(header.suite, header.lg, row.size_bytes)
+    if row.object_size_bytes != geometry.L:
+        raise ValueError("the row's sizes do not belong together")
+    if row.key_provider != "local":
+        raise ValueError("only local keys can be unwrapped here")
+    keys = open_keys(header, unwrap_local(row.encrypted_data_key, row.key_ref, master_keys))
+    digest = open_digest(row.sealed_digest, keys.metadata, (row.object_id, row.id, row.owner_id))
+    return header, keys, geometry, digest
 
 
-def _cut(stored: bytes, segment_size: int) -> list[bytes]:
-    # Segment i ends at (i + 1) * C and the last one earlier, so an object that ends exactly there has lost its end.
-    if len(stored) % segment_size == 0:
-        raise ValueError("no short segment at the end")
-    pieces = [stored[at : at + segment_size] for at in range(0, len(stored), segment_size)]
-    return [pieces[0][_HEADER_SIZE:], *pieces[1:]]
+def _open_segments(
+    header: OracleHeader, keys: OracleKeys, geometry: OracleGeometry, covering: OracleCovering, fetch: Fetch
+) -> bytes:
+    fetched = fetch(covering.lo, covering.hi)
+    if len(fetched) != covering.hi - covering.lo + 1:
+        raise ValueError("the store gave another number of bytes")
+    opened = [
+        _open(header.suite, keys.encryption, segment, _segment_aad(index, final=index == geometry.n - 1))
+        for index, segment in enumerate(_cut(fetched, covering.lo, geometry.C), start=covering.i0)
+    ]
+    return b"".join(opened)[covering.skip :][: covering.take]
 
 
-def _open_segment(suite: int, key: bytes, index: int, segment: bytes, *, final: bool) -> bytes:
+def _cut(fetched: bytes, lo: int, segment_size: int) -> Iterator[bytes]:
+    """Cut object bytes that begin at offset lo, wherever the offset is a multiple of the segment size."""
+    at = 0
+    while at < len(fetched):
+        length = segment_size - (lo + at) % segment_size
+        yield fetched[at : at + length]
+        at += length
+
+
+def _segment_aad(index: int, *, final: bool) -> bytes:
+    return b"SVS1" + bytes([1 if final else 0, 0, 0, 0]) + index.to_bytes(8, "big")
+
+
+def _open(suite: int, key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    """Open nonce || ciphertext || tag; the library raises ValueError where the tag differs."""
     nonce_size = _NONCE_SIZES[suite]
-    if len(segment) < nonce_size + _TAG_SIZE:
-        raise ValueError("shorter than nonce and tag")
-    nonce, ciphertext, tag = segment[:nonce_size], segment[nonce_size:-_TAG_SIZE], segment[-_TAG_SIZE:]
-    mode = AES.MODE_EAX if suite == 1 else AES.MODE_GCM
-    cipher = AES.new(key, mode, nonce=nonce, mac_len=_TAG_SIZE)
-    cipher.update(b"SVS1" + bytes([1 if final else 0, 0, 0, 0]) + index.to_bytes(8, "big"))
+    nonce, ciphertext, tag = sealed[:nonce_size], sealed[nonce_size:-_TAG_SIZE], sealed[-_TAG_SIZE:]
+    cipher = AES.new(key, AES.MODE_EAX if suite == 1 else AES.MODE_GCM, nonce=nonce, mac_len=_TAG_SIZE)
+    cipher.update(aad)
     return bytes(cipher.decrypt_and_verify(ciphertext, tag))
+
+
+def _expand(prk: bytes, info: bytes, length: int) -> bytes:
+    block, output, count = b"", b"", 0
+    while len(output) < length:
+        count += 1
+        block = hmac.digest(prk, block + info + bytes([count]), "sha256")
+        output += block
+    return output[:length]
+
+
+def _decode(text: str) -> bytes:
+    # binascii.Error is a ValueError
+    return base64.b64decode(text, altchars=b"-_", validate=True)

@@ -1,0 +1,218 @@
+"""Files that the API stored, read without it: by the oracle, from a row, an object and MASTER_KEY alone."""
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+
+from tests.support import oracle
+from tests.support.vault import Person, Vault
+from vault.encryption.local import generate_master_key
+from vault.storage.memory import MemoryStore
+
+HEADER = 96
+SEGMENT = 262_144
+# Plaintext bytes of a full segment, per cipher.
+CAPACITY = {"AES-256-EAX": SEGMENT - 32, "AES-256-GCM": SEGMENT - 28}
+MIB = 1024 * 1024
+
+each_cipher = pytest.mark.parametrize("cipher", CAPACITY)
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that differ from segment to segment."""
+    return (b"".join(i.to_bytes(4, "big") for i in range(16384)) * (size // 65536 + 1))[:size]
+
+
+def stored_file(vault: Vault, file_id: str) -> tuple[oracle.OracleRow, bytes]:
+    """A file's columns and its object, fetched as somebody would who has read the document."""
+    found = vault.file(file_id)
+    row = oracle.OracleRow(**{column.name: getattr(found, column.name) for column in fields(oracle.OracleRow)})
+    assert isinstance(vault.store, MemoryStore)
+    return row, vault.store.objects[f"objects/{row.object_id.hex[:2]}/{row.object_id}"]
+
+
+def ranges_of(size: int, capacity: int) -> list[tuple[int, int]]:
+    """First and last byte, the ends, and what lies before, behind and across each segment's edge."""
+    edges = range(capacity - HEADER, size, capacity)
+    wanted = [(0, 0), (size - 1, size - 1), (0, size - 1), (max(0, size - 500), size - 1), (size // 3, size // 2)]
+    wanted += [(edge + first, edge + last) for edge in edges for first, last in ((-1, -1), (0, 0), (-1, 0), (-40, 40))]
+    return [(first, last) for first, last in wanted if 0 <= first <= last < size]
+
+
+class Store:
+    """Gives the bytes that were asked for, and remembers which."""
+
+    def __init__(self, stored: bytes) -> None:
+        self._stored = stored
+        self.fetched: list[tuple[int, int]] = []
+
+    def __call__(self, lo: int, hi: int) -> bytes:
+        self.fetched.append((lo, hi))
+        return self._stored[lo : hi + 1]
+
+
+@each_cipher
+def test_every_size_around_a_segments_edge_is_read_whole_and_by_ranges(
+    make_vault: Callable[..., Vault], cipher: str
+) -> None:
+    vault, capacity = make_vault(FILE_CIPHER=cipher), CAPACITY[cipher]
+    anna = vault.member()
+    edge = capacity - HEADER
+
+    for size in (0, 1, edge - 1, edge, edge + 1, edge + capacity - 1, edge + capacity, edge + capacity + 1):
+        content = pattern(size)
+        row, stored = stored_file(vault, anna.upload(content)["id"])
+
+        assert oracle.read_file(row, stored, vault.settings.master_keys) == content
+        for first, last in ranges_of(size, capacity):
+            store = Store(stored)
+            read = oracle.read_range(row, len(stored), store, vault.settings.master_keys, first, last)
+            assert read == content[first : last + 1], (size, first, last)
+
+
+@each_cipher
+def test_a_file_above_the_whole_file_limit_is_read_whole_and_by_ranges(
+    make_vault: Callable[..., Vault], cipher: str
+) -> None:
+    vault, capacity = make_vault(FILE_CIPHER=cipher), CAPACITY[cipher]
+    content = pattern(9 * MIB + 17)
+    middle = 17 * capacity - HEADER
+
+    row, stored = stored_file(vault, vault.member().upload(content)["id"])
+
+    assert oracle.read_file(row, stored, vault.settings.master_keys) == content
+    for first, last in (
+        (0, 99),
+        (middle - 5, middle + 5),
+        (5_000_000, 6_000_000),
+        (len(content) - 500, len(content) - 1),
+    ):
+        read = oracle.read_range(row, len(stored), Store(stored), vault.settings.master_keys, first, last)
+        assert read == content[first : last + 1]
+
+
+@each_cipher
+def test_a_range_needs_its_own_segments_only(make_vault: Callable[..., Vault], cipher: str) -> None:
+    vault, capacity = make_vault(FILE_CIPHER=cipher), CAPACITY[cipher]
+    content = pattern(5 * capacity)
+    row, stored = stored_file(vault, vault.member().upload(content)["id"])
+    # Everything but segments 2 and 3 is damaged, the object's header as well.
+    store = Store(bytes(2 * SEGMENT) + stored[2 * SEGMENT : 4 * SEGMENT] + bytes(len(stored) - 4 * SEGMENT))
+    first, last = 2 * capacity - HEADER, 4 * capacity - HEADER - 1
+
+    read = oracle.read_range(row, len(stored), store, vault.settings.master_keys, first, last)
+
+    assert read == content[first : last + 1]
+    assert store.fetched == [(2 * SEGMENT, 4 * SEGMENT - 1)]
+    for outside in (first - 1, last + 1):
+        with pytest.raises(ValueError, match="MAC check failed"):
+            oracle.read_range(row, len(stored), store, vault.settings.master_keys, outside, outside)
+
+
+def test_the_opened_digest_is_the_one_that_the_api_tells(vault: Vault, anna: Person) -> None:
+    told = anna.upload(pattern(300_000))
+    row, _ = stored_file(vault, told["id"])
+
+    dek = oracle.unwrap_local(row.encrypted_data_key, row.key_ref, vault.settings.master_keys)
+    keys = oracle.open_keys(oracle.parse_header(row.header), dek)
+    digest = oracle.open_digest(row.sealed_digest, keys.metadata, (row.object_id, row.id, row.owner_id))
+
+    assert digest.hex() == told["sha256"] == hashlib.sha256(pattern(300_000)).hexdigest()
+
+
+def test_each_file_is_read_with_the_master_key_that_its_row_names(make_vault: Callable[..., Vault]) -> None:
+    store, old, new, secret = MemoryStore(), generate_master_key(), generate_master_key(), "0123456789 abcdefghij " * 2
+    before = make_vault(store=store, MASTER_KEY=old, SECRET_KEY=secret)
+    anna = before.member()
+    after = make_vault(store=store, MASTER_KEY=f"{new}, {old}", SECRET_KEY=secret)
+
+    first = stored_file(before, anna.upload(b"first")["id"])
+    second = stored_file(
+        after, Person(after, anna.email, anna.access_token, anna.refresh_token).upload(b"second")["id"]
+    )
+
+    assert [oracle.read_file(*file, after.settings.master_keys) for file in (first, second)] == [b"first", b"second"]
+    assert oracle.read_file(*first, [old]) == b"first"
+    for file, wrong in ((first, new), (second, old)):
+        with pytest.raises(ValueError, match="no master key has this key_ref"):
+            oracle.read_file(*file, [wrong])
+
+
+def flipped(content: bytes, position: int, mask: int = 1) -> bytes:
+    changed = bytearray(content)
+    changed[position] ^= mask
+    return bytes(changed)
+
+
+def refuses(read: Callable[..., bytes], *arguments: object) -> bool:
+    try:
+        read(*arguments)
+    except ValueError:
+        return True
+    return False
+
+
+def test_the_reader_refuses_what_was_changed_in_the_row(vault: Vault, anna: Person) -> None:
+    row, stored = stored_file(vault, anna.upload(b"hello")["id"])
+    other, _ = stored_file(vault, anna.upload(b"hello")["id"])
+    token, keys, store = row.encrypted_data_key, vault.settings.master_keys, Store(stored)
+    changed = {
+        "id": replace(row, id=other.id),
+        "owner_id": replace(row, owner_id=uuid.uuid4()),
+        "object_id": replace(row, object_id=other.object_id),
+        "header of another file": replace(row, header=other.header),
+        "short header": replace(row, header=row.header[:95]),
+        "salt": replace(row, header=flipped(row.header, 40)),
+        "commitment": replace(row, header=flipped(row.header, 70)),
+        "suite": replace(row, header=flipped(row.header, 9, mask=1 ^ 2)),
+        "lg": replace(row, header=flipped(row.header, 10)),
+        "key of another file": replace(row, encrypted_data_key=other.encrypted_data_key),
+        "damaged token": replace(row, encrypted_data_key=token[:60] + ("A" if token[60] != "A" else "B") + token[61:]),
+        "cut token": replace(row, encrypted_data_key=token[:-4]),
+        "no base64": replace(row, encrypted_data_key=token[:-1] + "?"),
+        "no token": replace(row, encrypted_data_key=""),
+        "key_ref": replace(row, key_ref="local:0000000000000000"),
+        "key_provider": replace(row, key_provider="aws-kms"),
+        "size_bytes": replace(row, size_bytes=4),
+        "negative size_bytes": replace(row, size_bytes=-1),
+        "gigantic size_bytes": replace(row, size_bytes=2**62),
+        "both sizes": replace(row, size_bytes=4, object_size_bytes=row.object_size_bytes - 1),
+        "digest of another file": replace(row, sealed_digest=other.sealed_digest),
+        "short digest": replace(row, sealed_digest=row.sealed_digest[:63]),
+        "damaged digest": replace(row, sealed_digest=flipped(row.sealed_digest, 20)),
+    }
+
+    whole = [what for what, row in changed.items() if not refuses(oracle.read_file, row, stored, keys)]
+    byte = [
+        what for what, row in changed.items() if not refuses(oracle.read_range, row, len(stored), store, keys, 0, 0)
+    ]
+
+    assert (whole, byte) == ([], [])
+    assert oracle.read_file(row, stored, keys) == b"hello"
+    assert oracle.read_range(row, len(stored), store, keys, 0, 0) == b"h"
+
+
+def test_the_reader_refuses_what_was_changed_in_the_object(vault: Vault, anna: Person) -> None:
+    content, keys = pattern(3 * SEGMENT), vault.settings.master_keys
+    row, stored = stored_file(vault, anna.upload(content)["id"])
+    _, other = stored_file(vault, anna.upload(content)["id"])
+    first, second, third, final = (stored[at : at + SEGMENT] for at in range(0, len(stored), SEGMENT))
+    changed = {
+        "cut by a byte": stored[:-1],
+        "cut at a segment's edge": first + second + third,
+        "extended": stored + b"\0",
+        "empty": b"",
+        "reordered": first + third + second + final,
+        "repeated": first + second + second + final,
+        "another file's": other,
+        "a segment of another file's": first + other[SEGMENT : 2 * SEGMENT] + third + final,
+        **{f"byte {at}": flipped(stored, at) for at in (0, 20, 95, 96, 300, SEGMENT, SEGMENT + 300, len(stored) - 1)},
+    }
+
+    read = [what for what, stored in changed.items() if not refuses(oracle.read_file, row, stored, keys)]
+
+    assert read == []
+    assert oracle.read_file(row, stored, keys) == content

@@ -1,0 +1,384 @@
+"""docs/object-format.md against both readers of it: its tables are parsed, so that it cannot say what is not so."""
+
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import pytest
+from botocore.stub import Stubber
+from Crypto.Cipher import AES
+from Crypto.Hash import CMAC
+
+from tests.support import oracle
+from vault.encryption.eax import Eax
+from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.kms import KmsKeyProvider, KmsOptions
+from vault.encryption.local import LocalKeyProvider
+from vault.encryption.metadata import open_digest, seal_digest
+from vault.encryption.segments import (
+    MAX_SEGMENTS,
+    ContentKey,
+    Covering,
+    Geometry,
+    open_stream,
+    plaintext_size,
+    seal_stream,
+)
+from vault.files.models import File
+from vault.storage import object_key
+
+ROOT: Final = Path(__file__).parents[3]
+DOCUMENT: Final = (ROOT / "docs/object-format.md").read_text()
+LG: Final = 18
+
+Row = dict[str, str]
+
+
+def section(title: str) -> str:
+    """The text under one heading, down to the next of any level."""
+    found = re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^##+ |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def table(title: str, *columns: str) -> list[Row]:
+    """The rows of the section's table with these columns, without the backticks around cells."""
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    text = section(title)
+    assert text.count(head) == 1, columns
+    lines = text[text.index(head) + len(head) :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
+    assert rows
+    return [dict(zip(columns, cells, strict=True)) for cells in rows]
+
+
+def facts(title: str, *columns: str) -> dict[str, str]:
+    """A table of two columns as names and values."""
+    return {row[columns[0]]: row[columns[1]] for row in table(title, *columns)}
+
+
+def number(cell: str) -> int:
+    return int(cell.replace(",", ""))
+
+
+def span(cell: str) -> tuple[int, int]:
+    first, last = cell.split("-")
+    return int(first), int(last)
+
+
+SUITES: Final = table("Suites", "suite", "name", "nonce", "tag", "O", "P for C = 262144")
+FIELDS: Final = table("Header", "offset", "length", "field")
+CASES: Final = table("Offsets", "suite", "N", "read", "n", "L", "i0-i1", "lo-hi", "skip", "take")
+INPUTS: Final = facts("Known answers", "input", "value")
+DERIVED: Final = table("Known answers", "suite", "value", "hex")
+OBJECTS: Final = table("Known answers", "suite", "N", "L", "SHA-256 of the object")
+FINAL_SEGMENTS: Final = facts("Known answers", "suite", "segment")
+DIGESTS: Final = facts("Known answers", "suite", "sealed_digest")
+WRAPPED: Final = facts("Known answers", "column", "value")
+EAX: Final = {name: bytes.fromhex(value) for name, value in facts("Known answers", "name", "hex").items()}
+
+DEK: Final = bytes.fromhex(INPUTS["DEK"])
+OBJECT_ID: Final = uuid.UUID(INPUTS["object_id"])
+SALT: Final = bytes.fromhex(INPUTS["salt"])
+DIGEST_5: Final = bytes.fromhex(re.findall(r"whose SHA-256 is\s+`([0-9a-f]{64})`", DOCUMENT)[0])
+DIGEST_NONCE: Final = bytes.fromhex(re.findall(r"with nonce ([0-9a-f]{2}), 16 times", DOCUMENT)[0]) * 16
+FILE_ID, OWNER_ID = (
+    uuid.UUID(re.findall(rf"\b{name}\s+`([0-9a-f-]{{36}})`", section("Known answers"))[0])
+    for name in ("id", "owner_id")
+)
+
+each_suite = pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.cipher_name)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['suite']}-{case['N']}-{case['read']}")
+each_object = pytest.mark.parametrize("case", OBJECTS, ids=lambda case: f"{case['suite']}-{case['N']}")
+
+
+def suite_of(row: Row) -> Suite:
+    return Suite(int(row["suite"], 16))
+
+
+def code_of(suite: Suite) -> str:
+    return f"{suite:02x}"
+
+
+def plaintext_of(size: int) -> bytes:
+    return (bytes((7 * j + 1) % 256 for j in range(256)) * (size // 256 + 1))[:size]
+
+
+def header_of(suite: Suite) -> Header:
+    return create_header(DEK, suite, OBJECT_ID, salt=SALT, lg=LG)
+
+
+def keys_of(suite: Suite) -> FileKeys:
+    return open_keys(DEK, header_of(suite))
+
+
+def sealed_object(suite: Suite, size: int) -> bytes:
+    """The object that the document describes, as the vault writes it."""
+    key, nonces = ContentKey(keys_of(suite), header_of(suite)), iter(range(0xA0, 0x100))
+    parts = seal_stream(
+        key,
+        io.BytesIO(plaintext_of(size)).read,
+        lambda: bytearray(1 << LG),
+        nonces=lambda length: bytes([next(nonces)]) * length,
+    )
+    return b"".join(bytes(buffer[:length]) for buffer, length in parts)
+
+
+def row_of(suite: Suite) -> oracle.OracleRow:
+    """The row of the document's file with N = 5, by the document's values alone."""
+    lengths = {case["suite"]: number(case["L"]) for case in OBJECTS if case["N"] == "5"}
+    derived = {row["value"]: bytes.fromhex(row["hex"]) for row in DERIVED if suite_of(row) is suite}
+    return oracle.OracleRow(
+        id=FILE_ID,
+        owner_id=OWNER_ID,
+        object_id=OBJECT_ID,
+        header=derived["header[0:32]"] + SALT + derived["commitment"],
+        encrypted_data_key=WRAPPED["encrypted_data_key"],
+        key_provider=WRAPPED["key_provider"],
+        key_ref=WRAPPED["key_ref"],
+        size_bytes=5,
+        object_size_bytes=lengths[code_of(suite)],
+        sealed_digest=bytes.fromhex(DIGESTS[code_of(suite)]),
+    )
+
+
+class TestLayout:
+    def test_names_the_suites_with_their_sizes(self) -> None:
+        documented = [(suite_of(r), r["name"], *(int(r[c]) for c in ("nonce", "tag", "O"))) for r in SUITES]
+        capacities = [number(r["P for C = 262144"]) for r in SUITES]
+
+        assert documented == [
+            (suite, f"{suite.cipher_name} with HKDF-SHA256", suite.nonce_size, 16, suite.overhead) for suite in Suite
+        ]
+        assert [oracle.overhead(suite) for suite in Suite] == [suite.overhead for suite in Suite]
+        assert capacities == [Geometry(suite, LG, 0).capacity for suite in Suite]
+        assert capacities == [oracle.OracleGeometry(suite, LG, 0).P for suite in Suite]
+
+    def test_header_fields_follow_each_other_and_fill_96_bytes(self) -> None:
+        spans = [(int(field["offset"]), int(field["length"])) for field in FIELDS]
+
+        ends = [offset + length for offset, length in spans]
+        assert [offset for offset, _ in spans] == [0, *ends[:-1]]
+        assert ends[-1] == HEADER_SIZE == 96
+
+    @each_suite
+    def test_header_fields_are_where_the_vault_writes_them_and_the_oracle_reads_them(self, suite: Suite) -> None:
+        raw = header_of(suite).to_bytes()
+        values = [raw[int(f["offset"]) :][: int(f["length"])] for f in FIELDS]
+        magic = bytes.fromhex(re.findall(r"magic `([0-9a-f ]+)`", section("Header"))[0])
+
+        parsed = oracle.parse_header(raw)
+
+        assert [re.split(r"[ ,]", field["field"])[0] for field in FIELDS] == [
+            "magic", "version", "suite", "lg", "flags", "reserved", "object_id", "salt", "commitment",
+        ]  # fmt: skip
+        assert values[:6] == [magic, b"\1", bytes([suite]), bytes([LG]), b"\0", bytes(4)]
+        assert values[6:] == [OBJECT_ID.bytes, SALT, keys_of(suite).commitment]
+        assert values[6:] == [parsed.object_id.bytes, parsed.salt, parsed.commitment]
+
+    def test_limits_are_the_vaults(self) -> None:
+        limits = facts("Limits", "limit", "value")
+
+        assert f"lg {LG_RANGE[0]} to {LG_RANGE[-1]}" in section("Suites")
+        assert limits["lg"].startswith(f"{LG_RANGE[0]} to {LG_RANGE[-1]}:")
+        assert limits["segments of an object"].startswith("2^32,")
+        assert MAX_SEGMENTS == 2**32
+        sizes = [int(size) for size in re.findall(r"\b(\d{3})\b", limits["smallest object"])]
+        assert sizes == [Geometry(suite, LG, 0).object_size for suite in Suite]
+
+    def test_object_key_is_where_the_vault_puts_the_object(self) -> None:
+        example = re.findall(r"Example:\s+`([^`]+)`", section("Where an object lies"))
+
+        assert example == [object_key(OBJECT_ID)]
+
+    def test_names_columns_that_the_table_has(self) -> None:
+        columns = facts("Row", "column", "content")
+
+        assert set(columns) == set(oracle.OracleRow.__dataclass_fields__)
+        assert set(columns) <= set(File.__table__.columns.keys())
+
+    def test_has_every_section_that_the_code_refers_to(self) -> None:
+        code = [path.read_text() for folder in ("vault", "tests") for path in (ROOT / folder).rglob("*.py")]
+
+        titles = {title for text in code for title in re.findall(r"object-format\.md, \"([^\"]+)\"", text)}
+
+        assert titles
+        for title in titles:
+            assert section(title)
+
+
+class TestOffsets:
+    @each_case
+    def test_worked_case_is_what_the_vault_computes(self, case: Row) -> None:
+        geometry = Geometry(suite_of(case), LG, number(case["N"]))
+
+        covering = geometry.whole() if case["read"] == "whole" else geometry.covering(*span(case["read"]))
+
+        assert (geometry.segments, geometry.object_size) == (number(case["n"]), number(case["L"]))
+        assert plaintext_size(geometry.suite, LG, geometry.object_size) == geometry.size
+        assert covering == Covering(
+            *span(case["i0-i1"]), *span(case["lo-hi"]), skip=number(case["skip"]), take=number(case["take"])
+        )
+
+    @each_case
+    def test_worked_case_is_what_the_oracle_computes(self, case: Row) -> None:
+        geometry = oracle.OracleGeometry(suite_of(case), LG, number(case["N"]))
+
+        covering = geometry.whole() if case["read"] == "whole" else geometry.range(*span(case["read"]))
+
+        assert (geometry.n, geometry.L) == (number(case["n"]), number(case["L"]))
+        assert oracle.OracleGeometry.of_object(geometry.suite, LG, geometry.L) == geometry
+        assert covering == oracle.OracleCovering(
+            *span(case["i0-i1"]), *span(case["lo-hi"]), skip=number(case["skip"]), take=number(case["take"])
+        )
+
+    def test_worked_cases_are_of_both_suites_and_both_kinds_of_read(self) -> None:
+        kinds = Counter((suite_of(case), case["read"] == "whole") for case in CASES)
+
+        assert kinds.keys() == {(suite, whole) for suite in Suite for whole in (True, False)}
+
+    @each_suite
+    @pytest.mark.parametrize("lg", LG_RANGE)
+    def test_oracle_and_vault_agree_on_every_length_and_range_around_the_edges(self, suite: Suite, lg: int) -> None:
+        capacity = Geometry(suite, lg, 0).capacity
+        edges = [count * capacity - HEADER_SIZE for count in (1, 2, 3)]
+        sizes = [0, 1, *(edge + step for edge in edges for step in (-1, 0, 1))]
+
+        for size in sizes:
+            ours, theirs = Geometry(suite, lg, size), oracle.OracleGeometry(suite, lg, size)
+            assert (ours.segments, ours.object_size) == (theirs.n, theirs.L)
+            assert numbers_of(ours.whole()) == numbers_of(theirs.whole())
+            places = sorted({0, size // 2, size - 1, *(edge + step for edge in edges for step in (-1, 0))})
+            places = [place for place in places if 0 <= place < size]
+            for start in places:
+                for end in places:
+                    if start <= end:
+                        assert numbers_of(ours.covering(start, end)) == numbers_of(theirs.range(start, end))
+
+    @each_suite
+    def test_oracle_refuses_lengths_that_no_object_has(self, suite: Suite) -> None:
+        full, shortest = 1 << LG, suite.overhead
+        refused = [-1, 0, HEADER_SIZE, HEADER_SIZE + shortest - 1, (full << 32) + shortest]
+        refused += [count * full + rest for count in (1, 2, 7) for rest in (0, 1, shortest - 1)]
+        accepted = [HEADER_SIZE + shortest, full - 1, full + shortest, 7 * full + shortest, (full << 32) - 1]
+
+        for length in refused:
+            with pytest.raises(ValueError, match="no object"):
+                oracle.OracleGeometry.of_object(suite, LG, length)
+        lengths = [oracle.OracleGeometry.of_object(suite, LG, length).L for length in accepted]
+        assert lengths == accepted
+
+
+def numbers_of(covering: Covering | oracle.OracleCovering) -> tuple[int, ...]:
+    if isinstance(covering, Covering):
+        return covering.first, covering.last, covering.lo, covering.hi, covering.skip, covering.take
+    return covering.i0, covering.i1, covering.lo, covering.hi, covering.skip, covering.take
+
+
+class TestKnownAnswers:
+    @each_suite
+    def test_derived_keys_are_the_documents(self, suite: Suite) -> None:
+        documented = {row["value"]: row["hex"] for row in DERIVED if suite_of(row) is suite}
+        header, ours = header_of(suite), keys_of(suite)
+
+        parsed = oracle.parse_header(header.to_bytes())
+        theirs = oracle.derive_keys(parsed, DEK)
+
+        assert {
+            "header[0:32]": header.prefix.hex(),
+            "PRK": oracle.extract(parsed.salt, DEK).hex(),
+            "K_enc": ours.encryption.hex(),
+            "commitment": ours.commitment.hex(),
+            "K_meta": ours.metadata.hex(),
+        } == documented
+        assert (theirs.encryption, theirs.commitment, theirs.metadata) == (
+            ours.encryption,
+            ours.commitment,
+            ours.metadata,
+        )
+
+    @each_object
+    def test_object_is_what_the_vault_seals_and_both_open(self, case: Row) -> None:
+        suite, size = suite_of(case), number(case["N"])
+        geometry, key = Geometry(suite, LG, size), ContentKey(keys_of(suite), header_of(suite))
+
+        stored = sealed_object(suite, size)
+        opened = open_stream(key, geometry, io.BytesIO(stored[HEADER_SIZE:]).read, 0, geometry.segments - 1)
+
+        assert len(stored) == number(case["L"])
+        assert hashlib.sha256(stored).hexdigest() == case["SHA-256 of the object"]
+        assert oracle.read_object(stored, DEK) == b"".join(opened) == plaintext_of(size)
+
+    @each_suite
+    def test_final_segment_is_the_documents(self, suite: Suite) -> None:
+        stored = sealed_object(suite, 5)
+
+        assert stored[HEADER_SIZE:].hex() == FINAL_SEGMENTS[code_of(suite)]
+        assert plaintext_of(5).hex() in section("Known answers")
+
+    @each_suite
+    def test_sealed_digest_is_what_the_vault_seals_and_both_open(self, suite: Suite) -> None:
+        keys, documented = keys_of(suite), bytes.fromhex(DIGESTS[code_of(suite)])
+
+        sealed = seal_digest(
+            keys, DIGEST_5, object_id=OBJECT_ID, file_id=FILE_ID, owner_id=OWNER_ID, nonce=DIGEST_NONCE
+        )
+
+        assert hashlib.sha256(plaintext_of(5)).digest() == DIGEST_5
+        assert sealed == documented
+        assert open_digest(keys, documented, object_id=OBJECT_ID, file_id=FILE_ID, owner_id=OWNER_ID) == DIGEST_5
+        assert oracle.open_digest(documented, keys.metadata, (OBJECT_ID, FILE_ID, OWNER_ID)) == DIGEST_5
+
+    def test_wrapped_data_key_is_unwrapped_by_both(self) -> None:
+        master, key_ref, blob = (WRAPPED[name] for name in ("MASTER_KEY", "key_ref", "encrypted_data_key"))
+        ring = KeyRing({"local": LocalKeyProvider([master])}, primary="local")
+
+        ours = ring.unwrap(WrappedKey(WRAPPED["key_provider"], key_ref, blob), OBJECT_ID)
+        theirs = oracle.unwrap_local(blob, key_ref, [master])
+
+        assert ours == theirs == DEK
+        assert ring.primary.current_ref() == key_ref
+
+    @each_suite
+    def test_the_documents_row_opens_the_documents_object(self, suite: Suite) -> None:
+        stored, row = sealed_object(suite, 5), row_of(suite)
+
+        assert oracle.read_file(row, stored, [WRAPPED["MASTER_KEY"]]) == plaintext_of(5)
+
+    def test_eax_answer_is_given_by_the_definition_by_the_vault_and_by_pycryptodome(self) -> None:
+        theirs = AES.new(DEK, AES.MODE_EAX, nonce=EAX["nonce"], mac_len=16).update(EAX["aad"])
+
+        omac = [
+            CMAC.new(DEK, bytes(15) + bytes([t]) + EAX[message], ciphermod=AES).digest()
+            for t, message in enumerate(["nonce", "aad", "ciphertext"])
+        ]
+        counters = b"".join(((int.from_bytes(omac[0], "big") + j) % 2**128).to_bytes(16, "big") for j in range(2))
+        keystream = AES.new(DEK, AES.MODE_ECB).encrypt(counters)
+
+        assert omac == [EAX["OMAC_0(nonce)"], EAX["OMAC_1(aad)"], EAX["OMAC_2(ciphertext)"]]
+        assert bytes(p ^ k for p, k in zip(EAX["plaintext"], keystream, strict=False)) == EAX["ciphertext"]
+        assert bytes(a ^ b ^ c for a, b, c in zip(*omac, strict=True)) == EAX["tag"]
+        assert Eax(DEK).seal(EAX["nonce"], EAX["plaintext"], EAX["aad"]) == EAX["ciphertext"] + EAX["tag"]
+        assert theirs.encrypt_and_digest(EAX["plaintext"]) == (EAX["ciphertext"], EAX["tag"])
+
+
+def test_kms_is_asked_with_the_documents_encryption_context() -> None:
+    arn, blob = "arn:aws:kms:eu-central-1:123456789012:key/abc", b"a blob"
+    provider = KmsKeyProvider(KmsOptions(arn, "eu-central-1", access_key_id="none", secret_access_key="none"))
+    context = json.loads(re.findall(r"```json\n(.*?)```", section("aws-kms"), re.DOTALL)[0])
+
+    with Stubber(provider.client) as stubbed:
+        stubbed.add_response(
+            "decrypt",
+            {"KeyId": arn, "Plaintext": DEK},
+            {"KeyId": arn, "CiphertextBlob": blob, "EncryptionContext": context},
+        )
+        dek = provider.unwrap(blob, arn, OBJECT_ID)
+
+    assert dek == DEK
