@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
+from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -20,6 +21,7 @@ from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE
+from vault.cli import files, keys
 from vault.container import Container, build_container
 from vault.derived import derive_key
 from vault.encryption.keyring import KeyRing
@@ -70,6 +72,9 @@ class Vault:
         keys: KeyRing | None = None,
         **settings: str,
     ) -> None:
+        self._folder = folder
+        self._database_url = database_url
+        self._others: list[Vault] = []
         self.settings = make_settings(folder, DATABASE_URL=database_url, **settings)
         self.store = store or MemoryStore()
         self.mailer = RecordingMailer()
@@ -88,7 +93,22 @@ class Vault:
         self.client: FlaskClient = self.app.test_client()
 
     def close(self) -> None:
+        for other in self._others:
+            other.close()
         self.container.engine.dispose()
+
+    def command(self, *arguments: str, input: str | None = None) -> Result:
+        """Run a `flask` command as an operator would; `output` has both streams."""
+        for group in (keys, files):
+            self.app.cli.add_command(group)
+        return self.app.test_cli_runner().invoke(args=arguments, input=input)
+
+    def rotated(self, **settings: str) -> "Vault":
+        """The same installation, started again with other settings: same database, store and clock."""
+        same = {"SECRET_KEY": self.settings.secret_key, "MASTER_KEY": ",".join(self.settings.master_keys)}
+        again = Vault(self._folder, self._database_url, store=self.store, **{**same, **settings})
+        self._others.append(again)
+        return again
 
     def run_queue(self) -> None:
         """Do what a worker would do with every message published so far."""
@@ -273,6 +293,10 @@ class Person:
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.access_token}"}
+
+    def at(self, vault: "Vault") -> "Person":
+        """The same person at the same installation, started again."""
+        return Person(vault, self.email, self.access_token, self.refresh_token)
 
     def get(self, path: str, **kwargs: Any) -> Any:
         return self._send("get", path, kwargs)

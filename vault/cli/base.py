@@ -108,13 +108,15 @@ class Findings:
 @contextmanager
 def progress(label: str, length: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Yields what is told of each step: a bar on a terminal, else a line now and then. Both on standard error."""
-    if sys.stderr.isatty():
+    if not length:
+        yield lambda _: None
+    elif sys.stderr.isatty():
         with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=not unit) as bar:
             yield bar.update
-        return
-    lines = _Lines(label, length, unit)
-    yield lines.update
-    lines.show()
+    else:
+        lines = _Lines(label, length, unit)
+        yield lines.update
+        lines.show()
 
 
 class _Lines:

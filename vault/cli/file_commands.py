@@ -1,5 +1,6 @@
 """`flask files`: clean up, verify, give files new keys."""
 
+import sys
 import uuid
 
 import click
@@ -26,7 +27,9 @@ def reap(orphans: bool, yes: bool, max_percent: float) -> None:
     Objects that no row knows are only reported, unless --orphans is given.
     """
     reaper = container().reaper
-    with click.progressbar(length=0, label="Reaping", show_pos=True, show_percent=False, show_eta=False) as bar:
+    with click.progressbar(
+        length=0, label="Reaping", show_pos=True, show_percent=False, show_eta=False, file=sys.stderr
+    ) as bar:
         report = reaper.reap(Actor(), progress=bar.update)
     click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
     found = reaper.find_orphans()
@@ -47,8 +50,8 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, max_percent: float) -> No
         )
     if not yes:
         click.confirm(f"Delete {len(found.orphans)} objects for ever?", abort=True)
-    with click.progressbar(length=len(found.orphans), label="Deleting") as bar:
-        removed = container().reaper.remove_orphans(found, Actor(), progress=bar.update)
+    with progress("Deleting", len(found.orphans)) as update:
+        removed = container().reaper.remove_orphans(found, Actor(), progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")
 
 
@@ -62,8 +65,9 @@ def verify(sample: int | None, as_json: bool) -> None:
     """
     verifier = container().verifier
     findings = Findings(as_json=as_json)
-    total = verifier.count_bytes() if sample is None else 0
-    with progress("Verifying files", total, unit=" bytes") as update:
+    count, size = verifier.count_files()
+    total, unit = (size, " bytes") if sample is None else (min(sample, count), "")
+    with progress("Verifying files", total, unit=unit) as update:
         report = verifier.verify_files(Actor(), sample=sample, progress=update, on_finding=findings.tell)
     findings.conclude(report, "files")
 
@@ -90,9 +94,10 @@ def reencrypt(cipher: str | None, key_ref: str | None, file_ids: tuple[uuid.UUID
         report = vault.reencryptor.run(selection, Actor(), progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
-    missing = len(set(file_ids)) - count if file_ids and not key_ref else 0
-    if missing:
-        raise click.ClickException(f"{missing} of the files do not exist.")
+    if file_ids and not key_ref and len(set(file_ids)) > count:
+        raise click.ClickException(f"{len(set(file_ids)) - count} of the files do not exist.")
+    if key_ref and not count:
+        raise click.ClickException("No file is under this key.")
     if report.failed:
         raise click.ClickException("Those that failed keep what they had.")
 

@@ -106,18 +106,36 @@ def create_header(
 def open_keys(dek: bytes, header: Header) -> FileKeys:
     """Derive the file's keys. Raises KeyUnwrapFailed if dek is not the key that the header commits to."""
     keys = _derive(dek, header)
-    if not hmac.compare_digest(keys.commitment, header.commitment):
-        raise KeyUnwrapFailed("commitment")
+    _compare(keys.commitment, header)
     return keys
 
 
+def prove_commitment(dek: bytes, header: Header) -> None:
+    """Raise KeyUnwrapFailed if dek is not the key that the header commits to; derives nothing else."""
+    _compare(_content_keys(_prk(dek, header), header.prefix)[32:], header)
+
+
+def _compare(commitment: bytes, header: Header) -> None:
+    if not hmac.compare_digest(commitment, header.commitment):
+        raise KeyUnwrapFailed("commitment")
+
+
 def _derive(dek: bytes, header: Header) -> FileKeys:
-    if len(dek) != DEK_SIZE or len(header.salt) != SALT_SIZE:
-        raise ValueError("a data key and a salt have 32 bytes each")
-    prk, prefix = hmac.digest(header.salt, dek, "sha256"), header.prefix
-    content = _expand(prk, b"secure-vault object v1\0" + prefix, 64)
+    prk, prefix = _prk(dek, header), header.prefix
+    content = _content_keys(prk, prefix)
     metadata = _expand(prk, b"secure-vault metadata v1\0" + prefix, 32)
     return FileKeys(encryption=content[:32], metadata=metadata, commitment=content[32:])
+
+
+def _prk(dek: bytes, header: Header) -> bytes:
+    if len(dek) != DEK_SIZE or len(header.salt) != SALT_SIZE:
+        raise ValueError("a data key and a salt have 32 bytes each")
+    return hmac.digest(header.salt, dek, "sha256")
+
+
+def _content_keys(prk: bytes, prefix: bytes) -> bytes:
+    """The encryption key, then the commitment."""
+    return _expand(prk, b"secure-vault object v1\0" + prefix, 64)
 
 
 def _expand(prk: bytes, info: bytes, length: int) -> bytes:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import EncryptionError, HeaderInvalid, KeyFailure
-from vault.encryption.header import Header, open_keys
+from vault.encryption.header import Header, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.errors import KeyInUse, KeyNotKnown
 from vault.files.models import File, FileState, RetiredKey
@@ -192,9 +192,8 @@ def prove_key(keys: KeyRing, row: File) -> None:
     header = Header.parse(row.header)
     if header.object_id != row.object_id:
         raise HeaderInvalid
-    open_keys(
-        keys.unwrap(WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or ""), row.object_id), header
-    )
+    key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")
+    prove_commitment(keys.unwrap(key, row.object_id), header)
 
 
 def reason_of(error: EncryptionError) -> str:

@@ -1,5 +1,7 @@
 """Retired keys: the table is asked in the transaction that wants to use one, so that a race has one outcome."""
 
+from typing import Final
+
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -7,6 +9,8 @@ from sqlalchemy.orm import Session
 from vault.encryption.errors import KeyUnavailable
 from vault.errors import Busy
 from vault.files.models import File, RetiredKey
+
+_LOCK_TIMEOUT: Final = "5s"
 
 
 def key_is_retired() -> sa.ColumnElement[bool]:
@@ -32,7 +36,7 @@ def block_use(session: Session) -> None:
     """
     if session.get_bind().dialect.name != "postgresql":
         return
-    session.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+    session.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
     try:
         session.execute(sa.text("LOCK TABLE retired_keys IN EXCLUSIVE MODE"))
     except OperationalError as exc:

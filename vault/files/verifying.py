@@ -64,11 +64,12 @@ class Verifier:
             query = sa.select(sa.func.count()).select_from(File).where(File.encrypted_data_key.is_not(None))
             return session.scalar(query) or 0
 
-    def count_bytes(self) -> int:
-        """The plaintext bytes of all files."""
+    def count_files(self) -> tuple[int, int]:
+        """How many files there are, and their plaintext bytes."""
         with self._sessions.begin() as session:
-            query = sa.select(sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
-            return int(session.scalar(query) or 0)
+            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
+            count, size = session.execute(query).one()
+        return count, int(size or 0)
 
     def verify_keys(
         self,
@@ -103,18 +104,21 @@ class Verifier:
     ) -> VerifyReport:
         """Read whole objects, authenticate every segment, and compare the plaintext with its digest.
 
-        Damage is audited. `progress` is told of plaintext bytes. Memory is that of one download.
+        Damage is audited. `progress` is told of plaintext bytes, or of files where they are a sample. Memory is that of
+        one download.
         """
         report = VerifyReport()
+        by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
         for row, is_retired in self._rows(ready_files(), sample):
             file = StoredFile.of(row, key_is_retired=is_retired)
             try:
-                finding = self._file_finding(file, actor, progress)
+                finding = self._file_finding(file, actor, by_bytes)
             except NotFound:
                 continue  # deleted, or given a new object, while it was read
             if finding is not None:
                 _count(report, finding, on_finding)
             report.checked += 1
+            by_files(1)
         return report
 
     def _rows(self, query: sa.Select[*tuple[Any, ...]], sample: int | None) -> Iterator[Any]:
@@ -151,6 +155,10 @@ class Verifier:
             close()
         if found.digest() != unlocked.sha256:
             raise IntegrityFailed("digest")
+
+
+def _nothing(_: int) -> None:
+    """Progress that nobody watches."""
 
 
 def _finding(file_id: uuid.UUID, error: EncryptionError | StorageError | IntegrityFailed) -> Finding:

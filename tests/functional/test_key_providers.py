@@ -1,0 +1,342 @@
+"""Files under every key provider, and what changing the configuration does to those that are there."""
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.kms import SETTINGS as KMS_SETTINGS
+from tests.support.kms import PlayedKms, played_kms
+from tests.support.vault import Person, Vault
+from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
+from vault.encryption.keyring import KeyRing
+from vault.encryption.kms import KmsKeyProvider
+from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.storage.memory import MemoryStore
+
+FILES = "/api/v1/files"
+UNAVAILABLE = (503, "key_unavailable")
+SIZES = (0, 1, 262_015, 262_016, 700_000)
+
+
+@pytest.fixture
+def kms() -> Iterator[PlayedKms]:
+    with played_kms() as played:
+        yield played
+
+
+def with_kms(kms: PlayedKms, **settings: str) -> dict[str, str]:
+    return {**KMS_SETTINGS, "KMS_KEY_ID": kms.arn, **settings}
+
+
+def pattern(size: int) -> bytes:
+    return bytes((7 * j + 1) & 0xFF for j in range(size))
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["code"]
+
+
+def deny(*_: Any, **__: Any) -> Any:
+    raise AssertionError("no call to KMS may be made")
+
+
+def forbid_calls(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on every request to KMS fails the test."""
+    provider = vault.container.keys._providers["aws-kms"]
+    assert isinstance(provider, KmsKeyProvider)
+    monkeypatch.setattr(provider.client, "_make_api_call", deny)
+
+
+@pytest.mark.parametrize("cipher", ["AES-256-EAX", "AES-256-GCM"])
+def test_the_same_files_read_the_same_under_each_provider(
+    make_vault: Callable[..., Vault], kms: PlayedKms, cipher: str
+) -> None:
+    three = ",".join(generate_master_key() for _ in range(3))
+    local = make_vault(FILE_CIPHER=cipher)
+    others = [{"MASTER_KEY": three}, with_kms(kms), with_kms(kms, KMS_KEY_ID=kms.alias)]
+    seen = []
+
+    for number, vault in enumerate([local, *(local.rotated(FILE_CIPHER=cipher, **other) for other in others)]):
+        person = vault.member(f"person{number}@example.org")
+        stored = [person.upload(pattern(size)) for size in SIZES]
+        facts = [person.get(f"{FILES}/{file['id']}").json for file in stored]
+        seen.append([(f["size"], f["sha256"], f["cipher"], person.download(f["id"])) for f in facts])
+        assert [file["sha256"] for file in stored] == [f["sha256"] for f in facts]
+        assert {f["key_provider"] for f in facts} == {vault.container.keys.primary.name}
+
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    assert [content for *_, content in seen[0]] == [pattern(size) for size in SIZES]
+
+
+def test_turning_kms_on_and_off_leaves_every_file_readable(make_vault: Callable[..., Vault], kms: PlayedKms) -> None:
+    local = make_vault()
+    anna = local.member()
+    before = anna.upload(b"wrapped locally")["id"]
+
+    on = local.rotated(**with_kms(kms))
+    during = anna.at(on).upload(b"wrapped by kms")
+    off = local.rotated(**KMS_SETTINGS, KMS_DECRYPT_KEY_ARNS=kms.arn)
+    after = anna.at(off).upload(b"wrapped locally again")
+
+    assert (during["key_provider"], after["key_provider"]) == ("aws-kms", "local")
+    for vault in (on, off):
+        contents = [anna.at(vault).download(file_id) for file_id in (before, during["id"], after["id"])]
+        assert contents == [b"wrapped locally", b"wrapped by kms", b"wrapped locally again"]
+
+
+def test_files_of_a_kms_that_is_not_configured_are_unavailable_and_the_rest_works(
+    make_vault: Callable[..., Vault], kms: PlayedKms
+) -> None:
+    on = make_vault(**with_kms(kms))
+    anna = on.member()
+    file_id = anna.upload(b"wrapped by kms")["id"]
+    off = on.rotated()
+
+    answer = anna.at(off).get(f"{FILES}/{file_id}/content")
+
+    assert refusal(answer) == UNAVAILABLE
+    assert "Retry-After" not in answer.headers
+    assert anna.at(off).get(f"{FILES}/{file_id}").json["sha256"] is None
+    assert [item["id"] for item in anna.at(off).get(FILES).json["items"]] == [file_id]
+    assert anna.at(off).delete(f"{FILES}/{file_id}").status_code == 204
+
+
+def test_a_master_key_that_was_removed_makes_its_files_unavailable(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault()
+    anna = vault.member()
+    file_id = anna.upload(b"content")["id"]
+    without = vault.rotated(MASTER_KEY=generate_master_key())
+
+    assert refusal(anna.at(without).get(f"{FILES}/{file_id}/content")) == UNAVAILABLE
+    assert anna.download(file_id) == b"content"
+
+
+@pytest.mark.parametrize("by_alias", [False, True], ids=["arn", "alias"])
+def test_a_row_that_names_a_foreign_kms_key_causes_no_call(
+    make_vault: Callable[..., Vault], kms: PlayedKms, monkeypatch: pytest.MonkeyPatch, by_alias: bool
+) -> None:
+    vault = make_vault(**with_kms(kms, KMS_KEY_ID=kms.alias if by_alias else kms.arn))
+    anna = vault.member()
+    file_id = anna.upload(b"content")["id"]
+    vault.change_file(file_id, key_ref=kms.another_key())
+    forbid_calls(vault, monkeypatch)
+
+    answers = [anna.get(f"{FILES}/{file_id}/content"), anna.head(f"{FILES}/{file_id}/content")]
+    facts = anna.get(f"{FILES}/{file_id}")
+
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert refusal(answers[0]) == UNAVAILABLE
+    assert facts.json["sha256"] is None
+
+
+@pytest.mark.parametrize("provider", ["local", "aws-kms"])
+def test_wrapped_keys_of_two_files_that_were_exchanged_are_found_before_the_first_byte(
+    make_vault: Callable[..., Vault], kms: PlayedKms, provider: str
+) -> None:
+    vault = make_vault(**(with_kms(kms) if provider == "aws-kms" else {}))
+    anna = vault.member()
+    first, second = (anna.upload(content)["id"] for content in (b"first" * 100, b"second" * 100))
+    keys = [vault.file(file_id).encrypted_data_key for file_id in (first, second)]
+    vault.change_file(first, encrypted_data_key=keys[1])
+    vault.change_file(second, encrypted_data_key=keys[0])
+
+    answers = [anna.get(f"{FILES}/{file_id}/content") for file_id in (first, second)]
+
+    assert [refusal(answer) for answer in answers] == [(500, "key_unwrap_failed")] * 2
+    assert vault.audit_trail("file.download_started") == []
+    assert {event.reason for event in vault.audit_trail("file.integrity_failed")} == {"key_unwrap_failed"}
+
+
+def test_a_key_tuple_moved_to_another_owner_is_refused_under_kms_too(
+    make_vault: Callable[..., Vault], kms: PlayedKms
+) -> None:
+    vault = make_vault(**with_kms(kms))
+    anna, bert = vault.member("anna@example.org"), vault.member("bert@example.org")
+    theirs, target = vault.file(anna.upload(b"secret")["id"]), bert.upload(b"sesame")["id"]
+    vault.change_file(theirs.id, object_id=uuid.uuid4())
+    columns = ["object_id", "header", "encrypted_data_key", "key_provider", "key_ref", "wrapped_at", "sealed_digest"]
+    vault.change_file(target, **{column: getattr(theirs, column) for column in columns})
+
+    answer = bert.get(f"{FILES}/{target}/content")
+
+    assert refusal(answer) == (500, "integrity_failed")
+
+
+class SlowKeys(LocalKeyProvider):
+    """A key provider over a network that answers when it is told to, or fails."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        super().__init__([generate_master_key()])
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.failure: Exception | None = None
+        self.calls = 0
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: uuid.UUID) -> bytes:
+        self.calls += 1
+        self.may_answer.wait(timeout=30)
+        if self.failure is not None:
+            raise self.failure
+        return super().unwrap(wrapped, key_ref, object_id)
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowKeys]:
+    provider = SlowKeys()
+    yield provider
+    provider.may_answer.set()
+
+
+@pytest.fixture
+def remote(make_vault: Callable[..., Vault], slow: SlowKeys) -> Vault:
+    return make_vault(keys=KeyRing({"local": slow}, primary="local"))
+
+
+def test_the_facts_of_a_file_come_without_digest_when_the_key_service_takes_too_long(
+    remote: Vault, slow: SlowKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vault.files.download._DIGEST_SECONDS", 0.05)
+    anna = remote.member()
+    stored = anna.upload(b"content")
+    slow.may_answer.clear()
+
+    late = anna.get(f"{FILES}/{stored['id']}")
+
+    assert (late.status_code, late.json["sha256"]) == (200, None)
+    slow.may_answer.set()
+    monkeypatch.undo()
+    assert anna.get(f"{FILES}/{stored['id']}").json["sha256"] == stored["sha256"]
+
+
+def test_an_upload_tells_its_digest_without_asking_the_key_service_again(remote: Vault, slow: SlowKeys) -> None:
+    stored = remote.member().upload(b"content")
+
+    assert stored["sha256"] is not None
+    assert slow.calls == 0
+
+
+def test_reads_of_one_file_ask_the_key_service_once_and_a_deletion_forgets_the_key(
+    remote: Vault, slow: SlowKeys
+) -> None:
+    anna = remote.member()
+    file_id = anna.upload(b"content")["id"]
+
+    for _ in range(3):
+        anna.download(file_id)
+        anna.head(f"{FILES}/{file_id}/content")
+
+    assert slow.calls == 1
+    reader = remote.container.files._downloads._reader
+    object_id = remote.file(file_id).object_id
+    assert object_id in reader._keys._entries
+    anna.delete(f"{FILES}/{file_id}")
+    assert object_id not in reader._keys._entries
+
+
+def test_no_cache_asks_every_time(make_vault: Callable[..., Vault], slow: SlowKeys) -> None:
+    vault = make_vault(keys=KeyRing({"local": slow}, primary="local"), DEK_CACHE_SECONDS="0")
+    anna = vault.member()
+    file_id = anna.upload(b"content")["id"]
+
+    for _ in range(3):
+        anna.download(file_id)
+
+    assert slow.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected", "retries"),
+    [
+        (KeyServiceUnavailable("ThrottlingException"), (503, "key_service_unavailable"), True),
+        (KeyUnwrapFailed("InvalidCiphertextException"), (500, "key_unwrap_failed"), False),
+    ],
+    ids=["throttled", "damaged"],
+)
+def test_a_download_fails_as_its_key_does(
+    remote: Vault, slow: SlowKeys, failure: Exception, expected: tuple[int, str], retries: bool
+) -> None:
+    anna = remote.member()
+    file_id = anna.upload(b"content")["id"]
+    slow.failure = failure
+
+    answer = anna.get(f"{FILES}/{file_id}/content")
+
+    assert refusal(answer) == expected
+    assert ("Retry-After" in answer.headers) is retries
+    assert "Exception" not in answer.text
+
+
+def test_verifying_everything_first_refuses_what_segment_by_segment_would_break_off(
+    make_vault: Callable[..., Vault],
+) -> None:
+    vault = make_vault()
+    anna = vault.member()
+    content = pattern(9 * 1024 * 1024)
+    file_id = anna.upload(content)["id"]
+    full = vault.rotated(DOWNLOAD_VERIFY="full")
+    assert anna.at(full).download(file_id) == content
+    store = vault.store
+    assert isinstance(store, MemoryStore)
+    (key,) = vault.objects()
+    damaged = bytearray(store.objects[key])
+    damaged[20 * 262_144 + 1000] ^= 1
+    store.objects[key] = bytes(damaged)
+
+    begun = anna.get(f"{FILES}/{file_id}/content")
+    refused = anna.at(full).get(f"{FILES}/{file_id}/content")
+
+    assert begun.status_code == 200
+    begun.close()
+    assert refusal(refused) == (500, "integrity_failed")
+
+
+def test_a_store_that_changes_between_the_two_reads_of_a_full_verification_is_found(
+    make_vault: Callable[..., Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = make_vault(DOWNLOAD_VERIFY="full")
+    anna = vault.member()
+    file_id = anna.upload(pattern(9 * 1024 * 1024))["id"]
+    store = vault.store
+    assert isinstance(store, MemoryStore)
+    opened = []
+    open_ = store.open
+
+    def swap_before_third(*args: Any, **kwargs: Any) -> Any:
+        # The last segment, everything, and then what is sent.
+        opened.append(args)
+        if len(opened) == 3:
+            (key,) = vault.objects()
+            store.objects[key] = store.objects[key][:-1] + b"x"
+        return open_(*args, **kwargs)
+
+    monkeypatch.setattr(store, "open", swap_before_third)
+
+    answer = anna.get(f"{FILES}/{file_id}/content")
+
+    assert refusal(answer) == (500, "integrity_failed")
+    assert len(opened) == 3
+
+
+def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    unlock = vault.container.files._downloads._reader.unlock
+
+    def delete_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        anna.delete(f"{FILES}/{file_id}")
+        vault.run_queue()
+        return unlock(*args, **kwargs)
+
+    monkeypatch.setattr(vault.container.files._downloads._reader, "unlock", delete_meanwhile)
+
+    answer = anna.get(f"{FILES}/{file_id}/content")
+
+    assert refusal(answer) == (404, "not_found")
+    assert vault.audit_trail("file.integrity_failed") == []

@@ -1,0 +1,321 @@
+"""A new data key and object for a file: whole or not at all, whatever happens meanwhile."""
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.faults import FailingDatabase, FailingStore
+from tests.support.vault import Person, Vault
+from vault.audit.service import Actor
+from vault.encryption.header import Suite
+from vault.encryption.keyring import WrappedKey
+from vault.encryption.local import generate_master_key
+from vault.errors import KeyInUse, StorageFull, StorageUnavailable
+from vault.files.models import File, FileState
+from vault.files.reencrypting import ReencryptReport, Selection
+from vault.storage import object_key
+from vault.storage.memory import MemoryStore
+
+FILES = "/api/v1/files"
+
+
+def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
+    selection = Selection(tuple(map(uuid.UUID, file_ids)), key_ref, vault.settings.file_suite)
+    failures: list[tuple[uuid.UUID, str]] = []
+    report = vault.container.reencryptor.run(
+        selection, Actor(), on_failure=lambda file_id, reason: failures.append((file_id, reason))
+    )
+    vault.failures = {str(file_id): reason for file_id, reason in failures}  # type: ignore[attr-defined]
+    return report
+
+
+def end_grace(vault: Vault) -> None:
+    """Let the hour pass for which old objects are kept."""
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=vault.clock() - DAY))
+
+
+DAY = timedelta(days=1)
+
+
+def test_a_file_gets_a_new_key_and_object_and_stays_the_same_file(vault: Vault, anna: Person) -> None:
+    content = b"x" * 600_000
+    stored = anna.upload(content, name="отчёт.txt")
+    before = vault.file(stored["id"])
+
+    report = reencrypt(vault, stored["id"])
+
+    after, facts = vault.file(stored["id"]), anna.get(f"{FILES}/{stored['id']}").json
+    assert report == ReencryptReport(done=1)
+    assert after.object_id != before.object_id
+    assert after.header != before.header
+    assert after.encrypted_data_key != before.encrypted_data_key
+    assert anna.download(stored["id"]) == content
+    assert {**facts, "etag": None} == {**stored, "etag": None}
+    assert facts["etag"] == str(after.object_id) != stored["etag"]
+    assert vault.counted() == (600_000, 0)
+    assert [item["id"] for item in anna.get(FILES).json["items"]] == [stored["id"]]
+    assert [str(event.target_id) for event in vault.audit_trail("file.reencrypted")] == [stored["id"]]
+
+
+def test_the_old_object_stays_an_hour_for_running_downloads_and_then_goes(vault: Vault, anna: Person) -> None:
+    content = bytes(range(256)) * 36_000
+    stored = anna.upload(content)
+    running = anna.get(f"{FILES}/{stored['id']}/content", buffered=False)
+    pieces = running.iter_encoded()
+    received = next(pieces)
+
+    reencrypt(vault, stored["id"])
+    vault.reap()
+    received += b"".join(pieces)
+
+    assert received == content
+    assert len(vault.objects()) == 2
+    end_grace(vault)
+    vault.reap()
+    assert vault.objects() == [object_key(vault.file(stored["id"]).object_id)]
+    assert [row.id for row in vault.files()] == [uuid.UUID(stored["id"])]
+
+
+def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault()
+    anna = vault.member()
+    old = [anna.upload(content)["id"] for content in (b"", b"one", b"x" * 300_000)]
+    gcm = vault.rotated(FILE_CIPHER="AES-256-GCM")
+    new = anna.at(gcm).upload(b"already")
+    selection = Selection((), None, Suite.AES_256_GCM)
+
+    planned = gcm.container.reencryptor.plan(selection)
+    report = reencrypt(gcm)
+
+    assert planned == (3, 300_003)
+    assert report == ReencryptReport(done=3)
+    assert {item["cipher"] for item in anna.get(FILES).json["items"]} == {"AES-256-GCM"}
+    assert [anna.download(file_id) for file_id in old] == [b"", b"one", b"x" * 300_000]
+    assert anna.get(f"{FILES}/{new['id']}").json["etag"] == new["etag"]
+    assert gcm.container.reencryptor.plan(selection) == (0, 0)
+
+
+def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna: Person) -> None:
+    ids = [anna.upload(content)["id"] for content in (b"one", b"two")]
+    leaked = vault.container.key_usage.primary()[1]
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    deks = {vault.container.keys.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
+
+    with pytest.raises(KeyInUse):
+        vault.container.reencryptor.plan(Selection((), leaked, Suite.AES_256_EAX))
+    report = reencrypt(new, key_ref=leaked)
+
+    assert report == ReencryptReport(done=2)
+    assert {use.key_ref for use in new.container.key_usage.by_ref()} == {new.container.key_usage.primary()[1]}
+    fresh = {new.container.keys.unwrap(_key(new, file_id), new.file(file_id).object_id) for file_id in ids}
+    assert fresh.isdisjoint(deks)
+    assert [anna.at(new).download(file_id) for file_id in ids] == [b"one", b"two"]
+
+
+def _key(vault: Vault, file_id: str) -> WrappedKey:
+    row = vault.file(file_id)
+    return WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")
+
+
+@pytest.mark.parametrize("at", ["first", "every"])
+def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    fresh, old = generate_master_key(), vault.settings.master_keys[0]
+    new, back = vault.rotated(MASTER_KEY=f"{fresh},{old}"), vault.rotated(MASTER_KEY=f"{old},{fresh}")
+    rounds = iter([new] if at == "first" else [new, back, new])
+    swap = back.container.reencryptor._swap
+
+    def rewrap_first(*args: Any) -> None:
+        if (runner := next(rounds, None)) is not None:
+            assert runner.container.rewrapper.run(Actor(), batch=10).remaining == 0
+        swap(*args)
+
+    monkeypatch.setattr(back.container.reencryptor, "_swap", rewrap_first)
+
+    report = reencrypt(back, file_id)
+
+    expected = ReencryptReport(done=1) if at == "first" else ReencryptReport(failed=1)
+    assert report == expected
+    assert anna.at(new).download(file_id) == b"content"
+    if at == "every":
+        assert back.failures == {file_id: "changed_meanwhile"}  # type: ignore[attr-defined]
+    end_grace(new)
+    new.reap()
+    assert new.objects() == [object_key(new.file(file_id).object_id)]
+
+
+def test_a_file_that_is_deleted_meanwhile_stays_deleted(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    swap = vault.container.reencryptor._swap
+
+    def delete_first(*args: Any) -> None:
+        anna.delete(f"{FILES}/{file_id}")
+        vault.run_queue()
+        swap(*args)
+
+    monkeypatch.setattr(vault.container.reencryptor, "_swap", delete_first)
+
+    report = reencrypt(vault, file_id)
+
+    assert report == ReencryptReport(gone=1)
+    assert vault.leftovers() == {}
+
+
+def test_a_file_whose_object_vanishes_by_deletion_while_it_is_read_is_gone_and_no_alarm(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    open_ = vault.store.open
+
+    def delete_first(*args: Any, **kwargs: Any) -> Any:
+        anna.delete(f"{FILES}/{file_id}")
+        vault.run_queue()
+        return open_(*args, **kwargs)
+
+    monkeypatch.setattr(vault.store, "open", delete_first)
+
+    assert reencrypt(vault, file_id) == ReencryptReport(gone=1)
+    assert vault.audit_trail("file.integrity_failed") == []
+    assert vault.leftovers() == {}
+
+
+def test_a_damaged_file_keeps_what_it_has_is_audited_and_does_not_stop_the_rest(vault: Vault, anna: Person) -> None:
+    damaged, whole = anna.upload(b"damaged" * 10)["id"], anna.upload(b"whole")["id"]
+    store, before = vault.store, vault.file(damaged)
+    assert isinstance(store, MemoryStore)
+    key = object_key(before.object_id)
+    store.objects[key] = store.objects[key][:-1] + b"x"
+
+    report = reencrypt(vault, damaged, whole)
+
+    assert report == ReencryptReport(done=1, failed=1)
+    assert vault.failures == {damaged: "authentication"}  # type: ignore[attr-defined]
+    assert vault.file(damaged).encrypted_data_key == before.encrypted_data_key
+    assert [event.reason for event in vault.audit_trail("file.integrity_failed")] == ["authentication"]
+    assert anna.download(whole) == b"whole"
+
+
+@pytest.mark.parametrize("step", ["writer", "buffer", "write", "commit"])
+def test_a_store_that_fails_leaves_the_file_and_nothing_else(make_vault: Callable[..., Vault], step: str) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+    file_id = anna.upload(b"x" * 300_000)["id"]
+
+    store.failures[step] = StorageUnavailable()
+    report = reencrypt(vault, file_id)
+    store.failures[step] = StorageFull()
+    with pytest.raises(StorageFull):
+        reencrypt(vault, file_id)
+    store.failures.clear()
+
+    assert report == ReencryptReport(failed=1)
+    assert anna.download(file_id) == b"x" * 300_000
+    assert store.unfinished() == 0
+    vault.reap()
+    assert vault.objects() == [object_key(vault.file(file_id).object_id)]
+    assert vault.file_states() == ["ready"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["lost", "done"])
+def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, after: bool) -> None:
+    file_id = anna.upload(b"content")["id"]
+    faults = FailingDatabase(vault.container.engine)
+
+    with faults.losing_commit_of(r"UPDATE files SET .*object_id=", after=after):
+        if after:
+            assert reencrypt(vault, file_id) == ReencryptReport(done=1)
+        else:
+            with pytest.raises(sa.exc.OperationalError):
+                reencrypt(vault, file_id)
+
+    assert anna.download(file_id) == b"content"
+    end_grace(vault)
+    vault.reap()
+    assert vault.objects() == [object_key(vault.file(file_id).object_id)]
+
+
+def test_an_interrupt_leaves_the_file_and_what_the_reaper_removes(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vault.container.reencryptor, "_swap", interrupt)
+
+    shown = vault.command("files", "reencrypt", file_id)
+
+    assert shown.exit_code == 130
+    assert "Interrupted" in shown.stderr
+    assert anna.download(file_id) == b"content"
+    vault.reap()
+    assert vault.file_states() == ["ready"]
+    assert len(vault.objects()) == 1
+
+
+def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(vault.container.reencryptor, "_swap", die)
+    monkeypatch.setattr(vault.container.reencryptor, "_abandon", die)
+    with pytest.raises(SystemExit):
+        reencrypt(vault, file_id)
+    vault.reap()
+    assert vault.file_states() == ["pending", "ready"]
+
+    end_grace(vault)
+    vault.reap()
+
+    assert vault.file_states() == ["ready"]
+    assert anna.download(file_id) == b"content"
+    assert vault.accounts_balance()
+
+
+def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_id = anna.upload(b"content")["id"]
+    swap, before = vault.container.reencryptor._swap, vault.file(file_id)
+
+    def expire_first(*args: Any) -> None:
+        end_grace(vault)
+        vault.reap()
+        swap(*args)
+
+    monkeypatch.setattr(vault.container.reencryptor, "_swap", expire_first)
+
+    report = reencrypt(vault, file_id)
+
+    assert report == ReencryptReport(failed=1)
+    assert vault.file(file_id).object_id == before.object_id
+    assert anna.download(file_id) == b"content"
+
+
+def test_a_running_reencryption_counts_for_nobody(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_id = anna.upload(b"content")["id"]
+    swap, seen = vault.container.reencryptor._swap, []
+
+    def look_first(*args: Any) -> None:
+        seen.append((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"])))
+        swap(*args)
+
+    monkeypatch.setattr(vault.container.reencryptor, "_swap", look_first)
+
+    reencrypt(vault, file_id)
+
+    assert seen == [((7, 0), [FileState.PENDING, FileState.READY], 1)]
+    assert vault.accounts_balance()

@@ -1,0 +1,232 @@
+"""Retired keys neither wrap nor unwrap, in whatever order people, uploads and backups come."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.kms import SETTINGS as KMS_SETTINGS
+from tests.support.kms import played_kms
+from tests.support.servers import wait_until
+from tests.support.vault import Body, Person, Vault
+from vault.audit.service import Actor
+from vault.encryption.errors import KeyUnavailable
+from vault.encryption.local import generate_master_key
+from vault.errors import Busy, KeyInUse, KeyNotKnown
+from vault.files.models import RetiredKey
+
+FILES = "/api/v1/files"
+UNAVAILABLE = (503, "key_unavailable")
+NEW = generate_master_key()
+
+
+def with_new_key(vault: Vault) -> Vault:
+    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.master_keys]))
+
+
+def ref_of(vault: Vault) -> str:
+    return vault.container.key_usage.primary()[1]
+
+
+def retire(vault: Vault, ref: str) -> bool:
+    return vault.container.key_usage.retire(ref, Actor())
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["code"]
+
+
+def retired(vault: Vault) -> list[str]:
+    with vault.container.sessions.begin() as session:
+        return list(session.scalars(sa.select(RetiredKey.key_ref)))
+
+
+def test_a_key_in_use_the_primary_and_an_unknown_one_are_not_retired(vault: Vault, anna: Person) -> None:
+    anna.upload(b"content")
+    old, new = ref_of(vault), with_new_key(vault)
+
+    with pytest.raises(KeyInUse, match="1 rows"):
+        retire(new, old)
+    with pytest.raises(KeyInUse, match="primary"):
+        retire(new, ref_of(new))
+    with pytest.raises(KeyNotKnown):
+        retire(new, "local:0000000000000000")
+    assert retired(vault) == []
+    assert vault.audit_trail("key.retired") == []
+
+
+def test_a_key_that_an_upload_is_under_is_in_use(vault: Vault, anna: Person) -> None:
+    old, new = ref_of(vault), with_new_key(vault)
+    refused: list[str] = []
+
+    def try_it() -> None:
+        with pytest.raises(KeyInUse):
+            retire(new, old)
+        refused.append(old)
+
+    answer = anna.send(Body(b"x" * 600_000, at=1000, then=try_it), length=600_000)
+
+    assert answer.status_code == 201
+    assert refused == [old]
+
+
+def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_restored(
+    vault: Vault, anna: Person
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    backup = vault.file(file_id)
+    old, new = ref_of(vault), with_new_key(vault)
+    new.container.rewrapper.run(Actor(), batch=500)
+    retire(new, old)
+    columns = ("encrypted_data_key", "key_provider", "key_ref", "wrapped_at")
+    vault.change_file(file_id, **{column: getattr(backup, column) for column in columns})
+
+    answers = [anna.at(at).get(f"{FILES}/{file_id}/content") for at in (vault, new)]
+    facts = anna.at(new).get(f"{FILES}/{file_id}").json
+    report = new.container.rewrapper.run(Actor(), batch=500)
+
+    assert [refusal(answer) for answer in answers] == [UNAVAILABLE, UNAVAILABLE]
+    assert facts["sha256"] is None
+    assert (report.moved, report.failed, report.remaining) == (0, 1, 1)
+    new.container.key_usage.restore(old, Actor())
+    assert anna.at(new).download(file_id) == b"content"
+    assert new.container.rewrapper.run(Actor(), batch=500).moved == 1
+    assert retire(new, old)
+
+
+def test_a_key_in_the_cache_is_no_way_around_retirement(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"content")["id"]
+    row, old, new = vault.file(file_id), ref_of(vault), with_new_key(vault)
+    assert anna.at(new).download(file_id) == b"content"
+    with vault.container.sessions.begin() as session:
+        session.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
+
+    answer = anna.at(new).get(f"{FILES}/{file_id}/content")
+
+    assert refusal(answer) == UNAVAILABLE
+    assert vault.file(file_id).encrypted_data_key == row.encrypted_data_key
+
+
+def test_retiring_twice_and_restoring_what_is_not_retired_are_told(vault: Vault) -> None:
+    old, new = ref_of(vault), with_new_key(vault)
+
+    assert [retire(new, old), retire(new, old)] == [True, False]
+    new.container.key_usage.restore(old, Actor())
+    with pytest.raises(KeyNotKnown):
+        new.container.key_usage.restore(old, Actor())
+    assert [event.details for event in vault.audit_trail("key.retired")] == [{"key_ref": old}]
+    assert [event.details for event in vault.audit_trail("key.restored")] == [{"key_ref": old}]
+
+
+def test_a_kms_key_that_only_unwraps_is_retired_too(make_vault: Callable[..., Vault]) -> None:
+    with played_kms() as kms:
+        vault = make_vault(**KMS_SETTINGS, KMS_DECRYPT_KEY_ARNS=kms.arn)
+
+        assert retire(vault, kms.arn)
+
+
+def test_a_process_that_still_wraps_under_a_retired_key_is_refused_before_the_body(vault: Vault, anna: Person) -> None:
+    old, new = ref_of(vault), with_new_key(vault)
+    retire(new, old)
+
+    answer = anna.send(Body(b"x" * 1000), length=1000)
+
+    assert refusal(answer) == UNAVAILABLE
+    assert vault.leftovers() == {}
+    assert anna.at(new).upload(b"content")["size"] == 7
+
+
+def test_a_run_of_rewrap_to_a_retired_primary_moves_nothing(vault: Vault, anna: Person) -> None:
+    anna.upload(b"content")
+    new = with_new_key(vault)
+    with vault.container.sessions.begin() as session:
+        session.add(RetiredKey(key_ref=ref_of(new), retired_at=vault.clock()))
+
+    with pytest.raises(KeyUnavailable):
+        new.container.rewrapper.run(Actor(), batch=500)
+    assert [row.key_ref for row in vault.files()] == [ref_of(vault)]
+
+
+def before(engine: sa.Engine, statement: str, act: Callable[[], object]) -> None:
+    """Act once, right before the engine sends the first statement that begins so."""
+    todo = [act]
+
+    def listen(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        if text.strip().startswith(statement) and todo:
+            todo.pop()()
+
+    sa.event.listen(engine, "before_cursor_execute", listen)
+
+
+def test_an_upload_whose_key_was_made_before_the_retirement_is_refused(vault: Vault, anna: Person) -> None:
+    old, new = ref_of(vault), with_new_key(vault)
+    generate = vault.container.keys.generate
+
+    def generate_then_retire(object_id: Any) -> Any:
+        made = generate(object_id)
+        retire(new, old)
+        return made
+
+    vault.container.keys.generate = generate_then_retire  # type: ignore[method-assign]
+
+    answer = anna.send(Body(b"x" * 1000), length=1000)
+
+    assert refusal(answer) == UNAVAILABLE
+    assert vault.leftovers() == {}
+
+
+def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused(
+    postgres_url: str, tmp_path: Any
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    anna = vault.member()
+    old, new = ref_of(vault), with_new_key(vault)
+    outcome: list[object] = []
+
+    def try_to_retire() -> None:
+        try:
+            outcome.append(retire(new, old))
+        except KeyInUse as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=try_to_retire)
+
+    def begin_and_wait_for_its_lock() -> None:
+        thread.start()
+        wait_until(lambda: is_waiting(vault), what="the retirement waiting for the upload's transaction")
+
+    before(vault.container.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
+    try:
+        stored = anna.upload(b"content")
+        thread.join(timeout=20)
+
+        assert [type(found) for found in outcome] == [KeyInUse]
+        assert retired(vault) == []
+        assert anna.download(stored["id"]) == b"content"
+    finally:
+        vault.close()
+
+
+def test_a_retirement_that_waits_too_long_gives_up_and_lets_uploads_on(
+    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vault.files.retired._LOCK_TIMEOUT", "100ms")
+    vault = Vault(tmp_path, postgres_url)
+    old, new = ref_of(vault), with_new_key(vault)
+    try:
+        with vault.container.engine.begin() as connection:
+            connection.execute(sa.text("SELECT key_ref FROM retired_keys FOR KEY SHARE"))
+            with pytest.raises(Busy):
+                retire(new, old)
+        assert retire(new, old)
+    finally:
+        vault.close()
+
+
+def is_waiting(vault: Vault) -> bool:
+    """Whether somebody waits for a lock on the table of retired keys."""
+    with vault.container.engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_locks WHERE relation = 'retired_keys'::regclass AND NOT granted"
+        return bool(connection.scalar(sa.text(query)))

@@ -1,0 +1,320 @@
+"""Moving rows between keys: what moves, what stays, and what a run leaves when it is ended or fails."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.faults import FailingDatabase
+from tests.support.kms import SETTINGS as KMS_SETTINGS
+from tests.support.kms import PlayedKms, played_kms
+from tests.support.seeding import content_of, seed_files
+from tests.support.vault import Body, Person, Vault
+from vault.audit.service import Actor
+from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
+from vault.encryption.keyring import KeyRing
+from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.files.rewrapping import NotMoved, Rewrapper, RewrapReport
+
+FILES = "/api/v1/files"
+NEW = generate_master_key()
+
+
+def with_new_key(vault: Vault, **settings: str) -> Vault:
+    """The installation with a fresh key in front of those that it has."""
+    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.master_keys]), **settings)
+
+
+def rewrap(vault: Vault, **kwargs: Any) -> RewrapReport:
+    return vault.container.rewrapper.run(Actor(), **{"batch": 500, **kwargs})
+
+
+def refs(vault: Vault) -> set[tuple[str, str]]:
+    return {(row.key_provider, row.key_ref) for row in vault.files() if row.encrypted_data_key is not None}
+
+
+def test_every_row_moves_and_every_file_stays_as_it_was(vault: Vault, anna: Person) -> None:
+    contents = {anna.upload(content)["id"]: content for content in (b"", b"one", b"x" * 300_000)}
+    before = {row.id: row for row in vault.files()}
+    stored = {key: vault.store.get(key) for key in vault.objects()}
+    new = with_new_key(vault)
+
+    report = rewrap(new)
+
+    assert report == RewrapReport(moved=3)
+    assert refs(new) == {new.container.key_usage.primary()}
+    assert {anna.at(new).download(file_id) for file_id in contents} == set(contents.values())
+    assert {key: vault.store.get(key) for key in vault.objects()} == stored
+    for row in vault.files():
+        old = before[row.id]
+        assert row.encrypted_data_key != old.encrypted_data_key
+        assert (row.version, row.updated_at, row.header) == (old.version, old.updated_at, old.header)
+        assert anna.at(new).get(f"{FILES}/{row.id}").json["etag"] == str(old.object_id)
+
+
+def test_a_second_run_has_nothing_to_do(vault: Vault, anna: Person) -> None:
+    anna.upload(b"content")
+    new = with_new_key(vault)
+    rewrap(new)
+
+    assert rewrap(new) == RewrapReport()
+    assert len(vault.audit_trail("keys.rewrapped")) == 1
+
+
+def test_each_batch_is_audited_in_its_transaction(vault: Vault, anna: Person) -> None:
+    seed_files(vault.container, vault.user().id, 7, store_dir=None)
+    old, new = vault.container.key_usage.primary()[1], with_new_key(vault)
+
+    report = rewrap(new, batch=3)
+
+    assert report.moved == 7
+    events = vault.audit_trail("keys.rewrapped")
+    assert sorted(event.details["rows"] for event in events) == [1, 3, 3]
+    assert {(e.details["from_ref"], e.details["to_ref"]) for e in events} == {
+        (old, new.container.key_usage.primary()[1])
+    }
+
+
+def test_a_limit_moves_so_many_and_says_what_remains(vault: Vault, anna: Person) -> None:
+    seed_files(vault.container, vault.user().id, 7, store_dir=None)
+    new = with_new_key(vault)
+
+    reports = [rewrap(new, batch=2, limit=3), rewrap(new, batch=2, limit=3), rewrap(new, batch=2, limit=3)]
+
+    assert [(report.moved, report.remaining) for report in reports] == [(3, 4), (3, 1), (1, 0)]
+
+
+def test_a_file_that_is_being_uploaded_moves_too(vault: Vault, anna: Person) -> None:
+    new = with_new_key(vault)
+    reports: list[RewrapReport] = []
+    content = b"x" * 600_000
+    body = Body(content, at=1000, then=lambda: reports.append(rewrap(new)))
+
+    answer = anna.send(body, length=len(content))
+
+    assert answer.status_code == 201, answer.text
+    assert reports == [RewrapReport(moved=1)]
+    assert refs(vault) == {new.container.key_usage.primary()}
+    assert anna.at(new).download(answer.json["id"]) == content
+
+
+def once_read(vault: Vault, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act when the run has read its first batch and wraps its first key; the wrap before that is the canary's."""
+    wrap, actions = vault.container.keys.wrap, iter([lambda: None, act])
+
+    def wrap_and_act(dek: bytes, object_id: uuid.UUID) -> Any:
+        next(actions, lambda: None)()
+        return wrap(dek, object_id)
+
+    monkeypatch.setattr(vault.container.keys, "wrap", wrap_and_act)
+
+
+def test_a_row_that_was_deleted_meanwhile_stays_deleted(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gone = anna.upload(b"kept")["id"], anna.upload(b"gone")["id"]
+    new = with_new_key(vault)
+    once_read(new, monkeypatch, lambda: anna.delete(f"{FILES}/{gone}"))
+
+    report = rewrap(new)
+
+    assert (report.moved, report.changed, report.remaining) == (1, 1, 0)
+    assert vault.file(gone).encrypted_data_key is None
+    assert anna.at(new).download(kept) == b"kept"
+    assert anna.at(new).get(f"{FILES}/{gone}").status_code == 404
+
+
+def test_a_row_that_another_run_moved_meanwhile_is_left_to_it(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    one, other = with_new_key(vault), with_new_key(vault)
+    once_read(one, monkeypatch, lambda: rewrap(other))
+
+    report = rewrap(one)
+
+    assert (report.moved, report.changed, report.remaining) == (0, 1, 0)
+    assert anna.at(other).download(file_id) == b"content"
+    assert len(vault.audit_trail("keys.rewrapped")) == 1
+
+
+def damaged(blob: str | None) -> str:
+    assert blob is not None
+    return blob[:40] + ("A" if blob[40] != "A" else "B") + blob[41:]
+
+
+def test_rows_that_cannot_be_unwrapped_are_told_and_do_not_stop_the_rest(vault: Vault, anna: Person) -> None:
+    ids = [str(file_id) for file_id in seed_files(vault.container, vault.user().id, 9, store_dir=None)]
+    rows = [vault.file(file_id) for file_id in ids]
+    vault.change_file(ids[0], encrypted_data_key=damaged(rows[0].encrypted_data_key))
+    vault.change_file(ids[1], encrypted_data_key=rows[2].encrypted_data_key)
+    vault.change_file(ids[3], header=rows[3].header[:95])
+    vault.change_file(ids[4], header=rows[4].header[:70] + bytes(26))
+    new = with_new_key(vault)
+    told: list[NotMoved] = []
+
+    report = rewrap(new, batch=2, on_failure=told.append)
+
+    assert report == RewrapReport(moved=5, failed=4, remaining=4)
+    assert {(str(failure.file_id), failure.reason) for failure in told} == {
+        (ids[0], "damaged"),
+        (ids[1], "commitment"),
+        (ids[3], "header"),
+        (ids[4], "commitment"),
+    }
+    assert rewrap(new).remaining == 4
+    assert [vault.file(ids[1]).encrypted_data_key] == [rows[2].encrypted_data_key]
+
+
+def test_keys_that_are_not_configured_are_told_once_with_their_rows(vault: Vault, anna: Person) -> None:
+    seed_files(vault.container, vault.user().id, 5, store_dir=None)
+    other = vault.rotated(MASTER_KEY=generate_master_key())
+    told: list[NotMoved] = []
+
+    report = rewrap(other, on_failure=told.append)
+
+    assert report == RewrapReport(failed=5, remaining=5)
+    assert told == [NotMoved(vault.container.key_usage.primary()[1], "not configured; 5 rows")]
+
+
+class Flaky(LocalKeyProvider):
+    """A key service over a network that fails as often as it is told to."""
+
+    is_remote = True
+
+    def __init__(self, key: str) -> None:
+        super().__init__([key])
+        self.failures: list[Exception] = []
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: uuid.UUID) -> bytes:
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().unwrap(wrapped, key_ref, object_id)
+
+
+def flaky_installation(make_vault: Callable[..., Vault], count: int) -> tuple[Flaky, Rewrapper, list[float]]:
+    """Files under a flaky provider, and a rewrapper to a local key whose pauses are only written down."""
+    flaky = Flaky(generate_master_key())
+    flaky.name = "flaky"
+    vault = make_vault(keys=KeyRing({"flaky": flaky}, primary="flaky"))
+    seed_files(vault.container, vault.member().vault.user().id, count, store_dir=None)
+    ring = KeyRing({"flaky": flaky, "local": LocalKeyProvider([NEW])}, primary="local")
+    moved = make_vault(keys=ring, store=vault.store)
+    pauses: list[float] = []
+    rewrapper = moved.container.rewrapper
+    rewrapper._sleep = pauses.append
+    return flaky, rewrapper, pauses
+
+
+def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Vault]) -> None:
+    flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
+    flaky.failures = [KeyServiceUnavailable("ThrottlingException") for _ in range(3)]
+
+    report = rewrapper.run(Actor(), batch=10)
+
+    assert report == RewrapReport(moved=20)
+    assert pauses
+    assert pauses[0] == 1.0
+
+
+def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make_vault: Callable[..., Vault]) -> None:
+    flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
+    rewrapper.run(Actor(), batch=10, limit=10)
+    flaky.failures = [KeyServiceUnavailable("ConnectTimeoutError") for _ in range(1000)]
+
+    with pytest.raises(KeyServiceUnavailable) as refused:
+        rewrapper.run(Actor(), batch=10)
+
+    assert refused.value.reason == "ConnectTimeoutError"
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    assert sum(use.rows for use in rewrapper.waiting()) == 10
+
+
+def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows(
+    make_vault: Callable[..., Vault],
+) -> None:
+    flaky, rewrapper, _ = flaky_installation(make_vault, 250)
+    flaky.failures = [KeyUnavailable("AccessDeniedException") for _ in range(1000)]
+    told: list[NotMoved] = []
+
+    report = rewrapper.run(Actor(), batch=100, on_failure=told.append)
+
+    assert (report.moved, report.failed, report.remaining) == (0, 100, 250)
+    assert len(told) == 101
+    assert told[-1].file_id is None
+
+
+@pytest.fixture
+def kms() -> Iterator[PlayedKms]:
+    with played_kms() as played:
+        yield played
+
+
+def test_files_move_to_kms_and_back_with_their_contents(make_vault: Callable[..., Vault], kms: PlayedKms) -> None:
+    local = make_vault()
+    anna = local.member()
+    ids = [anna.upload(content_of(number))["id"] for number in range(12)]
+    settings = {**KMS_SETTINGS, "KMS_KEY_ID": kms.alias}
+    on, off = local.rotated(**settings), local.rotated(**KMS_SETTINGS, KMS_DECRYPT_KEY_ARNS=kms.arn)
+
+    there = rewrap(on, batch=5)
+    refs_there = refs(on)
+    contents_there = [anna.at(on).download(file_id) for file_id in ids]
+    back = rewrap(off, batch=5)
+
+    assert (there.moved, there.remaining, back.moved, back.remaining) == (12, 0, 12, 0)
+    assert refs_there == {("aws-kms", kms.arn)}
+    assert refs(off) == {local.container.key_usage.primary()}
+    assert contents_there == [anna.download(file_id) for file_id in ids] == [content_of(n) for n in range(12)]
+
+
+def test_a_primary_that_cannot_wrap_ends_the_run_before_any_row(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna.upload(b"content")
+    new = with_new_key(vault)
+
+    def refuse(*_: Any) -> Any:
+        raise KeyUnavailable("AccessDeniedException")
+
+    monkeypatch.setattr(new.container.keys.primary, "wrap", refuse)
+
+    with pytest.raises(KeyUnavailable):
+        rewrap(new)
+    assert refs(vault) == {vault.container.key_usage.primary()}
+
+
+def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    new = with_new_key(vault)
+    wrap, canary = new.container.keys.wrap, [True]
+
+    def wrap_wrongly(dek: bytes, object_id: uuid.UUID) -> Any:
+        return wrap(dek if canary and canary.pop() else bytes(32), object_id)
+
+    monkeypatch.setattr(new.container.keys, "wrap", wrap_wrongly)
+    told: list[NotMoved] = []
+
+    report = rewrap(new, on_failure=told.append)
+
+    assert (report.moved, report.failed) == (0, 1)
+    assert told[0].reason == "commitment"
+    assert anna.download(file_id) == b"content"
+
+
+def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Person) -> None:
+    seed_files(vault.container, vault.user().id, 9, store_dir=None)
+    new = with_new_key(vault)
+    faults = FailingDatabase(new.container.engine)
+    rewrap(new, batch=3, limit=3)
+
+    with faults.failing(FailingDatabase.AUDIT), suppress(sa.exc.OperationalError):
+        rewrap(new, batch=3)
+
+    assert sum(use.rows for use in new.container.rewrapper.waiting()) == 6
+    assert rewrap(new, batch=3) == RewrapReport(moved=6)

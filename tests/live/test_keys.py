@@ -1,0 +1,325 @@
+"""Keys in the running service: rotation beside traffic, a start without a key, and nothing secret in any output."""
+
+import base64
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import sqlalchemy as sa
+
+from tests.support.seeding import content_of, seed_files
+from tests.support.servers import wait_until
+from tests.support.services import postgres_database
+from tests.support.settings import environment
+from tests.support.stack import Process, Stack, embedded
+from vault.audit.models import AuditEvent
+from vault.audit.service import Actor
+from vault.auth.models import User
+from vault.encryption.header import Header, open_keys
+from vault.encryption.keyring import WrappedKey
+from vault.encryption.local import generate_master_key
+from vault.files.models import File, FileState, RetiredKey
+from vault.mail.models import MailJob
+from vault.storage import object_key
+
+
+@pytest.fixture
+def rotated(tmp_path: Path) -> Iterator[Callable[[int], Stack]]:
+    """Makes files under an old key on PostgreSQL and a directory, and runs the API with a new one in front."""
+    stacks: list[Stack] = []
+
+    with postgres_database() as url:
+
+        def make(count: int) -> Stack:
+            env = environment(tmp_path, TESTING="", DATABASE_URL=url, WEB_WORKERS="1", WEB_THREADS="16")
+            old = Stack(tmp_path, dict(env))
+            stacks.append(old)
+            old.run("flask", "db", "upgrade")
+            new = Stack(tmp_path, {**env, "MASTER_KEY": f"{generate_master_key()},{env['MASTER_KEY']}"})
+            stacks.append(new)
+            new.start_api()
+            person = new.sign_up()
+            # The first upload is also what ties the database to the store.
+            assert person.post(f"{new.url}/files?name=first.bin", data=b"first").ok
+            with old.container.sessions.begin() as session:
+                owner_id = session.scalars(sa.select(User.id)).one()
+            new.seeded = seed_files(old.container, owner_id, count, store_dir=tmp_path / "store")  # type: ignore[attr-defined]
+            return new
+
+        yield make
+        for stack in stacks:
+            stack.close()
+
+
+class Traffic:
+    """People who upload, read and delete while keys move. Whatever fails is kept in `wrong`."""
+
+    def __init__(self, stack: Stack, seeded: list[uuid.UUID]) -> None:
+        self._stack = stack
+        self._seeded = seeded
+        self._stop = threading.Event()
+        self.wrong: list[str] = []
+        self.uploaded: dict[str, bytes] = {}
+        self.deleted: list[int] = []
+        self.read = 0
+        # A tenth may be deleted, the others are read.
+        self._deletable = iter(range(0, len(seeded), 10))
+        token = stack.sign_in("anna@example.org").headers["Authorization"]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work, token))
+            for work in (self._upload, self._download, self._download, self._delete)
+        ]
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=30)
+
+    def _repeat(self, work: Callable[[requests.Session], None], token: str) -> None:
+        with requests.Session() as person:
+            person.headers["Authorization"] = token
+            while not self._stop.is_set():
+                try:
+                    work(person)
+                except requests.RequestException as exc:
+                    self.wrong.append(repr(exc))
+
+    def _upload(self, person: requests.Session) -> None:
+        content = os.urandom(random.choice([10, 3000, 700_000]))
+        answer = person.post(f"{self._stack.url}/files?name=during.bin", data=content, timeout=30)
+        if answer.status_code == 201:
+            self.uploaded[answer.json()["id"]] = content
+        else:
+            self.wrong.append(f"upload {answer.status_code}")
+
+    def _download(self, person: requests.Session) -> None:
+        number = random.randrange(len(self._seeded))
+        if number % 10 == 0:
+            return
+        answer = person.get(f"{self._stack.url}/files/{self._seeded[number]}/content", timeout=30)
+        if answer.status_code != 200 or answer.content != content_of(number):
+            self.wrong.append(f"download {answer.status_code}")
+        self.read += 1
+
+    def _delete(self, person: requests.Session) -> None:
+        number = next(self._deletable, None)
+        if number is None:
+            self._stop.wait(0.1)
+            return
+        answer = person.delete(f"{self._stack.url}/files/{self._seeded[number]}", timeout=30)
+        if answer.status_code == 204:
+            self.deleted.append(number)
+        else:
+            self.wrong.append(f"delete {answer.status_code}")
+
+
+def facts_of_objects(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What would change if an object were written again: inode, time and size of each file."""
+    facts = ((path.name, path.stat()) for path in (folder / "store" / "objects").rglob("*") if path.is_file())
+    return {name: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in facts}
+
+
+def run_until_done(stack: Stack, *, kills: int) -> int:
+    """Keep two runs of rewrap going, kill so many at random moments, and let the last two end.
+
+    Returns how many were still running when they were killed.
+    """
+    killed, running = 0, [start(stack), start(stack)]
+    while killed < kills:
+        time.sleep(random.uniform(0.2, 0.9))
+        victim = random.randrange(2)
+        if running[victim].popen.poll() is None:
+            running[victim].kill()
+            killed += 1
+        running[victim] = start(stack)
+    for process in running:
+        process.popen.wait(timeout=120)
+    last = start(stack)
+    last.popen.wait(timeout=120)
+    assert last.popen.returncode == 0, last.output
+    assert "0 remain." in last.output
+    return killed
+
+
+def start(stack: Stack) -> Process:
+    return stack.start("flask", "keys", "rewrap", "--batch", "20", name="rewrap")
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"),
+    [
+        pytest.param(1_000, 3, id="1000 rows"),
+        pytest.param(10_000, 30, id="10000 rows", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
+)
+def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
+    rotated: Callable[[int], Stack], tmp_path: Path, count: int, kills: int
+) -> None:
+    stack = rotated(count)
+    seeded = stack.seeded  # type: ignore[attr-defined]
+    before = facts_of_objects(tmp_path)
+
+    with Traffic(stack, seeded) as traffic:
+        killed = run_until_done(stack, kills=kills)
+
+    assert (killed, traffic.wrong) == (kills, [])
+    assert traffic.uploaded
+    assert traffic.deleted
+    assert traffic.read
+    container = stack.container
+    primary = container.key_usage.primary()
+    assert {(use.provider, use.key_ref) for use in container.key_usage.by_ref()} == {primary}
+    after = facts_of_objects(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    with container.sessions.begin() as session:
+        states = dict(session.execute(sa.select(File.id, File.state)).all())  # type: ignore[arg-type]
+        owner_id = session.scalars(sa.select(User.id)).one()
+    gone = {seeded[number] for number in traffic.deleted}
+    assert {states[file_id] for file_id in gone} == {FileState.SHREDDED}
+    expected = {file_id: content_of(number) for number, file_id in enumerate(seeded) if file_id not in gone}
+    expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
+    for file_id, content in expected.items():
+        _, download = container.files.open(owner_id, file_id, Actor())
+        assert b"".join(download) == content
+        download.close()
+
+
+def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(tmp_path: Path) -> None:
+    with embedded(tmp_path) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
+        stack.processes[0].kill()
+        ref = stack.container.key_usage.primary()[1]
+        stack.env["MASTER_KEY"] = generate_master_key()
+
+        api = stack.start("gunicorn", "--config", "gunicorn.conf.py", "wsgi:app", name="refused-api")
+        worker = stack.start_worker()
+        status = stack.run("flask", "keys", "status", check=False)
+        database = stack.run("flask", "db", "current")
+
+        for process in (api, worker):
+            assert process.popen.wait(timeout=40) == 1
+            assert f"  {ref}\n" in process.output
+            assert "START_DEGRADED=1" in process.output
+            assert "Traceback" not in process.output
+        assert (status.returncode, database.returncode) == (1, 0)
+        stack.env["START_DEGRADED"] = "1"
+        stack.start_api()
+        assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
+        assert person.post(f"{stack.url}/files?name=b", data=b"new").status_code == 201
+        stack.processes[-1].kill()
+        stack.env["START_DEGRADED"] = ""
+        with stack.container.sessions.begin() as session:
+            session.add(RetiredKey(key_ref=ref, retired_at=stack.container.clock()))
+        stack.start_api()
+        assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
+
+
+class Keys:
+    """Every data key, wrapped key and derived key that the installation has had, gathered as it goes."""
+
+    def __init__(self) -> None:
+        self.raw: dict[str, bytes] = {}
+        self.texts: dict[str, str] = {}
+
+    def gather(self, stack: Stack) -> None:
+        for number, key in enumerate(stack.env["MASTER_KEY"].split(",")):
+            self.texts[f"master key {number} {key[-4:]}"] = key
+            self.raw[f"raw master key {number} {key[-4:]}"] = base64.urlsafe_b64decode(key)
+        with stack.container.sessions.begin() as session:
+            rows = session.scalars(sa.select(File).where(File.encrypted_data_key.is_not(None))).all()
+        for row in rows:
+            blob = row.encrypted_data_key or ""
+            dek = stack.container.keys.unwrap(WrappedKey(row.key_provider, row.key_ref, blob), row.object_id)
+            derived = open_keys(dek, Header.parse(row.header))
+            self.texts[f"wrapped key {blob[-8:]}"] = blob
+            self.raw[f"data key of {row.object_id}"] = dek
+            self.raw[f"content key of {row.object_id}"] = derived.encryption
+            self.raw[f"metadata key of {row.object_id}"] = derived.metadata
+
+    def found_in(self, text: bytes) -> list[str]:
+        """The names of those that stand in a text in some form in which a program or a person would write them."""
+        forms = {name: [key.encode()] for name, key in self.texts.items()}
+        for name, key in self.raw.items():
+            forms[name] = [
+                key,
+                key.hex().encode(),
+                key.hex().upper().encode(),
+                base64.b64encode(key).rstrip(b"="),
+                base64.urlsafe_b64encode(key).rstrip(b"="),
+                repr(key)[2:-1].encode(),
+                str(list(key)).encode(),
+            ]
+        return [name for name, all_forms in forms.items() if any(form in text for form in all_forms)]
+
+
+def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
+    keys = Keys()
+    texts: dict[str, bytes] = {}
+    with embedded(tmp_path) as stack:
+        stack.env["LOG_LEVEL"] = "DEBUG"
+        stack.start_api()
+        stack.start_worker()
+        person = stack.sign_up()
+        ids = [
+            person.post(f"{stack.url}/files?name={number}.bin", data=os.urandom(size)).json()["id"]
+            for number, size in enumerate((0, 1, 5000, 300_000, 9_000_000))
+        ]
+        keys.gather(stack)
+        answers = [person.get(f"{stack.url}/files/{file_id}/content") for file_id in ids]
+        answers += [person.get(f"{stack.url}/files/{file_id}") for file_id in ids]
+        _damage(stack, ids)
+        answers += [person.get(f"{stack.url}/files/{file_id}/content") for file_id in ids[:3]]
+        answers += [person.delete(f"{stack.url}/files/{ids[4]}")]
+
+        commands = ["keys status", "keys check", "keys rewrap --batch 1", "keys verify --all", "files verify --all"]
+        commands += [f"files reencrypt {ids[3]} {ids[0]}"]
+        stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
+        old = stack.container.key_usage.primary()[1]
+        for command in [*commands, f"keys retire {old}"]:
+            done = stack.run("flask", *command.split(), check=False)
+            texts[command] = (done.stdout + done.stderr).encode()
+        rotated = Stack(tmp_path, dict(stack.env))
+        with rotated.container.engine.begin() as connection:
+            # The damaged rows cannot be unwrapped and have been gathered before.
+            connection.execute(sa.text("DELETE FROM files WHERE encrypted_data_key LIKE 'damaged%'"))
+        keys.gather(rotated)
+        wait_until(lambda: "shredded" in stack.states() or len(stack.states()) < 5, what="the deletion")
+        with rotated.container.sessions.begin() as session:
+            tables = [*session.scalars(sa.select(AuditEvent)), *session.scalars(sa.select(MailJob))]
+            texts["audit and mail"] = "\n".join(str(vars(row)) for row in tables).encode()
+        texts["containers"] = f"{stack.container!r} {rotated.container!r} {rotated.container.settings!r}".encode()
+        rotated.close()
+        # A content answer may hold key bytes by chance only; what errors say is what counts.
+        texts["answers"] = b"".join(answer.content for answer in answers if not answer.ok)
+    for path in (*tmp_path.glob("*.log"), *(tmp_path / "queue").rglob("*"), *(tmp_path / "tmp").rglob("*")):
+        if path.is_file():
+            texts[path.name] = path.read_bytes()
+
+    assert len(keys.raw) > 12
+    assert any(b"integrity_failed" in text for name, text in texts.items() if name.startswith("api"))
+    assert b"key_unwrap_failed" in texts["answers"]
+    assert {name: found for name, text in texts.items() if (found := keys.found_in(text))} == {}
+
+
+def _damage(stack: Stack, ids: list[str]) -> None:
+    """One file whose wrapped key, one whose object, and one whose digest is not what it was."""
+    container = stack.container
+    with container.sessions.begin() as session:
+        rows = {str(row.id): row for row in session.scalars(sa.select(File))}
+        session.execute(sa.update(File).where(File.id == rows[ids[0]].id).values(encrypted_data_key="damaged"))
+        session.execute(sa.update(File).where(File.id == rows[ids[2]].id).values(sealed_digest=bytes(64)))
+    path = Path(stack.env["STORAGE_DIR"]) / object_key(rows[ids[1]].object_id)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
