@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure, outside the test suite. `python -m bench --help` lists them."""

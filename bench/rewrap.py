@@ -1,0 +1,92 @@
+"""flask keys rewrap, local to local, on PostgreSQL: rows a second on one core, and peak memory as rows grow.
+
+Each run moves every row to the other of two master keys. The command is pinned to one core; PostgreSQL is not. The
+rate is of the whole command, its start of a second or two included. Uses TEST_DATABASE_URL, or PostgreSQL on
+127.0.0.1:5432, in a database of its own.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from flask_migrate import upgrade
+
+from tests.support.seeding import seed_files
+from tests.support.services import postgres_database
+from tests.support.settings import environment
+from vault import create_app
+from vault.config import ROOT, Settings
+from vault.container import build_container
+from vault.encryption.local import generate_master_key
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 50_000, 100_000], metavar="N")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs for each number of rows")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    results = []
+    print(f"{'rows':>9} {'rows/s':>8} {'min':>8} {'max':>8} {'CPU us/row':>11} {'peak MiB':>9}")
+    with tempfile.TemporaryDirectory() as folder, postgres_database() as url:
+        keys = [generate_master_key(), generate_master_key()]
+        env = environment(Path(folder), DATABASE_URL=url, TESTING="", MASTER_KEY=keys[0])
+        container = build_container(Settings.load(env, env_file=None))
+        with create_app(container=container).app_context():
+            upgrade()
+        there = 0
+        for rows in sorted(arguments.rows):
+            seed_files(container, uuid.uuid4(), rows - there, store_dir=None)
+            there = rows
+            runs = []
+            # An even number of runs ends where it began: on the key that the next rows are seeded under.
+            for turn in range(arguments.runs + arguments.runs % 2):
+                order = [keys[1], keys[0]] if turn % 2 == 0 else keys
+                runs.append(_once({**env, "MASTER_KEY": ",".join(order)}, rows))
+            rates = [rows / run["wall_seconds"] for run in runs]
+            cpu = statistics.median(run["cpu_seconds"] for run in runs) / rows * 1e6
+            peak = max(run["peak_bytes"] for run in runs) / 1024**2
+            row = (rows, statistics.median(rates), min(rates), max(rates), cpu, peak)
+            print("{:>9} {:>8.0f} {:>8.0f} {:>8.0f} {:>11.0f} {:>9.1f}".format(*row))
+            results.append({"rows": rows, "runs": runs})
+        container.engine.dispose()
+    return {"benchmark": "rewrap", "cores": os.cpu_count(), "results": results}
+
+
+def _once(env: dict[str, str], rows: int) -> dict[str, float]:
+    started = time.monotonic()
+    command = subprocess.Popen(
+        [str(Path(sys.executable).parent / "flask"), "keys", "rewrap"],
+        cwd=ROOT,
+        env={**{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_on_one_core,
+    )
+    assert command.stdout is not None
+    output = command.stdout.read()
+    _, status, usage = os.wait4(command.pid, 0)
+    command.returncode = os.waitstatus_to_exitcode(status)
+    if command.returncode or f"Moved {rows} rows, 0 failed; 0 remain." not in output:
+        assert command.stderr is not None
+        raise SystemExit(f"rewrap failed: {output}{command.stderr.read()}")
+    return {
+        "wall_seconds": time.monotonic() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def _on_one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    # No core files of a process that held keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
