@@ -172,7 +172,10 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert (settings.max_uploads_per_user, settings.upload_buffer_bytes) == (16, 128 * 1024**2)
     assert (settings.port, settings.log_level, settings.log_format) == (8000, "INFO", "json")
     assert settings.argon2_concurrency >= 1
-    assert settings.testing is settings.allow_http_endpoints is False
+    assert (settings.kms_key_id, settings.kms_decrypt_key_arns, settings.kms_endpoint_url) == (None, (), None)
+    assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
+    assert settings.download_verify == "segment"
+    assert settings.testing is settings.allow_http_endpoints is settings.start_degraded is False
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -235,13 +238,155 @@ def test_without_any_key_the_message_says_how_to_make_both(refusal: Refusal) -> 
     assert set(error.problems) == {"SECRET_KEY", "MASTER_KEY"}
 
 
-KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+# --- keys of KMS ----------------------------------------------------------------------------------------------------
+
+
+REGION = "eu-central-1"
+KEY_ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+OTHER_KEY_ARN = f"arn:aws:kms:{REGION}:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
+ALIAS_ARN = f"arn:aws:kms:{REGION}:111122223333:alias/vault"
 
 
 def test_a_kms_key_alone_is_enough(load: Load) -> None:
-    settings = load(MASTER_KEY="", KMS_KEY_ID=KEY_ARN, AWS_REGION="eu-central-1")
+    settings = load(MASTER_KEY="", KMS_KEY_ID=KEY_ARN, AWS_REGION=REGION)
 
     assert (settings.kms_key_id, settings.master_keys) == (KEY_ARN, ())
+
+
+def test_a_kms_key_and_a_master_key_may_be_set_together(load: Load) -> None:
+    master_key = generate_master_key()
+
+    settings = load(MASTER_KEY=master_key, KMS_KEY_ID=KEY_ARN, AWS_REGION=REGION)
+
+    assert (settings.kms_key_id, settings.master_keys) == (KEY_ARN, (master_key,))
+
+
+def test_a_malformed_master_key_is_refused_beside_a_kms_key_too(refusal: Refusal) -> None:
+    assert list(refusal(MASTER_KEY="c2hvcnQ=", KMS_KEY_ID=KEY_ARN, AWS_REGION=REGION).problems) == ["MASTER_KEY"]
+
+
+@pytest.mark.parametrize("listed", ["", KEY_ARN], ids=["nothing", "decrypting-keys"])
+def test_without_a_key_that_wraps_the_start_is_refused(refusal: Refusal, listed: str) -> None:
+    error = refusal(MASTER_KEY="", KMS_DECRYPT_KEY_ARNS=listed, AWS_REGION=REGION)
+
+    assert error.problems == {"MASTER_KEY": ["is required, or KMS_KEY_ID: run: flask keys generate"]}
+
+
+@pytest.mark.parametrize(
+    "key_id",
+    [
+        pytest.param("1234abcd-12ab-34cd-56ef-1234567890ab", id="id"),
+        pytest.param("mrk-1234abcd12ab34cd56ef1234567890ab", id="multi-region-id"),
+        pytest.param("alias/vault", id="alias"),
+        pytest.param("alias/Secure_Vault/files-1", id="alias-with-every-sign"),
+        pytest.param(KEY_ARN, id="arn"),
+        pytest.param(f"arn:aws:kms:{REGION}:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab", id="multi-region"),
+        pytest.param(f"arn:aws:kms:{REGION}:999988887777:key/1234abcd-12ab-34cd-56ef-1234567890ab", id="other-account"),
+        pytest.param(ALIAS_ARN, id="alias-arn"),
+        pytest.param(f"arn:aws:kms:{REGION}:999988887777:alias/vault", id="alias-of-another-account"),
+    ],
+)
+def test_a_kms_key_is_named_by_its_id_its_arn_or_an_alias(load: Load, key_id: str) -> None:
+    assert load(KMS_KEY_ID=key_id, AWS_REGION=REGION).kms_key_id == key_id
+
+
+@pytest.mark.parametrize("partition", ["aws-cn", "aws-us-gov"])
+def test_other_partitions_of_aws_have_keys_too(load: Load, partition: str) -> None:
+    arn = KEY_ARN.replace("arn:aws:", f"arn:{partition}:")
+
+    settings = load(KMS_KEY_ID=arn, KMS_DECRYPT_KEY_ARNS=arn, AWS_REGION=REGION)
+
+    assert (settings.kms_key_id, settings.kms_decrypt_key_arns) == (arn, (arn,))
+
+
+# What names no key of KMS, wherever it stands
+NO_KEYS = [
+    pytest.param("junk junk", id="space"),
+    pytest.param("alias/", id="empty-alias"),
+    pytest.param("alias/vault:1", id="alias-with-a-colon"),
+    pytest.param("key/1234abcd-12ab-34cd-56ef-1234567890ab", id="end-of-an-arn"),
+    pytest.param("local:0011223344556677", id="local-ref"),
+    pytest.param(KEY_ARN.replace(":kms:", ":s3:"), id="other-service"),
+    pytest.param(KEY_ARN.replace("arn:aws:", "arn:azure:"), id="other-partition"),
+    pytest.param(KEY_ARN.replace("111122223333", "11112222333"), id="short-account"),
+    pytest.param(KEY_ARN.replace(REGION, ""), id="no-region"),
+    pytest.param(KEY_ARN.partition("key/")[0] + "key/", id="no-key"),
+    pytest.param(KEY_ARN + "/1", id="longer"),
+    pytest.param(f"{KEY_ARN};{OTHER_KEY_ARN}", id="semicolon"),
+    pytest.param(KEY_ARN.upper(), id="capitals"),
+]
+
+
+@pytest.mark.parametrize("text", [*NO_KEYS, pytest.param(f"{KEY_ARN},{OTHER_KEY_ARN}", id="two")])
+def test_what_names_no_kms_key_is_refused(refusal: Refusal, text: str) -> None:
+    error = refusal(KMS_KEY_ID=text, AWS_REGION=REGION)
+
+    assert error.problems == {"KMS_KEY_ID": ["must be the id, the ARN or the alias (alias/…) of a KMS key"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "arns"),
+    [
+        pytest.param(KEY_ARN, (KEY_ARN,), id="one"),
+        pytest.param(f"{KEY_ARN},{OTHER_KEY_ARN}", (KEY_ARN, OTHER_KEY_ARN), id="two"),
+        pytest.param(f"  {KEY_ARN} ,\t{OTHER_KEY_ARN}  ", (KEY_ARN, OTHER_KEY_ARN), id="spaces"),
+    ],
+)
+def test_keys_that_unwrap_are_listed_with_or_without_spaces(load: Load, text: str, arns: tuple[str, ...]) -> None:
+    assert load(KMS_DECRYPT_KEY_ARNS=text, AWS_REGION=REGION).kms_decrypt_key_arns == arns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_KEYS,
+        pytest.param("alias/vault", id="alias"),
+        pytest.param(ALIAS_ARN, id="alias-arn"),
+        pytest.param("1234abcd-12ab-34cd-56ef-1234567890ab", id="id"),
+        pytest.param(f"{KEY_ARN},", id="trailing-comma"),
+        pytest.param(f"{KEY_ARN} {OTHER_KEY_ARN}", id="separated-by-space"),
+        pytest.param(f"{KEY_ARN},alias/vault", id="second-is-bad"),
+    ],
+)
+def test_keys_that_unwrap_are_named_by_arn_alone(refusal: Refusal, text: str) -> None:
+    error = refusal(KMS_DECRYPT_KEY_ARNS=text, AWS_REGION=REGION)
+
+    assert list(error.problems) == ["KMS_DECRYPT_KEY_ARNS"]
+    assert "arn:aws:kms:region:account:key/" in error.problems["KMS_DECRYPT_KEY_ARNS"][0]
+    assert text not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("KMS_KEY_ID", "alias/vault", id="alias"),
+        pytest.param("KMS_KEY_ID", KEY_ARN, id="arn"),
+        pytest.param("KMS_DECRYPT_KEY_ARNS", KEY_ARN, id="decrypting-keys"),
+    ],
+)
+def test_kms_needs_a_region(refusal: Refusal, name: str, value: str) -> None:
+    assert refusal(**{name: value}).problems == {"AWS_REGION": [f"is required with {name}"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("KMS_KEY_ID", KEY_ARN, id="wraps"),
+        pytest.param("KMS_KEY_ID", ALIAS_ARN, id="wraps-by-alias"),
+        pytest.param("KMS_DECRYPT_KEY_ARNS", KEY_ARN, id="unwraps"),
+        pytest.param("KMS_DECRYPT_KEY_ARNS", f"{KEY_ARN.replace(REGION, 'us-east-1')},{KEY_ARN}", id="second-unwraps"),
+    ],
+)
+def test_a_key_of_another_region_is_refused(refusal: Refusal, name: str, value: str) -> None:
+    error = refusal(**{name: value, "AWS_REGION": "us-east-1"})
+
+    assert error.problems == {name: ["names a key of another region than AWS_REGION"]}
+
+
+def test_a_key_of_another_region_is_told_for_both_names(refusal: Refusal) -> None:
+    error = refusal(KMS_KEY_ID=KEY_ARN, KMS_DECRYPT_KEY_ARNS=OTHER_KEY_ARN, AWS_REGION="us-east-1")
+
+    assert set(error.problems) == {"KMS_KEY_ID", "KMS_DECRYPT_KEY_ARNS"}
 
 
 # --- where values come from -----------------------------------------------------------------------------------------
@@ -469,6 +614,10 @@ def test_other_public_urls_are_refused(refusal: Refusal, url: str) -> None:
     assert url not in str(error)
 
 
+ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_URL"])
+
+
+@ENDPOINTS
 @pytest.mark.parametrize(
     ("url", "allow"),
     [
@@ -478,12 +627,16 @@ def test_other_public_urls_are_refused(refusal: Refusal, url: str) -> None:
         pytest.param("http://10.0.0.5:9000", "1", id="private"),
         pytest.param("http://[fd00::5]:9000", "1", id="private-v6"),
         pytest.param("http://minio:9000", "true", id="single-label"),
+        pytest.param("https://10.0.0.5", "", id="https-private"),
     ],
 )
-def test_s3_endpoints_are_https_or_near(load: Load, url: str, allow: str) -> None:
-    assert load(S3_ENDPOINT_URL=url, ALLOW_HTTP_ENDPOINTS=allow).s3_endpoint_url == url
+def test_endpoints_are_https_or_near(load: Load, name: str, url: str, allow: str) -> None:
+    settings = load(**{name: url}, ALLOW_HTTP_ENDPOINTS=allow)
+
+    assert getattr(settings, name.lower()) == url
 
 
+@ENDPOINTS
 @pytest.mark.parametrize(
     ("url", "allow"),
     [
@@ -493,8 +646,29 @@ def test_s3_endpoints_are_https_or_near(load: Load, url: str, allow: str) -> Non
         pytest.param("http://8.8.8.8", "1", id="public-address"),
     ],
 )
-def test_http_to_a_distant_s3_endpoint_is_refused(refusal: Refusal, url: str, allow: str) -> None:
-    assert list(refusal(S3_ENDPOINT_URL=url, ALLOW_HTTP_ENDPOINTS=allow).problems) == ["S3_ENDPOINT_URL"]
+def test_http_to_a_distant_endpoint_is_refused(refusal: Refusal, name: str, url: str, allow: str) -> None:
+    error = refusal(**{name: url}, ALLOW_HTTP_ENDPOINTS=allow)
+
+    assert list(error.problems) == [name]
+    assert url not in str(error)
+
+
+@ENDPOINTS
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("ftp://127.0.0.1", id="scheme"),
+        pytest.param("127.0.0.1:9000", id="no-scheme"),
+        pytest.param("https://user:pa55@keys.example.org", id="user"),
+        pytest.param("https://keys.example.org/?next=x", id="query"),
+        pytest.param("https://keys.example.org:port", id="port"),
+    ],
+)
+def test_an_endpoint_is_a_plain_url(refusal: Refusal, name: str, url: str) -> None:
+    error = refusal(**{name: url})
+
+    assert list(error.problems) == [name]
+    assert url not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -605,6 +779,10 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("WEB_WORKERS", "0"),
         ("WEB_THREADS", "1"),
         ("GRACEFUL_SECONDS", "0"),
+        ("DEK_CACHE_SIZE", "-1"),
+        ("DEK_CACHE_SIZE", "1000001"),
+        ("DEK_CACHE_SECONDS", "-1"),
+        ("DEK_CACHE_SECONDS", "3601"),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_bounds(refusal: Refusal, name: str, value: str) -> None:
@@ -614,11 +792,12 @@ def test_a_number_out_of_range_is_refused_with_its_bounds(refusal: Refusal, name
     assert "must be a whole number of at least" in error.problems[name][0]
 
 
+@pytest.mark.parametrize("name", ["MAX_UPLOAD_BYTES", "DEK_CACHE_SIZE", "DEK_CACHE_SECONDS"])
 @pytest.mark.parametrize("value", ["ten", "1.5", "1e3", "10 GiB", "0x10", "--1"])
-def test_a_number_that_is_none_is_refused(refusal: Refusal, value: str) -> None:
-    error = refusal(MAX_UPLOAD_BYTES=value)
+def test_a_number_that_is_none_is_refused(refusal: Refusal, name: str, value: str) -> None:
+    error = refusal(**{name: value})
 
-    assert list(error.problems) == ["MAX_UPLOAD_BYTES"]
+    assert list(error.problems) == [name]
     assert value not in str(error)
 
 
@@ -628,7 +807,14 @@ def test_numbers_at_their_bounds_are_accepted(load: Load) -> None:
     assert (settings.port, settings.smtp_port, settings.default_quota_bytes) == (65535, 1, 0)
 
 
-@pytest.mark.parametrize("name", ["TESTING", "ALLOW_HTTP_ENDPOINTS"])
+@pytest.mark.parametrize(("size", "seconds"), [(0, 0), (1_000_000, 3600)], ids=["off", "most"])
+def test_the_cache_of_data_keys_may_be_off_and_is_bounded(load: Load, size: int, seconds: int) -> None:
+    settings = load(DEK_CACHE_SIZE=str(size), DEK_CACHE_SECONDS=str(seconds))
+
+    assert (settings.dek_cache_size, settings.dek_cache_seconds) == (size, seconds)
+
+
+@pytest.mark.parametrize("name", ["TESTING", "ALLOW_HTTP_ENDPOINTS", "START_DEGRADED"])
 def test_a_switch_that_is_neither_on_nor_off_is_refused_once(refusal: Refusal, name: str) -> None:
     error = refusal(**{name: "perhaps", "S3_ENDPOINT_URL": "https://s3.example.org"})
 
@@ -643,6 +829,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused_once(refusal: Refusal, n
         ("FILE_CIPHER", "AES-256-EAX or AES-256-GCM"),
         ("LOG_LEVEL", "DEBUG or INFO or WARNING or ERROR"),
         ("LOG_FORMAT", "json or console"),
+        ("DOWNLOAD_VERIFY", "segment or full"),
     ],
 )
 def test_a_word_that_is_no_choice_is_refused_with_the_choices(refusal: Refusal, name: str, choices: str) -> None:
@@ -651,6 +838,16 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(refusal: Refusal, 
 
 def test_the_cipher_is_chosen_by_name(load: Load) -> None:
     assert load(FILE_CIPHER="AES-256-GCM").file_suite is Suite.AES_256_GCM
+
+
+@pytest.mark.parametrize("choice", ["segment", "full"])
+def test_downloads_are_verified_by_segment_or_in_full(load: Load, choice: str) -> None:
+    assert load(DOWNLOAD_VERIFY=choice).download_verify == choice
+
+
+@pytest.mark.parametrize(("text", "is_on"), [("1", True), ("true", True), ("0", False), ("false", False)])
+def test_a_degraded_start_is_on_or_off(load: Load, text: str, is_on: bool) -> None:
+    assert load(START_DEGRADED=text).start_degraded is is_on
 
 
 # --- from outside ---------------------------------------------------------------------------------------------------
