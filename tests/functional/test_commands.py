@@ -88,9 +88,7 @@ def test_status_counts_files_per_key(vault: Vault, runner: FlaskCliRunner) -> No
     assert f"2 files  local  {ref}" in text.output
     assert json.loads(machine.output) == {
         "primary": {"provider": "local", "key_ref": ref},
-        "keys": [
-            {"provider": "local", "key_ref": ref, "rows": 2, "available": True, "retired": False, "primary": True}
-        ],
+        "keys": [{"provider": "local", "key_ref": ref, "rows": 2, "state": "available", "primary": True}],
     }
     assert text.exit_code == machine.exit_code == 0
 
@@ -104,7 +102,7 @@ def test_status_fails_while_a_needed_key_is_missing(make_vault: Callable[..., Va
     shown = after.app.test_cli_runner().invoke(args=["keys", "status"])
 
     assert shown.exit_code == 1
-    assert "MISSING from the configuration" in shown.output
+    assert "NOT CONFIGURED" in shown.output
 
 
 def test_reap_reports_orphans_and_deletes_them_only_on_request(vault: Vault, runner: FlaskCliRunner) -> None:

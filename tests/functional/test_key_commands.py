@@ -79,7 +79,7 @@ def test_every_report_comes_as_json_too(vault: Vault, anna: Person) -> None:
     assert shown["keys status"] == [
         {
             "primary": {"provider": "local", "key_ref": ref_of(new)},
-            "keys": [{**old, "rows": 1, "available": True, "retired": False, "primary": False}],
+            "keys": [{**old, "rows": 1, "state": "available", "primary": False}],
         }
     ]
     assert shown["keys check"][0]["checks"][0] == {**old, "trial": "unwrap", "failure": "damaged"}
@@ -98,7 +98,7 @@ def test_what_rewrap_cannot_move_is_named_on_standard_error(vault: Vault, anna: 
 
     assert shown.exit_code == 1
     assert f"Not moved: file {file_id} on {ref_of(vault)}: damaged" in shown.stderr
-    assert "1 rows to move from local  local:0000000000000000  (not configured)" in shown.stderr
+    assert "1 rows to move from local  local:0000000000000000  NOT CONFIGURED" in shown.stderr
     assert "Not moved: all on local:0000000000000000: not configured; 1 rows" in shown.stderr
     assert shown.stdout == "Moved 0 rows, 2 failed; 2 remain.\n"
 
@@ -112,7 +112,7 @@ def test_status_and_check_tell_of_missing_and_retired_keys(vault: Vault, anna: P
 
     retired, refused = vault.command("keys", "status"), vault.command("keys", "check")
 
-    assert "MISSING from the configuration" in missing.stdout
+    assert "NOT CONFIGURED" in missing.stdout
     assert f"FAILED (unknown_ref)  unwrap  local  {old}" in unusable.stdout
     assert "RETIRED" in retired.stdout
     assert refused.stdout.splitlines() == [
@@ -148,8 +148,9 @@ def test_status_works_while_kms_does_not_answer(
     shown = again.command("keys", "status")
 
     assert "primary  aws-kms  not known" in shown.stdout
-    assert f"1 files  aws-kms  {kms.arn}" in shown.stdout
+    assert f"1 files  aws-kms  {kms.arn}  NOT KNOWN WHILE THE KEY SERVICE DOES NOT ANSWER" in shown.stdout
     assert "EndpointConnectionError" in shown.stderr
+    assert shown.exit_code == 1
 
 
 @pytest.mark.parametrize(

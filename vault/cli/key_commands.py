@@ -11,6 +11,7 @@ from vault.audit.service import Actor
 from vault.cli.base import Commands, Findings, container, json_option, progress, sample_options
 from vault.encryption.errors import KeyFailure
 from vault.encryption.local import generate_master_key
+from vault.files.key_usage import KeyState, KeyUse
 from vault.files.rewrapping import NotMoved, RewrapReport
 
 keys = Commands("keys", help="Encryption keys: make them, see which files depend on which, move files between them.")
@@ -28,7 +29,7 @@ def generate(secret_key: bool) -> None:
 def status(as_json: bool) -> None:
     """Show which keys wrap how many files, and which of them are missing.
 
-    Exits 1 if a key that files need is missing or retired.
+    Exits 1 if a key that files need is not configured, retired, or not known.
     """
     usage = container().key_usage
     uses = usage.by_ref()
@@ -45,8 +46,7 @@ def status(as_json: bool) -> None:
                 "provider": use.provider,
                 "key_ref": use.key_ref,
                 "rows": use.rows,
-                "available": use.is_available,
-                "retired": use.is_retired,
+                "state": use.state.name.lower(),
                 "primary": (use.provider, use.key_ref) == (provider, ref),
             }
             for use in uses
@@ -55,11 +55,10 @@ def status(as_json: bool) -> None:
     else:
         click.echo(f"primary  {provider}  {ref or 'not known'}")
         for use in uses:
-            lacks = "  RETIRED" if use.is_retired else "  MISSING from the configuration"
-            click.echo(f"{use.rows:>9} files  {use.provider}  {use.key_ref}{'' if use.is_available else lacks}")
+            click.echo(f"{use.rows:>9} files  {use.provider}  {use.key_ref}{_unless_available(use)}")
         if not uses:
             click.echo("No file is stored yet.")
-    if not all(use.is_available for use in uses):
+    if any(use.state is not KeyState.AVAILABLE for use in uses):
         sys.exit(1)
 
 
@@ -96,8 +95,7 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
     rewrapper = container().rewrapper
     waiting = rewrapper.waiting()
     for use in waiting:
-        lacks = "" if use.is_available else f"  ({'retired' if use.is_retired else 'not configured'})"
-        click.echo(f"{use.rows} rows to move from {use.provider}  {use.key_ref}{lacks}", err=True)
+        click.echo(f"{use.rows} rows to move from {use.provider}  {use.key_ref}{_unless_available(use)}", err=True)
     total = sum(use.rows for use in waiting)
     if dry_run:
         report = RewrapReport(remaining=total)
@@ -143,6 +141,10 @@ def restore(ref: str) -> None:
     """Undo `retire` for the key REF."""
     container().key_usage.restore(ref, Actor())
     click.echo("Restored: it may unwrap again, where it is configured.")
+
+
+def _unless_available(use: KeyUse) -> str:
+    return "" if use.state is KeyState.AVAILABLE else f"  {use.state.upper()}"
 
 
 def _tell_not_moved(failure: NotMoved) -> None:

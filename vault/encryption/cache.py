@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
@@ -53,7 +54,8 @@ class DekCache:
         """The same, but a key service that takes longer than that is told as KeyServiceUnavailable."""
         if not self._keys.is_remote(key.provider):
             return self.unwrap(key, object_id)
-        waiting = self._pool.submit(self.unwrap, key, object_id)
+        # With the request's context, which is where its log lines take their id from.
+        waiting = self._pool.submit(copy_context().run, self.unwrap, key, object_id)
         try:
             return waiting.result(timeout=seconds)
         except FutureTimeout as exc:

@@ -1,5 +1,6 @@
 """Which keys the rows depend on, and the retiring of those that none does."""
 
+import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,15 +22,23 @@ from vault.files.retired import block_use, refuse_retired
 log = structlog.get_logger(__name__)
 
 
+class KeyState(enum.StrEnum):
+    """Whether a key may unwrap; unknown where KMS has to be asked for the ARN of its own key and does not answer."""
+
+    AVAILABLE = "available"
+    RETIRED = "retired"
+    MISSING = "not configured"
+    UNKNOWN = "not known while the key service does not answer"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """Rows that are wrapped under one key; `is_available` says whether it can unwrap: configured and not retired."""
+    """Rows that are wrapped under one key."""
 
     provider: str
     key_ref: str
     rows: int
-    is_available: bool
-    is_retired: bool
+    state: KeyState
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +81,14 @@ class KeyUsage:
             rows = session.execute(query).all()
             retired = set(session.scalars(sa.select(RetiredKey.key_ref)))
         return [
-            KeyUse(provider, ref, count, ref not in retired and self._is_configured(provider, ref), ref in retired)
+            KeyUse(provider, ref, count, KeyState.RETIRED if ref in retired else self._state(provider, ref))
             for provider, ref, count in rows
         ]
 
     def check(self) -> Iterator[KeyCheck]:
         """Unwrap one file's key per ref in use, then wrap and unwrap a canary with the primary."""
         for use in self.by_ref():
-            yield KeyCheck("unwrap", use.provider, use.key_ref, "retired" if use.is_retired else self._failure_of(use))
+            yield KeyCheck("unwrap", use.provider, use.key_ref, self._failure_of(use))
         yield self._check_primary()
 
     def retire(self, key_ref: str, actor: Actor) -> bool:
@@ -89,7 +98,7 @@ class KeyUsage:
         """
         if key_ref == self.primary()[1]:
             raise KeyInUse("The primary wraps new files. Make another key the primary first.")
-        is_configured = any(self._is_configured(provider, key_ref) for provider in self._keys.providers)
+        states = [self._state(provider, key_ref) for provider in self._keys.providers]
         with self._sessions.begin() as session:
             block_use(session)
             if session.get(RetiredKey, key_ref) is not None:
@@ -97,7 +106,7 @@ class KeyUsage:
             rows = self._rows_of(session, key_ref)
             if rows:
                 raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
-            if not is_configured:
+            if KeyState.AVAILABLE not in states:
                 raise KeyNotKnown
             session.add(RetiredKey(key_ref=key_ref, retired_at=self._clock()))
             self._audit.record(session, actor, Action.KEY_RETIRED, key_ref=key_ref)
@@ -150,6 +159,8 @@ class KeyUsage:
         return found
 
     def _failure_of(self, use: KeyUse) -> str | None:
+        if use.state is KeyState.RETIRED:
+            return "retired"
         query = sa.select(File).where(
             File.key_provider == use.provider, File.key_ref == use.key_ref, File.encrypted_data_key.is_not(None)
         )
@@ -179,12 +190,11 @@ class KeyUsage:
         query = sa.select(sa.func.count()).where(File.key_ref == key_ref, File.encrypted_data_key.is_not(None))
         return session.scalar(query) or 0
 
-    def _is_configured(self, provider: str, key_ref: str) -> bool:
+    def _state(self, provider: str, key_ref: str) -> KeyState:
         try:
-            return self._keys.knows(provider, key_ref)
+            return KeyState.AVAILABLE if self._keys.knows(provider, key_ref) else KeyState.MISSING
         except KeyFailure:
-            # KMS could not be asked for the ARN of its own key: not usable now, whatever it is.
-            return False
+            return KeyState.UNKNOWN
 
 
 def prove_key(keys: KeyRing, row: File) -> None:

@@ -18,7 +18,7 @@ from vault.encryption.errors import KeyUnavailable
 from vault.encryption.header import Header, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.files.bulk import Outcomes, batches_by_id
-from vault.files.key_usage import KeyUsage, KeyUse, reason_of
+from vault.files.key_usage import KeyState, KeyUsage, KeyUse, reason_of
 from vault.files.models import File
 from vault.files.retired import refuse_retired
 
@@ -118,11 +118,10 @@ class Rewrapper:
         report = RewrapReport()
         with _Storing(self._store, report) as storing:
             for use in self.waiting():
-                if use.is_available:
+                if use.state is KeyState.AVAILABLE:
                     self._move(use, storing, actor, batch, limit, progress, on_failure)
                 else:
-                    reason = "retired" if use.is_retired else "not configured"
-                    on_failure(NotMoved(use.key_ref, f"{reason}; {use.rows} rows"))
+                    on_failure(NotMoved(use.key_ref, f"{use.state}; {use.rows} rows"))
                     report.failed += use.rows
         report.remaining = sum(use.rows for use in self.waiting())
         return report
