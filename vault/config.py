@@ -28,6 +28,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 GIB: Final = 1024**3
 _TEST_DATABASE: Final = re.compile(r"(^|[_-])test([_-]|$)")
 _EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\s<>]+>")
+# What boto3 takes as a region, and as the host of an endpoint
+_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+_HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 T = TypeVar("T")
 
 
@@ -121,7 +124,7 @@ class _Reader:
             "storage_dir": self._parsed("STORAGE_DIR", _path),
             "s3_bucket_name": env.str("S3_BUCKET_NAME", None),
             "s3_endpoint_url": self._parsed("S3_ENDPOINT_URL", self._endpoint),
-            "aws_region": env.str("AWS_REGION", None),
+            "aws_region": self._parsed("AWS_REGION", _region),
             "aws_access_key_id": env.str("AWS_ACCESS_KEY_ID", None),
             "aws_secret_access_key": env.str("AWS_SECRET_ACCESS_KEY", None),
             "celery_broker_url": self._parsed(
@@ -219,6 +222,8 @@ class _Reader:
     def _endpoint(self, text: str) -> str:
         url = _http_url(text)
         host = urlsplit(url).hostname
+        if not _HOST.fullmatch(host or "") and not _is_address(host):
+            raise ValueError("has a host name that boto3 refuses: letters, digits, hyphens and dots only")
         allowed = self._env.bool("ALLOW_HTTP_ENDPOINTS", False) and _is_private(host)
         if url.startswith("http:") and not _is_loopback(host) and not allowed:
             raise ValueError(
@@ -271,6 +276,12 @@ def _master_keys(text: str) -> tuple[str, ...]:
     except ValueError as exc:
         raise ValueError(f"{exc}; make one with: flask keys generate") from None
     return keys
+
+
+def _region(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ValueError("must be the name of a region: letters, digits and hyphens")
+    return text
 
 
 def _kms_key_id(text: str) -> str:
@@ -356,6 +367,14 @@ def _is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _is_private(host: str | None) -> bool:

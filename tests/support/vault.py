@@ -106,7 +106,8 @@ class Vault:
     def rotated(self, **settings: str) -> "Vault":
         """The same installation, started again with other settings: same database, store and clock."""
         same = {"SECRET_KEY": self.settings.secret_key, "MASTER_KEY": ",".join(self.settings.master_keys)}
-        again = Vault(self._folder, self._database_url, store=self.store, **{**same, **settings})
+        database_url = settings.pop("DATABASE_URL", self._database_url)
+        again = Vault(self._folder, database_url, store=self.store, **{**same, **settings})
         self._others.append(again)
         return again
 

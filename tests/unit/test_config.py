@@ -662,6 +662,9 @@ def test_http_to_a_distant_endpoint_is_refused(refusal: Refusal, name: str, url:
         pytest.param("https://user:pa55@keys.example.org", id="user"),
         pytest.param("https://keys.example.org/?next=x", id="query"),
         pytest.param("https://keys.example.org:port", id="port"),
+        pytest.param("https://my_keys.example.org", id="underscore"),
+        pytest.param("https://-keys.example.org", id="hyphen-in-front"),
+        pytest.param("https://keys..example.org", id="empty-label"),
     ],
 )
 def test_an_endpoint_is_a_plain_url(refusal: Refusal, name: str, url: str) -> None:
@@ -669,6 +672,16 @@ def test_an_endpoint_is_a_plain_url(refusal: Refusal, name: str, url: str) -> No
 
     assert list(error.problems) == [name]
     assert url not in str(error)
+
+
+@pytest.mark.parametrize("region", ["eu-central-1", "us-gov-east-1", "auto", "garage"])
+def test_a_region_is_named_as_clouds_and_own_servers_name_theirs(load: Load, region: str) -> None:
+    assert load(AWS_REGION=region).aws_region == region
+
+
+@pytest.mark.parametrize("region", ["eu central 1", "eu_central_1", "-eu", "eu-", "eu.central", "é", "x" * 64])
+def test_a_region_that_boto3_would_refuse_is_refused(refusal: Refusal, region: str) -> None:
+    assert list(refusal(AWS_REGION=region).problems) == ["AWS_REGION"]
 
 
 @pytest.mark.parametrize(

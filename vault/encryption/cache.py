@@ -40,22 +40,18 @@ class DekCache:
 
     def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
         """Return the data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
-        with self._lock:
-            entry = self._entries.get(object_id)
-        if entry is not None and entry.key == key:
-            return entry.dek
-        dek = self._keys.unwrap(key, object_id)
-        with self._lock:
-            if self._entries.maxsize:
-                self._entries[object_id] = _Entry(key, dek)
-        return dek
+        return self._kept(key, object_id) or self._fetch(key, object_id)
 
     def unwrap_within(self, seconds: float, key: WrappedKey, object_id: UUID) -> bytes:
         """The same, but a key service that takes longer than that is told as KeyServiceUnavailable."""
+        # What is kept needs no thread: all of them may be waiting for a service that hangs.
+        kept = self._kept(key, object_id)
+        if kept is not None:
+            return kept
         if not self._keys.is_remote(key.provider):
-            return self.unwrap(key, object_id)
+            return self._fetch(key, object_id)
         # With the request's context, which is where its log lines take their id from.
-        waiting = self._pool.submit(copy_context().run, self.unwrap, key, object_id)
+        waiting = self._pool.submit(copy_context().run, self._fetch, key, object_id)
         try:
             return waiting.result(timeout=seconds)
         except FutureTimeout as exc:
@@ -66,3 +62,15 @@ class DekCache:
         """Forget an object's key, since its file is gone or has another one."""
         with self._lock:
             self._entries.pop(object_id, None)
+
+    def _kept(self, key: WrappedKey, object_id: UUID) -> bytes | None:
+        with self._lock:
+            entry = self._entries.get(object_id)
+        return entry.dek if entry is not None and entry.key == key else None
+
+    def _fetch(self, key: WrappedKey, object_id: UUID) -> bytes:
+        dek = self._keys.unwrap(key, object_id)
+        with self._lock:
+            if self._entries.maxsize:
+                self._entries[object_id] = _Entry(key, dek)
+        return dek

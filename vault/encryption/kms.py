@@ -19,8 +19,10 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    InvalidRegionError,
     NoCredentialsError,
     NoRegionError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
 )
@@ -28,6 +30,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
+from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey
 
 if TYPE_CHECKING:
@@ -51,12 +54,22 @@ _PASSING: Final = frozenset(
         "LimitExceededException",
         "RequestLimitExceeded",
         "RequestTimeout",
+        "RequestTimeoutException",
         "ServiceUnavailable",
         "SlowDown",
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
     }
+)
+# Mistakes of settings that only botocore finds
+_MISCONFIGURED: Final = (
+    InvalidRegionError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
 )
 _DAMAGED: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 
@@ -89,9 +102,10 @@ class KmsKeyProvider:
         self._lock = threading.Lock()
         self._owner_pid = 0
         self._client: KMSClient | None = None
-        self._own_arns: list[str] = []
-        if options.key_id is not None and KEY_ARN.fullmatch(options.key_id):
-            self._own_arns.append(options.key_id)
+        is_arn = options.key_id is not None and KEY_ARN.fullmatch(options.key_id)
+        self._current_arn = options.key_id if is_arn else None
+        # An alias may be pointed at another key while this process runs: what it has wrapped stays readable to it.
+        self._own_arns = {options.key_id} if is_arn else set()
 
     @property
     def client(self) -> "KMSClient":
@@ -103,27 +117,31 @@ class KmsKeyProvider:
 
     def current_ref(self) -> str:
         """The ARN of the key that wraps. Asked of KMS once where settings name it by id or alias."""
-        if not self._own_arns:
+        if self._current_arn is None:
+            key_id = self._wrapping_key()
             with _translated("DescribeKey"):
-                answer = self.client.describe_key(KeyId=self._wrapping_key())
-            self._accept(answer["KeyMetadata"].get("Arn", ""))
-        return self._own_arns[-1]
+                arn = _text(self.client.describe_key(KeyId=key_id)["KeyMetadata"]["Arn"])
+            return self._accept(arn)
+        return self._current_arn
 
     def generate(self, object_id: UUID) -> DataKey:
+        key_id = self._wrapping_key()
         with _translated("GenerateDataKey"):
             answer = self.client.generate_data_key(
-                KeyId=self._wrapping_key(), KeySpec="AES_256", EncryptionContext=_context(object_id)
+                KeyId=key_id, KeySpec="AES_256", EncryptionContext=_context(object_id)
             )
-        self._accept(answer["KeyId"])
-        return DataKey(answer["Plaintext"], answer["CiphertextBlob"], answer["KeyId"])
+            made = DataKey(_bytes(answer["Plaintext"]), _bytes(answer["CiphertextBlob"]), _text(answer["KeyId"]))
+            if len(made.plaintext) != DEK_SIZE:
+                raise ValueError
+        self._accept(made.key_ref)
+        return made
 
     def wrap(self, dek: bytes, object_id: UUID) -> tuple[bytes, str]:
+        key_id = self._wrapping_key()
         with _translated("Encrypt"):
-            answer = self.client.encrypt(
-                KeyId=self._wrapping_key(), Plaintext=dek, EncryptionContext=_context(object_id)
-            )
-        self._accept(answer["KeyId"])
-        return answer["CiphertextBlob"], answer["KeyId"]
+            answer = self.client.encrypt(KeyId=key_id, Plaintext=dek, EncryptionContext=_context(object_id))
+            wrapped, arn = _bytes(answer["CiphertextBlob"]), _text(answer["KeyId"])
+        return wrapped, self._accept(arn)
 
     def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
         if not self.knows(key_ref):
@@ -132,9 +150,10 @@ class KmsKeyProvider:
             raise KeyUnwrapFailed("damaged")
         with _translated("Decrypt"):
             answer = self.client.decrypt(KeyId=key_ref, CiphertextBlob=wrapped, EncryptionContext=_context(object_id))
-        if answer["KeyId"] != key_ref:
+            dek, arn = _bytes(answer["Plaintext"]), _text(answer["KeyId"])
+        if arn != key_ref:
             raise KeyUnwrapFailed("other_key")
-        return answer["Plaintext"]
+        return dek
 
     def knows(self, key_ref: str) -> bool:
         if key_ref in self._options.decrypt_key_arns:
@@ -152,13 +171,20 @@ class KmsKeyProvider:
             raise KeyUnavailable("no_wrapping_key")
         return self._options.key_id
 
-    def _accept(self, arn: str) -> None:
-        """Remember the ARN that KMS gave for `key_id`; an alias may have been pointed at another key since."""
-        if arn not in self._own_arns:
-            # Where settings name the ARN itself, another one would make files that nobody here may open.
-            if not KEY_ARN.fullmatch(arn) or KEY_ARN.fullmatch(self._wrapping_key()):
-                raise KeyUnavailable("other_key")
-            self._own_arns.append(arn)
+    def _accept(self, arn: str) -> str:
+        """Take the ARN that KMS gave for `key_id` as the one that wraps, if it can be that key's."""
+        key_id = self._wrapping_key()
+        found = KEY_ARN.fullmatch(arn)
+        if found is None or found[1] != self._options.region:
+            raise KeyUnavailable("other_key")
+        # Another key than settings name would make files that nobody here may open. What an alias means, KMS decides.
+        if "alias/" not in key_id and arn.rpartition("/")[2] != key_id.rpartition("/")[2]:
+            raise KeyUnavailable("other_key")
+        if KEY_ARN.fullmatch(key_id) and arn != key_id:
+            raise KeyUnavailable("other_key")
+        self._own_arns.add(arn)
+        self._current_arn = arn
+        return arn
 
     def _connect(self) -> "KMSClient":
         with _translated("Connect"):
@@ -174,12 +200,26 @@ class KmsKeyProvider:
                     read_timeout=3,
                     retries={"mode": "standard", "total_max_attempts": 3},
                     max_pool_connections=64,
+                    # Or AWS_ENDPOINT_URL_KMS would lead round the rule that an endpoint is https.
+                    ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
                 ),
             )
 
 
 def _context(object_id: UUID) -> dict[str, str]:
     return {"app": "secure-vault", "purpose": "file-dek", "object_id": str(object_id), "v": "1"}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError
+    return value
 
 
 @contextmanager
@@ -192,12 +232,18 @@ def _translated(operation: str) -> Iterator[None]:
         status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if operation == "Decrypt" and code in _DAMAGED:
             raise KeyUnwrapFailed(code) from exc
-        error = KeyServiceUnavailable if code in _PASSING or status >= 500 else KeyUnavailable
+        passes = code in _PASSING or status in (408, 429) or status >= 500
         log.error("kms_refused", operation=operation, code=code)
-        raise error(code) from exc
-    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, NoRegionError) as exc:
+        raise (KeyServiceUnavailable if passes else KeyUnavailable)(code) from exc
+    except _MISCONFIGURED as exc:
         log.error("kms_refused", operation=operation, code=type(exc).__name__)
         raise KeyUnavailable(type(exc).__name__) from exc
     except (BotoCoreError, ResponseParserError, HTTPError, OSError) as exc:
         log.error("kms_unreachable", operation=operation, code=type(exc).__name__)
         raise KeyServiceUnavailable(type(exc).__name__) from exc
+    except (AttributeError, LookupError, TypeError, ValueError) as exc:
+        if operation == "Connect":
+            raise KeyUnavailable(type(exc).__name__) from exc
+        # Whatever answered is no KMS: botocore itself stumbles over some answers, others lack what they should hold.
+        log.error("kms_unreachable", operation=operation, code="bad_answer")
+        raise KeyServiceUnavailable("bad_answer") from exc

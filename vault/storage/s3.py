@@ -171,6 +171,8 @@ class S3Store:
                     # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
+                    # Or AWS_ENDPOINT_URL_S3 would lead round the rule that an endpoint is https.
+                    ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
                     s3={"addressing_style": "path" if options.endpoint_url else "auto"},
                 ),
             )

@@ -3,6 +3,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from typing import NoReturn
 from uuid import UUID, uuid4
@@ -26,6 +27,7 @@ def wrapped(text: str, *, provider: str = "service", key_ref: str = "ref-1") -> 
 
 
 ONE, TWO = wrapped("one"), wrapped("two")
+request_id = ContextVar("request_id", default="none")
 
 
 class CountingProvider:
@@ -36,6 +38,7 @@ class CountingProvider:
         self.is_remote = is_remote
         self.asked: list[tuple[bytes, UUID]] = []
         self.threads: list[str] = []
+        self.requests: list[str] = []
         self.failure: KeyFailure | None = None
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -44,6 +47,7 @@ class CountingProvider:
         # What is changed once `asked` shows a call does not concern that call any more.
         failure = self.failure
         self.threads.append(threading.current_thread().name)
+        self.requests.append(request_id.get())
         self.asked.append((wrapped, object_id))
         if failure is not None:
             raise failure
@@ -295,6 +299,16 @@ class TestUnwrappingWithin:
         assert len(service.asked) == 1
         assert service.threads[0].startswith("key-service")
 
+    def test_a_remote_key_is_asked_for_in_the_callers_context(self, cache: DekCache, service: CountingProvider) -> None:
+        def ask(name: str, object_id: UUID) -> None:
+            request_id.set(name)
+            cache.unwrap_within(BOUND_SECONDS, ONE, object_id)
+
+        copy_context().run(ask, "abc-1", OBJECT_ID)
+        copy_context().run(ask, "abc-2", OTHER_ID)
+
+        assert service.requests == ["abc-1", "abc-2"]
+
     def test_a_remote_key_that_is_kept_asks_nobody(self, cache: DekCache, service: CountingProvider) -> None:
         cache.unwrap(ONE, OBJECT_ID)
         service.failure = KeyServiceUnavailable("down")
@@ -407,3 +421,15 @@ def test_no_thread_is_started_before_a_key_service_is_asked(cache: DekCache) -> 
     cache.unwrap_within(0, wrapped("one", provider="local"), OBJECT_ID)
 
     assert set(threading.enumerate()) <= before
+
+
+def test_a_kept_key_is_given_while_every_thread_waits_for_a_service_that_hangs(
+    cache: DekCache, service: CountingProvider
+) -> None:
+    kept = cache.unwrap(ONE, OBJECT_ID)
+    service.may_answer.clear()
+    for number in range(8):
+        with pytest.raises(KeyServiceUnavailable):
+            cache.unwrap_within(SOON_SECONDS, ONE, UUID(int=number))
+
+    assert cache.unwrap_within(SOON_SECONDS, ONE, OBJECT_ID) == kept

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support import oracle
 from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
-from vault.encryption.header import HEADER_SIZE, FileKeys, Header, Suite, create_header, open_keys
+from vault.encryption.header import HEADER_SIZE, FileKeys, Header, Suite, create_header, open_keys, prove_commitment
 
 DEK = bytes(range(32))
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -213,3 +213,13 @@ def test_suites_have_the_documents_names_and_sizes(name: str, suite: Suite, nonc
 def test_an_unknown_cipher_name_is_no_suite(name: str) -> None:
     with pytest.raises(KeyError):
         Suite.named(name)
+
+
+def test_a_commitment_is_proven_without_deriving_the_rest() -> None:
+    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID)
+
+    prove_commitment(DEK, header)
+    with pytest.raises(KeyUnwrapFailed) as failure:
+        prove_commitment(bytes(32), header)
+
+    assert failure.value.reason == "commitment"

@@ -469,10 +469,69 @@ class TestAnswersThatNameAnotherKey:
     def test_a_description_without_an_arn_is_refused(self, kms: ScriptedKms) -> None:
         kms.answers.add_response("describe_key", {"KeyMetadata": {"KeyId": KEY_ID}})
 
-        with pytest.raises(KeyUnavailable) as failure:
+        with pytest.raises(KeyServiceUnavailable) as failure:
             kms.provider(ALIAS).current_ref()
 
+        assert failure.value.reason == "bad_answer"
+
+    @pytest.mark.parametrize(
+        ("key_id", "answered"),
+        [
+            pytest.param(KEY_ID, OTHER_ARN, id="other-key-than-the-plain-id"),
+            pytest.param(KEY_ID, ARN.replace(REGION, "us-east-1"), id="other-region-than-the-plain-id"),
+            pytest.param(ALIAS, ARN.replace(REGION, "us-east-1"), id="other-region-than-the-alias"),
+            pytest.param(ARN, ARN.replace("111122223333", "999988887777"), id="other-account-than-the-arn"),
+        ],
+    )
+    def test_an_arn_that_cannot_be_the_configured_keys_is_refused(
+        self, kms: ScriptedKms, key_id: str, answered: str
+    ) -> None:
+        kms.answers.add_response("generate_data_key", {"KeyId": answered, "Plaintext": DEK, "CiphertextBlob": BLOB})
+        provider = kms.provider(key_id)
+
+        with pytest.raises(KeyUnavailable) as failure:
+            provider.generate(OBJECT_ID)
+
         assert failure.value.reason == "other_key"
+
+
+class TestAnswersThatAreNone:
+    """Whatever answers at the address is not KMS, or not whole: a trouble that may pass, never an unknown error."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def client(cls) -> "KMSClient":
+        """One of its own: a client that has failed very often stops trying again, which other tests count."""
+        return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS)).client
+
+    @pytest.mark.parametrize("status", [200, 500])
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"<html>", b"null", b"[]", b"{}", b'{"KeyId": 5}', b"\xff\xfe", b'{"KeyMetadata": 1}'],
+        ids=["empty", "html", "null", "list", "no-fields", "number", "not-utf8", "no-metadata"],
+    )
+    @pytest.mark.usefixtures("pauses")
+    def test_every_call_takes_the_service_for_unreachable(
+        self, wire: KmsKeyProvider, client: "KMSClient", body: bytes, status: int
+    ) -> None:
+        by_alias = KmsKeyProvider(KmsOptions(ALIAS, REGION, (), None, *ACCESS))
+        calls: list[Callable[[], object]] = [
+            lambda: wire.generate(OBJECT_ID),
+            lambda: wire.wrap(DEK, OBJECT_ID),
+            lambda: wire.unwrap(BLOB, ARN, OBJECT_ID),
+            by_alias.current_ref,
+        ]
+
+        for call in calls:
+            with answering(client, http(status, body)), pytest.raises(KeyServiceUnavailable):
+                call()
+
+    @pytest.mark.parametrize("plaintext", [b"", b"\0\0\0", bytes(31), bytes(33)], ids=len)
+    def test_a_generated_key_of_another_length_is_none(
+        self, wire: KmsKeyProvider, client: "KMSClient", plaintext: bytes
+    ) -> None:
+        with answering(client, http_key(ARN, plaintext=plaintext)), pytest.raises(KeyServiceUnavailable):
+            wire.generate(OBJECT_ID)
 
 
 class TestUnwrappingOnly:
@@ -602,6 +661,8 @@ class TestCiphertexts:
         assert provider.unwrap(*before, OBJECT_ID) == DEK
         assert provider.unwrap(*after, OBJECT_ID) == DEK
         assert provider.unwrap(made.wrapped, made.key_ref, OTHER_ID) == made.plaintext
+        played.point_alias_at(played.arn)
+        assert provider.wrap(DEK, OBJECT_ID)[1] == provider.current_ref() == played.arn
 
 
 PASSING = [
@@ -746,6 +807,27 @@ class TestFailures:
 
         assert failure.value.reason == "ProfileNotFound"
 
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            (KmsOptions(ARN, "eu central", (), None, *ACCESS), "InvalidRegionError"),
+            (KmsOptions(ARN, REGION, (), "http://my_kms:4566", *ACCESS), "ValueError"),
+        ],
+        ids=["region", "host"],
+    )
+    def test_settings_that_boto3_refuses_are_for_an_operator(self, options: KmsOptions, reason: str) -> None:
+        with pytest.raises(KeyUnavailable) as failure:
+            KmsKeyProvider(options).generate(OBJECT_ID)
+
+        assert failure.value.reason == reason
+
+    @pytest.mark.parametrize("status", [408, 429])
+    def test_a_status_that_says_later_may_pass_whatever_its_code(self, kms: ScriptedKms, status: int) -> None:
+        kms.answers.add_client_error("decrypt", "NobodyKnowsIt", http_status_code=status)
+
+        with pytest.raises(KeyServiceUnavailable):
+            kms.provider().unwrap(BLOB, ARN, OBJECT_ID)
+
 
 @pytest.mark.usefixtures("pauses")
 class TestAttempts:
@@ -831,6 +913,14 @@ class TestClient:
     def test_it_speaks_to_the_regions_own_endpoint_over_tls(self, client: "KMSClient") -> None:
         assert client.meta.region_name == REGION
         assert client.meta.endpoint_url == f"https://kms.{REGION}.amazonaws.com"
+
+    def test_the_environment_cannot_send_it_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", "http://somewhere.example.org")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere.example.org")
+
+        endpoint = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS)).client.meta.endpoint_url
+
+        assert endpoint == f"https://kms.{REGION}.amazonaws.com"
 
     def test_it_is_made_from_the_options(self, boto: CountingSessions) -> None:
         _ = KmsKeyProvider(KmsOptions(ARN, REGION, (), "https://kms.example.org", *ACCESS)).client

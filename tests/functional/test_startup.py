@@ -1,0 +1,94 @@
+"""What a process finds out about its keys before it serves: by comparing refs, without unwrapping anything."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from tests.support.kms import SETTINGS as KMS_SETTINGS
+from tests.support.kms import played_kms
+from tests.support.vault import Person, Vault
+from vault.encryption.local import generate_master_key
+from vault.files.models import FileState, RetiredKey
+from vault.startup import refuse_missing_keys
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with capture_logs() as lines:
+        yield lines
+
+
+def ref_of(vault: Vault) -> str:
+    return vault.container.key_usage.primary()[1]
+
+
+def test_a_start_with_every_key_says_nothing(vault: Vault, anna: Person, log: list[Any]) -> None:
+    anna.upload(b"content")
+
+    refuse_missing_keys(vault.settings)
+
+    assert log == []
+
+
+def test_a_local_key_that_ready_files_need_refuses_the_start_and_is_named(
+    vault: Vault, anna: Person, log: list[Any]
+) -> None:
+    anna.upload(b"content")
+    other = vault.rotated(MASTER_KEY=generate_master_key())
+    anna.at(other).upload(b"under the new key")
+    degraded = vault.rotated(MASTER_KEY=generate_master_key(), START_DEGRADED="1")
+
+    with pytest.raises(SystemExit) as refusal:
+        refuse_missing_keys(other.settings)
+    refuse_missing_keys(degraded.settings)
+
+    message = str(refusal.value)
+    assert message.startswith("Secure Vault cannot start: files are wrapped by keys that MASTER_KEY does not hold:\n")
+    assert message.splitlines()[1:-1] == [f"  {ref_of(vault)}"]
+    assert {line["key_ref"] for line in log} == {ref_of(vault), ref_of(other)}
+    assert {line["event"] for line in log} == {"key_missing"}
+
+
+@pytest.mark.parametrize("what", ["retired", "shredded", "pending"])
+def test_a_key_that_no_readable_file_needs_does_not_refuse_the_start(vault: Vault, anna: Person, what: str) -> None:
+    file_id = anna.upload(b"content")["id"]
+    other = vault.rotated(MASTER_KEY=generate_master_key())
+    if what == "retired":
+        with vault.container.sessions.begin() as session:
+            session.add(RetiredKey(key_ref=ref_of(vault), retired_at=vault.clock()))
+    elif what == "shredded":
+        anna.delete(f"/api/v1/files/{file_id}")
+    else:
+        vault.change_file(file_id, state=FileState.PENDING)
+
+    refuse_missing_keys(other.settings)
+
+
+def test_a_kms_that_is_not_configured_only_warns(make_vault: Callable[..., Vault], log: list[Any]) -> None:
+    with played_kms() as kms:
+        on = make_vault(**KMS_SETTINGS, KMS_KEY_ID=kms.arn)
+        on.member().upload(b"content")
+    off = on.rotated()
+
+    refuse_missing_keys(off.settings)
+    refuse_missing_keys(on.rotated(**KMS_SETTINGS, KMS_KEY_ID="alias/that-nobody-is-asked-about").settings)
+
+    assert [(line["event"], line.get("provider")) for line in log] == [("key_provider_missing", "aws-kms")]
+
+
+def test_a_database_without_tables_or_that_does_not_answer_is_logged_and_passed_over(
+    vault: Vault, tmp_path: Path, log: list[Any]
+) -> None:
+    bare = vault.rotated(DATABASE_URL=f"sqlite:///{tmp_path}/bare-test.db")
+    gone = vault.rotated(DATABASE_URL="postgresql://postgres@127.0.0.1:1/gone-test")
+
+    refuse_missing_keys(bare.settings)
+    refuse_missing_keys(gone.settings)
+
+    assert [line["event"] for line in log] == ["keys_not_checked", "keys_not_checked"]
