@@ -26,7 +26,7 @@ def ref_of(vault: Vault) -> str:
     return vault.container.key_usage.primary()[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kms() -> Iterator[PlayedKms]:
     with played_kms() as played:
         yield played
@@ -198,6 +198,15 @@ def test_reencrypt_says_what_it_did(vault: Vault, anna: Person) -> None:
     assert anna.get(f"/api/v1/files/{whole}").json["cipher"] == "AES-256-GCM"
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's Ctrl-C, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("command", ["keys rewrap --batch 2", "keys verify --all", "files verify --all", "keys check"])
 def test_ctrl_c_ends_a_command_with_a_line_and_status_130(
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, command: str

@@ -247,7 +247,7 @@ def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows
     assert told[-1].file_id is None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kms() -> Iterator[PlayedKms]:
     with played_kms() as played:
         yield played

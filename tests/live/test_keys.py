@@ -165,7 +165,7 @@ def start(stack: Stack) -> Process:
 @pytest.mark.parametrize(
     ("count", "kills"),
     [
-        pytest.param(1_000, 2, id="1000 rows"),
+        pytest.param(500, 1, id="500 rows"),
         pytest.param(10_000, 20, id="10000 rows", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )
@@ -180,7 +180,7 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
         killed = run_until_done(stack, kills=kills)
 
     assert traffic.wrong == []
-    assert killed >= kills // 2
+    assert killed >= (kills + 1) // 2
     assert traffic.uploaded
     assert traffic.deleted
     assert traffic.read
