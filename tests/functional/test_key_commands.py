@@ -57,7 +57,7 @@ def test_a_rotation_from_the_first_command_to_the_last(vault: Vault, anna: Perso
     assert "Rewrapping: 5 of 5" in shown["rewrap --limit 5"].stderr
     assert shown["rewrap"].stdout == "Moved 7 rows, 0 failed; 0 remain.\n"
     assert shown["rewrap "].stdout == "Moved 0 rows, 0 failed; 0 remain.\n"
-    assert shown["verify"].stdout == "Verified 12 keys: 0 damaged.\n"
+    assert shown["verify"].stdout == "12 keys: 12 whole, 0 damaged.\n"
     assert "Retired" in shown[f"retire {old}"].stdout
     assert "Restored" in shown[f"restore {old}"].stdout
     assert "This key is not retired" in shown[f"restore {old} "].stderr

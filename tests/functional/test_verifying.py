@@ -94,10 +94,10 @@ def test_the_command_names_each_with_its_reason_and_exits_1(stored: tuple[Vault,
     shown = vault.command("files", "verify", "--all")
 
     assert (whole.exit_code, shown.exit_code) == (0, 1)
-    assert "Verified 200 files: 0 damaged." in whole.stdout
+    assert "200 files: 200 whole, 0 damaged." in whole.stdout
     lines = shown.stdout.splitlines()
     assert set(lines[:-1]) == {f"DAMAGED  {file_id}  {reason}" for file_id, reason in expected.items()}
-    assert lines[-1] == "Verified 200 files: 7 damaged."
+    assert lines[-1] == "200 files: 193 whole, 7 damaged."
 
 
 def test_large_files_are_verified_in_constant_memory(make_vault: Callable[..., Vault], tmp_path: Any) -> None:
@@ -197,7 +197,7 @@ def test_keys_of_all_rows_are_verified_of_running_uploads_as_well(vault: Vault, 
     assert report == VerifyReport(checked=6, damaged=4, unchecked=1)
     shown = vault.command("keys", "verify", "--all")
     assert shown.exit_code == 1
-    assert shown.stdout.splitlines()[-1] == "Verified 6 keys: 4 damaged, 1 could not be checked."
+    assert shown.stdout.splitlines()[-1] == "6 keys: 1 whole, 4 damaged, 1 could not be checked."
 
 
 def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
@@ -253,7 +253,7 @@ def test_an_empty_installation_has_nothing_to_verify(vault: Vault) -> None:
     for command in (["keys", "verify", "--all"], ["keys", "verify"], ["files", "verify"], ["files", "verify", "--all"]):
         shown = vault.command(*command)
         assert shown.exit_code == 0
-        assert "Verified 0 " in shown.stdout
+        assert "0 whole, 0 damaged." in shown.stdout
 
 
 def test_an_older_object_of_the_same_file_is_found_before_the_first_byte(vault: Vault, anna: Person) -> None:

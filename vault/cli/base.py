@@ -99,8 +99,9 @@ class Findings:
         if self._as_json:
             click.echo(json.dumps(asdict(report)))
         else:
+            whole = report.checked - report.damaged - report.unchecked
             unchecked = f", {report.unchecked} could not be checked" if report.unchecked else ""
-            click.echo(f"Verified {report.checked} {what}: {report.damaged} damaged{unchecked}.")
+            click.echo(f"{report.checked} {what}: {whole} whole, {report.damaged} damaged{unchecked}.")
         if report.damaged or report.unchecked:
             sys.exit(1)
 
