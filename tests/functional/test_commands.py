@@ -87,7 +87,8 @@ def test_status_counts_files_per_key(vault: Vault, runner: FlaskCliRunner) -> No
     assert "No file is stored yet." in empty.output
     assert f"2 files  local  {ref}" in text.output
     assert json.loads(machine.output) == {
-        "primary": {"provider": "local", "key_ref": ref},
+        "primary": {"provider": "local", "key_ref": ref, "retired": False},
+        "retired": [],
         "keys": [{"provider": "local", "key_ref": ref, "rows": 2, "state": "available", "primary": True}],
     }
     assert text.exit_code == machine.exit_code == 0

@@ -78,11 +78,12 @@ def test_every_report_comes_as_json_too(vault: Vault, anna: Person) -> None:
     old = {"provider": "local", "key_ref": ref_of(vault)}
     assert shown["keys status"] == [
         {
-            "primary": {"provider": "local", "key_ref": ref_of(new)},
+            "primary": {"provider": "local", "key_ref": ref_of(new), "retired": False},
+            "retired": [],
             "keys": [{**old, "rows": 1, "state": "available", "primary": False}],
         }
     ]
-    assert shown["keys check"][0]["checks"][0] == {**old, "trial": "unwrap", "failure": "damaged"}
+    assert shown["keys check"][0]["checks"][0] == {**old, "trial": "unwrap", "failure": "key_unwrap_failed"}
     assert shown["keys rewrap"] == [{"moved": 0, "changed": 0, "failed": 1, "remaining": 1}]
     assert shown["keys verify"] == shown["files verify"] == [finding, report]
 
@@ -97,7 +98,7 @@ def test_what_rewrap_cannot_move_is_named_on_standard_error(vault: Vault, anna: 
     shown = new.command("keys", "rewrap")
 
     assert shown.exit_code == 1
-    assert f"Not moved: file {file_id} on {ref_of(vault)}: damaged" in shown.stderr
+    assert f"Not moved: file {file_id} on {ref_of(vault)}: key_unwrap_failed" in shown.stderr
     assert "1 rows to move from local  local:0000000000000000  NOT CONFIGURED" in shown.stderr
     assert "Not moved: all on local:0000000000000000: not configured; 1 rows" in shown.stderr
     assert shown.stdout == "Moved 0 rows, 2 failed; 2 remain.\n"
@@ -114,7 +115,9 @@ def test_status_and_check_tell_of_missing_and_retired_keys(vault: Vault, anna: P
 
     assert "NOT CONFIGURED" in missing.stdout
     assert f"FAILED (unknown_ref)  unwrap  local  {old}" in unusable.stdout
-    assert "RETIRED" in retired.stdout
+    assert f"primary  local  {old}  RETIRED: uploads fail" in retired.stdout
+    assert f"1 files  local  {old}  RETIRED" in retired.stdout
+    assert f"retired  {old}" in retired.stdout
     assert refused.stdout.splitlines() == [
         f"FAILED (retired)  unwrap  local  {old}",
         f"FAILED (retired)  wrap and unwrap  local  {old}",
@@ -161,12 +164,16 @@ def test_status_works_while_kms_does_not_answer(
         (["keys", "verify", "--sample", "0"], 2, "0 is not in the range"),
         (["keys", "verify", "--all", "--sample", "5"], 2, "--all and --sample exclude each other"),
         (["keys", "retire"], 2, "Missing argument 'REF'"),
+        (["keys", "retire", "\udcff"], 2, "A ref is local:"),
+        (["keys", "restore", "a b"], 2, "A ref is local:"),
+        (["files", "reencrypt", "--key-ref", "é"], 2, "A ref is local:"),
+        (["files", "reencrypt", "--wrapped-before", "yesterday"], 2, "does not match the formats"),
         (["keys", "retire", "local:0000000000000000"], 1, "No key with this ref is configured"),
         (["keys", "restore", "local:0000000000000000"], 1, "This key is not retired"),
         (["files", "reencrypt"], 2, "Say which files"),
         (["files", "reencrypt", "not-an-id"], 2, "not a valid UUID"),
         (["files", "reencrypt", "--cipher", "ROT13"], 2, "AES-256-EAX"),
-        (["files", "reencrypt", "--key-ref", "local:0000000000000000"], 1, "No file is under this key"),
+        (["files", "reencrypt", "--key-ref", "local:0000000000000000"], 1, "No file is under this key, and no key"),
         (["files", "reencrypt", "00112233-4455-6677-8899-aabbccddeeff"], 1, "1 of the files do not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,5 +1,6 @@
 """A new data key and object for a file: whole or not at all, whatever happens meanwhile."""
 
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,7 +25,7 @@ FILES = "/api/v1/files"
 
 
 def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
-    selection = Selection(tuple(map(uuid.UUID, file_ids)), key_ref, vault.settings.file_suite)
+    selection = Selection(vault.settings.file_suite, tuple(map(uuid.UUID, file_ids)), key_ref)
     failures: list[tuple[uuid.UUID, str]] = []
     report = vault.container.reencryptor.run(
         selection, Actor(), on_failure=lambda file_id, reason: failures.append((file_id, reason))
@@ -87,7 +88,7 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Call
     old = [anna.upload(content)["id"] for content in (b"", b"one", b"x" * 300_000)]
     gcm = vault.rotated(FILE_CIPHER="AES-256-GCM")
     new = anna.at(gcm).upload(b"already")
-    selection = Selection((), None, Suite.AES_256_GCM)
+    selection = Selection(Suite.AES_256_GCM)
 
     planned = gcm.container.reencryptor.plan(selection)
     report = reencrypt(gcm)
@@ -107,7 +108,7 @@ def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna:
     deks = {vault.container.keys.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
 
     with pytest.raises(KeyInUse):
-        vault.container.reencryptor.plan(Selection((), leaked, Suite.AES_256_EAX))
+        vault.container.reencryptor.plan(Selection(Suite.AES_256_EAX, key_ref=leaked))
     report = reencrypt(new, key_ref=leaked)
 
     assert report == ReencryptReport(done=2)
@@ -134,7 +135,7 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
 
     def rewrap_first(*args: Any) -> None:
         if (runner := next(rounds, None)) is not None:
-            assert runner.container.rewrapper.run(Actor(), batch=10).remaining == 0
+            assert runner.rewrap(batch=10).remaining == 0
         swap(*args)
 
     monkeypatch.setattr(back.container.reencryptor, "_swap", rewrap_first)
@@ -303,6 +304,9 @@ def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monke
     assert report == ReencryptReport(failed=1)
     assert vault.file(file_id).object_id == before.object_id
     assert anna.download(file_id) == b"content"
+    vault.reap()
+    assert vault.objects() == [object_key(before.object_id)]
+    assert vault.file_states() == ["ready"]
 
 
 def test_a_running_reencryption_counts_for_nobody(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +323,105 @@ def test_a_running_reencryption_counts_for_nobody(vault: Vault, anna: Person, mo
 
     assert seen == [((7, 0), [FileState.PENDING, FileState.READY], 1)]
     assert vault.accounts_balance()
+
+
+def test_files_are_chosen_by_when_their_keys_were_wrapped(vault: Vault, anna: Person) -> None:
+    old = anna.upload(b"old")["id"]
+    vault.clock.advance(hours=1)
+    leaked_at = vault.clock()
+    vault.clock.advance(hours=1)
+    new = anna.upload(b"new")["id"]
+    before = {file_id: vault.file(file_id).object_id for file_id in (old, new)}
+
+    shown = vault.command("files", "reencrypt", "--wrapped-before", leaked_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    again = vault.command("files", "reencrypt", "--wrapped-before", leaked_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    assert shown.stdout == "Reencrypted 1 files, 0 failed.\n"
+    assert again.stdout == "Reencrypted 0 files, 0 failed.\n"
+    assert (shown.exit_code, again.exit_code) == (0, 0)
+    assert vault.file(old).object_id != before[old]
+    assert vault.file(new).object_id == before[new]
+
+
+def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: Vault) -> None:
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+
+    known = new.command("files", "reencrypt", "--key-ref", vault.container.key_usage.primary()[1])
+    unknown = new.command("files", "reencrypt", "--key-ref", "local:0000000000000000")
+
+    assert (known.exit_code, unknown.exit_code) == (0, 1)
+    assert "no key with this ref is configured" in unknown.stderr
+
+
+def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(vault: Vault, anna: Person) -> None:
+    ids = sorted(anna.upload(content)["id"] for content in (b"one", b"two", b"three"))
+    old = vault.container.key_usage.primary()[1]
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    copy, copies = new.container.reencryptor._copy, []
+
+    def rotate_meanwhile(*args: Any) -> None:
+        copies.append(args[0].key.key_ref)
+        if len(copies) == 1:
+            new.rewrap()
+            new.container.key_usage.retire(old, Actor())
+        copy(*args)
+
+    new.container.reencryptor._copy = rotate_meanwhile  # type: ignore[method-assign]
+
+    report = reencrypt(new, *ids)
+
+    assert report == ReencryptReport(done=3)
+    # The first is copied again, since its key was rewrapped under it; the others are read as they are then.
+    assert copies == [old, *[new.container.key_usage.primary()[1]] * 3]
+
+
+def test_a_store_that_stays_away_ends_the_run(make_vault: Callable[..., Vault]) -> None:
+    store = FailingStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+    ids = [anna.upload(b"content")["id"] for _ in range(12)]
+    store.failures["open"] = StorageUnavailable()
+
+    shown = vault.command("files", "reencrypt", *ids)
+    verified = vault.command("files", "verify", "--all")
+
+    assert (shown.exit_code, verified.exit_code) == (1, 1)
+    assert shown.stderr.count("Failed: file") == 10
+    assert "The object store does not answer or refuses. (storage_unavailable)" in shown.stderr
+    assert verified.stdout.count("not checked") == 10
+
+
+def test_reencryption_and_rewrapping_of_the_same_rows_do_not_wait_for_each_other(
+    postgres_url: str, tmp_path: Any
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    try:
+        anna = vault.member()
+        ids = [anna.upload(b"content %d" % number)["id"] for number in range(25)]
+        fresh = generate_master_key()
+        new = vault.rotated(MASTER_KEY=f"{fresh},{vault.settings.master_keys[0]}")
+        back = vault.rotated(MASTER_KEY=f"{vault.settings.master_keys[0]},{fresh}")
+        stop, errors = threading.Event(), []
+
+        def rewrap_to_and_fro() -> None:
+            while not stop.is_set():
+                for installation in (new, back):
+                    try:
+                        installation.rewrap(batch=100)
+                    except sa.exc.SQLAlchemyError as exc:
+                        errors.append(exc)
+                        return
+
+        thread = threading.Thread(target=rewrap_to_and_fro)
+        thread.start()
+        try:
+            report = reencrypt(back, *ids)
+        finally:
+            stop.set()
+            thread.join(timeout=30)
+
+        assert errors == []
+        assert (report.done + report.failed, report.gone) == (25, 0)
+        assert [anna.at(new).download(file_id) for file_id in ids] == [b"content %d" % number for number in range(25)]
+    finally:
+        vault.close()

@@ -78,21 +78,21 @@ def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_rest
     file_id = anna.upload(b"content")["id"]
     backup = vault.file(file_id)
     old, new = ref_of(vault), with_new_key(vault)
-    new.container.rewrapper.run(Actor(), batch=500)
+    new.rewrap(batch=500)
     retire(new, old)
     columns = ("encrypted_data_key", "key_provider", "key_ref", "wrapped_at")
     vault.change_file(file_id, **{column: getattr(backup, column) for column in columns})
 
     answers = [anna.at(at).get(f"{FILES}/{file_id}/content") for at in (vault, new)]
     facts = anna.at(new).get(f"{FILES}/{file_id}").json
-    report = new.container.rewrapper.run(Actor(), batch=500)
+    report = new.rewrap(batch=500)
 
     assert [refusal(answer) for answer in answers] == [UNAVAILABLE, UNAVAILABLE]
     assert facts["sha256"] is None
     assert (report.moved, report.failed, report.remaining) == (0, 1, 1)
     new.container.key_usage.restore(old, Actor())
     assert anna.at(new).download(file_id) == b"content"
-    assert new.container.rewrapper.run(Actor(), batch=500).moved == 1
+    assert new.rewrap(batch=500).moved == 1
     assert retire(new, old)
 
 
@@ -145,7 +145,7 @@ def test_a_run_of_rewrap_to_a_retired_primary_moves_nothing(vault: Vault, anna: 
         session.add(RetiredKey(key_ref=ref_of(new), retired_at=vault.clock()))
 
     with pytest.raises(KeyUnavailable):
-        new.container.rewrapper.run(Actor(), batch=500)
+        new.rewrap(batch=500)
     assert [row.key_ref for row in vault.files()] == [ref_of(vault)]
 
 

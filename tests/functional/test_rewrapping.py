@@ -29,7 +29,7 @@ def with_new_key(vault: Vault, **settings: str) -> Vault:
 
 
 def rewrap(vault: Vault, **kwargs: Any) -> RewrapReport:
-    return vault.container.rewrapper.run(Actor(), **{"batch": 500, **kwargs})
+    return vault.rewrap(**kwargs)
 
 
 def refs(vault: Vault) -> set[tuple[str, str]]:
@@ -160,10 +160,10 @@ def test_rows_that_cannot_be_unwrapped_are_told_and_do_not_stop_the_rest(vault: 
 
     assert report == RewrapReport(moved=5, failed=4, remaining=4)
     assert {(str(failure.file_id), failure.reason) for failure in told} == {
-        (ids[0], "damaged"),
-        (ids[1], "commitment"),
-        (ids[3], "header"),
-        (ids[4], "commitment"),
+        (ids[0], "key_unwrap_failed"),
+        (ids[1], "key_unwrap_failed"),
+        (ids[3], "row_header"),
+        (ids[4], "key_unwrap_failed"),
     }
     assert rewrap(new).remaining == 4
     assert [vault.file(ids[1]).encrypted_data_key] == [rows[2].encrypted_data_key]
@@ -213,7 +213,7 @@ def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Va
     flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
     flaky.failures = [KeyServiceUnavailable("ThrottlingException") for _ in range(3)]
 
-    report = rewrapper.run(Actor(), batch=10)
+    report = rewrapper.run(rewrapper.waiting(), Actor(), batch=10)
 
     assert report == RewrapReport(moved=20)
     assert pauses
@@ -222,11 +222,11 @@ def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Va
 
 def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make_vault: Callable[..., Vault]) -> None:
     flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
-    rewrapper.run(Actor(), batch=10, limit=10)
+    rewrapper.run(rewrapper.waiting(), Actor(), batch=10, limit=10)
     flaky.failures = [KeyServiceUnavailable("ConnectTimeoutError") for _ in range(1000)]
 
     with pytest.raises(KeyServiceUnavailable) as refused:
-        rewrapper.run(Actor(), batch=10)
+        rewrapper.run(rewrapper.waiting(), Actor(), batch=10)
 
     assert refused.value.reason == "ConnectTimeoutError"
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
@@ -240,7 +240,7 @@ def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows
     flaky.failures = [KeyUnavailable("AccessDeniedException") for _ in range(1000)]
     told: list[NotMoved] = []
 
-    report = rewrapper.run(Actor(), batch=100, on_failure=told.append)
+    report = rewrapper.run(rewrapper.waiting(), Actor(), batch=100, on_failure=told.append)
 
     assert (report.moved, report.failed, report.remaining) == (0, 100, 250)
     assert len(told) == 101
@@ -303,7 +303,7 @@ def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
     report = rewrap(new, on_failure=told.append)
 
     assert (report.moved, report.failed) == (0, 1)
-    assert told[0].reason == "commitment"
+    assert told[0].reason == "key_unwrap_failed"
     assert anna.download(file_id) == b"content"
 
 
@@ -318,3 +318,87 @@ def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Per
 
     assert sum(use.rows for use in new.container.rewrapper.waiting()) == 6
     assert rewrap(new, batch=3) == RewrapReport(moved=6)
+
+
+def test_a_row_whose_object_id_is_wrong_is_left_and_still_opens_once_it_is_mended(
+    make_vault: Callable[..., Vault], kms: PlayedKms
+) -> None:
+    vault = make_vault()
+    anna = vault.member()
+    file_id = anna.upload(b"content")["id"]
+    object_id = vault.file(file_id).object_id
+    vault.change_file(file_id, object_id=uuid.uuid4())
+    on = vault.rotated(**KMS_SETTINGS, KMS_KEY_ID=kms.arn)
+    told: list[NotMoved] = []
+
+    report = rewrap(on, on_failure=told.append)
+
+    assert (report.moved, report.failed, [failure.reason for failure in told]) == (0, 1, ["row_header"])
+    vault.change_file(file_id, object_id=object_id)
+    assert rewrap(on).moved == 1
+    assert anna.at(on).download(file_id) == b"content"
+
+
+def test_a_limit_goes_on_behind_rows_that_fail_and_skips_none(vault: Vault, anna: Person) -> None:
+    ids = sorted(seed_files(vault.container, vault.user().id, 20, store_dir=None))
+    for file_id in ids[:3]:
+        vault.change_file(file_id, encrypted_data_key="damaged")
+    new = with_new_key(vault)
+
+    reports = [rewrap(new, limit=limit) for limit in (1, 4)]
+
+    assert [(report.moved, report.remaining) for report in reports] == [(1, 19), (4, 15)]
+    moved = [row.id for row in vault.files() if row.key_ref == new.container.key_usage.primary()[1]]
+    assert sorted(moved) == ids[3:8]
+
+
+class PoisonedBy(LocalKeyProvider):
+    """A key service that answers for every object but one."""
+
+    is_remote = True
+    name = "flaky"
+
+    def __init__(self, key: str) -> None:
+        super().__init__([key])
+        self.poison = uuid.UUID(int=0)
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: uuid.UUID) -> bytes:
+        if object_id == self.poison:
+            raise KeyServiceUnavailable("KMSInternalException")
+        return super().unwrap(wrapped, key_ref, object_id)
+
+
+def test_one_row_that_the_service_never_answers_for_is_named_and_does_not_stop_the_rest(
+    make_vault: Callable[..., Vault],
+) -> None:
+    provider = PoisonedBy(generate_master_key())
+    vault = make_vault(keys=KeyRing({"flaky": provider}, primary="flaky"))
+    ids = sorted(seed_files(vault.container, vault.member().vault.user().id, 30, store_dir=None))
+    provider.poison = vault.file(str(ids[0])).object_id
+    moved = make_vault(
+        keys=KeyRing({"flaky": provider, "local": LocalKeyProvider([NEW])}, primary="local"), store=vault.store
+    )
+    moved.container.rewrapper._sleep = lambda _: None
+    told: list[NotMoved] = []
+
+    report = rewrap(moved, batch=10, on_failure=told.append)
+
+    assert report == RewrapReport(moved=29, failed=1, remaining=1)
+    assert [(failure.file_id, failure.reason) for failure in told] == [(ids[0], "KMSInternalException")]
+    with pytest.raises(KeyServiceUnavailable):
+        rewrap(moved, on_failure=told.append)
+    assert told[-1].file_id == ids[0]
+
+
+def test_what_was_moved_before_the_service_went_is_told(make_vault: Callable[..., Vault]) -> None:
+    flaky, rewrapper, _ = flaky_installation(make_vault, 20)
+    report, steps = RewrapReport(), []
+
+    def go_away(rows: int) -> None:
+        steps.append(rows)
+        flaky.failures = [KeyServiceUnavailable("ConnectTimeoutError") for _ in range(1000)]
+
+    with pytest.raises(KeyServiceUnavailable):
+        rewrapper.run(rewrapper.waiting(), Actor(), batch=10, report=report, progress=go_away)
+
+    assert (steps, sum(use.rows for use in rewrapper.waiting())) == ([10], 10)

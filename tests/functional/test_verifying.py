@@ -205,7 +205,7 @@ def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
     usage = vault.container.key_usage
     other = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
     row = vault.file(file_id)
-    other.container.rewrapper.run(Actor(), batch=10)
+    other.rewrap(batch=10)
     other.container.key_usage.retire(usage.primary()[1], Actor())
     vault.change_file(file_id, key_ref=row.key_ref, encrypted_data_key=row.encrypted_data_key)
 
@@ -269,3 +269,22 @@ def test_an_older_object_of_the_same_file_is_found_before_the_first_byte(vault: 
     assert (answer.status_code, answer.json["code"]) == (500, "integrity_failed")
     assert vault.audit_trail("file.download_started") == []
     assert verify(vault)[1] == {file_id: "header"}
+
+
+def test_a_file_that_is_given_another_object_meanwhile_is_verified_as_it_is_then(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sorted(anna.upload(content)["id"] for content in (b"one" * 50, b"two" * 50))
+    prove, store = vault.container.verifier._prove, vault.store
+    assert isinstance(store, MemoryStore)
+
+    def reencrypt_and_damage_the_other(file: Any, progress: Any) -> None:
+        if str(file.file_id) == first:
+            assert vault.command("files", "reencrypt", second).exit_code == 0
+            key = object_key(vault.file(second).object_id)
+            store.objects[key] = flipped(store.objects[key], -1)
+        prove(file, progress)
+
+    monkeypatch.setattr(vault.container.verifier, "_prove", reencrypt_and_damage_the_other)
+
+    assert verify(vault) == (VerifyReport(checked=2, damaged=1), {second: "authentication"})

@@ -26,6 +26,7 @@ from vault.container import Container, build_container
 from vault.derived import derive_key
 from vault.encryption.keyring import KeyRing
 from vault.files.models import File, FileState
+from vault.files.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
 from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
@@ -110,6 +111,11 @@ class Vault:
         again = Vault(self._folder, database_url, store=self.store, **{**same, **settings})
         self._others.append(again)
         return again
+
+    def rewrap(self, **options: Any) -> RewrapReport:
+        """What `flask keys rewrap` does."""
+        rewrapper = self.container.rewrapper
+        return rewrapper.run(rewrapper.waiting(), Actor(), **{"batch": 500, **options})
 
     def run_queue(self) -> None:
         """Do what a worker would do with every message published so far."""

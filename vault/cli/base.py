@@ -1,6 +1,7 @@
 """What every command shares: settings that may be missing, errors told in a sentence, progress, an orderly end."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, Final, NoReturn, cast
 import click
 from flask import current_app
 from flask.cli import AppGroup
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from vault.config import SettingsError
 from vault.container import Container
@@ -47,9 +48,9 @@ class Commands(AppGroup):
         except VaultError as exc:
             raise click.ClickException(f"{exc.detail} ({exc.code})") from exc
         except SQLAlchemyError as exc:
-            raise click.ClickException(
-                f"The database does not answer or lacks its tables ({type(exc).__name__}). Run: flask db upgrade"
-            ) from exc
+            lacks_tables = isinstance(exc, ProgrammingError) or "no such table" in str(getattr(exc, "orig", ""))
+            problem = "lacks its tables. Run: flask db upgrade" if lacks_tables else "does not answer or refuses"
+            raise click.ClickException(f"The database {problem} ({type(exc).__name__})") from exc
         except KeyboardInterrupt:
             click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
             sys.exit(_INTERRUPTED)
@@ -63,6 +64,18 @@ def container() -> Container:
     return found
 
 
+class _KeyRef(click.ParamType[str]):
+    """A key_ref as rows hold it: `local:…` or an ARN."""
+
+    name = "ref"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
+            self.fail("A ref is local:… or an ARN, as `flask keys status` shows it.", param, ctx)
+        return value
+
+
+KEY_REF: Final = _KeyRef()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 

@@ -2,11 +2,12 @@
 
 import sys
 import uuid
+from datetime import UTC, datetime
 
 import click
 
 from vault.audit.service import Actor
-from vault.cli.base import Commands, Findings, container, json_option, progress, sample_options
+from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, progress, sample_options
 from vault.encryption.header import Suite
 from vault.files.reaper import OrphanReport
 from vault.files.reencrypting import Selection
@@ -74,30 +75,41 @@ def verify(sample: int | None, as_json: bool) -> None:
 
 @files.command("reencrypt")
 @click.option("--cipher", type=click.Choice([suite.cipher_name for suite in Suite]), help="Default: FILE_CIPHER.")
-@click.option("--key-ref", metavar="REF", help="Files under this key, such as one that has leaked.")
+@click.option("--key-ref", type=KEY_REF, metavar="REF", help="Files under this key, such as one that has leaked.")
+@click.option(
+    "--wrapped-before",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"]),
+    metavar="TIME",
+    help="Files whose key was made or rewrapped before this time (UTC, 2026-01-31 or 2026-01-31T12:00:00Z).",
+)
 @click.argument("file_ids", metavar="[FILE_ID]...", nargs=-1, type=click.UUID)
-def reencrypt(cipher: str | None, key_ref: str | None, file_ids: tuple[uuid.UUID, ...]) -> None:
+def reencrypt(
+    cipher: str | None, key_ref: str | None, wrapped_before: datetime | None, file_ids: tuple[uuid.UUID, ...]
+) -> None:
     """Give files a new data key and a new object.
 
-    Files are chosen by their ids, by --key-ref, or both; with --cipher alone, all that have another cipher. Needed
-    after a master key leaked, when rewrapping is not enough. The old objects are removed an hour later, so the store
-    needs room for both. Kill it anywhere and run it again.
+    Files are chosen by their ids, --key-ref and --wrapped-before, all that are given; with --cipher alone, all that
+    have another cipher. Needed after a master key leaked, when rewrapping is not enough. The old objects are removed an
+    hour later, so the store needs room for both. Kill it anywhere and run it again.
     """
-    if not (file_ids or key_ref or cipher):
-        raise click.UsageError("Say which files: FILE_ID, --key-ref REF, or --cipher NAME for all of another cipher.")
+    if not (file_ids or key_ref or wrapped_before or cipher):
+        raise click.UsageError(
+            "Say which files: FILE_ID, --key-ref REF, --wrapped-before TIME, or --cipher NAME for those of another."
+        )
     vault = container()
     suite = vault.settings.file_suite if cipher is None else Suite.named(cipher)
-    selection = Selection(file_ids, key_ref, suite)
+    before = None if wrapped_before is None else wrapped_before.replace(tzinfo=UTC)
+    selection = Selection(suite, file_ids, key_ref, before)
     count, size = vault.reencryptor.plan(selection)
     click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
     with progress("Reencrypting", size, unit=" bytes") as update:
         report = vault.reencryptor.run(selection, Actor(), progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
-    if file_ids and not key_ref and len(set(file_ids)) > count:
+    if file_ids and not (key_ref or before) and len(set(file_ids)) > count:
         raise click.ClickException(f"{len(set(file_ids)) - count} of the files do not exist.")
-    if key_ref and not count:
-        raise click.ClickException("No file is under this key.")
+    if key_ref and not count and not any(vault.keys.knows(name, key_ref) for name in vault.keys.providers):
+        raise click.ClickException("No file is under this key, and no key with this ref is configured.")
     if report.failed:
         raise click.ClickException("Those that failed keep what they had.")
 

@@ -3,12 +3,14 @@
 import json
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import click
 
 from vault.audit.service import Actor
-from vault.cli.base import Commands, Findings, container, json_option, progress, sample_options
+from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, progress, sample_options
 from vault.encryption.errors import KeyFailure
 from vault.encryption.local import generate_master_key
 from vault.files.key_usage import KeyState, KeyUse
@@ -29,10 +31,10 @@ def generate(secret_key: bool) -> None:
 def status(as_json: bool) -> None:
     """Show which keys wrap how many files, and which of them are missing.
 
-    Exits 1 if a key that files need is not configured, retired, or not known.
+    Exits 1 if the primary or a key that files need is retired, not configured, or not known.
     """
     usage = container().key_usage
-    uses = usage.by_ref()
+    uses, retired = usage.by_ref(), usage.retired()
     try:
         provider, ref = usage.primary()
     except KeyFailure as exc:
@@ -51,14 +53,17 @@ def status(as_json: bool) -> None:
             }
             for use in uses
         ]
-        click.echo(json.dumps({"primary": {"provider": provider, "key_ref": ref}, "keys": rows}))
+        primary = {"provider": provider, "key_ref": ref, "retired": ref in retired}
+        click.echo(json.dumps({"primary": primary, "keys": rows, "retired": list(retired)}))
     else:
-        click.echo(f"primary  {provider}  {ref or 'not known'}")
+        click.echo(f"primary  {provider}  {ref or 'not known'}{'  RETIRED: uploads fail' if ref in retired else ''}")
         for use in uses:
             click.echo(f"{use.rows:>9} files  {use.provider}  {use.key_ref}{_unless_available(use)}")
         if not uses:
             click.echo("No file is stored yet.")
-    if any(use.state is not KeyState.AVAILABLE for use in uses):
+        for retired_ref in retired:
+            click.echo(f"retired  {retired_ref}")
+    if ref in retired or any(use.state is not KeyState.AVAILABLE for use in uses):
         sys.exit(1)
 
 
@@ -97,11 +102,18 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
     for use in waiting:
         click.echo(f"{use.rows} rows to move from {use.provider}  {use.key_ref}{_unless_available(use)}", err=True)
     total = sum(use.rows for use in waiting)
-    if dry_run:
-        report = RewrapReport(remaining=total)
-    else:
-        with progress("Rewrapping", min(total, limit or total)) as update:
-            report = rewrapper.run(Actor(), batch=batch, limit=limit, progress=update, on_failure=_tell_not_moved)
+    report = RewrapReport(remaining=total)
+    if not dry_run:
+        with _sum_told_also_on_failure(report), progress("Rewrapping", min(total, limit or total)) as update:
+            rewrapper.run(
+                waiting,
+                Actor(),
+                batch=batch,
+                limit=limit,
+                report=report,
+                progress=update,
+                on_failure=_tell_not_moved,
+            )
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
@@ -125,7 +137,7 @@ def verify(sample: int | None, as_json: bool) -> None:
 
 
 @keys.command("retire")
-@click.argument("ref")
+@click.argument("ref", type=KEY_REF)
 def retire(ref: str) -> None:
     """Let the key REF neither wrap nor unwrap any more, even if it is still configured.
 
@@ -136,11 +148,20 @@ def retire(ref: str) -> None:
 
 
 @keys.command("restore")
-@click.argument("ref")
+@click.argument("ref", type=KEY_REF)
 def restore(ref: str) -> None:
     """Undo `retire` for the key REF."""
     container().key_usage.restore(ref, Actor())
     click.echo("Restored: it may unwrap again, where it is configured.")
+
+
+@contextmanager
+def _sum_told_also_on_failure(report: RewrapReport) -> Iterator[None]:
+    try:
+        yield
+    except KeyFailure:
+        click.echo(f"Moved {report.moved} rows before this; run the command again to go on.", err=True)
+        raise
 
 
 def _unless_available(use: KeyUse) -> str:

@@ -65,6 +65,8 @@ class DekCache:
 
     def _kept(self, key: WrappedKey, object_id: UUID) -> bytes | None:
         with self._lock:
+            # Or what is too old would stay in memory until the next key comes.
+            self._entries.expire()
             entry = self._entries.get(object_id)
         return entry.dek if entry is not None and entry.key == key else None
 

@@ -83,6 +83,14 @@ class Header:
         return cls(Suite(suite), lg, UUID(bytes=object_id), raw[32:64], raw[64:96])
 
 
+def header_of(raw: bytes, object_id: UUID) -> Header:
+    """The header of that very object. Raises HeaderInvalid for that of another one, too."""
+    header = Header.parse(raw)
+    if header.object_id != object_id:
+        raise HeaderInvalid
+    return header
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class FileKeys:
     """What one data key and one header give: 32 bytes each. Has no repr that could reach a log."""

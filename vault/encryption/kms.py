@@ -158,7 +158,7 @@ class KmsKeyProvider:
     def knows(self, key_ref: str) -> bool:
         if key_ref in self._options.decrypt_key_arns:
             return True
-        if self._options.key_id is None or not KEY_ARN.fullmatch(key_ref):
+        if not self._may_be_own(key_ref):
             return False
         self.current_ref()
         return key_ref in self._own_arns
@@ -173,18 +173,21 @@ class KmsKeyProvider:
 
     def _accept(self, arn: str) -> str:
         """Take the ARN that KMS gave for `key_id` as the one that wraps, if it can be that key's."""
-        key_id = self._wrapping_key()
-        found = KEY_ARN.fullmatch(arn)
-        if found is None or found[1] != self._options.region:
-            raise KeyUnavailable("other_key")
-        # Another key than settings name would make files that nobody here may open. What an alias means, KMS decides.
-        if "alias/" not in key_id and arn.rpartition("/")[2] != key_id.rpartition("/")[2]:
-            raise KeyUnavailable("other_key")
-        if KEY_ARN.fullmatch(key_id) and arn != key_id:
+        # Another key than settings name would make files that nobody here may open.
+        if not self._may_be_own(arn):
             raise KeyUnavailable("other_key")
         self._own_arns.add(arn)
         self._current_arn = arn
         return arn
+
+    def _may_be_own(self, arn: str) -> bool:
+        """Whether settings allow that `key_id` is this key. What an alias means, only KMS knows."""
+        key_id, found = self._options.key_id, KEY_ARN.fullmatch(arn)
+        if key_id is None or found is None or found[1] != self._options.region:
+            return False
+        if "alias/" in key_id:
+            return True
+        return arn == key_id if key_id.startswith("arn:") else arn.endswith(f":key/{key_id}")
 
     def _connect(self) -> "KMSClient":
         with _translated("Connect"):

@@ -20,6 +20,9 @@ BATCH: Final = 200
 _CALLS_AT_ONCE: Final = 8
 # About a minute in all, before the command gives up and says so.
 _PAUSES_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# Files in a row that the store does not answer for, before it is taken to be down
+GIVE_UP_AFTER: Final = 10
+_NOT_TRIED: Final = "not_tried"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +92,8 @@ class Outcomes(Generic[Item, Result]):
     """Does the same key work for many items, a batch at a time, on a few threads where it waits for a service.
 
     `work` returns a result or raises; errors of encryption are outcomes like results, so that one item does not stop
-    the rest. A key service that does not answer is waited for, with growing pauses, as long as nothing gets done.
+    the rest. A key service that does not answer is waited for, with growing pauses, as long as nothing gets done. Where
+    it has answered for others of the batch meanwhile, it is the items that it fails for, and that is their outcome.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class Outcomes(Generic[Item, Result]):
 
     def of(self, items: Sequence[Item]) -> list[Result | EncryptionError]:
         """One outcome for each item, in order. Raises KeyServiceUnavailable when patience is over."""
-        outcomes: list[Result | EncryptionError] = [KeyServiceUnavailable("not_tried")] * len(items)
+        outcomes: list[Result | EncryptionError] = [KeyServiceUnavailable(_NOT_TRIED)] * len(items)
         left = list(range(len(items)))
         pauses = iter(_PAUSES_SECONDS)
         while True:
@@ -118,19 +122,24 @@ class Outcomes(Generic[Item, Result]):
             tried = (self._pool.map if self._pool else map)(self._try, [items[index] for index in left])
             for index, outcome in zip(left, tried, strict=True):
                 outcomes[index] = outcome
-            before, left = left, [i for i in left if isinstance(outcomes[i], KeyServiceUnavailable)]
+            before = len(left)
+            # Those that were not tried come first, so that one which always fails does not keep the others from it.
+            left = [index for index in left if isinstance(outcomes[index], KeyServiceUnavailable)]
+            left.sort(key=lambda index: not _was_not_tried(outcomes[index]))
             if not left:
                 return outcomes
-            if len(left) < len(before):
+            if len(left) < before:
                 pauses = iter(_PAUSES_SECONDS)
             pause = next(pauses, None)
             if pause is None:
-                raise next(o for o in outcomes if isinstance(o, KeyServiceUnavailable) and o.reason != "not_tried")
+                if len(left) < len(items):
+                    return outcomes
+                raise next(o for o in outcomes if isinstance(o, KeyServiceUnavailable) and not _was_not_tried(o))
             self._sleep(pause)
 
     def _try(self, item: Item) -> Result | EncryptionError:
         if self._service_is_down.is_set():
-            return KeyServiceUnavailable("not_tried")
+            return KeyServiceUnavailable(_NOT_TRIED)
         try:
             return self._work(item)
         except KeyServiceUnavailable as exc:
@@ -138,6 +147,10 @@ class Outcomes(Generic[Item, Result]):
             return exc
         except EncryptionError as exc:
             return exc
+
+
+def _was_not_tried(outcome: object) -> bool:
+    return isinstance(outcome, KeyServiceUnavailable) and outcome.reason == _NOT_TRIED
 
 
 def _id_of(row: Any) -> uuid.UUID:

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -12,12 +13,15 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.encryption.errors import EncryptionError, HeaderInvalid, KeyFailure
-from vault.encryption.header import Header, prove_commitment
+from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
+from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.errors import KeyInUse, KeyNotKnown
+from vault.errors import IntegrityFailed, KeyInUse, KeyNotKnown, VaultError
 from vault.files.models import File, FileState, RetiredKey
 from vault.files.retired import block_use, refuse_retired
+
+# Rows of one key that `check` tries before it takes the key for bad
+_TRIED_ROWS: Final = 5
 
 log = structlog.get_logger(__name__)
 
@@ -98,14 +102,17 @@ class KeyUsage:
         """
         if key_ref == self.primary()[1]:
             raise KeyInUse("The primary wraps new files. Make another key the primary first.")
+        rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
+        if rows:
+            raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
         states = [self._state(provider, key_ref) for provider in self._keys.providers]
         with self._sessions.begin() as session:
             block_use(session)
             if session.get(RetiredKey, key_ref) is not None:
                 return False
-            rows = self._rows_of(session, key_ref)
-            if rows:
-                raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
+            # Uploads wait for this transaction, so no row is counted in it; only refs are looked at.
+            if any(ref == key_ref for _, ref in self._refs(session)):
+                raise KeyInUse("A file has just been wrapped by this key. Run: flask keys rewrap")
             if KeyState.AVAILABLE not in states:
                 raise KeyNotKnown
             session.add(RetiredKey(key_ref=key_ref, retired_at=self._clock()))
@@ -115,11 +122,21 @@ class KeyUsage:
     def restore(self, key_ref: str, actor: Actor) -> None:
         """Undo `retire`. Raises KeyNotKnown if the key is not retired."""
         with self._sessions.begin() as session:
-            row = session.get(RetiredKey, key_ref)
-            if row is None:
+            gone = session.execute(sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref))
+            if gone.rowcount != 1:  # type: ignore[attr-defined]
                 raise KeyNotKnown("This key is not retired.")
-            session.delete(row)
             self._audit.record(session, actor, Action.KEY_RESTORED, key_ref=key_ref)
+
+    def retired(self) -> Sequence[str]:
+        """The refs that neither wrap nor unwrap."""
+        with self._sessions.begin() as session:
+            return session.scalars(sa.select(RetiredKey.key_ref).order_by(RetiredKey.key_ref)).all()
+
+    def require_primary(self) -> None:
+        """Wrap a canary with the primary and unwrap it. Raises the key errors, also if it has been retired."""
+        with self._sessions.begin() as session:
+            refuse_retired(session, self._keys.primary.current_ref())
+        self._keys.check_primary()
 
     def missing_at_start(self) -> list[str]:
         """Refs of local keys that ready files need and that are neither configured nor retired.
@@ -138,57 +155,53 @@ class KeyUsage:
         return [ref for provider, ref in needed if provider == "local" and not self._keys.knows(provider, ref)]
 
     def _refs_of_ready(self, session: Session) -> list[tuple[str, str]]:
-        """Hop from ref to ref along the index, however many rows each has."""
+        """Those refs that are not retired and that a ready row needs."""
         found: list[tuple[str, str]] = []
-        has_key = sa.select(File.key_provider, File.key_ref).where(File.encrypted_data_key.is_not(None))
-        order = has_key.order_by(File.key_provider, File.key_ref).limit(1)
+        for provider, ref in self._refs(session):
+            is_retired = sa.exists().where(RetiredKey.key_ref == ref)
+            is_ready = sa.exists().where(*_wrapped_by(provider, ref), File.state == FileState.READY)
+            if session.scalar(sa.select(sa.and_(is_ready, ~is_retired))):
+                found.append((provider, ref))
+        return found
+
+    def _refs(self, session: Session) -> Iterator[tuple[str, str]]:
+        """Hop from ref to ref along the index, however many rows each has."""
+        order = sa.select(File.key_provider, File.key_ref).where(File.encrypted_data_key.is_not(None))
+        order = order.order_by(File.key_provider, File.key_ref).limit(1)
         row = session.execute(order).first()
         while row is not None:
             provider, ref = row
-            is_retired = sa.exists().where(RetiredKey.key_ref == ref)
-            is_ready = sa.exists().where(
-                File.key_provider == provider,
-                File.key_ref == ref,
-                File.encrypted_data_key.is_not(None),
-                File.state == FileState.READY,
-            )
-            if session.scalar(sa.select(sa.and_(is_ready, ~is_retired))):
-                found.append((provider, ref))
+            yield provider, ref
             behind = sa.tuple_(File.key_provider, File.key_ref) > sa.tuple_(sa.literal(provider), sa.literal(ref))
             row = session.execute(order.where(behind)).first()
-        return found
 
     def _failure_of(self, use: KeyUse) -> str | None:
         if use.state is KeyState.RETIRED:
             return "retired"
-        query = sa.select(File).where(
-            File.key_provider == use.provider, File.key_ref == use.key_ref, File.encrypted_data_key.is_not(None)
-        )
+        query = sa.select(File).where(*_wrapped_by(use.provider, use.key_ref)).order_by(File.id).limit(_TRIED_ROWS)
         with self._sessions.begin() as session:
-            row = session.scalar(query.order_by(File.id).limit(1))
-        if row is None:
-            return None
-        try:
-            prove_key(self._keys, row)
-        except EncryptionError as exc:
-            return reason_of(exc)
-        return None
+            rows = session.scalars(query).all()
+        failure: str | None = None
+        for row in rows:
+            try:
+                prove_key(self._keys, row)
+            except (HeaderInvalid, KeyUnwrapFailed) as exc:
+                # One damaged row does not make a key bad.
+                failure = failure or reason_of(exc)
+            except KeyFailure as exc:
+                return reason_of(exc)
+            else:
+                return None
+        return failure
 
     def _check_primary(self) -> KeyCheck:
         name, ref = self._keys.primary.name, "-"
         try:
             ref = self._keys.primary.current_ref()
-            with self._sessions.begin() as session:
-                refuse_retired(session, ref)
-            self._keys.check_primary()
+            self.require_primary()
         except KeyFailure as exc:
             return KeyCheck("wrap and unwrap", name, ref, exc.reason)
         return KeyCheck("wrap and unwrap", name, ref, None)
-
-    def _rows_of(self, session: Session, key_ref: str) -> int:
-        # Any provider: a row that names the ref under a wrong one still names it.
-        query = sa.select(sa.func.count()).where(File.key_ref == key_ref, File.encrypted_data_key.is_not(None))
-        return session.scalar(query) or 0
 
     def _state(self, provider: str, key_ref: str) -> KeyState:
         try:
@@ -197,15 +210,21 @@ class KeyUsage:
             return KeyState.UNKNOWN
 
 
+def _wrapped_by(provider: str, key_ref: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return File.key_provider == provider, File.key_ref == key_ref, File.encrypted_data_key.is_not(None)
+
+
 def prove_key(keys: KeyRing, row: File) -> None:
     """Unwrap a row's key and compare it with its header's commitment. Raises the key errors and HeaderInvalid."""
-    header = Header.parse(row.header)
-    if header.object_id != row.object_id:
-        raise HeaderInvalid
+    header = header_of(row.header, row.object_id)
     key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")
     prove_commitment(keys.unwrap(key, row.object_id), header)
 
 
-def reason_of(error: EncryptionError) -> str:
-    """A short reason for an operator: the key service's code or a slug."""
-    return error.reason if isinstance(error, KeyFailure) else "header"
+def reason_of(error: VaultError) -> str:
+    """A short reason for an operator and for audit: a slug of ours, or the key service's code."""
+    if isinstance(error, HeaderInvalid):
+        return "row_header"
+    if isinstance(error, IntegrityFailed | KeyFailure) and not isinstance(error, KeyUnwrapFailed):
+        return error.reason
+    return error.code

@@ -8,14 +8,15 @@ from itertools import chain
 from typing import Final, Self
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
 
 from vault.encryption.cache import DekCache
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnavailable
-from vault.encryption.header import HEADER_SIZE, Header, open_keys
+from vault.encryption.header import HEADER_SIZE, header_of, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.metadata import open_digest
 from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream
-from vault.errors import IntegrityFailed, ObjectChanged, ObjectNotFound
+from vault.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
 from vault.files.models import File, FileState
 from vault.files.retired import key_is_retired
 from vault.storage import ObjectReader, ObjectStore, object_key
@@ -63,6 +64,15 @@ def ready_files(*where: sa.ColumnElement[bool]) -> sa.Select[File, bool]:
     return sa.select(File, key_is_retired()).where(File.state == FileState.READY, *where)
 
 
+def find_ready(sessions: sessionmaker[Session], file_id: uuid.UUID) -> StoredFile:
+    """A file as it is now, whoever owns it. Raises NotFound."""
+    with sessions.begin() as session:
+        found = session.execute(ready_files(File.id == file_id)).one_or_none()
+    if found is None:
+        raise NotFound
+    return StoredFile.of(found[0], key_is_retired=found[1])
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Unlocked:
     """A file whose row has been proven: its geometry, its content key, and the SHA-256 of its plaintext."""
@@ -85,9 +95,7 @@ class FileReader:
         Raises the key errors, and IntegrityFailed. `within_seconds` bounds the wait for a key service.
         """
         try:
-            header = Header.parse(file.header)
-            if header.object_id != file.object_id:
-                raise HeaderInvalid
+            header = header_of(file.header, file.object_id)
         except HeaderInvalid as exc:
             raise IntegrityFailed("row_header") from exc
         try:

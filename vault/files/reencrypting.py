@@ -20,22 +20,30 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.db import db_now
-from vault.encryption.errors import EncryptionError, KeyFailure, KeyServiceUnavailable, KeyUnwrapFailed
+from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.metadata import seal_digest
-from vault.errors import IntegrityFailed, KeyInUse, NotFound, StorageError, StorageFull, VaultError
-from vault.files.bulk import patiently, rows_by_id
+from vault.errors import (
+    IntegrityFailed,
+    KeyInUse,
+    NotFound,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+    VaultError,
+)
+from vault.files.bulk import GIVE_UP_AFTER, patiently, rows_by_id
 from vault.files.download import Downloads
 from vault.files.installation import InstallationGuard
-from vault.files.key_usage import KeyUsage
+from vault.files.key_usage import KeyUsage, reason_of
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
-from vault.files.reading import FileReader, StoredFile, integrity_proven, ready_files
+from vault.files.reading import FileReader, StoredFile, Unlocked, find_ready, integrity_proven
 from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.files.writing import NewObject, write_object
-from vault.storage import ObjectStore
+from vault.storage import ObjectStore, object_key
 
 # A pending row that belongs to nobody costs nobody's quota, and no list shows it.
 _NOBODY: Final = uuid.UUID(int=0)
@@ -47,11 +55,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which files: those ids, those under that key, or, where neither is given, all that have another cipher."""
+    """Which files, and the cipher that they get: all that meet every condition given.
 
-    file_ids: tuple[uuid.UUID, ...]
-    key_ref: str | None
+    Without any, those that have another cipher. `wrapped_before` is about when their keys were last wrapped.
+    """
+
     suite: Suite
+    file_ids: tuple[uuid.UUID, ...] = ()
+    key_ref: str | None = None
+    wrapped_before: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -92,13 +104,14 @@ class Reencryptor:
         self._sleep = sleep
 
     def plan(self, selection: Selection) -> tuple[int, int]:
-        """How many files that are, and their plaintext bytes. Raises KeyInUse if their key is still the primary."""
-        if selection.key_ref is not None and selection.key_ref == self._usage.primary()[1]:
-            raise KeyInUse(
-                "This key is the primary: the new data keys would be wrapped by it again. Put another first."
-            )
+        """How many files that are, and their plaintext bytes.
+
+        Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
+        """
+        if selection.key_ref is not None and (self._keys.primary.name, selection.key_ref) == ("local", self._primary()):
+            raise KeyInUse("This key is the primary and would wrap the new data keys, too. Put another first.")
         with self._sessions.begin() as session:
-            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*_selected(selection))
+            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*self._selected(selection))
             count, size = session.execute(query).one()
         return count, int(size or 0)
 
@@ -112,59 +125,58 @@ class Reencryptor:
     ) -> ReencryptReport:
         """Reencrypt the files one by one; one that fails keeps what it had. `progress` is told of plaintext bytes.
 
-        Raises InstallationMismatch before anything is read, StorageFull, and KeyServiceUnavailable when patience is
-        over. May be ended anywhere: a file has either its old object or its new one.
+        Raises InstallationMismatch or KeyUnavailable before anything is read, StorageFull, StorageUnavailable when the
+        store does not answer for many files in a row, and KeyServiceUnavailable when patience is over. May be ended
+        anywhere: a file has either its old object or its new one.
         """
         self._installation.require()
-        report = ReencryptReport()
-        for row, is_retired in rows_by_id(self._sessions, ready_files(*_selected(selection))):
-            file = StoredFile.of(row, key_is_retired=is_retired)
+        self._usage.require_primary()
+        report, unreachable = ReencryptReport(), 0
+        # Only ids are read ahead: what a file is may change while those before it are copied.
+        for (file_id,) in rows_by_id(self._sessions, sa.select(File.id).where(*self._selected(selection))):
             try:
-                if self._reencrypt(file, selection.suite, actor, progress):
-                    report.done += 1
-                else:
-                    report.gone += 1
+                self._reencrypt(file_id, selection.suite, actor, progress)
+                report.done, unreachable = report.done + 1, 0
+            except NotFound:
+                report.gone += 1
             except (KeyServiceUnavailable, StorageFull):
                 raise
             except (TransitionLost, EncryptionError, IntegrityFailed, StorageError) as exc:
-                if self._is_gone(file, exc, actor):
-                    report.gone += 1
-                    continue
-                on_failure(file.file_id, _reason(exc))
+                on_failure(file_id, _reason(exc))
                 report.failed += 1
+                unreachable = unreachable + 1 if isinstance(exc, StorageUnavailable) else 0
+                if unreachable >= GIVE_UP_AFTER:
+                    raise StorageUnavailable from exc
         return report
 
-    def _is_gone(self, file: StoredFile, error: Exception, actor: Actor) -> bool:
-        """Whether a failed file is simply not there any more; if it is, damage is audited."""
-        if not isinstance(error, IntegrityFailed | KeyUnwrapFailed):
-            return False
-        try:
-            self._downloads.report(file, actor, _reason(error))
-        except NotFound:
-            return True
-        return False
-
-    def _reencrypt(self, file: StoredFile, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> bool:
+    def _reencrypt(self, file_id: uuid.UUID, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> None:
+        """Raises NotFound if it has gone, TransitionLost if its key was changed each time that it was tried."""
+        first = file = find_ready(self._sessions, file_id)
         for _ in range(_TRIES):
-            new, pending_id = self._reserve(suite)
-            with self._leases.held(pending_id):
-                try:
-                    digest = self._copy(file, new, progress)
-                    self._swap(file, new, pending_id, digest, actor)
-                except TransitionLost:
-                    self._abandon(pending_id)
-                except BaseException:
-                    self._abandon(pending_id)
-                    raise
-                else:
-                    self._reader.evict(file.object_id)
-                    return True
-            # Its key was rewrapped meanwhile, or it has gone.
-            current = self._current(file.file_id)
-            if current is None or current.object_id != file.object_id:
-                return False
-            file = current
+            try:
+                self._try(file, suite, actor, progress)
+                return
+            except TransitionLost:
+                pass
+            except (IntegrityFailed, KeyUnwrapFailed) as exc:
+                self._downloads.report(file, actor, _reason(exc))
+                raise
+            # Its key was rewrapped meanwhile, or it has gone, or somebody else has reencrypted it.
+            file = find_ready(self._sessions, file_id)
+            if file.object_id != first.object_id:
+                raise NotFound
         raise TransitionLost
+
+    def _try(self, file: StoredFile, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> None:
+        unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
+        new, pending_id = self._reserve(suite)
+        with self._leases.held(pending_id):
+            try:
+                self._copy(file, unlocked, new, progress)
+                self._swap(file, new, pending_id, unlocked.sha256, actor)
+            except BaseException:
+                self._abandon(new, pending_id)
+                raise
 
     def _reserve(self, suite: Suite) -> tuple[NewObject, uuid.UUID]:
         new = patiently(lambda: NewObject.create(self._keys, suite), sleep=self._sleep)
@@ -175,10 +187,9 @@ class Reencryptor:
             session.add(row)
         return new, row.id
 
-    def _copy(self, file: StoredFile, new: NewObject, progress: Callable[[int], None]) -> bytes:
-        """Stream the verified plaintext into the new object; return its SHA-256."""
+    def _copy(self, file: StoredFile, unlocked: Unlocked, new: NewObject, progress: Callable[[int], None]) -> None:
+        """Stream the verified plaintext into the new object."""
         with integrity_proven():
-            unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
             pieces, close = self._reader.open(file, unlocked)
             source = _Source(pieces, progress)
             try:
@@ -187,30 +198,36 @@ class Reencryptor:
                 close()
         if source.digest() != unlocked.sha256:
             raise IntegrityFailed("digest")
-        return unlocked.sha256
 
     def _swap(self, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes, actor: Actor) -> None:
         try:
             with self._sessions.begin() as session:
-                self._exchange(session, file, new, pending_id, digest)
-                self._audit.record(session, actor, Action.FILE_REENCRYPTED, target=("file", file.file_id))
+                key_ref = self._exchange(session, file, new, pending_id, digest)
+                self._audit.record(
+                    session,
+                    actor,
+                    Action.FILE_REENCRYPTED,
+                    target=("file", file.file_id),
+                    from_ref=file.key.key_ref,
+                    to_ref=key_ref,
+                )
         except DBAPIError:
             # The commit may have succeeded unseen; the row says which it was.
-            current = self._current(file.file_id)
-            if current is None or current.object_id != new.object_id:
+            if not self._is_known(new.object_id, File.id == file.file_id):
                 raise
 
     def _exchange(
         self, session: Session, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes
-    ) -> None:
+    ) -> str:
+        """Give the file the new object and a shredded row the old one; return the ref that wraps the new key."""
         lock_user(session, file.owner_id)
+        # Both rows in the order in which rewrapping locks them, or the two would wait for each other.
+        rows = session.scalars(
+            sa.select(File).where(File.id.in_([pending_id, file.file_id])).order_by(File.id).with_for_update()
+        ).all()
         # The pending row's key as it is now: it may have been rewrapped while the object was being written.
-        pending = session.scalar(
-            sa.select(File)
-            .where(File.id == pending_id, File.state == FileState.PENDING, File.lease_until > db_now())
-            .with_for_update()
-        )
-        if pending is None:
+        pending = next((row for row in rows if row.id == pending_id and row.state == FileState.PENDING), None)
+        if pending is None or not session.scalar(sa.select(File.lease_until > db_now()).where(File.id == pending_id)):
             raise TransitionLost
         key = WrappedKey(pending.key_provider, pending.key_ref, pending.encrypted_data_key or "")
         session.delete(pending)
@@ -254,21 +271,41 @@ class Reencryptor:
                 lease_until=db_now(_KEEP_OLD_SECONDS),
             )
         )
+        return key.key_ref
 
-    def _abandon(self, pending_id: uuid.UUID) -> None:
+    def _abandon(self, new: NewObject, pending_id: uuid.UUID) -> None:
         """End a pending row that failed; the reaper removes it with what was written."""
         try:
             with self._sessions.begin() as session:
                 row = session.get(File, pending_id)
                 if row is not None and row.state == FileState.PENDING:
                     shred(session, Shreddable.of(row), end_lease=True)
-        except (SQLAlchemyError, TransitionLost) as exc:
+            if not self._is_known(new.object_id):
+                # The reaper had ended the row, and may have removed the object before it was complete.
+                self._store.delete(object_key(new.object_id))
+        except (SQLAlchemyError, StorageError, TransitionLost) as exc:
             log.warning("reencryption_left_to_reaper", file_id=str(pending_id), exc_info=exc)
 
-    def _current(self, file_id: uuid.UUID) -> StoredFile | None:
+    def _is_known(self, object_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> bool:
         with self._sessions.begin() as session:
-            found = session.execute(ready_files(File.id == file_id)).one_or_none()
-        return None if found is None else StoredFile.of(found[0], key_is_retired=found[1])
+            return bool(session.scalar(sa.select(sa.exists().where(File.object_id == object_id, *where))))
+
+    def _primary(self) -> str:
+        return self._usage.primary()[1]
+
+    def _selected(self, selection: Selection) -> list[sa.ColumnElement[bool]]:
+        where: list[sa.ColumnElement[bool]] = []
+        if selection.file_ids:
+            where.append(File.id.in_(selection.file_ids))
+        if selection.key_ref is not None:
+            # As the index has it: a ref is looked up by provider.
+            where += [File.key_provider.in_(sorted(self._keys.providers)), File.key_ref == selection.key_ref]
+        if selection.wrapped_before is not None:
+            where.append(File.wrapped_at < selection.wrapped_before)
+        if not where:
+            # The header's byte 9 names the suite (docs/object-format.md, "Header").
+            where.append(sa.func.substr(File.header, 10, 1) != bytes([selection.suite]))
+        return [File.state == FileState.READY, File.encrypted_data_key.is_not(None), *where]
 
 
 class _Source:
@@ -295,18 +332,6 @@ class _Source:
         return self._hash.digest()
 
 
-def _selected(selection: Selection) -> list[sa.ColumnElement[bool]]:
-    where: list[sa.ColumnElement[bool]] = [File.state == FileState.READY]
-    if selection.file_ids:
-        where.append(File.id.in_(selection.file_ids))
-    if selection.key_ref is not None:
-        where.append(File.key_ref == selection.key_ref)
-    if len(where) == 1:
-        # The header's byte 9 names the suite (docs/object-format.md, "Header").
-        where.append(sa.func.substr(File.header, 10, 1) != bytes([selection.suite]))
-    return where
-
-
 def _nobodys_row(now: datetime, **columns: Any) -> File:
     return File(
         id=uuid.uuid4(),
@@ -320,12 +345,5 @@ def _nobodys_row(now: datetime, **columns: Any) -> File:
     )
 
 
-def _reason(error: Exception) -> str:
-    match error:
-        case KeyUnwrapFailed():
-            return error.code
-        case IntegrityFailed() | KeyFailure():
-            return error.reason
-        case VaultError():
-            return error.code
-    return "changed_meanwhile"
+def _reason(error: VaultError | TransitionLost) -> str:
+    return "changed_meanwhile" if isinstance(error, TransitionLost) else reason_of(error)

@@ -11,6 +11,7 @@ from vault.errors import Busy
 from vault.files.models import File, RetiredKey
 
 _LOCK_TIMEOUT: Final = "5s"
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 def key_is_retired() -> sa.ColumnElement[bool]:
@@ -40,4 +41,6 @@ def block_use(session: Session) -> None:
     try:
         session.execute(sa.text("LOCK TABLE retired_keys IN EXCLUSIVE MODE"))
     except OperationalError as exc:
-        raise Busy from exc
+        if getattr(exc.orig, "pgcode", None) == _LOCK_NOT_AVAILABLE:
+            raise Busy from exc
+        raise

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.encryption.errors import KeyUnavailable
-from vault.encryption.header import Header, prove_commitment
+from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
+from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.files.bulk import Outcomes, batches_by_id
+from vault.files.bulk import Outcomes
 from vault.files.key_usage import KeyState, KeyUsage, KeyUse, reason_of
 from vault.files.models import File
 from vault.files.retired import refuse_retired
@@ -102,22 +102,25 @@ class Rewrapper:
 
     def run(
         self,
+        uses: Sequence[KeyUse],
         actor: Actor,
         *,
         batch: int,
         limit: int | None = None,
+        report: RewrapReport | None = None,
         progress: Callable[[int], None] = lambda _: None,
         on_failure: Callable[[NotMoved], None] = lambda _: None,
     ) -> RewrapReport:
-        """Move every row, or the first `limit` rows, and report. May be ended anywhere and run again; two may run.
+        """Move the rows of these keys, all or the first `limit`. May be ended anywhere and run again; two may run.
 
-        Each batch is one transaction. `progress` is told of rows that are done with. Raises KeyServiceUnavailable once
-        patience is over, and KeyUnavailable, before any row is touched, if the primary cannot wrap.
+        Each batch is one transaction. `progress` is told of rows that are done with; `report`, if one is given, tells
+        what was done also when this raises: KeyServiceUnavailable once patience is over, and KeyUnavailable, before any
+        row is touched, if the primary cannot wrap.
         """
-        self._keys.check_primary()
-        report = RewrapReport()
+        self._usage.require_primary()
+        report = report or RewrapReport()
         with _Storing(self._store, report) as storing:
-            for use in self.waiting():
+            for use in uses:
                 if use.state is KeyState.AVAILABLE:
                     self._move(use, storing, actor, batch, limit, progress, on_failure)
                 else:
@@ -138,13 +141,19 @@ class Rewrapper:
     ) -> None:
         """Move the rows of one key, batch by batch."""
         at_once = self._keys.is_remote(use.provider) or self._keys.primary.is_remote
+        last = uuid.UUID(int=0)
         with Outcomes(self._rewrapped, at_once=at_once, sleep=self._sleep) as outcomes:
-            for rows in self._batches(use, batch):
-                if limit is not None:
-                    rows = rows[: limit - storing.taken]
+            while rows := self._rows(use, last, batch if limit is None else min(batch, limit - storing.taken)):
+                last = rows[-1].file_id
                 wrapped: list[tuple[_Row, WrappedKey]] = []
                 refused = 0
-                for row, outcome in zip(rows, outcomes.of(rows), strict=True):
+                try:
+                    found = outcomes.of(rows)
+                except KeyServiceUnavailable as exc:
+                    # Should it be the rows and not the service, the next run ends here again: say where that is.
+                    on_failure(NotMoved(use.key_ref, f"{exc.reason}, as {len(rows) - 1} behind it", rows[0].file_id))
+                    raise
+                for row, outcome in zip(rows, found, strict=True):
                     if isinstance(outcome, WrappedKey):
                         wrapped.append((row, outcome))
                         continue
@@ -153,25 +162,33 @@ class Rewrapper:
                     storing.report.failed += 1
                 storing.store(wrapped, actor, use.key_ref)
                 progress(len(rows))
-                if limit is not None and storing.taken >= limit:
-                    return
                 if refused == len(rows) >= _GIVE_UP_AFTER:
                     on_failure(NotMoved(use.key_ref, "refused; its other rows were not tried"))
                     return
 
-    def _batches(self, use: KeyUse, batch: int) -> Iterator[list[_Row]]:
-        query = sa.select(File.id, File.object_id, File.header, File.encrypted_data_key).where(
-            File.key_provider == use.provider, File.key_ref == use.key_ref, File.encrypted_data_key.is_not(None)
+    def _rows(self, use: KeyUse, last: uuid.UUID, size: int) -> list[_Row]:
+        """The next rows of a key behind an id. The data is the cursor: rows that have moved are not there any more."""
+        query = (
+            sa.select(File.id, File.object_id, File.header, File.encrypted_data_key)
+            .where(
+                File.key_provider == use.provider,
+                File.key_ref == use.key_ref,
+                File.encrypted_data_key.is_not(None),
+                File.id > last,
+            )
+            .order_by(File.id)
+            .limit(size)
         )
-        for found in batches_by_id(self._sessions, query, size=batch):
-            yield [
-                _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob))
-                for file_id, object_id, header, blob in found
-            ]
+        with self._sessions.begin() as session:
+            found = session.execute(query).all()
+        return [
+            _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob or ""))
+            for file_id, object_id, header, blob in found
+        ]
 
     def _rewrapped(self, row: _Row) -> WrappedKey:
         """The row's key under the primary, proven by unwrapping it again."""
-        header = Header.parse(row.header)
+        header = header_of(row.header, row.object_id)
         dek = self._keys.unwrap(row.key, row.object_id)
         new = self._keys.wrap(dek, row.object_id)
         prove_commitment(self._keys.unwrap(new, row.object_id), header)

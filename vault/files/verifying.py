@@ -4,6 +4,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.service import Actor
-from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
+from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
-from vault.errors import IntegrityFailed, NotFound, StorageError
-from vault.files.bulk import Outcomes, chunks, patiently, rows_by_id, sampled
+from vault.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
+from vault.files.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently, rows_by_id, sampled
 from vault.files.download import Downloads
-from vault.files.key_usage import prove_key
+from vault.files.key_usage import prove_key, reason_of
 from vault.files.models import File, FileState
-from vault.files.reading import FileReader, StoredFile, integrity_proven, ready_files
+from vault.files.reading import FileReader, StoredFile, find_ready, integrity_proven
 from vault.files.retired import key_is_retired
 
 
@@ -109,16 +110,20 @@ class Verifier:
         """
         report = VerifyReport()
         by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
-        for row, is_retired in self._rows(ready_files(), sample):
-            file = StoredFile.of(row, key_is_retired=is_retired)
+        unreachable = 0
+        # Only ids are read ahead: what a file is may change while those before it are read.
+        for (file_id,) in self._rows(sa.select(File.id).where(File.state == FileState.READY), sample):
             try:
-                finding = self._file_finding(file, actor, by_bytes)
+                finding = self._file_finding(file_id, actor, by_bytes)
             except NotFound:
-                continue  # deleted, or given a new object, while it was read
+                continue
+            unreachable = unreachable + 1 if finding is not None and finding.reason == StorageUnavailable.code else 0
             if finding is not None:
                 _count(report, finding, on_finding)
             report.checked += 1
             by_files(1)
+            if unreachable >= GIVE_UP_AFTER:
+                raise StorageUnavailable
         return report
 
     def _rows(self, query: sa.Select[*tuple[Any, ...]], sample: int | None) -> Iterator[Any]:
@@ -130,18 +135,23 @@ class Verifier:
             raise KeyUnavailable("retired")
         prove_key(self._keys, row)
 
-    def _file_finding(self, file: StoredFile, actor: Actor, progress: Callable[[int], None]) -> Finding | None:
-        try:
-            with integrity_proven():
-                self._prove(file, progress)
-        except KeyServiceUnavailable:
-            raise
-        except (EncryptionError, StorageError, IntegrityFailed) as exc:
-            finding = _finding(file.file_id, exc)
-            if finding.is_damage:
-                self._downloads.report(file, actor, finding.reason)
-            return finding
-        return None
+    def _file_finding(self, file_id: uuid.UUID, actor: Actor, progress: Callable[[int], None]) -> Finding | None:
+        """What is wrong with a file, audited if it is damage. Raises NotFound for one that has gone by now."""
+        while True:
+            file = find_ready(self._sessions, file_id)
+            try:
+                with integrity_proven():
+                    self._prove(file, progress)
+                return None
+            except KeyServiceUnavailable:
+                raise
+            except (EncryptionError, StorageError, IntegrityFailed) as exc:
+                finding = _finding(file.file_id, exc)
+            # What a file has lost by being given another object while it was read is no damage: look at the new one.
+            with suppress(NotFound):
+                if finding.is_damage:
+                    self._downloads.report(file, actor, finding.reason)
+                return finding
 
     def _prove(self, file: StoredFile, progress: Callable[[int], None]) -> None:
         unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
@@ -162,16 +172,8 @@ def _nothing(_: int) -> None:
 
 
 def _finding(file_id: uuid.UUID, error: EncryptionError | StorageError | IntegrityFailed) -> Finding:
-    match error:
-        case IntegrityFailed():
-            return Finding(file_id, error.reason, is_damage=True)
-        case KeyUnavailable():
-            return Finding(file_id, error.reason, is_damage=False)
-        case KeyUnwrapFailed():
-            return Finding(file_id, error.code, is_damage=True)
-        case StorageError():
-            return Finding(file_id, error.code, is_damage=False)
-    return Finding(file_id, "row_header", is_damage=True)
+    not_to_be_had = isinstance(error, KeyUnavailable | KeyServiceUnavailable | StorageError)
+    return Finding(file_id, reason_of(error), is_damage=not not_to_be_had)
 
 
 def _count(report: VerifyReport, finding: Finding, on_finding: Callable[[Finding], None]) -> None:

@@ -117,7 +117,7 @@ def register(app: Flask) -> None:
 def _on_vault_error(error: VaultError) -> Response:
     status = STATUS.get(error.code, 500)
     if status >= _LOGGED_FROM:
-        log.error("request_failed", code=error.code, exc_info=error)
+        log.error("request_failed", code=error.code, reason=getattr(error, "reason", None), exc_info=error)
     errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
     headers = {}
     if error.code in _RETRY_AFTER:

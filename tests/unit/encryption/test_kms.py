@@ -601,6 +601,15 @@ class TestAliases:
 
         assert provider.current_ref() == ARN
 
+    @pytest.mark.parametrize("key_id", [ALIAS, KEY_ID])
+    def test_a_ref_of_another_region_is_unknown_before_the_key_is_resolved(self, kms: ScriptedKms, key_id: str) -> None:
+        with kms.refusing_calls():
+            assert not kms.provider(key_id).knows(ARN.replace(REGION, "us-east-1"))
+
+    def test_a_ref_of_another_key_than_the_plain_id_is_unknown_without_a_call(self, kms: ScriptedKms) -> None:
+        with kms.refusing_calls():
+            assert not kms.provider(KEY_ID).knows(OTHER_ARN)
+
     def test_an_unresolved_alias_makes_a_row_wait_for_the_key_service(self, kms: ScriptedKms) -> None:
         provider = kms.provider(ALIAS)
         kms.answers.add_client_error("describe_key", "KMSInternalException", http_status_code=500)

@@ -1,4 +1,4 @@
-"""Retired keys, and which rows depend on which key."""
+"""Retired keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,15 +16,7 @@ def upgrade() -> None:
         sa.Column("retired_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("key_ref", name=op.f("pk_retired_keys")),
     )
-    op.create_index(
-        "ix_files_wrapped_by",
-        "files",
-        ["key_provider", "key_ref", "id"],
-        postgresql_where=sa.text("encrypted_data_key IS NOT NULL"),
-        sqlite_where=sa.text("encrypted_data_key IS NOT NULL"),
-    )
 
 
 def downgrade() -> None:
-    op.drop_index("ix_files_wrapped_by", table_name="files")
     op.drop_table("retired_keys")
