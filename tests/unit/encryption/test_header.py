@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from tests.support import oracle
 from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
-from vault.encryption.header import HEADER_SIZE, FileKeys, Header, Suite, create_header, open_keys, prove_commitment
+from vault.encryption.header import (
+    HEADER_SIZE,
+    FileKeys,
+    Header,
+    Suite,
+    create_header,
+    header_of,
+    open_keys,
+    prove_commitment,
+)
 
 DEK = bytes(range(32))
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -223,3 +232,11 @@ def test_a_commitment_is_proven_without_deriving_the_rest() -> None:
         prove_commitment(bytes(32), header)
 
     assert failure.value.reason == "commitment"
+
+
+def test_the_header_of_another_object_is_not_this_ones() -> None:
+    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID)
+
+    assert header_of(header.to_bytes(), OBJECT_ID) == header
+    with pytest.raises(HeaderInvalid):
+        header_of(header.to_bytes(), UUID(int=OBJECT_ID.int + 1))

@@ -526,6 +526,21 @@ class TestAnswersThatAreNone:
             with answering(client, http(status, body)), pytest.raises(KeyServiceUnavailable):
                 call()
 
+    @pytest.mark.parametrize("key_id", [5, None, ["x"]], ids=str)
+    def test_an_arn_that_is_no_text_is_none(self, wire: KmsKeyProvider, client: "KMSClient", key_id: object) -> None:
+        whole = json.loads(http_key(ARN).content)
+        answer = http(200, json.dumps({**whole, "KeyId": key_id}).encode())
+        calls: list[Callable[[], object]] = [
+            lambda: wire.generate(OBJECT_ID),
+            lambda: wire.wrap(DEK, OBJECT_ID),
+            lambda: wire.unwrap(BLOB, ARN, OBJECT_ID),
+        ]
+
+        for call in calls:
+            with answering(client, answer), pytest.raises(KeyServiceUnavailable) as failure:
+                call()
+            assert failure.value.reason == "bad_answer"
+
     @pytest.mark.parametrize("plaintext", [b"", b"\0\0\0", bytes(31), bytes(33)], ids=len)
     def test_a_generated_key_of_another_length_is_none(
         self, wire: KmsKeyProvider, client: "KMSClient", plaintext: bytes

@@ -151,13 +151,23 @@ def test_a_401_names_the_scheme(answer: Callable[..., Any]) -> None:
 
 
 def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..., Any], log: list[Any]) -> None:
-    error = AuthenticationFailed()
+    errors = [AuthenticationFailed(), IntegrityFailed("object_size")]
 
     answer(NotFound())
     answer(InputRefused({}))
-    answer(error)
+    for error in errors:
+        answer(error)
 
-    assert log == [{"event": "request_failed", "code": "integrity_failed", "exc_info": error, "log_level": "error"}]
+    assert log == [
+        {
+            "event": "request_failed",
+            "code": "integrity_failed",
+            "reason": reason,
+            "exc_info": error,
+            "log_level": "error",
+        }
+        for error, reason in zip(errors, [None, "object_size"], strict=True)
+    ]
 
 
 def test_an_unknown_error_is_logged_and_answered_without_detail(answer: Callable[..., Any], log: list[Any]) -> None:
