@@ -78,6 +78,7 @@ class Settings:
     max_uploads_per_user: int
     upload_buffer_bytes: int
     argon2_concurrency: int
+    refresh_grace_seconds: int
     web_workers: int
     web_threads: int
     graceful_seconds: int
@@ -146,6 +147,7 @@ class _Reader:
             "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1),
             "upload_buffer_bytes": self._number("UPLOAD_BUFFER_BYTES", 128 * 1024**2, at_least=1),
             "argon2_concurrency": self._number("ARGON2_CONCURRENCY", os.cpu_count() or 1, at_least=1),
+            "refresh_grace_seconds": self._number("REFRESH_GRACE_SECONDS", 30, at_least=0, at_most=600),
             "web_workers": self._number("WEB_WORKERS", 2, at_least=1),
             "web_threads": self._number("WEB_THREADS", 16, at_least=2),
             "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1),

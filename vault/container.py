@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.service import AuditService
 from vault.auth.passwords import Passwords, default_hasher
 from vault.auth.service import AuthService
+from vault.auth.sessions import UserSessions
 from vault.auth.tokens import SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, Publisher, create_celery
 from vault.config import Settings
@@ -55,6 +56,7 @@ class Container:
     keys: KeyRing
     outbox: Outbox
     auth: AuthService
+    user_sessions: UserSessions
     files: FileService
     reaper: Reaper
     key_usage: KeyUsage
@@ -99,6 +101,14 @@ def build_container(
         enqueue=_bound(publish, TASK_DELIVER_MAIL),
         clock=clock,
     )
+    user_sessions = UserSessions(
+        sessions,
+        tokens=SessionTokens(derive_key(settings.secret_key, "jwt"), clock),
+        outbox=outbox,
+        audit=audit,
+        clock=clock,
+        grace_seconds=settings.refresh_grace_seconds,
+    )
     remove_later = _bound(publish, TASK_REMOVE_FILE)
     uploads = Uploads(
         sessions,
@@ -123,11 +133,12 @@ def build_container(
         auth=AuthService(
             sessions,
             passwords=Passwords(hasher or default_hasher(), concurrency=settings.argon2_concurrency),
-            tokens=SessionTokens(derive_key(settings.secret_key, "jwt"), clock),
+            user_sessions=user_sessions,
             outbox=outbox,
             audit=audit,
             clock=clock,
         ),
+        user_sessions=user_sessions,
         files=FileService(
             sessions,
             uploads=uploads,

@@ -9,6 +9,8 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
     ├── DigestMismatch        digest_mismatch       the body is not what its Repr-Digest says
     ├── InvalidCredentials    invalid_credentials
+    ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
+    │   └── TokenReused       token_reused          a refresh token came twice; its session is over
     ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
     ├── InvalidCursor         invalid_cursor
     ├── NotFound              not_found             does not exist, or is somebody else's
@@ -77,6 +79,18 @@ class InvalidCredentials(VaultError):
 
     code = "invalid_credentials"
     detail = "The address or the password is wrong, or the address is not verified yet: look for our mail."
+
+
+class Unauthorized(VaultError):
+    """One answer for every token that is missing, malformed, expired, revoked or not ours."""
+
+    code = "unauthorized"
+    detail = "A valid token is required."
+
+
+class TokenReused(Unauthorized):
+    code = "token_reused"
+    detail = "This refresh token was used before. The session has been ended: sign in again."
 
 
 class InvalidToken(VaultError):

@@ -188,7 +188,7 @@ class Vault:
             expires_at=now + SESSION_LIFETIME,
         )
         tokens = SessionTokens(derive_key(self.settings.secret_key, "jwt"), self.clock).pair(
-            user.id, started.id, generation=0, session_ends=started.expires_at
+            user.id, started.id, generation=0, refreshed_at=now, session_ends=started.expires_at
         )
         with self.container.sessions.begin() as session:
             session.add(user)

@@ -1,21 +1,27 @@
 """Routes under /api/v1/auth: read the input, call the service, answer."""
 
+import uuid
 from typing import Any
 
 from vault.auth.schemas import (
     EmailSchema,
     LoginSchema,
+    LogoutSchema,
     MessageSchema,
     ProfileChangeSchema,
     ProfileSchema,
+    RefreshSchema,
     RegisterSchema,
+    SessionPageSchema,
+    SessionQuerySchema,
     TokenPairSchema,
     TokenSchema,
 )
 from vault.auth.service import Profile
 from vault.auth.tokens import TokenPair
 from vault.http.api import VaultBlueprint
-from vault.http.auth import container, login_required, signed_in
+from vault.http.auth import actor, container, login_required, signed_in
+from vault.http.cursors import Cursors
 from vault.http.requests import anonymous
 
 blueprint = VaultBlueprint("auth", __name__, url_prefix="/api/v1/auth", description="Accounts and sessions")
@@ -58,6 +64,48 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 def login(fields: dict[str, Any]) -> TokenPair:
     """Start a session."""
     return container().auth.login(fields["email"], fields["password"], anonymous())
+
+
+@blueprint.post("/refresh")
+@blueprint.arguments(RefreshSchema)
+@blueprint.response(200, TokenPairSchema)
+@blueprint.alt_response(401, schema=None, description="unauthorized, or token_reused: the session is over")
+def refresh(fields: dict[str, Any]) -> TokenPair:
+    """Carry a session on. Each refresh token works once."""
+    return container().user_sessions.refresh(fields["refresh_token"], anonymous())
+
+
+@blueprint.post("/logout")
+@blueprint.arguments(LogoutSchema, required=False)
+@blueprint.response(204)
+@login_required
+def logout(fields: dict[str, Any]) -> None:
+    """End this session (`local`), all others (`others`) or all (`global`). Their access tokens stop working at once."""
+    container().user_sessions.logout(signed_in(), fields["scope"], actor())
+
+
+@blueprint.get("/sessions")
+@blueprint.arguments(SessionQuerySchema, location="query")
+@blueprint.response(200, SessionPageSchema)
+@login_required
+def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
+    """Where one is signed in, newest first."""
+    vault, who = container(), signed_in()
+    cursors, scope = Cursors(vault.settings.secret_key), f"sessions {who.user_id}"
+    after = cursors.load(query["cursor"], scope=scope) if query["cursor"] is not None else None
+    page = vault.user_sessions.list(who, limit=query["limit"], after=after)
+    return {
+        "items": page.items,
+        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
+    }
+
+
+@blueprint.delete("/sessions/<uuid:session_id>")
+@blueprint.response(204)
+@login_required
+def end_session(session_id: uuid.UUID) -> None:
+    """Sign one of one's own sessions out."""
+    container().user_sessions.end(signed_in(), session_id, actor())
 
 
 @blueprint.get("/me")

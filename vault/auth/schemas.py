@@ -1,7 +1,7 @@
 """Shapes of the auth routes."""
 
 import marshmallow as ma
-from marshmallow.validate import Length
+from marshmallow.validate import Length, OneOf, Range
 
 from vault.http.api import PasswordText, Text
 
@@ -24,6 +24,36 @@ class EmailSchema(ma.Schema):
 
 class TokenSchema(ma.Schema):
     token = Text(required=True, validate=Length(max=256))
+
+
+class RefreshSchema(ma.Schema):
+    refresh_token = Text(required=True, validate=Length(max=2048))
+
+
+class LogoutSchema(ma.Schema):
+    body_is_optional = True
+
+    scope = Text(load_default="local", validate=OneOf(["local", "others", "global"]))
+
+
+class SessionSchema(ma.Schema):
+    id = ma.fields.UUID(required=True)
+    current = ma.fields.Boolean(required=True)
+    created_at = ma.fields.AwareDateTime(required=True)
+    last_used_at = ma.fields.AwareDateTime(required=True)
+    expires_at = ma.fields.AwareDateTime(required=True, metadata={"description": "Unless it is refreshed before."})
+    ip = ma.fields.String(required=True, allow_none=True)
+    user_agent = ma.fields.String(required=True, allow_none=True)
+
+
+class SessionPageSchema(ma.Schema):
+    items = ma.fields.List(ma.fields.Nested(SessionSchema), required=True)
+    next_cursor = ma.fields.String(required=True, allow_none=True)
+
+
+class SessionQuerySchema(ma.Schema):
+    limit = ma.fields.Integer(load_default=50, validate=Range(1, 200))
+    cursor = Text(load_default=None, validate=Length(max=512))
 
 
 class ProfileChangeSchema(ma.Schema):

@@ -1,4 +1,4 @@
-"""Accounts and sessions. Only this module commits what it changes."""
+"""Accounts. Only this module commits what it changes."""
 
 import uuid
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import Address, parse_address
-from vault.auth.models import EmailToken, TokenPurpose, User, UserSession
+from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.passwords import Passwords, check_strength
-from vault.auth.tokens import SESSION_LIFETIME, SessionTokens, TokenPair, mail_token_hash
+from vault.auth.sessions import UserSessions
+from vault.auth.tokens import TokenPair, mail_token_hash
 from vault.errors import InvalidCredentials, InvalidToken, NotFound
 from vault.mail.models import MailJob, MailKind, MailState
 from vault.mail.outbox import Outbox
@@ -34,30 +35,20 @@ class Profile:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class SignedIn:
-    """Whose request this is, and by which session."""
-
-    user_id: uuid.UUID
-    session_id: uuid.UUID
-    email: str
-    role: str
-
-
 class AuthService:
     def __init__(
         self,
         sessions: sessionmaker[Session],
         *,
         passwords: Passwords,
-        tokens: SessionTokens,
+        user_sessions: UserSessions,
         outbox: Outbox,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._passwords = passwords
-        self._tokens = tokens
+        self._user_sessions = user_sessions
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -125,23 +116,6 @@ class AuthService:
             raise InvalidCredentials
         return self._start_session(user.id, actor)
 
-    def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
-        """Who an access token speaks for now; None once its session or account has ended. One indexed query."""
-        with self._sessions.begin() as session:
-            row = session.execute(
-                sa.select(User.email, User.role)
-                .join(UserSession, UserSession.user_id == User.id)
-                .where(
-                    UserSession.id == session_id,
-                    User.id == user_id,
-                    UserSession.revoked_at.is_(None),
-                    UserSession.expires_at > self._clock(),
-                    User.disabled_at.is_(None),
-                    User.email_verified_at.is_not(None),
-                )
-            ).one_or_none()
-        return SignedIn(user_id, session_id, row.email, row.role) if row else None
-
     def profile(self, user_id: uuid.UUID) -> Profile:
         with self._sessions.begin() as session:
             return _profile(_existing(session, user_id))
@@ -186,26 +160,14 @@ class AuthService:
             return self._outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id=actor.request_id)
 
     def _start_session(self, user_id: uuid.UUID, actor: Actor) -> TokenPair:
-        now = self._clock()
         with self._sessions.begin() as session:
             user = _existing(session, user_id)
             if user.disabled_at is not None:
                 raise InvalidCredentials
-            user.last_login_at = now
-            started = UserSession(
-                id=uuid.uuid4(),
-                user_id=user.id,
-                created_at=now,
-                last_used_at=now,
-                refreshed_at=now,
-                expires_at=now + SESSION_LIFETIME,
-                refresh_generation=0,
-                ip=actor.ip,
-                user_agent=actor.user_agent,
-            )
-            session.add(started)
-            self._audit.record(session, _as(actor, user, started.id), Action.LOGIN, target=("user", user.id))
-            return self._tokens.pair(user.id, started.id, generation=0, session_ends=started.expires_at)
+            user.last_login_at = self._clock()
+            session_id, pair = self._user_sessions.begin(session, user, actor)
+            self._audit.record(session, _as(actor, user, session_id), Action.LOGIN, target=("user", user.id))
+            return pair
 
     def _find(self, email: str) -> User | None:
         with self._sessions.begin() as session:

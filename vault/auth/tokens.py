@@ -10,6 +10,8 @@ from typing import Final
 
 import jwt
 
+from vault.errors import Unauthorized
+
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "secure-vault"
 AUDIENCE: Final = "secure-vault-api"
@@ -26,25 +28,70 @@ class TokenPair:
     token_type: str = "Bearer"  # noqa: S105  # RFC 6750's name of the scheme, no secret
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshClaims:
+    """What a refresh token says: whose session, and which generation of its tokens this is."""
+
+    user_id: uuid.UUID
+    session_id: uuid.UUID
+    generation: int
+
+
 class SessionTokens:
-    """Signs access and refresh tokens of a session. Verifying them is the HTTP layer's (flask-jwt-extended)."""
+    """Signs access and refresh tokens of a session, and reads refresh tokens.
+
+    Access tokens are read by the HTTP layer (flask-jwt-extended).
+    """
 
     def __init__(self, key: bytes, clock: Callable[[], datetime]) -> None:
         self._key = key
         self._clock = clock
 
-    def pair(self, user_id: uuid.UUID, session_id: uuid.UUID, *, generation: int, session_ends: datetime) -> TokenPair:
-        """Tokens of refresh generation `generation`; neither outlives the session."""
+    def pair(
+        self,
+        user_id: uuid.UUID,
+        session_id: uuid.UUID,
+        *,
+        generation: int,
+        refreshed_at: datetime,
+        session_ends: datetime,
+    ) -> TokenPair:
+        """A fresh access token, and the refresh token of `generation`, which is the same each time it is asked for.
+
+        `refreshed_at` is when that generation began. Neither token outlives the session.
+        """
         now = self._clock()
         access_ends = min(now + ACCESS_LIFETIME, session_ends)
-        refresh_ends = min(now + REFRESH_LIFETIME, session_ends)
+        refresh_ends = min(refreshed_at + REFRESH_LIFETIME, session_ends)
         return TokenPair(
             access_token=self._sign("access", user_id, session_id, now, access_ends, jti=str(uuid.uuid4())),
             refresh_token=self._sign(
-                "refresh", user_id, session_id, now, refresh_ends, jti=f"{session_id}.{generation}"
+                "refresh", user_id, session_id, refreshed_at, refresh_ends, jti=f"{session_id}.{generation}"
             ),
             expires_in=int((access_ends - now).total_seconds()),
         )
+
+    def read_refresh(self, token: str) -> RefreshClaims:
+        """Raises Unauthorized for anything but a refresh token of ours whose time is not over."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=AUDIENCE,
+                # The time is compared with this service's own clock below.
+                options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False, "verify_nbf": False},
+            )
+            session_id, _, generation = claims["jti"].partition(".")
+            if claims["type"] != "refresh" or session_id != claims["sid"] or self._is_over(claims["exp"]):
+                raise Unauthorized
+            return RefreshClaims(uuid.UUID(claims["sub"]), uuid.UUID(session_id), int(generation))
+        except (jwt.PyJWTError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise Unauthorized from exc
+
+    def _is_over(self, ends: float) -> bool:
+        return ends <= self._clock().timestamp()
 
     def _sign(
         self, kind: str, user_id: uuid.UUID, session_id: uuid.UUID, now: datetime, ends: datetime, *, jti: str

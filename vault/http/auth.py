@@ -8,7 +8,7 @@ from flask import Flask, Response, current_app
 from flask_jwt_extended import current_user, jwt_required
 
 from vault.audit.service import Actor
-from vault.auth.service import SignedIn
+from vault.auth.sessions import SignedIn
 from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.container import Container
 from vault.derived import derive_key
@@ -79,4 +79,4 @@ def _load_user(_header: dict[str, Any], claims: dict[str, Any]) -> SignedIn | No
         user_id, session_id = uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return container().auth.identify(user_id, session_id)
+    return container().user_sessions.identify(user_id, session_id)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from vault.errors import DatabaseUnavailable, InputRefused, VaultError
+from vault.errors import DatabaseUnavailable, InputRefused, Unauthorized, VaultError
 
 log = structlog.get_logger(__name__)
 
@@ -20,6 +20,7 @@ STATUS: Final = {
     "invalid_token": 400,
     "invalid_cursor": 400,
     "unauthorized": 401,
+    "token_reused": 401,
     "invalid_credentials": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -101,7 +102,7 @@ def unauthorized() -> Response:
     return problem(
         401,
         "unauthorized",
-        "A valid access token is required.",
+        Unauthorized.detail,
         headers={"WWW-Authenticate": 'Bearer realm="secure-vault"'},
     )
 

@@ -13,6 +13,7 @@ from vault.mail.models import MailKind
 _SUBJECTS: Final = {
     MailKind.VERIFY_EMAIL: "Confirm your address for Secure Vault",
     MailKind.ALREADY_REGISTERED: "You already have a Secure Vault account",
+    MailKind.REFRESH_REUSED: "A Secure Vault session was ended",
 }
 
 

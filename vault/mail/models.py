@@ -14,6 +14,7 @@ from vault.db import Base, UuidKey
 class MailKind(enum.StrEnum):
     VERIFY_EMAIL = "verify_email"
     ALREADY_REGISTERED = "already_registered"
+    REFRESH_REUSED = "refresh_reused"
 
 
 class MailState(enum.StrEnum):

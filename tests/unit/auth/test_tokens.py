@@ -37,7 +37,7 @@ def tokens(clock: Clock) -> SessionTokens:
 def pair_for(
     tokens: SessionTokens, clock: Clock, *, left: timedelta = SESSION_LIFETIME, generation: int = 0
 ) -> TokenPair:
-    return tokens.pair(USER, SESSION, generation=generation, session_ends=clock() + left)
+    return tokens.pair(USER, SESSION, generation=generation, refreshed_at=clock(), session_ends=clock() + left)
 
 
 def claims(token: str) -> dict[str, Any]:

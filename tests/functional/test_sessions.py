@@ -1,0 +1,277 @@
+"""Sessions: carried on by refresh tokens that work once, listed, and ended by their owner or by a stolen token."""
+
+import threading
+import uuid
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+
+from tests.support.vault import Person, Vault
+from vault.auth.models import UserSession
+from vault.derived import derive_key
+
+AUTH = "/api/v1/auth"
+
+
+def refresh(vault: Vault, token: object) -> Any:
+    return vault.client.post(f"{AUTH}/refresh", json={"refresh_token": token})
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json["code"]
+
+
+def works(vault: Vault, access_token: str) -> bool:
+    answer = vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {access_token}"})
+    assert answer.status_code in (200, 401)
+    return bool(answer.status_code == 200)
+
+
+def session_of(vault: Vault) -> UserSession:
+    with vault.container.sessions.begin() as session:
+        (row,) = session.query(UserSession).all()
+        return row
+
+
+def test_each_refresh_gives_the_next_pair_and_the_session_goes_on(vault: Vault, anna: Person) -> None:
+    first = refresh(vault, anna.refresh_token)
+    second = refresh(vault, first.json["refresh_token"])
+
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.json["token_type"] == "Bearer"
+    assert first.json["expires_in"] == 900
+    assert len({anna.refresh_token, first.json["refresh_token"], second.json["refresh_token"]}) == 3
+    assert all(works(vault, token) for token in (anna.access_token, second.json["access_token"]))
+    assert session_of(vault).refresh_generation == 2
+
+
+def test_a_client_that_lost_the_answer_gets_the_same_child_again_while_nobody_has_used_it(
+    vault: Vault, anna: Person
+) -> None:
+    first = refresh(vault, anna.refresh_token)
+    vault.clock.advance(seconds=29)
+
+    again = refresh(vault, anna.refresh_token)
+
+    assert again.status_code == 200
+    assert again.json["refresh_token"] == first.json["refresh_token"]
+    assert session_of(vault).refresh_generation == 1
+
+
+@pytest.mark.parametrize("how", ["after the grace", "once the child was used", "grand-parent", "without a grace"])
+def test_any_other_replay_ends_the_session_is_audited_and_mailed(make_vault: Callable[..., Vault], how: str) -> None:
+    vault = make_vault(REFRESH_GRACE_SECONDS="0" if how == "without a grace" else "30")
+    anna = vault.member()
+    pair = refresh(vault, anna.refresh_token).json
+    if how == "after the grace":
+        vault.clock.advance(seconds=30)
+    if how in ("once the child was used", "grand-parent"):
+        pair = refresh(vault, pair["refresh_token"]).json
+    if how == "grand-parent":
+        pair = refresh(vault, pair["refresh_token"]).json
+
+    replayed = refresh(vault, anna.refresh_token)
+
+    assert refusal(replayed) == (401, "token_reused")
+    assert replayed.headers["WWW-Authenticate"].startswith("Bearer")
+    assert not any(works(vault, token) for token in (anna.access_token, pair["access_token"]))
+    assert refusal(refresh(vault, pair["refresh_token"])) == (401, "unauthorized")
+    assert refusal(refresh(vault, anna.refresh_token)) == (401, "unauthorized")
+    (event,) = vault.audit_trail("session.refresh_reused")
+    assert (event.outcome, event.actor_email, str(event.target_id)) == (
+        "failed",
+        anna.email,
+        str(session_of(vault).id),
+    )
+    vault.run_queue()
+    assert [(mail.recipient, mail.subject) for mail in vault.mailer.sent] == [
+        (anna.email, "A Secure Vault session was ended")
+    ]
+
+
+def forged(vault: Vault, anna: Person, **changes: Any) -> str:
+    key = derive_key(vault.settings.secret_key, "jwt")
+    claims = claims_of(anna)
+    headers = {"algorithm": changes.pop("algorithm", "HS256"), "key": changes.pop("key", key)}
+    with warnings.catch_warnings():
+        # PyJWT finds the key too short for HS384.
+        warnings.simplefilter("ignore")
+        return jwt.encode({**claims, **changes}, **headers)
+
+
+def claims_of(person: Person) -> dict[str, Any]:
+    return dict(jwt.decode(person.refresh_token, options={"verify_signature": False}))
+
+
+def test_what_is_no_living_refresh_token_of_ours_is_refused_alike(vault: Vault, anna: Person) -> None:
+    bert = vault.member("bert@example.org")
+    tokens: dict[str, object] = {
+        "access token": anna.access_token,
+        "empty": "",
+        "no token": "abc",
+        "cut": anna.refresh_token[:-3],
+        "another key": forged(vault, anna, key=b"k" * 32),
+        "none": forged(vault, anna, algorithm="none", key=None),
+        "HS384": forged(vault, anna, algorithm="HS384"),
+        "another person": forged(vault, anna, sub=str(vault.user(bert.email).id)),
+        "another session": forged(vault, anna, jti=f"{uuid.uuid4()}.0"),
+        "no generation": forged(vault, anna, jti=claims_of(anna)["sid"]),
+        "another audience": forged(vault, anna, aud="elsewhere"),
+        "another issuer": forged(vault, anna, iss="elsewhere"),
+        "expired": forged(vault, anna, exp=int(vault.clock().timestamp())),
+    }
+
+    answers = {what: refresh(vault, token) for what, token in tokens.items()}
+
+    assert {what: refusal(answer) for what, answer in answers.items()} == dict.fromkeys(tokens, (401, "unauthorized"))
+    assert refresh(vault, anna.refresh_token).status_code == 200
+
+
+def test_a_refresh_token_is_no_access_token(vault: Vault, anna: Person) -> None:
+    assert not works(vault, anna.refresh_token)
+
+
+@pytest.mark.parametrize("body", [{}, {"refresh_token": None}, {"refresh_token": 5}, {"refresh_token": ["x"]}, []])
+def test_a_body_without_a_token_names_the_field(vault: Vault, body: object) -> None:
+    answer = vault.client.post(f"{AUTH}/refresh", json=body)
+
+    assert refusal(answer) == (422, "validation_failed")
+
+
+def test_a_session_ends_after_a_week_without_use_and_after_a_month_in_any_case(vault: Vault, anna: Person) -> None:
+    token = anna.refresh_token
+    for _ in range(4):
+        vault.clock.advance(days=6, hours=23)
+        token = refresh(vault, token).json["refresh_token"]
+    vault.clock.advance(days=3)
+
+    assert refusal(refresh(vault, token)) == (401, "unauthorized")
+    bert = vault.member("bert@example.org")
+    vault.clock.advance(days=7)
+    assert refusal(refresh(vault, bert.refresh_token)) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("what", ["disabled_at", "email_verified_at"])
+def test_an_account_that_is_closed_refreshes_nothing(vault: Vault, anna: Person, what: str) -> None:
+    vault.change_user(**{what: vault.clock() if what == "disabled_at" else None})
+
+    assert refusal(refresh(vault, anna.refresh_token)) == (401, "unauthorized")
+
+
+def signed_in_thrice(vault: Vault) -> list[Person]:
+    # In the past, since PyJWT takes no access token of the future.
+    vault.clock.advance(minutes=-10)
+    people = [vault.member()]
+    for _ in range(2):
+        vault.clock.advance(minutes=1)
+        people.append(vault.sign_in("anna@example.org"))
+    return people
+
+
+@pytest.mark.parametrize(
+    ("scope", "left"),
+    [(None, [True, True, False]), ("local", [True, True, False]), ("others", [False, False, True]),
+     ("global", [False, False, False])],
+)  # fmt: skip
+def test_logout_ends_the_right_sessions_at_once(vault: Vault, scope: str | None, left: list[bool]) -> None:
+    people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
+
+    answer = people[2].post(f"{AUTH}/logout", **({} if scope is None else {"json": {"scope": scope}}))
+
+    assert answer.status_code == 204
+    assert [works(vault, person.access_token) for person in people] == left
+    assert [refresh(vault, person.refresh_token).status_code == 200 for person in people] == left
+    assert works(vault, bert.access_token)
+    (event,) = vault.audit_trail("user.logout")
+    assert event.details == {"scope": scope or "local", "sessions": left.count(False)}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"json": {"scope": "everywhere"}}, (422, "validation_failed")),
+        ({"json": {"scopes": "local"}}, (422, "validation_failed")),
+        ({"json": []}, (422, "validation_failed")),
+        ({"data": "scope=local", "content_type": "text/plain"}, (415, "unsupported_media_type")),
+        ({"data": "{", "content_type": "application/json"}, (400, "malformed_json")),
+    ],
+    ids=["scope", "field", "list", "type", "json"],
+)
+def test_a_logout_that_is_not_understood_ends_nothing(
+    vault: Vault, anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    assert refusal(anna.post(f"{AUTH}/logout", **kwargs)) == expected
+    assert works(vault, anna.access_token)
+
+
+def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
+    people = signed_in_thrice(vault)
+    vault.member("bert@example.org")
+    people[0].post(f"{AUTH}/logout")
+
+    page = people[2].get(f"{AUTH}/sessions?limit=1").json
+    rest = people[2].get(f"{AUTH}/sessions", query_string={"limit": 1, "cursor": page["next_cursor"]}).json
+
+    assert [item["current"] for item in page["items"] + rest["items"]] == [True, False]
+    assert rest["next_cursor"] is None
+    (item,) = page["items"]
+    assert set(item) == {"id", "current", "created_at", "last_used_at", "expires_at", "ip", "user_agent"}
+    assert item["ip"] == "127.0.0.1"
+    assert item["created_at"] > rest["items"][0]["created_at"]
+
+
+def test_one_session_is_ended_by_its_owner_and_by_nobody_else(vault: Vault) -> None:
+    people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
+    ids = [item["id"] for item in people[2].get(f"{AUTH}/sessions").json["items"]]
+
+    by_bert = bert.delete(f"{AUTH}/sessions/{ids[1]}")
+    unknown = people[2].delete(f"{AUTH}/sessions/{uuid.uuid4()}")
+    ended = people[2].delete(f"{AUTH}/sessions/{ids[1]}")
+    again = people[2].delete(f"{AUTH}/sessions/{ids[1]}")
+
+    assert [answer.status_code for answer in (by_bert, unknown, ended, again)] == [404, 404, 204, 404]
+    assert [works(vault, person.access_token) for person in people] == [True, False, True]
+    assert [str(event.target_id) for event in vault.audit_trail("session.revoked")] == [ids[1]]
+
+
+@pytest.mark.parametrize("path", ["logout", "sessions"])
+def test_without_a_token_nothing_is_told_or_ended(vault: Vault, path: str) -> None:
+    answer = vault.client.open(f"{AUTH}/{path}", method="POST" if path == "logout" else "GET")
+
+    assert refusal(answer) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("grace", ["0", "30"])
+def test_twenty_refreshes_of_one_token_at_once_have_one_child(postgres_url: str, tmp_path: Any, grace: str) -> None:
+    vault = Vault(tmp_path, postgres_url, REFRESH_GRACE_SECONDS=grace)
+    try:
+        anna = vault.member()
+        answers: list[Any] = []
+        start = threading.Barrier(20)
+
+        def attempt() -> None:
+            start.wait(timeout=20)
+            answers.append(vault.app.test_client().post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token}))
+
+        threads = [threading.Thread(target=attempt) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+
+        children = {answer.json["refresh_token"] for answer in answers if answer.status_code == 200}
+        assert len(answers) == 20
+        assert len(children) == 1
+        refused = [refusal(answer) for answer in answers if answer.status_code != 200]
+        if grace == "30":
+            assert refused == []
+            assert refresh(vault, children.pop()).status_code == 200
+        else:
+            assert sorted(set(refused)) == [(401, "token_reused"), (401, "unauthorized")]
+            assert (len(refused), refused.count((401, "token_reused"))) == (19, 1)
+            assert refusal(refresh(vault, children.pop())) == (401, "unauthorized")
+    finally:
+        vault.close()

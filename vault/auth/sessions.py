@@ -1,0 +1,213 @@
+"""Sessions: begun by a sign-in, carried on by refresh tokens, ended by their owner, by time, or by a stolen token."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor, AuditService
+from vault.auth.models import User, UserSession
+from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
+from vault.errors import NotFound, TokenReused, Unauthorized
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Whose request this is, and by which session."""
+
+    user_id: uuid.UUID
+    session_id: uuid.UUID
+    email: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a person may know about a session of his own; `expires_at` is when it ends unless it is refreshed."""
+
+    id: uuid.UUID
+    current: bool
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    ip: str | None
+    user_agent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """`next_after` is the sort key of the last item if there are more."""
+
+    items: Sequence[SessionInfo]
+    next_after: tuple[datetime, uuid.UUID] | None
+
+
+class UserSessions:
+    """`grace_seconds` is how long a client that lost the answer to a refresh may ask for the same one again."""
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        tokens: SessionTokens,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+        grace_seconds: int,
+    ) -> None:
+        self._sessions = sessions
+        self._tokens = tokens
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+        self._grace = timedelta(seconds=grace_seconds)
+
+    def begin(self, session: Session, user: User, actor: Actor) -> tuple[uuid.UUID, TokenPair]:
+        """Start a session in the caller's transaction."""
+        now = self._clock()
+        started = UserSession(
+            id=uuid.uuid4(),
+            user_id=user.id,
+            created_at=now,
+            last_used_at=now,
+            refreshed_at=now,
+            expires_at=now + SESSION_LIFETIME,
+            refresh_generation=0,
+            ip=actor.ip,
+            user_agent=actor.user_agent,
+        )
+        session.add(started)
+        return started.id, self._pair(started)
+
+    def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
+        """Who an access token speaks for now; None once its session or account has ended. One indexed query."""
+        with self._sessions.begin() as session:
+            row = session.execute(
+                sa.select(User.email, User.role)
+                .join(UserSession, UserSession.user_id == User.id)
+                .where(UserSession.id == session_id, User.id == user_id, *self._alive())
+            ).one_or_none()
+        return SignedIn(user_id, session_id, row.email, row.role) if row else None
+
+    def refresh(self, refresh_token: str, actor: Actor) -> TokenPair:
+        """The next pair of tokens of a session; each refresh token works once.
+
+        A token that was used before ends its session and raises TokenReused, unless it is the immediate parent of one
+        that nobody has used yet, within the grace: a client that lost the answer gets the same again. Raises
+        Unauthorized.
+        """
+        claims = self._tokens.read_refresh(refresh_token)
+        with self._sessions.begin() as session:
+            found, user = self._locked(session, claims)
+            if claims.generation == found.refresh_generation:
+                self._rotate(found, actor)
+                return self._pair(found)
+            if self._may_have_lost_the_answer(claims, found):
+                return self._pair(found)
+            job_id = self._end_stolen(session, found, user, actor)
+        self._outbox.announce(job_id)
+        raise TokenReused
+
+    def list(self, who: SignedIn, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
+        """Living sessions, newest first, `limit` at most, beginning behind `after`."""
+        key = sa.tuple_(UserSession.created_at, UserSession.id)
+        query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
+        query = query.where(UserSession.user_id == who.user_id, *self._alive())
+        if after is not None:
+            bound = [sa.bindparam(None, value, column.type) for value, column in zip(after, key, strict=True)]
+            query = query.where(key < sa.tuple_(*bound))
+        query = query.order_by(UserSession.created_at.desc(), UserSession.id.desc()).limit(limit + 1)
+        with self._sessions.begin() as session:
+            rows = session.scalars(query).all()
+        last = rows[limit - 1] if len(rows) > limit else None
+        items = [_info(row, current=row.id == who.session_id) for row in rows[:limit]]
+        return SessionPage(items, (last.created_at, last.id) if last else None)
+
+    def end(self, who: SignedIn, session_id: uuid.UUID, actor: Actor) -> None:
+        """End one of one's own sessions. Raises NotFound."""
+        with self._sessions.begin() as session:
+            if not self._revoke(session, UserSession.user_id == who.user_id, UserSession.id == session_id):
+                raise NotFound
+            self._audit.record(session, actor, Action.SESSION_REVOKED, target=("session", session_id))
+
+    def logout(self, who: SignedIn, scope: str, actor: Actor) -> None:
+        """End this session (`local`), the others (`others`), or all (`global`)."""
+        which = {
+            "local": UserSession.id == who.session_id,
+            "others": UserSession.id != who.session_id,
+            "global": sa.true(),
+        }[scope]
+        with self._sessions.begin() as session:
+            ended = self._revoke(session, UserSession.user_id == who.user_id, which)
+            self._audit.record(session, actor, Action.LOGOUT, target=("user", who.user_id), scope=scope, sessions=ended)
+
+    def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User]:
+        """The session's row, locked, so that two that refresh it at once come one after the other."""
+        row = session.execute(
+            sa.select(UserSession, User)
+            .join(User, User.id == UserSession.user_id)
+            .where(UserSession.id == claims.session_id, User.id == claims.user_id, *self._alive())
+            .with_for_update(of=UserSession)
+        ).one_or_none()
+        if row is None:
+            raise Unauthorized
+        return row[0], row[1]
+
+    def _rotate(self, found: UserSession, actor: Actor) -> None:
+        found.refresh_generation += 1
+        found.refreshed_at = found.last_used_at = self._clock()
+        found.ip, found.user_agent = actor.ip, actor.user_agent
+
+    def _may_have_lost_the_answer(self, claims: RefreshClaims, found: UserSession) -> bool:
+        is_parent = claims.generation == found.refresh_generation - 1
+        return is_parent and self._clock() < found.refreshed_at + self._grace
+
+    def _end_stolen(self, session: Session, found: UserSession, user: User, actor: Actor) -> uuid.UUID:
+        found.revoked_at = self._clock()
+        who = Actor(user.id, user.email, found.id, actor.ip, actor.user_agent, actor.request_id)
+        self._audit.record(
+            session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
+        )
+        return self._outbox.add(session, MailKind.REFRESH_REUSED, user, request_id=actor.request_id)
+
+    def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
+        """End those sessions that are not ended yet; return how many."""
+        done = session.execute(
+            sa.update(UserSession)
+            .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._clock(), *where)
+            .values(revoked_at=self._clock())
+            .execution_options(synchronize_session=False)
+        )
+        return int(done.rowcount)  # type: ignore[attr-defined]
+
+    def _alive(self) -> tuple[sa.ColumnElement[bool], ...]:
+        """Of a session joined with its user: neither has ended."""
+        now = self._clock()
+        return (
+            UserSession.revoked_at.is_(None),
+            UserSession.expires_at > now,
+            # Idle for as long as a refresh token lives, it cannot be carried on any more.
+            UserSession.refreshed_at > now - REFRESH_LIFETIME,
+            User.disabled_at.is_(None),
+            User.email_verified_at.is_not(None),
+        )
+
+    def _pair(self, found: UserSession) -> TokenPair:
+        return self._tokens.pair(
+            found.user_id,
+            found.id,
+            generation=found.refresh_generation,
+            refreshed_at=found.refreshed_at,
+            session_ends=found.expires_at,
+        )
+
+
+def _info(row: UserSession, *, current: bool) -> SessionInfo:
+    ends = min(row.expires_at, row.refreshed_at + REFRESH_LIFETIME)
+    return SessionInfo(row.id, current, row.created_at, row.last_used_at, ends, row.ip, row.user_agent)
