@@ -29,6 +29,11 @@ pytestmark = [
 ]
 
 
+def _hear_ctrl_c() -> None:
+    """A program that is started in the background inherits that SIGINT is ignored, and a shell cannot undo it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """One command in a terminal of its own, with Ctrl-C as a key: the kernel decides who is interrupted."""
 
@@ -45,6 +50,7 @@ class Terminal:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_hear_ctrl_c,
             )
         os.close(screen)
 
