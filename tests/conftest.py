@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -85,16 +84,23 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_vault(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Vault]]:
+def vaults() -> Iterator[list[Vault]]:
+    """The vaults that this test has made."""
+    made: list[Vault] = []
+    yield made
+    for vault in made:
+        vault.close()
+
+
+@pytest.fixture
+def make_vault(tmp_path: Path, database_url: str, vaults: list[Vault]) -> Callable[..., Vault]:
     """Builds vaults over this test's database; keyword arguments are `store` and settings."""
-    with ExitStack() as stack:
 
-        def build(**kwargs: object) -> Vault:
-            vault = Vault(tmp_path, database_url, **kwargs)  # type: ignore[arg-type]
-            stack.callback(vault.close)
-            return vault
+    def build(**kwargs: object) -> Vault:
+        vaults.append(Vault(tmp_path, database_url, **kwargs))  # type: ignore[arg-type]
+        return vaults[-1]
 
-        yield build
+    return build
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from flask import Flask
 
 from vault.auth import pages
 from vault.auth import routes as auth_routes
+from vault.auth import tasks as auth_tasks
 from vault.broker import run_in_context
 from vault.config import ROOT, Settings
 from vault.container import Container, build_container
@@ -11,7 +12,7 @@ from vault.encryption.eax import check_known_answer
 from vault.extensions import db, mail, migrate
 from vault.files import routes as files_routes
 from vault.files import tasks as files_tasks
-from vault.http import api, auth, errors, health, requests
+from vault.http import api, auth, clients, errors, health, limits, requests
 from vault.mail import tasks as mail_tasks
 
 # JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
@@ -32,8 +33,10 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
 
     requests.register(app)
+    clients.register(app, container.settings.trusted_proxies)
     errors.register(app)
     auth.register(app, container.settings.secret_key)
+    limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app)
     rest.register_blueprint(auth_routes.blueprint)
     rest.register_blueprint(files_routes.blueprint)
@@ -41,6 +44,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.register_blueprint(health.blueprint)
 
     run_in_context(container.celery, app.app_context)
+    auth_tasks.register(container.celery, container)
     files_tasks.register(container.celery, container)
     mail_tasks.register(container.celery, container)
     return app

@@ -22,6 +22,8 @@ from kombu.transport.filesystem import Channel, Transport
 TASK_DELIVER_MAIL: Final = "mail.deliver"
 TASK_REQUEUE_MAIL: Final = "mail.requeue_due"
 TASK_REMOVE_FILE: Final = "files.remove"
+TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
+TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
 
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
@@ -66,9 +68,14 @@ def create_celery(broker_url: str) -> Celery:
         worker_redirect_stdouts=False,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
-        task_routes={"mail.*": {"queue": "mail"}, "files.*": {"queue": "maintenance"}},
+        task_routes={
+            "mail.*": {"queue": "mail"},
+            "files.*": {"queue": "maintenance"},
+            "auth.*": {"queue": "maintenance"},
+        },
         beat_schedule={
             "requeue-due-mail": {"task": TASK_REQUEUE_MAIL, "schedule": 10.0, "options": {"expires": 10}},
+            "sweep-accounts": {"task": TASK_SWEEP_ACCOUNTS, "schedule": 3600.0, "options": {"expires": 3600}},
             "reap-files": {"task": TASK_REAP_FILES, "schedule": 300.0, "options": {"expires": 300}},
         },
     )

@@ -11,11 +11,15 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.service import AuditService
-from vault.auth.passwords import Passwords, default_hasher
+from vault.auth.accounts import Accounts
+from vault.auth.credentials import Credentials
+from vault.auth.links import MailedLinks
+from vault.auth.passwords import Passwords
 from vault.auth.service import AuthService
 from vault.auth.sessions import UserSessions
+from vault.auth.sweeping import Sweeper
 from vault.auth.tokens import SessionTokens
-from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, Publisher, create_celery
+from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF, Publisher, create_celery
 from vault.config import Settings
 from vault.db import create_engine, create_sessionmaker
 from vault.derived import derive_key
@@ -55,7 +59,11 @@ class Container:
     store: ObjectStore
     keys: KeyRing
     outbox: Outbox
+    credentials: Credentials
     auth: AuthService
+    links: MailedLinks
+    accounts: Accounts
+    sweeper: Sweeper
     user_sessions: UserSessions
     files: FileService
     reaper: Reaper
@@ -97,7 +105,7 @@ def build_container(
     outbox = Outbox(
         sessions,
         mailer=mailer or _mailer(settings),
-        renderer=MessageRenderer(settings.public_url),
+        renderer=MessageRenderer(settings.public_url, settings.frontend_base_url),
         enqueue=_bound(publish, TASK_DELIVER_MAIL),
         clock=clock,
     )
@@ -108,6 +116,10 @@ def build_container(
         audit=audit,
         clock=clock,
         grace_seconds=settings.refresh_grace_seconds,
+    )
+    passwords = Passwords(hasher or _hasher(settings), concurrency=settings.argon2_concurrency)
+    credentials = Credentials(
+        sessions, passwords=passwords, key=derive_key(settings.secret_key, "counters"), clock=clock
     )
     remove_later = _bound(publish, TASK_REMOVE_FILE)
     uploads = Uploads(
@@ -130,14 +142,35 @@ def build_container(
         store=store,
         keys=keys,
         outbox=outbox,
+        credentials=credentials,
         auth=AuthService(
             sessions,
-            passwords=Passwords(hasher or default_hasher(), concurrency=settings.argon2_concurrency),
+            passwords=passwords,
+            credentials=credentials,
             user_sessions=user_sessions,
             outbox=outbox,
             audit=audit,
             clock=clock,
         ),
+        links=MailedLinks(
+            sessions,
+            passwords=passwords,
+            credentials=credentials,
+            user_sessions=user_sessions,
+            outbox=outbox,
+            audit=audit,
+            clock=clock,
+        ),
+        accounts=Accounts(
+            sessions,
+            passwords=passwords,
+            credentials=credentials,
+            user_sessions=user_sessions,
+            remove_files_later=_bound(publish, TASK_REMOVE_FILES_OF),
+            outbox=outbox,
+            audit=audit,
+        ),
+        sweeper=Sweeper(sessions, credentials=credentials, audit=audit, clock=clock),
         user_sessions=user_sessions,
         files=FileService(
             sessions,
@@ -209,6 +242,14 @@ def _mailer(settings: Settings) -> Mailer:
     if settings.email_provider == "console":
         return ConsoleMailer()
     return SmtpMailer(mail, settings.email_from, security=settings.smtp_security)
+
+
+def _hasher(settings: Settings) -> PasswordHasher:
+    return PasswordHasher(
+        time_cost=settings.argon2_time_cost,
+        memory_cost=settings.argon2_memory_kib,
+        parallelism=settings.argon2_parallelism,
+    )
 
 
 def _bound(publish: Callable[[str, uuid.UUID], None], task: str) -> Callable[[uuid.UUID], None]:

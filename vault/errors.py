@@ -11,6 +11,10 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
+    ├── WrongPassword         wrong_password        of somebody who is signed in
+    ├── LastAdmin             last_admin            without this one, nobody could administer the vault
+    ├── RateLimited           rate_limited          too many requests of one network or about one address
+    ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so none is let through
     ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
     ├── InvalidCursor         invalid_cursor
     ├── NotFound              not_found             does not exist, or is somebody else's
@@ -91,6 +95,35 @@ class Unauthorized(VaultError):
 class TokenReused(Unauthorized):
     code = "token_reused"
     detail = "This refresh token was used before. The session has been ended: sign in again."
+
+
+class WrongPassword(VaultError):
+    """The same for a password that is wrong and for any that comes too soon after others."""
+
+    code = "wrong_password"
+    detail = "The password is wrong, or too many wrong ones came before it: wait a little."
+
+
+class LastAdmin(VaultError):
+    code = "last_admin"
+    detail = "This is the last active administrator. Make somebody else one first."
+
+
+class RateLimited(VaultError):
+    """`limit` requests are allowed in a while; the next one after `retry_after_seconds`."""
+
+    code = "rate_limited"
+    detail = "Too many requests. Wait before the next one."
+
+    def __init__(self, *, limit: int, retry_after_seconds: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LimitsUnavailable(VaultError):
+    code = "limits_unavailable"
+    detail = "The server cannot count requests right now, and lets none through that must be counted."
 
 
 class InvalidToken(VaultError):

@@ -1,5 +1,7 @@
 """Two people, so that each test can have what is somebody else's."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.support.vault import Person, Vault
@@ -13,3 +15,10 @@ def anna(vault: Vault) -> Person:
 @pytest.fixture
 def bert(vault: Vault) -> Person:
     return vault.member("bert@example.org")
+
+
+@pytest.fixture
+def no_secret_stays(vaults: list[Vault]) -> Iterator[None]:
+    """After the test, no database of its vaults holds a password or token that the test has seen."""
+    yield
+    assert [vault.secrets_in_database() for vault in vaults] == [[] for _ in vaults]

@@ -53,7 +53,9 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
             assert any(status.startswith("2") for status in operation["responses"]), where
             problem = operation["responses"]["default"]
             assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
-            closed = any(part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/files"))
+            closed = any(
+                part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files")
+            )
             assert operation.get("security", []) == ([{"bearer": []}] if closed else []), where
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 

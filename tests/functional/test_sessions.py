@@ -1,6 +1,5 @@
 """Sessions: carried on by refresh tokens that work once, listed, and ended by their owner or by a stolen token."""
 
-import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -9,19 +8,17 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.support.vault import Person, Vault
+from tests.support.vault import Person, Vault, at_once, refusal
 from vault.auth.models import UserSession
 from vault.derived import derive_key
+
+pytestmark = pytest.mark.usefixtures("no_secret_stays")
 
 AUTH = "/api/v1/auth"
 
 
 def refresh(vault: Vault, token: object) -> Any:
     return vault.client.post(f"{AUTH}/refresh", json={"refresh_token": token})
-
-
-def refusal(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json["code"]
 
 
 def works(vault: Vault, access_token: str) -> bool:
@@ -249,18 +246,9 @@ def test_twenty_refreshes_of_one_token_at_once_have_one_child(postgres_url: str,
     vault = Vault(tmp_path, postgres_url, REFRESH_GRACE_SECONDS=grace)
     try:
         anna = vault.member()
-        answers: list[Any] = []
-        start = threading.Barrier(20)
-
-        def attempt() -> None:
-            start.wait(timeout=20)
-            answers.append(vault.app.test_client().post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token}))
-
-        threads = [threading.Thread(target=attempt) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
+        answers = at_once(
+            20, lambda _: vault.app.test_client().post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token})
+        )
 
         children = {answer.json["refresh_token"] for answer in answers if answer.status_code == 200}
         assert len(answers) == 20

@@ -33,9 +33,11 @@ def postgres_database() -> Iterator[str]:
     try:
         with admin.cursor() as cursor:
             cursor.execute(f'CREATE DATABASE "{name}"')
-        yield POSTGRES_URL.rpartition("/")[0] + f"/{name}"
-        with admin.cursor() as cursor:
-            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        try:
+            yield POSTGRES_URL.rpartition("/")[0] + f"/{name}"
+        finally:
+            with admin.cursor() as cursor:
+                cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
     finally:
         admin.close()
 

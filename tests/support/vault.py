@@ -1,8 +1,12 @@
 """A whole vault in one process, with the doubles that the container takes: what functional tests speak to."""
 
+import base64
 import re
+import threading
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 from click.testing import Result
-from flask import Flask
+from flask import Flask, Response, request
 from flask.testing import FlaskClient
+from werkzeug.exceptions import HTTPException
 
 from tests.support.settings import make_settings
 from vault import create_app
@@ -20,9 +25,10 @@ from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
-from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE
+from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.cli import files, keys
 from vault.container import Container, build_container
+from vault.db import Base
 from vault.derived import derive_key
 from vault.encryption.keyring import KeyRing
 from vault.files.models import File, FileState
@@ -48,6 +54,16 @@ class RecordingMailer:
         self.sent.append(mail)
 
 
+_TOKEN = re.compile(r"token=([\w-]+)")
+
+
+def _forms(secret: str) -> list[bytes]:
+    """As it is, and in base64 at each of the three offsets that it can have in a longer text."""
+    plain = secret.encode(errors="surrogatepass")
+    encoded = [base64.b64encode(b"-" * offset + plain)[4 * (offset > 0) : -4] for offset in range(3)]
+    return [plain, *encoded, *(text.translate(bytes.maketrans(b"+/", b"-_")) for text in encoded)]
+
+
 class Clock:
     """A clock that stands still until it is moved. Starts at the real time, since PyJWT looks at that."""
 
@@ -71,11 +87,13 @@ class Vault:
         *,
         store: ObjectStore | None = None,
         keys: KeyRing | None = None,
+        hasher: PasswordHasher | None = CHEAP_HASHER,
         **settings: str,
     ) -> None:
         self._folder = folder
         self._database_url = database_url
         self._others: list[Vault] = []
+        self._secrets: set[str] = set()
         self.settings = make_settings(folder, DATABASE_URL=database_url, **settings)
         self.store = store or MemoryStore()
         self.mailer = RecordingMailer()
@@ -86,11 +104,12 @@ class Vault:
             store=self.store,
             keys=keys,
             mailer=self.mailer,
-            hasher=CHEAP_HASHER,
+            hasher=hasher,
             clock=self.clock,
             publish=lambda task, row_id: self.queue.append((task, row_id)),
         )
         self.app: Flask = create_app(container=self.container)
+        self.app.after_request(self._remember_secrets)
         self.client: FlaskClient = self.app.test_client()
 
     def close(self) -> None:
@@ -125,6 +144,8 @@ class Vault:
                 self.container.outbox.deliver(row_id)
             elif task == TASK_REMOVE_FILE:
                 self.container.reaper.remove(row_id)
+            elif task == TASK_REMOVE_FILES_OF:
+                self.container.reaper.remove_all_of(row_id)
 
     def mailed_token(self, address: str) -> str:
         """The token in the newest mail to an address."""
@@ -133,6 +154,12 @@ class Vault:
         found = re.search(r"token=([A-Za-z0-9_-]+)", mail.text)
         assert found is not None
         return found[1]
+
+    def mails(self) -> list[tuple[str, str]]:
+        """Recipient and subject of everything sent since the last time this was asked."""
+        self.run_queue()
+        sent, self.mailer.sent[:] = [(mail.recipient, mail.subject) for mail in self.mailer.sent], []
+        return sent
 
     def audit_trail(self, action: str) -> list[AuditEvent]:
         """Events of one action, oldest first."""
@@ -149,6 +176,33 @@ class Vault:
     def file_states(self) -> list[str]:
         with self.container.sessions.begin() as session:
             return sorted(session.scalars(sa.select(File.state)))
+
+    def secrets_in_database(self) -> list[str]:
+        """Those of the passwords and tokens that went in or out so far that the database holds, plain or in base64."""
+        self._secrets.update(token for mail in self.mailer.sent for token in _TOKEN.findall(mail.text))
+        found = self.dump()
+        secrets = [secret for secret in self._secrets if any(form in found for form in _forms(secret))]
+        return secrets + [match.decode() for match in re.findall(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.", found)]
+
+    def dump(self) -> bytes:
+        """Everything that the database holds: its rows, and on SQLite its files with the write-ahead log."""
+        with self.container.engine.begin() as connection:
+            tables = [connection.execute(sa.select(table)).all() for table in Base.metadata.sorted_tables]
+        files = [path.read_bytes() for path in sorted(self._folder.glob("vault-test.db*"))]
+        return b"\n".join([*(repr(tuple(row)).encode() for rows in tables for row in rows), *files])
+
+    def _remember_secrets(self, answer: Response) -> Response:
+        sent = None
+        # Some tests send what is too deep or too large.
+        with suppress(RecursionError, HTTPException):
+            sent = request.get_json(silent=True)
+        for body in (sent, answer.json):
+            for name, value in body.items() if isinstance(body, dict) else ():
+                # Not what is no password: an address or a single letter that somebody tries as one.
+                is_secret = ("password" in name or "token" in name) and isinstance(value, str)
+                if is_secret and len(value) >= 12 and "@" not in value:
+                    self._secrets.add(value)
+        return answer
 
     def register(self, email: str, password: str = PASSWORD) -> None:
         """An account whose address is not verified yet."""
@@ -255,6 +309,30 @@ class Vault:
             "reserved bytes": int(counted[1] or 0),
         }
         return {what: count for what, count in found.items() if count}
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    """Status and code of a problem."""
+    return answer.status_code, answer.json["code"]
+
+
+def works(person: "Person") -> bool:
+    """Whether the person's access token is accepted."""
+    answer = person.get("/api/v1/auth/me")
+    assert answer.status_code in (200, 401)
+    return bool(answer.status_code == 200)
+
+
+def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
+    """What `act(0)` to `act(count - 1)` return, each called on a thread of its own at the same moment."""
+    start = threading.Barrier(count)
+
+    def act_together(number: int) -> Any:
+        start.wait(timeout=20)
+        return act(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(act_together, range(count)))
 
 
 def but_request_id(answer: Any) -> tuple[int, dict[str, str], str]:

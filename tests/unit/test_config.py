@@ -1,3 +1,4 @@
+import ipaddress
 import secrets
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "SECRET_KEY": "hunter2-secret-key",
         "MASTER_KEY": "hunter2-master-key",
         "PUBLIC_URL": "ftp://hunter2-public/",
+        "FRONTEND_BASE_URL": "http://hunter2-frontend/",
         "DATABASE_URL": "postgresql://vault:hunter2-database/name",
         "S3_ENDPOINT_URL": "http://hunter2-endpoint.example.org",
         "AWS_ACCESS_KEY_ID": "hunter2-access-key",
@@ -93,6 +95,13 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "DOWNLOAD_VERIFY": "hunter2-verify",
         "START_DEGRADED": "hunter2-degraded",
         "FILE_CIPHER": "hunter2-cipher",
+        "ARGON2_MEMORY_KIB": "hunter2-memory",
+        "ARGON2_TIME_COST": "hunter2-passes",
+        "ARGON2_PARALLELISM": "hunter2-lanes",
+        "AUTH_LIMIT_PER_IP": "hunter2-network",
+        "AUTH_LIMIT_PER_ADDRESS": "hunter2-address",
+        "RATELIMIT_STORAGE_URI": "redis://vault:hunter2-limits/0",
+        "TRUSTED_PROXIES": "10.0.0.0/8, hunter2-proxy",
         "MAX_UPLOAD_BYTES": "hunter2-bytes",
         "PORT": "hunter2-port",
         "LOG_LEVEL": "hunter2-level",
@@ -126,11 +135,13 @@ def test_secrets_of_a_complete_environment_are_in_no_message(refusal: Refusal) -
         DATABASE_URL=f"mysql://vault:{password}@127.0.0.1/vault-test",
         CELERY_BROKER_URL=f"mqtt://vault:{password}@127.0.0.1",
         PUBLIC_URL=f"http://vault:{password}@127.0.0.1",
+        FRONTEND_BASE_URL=f"http://vault:{password}@127.0.0.1",
+        RATELIMIT_STORAGE_URI=f"unix://vault:{password}@/run/redis",
         SMTP_PASSWORD=password,
         AWS_SECRET_ACCESS_KEY=password,
     )
 
-    assert len(error.problems) == 5
+    assert len(error.problems) == 7
     for secret in (secret_key, master_key, password):
         assert secret not in str(error)
 
@@ -143,6 +154,7 @@ def test_repr_of_settings_shows_no_secret(load: Load) -> None:
         MASTER_KEY=master_key,
         DATABASE_URL=f"postgresql://vault:{password}@127.0.0.1/vault-test",
         CELERY_BROKER_URL=f"amqp://vault:{password}@127.0.0.1//",
+        RATELIMIT_STORAGE_URI=f"redis://vault:{password}@127.0.0.1/0",
         AWS_ACCESS_KEY_ID="AKIA-of-everything",
         AWS_SECRET_ACCESS_KEY=password,
         SMTP_USERNAME="postman-of-everything",
@@ -164,14 +176,17 @@ def test_settings_are_frozen(load: Load) -> None:
 
 
 def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None:
-    settings = load(TESTING="")
+    settings = load(TESTING="", AUTH_LIMIT_PER_IP="", AUTH_LIMIT_PER_ADDRESS="")
 
     assert settings.max_upload_bytes == settings.default_quota_bytes == 10 * GIB
     assert settings.file_suite is Suite.AES_256_EAX
     assert (settings.smtp_port, settings.smtp_security) == (587, "starttls")
     assert (settings.max_uploads_per_user, settings.upload_buffer_bytes) == (16, 128 * 1024**2)
     assert (settings.port, settings.log_level, settings.log_format) == (8000, "INFO", "json")
+    assert (settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism) == (19456, 2, 1)
     assert settings.argon2_concurrency >= 1
+    assert (settings.auth_limit_per_ip, settings.auth_limit_per_address) == (60, 10)
+    assert (settings.ratelimit_storage_uri, settings.trusted_proxies) == ("memory://", ())
     assert (settings.kms_key_id, settings.kms_decrypt_key_arns, settings.kms_endpoint_url) == (None, (), None)
     assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
     assert settings.download_verify == "segment"
@@ -570,6 +585,10 @@ def test_database_facts_hold_no_password(load: Load, tmp_path: Path) -> None:
 # --- addresses ------------------------------------------------------------------------------------------------------
 
 
+ADDRESSES = pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
+
+
+@ADDRESSES
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -583,10 +602,13 @@ def test_database_facts_hold_no_password(load: Load, tmp_path: Path) -> None:
         pytest.param("http://vault.localhost", "http://vault.localhost", id="under-localhost"),
     ],
 )
-def test_public_url_is_https_or_loopback(load: Load, given: str, kept: str) -> None:
-    assert load(PUBLIC_URL=given, **SMTP).public_url == kept
+def test_an_address_of_ours_is_https_or_loopback(load: Load, name: str, given: str, kept: str) -> None:
+    settings = load(**{name: given}, **SMTP)
+
+    assert getattr(settings, name.lower()) == kept
 
 
+@ADDRESSES
 @pytest.mark.parametrize(
     "url",
     [
@@ -607,11 +629,20 @@ def test_public_url_is_https_or_loopback(load: Load, given: str, kept: str) -> N
         pytest.param("https://vault.example.org/a b", id="space"),
     ],
 )
-def test_other_public_urls_are_refused(refusal: Refusal, url: str) -> None:
-    error = refusal(PUBLIC_URL=url, **SMTP)
+def test_another_address_of_ours_is_refused(refusal: Refusal, name: str, url: str) -> None:
+    error = refusal(**{name: url}, **SMTP)
 
-    assert list(error.problems) == ["PUBLIC_URL"]
+    assert list(error.problems) == [name]
     assert url not in str(error)
+
+
+@pytest.mark.parametrize("given", ["", "  "], ids=["empty", "blank"])
+def test_the_front_end_is_where_the_api_is_unless_it_is_elsewhere(load: Load, given: str) -> None:
+    both = load(PUBLIC_URL="https://api.example.org", FRONTEND_BASE_URL="https://vault.example.org/app/", **SMTP)
+    one = load(PUBLIC_URL="https://api.example.org/", FRONTEND_BASE_URL=given, **SMTP)
+
+    assert (both.public_url, both.frontend_base_url) == ("https://api.example.org", "https://vault.example.org/app")
+    assert one.frontend_base_url == one.public_url == "https://api.example.org"
 
 
 ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_URL"])
@@ -702,6 +733,87 @@ def test_other_brokers_are_refused(refusal: Refusal, url: str) -> None:
     assert list(refusal(CELERY_BROKER_URL=url).problems) == ["CELERY_BROKER_URL"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("memory://", id="memory"),
+        pytest.param("redis://127.0.0.1:6379/0", id="redis"),
+        pytest.param("redis://localhost", id="host-alone"),
+        pytest.param("redis://[::1]:6379/1", id="v6"),
+        pytest.param("redis://vault:p%40ss@redis.example.org/3", id="user-and-password"),
+        pytest.param("rediss://:pa55@redis.example.org:6380/0", id="tls"),
+    ],
+)
+def test_requests_are_counted_in_memory_or_in_redis(load: Load, url: str) -> None:
+    assert load(RATELIMIT_STORAGE_URI=url).ratelimit_storage_uri == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("memory", id="memory-without-slashes"),
+        pytest.param("memory://elsewhere", id="memory-with-a-host"),
+        pytest.param("redis", id="redis-without-slashes"),
+        pytest.param("redis.example.org:6379", id="no-scheme"),
+        pytest.param("redis+cluster://redis.example.org:6379", id="cluster"),
+        pytest.param("unix:///run/redis-pa55.sock", id="socket"),
+        pytest.param("memcached://redis.example.org:11211", id="other-server"),
+        pytest.param("redis://redis.example.org:port/0", id="port"),
+        pytest.param("redis://redis.example.org:65536/0", id="port-too-high"),
+        pytest.param("redis://:pa/55@redis.example.org/0", id="password-not-quoted"),
+        pytest.param("redis://[::1/0", id="bracket"),
+        pytest.param("redis://redis.example.org/0?socket_timeout=pa55", id="option"),
+        pytest.param("rediss://redis.example.org/0?ssl_cert_reqs=none", id="no-certificates"),
+        pytest.param("redis://redis.example.org/pa55", id="number"),
+        pytest.param("redis:///0", id="no-host"),
+    ],
+)
+def test_another_place_to_count_in_is_refused(refusal: Refusal, url: str) -> None:
+    error = refusal(RATELIMIT_STORAGE_URI=url)
+
+    assert list(error.problems) == ["RATELIMIT_STORAGE_URI"]
+    assert not any(part in str(error) for part in ("example.org", "pa55", "65536"))
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        pytest.param("192.0.2.7", ["192.0.2.7/32"], id="address"),
+        pytest.param("10.0.0.0/8", ["10.0.0.0/8"], id="network"),
+        pytest.param("10.0.0.0/255.0.0.0", ["10.0.0.0/8"], id="netmask"),
+        pytest.param("::1", ["::1/128"], id="v6-address"),
+        pytest.param(" 10.0.0.0/8 ,192.0.2.7,\tfd00::/8", ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"], id="several"),
+    ],
+)
+def test_trusted_proxies_are_addresses_and_networks(load: Load, text: str, networks: list[str]) -> None:
+    assert load(TRUSTED_PROXIES=text).trusted_proxies == tuple(map(ipaddress.ip_network, networks))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("proxy.example.org", id="name"),
+        pytest.param("*", id="star"),
+        pytest.param("10.0.0.1/8", id="bits-beside-the-mask"),
+        pytest.param("10.0.0.0/33", id="mask-too-long"),
+        pytest.param("10.0.0.256", id="no-address"),
+        pytest.param("10.0.0.1-10.0.0.9", id="range"),
+        pytest.param("10.0.0.1:8080", id="port"),
+        pytest.param("10.0.0.0/8 192.0.2.7", id="separated-by-space"),
+        pytest.param("10.0.0.0/8,", id="trailing-comma"),
+        pytest.param("10", id="number"),
+    ],
+)
+def test_a_proxy_that_is_no_address_is_refused(refusal: Refusal, text: str) -> None:
+    assert refusal(TRUSTED_PROXIES=text).problems == {
+        "TRUSTED_PROXIES": ["must be addresses or networks (10.0.0.0/8, 192.0.2.7), separated by commas"]
+    }
+
+
+def test_a_trusted_proxy_in_a_form_that_would_never_match_is_refused(refusal: Refusal) -> None:
+    assert "in their own form" in str(refusal(TRUSTED_PROXIES="::ffff:10.0.0.1"))
+
+
 # --- mail -----------------------------------------------------------------------------------------------------------
 
 
@@ -788,7 +900,16 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("DEFAULT_QUOTA_BYTES", "-1"),
         ("MAX_UPLOADS_PER_USER", "0"),
         ("UPLOAD_BUFFER_BYTES", "0"),
+        ("ARGON2_MEMORY_KIB", "7167"),
+        ("ARGON2_MEMORY_KIB", "4194305"),
+        ("ARGON2_TIME_COST", "0"),
+        ("ARGON2_TIME_COST", "101"),
+        ("ARGON2_PARALLELISM", "0"),
+        ("ARGON2_PARALLELISM", "17"),
         ("ARGON2_CONCURRENCY", "0"),
+        ("AUTH_LIMIT_PER_IP", "0"),
+        ("AUTH_LIMIT_PER_IP", "-1"),
+        ("AUTH_LIMIT_PER_ADDRESS", "0"),
         ("WEB_WORKERS", "0"),
         ("WEB_THREADS", "1"),
         ("GRACEFUL_SECONDS", "0"),
@@ -805,7 +926,19 @@ def test_a_number_out_of_range_is_refused_with_its_bounds(refusal: Refusal, name
     assert "must be a whole number of at least" in error.problems[name][0]
 
 
-@pytest.mark.parametrize("name", ["MAX_UPLOAD_BYTES", "DEK_CACHE_SIZE", "DEK_CACHE_SECONDS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MAX_UPLOAD_BYTES",
+        "DEK_CACHE_SIZE",
+        "DEK_CACHE_SECONDS",
+        "AUTH_LIMIT_PER_IP",
+        "AUTH_LIMIT_PER_ADDRESS",
+        "ARGON2_MEMORY_KIB",
+        "ARGON2_TIME_COST",
+        "ARGON2_PARALLELISM",
+    ],
+)
 @pytest.mark.parametrize("value", ["ten", "1.5", "1e3", "10 GiB", "0x10", "--1"])
 def test_a_number_that_is_none_is_refused(refusal: Refusal, name: str, value: str) -> None:
     error = refusal(**{name: value})
@@ -825,6 +958,42 @@ def test_the_cache_of_data_keys_may_be_off_and_is_bounded(load: Load, size: int,
     settings = load(DEK_CACHE_SIZE=str(size), DEK_CACHE_SECONDS=str(seconds))
 
     assert (settings.dek_cache_size, settings.dek_cache_seconds) == (size, seconds)
+
+
+@pytest.mark.parametrize(
+    ("memory_kib", "passes", "lanes"),
+    [
+        pytest.param(7168, 5, 1, id="least-memory"),
+        pytest.param(35840, 1, 1, id="least-passes"),
+        pytest.param(17920, 2, 16, id="in-between"),
+        pytest.param(4 * 1024**2, 100, 16, id="most"),
+    ],
+)
+def test_hashing_may_take_less_memory_with_more_passes(load: Load, memory_kib: int, passes: int, lanes: int) -> None:
+    settings = load(ARGON2_MEMORY_KIB=str(memory_kib), ARGON2_TIME_COST=str(passes), ARGON2_PARALLELISM=str(lanes))
+
+    assert (settings.argon2_memory_kib, settings.argon2_time_cost) == (memory_kib, passes)
+    assert settings.argon2_parallelism == lanes
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "4"}, id="least-memory"),
+        pytest.param({"ARGON2_MEMORY_KIB": "35839", "ARGON2_TIME_COST": "1"}, id="least-passes"),
+        pytest.param({"ARGON2_MEMORY_KIB": "17919"}, id="default-passes"),
+        pytest.param({"ARGON2_TIME_COST": "1"}, id="default-memory"),
+        pytest.param({"ARGON2_MEMORY_KIB": "8192", "ARGON2_PARALLELISM": "16"}, id="lanes-add-nothing"),
+    ],
+)
+def test_hashing_that_is_too_cheap_altogether_is_refused(refusal: Refusal, given: dict[str, str]) -> None:
+    assert refusal(**given).problems == {"ARGON2_TIME_COST": ["times ARGON2_MEMORY_KIB must be at least 35840"]}
+
+
+def test_limits_have_no_upper_bound(load: Load) -> None:
+    settings = load(AUTH_LIMIT_PER_IP="1000000", AUTH_LIMIT_PER_ADDRESS="1")
+
+    assert (settings.auth_limit_per_ip, settings.auth_limit_per_address) == (1_000_000, 1)
 
 
 @pytest.mark.parametrize("name", ["TESTING", "ALLOW_HTTP_ENDPOINTS", "START_DEGRADED"])

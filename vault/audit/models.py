@@ -16,6 +16,12 @@ class Action(enum.StrEnum):
 
     USER_REGISTERED = "user.registered"
     EMAIL_VERIFIED = "user.email_verified"
+    PASSWORD_RESET_REQUESTED = "user.password_reset_requested"  # noqa: S105  # an action, no password
+    PASSWORD_RESET = "user.password_reset"  # noqa: S105
+    PASSWORD_CHANGED = "user.password_changed"  # noqa: S105
+    EMAIL_CHANGE_REQUESTED = "user.email_change_requested"
+    EMAIL_CHANGED = "user.email_changed"
+    USER_DELETED = "user.deleted"
     LOGIN = "user.login"
     LOGOUT = "user.logout"
     SESSION_REVOKED = "session.revoked"

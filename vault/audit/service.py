@@ -2,9 +2,9 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,10 @@ class Actor:
     ip: str | None = None
     user_agent: str | None = None
     request_id: str | None = None
+
+    def known_as(self, user_id: uuid.UUID, email: str, session_id: uuid.UUID | None = None) -> Self:
+        """The same request, with the account that it turned out to concern."""
+        return replace(self, user_id=user_id, email=email, session_id=session_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,17 @@ class Address:
     key: str
 
 
-def parse_address(text: str) -> Address:
-    """Read one address. Raises InputRefused; asks no name server."""
+def parse_address(text: str, *, field: str = "email") -> Address:
+    """Read one address. Raises InputRefused for the field; asks no name server."""
     try:
-        # Self-hosted domains (.local, .internal, localhost) are fine; quoted local parts and SMTPUTF8 are not, since
+        # Domains that only one network knows (vault.internal) are fine; quoted local parts and SMTPUTF8 are not, since
         # few servers deliver to them.
         found = validate_email(
             text, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False, strict=True
         )
     except EmailNotValidError as exc:
-        raise InputRefused({"email": ["Not a valid email address."]}) from exc
+        raise InputRefused({field: ["Not a valid email address."]}) from exc
     if len(text) > MAX_LENGTH:
-        raise InputRefused({"email": [f"Longer than {MAX_LENGTH} characters."]})
+        raise InputRefused({field: [f"Longer than {MAX_LENGTH} characters."]})
     domain = found.ascii_domain or found.domain
     return Address(text, f"{found.local_part.lower()}@{domain.lower()}")

@@ -17,6 +17,8 @@ class Role(enum.StrEnum):
 
 class TokenPurpose(enum.StrEnum):
     VERIFY_EMAIL = "verify_email"
+    RESET_PASSWORD = "reset_password"  # noqa: S105  # a purpose, no password
+    CHANGE_EMAIL = "change_email"
 
 
 class User(UuidKey, Base):
@@ -62,14 +64,40 @@ class UserSession(UuidKey, Base):
 
 
 class EmailToken(UuidKey, Base):
-    """A mailed one-time token: only its SHA-256 is here, bound to a purpose and to the address it was sent to."""
+    """A mailed one-time token: only its SHA-256 is here, bound to a purpose and to the address it was sent to.
+
+    `email` is that address as it was given. `session_id` is the session that asked for it, if one did: a change of
+    address ends the others.
+    """
 
     __tablename__ = "email_tokens"
 
     user_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     purpose: Mapped[str] = mapped_column(sa.String(32))
+    email: Mapped[str] = mapped_column(sa.String(254))
     email_key: Mapped[str] = mapped_column(sa.String(512))
+    session_id: Mapped[uuid.UUID | None]
     token_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32), unique=True)
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime] = mapped_column(index=True)
     used_at: Mapped[datetime | None]
+
+
+class PasswordAttempts(Base):
+    """What has been tried against an address: a row per network, and one with an empty `network_key` for all together.
+
+    The keys are HMACs, so that a row names neither, and there are rows for addresses that have no account.
+    `failures` is counted before a password is looked at; `delayed_until` is set once enough
+    have turned out to be wrong.
+    `signed_in_at` is when the right password last came from this network.
+    """
+
+    __tablename__ = "password_attempts"
+
+    account_key: Mapped[bytes] = mapped_column(sa.LargeBinary(32), primary_key=True)
+    network_key: Mapped[bytes] = mapped_column(sa.LargeBinary(32), primary_key=True)
+    failures: Mapped[int] = mapped_column(sa.Integer, default=0)
+    counted_from: Mapped[datetime]
+    last_attempt_at: Mapped[datetime] = mapped_column(index=True)
+    delayed_until: Mapped[datetime | None]
+    signed_in_at: Mapped[datetime | None]

@@ -4,9 +4,13 @@ import secrets
 
 from flask import Blueprint, Response, render_template, request
 
-from vault.errors import InvalidToken
+from vault.errors import InputRefused, InvalidToken, VaultError
 from vault.http.auth import container
+from vault.http.errors import status_and_headers
 from vault.http.requests import anonymous
+
+# More than any password that is accepted, and little to compute from
+_LONGEST = 1024
 
 blueprint = Blueprint("pages", __name__, template_folder="templates")
 
@@ -14,24 +18,54 @@ blueprint = Blueprint("pages", __name__, template_folder="templates")
 @blueprint.get("/verify-email")
 def ask_to_verify() -> Response:
     """The form that a verification link opens. Mail scanners follow links, so it consumes nothing."""
-    return _page("verify_email.html", token=request.args.get("token", "")[:256])
+    return _page("verify_email.html", token=_token(request.args.get("token")))
 
 
 @blueprint.post("/verify-email")
 def verify() -> Response:
     """Confirm the address of the token in the form."""
+    container().links.verify_email(_token(request.form.get("token")), anonymous())
+    return _page("outcome.html", title="Address confirmed", text="You can sign in with it now, and close this page.")
+
+
+@blueprint.get("/reset-password")
+def ask_for_password() -> Response:
+    """The form that a reset link opens. It consumes nothing."""
+    return _page("reset_password.html", token=_token(request.args.get("token")), problem="")
+
+
+@blueprint.post("/reset-password")
+def reset_password() -> Response:
+    """Set the password of the form by its token; a password that is refused can be mended in the same form."""
+    token, new_password = _token(request.form.get("token")), request.form.get("new_password", "")[:_LONGEST]
     try:
-        container().auth.verify_email(request.form.get("token", "")[:256], anonymous())
-    except InvalidToken as exc:
-        return _page("outcome.html", status=400, title="This link does not work", text=exc.detail)
+        container().links.reset_password(token, new_password, anonymous())
+    except InputRefused as exc:
+        problem = " ".join(exc.errors["new_password"])
+        return _page("reset_password.html", status=422, token=token, problem=problem)
     return _page(
         "outcome.html",
-        title="Address confirmed",
-        text="You can sign in now, and close this page.",
+        title="Password changed",
+        text="You can sign in with the new password now. All sessions of the account were signed out.",
     )
 
 
-ask_to_verify.query_fields = frozenset({"token"})  # type: ignore[attr-defined]
+for _view in (ask_to_verify, ask_for_password):
+    _view.query_fields = frozenset({"token"})  # type: ignore[attr-defined]
+
+
+@blueprint.errorhandler(VaultError)
+def _tell(error: VaultError) -> Response:
+    """People read these pages, so an error is one as well."""
+    status, headers = status_and_headers(error)
+    title = "This link does not work" if isinstance(error, InvalidToken) else "That did not work"
+    response = _page("outcome.html", status=status, title=title, text=error.detail)
+    response.headers.extend(headers)
+    return response
+
+
+def _token(text: str | None) -> str:
+    return (text or "")[:256]
 
 
 def _page(template: str, *, status: int = 200, **values: str) -> Response:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from argon2.exceptions import InvalidHashError, VerificationError
 from zxcvbn import zxcvbn
 
 from vault.errors import Busy, InputRefused
@@ -21,11 +21,6 @@ MAX_LENGTH: Final = 128
 _JUDGED_LENGTH: Final = 32
 _LEAST_SCORE: Final = 3
 _WAIT_SECONDS: Final = 5.0
-
-
-def default_hasher() -> PasswordHasher:
-    """argon2id with OWASP's second profile: 19 MiB, two passes, one lane."""
-    return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
 class Passwords:
@@ -52,9 +47,14 @@ class Passwords:
         with self._slot():
             try:
                 right = self._hasher.verify(password_hash or self._nobodys_hash, normal)
-            except (VerifyMismatchError, InvalidHashError):
+            except (VerificationError, InvalidHashError):
+                # The second, and the first's other kinds, are hashes that are damaged: no password fits those.
                 return False
         return right and password_hash is not None
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether it was made with other parameters than hashes are made with now."""
+        return self._hasher.check_needs_rehash(password_hash)
 
     @contextmanager
     def _slot(self) -> "Iterator[None]":
@@ -69,6 +69,11 @@ class Passwords:
 def normalise(password: str) -> str:
     """NFKC, so that one password typed on two keyboards is the same bytes (NIST SP 800-63B, 3.1.1.2)."""
     return unicodedata.normalize("NFKC", password)
+
+
+def own_words(email: str, full_name: str) -> list[str]:
+    """What a person's own password is guessed from first."""
+    return [email, email.rpartition("@")[0], full_name]
 
 
 def check_strength(password: str, hints: Sequence[str], *, field: str = "password") -> None:

@@ -4,14 +4,18 @@ import uuid
 from typing import Any
 
 from vault.auth.schemas import (
+    ChangeEmailSchema,
+    ChangePasswordSchema,
     EmailSchema,
     LoginSchema,
     LogoutSchema,
     MessageSchema,
+    PasswordSchema,
     ProfileChangeSchema,
     ProfileSchema,
     RefreshSchema,
     RegisterSchema,
+    ResetPasswordSchema,
     SessionPageSchema,
     SessionQuerySchema,
     TokenPairSchema,
@@ -44,7 +48,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.alt_response(400, schema=None, description="invalid_token")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     """Confirm an address by the token that was mailed to it."""
-    container().auth.verify_email(fields["token"], anonymous())
+    container().links.verify_email(fields["token"], anonymous())
     return {"message": "The address is confirmed."}
 
 
@@ -55,6 +59,24 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
     """Mail another verification link. The answer is the same for every address."""
     container().auth.resend_verification(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
+
+
+@blueprint.post("/forgot-password")
+@blueprint.arguments(EmailSchema)
+@blueprint.response(202, MessageSchema)
+def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
+    """Mail a link that sets a new password. The answer is the same for every address."""
+    container().links.forgot_password(fields["email"], anonymous())
+    return _LOOK_FOR_MAIL
+
+
+@blueprint.post("/reset-password")
+@blueprint.arguments(ResetPasswordSchema)
+@blueprint.response(204)
+@blueprint.alt_response(400, schema=None, description="invalid_token")
+def reset_password(fields: dict[str, Any]) -> None:
+    """Set a new password by a mailed token. Every session of the account ends."""
+    container().links.reset_password(fields["token"], fields["new_password"], anonymous())
 
 
 @blueprint.post("/login")
@@ -123,3 +145,35 @@ def me() -> Profile:
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change one's name."""
     return container().auth.rename(signed_in().user_id, fields["full_name"])
+
+
+@blueprint.delete("/me")
+@blueprint.arguments(PasswordSchema)
+@blueprint.response(204)
+@blueprint.alt_response(403, schema=None, description="wrong_password")
+@blueprint.alt_response(409, schema=None, description="last_admin")
+@login_required
+def delete_me(fields: dict[str, Any]) -> None:
+    """Delete the account. Its files cannot be read any more from this answer on."""
+    container().accounts.delete(signed_in(), fields["password"], actor())
+
+
+@blueprint.post("/change-password")
+@blueprint.arguments(ChangePasswordSchema)
+@blueprint.response(204)
+@blueprint.alt_response(403, schema=None, description="wrong_password")
+@login_required
+def change_password(fields: dict[str, Any]) -> None:
+    """Change one's password. Every other session ends."""
+    container().accounts.change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
+
+
+@blueprint.post("/change-email")
+@blueprint.arguments(ChangeEmailSchema)
+@blueprint.response(202, MessageSchema)
+@blueprint.alt_response(403, schema=None, description="wrong_password")
+@login_required
+def change_email(fields: dict[str, Any]) -> dict[str, str]:
+    """Ask for another address. A link that is mailed to it confirms the change; until then nothing changes."""
+    container().accounts.change_email(signed_in(), fields["new_email"], fields["password"], actor())
+    return _LOOK_FOR_MAIL

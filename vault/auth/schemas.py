@@ -3,27 +3,57 @@
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
-from vault.http.api import PasswordText, Text
+from vault.http.api import Line, PasswordText, Text
+
+
+def _email() -> Text:
+    return Text(required=True, validate=Length(max=254))
+
+
+def _password(**metadata: str) -> PasswordText:
+    # Loosely bounded here, so that a body of megabytes is refused before anything is computed from it.
+    return PasswordText(required=True, validate=Length(max=1024), metadata=metadata)
+
+
+def _new_password() -> PasswordText:
+    return _password(description="12 to 128 characters of any kind, not easy to guess.")
 
 
 class RegisterSchema(ma.Schema):
-    email = Text(required=True, validate=Length(max=254))
-    # Loosely bounded here, so that a body of megabytes is refused before anything is computed from it.
-    password = PasswordText(required=True, validate=Length(max=1024), metadata={"description": "12 to 128 characters."})
-    full_name = Text(load_default="", validate=Length(max=200))
+    email = _email()
+    password = _new_password()
+    full_name = Line(load_default="", validate=Length(max=200))
 
 
 class LoginSchema(ma.Schema):
-    email = Text(required=True, validate=Length(max=254))
-    password = PasswordText(required=True, validate=Length(max=1024))
+    email = _email()
+    password = _password()
 
 
 class EmailSchema(ma.Schema):
-    email = Text(required=True, validate=Length(max=254))
+    email = _email()
 
 
 class TokenSchema(ma.Schema):
     token = Text(required=True, validate=Length(max=256))
+
+
+class ResetPasswordSchema(TokenSchema):
+    new_password = _new_password()
+
+
+class ChangePasswordSchema(ma.Schema):
+    current_password = _password()
+    new_password = _new_password()
+
+
+class ChangeEmailSchema(ma.Schema):
+    new_email = _email()
+    password = _password()
+
+
+class PasswordSchema(ma.Schema):
+    password = _password()
 
 
 class RefreshSchema(ma.Schema):
@@ -57,7 +87,7 @@ class SessionQuerySchema(ma.Schema):
 
 
 class ProfileChangeSchema(ma.Schema):
-    full_name = Text(required=True, validate=Length(max=200))
+    full_name = Line(required=True, validate=Length(max=200))
 
 
 class MessageSchema(ma.Schema):

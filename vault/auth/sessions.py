@@ -147,6 +147,10 @@ class UserSessions:
             ended = self._revoke(session, UserSession.user_id == who.user_id, which)
             self._audit.record(session, actor, Action.LOGOUT, target=("user", who.user_id), scope=scope, sessions=ended)
 
+    def end_all(self, session: Session, user_id: uuid.UUID, *, but: uuid.UUID | None = None) -> int:
+        """End an account's sessions, all or all but one, in the caller's transaction; return how many."""
+        return self._revoke(session, UserSession.user_id == user_id, UserSession.id != (but or uuid.UUID(int=0)))
+
     def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User]:
         """The session's row, locked, so that two that refresh it at once come one after the other."""
         row = session.execute(
@@ -170,7 +174,7 @@ class UserSessions:
 
     def _end_stolen(self, session: Session, found: UserSession, user: User, actor: Actor) -> uuid.UUID:
         found.revoked_at = self._clock()
-        who = Actor(user.id, user.email, found.id, actor.ip, actor.user_agent, actor.request_id)
+        who = actor.known_as(user.id, user.email, found.id)
         self._audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )

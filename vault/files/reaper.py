@@ -86,6 +86,12 @@ class Reaper:
             file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
         return file is not None and self._remove(file)
 
+    def remove_all_of(self, owner_id: uuid.UUID) -> None:
+        """Remove the objects and rows of a deleted person; what cannot be removed yet is left to the periodic pass."""
+        self._installation.require()
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
+            self._remove(file)
+
     def find_orphans(self) -> OrphanReport:
         """Ask the database about each key after it was listed: the other way round, new uploads would look lost."""
         self._installation.verify()

@@ -69,6 +69,20 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     )
 
 
+def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
+    """Shred every file of a person whose row the caller has locked, and is about to delete; return how many.
+
+    Leases stay: they protect the objects of uploads that still run, and find out when they want to publish.
+    """
+    done = session.execute(
+        sa.update(File)
+        .where(File.owner_id == owner_id, File.state != FileState.SHREDDED)
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
+        .execution_options(synchronize_session=False)
+    )
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
 def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
     """Take the lock that every transition takes first, and say whether the user exists and is enabled.
 

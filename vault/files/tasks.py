@@ -6,7 +6,7 @@ import structlog
 from celery import Celery
 
 from vault.audit.service import Actor
-from vault.broker import TASK_REAP_FILES, TASK_REMOVE_FILE
+from vault.broker import TASK_REAP_FILES, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.container import Container
 
 log = structlog.get_logger(__name__)
@@ -18,6 +18,10 @@ def register(celery: Celery, container: Container) -> None:
     @celery.task(name=TASK_REMOVE_FILE, shared=False)
     def remove_file(file_id: str) -> None:
         container.reaper.remove(uuid.UUID(file_id))
+
+    @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
+    def remove_files_of(owner_id: str) -> None:
+        container.reaper.remove_all_of(uuid.UUID(owner_id))
 
     @celery.task(name=TASK_REAP_FILES, shared=False)
     def reap_files() -> None:

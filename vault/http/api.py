@@ -1,5 +1,6 @@
 """flask-smorest, taught this API's contract: problem bodies, strict input, documented errors."""
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
@@ -45,6 +46,16 @@ class Text(ma.fields.String):
         text = super()._deserialize(value, attr, data, **kwargs)
         if "\0" in text or not is_encodable(text):
             raise ma.ValidationError("Contains characters that are not text.")
+        return text
+
+
+class Line(Text):
+    """Text on one line: no control characters, which could end a header or a log line."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
+            raise ma.ValidationError("Must be one line without control characters.")
         return text
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from vault.errors import DatabaseUnavailable, InputRefused, Unauthorized, VaultError
+from vault.errors import DatabaseUnavailable, InputRefused, RateLimited, Unauthorized, VaultError
 
 log = structlog.get_logger(__name__)
 
@@ -23,15 +23,18 @@ STATUS: Final = {
     "token_reused": 401,
     "invalid_credentials": 401,
     "forbidden": 403,
+    "wrong_password": 403,
     "not_found": 404,
     "key_not_known": 404,
     "key_in_use": 409,
+    "last_admin": 409,
     "upload_lost": 409,
     "too_large": 413,
     "quota_exceeded": 413,
     "unsupported_media_type": 415,
     "validation_failed": 422,
     "digest_mismatch": 422,
+    "rate_limited": 429,
     "too_many_uploads": 429,
     "integrity_failed": 500,
     "key_unwrap_failed": 500,
@@ -41,6 +44,7 @@ STATUS: Final = {
     "installation_mismatch": 503,
     "key_service_unavailable": 503,
     "key_unavailable": 503,
+    "limits_unavailable": 503,
     "storage_full": 507,
 }
 # Where trying again can help, and after how many seconds it first makes sense.
@@ -48,6 +52,7 @@ _RETRY_AFTER: Final = {
     "busy": 2,
     "database_unavailable": 5,
     "key_service_unavailable": 5,
+    "limits_unavailable": 5,
     "storage_unavailable": 5,
     "too_many_uploads": 5,
 }
@@ -116,16 +121,25 @@ def register(app: Flask) -> None:
 
 
 def _on_vault_error(error: VaultError) -> Response:
+    status, headers = status_and_headers(error)
+    errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
+    return problem(status, error.code, error.detail, errors=errors, headers=headers)
+
+
+def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
+    """What HTTP says about an error beside its body; logs it if it is this side's."""
     status = STATUS.get(error.code, 500)
     if status >= _LOGGED_FROM:
         log.error("request_failed", code=error.code, reason=getattr(error, "reason", None), exc_info=error)
-    errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
     headers = {}
     if error.code in _RETRY_AFTER:
         headers["Retry-After"] = str(_RETRY_AFTER[error.code])
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = headers["RateLimit-Reset"] = str(error.retry_after_seconds)
+        headers["RateLimit-Limit"], headers["RateLimit-Remaining"] = str(error.limit), "0"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="secure-vault"'
-    return problem(status, error.code, error.detail, errors=errors, headers=headers)
+    return status, headers
 
 
 def _on_database_error(error: SQLAlchemyError) -> Response:

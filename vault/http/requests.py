@@ -9,6 +9,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from vault.audit.service import Actor
+from vault.http.clients import client_ip
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -49,7 +50,7 @@ def _end(response: Response) -> Response:
 def anonymous() -> Actor:
     """The actor of a request before anybody is known: where it comes from, and its id."""
     return Actor(
-        ip=request.remote_addr,
+        ip=client_ip(),
         user_agent=(request.headers.get("User-Agent") or "")[:255].replace("\0", "") or None,
         request_id=g.request_id,
     )

@@ -14,6 +14,12 @@ _SUBJECTS: Final = {
     MailKind.VERIFY_EMAIL: "Confirm your address for Secure Vault",
     MailKind.ALREADY_REGISTERED: "You already have a Secure Vault account",
     MailKind.REFRESH_REUSED: "A Secure Vault session was ended",
+    MailKind.RESET_PASSWORD: "Set a new password for Secure Vault",
+    MailKind.PASSWORD_CHANGED: "Your Secure Vault password was changed",
+    MailKind.CHANGE_EMAIL: "Confirm your new address for Secure Vault",
+    MailKind.EMAIL_CHANGE_REQUESTED: "Your Secure Vault address is about to change",
+    MailKind.EMAIL_CHANGED: "Your Secure Vault address was changed",
+    MailKind.ACCOUNT_DELETED: "Your Secure Vault account was deleted",
 }
 
 
@@ -52,8 +58,13 @@ class Mailer(Protocol):
 class MessageRenderer:
     """Renders mails as text and HTML. Links come from settings, never from a request."""
 
-    def __init__(self, public_url: str) -> None:
+    def __init__(self, public_url: str, frontend_base_url: str) -> None:
         self._public_url = public_url
+        self._pages = {
+            MailKind.VERIFY_EMAIL: f"{public_url}/verify-email",
+            MailKind.CHANGE_EMAIL: f"{public_url}/verify-email",
+            MailKind.RESET_PASSWORD: f"{frontend_base_url}/reset-password",
+        }
         self._templates = Environment(
             loader=PackageLoader("vault.mail"),
             undefined=StrictUndefined,
@@ -67,7 +78,7 @@ class MessageRenderer:
         """The mail of this kind. A kind whose template needs a token and gets none raises UndefinedError."""
         values = {"subject": _SUBJECTS[kind], "public_url": self._public_url}
         if token is not None:
-            values["link"] = f"{self._public_url}/verify-email?token={token}"
+            values["link"] = f"{self._pages[kind]}?token={token}"
         return OutgoingMail(
             recipient=recipient,
             subject=_SUBJECTS[kind],

@@ -15,6 +15,12 @@ class MailKind(enum.StrEnum):
     VERIFY_EMAIL = "verify_email"
     ALREADY_REGISTERED = "already_registered"
     REFRESH_REUSED = "refresh_reused"
+    RESET_PASSWORD = "reset_password"  # noqa: S105  # a kind, no password
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    CHANGE_EMAIL = "change_email"
+    EMAIL_CHANGE_REQUESTED = "email_change_requested"
+    EMAIL_CHANGED = "email_changed"
+    ACCOUNT_DELETED = "account_deleted"
 
 
 class MailState(enum.StrEnum):
@@ -28,6 +34,8 @@ class MailState(enum.StrEnum):
 class MailJob(UuidKey, Base):
     """A mail that is owed. Holds what it needs and no foreign key, so it outlives the user.
 
+    `recipient` is the address as it was given, `recipient_key` its canonical form.
+
     A job without a recipient is a no-op: it makes the work for an address that gets no mail equal to the work for
     one that does.
     """
@@ -36,11 +44,13 @@ class MailJob(UuidKey, Base):
     __table_args__ = (
         sa.CheckConstraint("state IN ('queued', 'sending', 'sent', 'failed', 'void')", name="state"),
         sa.Index("ix_mail_jobs_state_next_attempt_at", "state", "next_attempt_at"),
+        sa.Index("ix_mail_jobs_recipient_key_kind_created_at", "recipient_key", "kind", "created_at"),
         sa.Index("ix_mail_jobs_user_id_kind_created_at", "user_id", "kind", "created_at"),
     )
 
     kind: Mapped[str] = mapped_column(sa.String(32))
     recipient: Mapped[str | None] = mapped_column(sa.String(254))
+    recipient_key: Mapped[str | None] = mapped_column(sa.String(512))
     user_id: Mapped[uuid.UUID | None]
     context: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)
     state: Mapped[str] = mapped_column(sa.String(16), default=MailState.QUEUED)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
+from vault.auth.addresses import Address
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.db import db_now
@@ -21,7 +22,14 @@ from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRendere
 from vault.mail.models import MailJob, MailKind, MailState
 
 LEASE_SECONDS: Final = 60
-VERIFY_LIFETIME: Final = timedelta(hours=24)
+# How long the link in a mail works. Kinds that are not here carry none.
+LINK_LIFETIMES: Final = {
+    MailKind.VERIFY_EMAIL: timedelta(hours=24),
+    MailKind.CHANGE_EMAIL: timedelta(hours=24),
+    MailKind.RESET_PASSWORD: timedelta(hours=1),
+}
+# What strangers can cause; a notice of something that has happened always goes out.
+_LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
 _JOBS_PER_HOUR: Final = 3
 _FIRST_RETRY_SECONDS: Final = 5.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
@@ -47,27 +55,40 @@ class Outbox:
         self._enqueue = enqueue
         self._clock = clock
 
-    def add(self, session: Session, kind: MailKind, user: User | None, *, request_id: str | None = None) -> uuid.UUID:
+    def add(
+        self,
+        session: Session,
+        kind: MailKind,
+        user: User | None,
+        *,
+        to: Address | None = None,
+        asked_by: uuid.UUID | None = None,
+        request_id: str | None = None,
+    ) -> uuid.UUID:
         """Owe a mail, in the caller's transaction; without a user, or past the hourly limit, owe a no-op.
 
-        The caller passes the returned id to `announce` after its commit.
+        It goes to the user's address unless `to` says otherwise; `asked_by` is the session that a link is for. The
+        caller passes the returned id to `announce` after its commit.
         """
+        if to is None and user is not None:
+            to = Address(user.email, user.email_key)
         recent = session.scalar(
             sa.select(sa.func.count())
             .select_from(MailJob)
             .where(
-                MailJob.user_id == (user.id if user else uuid.UUID(int=0)),
+                MailJob.recipient_key == (to.key if to else ""),
                 MailJob.kind == kind,
-                MailJob.recipient.is_not(None),
                 MailJob.created_at > self._clock() - timedelta(hours=1),
             )
         )
-        owed = user if user is not None and (recent or 0) < _JOBS_PER_HOUR else None
+        is_wanted = user is not None and (kind not in _LIMITED or (recent or 0) < _JOBS_PER_HOUR)
         job = MailJob(
             id=uuid.uuid4(),
             kind=kind,
-            recipient=owed.email if owed else None,
-            user_id=owed.id if owed else None,
+            recipient=to.as_given if to and is_wanted else None,
+            recipient_key=to.key if to and is_wanted else None,
+            user_id=user.id if user and is_wanted else None,
+            context={"session_id": str(asked_by)} if asked_by else {},
             next_attempt_at=db_now(),
             created_at=self._clock(),
             request_id=request_id,
@@ -125,28 +146,32 @@ class Outbox:
 
     def _compose(self, session: Session, job: MailJob) -> OutgoingMail | None:
         """The mail, decided from what is true now; None if it is not wanted any more."""
-        if job.recipient is None or job.user_id is None:
-            return None
-        user = session.get(User, job.user_id)
-        if user is None or user.email != job.recipient or user.disabled_at is not None:
+        if job.recipient is None:
             return None
         kind = MailKind(job.kind)
-        if kind is not MailKind.VERIFY_EMAIL:
+        if kind not in LINK_LIFETIMES:
             return self._renderer.render(kind, job.recipient)
-        if user.email_verified_at is not None:
+        user = session.get(User, job.user_id) if job.user_id else None
+        if user is None or user.disabled_at is not None or not _fits(kind, user, job.recipient):
             return None
+        return self._renderer.render(kind, job.recipient, token=self._mint(session, kind, user, job))
+
+    def _mint(self, session: Session, kind: MailKind, user: User, job: MailJob) -> str:
         token = new_mail_token()
+        session_id = job.context.get("session_id")
         session.add(
             EmailToken(
                 user_id=user.id,
-                purpose=TokenPurpose.VERIFY_EMAIL,
-                email_key=user.email_key,
+                purpose=TokenPurpose(kind.value),
+                email=job.recipient,
+                email_key=job.recipient_key or user.email_key,
+                session_id=uuid.UUID(session_id) if session_id else None,
                 token_hash=mail_token_hash(token),
                 created_at=self._clock(),
-                expires_at=self._clock() + VERIFY_LIFETIME,
+                expires_at=self._clock() + LINK_LIFETIMES[kind],
             )
         )
-        return self._renderer.render(kind, job.recipient, token=token)
+        return token
 
     def _put_off(self, job_id: uuid.UUID, attempt: int, error: MailDelayed) -> None:
         with self._sessions.begin() as session:
@@ -173,6 +198,15 @@ class Outbox:
                 .values(lease_until=None, **values)
                 .execution_options(synchronize_session=False)
             )
+
+
+def _fits(kind: MailKind, user: User, recipient: str) -> bool:
+    """Whether the account is still in the state in which this link was asked for."""
+    if kind is MailKind.CHANGE_EMAIL:
+        return user.email_verified_at is not None
+    if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
+        return False
+    return user.email == recipient
 
 
 def _claimable() -> sa.ColumnElement[bool]:

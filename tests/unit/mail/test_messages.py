@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 from jinja2 import DictLoader, UndefinedError
 
-from vault.mail.messages import MessageRenderer
+from vault.mail.messages import MessageRenderer, OutgoingMail
 from vault.mail.models import MailKind
+from vault.mail.outbox import LINK_LIFETIMES
 
 PUBLIC_URL = "https://vault.example.org"
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqr"
@@ -14,12 +15,16 @@ RECIPIENT = "anna@example.org"
 
 @pytest.fixture
 def renderer() -> MessageRenderer:
-    return MessageRenderer(PUBLIC_URL)
+    return MessageRenderer(PUBLIC_URL, PUBLIC_URL)
+
+
+def rendered(renderer: MessageRenderer, kind: MailKind) -> OutgoingMail:
+    return renderer.render(kind, RECIPIENT, token=TOKEN if kind in LINK_LIFETIMES else None)
 
 
 @pytest.mark.parametrize("kind", MailKind)
 def test_every_kind_renders_as_text_and_html(renderer: MessageRenderer, kind: MailKind) -> None:
-    mail = renderer.render(kind, RECIPIENT, token=TOKEN)
+    mail = rendered(renderer, kind)
 
     assert mail.recipient == RECIPIENT
     assert mail.subject
@@ -34,7 +39,7 @@ def test_every_kind_renders_as_text_and_html(renderer: MessageRenderer, kind: Ma
 
 @pytest.mark.parametrize("kind", MailKind)
 def test_texts_fit_a_terminal_but_for_links(renderer: MessageRenderer, kind: MailKind) -> None:
-    mail = renderer.render(kind, RECIPIENT, token=TOKEN)
+    mail = rendered(renderer, kind)
 
     assert all(len(line) <= 78 or line.startswith(PUBLIC_URL) for line in mail.text.splitlines())
 
@@ -49,8 +54,31 @@ def test_the_verification_link_stands_alone_and_whole(renderer: MessageRenderer)
     assert set(re.findall(r"https?://[^\s\"<]+", mail.text + mail.html)) == {link}
 
 
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (MailKind.VERIFY_EMAIL, "https://vault.example.org/verify-email"),
+        (MailKind.CHANGE_EMAIL, "https://vault.example.org/verify-email"),
+        (MailKind.RESET_PASSWORD, "https://app.example.org/x/reset-password"),
+    ],
+)
+def test_reset_links_lead_to_the_frontend_and_the_others_to_the_service(kind: MailKind, page: str) -> None:
+    mail = MessageRenderer(PUBLIC_URL, "https://app.example.org/x").render(kind, RECIPIENT, token=TOKEN)
+
+    assert f"{page}?token={TOKEN}" in mail.text.splitlines()
+    assert mail.html.count(f"{page}?token={TOKEN}") == 2
+
+
+@pytest.mark.parametrize("kind", sorted(set(MailKind) - set(LINK_LIFETIMES)))
+def test_a_notice_has_no_room_for_a_token(renderer: MessageRenderer, kind: MailKind) -> None:
+    with pytest.raises(KeyError):
+        renderer.render(kind, RECIPIENT, token=TOKEN)
+
+
 def test_links_keep_the_path_of_the_public_url() -> None:
-    mail = MessageRenderer("https://example.org/vault").render(MailKind.VERIFY_EMAIL, RECIPIENT, token=TOKEN)
+    mail = MessageRenderer("https://example.org/vault", "https://example.org/vault").render(
+        MailKind.VERIFY_EMAIL, RECIPIENT, token=TOKEN
+    )
 
     assert f"https://example.org/vault/verify-email?token={TOKEN}" in mail.text
 
@@ -72,7 +100,9 @@ def test_an_unknown_kind_is_a_mistake(renderer: MessageRenderer) -> None:
 
 
 def test_html_is_escaped_and_text_is_not() -> None:
-    mail = MessageRenderer("https://example.org/a&b'c").render(MailKind.VERIFY_EMAIL, RECIPIENT, token='<"&>')
+    mail = MessageRenderer("https://example.org/a&b'c", "https://example.org/a&b'c").render(
+        MailKind.VERIFY_EMAIL, RECIPIENT, token='<"&>'
+    )
 
     assert "https://example.org/a&b'c/verify-email?token=<\"&>" in mail.text
     assert '<"&>' not in mail.html
@@ -89,7 +119,7 @@ def test_a_templates_mistyped_variable_is_an_error(renderer: MessageRenderer) ->
 
 
 def test_message_ids_are_fresh_and_of_the_public_host() -> None:
-    renderer = MessageRenderer("https://vault.example.org:8443/x")
+    renderer = MessageRenderer("https://vault.example.org:8443/x", "https://vault.example.org:8443/x")
 
     ids = {renderer.render(MailKind.ALREADY_REGISTERED, RECIPIENT).message_id for _ in range(5)}
 

@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from tests.support.vault import Clock, RecordingMailer
+from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, User
 from vault.auth.tokens import mail_token_hash
 from vault.db import create_engine, create_sessionmaker, db_now
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import MailJob, MailKind, MailState
-from vault.mail.outbox import LEASE_SECONDS, VERIFY_LIFETIME, Outbox
+from vault.mail.outbox import LEASE_SECONDS, LINK_LIFETIMES, Outbox
 
-every_kind = pytest.mark.parametrize("kind", MailKind)
+NOTICES = sorted({MailKind.REFRESH_REUSED, MailKind.PASSWORD_CHANGED, MailKind.EMAIL_CHANGED, MailKind.ACCOUNT_DELETED})
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Office:
         return Outbox(
             self.sessions,
             mailer=self.mailer,
-            renderer=MessageRenderer("https://vault.example.org"),
+            renderer=MessageRenderer("https://vault.example.org", "https://app.example.org"),
             enqueue=self.announced.append,
             clock=self.clock,
         )
@@ -140,7 +141,7 @@ def test_announcing_passes_the_id_and_nothing_else(office: Office) -> None:
     assert office.announced == [uuid.UUID(int=7)]
 
 
-@every_kind
+@pytest.mark.parametrize("kind", sorted(set(MailKind) - set(NOTICES)))
 def test_a_fourth_mail_of_one_kind_within_an_hour_is_a_no_op(office: Office, kind: MailKind) -> None:
     user, other = office.add_user(), office.add_user("berta@example.org")
     other_kind = next(k for k in MailKind if k is not kind)
@@ -150,6 +151,33 @@ def test_a_fourth_mail_of_one_kind_within_an_hour_is_a_no_op(office: Office, kin
 
     assert [office.job(job_id).recipient is not None for job_id in jobs] == [True, True, True, False, False]
     assert all(office.job(job_id).recipient for job_id in beside)
+
+
+@pytest.mark.parametrize("kind", NOTICES)
+def test_what_has_happened_is_told_however_often_it_happens(office: Office, kind: MailKind) -> None:
+    user = office.add_user()
+
+    jobs = [office.owe(user, kind) for _ in range(5)]
+
+    assert all(office.job(job_id).recipient for job_id in jobs)
+
+
+def test_the_limit_is_the_recipients_whoever_asks_and_however_it_is_spelled(office: Office) -> None:
+    askers = [office.add_user(f"asker{n}@example.org") for n in range(5)]
+    spellings = [
+        "Berta@example.org",
+        "berta@EXAMPLE.org",
+        "BERTA@example.org",
+        "berta@example.org",
+        "bertA@example.org",
+    ]
+
+    jobs = []
+    for asker, spelling in zip(askers, spellings, strict=True):
+        with office.sessions.begin() as session:
+            jobs.append(office.outbox.add(session, MailKind.CHANGE_EMAIL, asker, to=parse_address(spelling)))
+
+    assert [office.job(job_id).recipient for job_id in jobs] == [*spellings[:3], None, None]
 
 
 def test_the_limit_counts_an_hour_back(office: Office) -> None:
@@ -181,7 +209,7 @@ def test_a_job_past_the_limit_differs_from_an_owed_one_in_its_addressee_only(off
         if getattr(owed, column.key) != getattr(nothing, column.key)
     }
 
-    assert differing <= {"id", "recipient", "user_id", "next_attempt_at"}
+    assert differing <= {"id", "recipient", "recipient_key", "user_id", "next_attempt_at"}
 
 
 # --- delivering -----------------------------------------------------------------------------------------------------
@@ -199,7 +227,7 @@ def test_a_verification_mail_carries_a_token_that_the_database_knows_by_its_hash
     assert mail.recipient == "anna@example.org"
     assert token.token_hash == mail_token_hash(token_in(mail))
     assert (token.user_id, token.email_key, token.purpose) == (user.id, "anna@example.org", "verify_email")
-    assert token.expires_at - token.created_at == VERIFY_LIFETIME == timedelta(hours=24)
+    assert token.expires_at - token.created_at == LINK_LIFETIMES[MailKind.VERIFY_EMAIL] == timedelta(hours=24)
     assert office.state(job_id) == (MailState.SENT, None)
     assert office.job(job_id).sent_at == office.clock()
     assert office.job(job_id).lease_until is None
@@ -456,8 +484,8 @@ def delete(office: Office, user: User) -> None:
         pytest.param(delete, id="deleted"),
     ],
 )
-@every_kind
-def test_a_mail_to_a_changed_account_is_void(
+@pytest.mark.parametrize("kind", LINK_LIFETIMES)
+def test_a_link_for_a_changed_account_is_void(
     office: Office, kind: MailKind, change: Callable[[Office, User], None]
 ) -> None:
     user = office.add_user()
@@ -470,6 +498,43 @@ def test_a_mail_to_a_changed_account_is_void(
     assert office.mailer.sent == []
     with office.sessions.begin() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda office, user: office.change_user(user, disabled_at=datetime.now(UTC)), id="disabled"),
+        pytest.param(lambda office, user: office.change_user(user, email="new@example.org"), id="re-addressed"),
+        pytest.param(delete, id="deleted"),
+    ],
+)
+@pytest.mark.parametrize("kind", sorted(set(MailKind) - set(LINK_LIFETIMES)))
+def test_a_notice_goes_to_the_address_that_it_was_for(
+    office: Office, kind: MailKind, change: Callable[[Office, User], None]
+) -> None:
+    user = office.add_user()
+    job_id = office.owe(user, kind)
+    change(office, user)
+
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.SENT, None)
+    assert [mail.recipient for mail in office.mailer.sent] == ["anna@example.org"]
+
+
+def test_a_link_to_a_new_address_is_bound_to_it_and_to_the_session_that_asked(office: Office) -> None:
+    user, asked_by = office.add_user(email_verified_at=datetime.now(UTC)), uuid.uuid4()
+    new = parse_address("Anna@New.Example.org")
+    with office.sessions.begin() as session:
+        job_id = office.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=new, asked_by=asked_by)
+
+    office.outbox.deliver(job_id)
+
+    with office.sessions.begin() as session:
+        token = session.scalars(sa.select(EmailToken)).one()
+    assert (token.purpose, token.email, token.email_key) == ("change_email", new.as_given, new.key)
+    assert (token.user_id, token.session_id) == (user.id, asked_by)
+    assert [mail.recipient for mail in office.mailer.sent] == ["Anna@New.Example.org"]
 
 
 def test_a_verification_mail_to_a_verified_account_is_void(office: Office) -> None:

@@ -1,0 +1,236 @@
+"""Twenty at once on PostgreSQL: what may happen once happens once, and every attempt counts."""
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from argon2 import PasswordHasher
+
+from tests.support.vault import PASSWORD, Vault, at_once, refusal, works
+from vault.auth.addresses import parse_address
+from vault.auth.models import EmailToken, PasswordAttempts, User
+from vault.mail.models import MailJob, MailKind, MailState
+
+AUTH = "/api/v1/auth"
+EMAIL = "anna@example.org"
+MANY = 20
+NEW = "seven violet kettles hum"
+WRONG = "certainly not this one"
+
+
+@pytest.fixture
+def vault(tmp_path: Path, postgres_url: str) -> Iterator[Vault]:
+    vault = Vault(tmp_path, postgres_url, ARGON2_CONCURRENCY=str(MANY))
+    yield vault
+    vault.close()
+
+
+def post(vault: Vault, path: str, fields: dict[str, Any], token: str | None = None) -> Any:
+    """From a client of its own, since clients are not for sharing between threads."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return vault.app.test_client().post(f"{AUTH}/{path}", json=fields, headers=headers)
+
+
+def statuses(answers: list[Any]) -> dict[int, int]:
+    found = [answer.status_code for answer in answers]
+    return {status: found.count(status) for status in sorted(set(found))}
+
+
+def attempts(vault: Vault) -> list[int]:
+    with vault.container.sessions.begin() as session:
+        return list(session.scalars(sa.select(PasswordAttempts.failures)))
+
+
+class Gathering(PasswordHasher):
+    """Looks at no password before so many have been handed in."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self._all_there = threading.Barrier(count)
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Any:
+        self._all_there.wait(timeout=30)
+        return super().verify(hash, password)
+
+
+def test_twenty_wrong_passwords_at_once_count_as_twenty(tmp_path: Path, postgres_url: str) -> None:
+    vault = Vault(tmp_path, postgres_url, hasher=Gathering(MANY), ARGON2_CONCURRENCY=str(MANY))
+    vault.member()
+
+    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+
+    assert {refusal(answer) for answer in answers} == {(401, "invalid_credentials")}
+    assert attempts(vault) == [MANY, MANY]
+    assert len(vault.audit_trail("user.login")) == MANY
+    normal = vault.rotated()
+    normal.clock.now = vault.clock() + timedelta(minutes=15, milliseconds=-1)
+    assert post(normal, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 401
+    normal.clock.advance(seconds=1)
+    assert post(normal, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 200
+    vault.close()
+
+
+def test_wrong_passwords_at_once_are_never_counted_less_than_they_were_looked_at(vault: Vault) -> None:
+    vault.member()
+
+    at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+
+    looked_at = [event.reason for event in vault.audit_trail("user.login")].count("password")
+    assert looked_at >= 5
+    assert attempts(vault) == [looked_at, looked_at]
+    assert post(vault, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 401
+
+
+def test_once_there_was_a_delay_one_at_a_time_is_looked_at(vault: Vault) -> None:
+    vault.member()
+    for _ in range(5):
+        post(vault, "login", {"email": EMAIL, "password": WRONG})
+    vault.clock.advance(seconds=1)
+
+    at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+
+    reasons = [event.reason for event in vault.audit_trail("user.login")]
+    assert (reasons.count("password"), reasons.count("delayed")) == (6, MANY - 1)
+    assert attempts(vault) == [6, 6]
+
+
+def test_twenty_right_passwords_at_once_all_sign_in(vault: Vault) -> None:
+    vault.member()
+
+    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": PASSWORD}))
+
+    assert statuses(answers) == {200: MANY}
+    assert attempts(vault) == [0, 0]
+
+
+def test_one_reset_token_at_once_sets_one_password(vault: Vault) -> None:
+    vault.member()
+    post(vault, "forgot-password", {"email": EMAIL})
+    token = vault.mailed_token(EMAIL)
+    words = [f"{NEW} number {number}" for number in range(MANY)]
+
+    answers = at_once(MANY, lambda n: post(vault, "reset-password", {"token": token, "new_password": words[n]}))
+
+    assert statuses(answers) == {204: 1, 400: MANY - 1}
+    (winner,) = (word for word, answer in zip(words, answers, strict=True) if answer.status_code == 204)
+    assert post(vault, "login", {"email": EMAIL, "password": winner}).status_code == 200
+    assert len(vault.audit_trail("user.password_reset")) == 1
+
+
+def test_several_reset_tokens_at_once_set_one_password(vault: Vault) -> None:
+    vault.member()
+    tokens = []
+    for _ in range(3):
+        post(vault, "forgot-password", {"email": EMAIL})
+        tokens.append(vault.mailed_token(EMAIL))
+
+    answers = at_once(3, lambda n: post(vault, "reset-password", {"token": tokens[n], "new_password": NEW}))
+
+    assert statuses(answers) == {204: 1, 400: 2}
+
+
+def test_one_verification_at_once_counts_once(vault: Vault) -> None:
+    vault.register(EMAIL)
+    token = vault.mailed_token(EMAIL)
+
+    answers = at_once(MANY, lambda _: post(vault, "verify-email", {"token": token}))
+
+    assert statuses(answers) == {200: MANY}
+    assert len(vault.audit_trail("user.email_verified")) == 1
+
+
+def test_several_verification_links_at_once_confirm_the_address_once(vault: Vault) -> None:
+    vault.register(EMAIL)
+    tokens = [vault.mailed_token(EMAIL)]
+    for _ in range(2):
+        post(vault, "resend-verification", {"email": EMAIL})
+        tokens.append(vault.mailed_token(EMAIL))
+
+    answers = at_once(3, lambda n: post(vault, "verify-email", {"token": tokens[n]}))
+
+    assert statuses(answers) == {200: 1, 400: 2}
+    assert len(vault.audit_trail("user.email_verified")) == 1
+
+
+@pytest.mark.parametrize("spellings", [["a@x.example"], ["A@x.example", "a@X.example"]], ids=["same", "spelled"])
+def test_registrations_of_one_address_at_once_make_one_account(vault: Vault, spellings: list[str]) -> None:
+    emails = [spellings[number % len(spellings)] for number in range(MANY)]
+
+    answers = at_once(MANY, lambda n: post(vault, "register", {"email": emails[n], "password": PASSWORD}))
+
+    assert statuses(answers) == {202: MANY}
+    with vault.container.sessions.begin() as session:
+        assert session.scalars(sa.select(User.email_key)).all() == ["a@x.example"]
+
+
+def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
+    people = [vault.member(f"person{number}@example.org") for number in range(8)]
+    tokens = []
+    for person in people:
+        vault.clock.advance(hours=1)
+        with vault.container.sessions.begin() as session:
+            user = session.scalars(sa.select(User).where(User.email == person.email)).one()
+            job = vault.container.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=parse_address("new@example.org"))
+        vault.container.outbox.deliver(job)
+        tokens.append(vault.mailed_token("new@example.org"))
+
+    answers = at_once(len(tokens), lambda n: post(vault, "verify-email", {"token": tokens[n]}))
+
+    assert statuses(answers) == {200: 1, 400: 7}
+    assert len(vault.audit_trail("user.email_changed")) == 1
+
+
+def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: Vault) -> None:
+    anna = vault.member()
+    for turn in range(10):
+        vault.clock.advance(hours=-1)
+        post(vault, "forgot-password", {"email": EMAIL})
+        (_, job_id) = vault.queue.pop()
+        old, new = (PASSWORD, NEW) if turn % 2 == 0 else (NEW, PASSWORD)
+        fields = {"current_password": old, "new_password": new}
+        acts = [
+            lambda job_id=job_id: vault.container.outbox.deliver(job_id),
+            lambda fields=fields: post(vault, "change-password", fields, anna.access_token),
+        ]
+
+        at_once(2, lambda n, acts=acts: acts[n]())
+
+        with vault.container.sessions.begin() as session:
+            assert session.scalars(sa.select(EmailToken)).all() == []
+            assert session.get_one(MailJob, job_id).state in (MailState.VOID, MailState.SENT)
+
+
+def test_two_last_admins_who_leave_at_once_leave_one(vault: Vault) -> None:
+    for turn in range(5):
+        admins = [vault.member(f"admin{turn}{n}@example.org", role="admin") for n in range(2)]
+
+        answers = at_once(
+            2,
+            lambda n, admins=admins: vault.app.test_client().delete(
+                f"{AUTH}/me", json={"password": PASSWORD}, headers=admins[n].headers
+            ),
+        )
+
+        assert statuses(answers) == {204: 1, 409: 1}
+        assert sum(works(admin) for admin in admins) == 1
+        with vault.container.sessions.begin() as session:
+            session.execute(sa.delete(User))
+
+
+def test_deletions_of_one_account_at_once_delete_it_once(vault: Vault) -> None:
+    anna = vault.member()
+    anna.upload(b"content")
+
+    answers = at_once(
+        8,
+        lambda _: vault.app.test_client().delete(f"{AUTH}/me", json={"password": PASSWORD}, headers=anna.headers),
+    )
+
+    assert [answer.status_code for answer in answers].count(204) == 1
+    assert {answer.status_code for answer in answers} <= {204, 401, 403}
+    assert len([event for event in vault.audit_trail("user.deleted") if event.outcome == "ok"]) == 1
+    assert vault.mails() == [(EMAIL, "Your Secure Vault account was deleted")]

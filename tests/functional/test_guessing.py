@@ -1,0 +1,349 @@
+"""Guessing passwords: what is counted, who has to wait and for how long, and who never has to."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from argon2 import PasswordHasher, extract_parameters
+
+from tests.support.vault import CHEAP_HASHER, PASSWORD, Person, Vault, but_request_id, refusal
+from vault.auth.credentials import Credentials, Verdict, network_of
+from vault.auth.models import PasswordAttempts
+
+pytestmark = pytest.mark.usefixtures("no_secret_stays")
+
+AUTH = "/api/v1/auth"
+EMAIL = "anna@example.org"
+WRONG = "certainly not this one"
+NEW = "seven violet kettles hum"
+HOME, OFFICE, THIEF = "192.0.2.10", "198.51.100.7", "203.0.113.66"
+
+
+@pytest.fixture
+def vault(make_vault: Any) -> Vault:
+    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1")
+    return vault
+
+
+def login(vault: Vault, password: str = PASSWORD, *, at: str = HOME, email: str = EMAIL) -> Any:
+    return vault.client.post(
+        f"{AUTH}/login", json={"email": email, "password": password}, headers={"X-Forwarded-For": at}
+    )
+
+
+def fail(vault: Vault, times: int, *, at: str = THIEF, email: str = EMAIL) -> None:
+    for _ in range(times):
+        assert login(vault, WRONG, at=at, email=email).status_code == 401
+
+
+def succeeds(vault: Vault, *, at: str = HOME) -> bool:
+    return bool(login(vault, at=at).status_code == 200)
+
+
+def reasons(vault: Vault) -> list[str | None]:
+    return [event.reason for event in vault.audit_trail("user.login")]
+
+
+def test_four_mistakes_cost_nothing(vault: Vault, anna: Person) -> None:
+    fail(vault, 4, at=HOME)
+
+    assert succeeds(vault)
+
+
+def test_the_fifth_and_every_further_one_costs_twice_the_wait(vault: Vault, anna: Person) -> None:
+    fail(vault, 4, at=HOME)
+
+    for wait in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900):
+        fail(vault, 1, at=HOME)
+        vault.clock.advance(seconds=wait - 0.001)
+        refused = login(vault)
+        vault.clock.advance(seconds=0.001)
+
+        assert refusal(refused) == (401, "invalid_credentials"), wait
+        assert reasons(vault)[-1] == "delayed"
+    assert succeeds(vault)
+
+
+def test_attempts_within_a_delay_do_not_lengthen_it(vault: Vault, anna: Person) -> None:
+    fail(vault, 5, at=HOME)
+    for _ in range(20):
+        vault.clock.advance(seconds=0.04)
+        assert not succeeds(vault)
+
+    vault.clock.advance(seconds=0.2)
+
+    assert succeeds(vault)
+
+
+def test_the_right_password_clears_the_count(vault: Vault, anna: Person) -> None:
+    fail(vault, 4, at=HOME)
+    assert succeeds(vault)
+
+    fail(vault, 4, at=HOME)
+
+    assert succeeds(vault)
+
+
+def test_mistakes_are_forgotten_after_an_hour_without_any(vault: Vault, anna: Person) -> None:
+    fail(vault, 4, at=HOME)
+    vault.clock.advance(hours=1)
+
+    fail(vault, 4, at=HOME)
+
+    assert succeeds(vault)
+
+
+def test_a_delayed_answer_is_that_of_every_other_failure(vault: Vault, anna: Person) -> None:
+    first = but_request_id(login(vault, WRONG))
+    fail(vault, 4, at=HOME)
+
+    delayed = but_request_id(login(vault))
+    unknown = but_request_id(login(vault, email="nobody@example.org"))
+
+    assert first == delayed == unknown
+
+
+def test_an_owner_signs_in_while_somebody_attacks_from_elsewhere(vault: Vault, anna: Person) -> None:
+    for _ in range(15):
+        fail(vault, 1)
+        vault.clock.advance(seconds=3)
+
+    assert login(vault, at=THIEF).status_code == 401
+    assert succeeds(vault, at=HOME)
+    assert succeeds(vault, at=OFFICE)
+
+
+def test_neighbours_in_a_network_wait_together(vault: Vault, anna: Person) -> None:
+    fail(vault, 5, at="192.0.2.1")
+
+    assert not succeeds(vault, at="192.0.2.254")
+    assert succeeds(vault, at="192.0.3.1")
+
+
+def attack_from_everywhere(vault: Vault, attempts: int, *, first: int = 0) -> None:
+    for number in range(first, first + attempts):
+        fail(vault, 1, at=f"203.0.{number}.1")
+
+
+def test_an_attack_from_many_networks_delays_new_ones_by_seconds_and_known_ones_not_at_all(
+    vault: Vault, anna: Person
+) -> None:
+    assert succeeds(vault, at=HOME)
+    attack_from_everywhere(vault, 49)
+    before = succeeds(vault, at="198.51.100.1")
+    attack_from_everywhere(vault, 1, first=49)
+
+    at_home, at_a_cafe = succeeds(vault, at=HOME), succeeds(vault, at="198.51.101.1")
+    vault.clock.advance(seconds=1)
+    a_second_later = succeeds(vault, at="198.51.101.1")
+
+    assert (before, at_home, at_a_cafe, a_second_later) == (True, True, False, True)
+
+
+def test_the_delay_of_an_attack_from_many_networks_is_at_most_half_a_minute(vault: Vault, anna: Person) -> None:
+    attack_from_everywhere(vault, 50)
+    for number in range(50, 60):
+        vault.clock.advance(seconds=30)
+        attack_from_everywhere(vault, 1, first=number)
+
+    vault.clock.advance(seconds=29.9)
+    early = succeeds(vault, at=OFFICE)
+    vault.clock.advance(seconds=0.1)
+
+    assert (early, succeeds(vault, at=OFFICE)) == (False, True)
+
+
+def test_failures_across_networks_count_within_an_hour(vault: Vault, anna: Person) -> None:
+    attack_from_everywhere(vault, 49)
+    vault.clock.advance(hours=1)
+
+    attack_from_everywhere(vault, 49, first=49)
+
+    assert succeeds(vault, at=OFFICE)
+
+
+def test_a_network_is_known_for_thirty_days(vault: Vault, anna: Person) -> None:
+    assert succeeds(vault, at=HOME)
+    assert succeeds(vault, at=OFFICE)
+    vault.clock.advance(days=29)
+    assert succeeds(vault, at=OFFICE)
+    vault.clock.advance(days=1, seconds=1)
+    attack_from_everywhere(vault, 50)
+
+    assert (succeeds(vault, at=HOME), succeeds(vault, at=OFFICE)) == (False, True)
+
+
+def test_a_new_password_by_mail_ends_every_delay(vault: Vault, anna: Person) -> None:
+    attack_from_everywhere(vault, 60)
+    fail(vault, 10, at=HOME)
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
+    token = vault.mailed_token(EMAIL)
+
+    reset = vault.client.post(f"{AUTH}/reset-password", json={"token": token, "new_password": NEW})
+
+    assert reset.status_code == 204
+    assert login(vault, NEW, at=HOME).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields"),
+    [
+        ("POST", "login", {"email": EMAIL}),
+        ("POST", "change-password", {"new_password": NEW}),
+        ("POST", "change-email", {"new_email": "new@example.org"}),
+        ("DELETE", "me", {}),
+    ],
+    ids=["login", "password", "email", "account"],
+)
+def test_every_route_that_looks_at_a_password_counts_and_waits(
+    vault: Vault, anna: Person, method: str, path: str, fields: dict[str, str]
+) -> None:
+    fail(vault, 4, at=HOME)
+    headers = {**anna.headers, "X-Forwarded-For": HOME}
+    name = "current_password" if path == "change-password" else "password"
+
+    answers = [
+        vault.client.open(f"{AUTH}/{path}", method=method, json={**fields, name: password}, headers=headers)
+        for password in (WRONG, PASSWORD)
+    ]
+
+    expected = (401, "invalid_credentials") if path == "login" else (403, "wrong_password")
+    assert [refusal(answer) for answer in answers] == [expected] * 2
+    assert not succeeds(vault)
+    vault.clock.advance(seconds=1)
+    assert succeeds(vault)
+
+
+def test_addresses_without_an_account_are_counted_alike(vault: Vault, anna: Person) -> None:
+    fail(vault, 6)
+    fail(vault, 6, email="nobody@example.org")
+
+    with vault.container.sessions.begin() as session:
+        rows = session.scalars(sa.select(PasswordAttempts).order_by(PasswordAttempts.failures)).all()
+    assert [row.failures for row in rows] == [5, 5, 5, 5]
+    assert len({row.delayed_until for row in rows if row.network_key}) == 1
+    assert len({row.account_key for row in rows}) == 2
+
+
+def test_spellings_of_an_address_are_counted_together(vault: Vault, anna: Person) -> None:
+    for email in (EMAIL, "ANNA@example.org", "anna@EXAMPLE.org", "Anna@example.ORG", "aNNa@example.org"):
+        fail(vault, 1, at=HOME, email=email)
+
+    assert not succeeds(vault)
+
+
+def test_rows_name_neither_address_nor_network(vault: Vault, anna: Person) -> None:
+    fail(vault, 1)
+
+    with vault.container.sessions.begin() as session:
+        rows = session.scalars(sa.select(PasswordAttempts)).all()
+    assert sorted(len(row.network_key) for row in rows) == [0, 32]
+    assert all(EMAIL.encode() not in row.account_key + row.network_key for row in rows)
+
+
+@pytest.mark.parametrize("state", ["wrong", "unknown", "disabled", "unverified", "delayed", "no password"])
+def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> None:
+    class Counting(PasswordHasher):
+        looked_at = 0
+
+        def verify(self, hash: str | bytes, password: str | bytes) -> Any:
+            Counting.looked_at += 1
+            return super().verify(hash, password)
+
+    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", hasher=Counting(time_cost=1, memory_cost=8, parallelism=1))
+    vault.member()
+    changes: dict[str, dict[str, Any]] = {
+        "disabled": {"disabled_at": vault.clock()},
+        "unverified": {"email_verified_at": None},
+        "no password": {"password_hash": None},
+    }
+    if state in changes:
+        vault.change_user(**changes[state])
+    if state == "delayed":
+        fail(vault, 5, at=HOME)
+    Counting.looked_at = 0
+
+    answer = login(
+        vault, WRONG if state == "wrong" else PASSWORD, email="nobody@example.org" if state == "unknown" else EMAIL
+    )
+
+    assert refusal(answer) == (401, "invalid_credentials")
+    assert Counting.looked_at == 1
+
+
+def test_a_server_that_is_too_busy_to_look_counts_nothing(make_vault: Any) -> None:
+    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", ARGON2_CONCURRENCY="1")
+    vault.member()
+    passwords = vault.container.credentials._passwords
+    passwords._wait_seconds = 0.01
+    assert passwords._slots.acquire(blocking=False)
+
+    before_any_delay = [login(vault) for _ in range(6)]
+    passwords._slots.release()
+    fail(vault, 5, at=HOME)
+    vault.clock.advance(seconds=1)
+    passwords._slots.acquire()
+    after_one = login(vault)
+    passwords._slots.release()
+
+    assert {refusal(answer) for answer in [*before_any_delay, after_one]} == {(503, "busy")}
+    assert succeeds(vault)
+
+
+def test_a_hash_is_made_anew_at_sign_in_when_the_parameters_have_changed(make_vault: Any) -> None:
+    before: Vault = make_vault()
+    before.member()
+    settings = {"ARGON2_MEMORY_KIB": "8192", "ARGON2_TIME_COST": "5", "ARGON2_PARALLELISM": "2"}
+    after = before.rotated(**settings, hasher=None)
+    old = after.user().password_hash
+
+    wrong = after.client.post(f"{AUTH}/login", json={"email": EMAIL, "password": WRONG})
+    kept = after.user().password_hash
+    after.sign_in(EMAIL)
+    new = after.user().password_hash
+    after.sign_in(EMAIL)
+
+    assert (wrong.status_code, kept) == (401, old)
+    assert new is not None
+    assert new != old
+    found = extract_parameters(new)
+    assert (found.memory_cost, found.time_cost, found.parallelism) == (8192, 5, 2)
+    assert after.user().password_hash == new
+
+
+def test_a_damaged_hash_is_a_wrong_password(vault: Vault, anna: Person) -> None:
+    for damaged in ("", "x", "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$", CHEAP_HASHER.hash(PASSWORD)[:-8]):
+        vault.change_user(password_hash=damaged)
+
+        assert refusal(login(vault, at=f"192.0.{len(damaged)}.1")) == (401, "invalid_credentials")
+
+
+@pytest.mark.parametrize("change", ["password", "disabled", "deleted"])
+def test_what_changes_while_a_password_is_looked_at_counts(
+    vault: Vault, anna: Person, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: object) -> Verdict:
+        if change == "password":
+            vault.change_user(password_hash=CHEAP_HASHER.hash(NEW))
+        elif change == "disabled":
+            vault.change_user(disabled_at=vault.clock())
+        else:
+            with vault.container.sessions.begin() as session:
+                session.execute(sa.text("DELETE FROM users"))
+        return Verdict.RIGHT
+
+    monkeypatch.setattr(Credentials, "check", meanwhile)
+
+    assert refusal(login(vault)) == (401, "invalid_credentials")
+
+
+@pytest.mark.parametrize(
+    ("ip", "network"),
+    [
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("2001:db8:aaaa:bbcc:1::7", "2001:db8:aaaa:bb00::/56"),
+        (None, "-"),
+    ],
+)
+def test_networks_are_those_of_a_household(ip: str | None, network: str) -> None:
+    assert network_of(ip) == network

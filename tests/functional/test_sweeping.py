@@ -1,0 +1,107 @@
+"""What the periodic pass over accounts deletes, and what it leaves."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests.support.vault import Person, Vault, works
+from vault.audit.service import Actor
+from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
+
+AUTH = "/api/v1/auth"
+NEW = "seven violet kettles hum"
+
+
+def counted(vault: Vault) -> dict[str, int]:
+    with vault.container.sessions.begin() as session:
+        tables: dict[str, Any] = {
+            "users": User,
+            "sessions": UserSession,
+            "links": EmailToken,
+            "attempts": PasswordAttempts,
+        }
+        return {
+            name: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for name, table in tables.items()
+        }
+
+
+def sweep(vault: Vault) -> dict[str, int]:
+    report = vault.container.sweeper.sweep(Actor())
+    return {"sessions": report.sessions, "links": report.links, "attempts": report.attempts, "users": report.accounts}
+
+
+def test_what_is_in_use_is_not_swept(vault: Vault) -> None:
+    anna = vault.sign_up()
+    vault.register("waiting@example.org")
+    vault.mailed_token("waiting@example.org")
+    vault.client.post(f"{AUTH}/login", json={"email": anna.email, "password": NEW})
+    before = counted(vault)
+
+    assert sweep(vault) == {"sessions": 0, "links": 0, "attempts": 0, "users": 0}
+    assert counted(vault) == before
+    assert works(anna)
+
+
+def test_sessions_are_swept_once_nothing_can_carry_them_on(vault: Vault, anna: Person, bert: Person) -> None:
+    vault.sign_in(anna.email)
+    anna.post(f"{AUTH}/logout")
+
+    at_once = sweep(vault)["sessions"]
+    vault.clock.advance(days=7)
+
+    assert (at_once, sweep(vault)["sessions"], counted(vault)["sessions"]) == (1, 2, 0)
+
+
+def test_links_are_swept_when_they_are_answered_no_more(vault: Vault) -> None:
+    vault.register("anna@example.org")
+    token = vault.mailed_token("anna@example.org")
+    vault.clock.advance(hours=23, minutes=59)
+    vault.client.post(f"{AUTH}/verify-email", json={"token": token})
+    vault.clock.advance(minutes=59)
+
+    assert sweep(vault)["links"] == 0
+    assert vault.client.post(f"{AUTH}/verify-email", json={"token": token}).status_code == 200
+    vault.clock.advance(minutes=3)
+    assert sweep(vault)["links"] == 1
+
+
+def test_attempts_are_swept_after_an_hour_and_known_networks_after_thirty_days(vault: Vault, anna: Person) -> None:
+    vault.sign_in(anna.email)
+    vault.client.post(f"{AUTH}/login", json={"email": "nobody@example.org", "password": NEW})
+    vault.clock.advance(hours=1, seconds=1)
+
+    # Of the first, what was counted for all networks together; of the second, everything.
+    assert (sweep(vault)["attempts"], counted(vault)["attempts"]) == (3, 1)
+    vault.clock.advance(days=30)
+    assert (sweep(vault)["attempts"], counted(vault)["attempts"]) == (1, 0)
+
+
+def test_accounts_that_nobody_confirmed_are_swept_after_a_week(vault: Vault, anna: Person) -> None:
+    vault.register("old@example.org")
+    vault.register("again@example.org")
+    vault.register("off@example.org")
+    vault.change_user("off@example.org", disabled_at=vault.clock())
+    vault.clock.advance(days=6, hours=23)
+    early = sweep(vault)["users"]
+    vault.register("again@example.org")
+    vault.clock.advance(hours=1)
+
+    swept = sweep(vault)["users"]
+
+    assert (early, swept) == (0, 1)
+    with vault.container.sessions.begin() as session:
+        left = sorted(session.scalars(sa.select(User.email)))
+    assert left == ["again@example.org", "anna@example.org", "off@example.org"]
+    (event,) = vault.audit_trail("user.deleted")
+    assert (event.reason, event.actor_email) == ("unverified", None)
+    assert vault.mails() == [("again@example.org", "Confirm your address for Secure Vault")]
+
+
+def test_many_are_swept_in_one_pass(vault: Vault) -> None:
+    with vault.container.sessions.begin() as session:
+        session.add_all(
+            User(email=f"{n}@example.org", email_key=f"{n}@example.org", created_at=vault.clock()) for n in range(1203)
+        )
+    vault.clock.advance(days=7)
+
+    assert sweep(vault)["users"] == 1203

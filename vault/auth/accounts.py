@@ -1,0 +1,145 @@
+"""What people change about their own accounts with their password: the password, the address, or that they have one."""
+
+import uuid
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor, AuditService
+from vault.auth.addresses import parse_address
+from vault.auth.credentials import Credentials, Verdict
+from vault.auth.models import Role, User
+from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.pending import kill_links
+from vault.auth.sessions import SignedIn, UserSessions
+from vault.errors import InputRefused, LastAdmin, Unauthorized, WrongPassword
+from vault.files.shredding import shred_all_of
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+
+
+class Accounts:
+    """`remove_files_later` asks for the objects of a deleted person's files to be removed."""
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        credentials: Credentials,
+        user_sessions: UserSessions,
+        remove_files_later: Callable[[uuid.UUID], None],
+        outbox: Outbox,
+        audit: AuditService,
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._credentials = credentials
+        self._user_sessions = user_sessions
+        self._remove_files_later = remove_files_later
+        self._outbox = outbox
+        self._audit = audit
+
+    def change_password(self, who: SignedIn, current_password: str, new_password: str, actor: Actor) -> None:
+        """Change the password; every other session, and every link of the account, ends.
+
+        Raises InputRefused, WrongPassword, Busy.
+        """
+        user = self._user(who)
+        check_strength(new_password, own_words(user.email, user.full_name), field="new_password")
+        self._require_password(user, current_password, Action.PASSWORD_CHANGED, actor)
+        password_hash = self._passwords.hash(new_password)
+        with self._sessions.begin() as session:
+            user = self._locked(session, who, user.password_hash)
+            user.password_hash = password_hash
+            ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
+            kill_links(session, user.id)
+            self._audit.record(session, actor, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
+            job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
+        self._outbox.announce(job_id)
+
+    def change_email(self, who: SignedIn, new_email: str, password: str, actor: Actor) -> None:
+        """Mail a link to the new address that confirms it, and a notice to the old one.
+
+        If somebody has the new address already, he gets a mail that says so, and the caller the same answer. Raises
+        InputRefused, WrongPassword, Busy.
+        """
+        address = parse_address(new_email, field="new_email")
+        user = self._user(who)
+        if address.key == user.email_key:
+            raise InputRefused({"new_email": ["This is your address already."]})
+        self._require_password(user, password, Action.EMAIL_CHANGE_REQUESTED, actor)
+        with self._sessions.begin() as session:
+            user = self._locked(session, who, user.password_hash)
+            holder = session.scalar(
+                sa.select(User).where(User.email_key == address.key, User.email_verified_at.is_not(None))
+            )
+            kind, recipient = (MailKind.ALREADY_REGISTERED, holder) if holder else (MailKind.CHANGE_EMAIL, user)
+            to = None if holder else address
+            asked = self._outbox.add(
+                session, kind, recipient, to=to, asked_by=who.session_id, request_id=actor.request_id
+            )
+            told = self._outbox.add(session, MailKind.EMAIL_CHANGE_REQUESTED, user, request_id=actor.request_id)
+            self._audit.record(session, actor, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
+        for job_id in (asked, told):
+            self._outbox.announce(job_id)
+
+    def delete(self, who: SignedIn, password: str, actor: Actor) -> None:
+        """Delete the account: its files are unreadable from the commit on, and their objects follow.
+
+        Raises WrongPassword, LastAdmin, Busy.
+        """
+        user = self._user(who)
+        self._require_password(user, password, Action.USER_DELETED, actor)
+        with self._sessions.begin() as session:
+            if who.role == Role.ADMIN:
+                self._refuse_last_admin(session, who.user_id)
+            user = self._locked(session, who, user.password_hash)
+            files = shred_all_of(session, user.id)
+            kill_links(session, user.id)
+            self._credentials.forget(session, user.email_key)
+            job_id = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, request_id=actor.request_id)
+            self._audit.record(session, actor, Action.USER_DELETED, target=("user", user.id), files=files)
+            session.delete(user)
+        self._outbox.announce(job_id)
+        self._remove_files_later(who.user_id)
+
+    def _user(self, who: SignedIn) -> User:
+        with self._sessions.begin() as session:
+            user = session.get(User, who.user_id)
+        if user is None:
+            raise Unauthorized
+        return user
+
+    def _require_password(self, user: User, password: str, action: Action, actor: Actor) -> None:
+        verdict = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
+        if verdict is Verdict.RIGHT:
+            return
+        with self._sessions.begin() as session:
+            self._audit.record(
+                session, actor, action, target=("user", user.id), outcome=Outcome.FAILED, reason=verdict.value
+            )
+        raise WrongPassword
+
+    def _locked(self, session: Session, who: SignedIn, checked_hash: str | None) -> User:
+        """The user's row, if the password that was checked is still the account's."""
+        user = session.scalar(sa.select(User).where(User.id == who.user_id).with_for_update())
+        if user is None or user.disabled_at is not None:
+            raise Unauthorized
+        if user.password_hash != checked_hash:
+            raise WrongPassword
+        return user
+
+    @staticmethod
+    def _refuse_last_admin(session: Session, user_id: uuid.UUID) -> None:
+        """Raise LastAdmin unless another one is left. All are locked, in one order, so that two cannot both go."""
+        others = session.scalars(
+            sa.select(User.id)
+            .where(User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None))
+            .order_by(User.id)
+            .with_for_update()
+        ).all()
+        if set(others) <= {user_id}:
+            raise LastAdmin

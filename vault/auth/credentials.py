@@ -1,0 +1,232 @@
+"""The one place where passwords are checked: each attempt is counted first, and guessing is slowed down.
+
+Attempts are counted for each address, whether or not it has an account, and each network, and for all networks of an
+address together. A stranger can therefore make his own network wait, and everybody only a little: never the owner at a
+place that the owner signs in from.
+"""
+
+import enum
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.auth.models import PasswordAttempts
+from vault.auth.passwords import Passwords
+from vault.errors import Busy
+
+_WINDOW: Final = timedelta(hours=1)
+_KNOWN_FOR: Final = timedelta(days=30)
+_EVERYWHERE: Final = b""
+_INSERT: Final[dict[str, Callable[..., Any]]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+class Verdict(enum.StrEnum):
+    """What became of an attempt. `DELAYED` is one that came too early: it fails whatever the password was."""
+
+    RIGHT = "right"
+    WRONG = "password"
+    DELAYED = "delayed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Delays:
+    """After `free` failures each further one costs a delay, which doubles from a second."""
+
+    free: int
+    at_most_seconds: int
+
+    def after(self, failures: int) -> timedelta:
+        if failures < self.free:
+            return timedelta(0)
+        return timedelta(seconds=min(2 ** min(failures - self.free, 20), self.at_most_seconds))
+
+
+_HERE: Final = _Delays(free=5, at_most_seconds=15 * 60)
+_ANYWHERE: Final = _Delays(free=50, at_most_seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An address and a network, as keys of rows."""
+
+    account_key: bytes
+    network_key: bytes
+
+
+class Credentials:
+    """`key` is for the HMACs that stand for addresses and networks in the database."""
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        key: bytes,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._key = key
+        self._clock = clock
+
+    def check(self, email_key: str, password_hash: str | None, password: str, ip: str | None) -> Verdict:
+        """Whether a password that came from `ip` is the account's.
+
+        Without a hash, and within a delay, the same work is done. Raises Busy.
+        """
+        place = self._place(email_key, ip)
+        admitted = self._count(place)
+        try:
+            right = self._passwords.matches(password_hash, password)
+        except Busy:
+            if admitted:
+                self._take_back(place)
+            raise
+        if right and admitted:
+            self._clear(place)
+            return Verdict.RIGHT
+        self._delay(place, admitted=admitted)
+        return Verdict.WRONG if admitted else Verdict.DELAYED
+
+    def forget(self, session: Session, email_key: str) -> None:
+        """Drop everything that was counted for an address, in the caller's transaction."""
+        of_account = PasswordAttempts.account_key == self._mac("account", email_key)
+        key = PasswordAttempts.network_key
+        # Locked in the order in which attempts lock them; a deletion takes them in any.
+        session.execute(sa.select(key).where(of_account).order_by(key).with_for_update())
+        session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
+
+    def sweep(self) -> int:
+        """Delete rows that nothing depends on any more; return how many."""
+        now = self._clock()
+        key = sa.tuple_(PasswordAttempts.account_key, PasswordAttempts.network_key)
+        over = (
+            sa.select(PasswordAttempts.account_key, PasswordAttempts.network_key)
+            .where(
+                PasswordAttempts.last_attempt_at < now - _WINDOW,
+                sa.or_(PasswordAttempts.signed_in_at.is_(None), PasswordAttempts.signed_in_at < now - _KNOWN_FOR),
+            )
+            # One that is locked is about to be used again.
+            .with_for_update(skip_locked=True)
+        )
+        with self._sessions.begin() as session:
+            swept = session.execute(
+                sa.delete(PasswordAttempts).where(key.in_(over)).execution_options(synchronize_session=False)
+            )
+        return int(swept.rowcount)  # type: ignore[attr-defined]
+
+    def _count(self, place: _Place) -> bool:
+        """Count an attempt before its password is looked at; False if it comes within a delay, and is not counted."""
+        now = self._clock()
+        with self._sessions.begin() as session:
+            here, anywhere = self._locked(session, place)
+            is_known = _is_known(here, now)
+            admitted = not (_is_delayed(here, now) or (_is_delayed(anywhere, now) and not is_known))
+            if admitted:
+                # Otherwise the count would never end for an owner who mistypes once a month; of all networks together
+                # it is a rate.
+                if here.last_attempt_at <= now - _WINDOW:
+                    here.failures, here.delayed_until = 0, None
+                if anywhere.counted_from <= now - _WINDOW:
+                    anywhere.failures, anywhere.delayed_until, anywhere.counted_from = 0, None, now
+                for row, delays, has_to_wait in ((here, _HERE, True), (anywhere, _ANYWHERE, not is_known)):
+                    row.failures += 1
+                    # Once there was a delay, what comes while this attempt is looked at has to wait as well.
+                    if has_to_wait and row.delayed_until is not None:
+                        row.delayed_until = now + delays.after(row.failures)
+            _touch(here, anywhere, now)
+        return admitted
+
+    def _delay(self, place: _Place, *, admitted: bool) -> None:
+        """The attempt failed: put off the next one, from now on, since hashing may have had to wait.
+
+        One that was not admitted puts off nothing, by the same work.
+        """
+        now = self._clock()
+        with self._sessions.begin() as session:
+            here, anywhere = self._locked(session, place)
+            for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
+                if admitted and row.failures >= delays.free:
+                    until = now + delays.after(row.failures)
+                    row.delayed_until = max(row.delayed_until or until, until)
+            _touch(here, anywhere, now)
+
+    def _clear(self, place: _Place) -> None:
+        """The password was right: nothing is held against this network any more."""
+        now = self._clock()
+        with self._sessions.begin() as session:
+            here, anywhere = self._locked(session, place)
+            _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
+            here.failures, here.delayed_until, here.signed_in_at = 0, None, now
+
+    def _take_back(self, place: _Place) -> None:
+        """The attempt was never looked at: it counts for nothing, and nobody has to wait for it."""
+        now = self._clock()
+        with self._sessions.begin() as session:
+            here, anywhere = self._locked(session, place)
+            _take_back(here, now, has_to_wait=True)
+            _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
+
+    def _locked(self, session: Session, place: _Place) -> tuple[PasswordAttempts, PasswordAttempts]:
+        """The rows of this network and of all together, made if need be, locked always in one order."""
+        # The empty key is the first in every order.
+        keys = (_EVERYWHERE, place.network_key)
+        now, insert = self._clock(), _INSERT[session.get_bind().dialect.name]
+        fresh = {"account_key": place.account_key, "failures": 0, "counted_from": now, "last_attempt_at": now}
+        while True:
+            # Always, though the rows are mostly there: whether they are would show in the time that this takes.
+            session.connection().execute(
+                insert(PasswordAttempts).on_conflict_do_nothing(), [{**fresh, "network_key": key} for key in keys]
+            )
+            rows = session.scalars(
+                sa.select(PasswordAttempts)
+                .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key.in_(keys))
+                .order_by(PasswordAttempts.network_key)
+                .with_for_update()
+            ).all()
+            # Between the two statements somebody may have forgotten this address.
+            if len(rows) == len(keys):
+                anywhere, here = rows
+                return here, anywhere
+
+    def _place(self, email_key: str, ip: str | None) -> _Place:
+        return _Place(self._mac("account", email_key), self._mac("network", email_key, network_of(ip)))
+
+    def _mac(self, *parts: str) -> bytes:
+        return hmac.digest(self._key, "\0".join(parts).encode(), hashlib.sha256)
+
+
+def network_of(ip: str | None) -> str:
+    """The network that one household or office has: an IPv4 /24 or an IPv6 /56."""
+    if ip is None:
+        return "-"
+    address = ipaddress.ip_address(ip)
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 56), strict=False))
+
+
+def _is_known(here: PasswordAttempts, now: datetime) -> bool:
+    """Whether the account was signed in to from this network lately; then no attack from elsewhere delays it."""
+    return here.signed_in_at is not None and here.signed_in_at > now - _KNOWN_FOR
+
+
+def _take_back(row: PasswordAttempts, now: datetime, *, has_to_wait: bool) -> None:
+    """Undo what counting an attempt did to a row."""
+    row.failures = max(row.failures - 1, 0)
+    if has_to_wait and row.delayed_until is not None:
+        row.delayed_until = min(row.delayed_until, now)
+
+
+def _touch(here: PasswordAttempts, anywhere: PasswordAttempts, now: datetime) -> None:
+    here.last_attempt_at = anywhere.last_attempt_at = now
+
+
+def _is_delayed(row: PasswordAttempts, now: datetime) -> bool:
+    return row.delayed_until is not None and now < row.delayed_until

@@ -1,0 +1,163 @@
+"""What mailed links do: confirm an address, confirm a new one, set a new password. Each works once."""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.auth.addresses import Address, parse_address
+from vault.auth.credentials import Credentials
+from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.pending import kill_links
+from vault.auth.sessions import UserSessions
+from vault.auth.tokens import mail_token_hash
+from vault.errors import InvalidToken
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+
+# A used verification link answers 200 again for this long: mail programs and people open links twice.
+REPEATABLE: Final = timedelta(hours=1)
+
+
+class MailedLinks:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        credentials: Credentials,
+        user_sessions: UserSessions,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._credentials = credentials
+        self._user_sessions = user_sessions
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+
+    def verify_email(self, token: str, actor: Actor) -> None:
+        """Confirm an address, a new account's or the new one of an old account, by a mailed token.
+
+        Raises InvalidToken.
+        """
+        try:
+            job_id = self._verify(token, actor)
+        except IntegrityError as exc:
+            # Somebody else has just registered the address.
+            raise InvalidToken from exc
+        if job_id is not None:
+            self._outbox.announce(job_id)
+
+    def forgot_password(self, email: str, actor: Actor) -> None:
+        """Mail a link that sets a new password; for an address without an account do the same work.
+
+        An address that is not confirmed yet gets one as well: whoever uses it has read that mail. Raises InputRefused.
+        """
+        address = parse_address(email)
+        with self._sessions.begin() as session:
+            user = session.scalar(sa.select(User).where(User.email_key == address.key, User.disabled_at.is_(None)))
+            who = actor.known_as(user.id, user.email) if user else actor
+            target = ("user", user.id) if user else None
+            self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=target)
+            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
+        self._outbox.announce(job_id)
+
+    def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
+        """Set a password by a mailed token: every session and every other link of the account ends.
+
+        Raises InvalidToken, and InputRefused or Busy, after which the token still works.
+        """
+        with self._sessions.begin() as session:
+            _, user = self._resettable(session, token)
+            hints = own_words(user.email, user.full_name)
+        check_strength(new_password, hints, field="new_password")
+        password_hash = self._passwords.hash(new_password)
+        with self._sessions.begin() as session:
+            _, user = self._resettable(session, token)
+            user.password_hash = password_hash
+            user.email_verified_at = user.email_verified_at or self._clock()
+            ended = self._user_sessions.end_all(session, user.id)
+            # This one among them: a second use is as unknown as any other.
+            kill_links(session, user.id)
+            self._credentials.forget(session, user.email_key)
+            who = actor.known_as(user.id, user.email)
+            self._audit.record(session, who, Action.PASSWORD_RESET, target=("user", user.id), sessions=ended)
+            job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
+        self._outbox.announce(job_id)
+
+    def _verify(self, token: str, actor: Actor) -> uuid.UUID | None:
+        with self._sessions.begin() as session:
+            found, user = self._locked(session, token, (TokenPurpose.VERIFY_EMAIL, TokenPurpose.CHANGE_EMAIL))
+            if found.used_at is not None and self._clock() - found.used_at < REPEATABLE:
+                return None
+            if found.used_at is not None or found.expires_at <= self._clock():
+                raise InvalidToken
+            found.used_at = self._clock()
+            if found.purpose == TokenPurpose.CHANGE_EMAIL:
+                return self._move(session, found, user, actor)
+            if found.email_key != user.email_key:
+                raise InvalidToken
+            user.email_verified_at = user.email_verified_at or self._clock()
+            kill_links(session, user.id, purposes=[TokenPurpose.VERIFY_EMAIL], but=found.id)
+            who = actor.known_as(user.id, user.email)
+            self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
+            return None
+
+    def _move(self, session: Session, found: EmailToken, user: User, actor: Actor) -> uuid.UUID:
+        """Give the account the address that the token was sent to, and tell the old one; return the mail's id."""
+        self._clear_away_unverified(session, found.email_key, actor)
+        old = Address(user.email, user.email_key)
+        user.email, user.email_key = found.email, found.email_key
+        session.flush()
+        kill_links(session, user.id, but=found.id)
+        ended = self._user_sessions.end_all(session, user.id, but=found.session_id)
+        who = actor.known_as(user.id, user.email)
+        self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
+        return self._outbox.add(session, MailKind.EMAIL_CHANGED, user, to=old, request_id=actor.request_id)
+
+    def _clear_away_unverified(self, session: Session, email_key: str, actor: Actor) -> None:
+        """An account whose address nobody has confirmed must not keep it from somebody who has."""
+        holder = session.scalar(sa.select(User).where(User.email_key == email_key).with_for_update())
+        if holder is None:
+            return
+        if holder.email_verified_at is not None or holder.disabled_at is not None:
+            raise InvalidToken
+        kill_links(session, holder.id)
+        session.execute(sa.delete(User).where(User.id == holder.id).execution_options(synchronize_session=False))
+        session.expunge(holder)
+        target = ("user", holder.id)
+        self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
+
+    def _resettable(self, session: Session, token: str) -> tuple[EmailToken, User]:
+        found, user = self._locked(session, token, (TokenPurpose.RESET_PASSWORD,))
+        if found.used_at is not None or found.expires_at <= self._clock() or found.email_key != user.email_key:
+            raise InvalidToken
+        return found, user
+
+    def _locked(self, session: Session, token: str, purposes: tuple[TokenPurpose, ...]) -> tuple[EmailToken, User]:
+        """The token and its user, whose row is locked: of many uses at once one comes first."""
+        query = sa.select(EmailToken).where(
+            EmailToken.token_hash == mail_token_hash(token), EmailToken.purpose.in_(purposes)
+        )
+        found = session.scalar(query)
+        if found is None:
+            raise InvalidToken
+        user = session.scalar(
+            sa.select(User).where(User.id == found.user_id, User.disabled_at.is_(None)).with_for_update()
+        )
+        # Whoever had the lock before may have used the token, or ended it.
+        found = session.scalar(query.execution_options(populate_existing=True))
+        if user is None or found is None:
+            raise InvalidToken
+        return found, user

@@ -1,0 +1,72 @@
+"""Who is at the other end: the address that sent a request, through proxies that the operator trusts."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from flask import Flask, g, request
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LONGEST: Final = 64
+
+log = structlog.get_logger(__name__)
+
+
+def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
+    """Find out before anything is decided where each request comes from."""
+    warned: set[IpAddress] = set()
+
+    def find() -> None:
+        peer = _parsed(request.remote_addr or "")
+        forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
+        g.client_ip = client_address(peer, forwarded, trusted)
+        if forwarded and peer is not None and not _is_trusted(peer, trusted) and not warned:
+            # Once: behind a proxy that is missing in the settings it is every request, and anybody can send the header.
+            warned.add(peer)
+            log.warning("forwarded_for_ignored", peer=str(peer), hint="TRUSTED_PROXIES does not name the peer")
+
+    app.before_request(find)
+
+
+def client_ip() -> str | None:
+    """The address that this request came from; None if the server listens where there are none."""
+    found: str | None = g.client_ip
+    return found
+
+
+def client_address(peer: IpAddress | None, forwarded: str, trusted: Sequence[IpNetwork]) -> str | None:
+    """Walk X-Forwarded-For from its right end past trusted hops, if the peer that sent it is one.
+
+    What stands left of the first hop that is not trusted was written by whoever wanted to.
+    """
+    address = peer
+    for hop in reversed(forwarded.split(",")):
+        if address is None or not _is_trusted(address, trusted):
+            break
+        before = _parsed(hop.strip())
+        if before is None:
+            break
+        address = before
+    return str(address) if address is not None else None
+
+
+def _is_trusted(address: IpAddress, trusted: Sequence[IpNetwork]) -> bool:
+    return any(address in network for network in trusted)
+
+
+def _parsed(text: str) -> IpAddress | None:
+    """An address, perhaps with the port that some proxies add; IPv4 in IPv6's form is IPv4."""
+    if len(text) > _LONGEST:
+        return None
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

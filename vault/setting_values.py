@@ -1,0 +1,169 @@
+"""How the text of each kind of setting is read. Raises ValueError with a sentence that holds no value of any."""
+
+import ipaddress
+import re
+from email.utils import parseaddr
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from vault.encryption.kms import KEY_ARN, KEY_ID
+from vault.encryption.local import LocalKeyProvider
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+_EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\s<>]+>")
+# What boto3 takes as a region, and as the host of an endpoint
+_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+
+
+def secret(text: str) -> str:
+    if len(text.encode()) < 32:
+        raise ValueError("must have at least 32 bytes; run: flask keys generate --secret-key")
+    if len(set(text)) < 12:
+        raise ValueError("repeats too few characters to be random; run: flask keys generate --secret-key")
+    return text
+
+
+def master_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(","))
+    try:
+        LocalKeyProvider(keys)
+    except ValueError as exc:
+        raise ValueError(f"{exc}; make one with: flask keys generate") from None
+    return keys
+
+
+def region(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ValueError("must be the name of a region: letters, digits and hyphens")
+    return text
+
+
+def kms_key_id(text: str) -> str:
+    if not KEY_ID.fullmatch(text):
+        raise ValueError("must be the id, the ARN or the alias (alias/…) of a KMS key")
+    return text
+
+
+def kms_key_arns(text: str) -> tuple[str, ...]:
+    arns = tuple(arn.strip() for arn in text.split(","))
+    if not all(KEY_ARN.fullmatch(arn) for arn in arns):
+        raise ValueError("must be ARNs of KMS keys (arn:aws:kms:region:account:key/…), separated by commas")
+    return arns
+
+
+def region_of_key(kms_key: str) -> str | None:
+    """The region that an ARN names; None for an id or alias, which belong to whichever region is asked."""
+    return kms_key.split(":")[3] if kms_key.startswith("arn:") else None
+
+
+def public_url(text: str) -> str:
+    url = http_url(text)
+    if url.startswith("http:") and not is_loopback(urlsplit(url).hostname):
+        raise ValueError("must be https, unless it is this machine's loopback address")
+    return url
+
+
+def http_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  # raises for a port that is none
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\\\x00-\x1f]", text):
+        raise ValueError("must be a http or https URL")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("must have no user, query or fragment")
+    return text.rstrip("/")
+
+
+def database_url(text: str) -> str:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # The ValueError of a port that is none quotes it, and it may be a password in the wrong place.
+        raise ValueError("is not a database URL") from None
+    if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2") and url.database:
+        return url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    if url.drivername == "sqlite" and url.database and url.database != ":memory:":
+        # A relative path would be taken from whatever folder the process happens to run in.
+        return url.set(database=str(path_from_root(url.database))).render_as_string(hide_password=False)
+    raise ValueError("must be postgresql://…/name or sqlite:///path")
+
+
+def database_name(url: URL) -> str:
+    return Path(url.database or "").stem if url.get_backend_name() == "sqlite" else url.database or ""
+
+
+def broker_url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if scheme == "filesystem" and rest:
+        return f"filesystem://{path_from_root(rest)}"
+    if scheme not in ("redis", "rediss", "amqp", "amqps") or not separator:
+        raise ValueError("must begin with redis://, rediss://, amqp://, amqps:// or filesystem://")
+    return text
+
+
+def limits_url(text: str) -> str:
+    if text == "memory://":
+        return text
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  # raises for a port that is none
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    # Options could turn the verification of certificates off, and redis-py finds out about unknown ones in a request.
+    is_plain = parts.hostname and re.fullmatch(r"/?\d*", parts.path) and not parts.query and not parts.fragment
+    if parts.scheme not in ("redis", "rediss") or not is_plain:
+        raise ValueError("must be memory://, or redis:// or rediss:// with host, port and number: redis://host:6379/0")
+    return text
+
+
+def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        found = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError("must be addresses or networks (10.0.0.0/8, 192.0.2.7), separated by commas") from None
+    if any(getattr(network.network_address, "ipv4_mapped", None) for network in found):
+        raise ValueError("must have IPv4 addresses in their own form: 10.0.0.1, not ::ffff:10.0.0.1")
+    return found
+
+
+def email_from(text: str) -> str:
+    # A comma in a name without quotes would make it a list, whose first address is none (RFC 5322, 3.4).
+    if not _EMAIL_FROM.fullmatch(text) or parseaddr(text)[1] != text.rpartition("<")[2].rstrip(">"):
+        raise ValueError('must be address or Name <address>; a name with a comma goes into "quotes"')
+    return text
+
+
+def path_from_root(text: str) -> Path:
+    return (ROOT / text).resolve()
+
+
+def is_loopback(host: str | None) -> bool:
+    if host is None:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
+
+
+def is_private(host: str | None) -> bool:
+    """A private address, or a single-label name such as compose gives its services."""
+    try:
+        return ipaddress.ip_address(host or "").is_private
+    except ValueError:
+        return bool(host) and "." not in str(host)
