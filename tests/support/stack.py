@@ -63,6 +63,7 @@ class Stack:
     s3: RcloneS3 | None = None
     container: Container = field(init=False)
     processes: list[Process] = field(default_factory=list)
+    others: list["Stack"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
@@ -73,6 +74,14 @@ class Stack:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/api/v1"
+
+    def beside(self, **settings: str) -> "Stack":
+        """The same installation on a port of its own, for processes of its own; closed together with this one."""
+        folder = self.folder / f"beside-{len(self.others)}"
+        folder.mkdir()
+        other = Stack(folder, {**self.env, **settings}, s3=self.s3)
+        self.others.append(other)
+        return other
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program of the virtual environment to its end, for example `flask files reap`."""
@@ -180,6 +189,8 @@ class Stack:
         return [text for text in (*private, *secrets) if any(text in log for log in logs)]
 
     def close(self) -> None:
+        for other in self.others:
+            other.close()
         for process in self.processes:
             process.kill()
         self.container.engine.dispose()

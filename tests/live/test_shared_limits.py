@@ -1,0 +1,205 @@
+"""Two API processes over one PostgreSQL and one Redis: what is counted or ended at one holds at the other at once."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask_migrate import upgrade
+
+from tests.support.services import postgres_database, redis_url
+from tests.support.settings import environment
+from tests.support.stack import Stack, free_port
+from tests.support.vault import PASSWORD
+from vault import create_app
+
+# One worker runs this module, so that the processes are started once.
+pytestmark = pytest.mark.xdist_group("shared-limits")
+
+PER_NETWORK = 12
+PER_ADDRESS = 8
+WRONG = "wrong battery staple 41 horses"
+_hosts = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One of the two; `others` of it are the second, and a third whose limiter finds nobody to count for it."""
+    folder = tmp_path_factory.mktemp("shared")
+    with postgres_database() as database, redis_url() as counters:
+        env = environment(
+            folder,
+            TESTING="",
+            WEB_WORKERS="1",
+            WEB_THREADS="8",
+            DATABASE_URL=database,
+            CELERY_BROKER_URL=counters,
+            RATELIMIT_STORAGE_URI=counters,
+            AUTH_LIMIT_PER_IP=str(PER_NETWORK),
+            AUTH_LIMIT_PER_ADDRESS=str(PER_ADDRESS),
+            # Each test comes from a network of its own.
+            TRUSTED_PROXIES="127.0.0.1",
+        )
+        stack = Stack(folder, env)
+        try:
+            with create_app(container=stack.container).app_context():
+                upgrade()
+            stack.beside()
+            stack.beside(RATELIMIT_STORAGE_URI=f"redis://127.0.0.1:{free_port()}/0")
+            with ThreadPoolExecutor() as starts:
+                list(starts.map(Stack.start_api, (stack, *stack.others)))
+            yield stack
+        finally:
+            stack.close()
+
+
+@pytest.fixture(scope="module")
+def second(first: Stack) -> Stack:
+    return first.others[0]
+
+
+@pytest.fixture(scope="module")
+def uncounted(first: Stack) -> Stack:
+    """The one that does not reach its Redis."""
+    return first.others[1]
+
+
+@pytest.fixture
+def visitor() -> requests.Session:
+    """Somebody in a network that nobody else is in."""
+    return _visitor()
+
+
+def test_a_network_that_used_up_its_limit_at_one_is_refused_at_the_other(
+    first: Stack, second: Stack, visitor: requests.Session
+) -> None:
+    attempts = [visitor.get(f"{first.url}/auth/me") for _ in range(PER_NETWORK)]
+
+    refused = visitor.get(f"{second.url}/auth/me")
+
+    assert {_refusal(answer) for answer in attempts} == {(401, "unauthorized")}
+    assert _refusal(refused) == (429, "rate_limited")
+    assert refused.headers["RateLimit-Limit"] == str(PER_NETWORK)
+    # The limiter rounds up to whole seconds, and so does the answer.
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert _visitor().get(f"{second.url}/auth/me").status_code == 401
+
+
+def test_requests_of_a_network_at_both_are_counted_together(
+    first: Stack, second: Stack, visitor: requests.Session
+) -> None:
+    turns = itertools.islice(itertools.cycle((first, second)), PER_NETWORK)
+
+    attempts = [visitor.get(f"{stack.url}/auth/me").status_code for stack in turns]
+
+    assert attempts == [401] * PER_NETWORK
+    assert [visitor.get(f"{stack.url}/auth/me").status_code for stack in (first, second)] == [429, 429]
+
+
+def test_an_address_whose_limit_was_used_up_at_one_is_refused_at_the_other(
+    first: Stack, second: Stack, visitor: requests.Session
+) -> None:
+    attempts = [_login(visitor, first, "nobody@example.org", WRONG) for _ in range(PER_ADDRESS)]
+
+    refused = _login(visitor, second, "Nobody@EXAMPLE.org", WRONG)
+
+    assert {_refusal(answer) for answer in attempts} == {(401, "invalid_credentials")}
+    assert _refusal(refused) == (429, "rate_limited")
+    assert refused.headers["RateLimit-Limit"] == str(PER_ADDRESS)
+    assert _login(visitor, second, "somebody-else@example.org", WRONG).status_code == 401
+    assert _login(_visitor(), second, "nobody@example.org", WRONG).status_code == 401
+
+
+def test_a_logout_at_one_ends_the_access_token_at_the_other(first: Stack, second: Stack) -> None:
+    person = first.sign_up("logout@example.org")
+    assert person.get(f"{second.url}/auth/me").status_code == 200
+
+    assert person.post(f"{first.url}/auth/logout").status_code == 204
+
+    assert _refusal(person.get(f"{second.url}/auth/me")) == (401, "unauthorized")
+    assert _refusal(person.get(f"{second.url}/files")) == (401, "unauthorized")
+
+
+def test_a_password_changed_at_one_ends_the_other_sessions_at_the_other(
+    first: Stack, second: Stack, visitor: requests.Session
+) -> None:
+    address, new = "change@example.org", "fourteen lamps above the harbour"
+    person, elsewhere = first.sign_up(address), second.sign_in(address)
+    assert elsewhere.get(f"{second.url}/auth/me").status_code == 200
+
+    changed = person.post(f"{first.url}/auth/change-password", json={"current_password": PASSWORD, "new_password": new})
+
+    assert changed.status_code == 204, changed.text
+    assert _refusal(elsewhere.get(f"{second.url}/auth/me")) == (401, "unauthorized")
+    assert person.get(f"{second.url}/auth/me").status_code == 200
+    assert _refusal(_login(visitor, second, address, PASSWORD)) == (401, "invalid_credentials")
+    assert _login(visitor, second, address, new).status_code == 200
+
+
+def test_a_delay_that_guessing_at_one_has_earned_is_in_force_at_the_other(
+    first: Stack, second: Stack, visitor: requests.Session
+) -> None:
+    address = "guessed@example.org"
+    first.sign_up(address)
+    _change_attempts(first, "DELETE FROM password_attempts")
+    guesses = [_login(visitor, first, address, WRONG) for _ in range(5)]
+    # It is a second, which a busy machine may outlast.
+    lengthened = _change_attempts(
+        first,
+        "UPDATE password_attempts SET delayed_until = delayed_until + interval '1 minute' "
+        "WHERE network_key <> '' AND delayed_until >= last_attempt_at + interval '1 second'",
+    )
+
+    delayed = _login(visitor, second, address, PASSWORD)
+
+    assert {_refusal(answer) for answer in guesses} == {(401, "invalid_credentials")}
+    assert lengthened == 1
+    assert _refusal(delayed) == (401, "invalid_credentials")
+    _change_attempts(first, "UPDATE password_attempts SET delayed_until = last_attempt_at")
+    assert _login(visitor, second, address, PASSWORD).status_code == 200
+
+
+def test_without_its_redis_an_api_lets_nobody_at_accounts_and_everybody_at_files(
+    first: Stack, uncounted: Stack, visitor: requests.Session
+) -> None:
+    person = first.sign_up("keeps-files@example.org")
+
+    answers = [
+        _login(visitor, uncounted, "keeps-files@example.org", PASSWORD),
+        visitor.post(f"{uncounted.url}/auth/register", json={"email": "new@example.org", "password": PASSWORD}),
+        visitor.post(f"{uncounted.url}/auth/forgot-password", json={"email": "new@example.org"}),
+        person.get(f"{uncounted.url}/auth/me"),
+        person.post(f"{uncounted.url}/auth/logout"),
+    ]
+
+    assert {_refusal(answer) for answer in answers} == {(503, "limits_unavailable")}
+    assert {answer.headers["Retry-After"] for answer in answers} == {"5"}
+    stored = person.post(f"{uncounted.url}/files", params={"name": "notes.txt"}, data=b"written without Redis")
+    assert stored.status_code == 201, stored.text
+    file_url = f"{uncounted.url}/files/{stored.json()['id']}"
+    assert person.get(f"{file_url}/content").content == b"written without Redis"
+    assert [item["id"] for item in person.get(f"{uncounted.url}/files").json()["items"]] == [stored.json()["id"]]
+    assert person.delete(file_url).status_code == 204
+
+
+def _refusal(answer: requests.Response) -> tuple[int, str]:
+    """Status and code of a problem."""
+    return answer.status_code, answer.json()["code"]
+
+
+def _visitor() -> requests.Session:
+    session = requests.Session()
+    session.headers["X-Forwarded-For"] = f"10.0.{next(_hosts)}.1"
+    return session
+
+
+def _login(visitor: requests.Session, stack: Stack, address: str, password: str) -> requests.Response:
+    return visitor.post(f"{stack.url}/auth/login", json={"email": address, "password": password}, timeout=10)
+
+
+def _change_attempts(stack: Stack, statement: str) -> int:
+    """Change what is remembered of guesses behind the vault's back; returns how many rows it was."""
+    with stack.container.engine.begin() as connection:
+        return connection.execute(sa.text(statement)).rowcount
