@@ -170,7 +170,7 @@ def build_container(
             outbox=outbox,
             audit=audit,
         ),
-        sweeper=Sweeper(sessions, credentials=credentials, audit=audit, clock=clock),
+        sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=clock),
         user_sessions=user_sessions,
         files=FileService(
             sessions,

@@ -30,12 +30,15 @@ def upgrade() -> None:
     with op.batch_alter_table("email_tokens") as tokens:
         tokens.alter_column("email", existing_type=sa.String(length=254), nullable=False)
 
+    op.add_column("users", sa.Column("password_version", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("mail_jobs", sa.Column("recipient_key", sa.String(length=512), nullable=True))
 
 
 def downgrade() -> None:
     with op.batch_alter_table("mail_jobs") as jobs:
         jobs.drop_column("recipient_key")
+    with op.batch_alter_table("users") as users:
+        users.drop_column("password_version")
     with op.batch_alter_table("email_tokens") as tokens:
         tokens.drop_column("session_id")
         tokens.drop_column("email")

@@ -165,6 +165,30 @@ def test_registering_an_unverified_address_again_starts_over(vault: Vault) -> No
     assert vault.user().full_name == "Second"
 
 
+def test_registering_too_often_leaves_the_last_link_and_password_as_they_are(vault: Vault) -> None:
+    for password in (PASSWORD, PASSWORD, OTHER_PASSWORD):
+        register(vault, password=password)
+    token = vault.mailed_token(EMAIL)
+
+    answers = [register(vault, password=f"a stranger tries words {n}") for n in range(3)]
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert verify(vault, token).status_code == 200
+    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+
+
+def test_registering_again_leaves_a_link_that_sets_a_password(vault: Vault) -> None:
+    vault.register(EMAIL)
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
+    token = vault.mailed_token(EMAIL)
+    vault.register(EMAIL, "a stranger tries his words")
+
+    reset = vault.client.post(f"{AUTH}/reset-password", json={"token": token, "new_password": OTHER_PASSWORD})
+
+    assert reset.status_code == 204
+    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+
+
 def test_a_mail_still_queued_for_the_first_registration_is_never_sent(vault: Vault) -> None:
     register(vault)
     register(vault, password=OTHER_PASSWORD)
@@ -183,7 +207,7 @@ def test_registering_a_verified_address_mails_its_owner_and_changes_nothing(vaul
     assert (after.password_hash, after.full_name) == (before.password_hash, before.full_name)
     assert code(login(vault, password=OTHER_PASSWORD)) == (401, "invalid_credentials")
     assert login(vault).status_code == 200
-    assert vault.audit_trail("user.registered") == []
+    assert [(e.outcome, e.reason) for e in vault.audit_trail("user.registered")] == [("failed", "known")]
 
 
 def test_no_mail_tells_a_name_before_the_address_is_verified(vault: Vault) -> None:

@@ -107,6 +107,27 @@ def test_twenty_right_passwords_at_once_all_sign_in(vault: Vault) -> None:
     assert attempts(vault) == [0, 0]
 
 
+def test_right_passwords_at_once_all_sign_in_while_their_hash_is_made_anew(tmp_path: Path, postgres_url: str) -> None:
+    vault = Vault(tmp_path, postgres_url, hasher=PasswordHasher(1, 16, 1), ARGON2_CONCURRENCY=str(MANY))
+    vault.member()
+
+    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": PASSWORD}))
+
+    assert statuses(answers) == {200: MANY}
+    vault.close()
+
+
+@pytest.mark.parametrize("path", ["forgot-password", "resend-verification", "login"])
+def test_at_most_three_mails_an_hour_also_at_once(vault: Vault, path: str) -> None:
+    vault.register(EMAIL) if path != "forgot-password" else vault.member()
+    sent_before = len(vault.mails())
+    fields = {"email": EMAIL, **({"password": PASSWORD} if path == "login" else {})}
+
+    at_once(MANY, lambda _: post(vault, path, fields))
+
+    assert sent_before + len(vault.mails()) == 3
+
+
 def test_one_reset_token_at_once_sets_one_password(vault: Vault) -> None:
     vault.member()
     post(vault, "forgot-password", {"email": EMAIL})
@@ -197,8 +218,9 @@ def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: V
             lambda fields=fields: post(vault, "change-password", fields, anna.access_token),
         ]
 
-        at_once(2, lambda n, acts=acts: acts[n]())
+        _, changed = at_once(2, lambda n, acts=acts: acts[n]())
 
+        assert changed.status_code == 204
         with vault.container.sessions.begin() as session:
             assert session.scalars(sa.select(EmailToken)).all() == []
             assert session.get_one(MailJob, job_id).state in (MailState.VOID, MailState.SENT)

@@ -57,6 +57,8 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
                 part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files")
             )
             assert operation.get("security", []) == ([{"bearer": []}] if closed else []), where
+    for response in document["components"]["responses"].values():
+        assert list(response["content"]) == ["application/problem+json"]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 

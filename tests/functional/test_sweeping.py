@@ -1,5 +1,6 @@
 """What the periodic pass over accounts deletes, and what it leaves."""
 
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -7,6 +8,7 @@ import sqlalchemy as sa
 from tests.support.vault import Person, Vault, works
 from vault.audit.service import Actor
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
+from vault.mail.models import MailJob
 
 AUTH = "/api/v1/auth"
 NEW = "seven violet kettles hum"
@@ -26,8 +28,7 @@ def counted(vault: Vault) -> dict[str, int]:
 
 
 def sweep(vault: Vault) -> dict[str, int]:
-    report = vault.container.sweeper.sweep(Actor())
-    return {"sessions": report.sessions, "links": report.links, "attempts": report.attempts, "users": report.accounts}
+    return asdict(vault.container.sweeper.sweep(Actor()))
 
 
 def test_what_is_in_use_is_not_swept(vault: Vault) -> None:
@@ -37,7 +38,7 @@ def test_what_is_in_use_is_not_swept(vault: Vault) -> None:
     vault.client.post(f"{AUTH}/login", json={"email": anna.email, "password": NEW})
     before = counted(vault)
 
-    assert sweep(vault) == {"sessions": 0, "links": 0, "attempts": 0, "users": 0}
+    assert sweep(vault) == {"sessions": 0, "links": 0, "attempts": 0, "mails": 0, "accounts": 0}
     assert counted(vault) == before
     assert works(anna)
 
@@ -82,11 +83,11 @@ def test_accounts_that_nobody_confirmed_are_swept_after_a_week(vault: Vault, ann
     vault.register("off@example.org")
     vault.change_user("off@example.org", disabled_at=vault.clock())
     vault.clock.advance(days=6, hours=23)
-    early = sweep(vault)["users"]
+    early = sweep(vault)["accounts"]
     vault.register("again@example.org")
     vault.clock.advance(hours=1)
 
-    swept = sweep(vault)["users"]
+    swept = sweep(vault)["accounts"]
 
     assert (early, swept) == (0, 1)
     with vault.container.sessions.begin() as session:
@@ -104,4 +105,30 @@ def test_many_are_swept_in_one_pass(vault: Vault) -> None:
         )
     vault.clock.advance(days=7)
 
-    assert sweep(vault)["users"] == 1203
+    assert sweep(vault)["accounts"] == 1203
+
+
+def test_a_week_after_a_mail_nothing_says_to_whom_it_went(vault: Vault, anna: Person) -> None:
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": anna.email})
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": "nobody@example.org"})
+    vault.run_queue()
+    vault.clock.advance(hours=1)
+    no_ops = sweep(vault)["mails"]
+    vault.clock.advance(days=6, hours=22)
+    early = sweep(vault)["mails"]
+    vault.clock.advance(hours=1)
+
+    swept = sweep(vault)["mails"]
+
+    assert (no_ops, early, swept) == (1, 0, 1)
+    with vault.container.sessions.begin() as session:
+        (job,) = session.scalars(sa.select(MailJob)).all()
+    assert (job.state, job.recipient, job.recipient_key, job.user_id, job.context) == ("sent", None, None, None, {})
+
+
+def test_a_mail_that_is_still_owed_keeps_its_recipient(vault: Vault, anna: Person) -> None:
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": anna.email})
+    vault.clock.advance(days=30)
+
+    assert sweep(vault)["mails"] == 0
+    assert vault.mails() == [(anna.email, "Set a new password for Secure Vault")]

@@ -52,8 +52,8 @@ class Accounts:
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, actor)
         password_hash = self._passwords.hash(new_password)
         with self._sessions.begin() as session:
-            user = self._locked(session, who, user.password_hash)
-            user.password_hash = password_hash
+            user = self._locked(session, who, user.password_version)
+            user.password_hash, user.password_version = password_hash, user.password_version + 1
             ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
             kill_links(session, user.id)
             self._audit.record(session, actor, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
@@ -72,7 +72,7 @@ class Accounts:
             raise InputRefused({"new_email": ["This is your address already."]})
         self._require_password(user, password, Action.EMAIL_CHANGE_REQUESTED, actor)
         with self._sessions.begin() as session:
-            user = self._locked(session, who, user.password_hash)
+            user = self._locked(session, who, user.password_version)
             holder = session.scalar(
                 sa.select(User).where(User.email_key == address.key, User.email_verified_at.is_not(None))
             )
@@ -96,7 +96,7 @@ class Accounts:
         with self._sessions.begin() as session:
             if who.role == Role.ADMIN:
                 self._refuse_last_admin(session, who.user_id)
-            user = self._locked(session, who, user.password_hash)
+            user = self._locked(session, who, user.password_version)
             files = shred_all_of(session, user.id)
             kill_links(session, user.id)
             self._credentials.forget(session, user.email_key)
@@ -123,12 +123,12 @@ class Accounts:
             )
         raise WrongPassword
 
-    def _locked(self, session: Session, who: SignedIn, checked_hash: str | None) -> User:
+    def _locked(self, session: Session, who: SignedIn, checked_version: int) -> User:
         """The user's row, if the password that was checked is still the account's."""
         user = session.scalar(sa.select(User).where(User.id == who.user_id).with_for_update())
         if user is None or user.disabled_at is not None:
             raise Unauthorized
-        if user.password_hash != checked_hash:
+        if user.password_version != checked_version:
             raise WrongPassword
         return user
 

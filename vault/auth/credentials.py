@@ -96,12 +96,29 @@ class Credentials:
         self._delay(place, admitted=admitted)
         return Verdict.WRONG if admitted else Verdict.DELAYED
 
+    def signed_in(self, session: Session, email_key: str, ip: str | None) -> None:
+        """Remember, in the caller's transaction, that the account was signed in to from this network."""
+        place = self._place(email_key, ip)
+        session.execute(
+            sa.update(PasswordAttempts)
+            .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key == place.network_key)
+            .values(signed_in_at=self._clock())
+            .execution_options(synchronize_session=False)
+        )
+
+    def end_delays(self, session: Session, email_key: str) -> None:
+        """Hold nothing against any network any more, in the caller's transaction; the known ones stay known."""
+        of_account = self._lock_all(session, email_key)
+        session.execute(
+            sa.update(PasswordAttempts)
+            .where(of_account)
+            .values(failures=0, delayed_until=None)
+            .execution_options(synchronize_session=False)
+        )
+
     def forget(self, session: Session, email_key: str) -> None:
-        """Drop everything that was counted for an address, in the caller's transaction."""
-        of_account = PasswordAttempts.account_key == self._mac("account", email_key)
-        key = PasswordAttempts.network_key
-        # Locked in the order in which attempts lock them; a deletion takes them in any.
-        session.execute(sa.select(key).where(of_account).order_by(key).with_for_update())
+        """Drop everything that is known of an address, in the caller's transaction."""
+        of_account = self._lock_all(session, email_key)
         session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
 
     def sweep(self) -> int:
@@ -122,6 +139,13 @@ class Credentials:
                 sa.delete(PasswordAttempts).where(key.in_(over)).execution_options(synchronize_session=False)
             )
         return int(swept.rowcount)  # type: ignore[attr-defined]
+
+    def _lock_all(self, session: Session, email_key: str) -> sa.ColumnElement[bool]:
+        """Lock an account's rows in the order in which attempts lock them; return what they have in common."""
+        of_account = PasswordAttempts.account_key == self._mac("account", email_key)
+        key = PasswordAttempts.network_key
+        session.execute(sa.select(key).where(of_account).order_by(key).with_for_update())
+        return of_account
 
     def _count(self, place: _Place) -> bool:
         """Count an attempt before its password is looked at; False if it comes within a delay, and is not counted."""
@@ -165,7 +189,7 @@ class Credentials:
         with self._sessions.begin() as session:
             here, anywhere = self._locked(session, place)
             _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
-            here.failures, here.delayed_until, here.signed_in_at = 0, None, now
+            here.failures, here.delayed_until = 0, None
 
     def _take_back(self, place: _Place) -> None:
         """The attempt was never looked at: it counts for nothing, and nobody has to wait for it."""
@@ -179,23 +203,19 @@ class Credentials:
         """The rows of this network and of all together, made if need be, locked always in one order."""
         # The empty key is the first in every order.
         keys = (_EVERYWHERE, place.network_key)
-        now, insert = self._clock(), _INSERT[session.get_bind().dialect.name]
+        now, insert = self._clock(), _INSERT[session.get_bind().dialect.name](PasswordAttempts)
         fresh = {"account_key": place.account_key, "failures": 0, "counted_from": now, "last_attempt_at": now}
-        while True:
-            # Always, though the rows are mostly there: whether they are would show in the time that this takes.
-            session.connection().execute(
-                insert(PasswordAttempts).on_conflict_do_nothing(), [{**fresh, "network_key": key} for key in keys]
-            )
-            rows = session.scalars(
-                sa.select(PasswordAttempts)
-                .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key.in_(keys))
-                .order_by(PasswordAttempts.network_key)
-                .with_for_update()
-            ).all()
-            # Between the two statements somebody may have forgotten this address.
-            if len(rows) == len(keys):
-                anywhere, here = rows
-                return here, anywhere
+        # A row that is there is updated to what it is: made or not, it is locked afterwards, in the same time.
+        lock = insert.on_conflict_do_update(
+            index_elements=["account_key", "network_key"], set_={"failures": PasswordAttempts.failures}
+        )
+        session.connection().execute(lock, [{**fresh, "network_key": key} for key in keys])
+        anywhere, here = session.scalars(
+            sa.select(PasswordAttempts)
+            .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key.in_(keys))
+            .order_by(PasswordAttempts.network_key)
+        ).all()
+        return here, anywhere
 
     def _place(self, email_key: str, ip: str | None) -> _Place:
         return _Place(self._mac("account", email_key), self._mac("network", email_key, network_of(ip)))

@@ -70,7 +70,8 @@ class MailedLinks:
             who = actor.known_as(user.id, user.email) if user else actor
             target = ("user", user.id) if user else None
             self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=target)
-            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
+            to = None if user else address
+            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, to=to, request_id=actor.request_id)
         self._outbox.announce(job_id)
 
     def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
@@ -85,12 +86,12 @@ class MailedLinks:
         password_hash = self._passwords.hash(new_password)
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
-            user.password_hash = password_hash
+            user.password_hash, user.password_version = password_hash, user.password_version + 1
             user.email_verified_at = user.email_verified_at or self._clock()
             ended = self._user_sessions.end_all(session, user.id)
             # This one among them: a second use is as unknown as any other.
             kill_links(session, user.id)
-            self._credentials.forget(session, user.email_key)
+            self._credentials.end_delays(session, user.email_key)
             who = actor.known_as(user.id, user.email)
             self._audit.record(session, who, Action.PASSWORD_RESET, target=("user", user.id), sessions=ended)
             job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)

@@ -22,7 +22,10 @@ class TokenPurpose(enum.StrEnum):
 
 
 class User(UuidKey, Base):
-    """A person. `email` is the address as it was given, `email_key` its canonical form (see auth.addresses)."""
+    """A person. `email` is the address as it was given, `email_key` its canonical form (see auth.addresses).
+
+    `password_version` counts passwords, not hashes: one password is hashed anew when the parameters have changed.
+    """
 
     __tablename__ = "users"
     __table_args__ = (
@@ -34,6 +37,7 @@ class User(UuidKey, Base):
     email_key: Mapped[str] = mapped_column(sa.String(512), unique=True)
     full_name: Mapped[str] = mapped_column(sa.String(200), default="")
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))
+    password_version: Mapped[int] = mapped_column(sa.Integer, default=0)
     role: Mapped[str] = mapped_column(sa.String(16), default=Role.USER)
     email_verified_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
@@ -89,7 +93,7 @@ class PasswordAttempts(Base):
     The keys are HMACs, so that a row names neither, and there are rows for addresses that have no account.
     `failures` is counted before a password is looked at; `delayed_until` is set once enough
     have turned out to be wrong.
-    `signed_in_at` is when the right password last came from this network.
+    `signed_in_at` is when the account was last signed in to from this network.
     """
 
     __tablename__ = "password_attempts"

@@ -12,12 +12,11 @@ from vault.mail.models import MailJob, MailState
 
 def kill_links(
     session: Session,
-    user_id: uuid.UUID,
-    *,
+    *user_ids: uuid.UUID,
     purposes: Collection[TokenPurpose] = tuple(TokenPurpose),
     but: uuid.UUID | None = None,
 ) -> None:
-    """Make an account's links worthless, those included that are about to be mailed; the token `but` stays.
+    """Make the links of accounts worthless, those included that are about to be mailed; the token `but` stays.
 
     Notices of what has happened are no links, and still go out.
     """
@@ -25,7 +24,7 @@ def kill_links(
     session.execute(
         sa.update(MailJob)
         .where(
-            MailJob.user_id == user_id,
+            MailJob.user_id.in_(user_ids),
             MailJob.kind.in_(purposes),
             MailJob.state.in_((MailState.QUEUED, MailState.SENDING)),
         )
@@ -35,7 +34,7 @@ def kill_links(
     session.execute(
         sa.delete(EmailToken)
         .where(
-            EmailToken.user_id == user_id,
+            EmailToken.user_id.in_(user_ids),
             EmailToken.purpose.in_(purposes),
             EmailToken.id != (but or uuid.UUID(int=0)),
         )

@@ -13,7 +13,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import Address, parse_address
 from vault.auth.credentials import Credentials, Verdict
-from vault.auth.models import User
+from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
@@ -74,7 +74,8 @@ class AuthService:
         with self._sessions.begin() as session:
             user = self._by_key(session, address.key)
             waiting = user if user is not None and user.email_verified_at is None else None
-            job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, request_id=actor.request_id)
+            to = None if waiting else address
+            job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
         self._outbox.announce(job_id)
 
     def login(self, email: str, password: str, actor: Actor) -> TokenPair:
@@ -84,18 +85,13 @@ class AuthService:
             user = self._by_key(session, address.key)
         password_hash = user.password_hash if user else None
         verdict = self._credentials.check(address.key, password_hash, password, actor.ip)
-        if user is None or password_hash is None or verdict is not Verdict.RIGHT or user.disabled_at is not None:
-            reason = "unknown" if user is None else "disabled" if verdict is Verdict.RIGHT else verdict.value
-            self._refuse_login(user, reason, actor)
-            raise InvalidCredentials
-        if user.email_verified_at is None:
-            job_id = self._refuse_login(user, "unverified", actor, mail=True)
-            if job_id is not None:
-                self._outbox.announce(job_id)
+        reason = _why_not(user, verdict)
+        if user is None or password_hash is None or reason is not None:
+            self._refuse_login(address, user, reason or verdict.value, actor)
             raise InvalidCredentials
         is_outdated = self._passwords.is_outdated(password_hash)
         new_hash = self._passwords.hash(password) if is_outdated else password_hash
-        return self._start_session(user.id, password_hash, new_hash, actor)
+        return self._start_session(user, new_hash, actor)
 
     def profile(self, user_id: uuid.UUID) -> Profile:
         with self._sessions.begin() as session:
@@ -112,23 +108,35 @@ class AuthService:
         with self._sessions.begin() as session:
             user = self._by_key(session, address.key, lock=True)
             known = user is not None and user.email_verified_at is not None
+            kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
+            has_room = self._outbox.has_room(session, kind, address.key)
             if user is None:
                 user = User(id=uuid.uuid4(), email_key=address.key)
-                session.add(user)
-            if not known:
-                # Starting over: the newest password and name count, and links mailed before are dead.
+            is_new = user.created_at is None
+            # Past the limit no new link could be mailed, so the one that was mailed last must stay good.
+            starts_over = not known and (is_new or has_room)
+            if starts_over:
+                # The newest password and name count, and links that confirm for older ones are dead.
+                user.email, user.full_name = address.as_given, full_name
+                user.password_hash, user.password_version = password_hash, (user.password_version or 0) + 1
                 user.created_at = self._clock()
-                user.email = address.as_given
-                user.password_hash = password_hash
-                user.full_name = full_name
+                session.add(user)
                 session.flush()
-                kill_links(session, user.id)
-                who = actor.known_as(user.id, user.email)
-                self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
-            kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
+            # For others the same work, on nobody's links.
+            kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
+            self._audit.record(
+                session,
+                actor.known_as(user.id, user.email),
+                Action.USER_REGISTERED,
+                target=("user", user.id),
+                outcome=Outcome.OK if starts_over else Outcome.FAILED,
+                reason=None if starts_over else "known" if known else "too_often",
+            )
             return self._outbox.add(session, kind, user, request_id=actor.request_id)
 
-    def _refuse_login(self, user: User | None, reason: str, actor: Actor, *, mail: bool = False) -> uuid.UUID | None:
+    def _refuse_login(self, address: Address, user: User | None, reason: str, actor: Actor) -> None:
+        """Audit it, and owe a mail: the link again to whoever had the right password, to everybody else none."""
+        waiting = user if reason == "unverified" else None
         with self._sessions.begin() as session:
             self._audit.record(
                 session,
@@ -138,27 +146,39 @@ class AuthService:
                 outcome=Outcome.FAILED,
                 reason=reason,
             )
-            if not mail:
-                return None
-            return self._outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id=actor.request_id)
+            to = None if waiting else address
+            job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+        self._outbox.announce(job_id)
 
-    def _start_session(self, user_id: uuid.UUID, checked_hash: str, new_hash: str, actor: Actor) -> TokenPair:
+    def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:
         with self._sessions.begin() as session:
-            user = session.scalar(sa.select(User).where(User.id == user_id).with_for_update())
+            user = session.scalar(sa.select(User).where(User.id == checked.id).with_for_update())
             # While the password was hashed, the account may have been given another, or been closed.
-            if user is None or user.password_hash != checked_hash or user.disabled_at is not None:
+            if user is None or user.password_version != checked.password_version or user.disabled_at is not None:
                 raise InvalidCredentials
             user.password_hash = new_hash
             user.last_login_at = self._clock()
             session_id, pair = self._user_sessions.begin(session, user, actor)
             who = actor.known_as(user.id, user.email, session_id)
             self._audit.record(session, who, Action.LOGIN, target=("user", user.id))
+            self._credentials.signed_in(session, user.email_key, actor.ip)
             return pair
 
     @staticmethod
     def _by_key(session: Session, key: str, *, lock: bool = False) -> User | None:
         query = sa.select(User).where(User.email_key == key)
         return session.scalar(query.with_for_update() if lock else query)
+
+
+def _why_not(user: User | None, verdict: Verdict) -> str | None:
+    """The class of reason to refuse a login; None if there is none."""
+    if user is None:
+        return "unknown"
+    if verdict is not Verdict.RIGHT:
+        return verdict.value
+    if user.disabled_at is not None:
+        return "disabled"
+    return "unverified" if user.email_verified_at is None else None
 
 
 def _existing(session: Session, user_id: uuid.UUID) -> User:

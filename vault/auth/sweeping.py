@@ -1,4 +1,4 @@
-"""Deletes what has ended: sessions, mailed tokens, attempts, and accounts whose address nobody confirmed."""
+"""Deletes what has ended: sessions, links, attempts, traces of mails, and accounts whose address nobody confirmed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from vault.auth.links import REPEATABLE
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
+from vault.mail.outbox import Outbox
 
 _UNVERIFIED_FOR: Final = timedelta(days=7)
 _BATCH: Final = 500
@@ -22,11 +23,12 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """How many rows of each kind were deleted."""
+    """How many rows of each kind were deleted, or emptied."""
 
     sessions: int
     links: int
     attempts: int
+    mails: int
     accounts: int
 
 
@@ -36,11 +38,13 @@ class Sweeper:
         sessions: sessionmaker[Session],
         *,
         credentials: Credentials,
+        outbox: Outbox,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._credentials = credentials
+        self._outbox = outbox
         self._audit = audit
         self._clock = clock
 
@@ -55,6 +59,7 @@ class Sweeper:
             ),
             links=self._delete(EmailToken, EmailToken.expires_at <= self._clock() - REPEATABLE),
             attempts=self._credentials.sweep(),
+            mails=self._outbox.sweep(),
             accounts=self._delete_unverified(actor),
         )
 
@@ -73,8 +78,8 @@ class Sweeper:
 
     def _delete_some_unverified(self, actor: Actor) -> int:
         with self._sessions.begin() as session:
-            users = session.scalars(
-                sa.select(User)
+            user_ids = session.scalars(
+                sa.select(User.id)
                 .where(
                     User.email_verified_at.is_(None),
                     # Who was shut out is not let in again by registering once more.
@@ -84,9 +89,9 @@ class Sweeper:
                 .limit(_BATCH)
                 .with_for_update(skip_locked=True)
             ).all()
-            for user in users:
-                kill_links(session, user.id)
-                session.delete(user)
-                target = ("user", user.id)
+            kill_links(session, *user_ids)
+            session.execute(sa.delete(User).where(User.id.in_(user_ids)).execution_options(synchronize_session=False))
+            for user_id in user_ids:
+                target = ("user", user_id)
                 self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
-        return len(users)
+        return len(user_ids)

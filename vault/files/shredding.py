@@ -74,9 +74,12 @@ def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
 
     Leases stay: they protect the objects of uploads that still run, and find out when they want to publish.
     """
+    of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
+    # In the order in which a rewrap locks the rows of many people.
+    session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
     done = session.execute(
         sa.update(File)
-        .where(File.owner_id == owner_id, File.state != FileState.SHREDDED)
+        .where(*of_owner)
         .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
         .execution_options(synchronize_session=False)
     )

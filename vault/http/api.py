@@ -35,6 +35,15 @@ class ProblemSchema(ma.Schema):
 class VaultApi(Api):  # type: ignore[misc]
     ERROR_SCHEMA = ProblemSchema
 
+    def _register_responses(self) -> None:
+        # By default one for each status that HTTP has, as application/json, made anew for every application.
+        for name, description in (
+            ("DEFAULT_ERROR", "A problem"),
+            ("UNPROCESSABLE_ENTITY", "A problem that names fields"),
+        ):
+            response = {"description": description, "content": {"application/problem+json": {"schema": ProblemSchema}}}
+            self.spec.components.response(name, response, lazy=True)
+
     def handle_http_exception(self, error: HTTPException) -> Any:
         return on_http_error(error)
 

@@ -8,6 +8,7 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Final
 
 import sqlalchemy as sa
@@ -31,6 +32,8 @@ LINK_LIFETIMES: Final = {
 # What strangers can cause; a notice of something that has happened always goes out.
 _LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
 _JOBS_PER_HOUR: Final = 3
+# After a mail was sent or given up; then nothing says any more to whom it went.
+_KEPT_FOR: Final = timedelta(days=7)
 _FIRST_RETRY_SECONDS: Final = 5.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
 _GIVE_UP_AFTER: Final = timedelta(days=1)
@@ -67,26 +70,18 @@ class Outbox:
     ) -> uuid.UUID:
         """Owe a mail, in the caller's transaction; without a user, or past the hourly limit, owe a no-op.
 
-        It goes to the user's address unless `to` says otherwise; `asked_by` is the session that a link is for. The
-        caller passes the returned id to `announce` after its commit.
+        It goes to the user's address unless `to` says otherwise; without a user, `to` is the address that it is about.
+        `asked_by` is the session that a link is for. The caller passes the returned id to `announce` after its commit.
         """
-        if to is None and user is not None:
+        if to is None:
+            assert user is not None
             to = Address(user.email, user.email_key)
-        recent = session.scalar(
-            sa.select(sa.func.count())
-            .select_from(MailJob)
-            .where(
-                MailJob.recipient_key == (to.key if to else ""),
-                MailJob.kind == kind,
-                MailJob.created_at > self._clock() - timedelta(hours=1),
-            )
-        )
-        is_wanted = user is not None and (kind not in _LIMITED or (recent or 0) < _JOBS_PER_HOUR)
+        is_wanted = self.has_room(session, kind, to.key) and user is not None
         job = MailJob(
             id=uuid.uuid4(),
             kind=kind,
-            recipient=to.as_given if to and is_wanted else None,
-            recipient_key=to.key if to and is_wanted else None,
+            recipient=to.as_given if is_wanted else None,
+            recipient_key=to.key if is_wanted else None,
             user_id=user.id if user and is_wanted else None,
             context={"session_id": str(asked_by)} if asked_by else {},
             next_attempt_at=db_now(),
@@ -95,6 +90,24 @@ class Outbox:
         )
         session.add(job)
         return job.id
+
+    def has_room(self, session: Session, kind: MailKind, email_key: str) -> bool:
+        """Whether one more mail of this kind may go to an address; others that ask wait until the caller commits."""
+        if kind not in _LIMITED:
+            return True
+        if session.get_bind().dialect.name == "postgresql":
+            lock = int.from_bytes(sha256(f"{kind} {email_key}".encode()).digest()[:8], "big", signed=True)
+            session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+        recent = session.scalar(
+            sa.select(sa.func.count())
+            .select_from(MailJob)
+            .where(
+                MailJob.recipient_key == email_key,
+                MailJob.kind == kind,
+                MailJob.created_at > self._clock() - timedelta(hours=1),
+            )
+        )
+        return (recent or 0) < _JOBS_PER_HOUR
 
     def announce(self, job_id: uuid.UUID) -> None:
         """Tell a worker about a committed job. If that fails, the periodic pass finds it."""
@@ -126,6 +139,13 @@ class Outbox:
     def _claim(self, job_id: uuid.UUID) -> tuple[int, OutgoingMail | None] | None:
         """Take the row for LEASE_SECONDS and make its mail; None if it is not to be had."""
         with self._sessions.begin() as session:
+            # Its user before the job, as everybody does who ends links; the new token's foreign key wants that lock.
+            session.execute(
+                sa.select(User.id)
+                .join(MailJob, MailJob.user_id == User.id)
+                .where(MailJob.id == job_id)
+                .with_for_update(read=True, key_share=True, of=User)
+            )
             taken = session.execute(
                 sa.update(MailJob)
                 .where(MailJob.id == job_id, _claimable())
@@ -172,6 +192,32 @@ class Outbox:
             )
         )
         return token
+
+    def sweep(self) -> int:
+        """Erase whom settled mails went to after a week, and delete the no-ops of before; return how many rows."""
+        now = self._clock()
+        is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
+        with self._sessions.begin() as session:
+            erased = session.execute(
+                sa.update(MailJob)
+                .where(
+                    is_settled,
+                    MailJob.recipient.is_not(None),
+                    sa.func.coalesce(MailJob.sent_at, MailJob.created_at) <= now - _KEPT_FOR,
+                )
+                .values(recipient=None, recipient_key=None, user_id=None, context={})
+                .execution_options(synchronize_session=False)
+            )
+            deleted = session.execute(
+                sa.delete(MailJob)
+                .where(
+                    MailJob.state == MailState.VOID,
+                    MailJob.recipient.is_(None),
+                    MailJob.created_at <= now - timedelta(hours=1),
+                )
+                .execution_options(synchronize_session=False)
+            )
+        return int(erased.rowcount + deleted.rowcount)  # type: ignore[attr-defined]
 
     def _put_off(self, job_id: uuid.UUID, attempt: int, error: MailDelayed) -> None:
         with self._sessions.begin() as session:

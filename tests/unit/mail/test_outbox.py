@@ -51,7 +51,8 @@ class Office:
     def owe(self, user: User | None, kind: MailKind = MailKind.VERIFY_EMAIL, **values: Any) -> uuid.UUID:
         """A job as `Outbox.add` makes it, with some columns as if things had happened to it since."""
         with self.sessions.begin() as session:
-            job_id = self.outbox.add(session, kind, user)
+            to = None if user else parse_address("nobody@example.org")
+            job_id = self.outbox.add(session, kind, user, to=to)
         self.change(job_id, **values)
         return job_id
 
