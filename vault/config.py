@@ -72,6 +72,7 @@ class Settings:
     max_upload_bytes: int
     default_quota_bytes: int
     max_uploads_per_user: int
+    max_files_per_user: int
     upload_buffer_bytes: int
     argon2_memory_kib: int
     argon2_time_cost: int
@@ -151,6 +152,7 @@ class _Reader:
             "max_upload_bytes": self._number("MAX_UPLOAD_BYTES", 10 * GIB, at_least=1, at_most=5 * 1024 * GIB),
             "default_quota_bytes": self._number("DEFAULT_QUOTA_BYTES", 10 * GIB, at_least=0),
             "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1),
+            "max_files_per_user": self._number("MAX_FILES_PER_USER", 100_000, at_least=1),
             "upload_buffer_bytes": self._number("UPLOAD_BUFFER_BYTES", 128 * 1024**2, at_least=1),
             "argon2_memory_kib": self._number("ARGON2_MEMORY_KIB", 19456, at_least=7168, at_most=4 * 1024**2),
             "argon2_time_cost": self._number("ARGON2_TIME_COST", 2, at_least=1, at_most=100),

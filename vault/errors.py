@@ -7,7 +7,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InputRefused          validation_failed     one field or several are not acceptable
     ├── MalformedBody         malformed_body        the request body does not parse
     │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
-    ├── DigestMismatch        digest_mismatch       the body is not what its Repr-Digest says
+    ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
@@ -18,8 +18,11 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
     ├── InvalidCursor         invalid_cursor
     ├── NotFound              not_found             does not exist, or is somebody else's
+    ├── PreconditionFailed    precondition_failed   the file is another version than the request is about
+    ├── RangeNotSatisfiable   range_not_satisfiable the range asked for begins behind the end
     ├── TooLarge              too_large
     ├── QuotaExceeded         quota_exceeded
+    ├── TooManyFiles          too_many_files
     ├── TooManyUploads        too_many_uploads
     ├── UploadLost            upload_lost           the server ended the upload before it could be published
     ├── Busy                  busy                  a bounded resource stayed taken for too long
@@ -75,7 +78,7 @@ class UploadTruncated(MalformedBody):
 
 class DigestMismatch(VaultError):
     code = "digest_mismatch"
-    detail = "The body does not match its Repr-Digest; nothing was kept."
+    detail = "The body does not match its Repr-Digest or Content-Digest; nothing was kept."
 
 
 class InvalidCredentials(VaultError):
@@ -143,6 +146,22 @@ class NotFound(VaultError):
     detail = "There is nothing here."
 
 
+class PreconditionFailed(VaultError):
+    code = "precondition_failed"
+    detail = "The file is not the version that If-Match names."
+
+
+class RangeNotSatisfiable(VaultError):
+    """`size` is that of the whole content."""
+
+    code = "range_not_satisfiable"
+    detail = "The range begins behind the end of the content."
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
 class TooLarge(VaultError):
     code = "too_large"
     detail = "The request body is larger than this server accepts."
@@ -151,6 +170,11 @@ class TooLarge(VaultError):
 class QuotaExceeded(VaultError):
     code = "quota_exceeded"
     detail = "There is not enough room left in your quota for this file."
+
+
+class TooManyFiles(VaultError):
+    code = "too_many_files"
+    detail = "You have as many files as one person may have. Delete some first."
 
 
 class TooManyUploads(VaultError):

@@ -181,7 +181,8 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert settings.max_upload_bytes == settings.default_quota_bytes == 10 * GIB
     assert settings.file_suite is Suite.AES_256_EAX
     assert (settings.smtp_port, settings.smtp_security) == (587, "starttls")
-    assert (settings.max_uploads_per_user, settings.upload_buffer_bytes) == (16, 128 * 1024**2)
+    assert (settings.max_uploads_per_user, settings.max_files_per_user) == (16, 100_000)
+    assert settings.upload_buffer_bytes == 128 * 1024**2
     assert (settings.port, settings.log_level, settings.log_format) == (8000, "INFO", "json")
     assert (settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism) == (19456, 2, 1)
     assert settings.argon2_concurrency >= 1
@@ -899,6 +900,7 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("MAX_UPLOAD_BYTES", "0"),
         ("DEFAULT_QUOTA_BYTES", "-1"),
         ("MAX_UPLOADS_PER_USER", "0"),
+        ("MAX_FILES_PER_USER", "0"),
         ("UPLOAD_BUFFER_BYTES", "0"),
         ("ARGON2_MEMORY_KIB", "7167"),
         ("ARGON2_MEMORY_KIB", "4194305"),

@@ -29,6 +29,7 @@ class Action(enum.StrEnum):
     FILE_UPLOADED = "file.uploaded"
     FILE_DOWNLOAD_STARTED = "file.download_started"
     FILE_DOWNLOAD_ENDED = "file.download_ended"
+    FILE_RENAMED = "file.renamed"
     FILE_DELETED = "file.deleted"
     FILE_INTEGRITY_FAILED = "file.integrity_failed"
     FILE_REENCRYPTED = "file.reencrypted"

@@ -1,6 +1,7 @@
 """Routes under /api/v1/auth: read the input, call the service, answer."""
 
 import uuid
+from datetime import datetime
 from typing import Any
 
 from vault.auth.schemas import (
@@ -114,7 +115,9 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
     """Where one is signed in, newest first."""
     vault, who = container(), signed_in()
     cursors, scope = Cursors(vault.settings.secret_key), f"sessions {who.user_id}"
-    after = cursors.load(query["cursor"], scope=scope) if query["cursor"] is not None else None
+    after = None
+    if query["cursor"] is not None:
+        after = cursors.load(query["cursor"], scope=scope, key_type=datetime)
     page = vault.user_sessions.list(who, limit=query["limit"], after=after)
     return {
         "items": page.items,

@@ -14,7 +14,7 @@ from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import KeyUnwrapFailed
 from vault.errors import IntegrityFailed, NotFound
 from vault.files.models import File, FileState
-from vault.files.reading import FileReader, StoredFile, integrity_proven
+from vault.files.reading import ByteRange, FileReader, StoredFile, integrity_proven
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0
@@ -41,11 +41,15 @@ class Downloads:
         with self._watched(file, actor):
             return self._reader.unlock(file, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
-    def open(self, file: StoredFile, actor: Actor) -> "Download":
-        """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it."""
+    def open(self, file: StoredFile, actor: Actor, *, part: ByteRange | None = None) -> "Download":
+        """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it.
+
+        Without a part it is of the whole file.
+        """
         with self._watched(file, actor):
             unlocked = self._reader.unlock(file)
-            pieces, close = self._reader.open(file, unlocked, verify_all_first=self._verify_all_first)
+            pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
+        wanted = file.size_bytes if part is None else part.size
         try:
             with self._sessions.begin() as session:
                 self._audit.record(
@@ -54,17 +58,19 @@ class Downloads:
                     Action.FILE_DOWNLOAD_STARTED,
                     target=("file", file.file_id),
                     size_bytes=file.size_bytes,
+                    first_byte=0 if part is None else part.first,
+                    bytes_wanted=wanted,
                 )
         except BaseException:
             close()
             raise
         return Download(
-            file,
+            wanted,
             unlocked.sha256,
             pieces,
             close,
             watched=lambda: self._watched(file, actor),
-            ended=lambda served: self._record_end(file, actor, served=served),
+            ended=lambda served: self._record_end(file, actor, served=served, complete=served == wanted),
         )
 
     def forget(self, file: StoredFile) -> None:
@@ -103,8 +109,7 @@ class Downloads:
             log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
         log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
 
-    def _record_end(self, file: StoredFile, actor: Actor, *, served: int) -> None:
-        complete = served == file.size_bytes
+    def _record_end(self, file: StoredFile, actor: Actor, *, served: int, complete: bool) -> None:
         try:
             with self._sessions.begin() as session:
                 self._audit.record(
@@ -138,7 +143,7 @@ class Download:
 
     def __init__(
         self,
-        file: StoredFile,
+        size_bytes: int,
         sha256: bytes,
         pieces: Iterator[bytes],
         close: Callable[[], None],
@@ -146,7 +151,7 @@ class Download:
         watched: Callable[[], AbstractContextManager[None]],
         ended: Callable[[int], None],
     ) -> None:
-        self.size_bytes = file.size_bytes
+        self.size_bytes = size_bytes
         self.sha256 = sha256
         self._pieces = pieces
         self._close = close

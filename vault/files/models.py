@@ -9,6 +9,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from vault.db import Base, UuidKey
 
+# Compared by code points everywhere, as SQLite and Python do it.
+_FOLDED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+_MEDIA_TYPE = sa.String(255).with_variant(sa.String(255, collation="C"), "postgresql")
+_READY = sa.text("state = 'ready'")
+
+
+def _ready_by(name: str, column: str) -> sa.Index:
+    return sa.Index(f"ix_files_ready_by_{name}", "owner_id", column, "id", postgresql_where=_READY, sqlite_where=_READY)
+
 
 class FileState(enum.StrEnum):
     PENDING = "pending"
@@ -41,6 +50,18 @@ class File(UuidKey, Base):
             postgresql_where=sa.text("state <> 'ready'"),
             sqlite_where=sa.text("state <> 'ready'"),
         ),
+        # A sort of the list each, in both orders.
+        _ready_by("name", "name_folded"),
+        _ready_by("created_at", "created_at"),
+        _ready_by("size", "size_bytes"),
+        _ready_by("content_type", "content_type"),
+        sa.Index(
+            "ix_files_name_trigrams",
+            "name_folded",
+            postgresql_using="gin",
+            postgresql_ops={"name_folded": "gin_trgm_ops"},
+            postgresql_where=_READY,
+        ).ddl_if(dialect="postgresql"),
         # Which refs are in use, and the rows of each in the order in which they are rewrapped.
         sa.Index(
             "ix_files_wrapped_by",
@@ -54,8 +75,8 @@ class File(UuidKey, Base):
 
     owner_id: Mapped[uuid.UUID]
     name: Mapped[str] = mapped_column(sa.String(255))
-    name_folded: Mapped[str] = mapped_column(sa.Text)
-    content_type: Mapped[str] = mapped_column(sa.String(255))
+    name_folded: Mapped[str] = mapped_column(_FOLDED)
+    content_type: Mapped[str] = mapped_column(_MEDIA_TYPE)
     state: Mapped[str] = mapped_column(sa.String(16), default=FileState.PENDING)
     version: Mapped[int] = mapped_column(sa.Integer, default=1)
     size_bytes: Mapped[int | None]

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -15,14 +16,29 @@ from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnav
 from vault.encryption.header import HEADER_SIZE, header_of, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.metadata import open_digest
-from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream
+from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
 from vault.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
 from vault.files.models import File, FileState
+from vault.files.readahead import ReadAhead
 from vault.files.retired import key_is_retired
 from vault.storage import ObjectReader, ObjectStore, object_key
 
-# Up to here the whole file is fetched and verified before its first byte is given out.
+# Up to here all that was asked for is fetched and verified before its first byte is given out.
 _WHOLE_BYTES: Final = 8 * 1024**2
+# As many as a process has threads that answer requests, and then some.
+_FETCHES_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A part of a file's plaintext, first to last byte, both included; it holds one byte at least."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +104,8 @@ class FileReader:
     def __init__(self, store: ObjectStore, keys: DekCache) -> None:
         self._store = store
         self._keys = keys
+        # Its threads begin with the first fetch, so after every fork.
+        self._fetches = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="read-ahead")
 
     def unlock(self, file: StoredFile, *, within_seconds: float | None = None) -> Unlocked:
         """Unwrap the data key and prove what the row says. Asks the store nothing.
@@ -114,25 +132,26 @@ class FileReader:
         return Unlocked(geometry, ContentKey(keys, header), digest)
 
     def open(
-        self, file: StoredFile, unlocked: Unlocked, *, verify_all_first: bool = False
+        self, file: StoredFile, unlocked: Unlocked, part: ByteRange | None = None, *, verify_all_first: bool = False
     ) -> tuple[Iterator[bytes], Callable[[], None]]:
         """Open the object, prove its ends, and return what yields its plaintext with what closes it.
 
-        `verify_all_first` proves every segment before this returns; each is proven again as it is yielded.
+        Of a part only the segments that hold it are fetched, and the first of them is proven. `verify_all_first` proves
+        every segment that is wanted before this returns; each is proven again as it is yielded.
         """
         geometry = unlocked.geometry
-        whole = file.size_bytes <= _WHOLE_BYTES
-        etag = None if whole else self._prove_last(file, unlocked)
-        if verify_all_first and not whole:
-            etag = self._prove_all(file, unlocked, etag)
-        reader = self._open(file, geometry, 0, geometry.object_size - 1, etag)
+        wanted = geometry.whole() if part is None else geometry.covering(part.first, part.last)
+        is_small = wanted.take <= _WHOLE_BYTES
+        etag = self._prove_last(file, unlocked) if part is None and not is_small else None
+        if verify_all_first and not is_small:
+            etag = self._prove_all(file, unlocked, wanted, etag, with_header=part is None)
+        reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=part is None)
         try:
-            segments = self._segments(file, unlocked, reader)
-            if whole:
-                pieces = list(segments)
+            if is_small:
+                proven = list(pieces)
                 reader.close()
-                return iter(pieces), reader.close
-            return chain([next(segments)], segments), reader.close
+                return iter(proven), reader.close
+            return chain([next(pieces)], pieces), reader.close
         except BaseException:
             reader.close()
             raise
@@ -148,11 +167,22 @@ class FileReader:
             return self._keys.unwrap(file.key, file.object_id)
         return self._keys.unwrap_within(within_seconds, file.key, file.object_id)
 
-    def _segments(self, file: StoredFile, unlocked: Unlocked, reader: ObjectReader) -> Iterator[bytes]:
-        if reader.read(HEADER_SIZE) != file.header:
-            raise IntegrityFailed("header")
+    def _stream(
+        self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
+    ) -> tuple[ReadAhead, Iterator[bytes]]:
+        """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded."""
         geometry = unlocked.geometry
-        yield from open_stream(unlocked.key, geometry, reader.read, 0, geometry.segments - 1)
+        spans = (geometry.span(index) for index in range(wanted.first, wanted.last + 1))
+        sizes = chain([HEADER_SIZE] if with_header else [], (hi - lo + 1 for lo, hi in spans))
+        opened = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
+        reader = ReadAhead(opened, sizes, self._fetches)
+
+        def segments() -> Iterator[bytes]:
+            if with_header and reader.read(HEADER_SIZE) != file.header:
+                raise IntegrityFailed("header")
+            yield from open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last)
+
+        return reader, _cut(segments(), wanted.skip, wanted.take)
 
     def _prove_last(self, file: StoredFile, unlocked: Unlocked) -> str:
         """Authenticate the final segment, so that a truncated object is found before the first byte is given out."""
@@ -166,10 +196,12 @@ class FileReader:
         finally:
             reader.close()
 
-    def _prove_all(self, file: StoredFile, unlocked: Unlocked, etag: str | None) -> str:
-        reader = self._open(file, unlocked.geometry, 0, unlocked.geometry.object_size - 1, etag)
+    def _prove_all(
+        self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
+    ) -> str:
+        reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=with_header)
         try:
-            for _ in self._segments(file, unlocked, reader):
+            for _ in pieces:
                 pass
             return reader.etag
         finally:
@@ -181,6 +213,15 @@ class FileReader:
             reader.close()
             raise IntegrityFailed("object_size")
         return reader
+
+
+def _cut(segments: Iterator[bytes], skip: int, take: int) -> Iterator[bytes]:
+    """`take` bytes of what the segments hold, after the first `skip`."""
+    for segment in segments:
+        piece = segment[skip : skip + take]
+        skip = 0
+        take -= len(piece)
+        yield piece
 
 
 @contextmanager

@@ -1,24 +1,31 @@
 """Routes under /api/v1/files: read the input, call the service, answer."""
 
 import uuid
+from functools import partial
 from typing import Any
 
 from flask import Response, request
 
+from vault.files.listing import Listing, Sort
 from vault.files.schemas import (
     ContentQuerySchema,
     FilePageSchema,
     ListQuerySchema,
     OneFileSchema,
+    RenameSchema,
     UploadQuerySchema,
+    UsageSchema,
     file_path,
 )
 from vault.files.service import FileInfo
+from vault.files.usage import Usage
 from vault.http import downloads
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
+from vault.http.conditions import wanted
 from vault.http.cursors import Cursors
 from vault.http.uploads import open_upload
+from vault.http.versions import version_tag, wanted_versions
 
 blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
 
@@ -57,15 +64,28 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.response(200, FilePageSchema)
 @login_required
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
-    """One's own files, newest first."""
+    """One's own files, newest first unless asked otherwise."""
     vault, owner_id = container(), signed_in().user_id
-    cursors, scope = Cursors(vault.settings.secret_key), f"files {owner_id}"
-    after = cursors.load(query["cursor"], scope=scope) if query["cursor"] is not None else None
-    page = vault.files.list(owner_id, limit=query["limit"], after=after)
+    listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
+    cursors = Cursors(vault.settings.secret_key)
+    # The search comes last, since it may hold anything.
+    scope = f"files {owner_id} {query['sort']} {query['order']} {query['search'] or ''}"
+    after = None
+    if query["cursor"] is not None:
+        after = cursors.load(query["cursor"], scope=scope, key_type=listing.sort.key_type)
+    page = vault.files.list(owner_id, listing, limit=query["limit"], after=after)
     return {
         "items": page.items,
         "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
     }
+
+
+@blueprint.get("/usage")
+@blueprint.response(200, UsageSchema)
+@login_required
+def usage() -> Usage:
+    """How much of one's room is taken."""
+    return container().files.usage(signed_in().user_id)
 
 
 @blueprint.get("/<uuid:file_id>")
@@ -74,20 +94,60 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """One file's facts."""
     info = container().files.get(signed_in().user_id, file_id, actor())
-    return info, 200, {"ETag": f'"{info.object_id}.{info.version}"'}
+    return info, 200, {"ETag": version_tag(info)}
+
+
+@blueprint.patch("/<uuid:file_id>")
+@blueprint.arguments(RenameSchema)
+@blueprint.response(200, OneFileSchema)
+@blueprint.alt_response(412, schema=None, description="precondition_failed")
+@blueprint.doc(
+    parameters=[
+        {
+            "in": "header",
+            "name": "If-Match",
+            "schema": {"type": "string"},
+            "description": "The ETag of the file's facts that is to be changed, else 412.",
+        }
+    ]
+)
+@login_required
+def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
+    """Give a file another name. Several files may have the same."""
+    versions = wanted_versions(request)
+    info = container().files.rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
+    return info, 200, {"ETag": version_tag(info)}
 
 
 @blueprint.get("/<uuid:file_id>/content")
 @blueprint.arguments(ContentQuerySchema, location="query")
-@blueprint.doc(responses={"200": {"description": "The bytes", "content": {"application/octet-stream": _BINARY}}})
+@blueprint.doc(
+    parameters=[
+        {"in": "header", "name": name, "schema": {"type": "string"}, "description": text}
+        for name, text in {
+            "Range": "One range of bytes; several are answered whole.",
+            "If-Range": "The ETag that the range is of; for another version all of it is sent.",
+            "If-Match": "Only this version, else 412.",
+            "If-None-Match": "Only if it is another version, else 304.",
+        }.items()
+    ],
+    responses={
+        "200": {"description": "The bytes", "content": {"application/octet-stream": _BINARY}},
+        "206": {"description": "The range", "content": {"application/octet-stream": _BINARY}},
+        "304": {"description": "The client has this version"},
+        "412": {"description": "precondition_failed"},
+        "416": {"description": "range_not_satisfiable; Content-Range has the size"},
+    },
+)
 @login_required
-def content(_query: dict[str, Any], file_id: uuid.UUID) -> Response:
-    """The file's bytes, each verified before it is sent."""
+def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
+    """The file's bytes or one range of them, each verified before it is sent."""
     files, owner_id = container().files, signed_in().user_id
+    choose, inline = partial(wanted, request), query["disposition"] == "inline"
     if request.method == "HEAD":
-        return downloads.stream(files.head(owner_id, file_id, actor()), None)
-    info, download = files.open(owner_id, file_id, actor())
-    return downloads.stream(info, download)
+        return downloads.stream(files.head(owner_id, file_id, actor(), choose=choose), None, inline=inline)
+    info, part, download = files.open(owner_id, file_id, actor(), choose=choose)
+    return downloads.stream(info, download, part=part, inline=inline)
 
 
 @blueprint.delete("/<uuid:file_id>")

@@ -6,7 +6,9 @@ from typing import Any
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
+from vault.files.listing import Sort
 from vault.http.api import Text
+from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
 
 
 class FileSchema(ma.Schema):
@@ -49,7 +51,25 @@ class FilePageSchema(ma.Schema):
 
 class ListQuerySchema(ma.Schema):
     limit = ma.fields.Integer(load_default=50, validate=Range(1, 200))
-    cursor = Text(load_default=None, validate=Length(max=512))
+    cursor = Text(load_default=None, validate=Length(max=MAX_CURSOR))
+    sort = Text(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
+    order = Text(load_default="desc", validate=OneOf(["asc", "desc"]))
+    search = Text(
+        load_default=None,
+        validate=Length(max=255),
+        metadata={"description": "Part of the name in whatever case, at least 3 characters."},
+    )
+
+
+class RenameSchema(ma.Schema):
+    name = Text(required=True, metadata={"description": "1 to 255 characters, without slashes or control characters."})
+
+
+class UsageSchema(ma.Schema):
+    used_bytes = ma.fields.Integer(required=True)
+    reserved_bytes = ma.fields.Integer(required=True, metadata={"description": "Of uploads that are running."})
+    quota_bytes = ma.fields.Integer(required=True)
+    file_count = ma.fields.Integer(required=True)
 
 
 class UploadQuerySchema(ma.Schema):
@@ -57,7 +77,7 @@ class UploadQuerySchema(ma.Schema):
 
 
 class ContentQuerySchema(ma.Schema):
-    disposition = Text(load_default="attachment", validate=OneOf(["attachment"]))
+    disposition = Text(load_default="attachment", validate=OneOf(["attachment", "inline"]))
 
 
 def file_path(file_id: uuid.UUID) -> str:

@@ -1,7 +1,7 @@
-"""Files of a signed-in person: store, list, look at, read, delete."""
+"""Files of a signed-in person: store, list, look at, rename, read, delete."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,12 +12,18 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
-from vault.errors import IntegrityFailed, NotFound
+from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.files.download import Download, Downloads
+from vault.files.listing import Listing, SortKey
 from vault.files.models import File, FileState
-from vault.files.reading import StoredFile, ready_files
+from vault.files.names import clean_name, fold
+from vault.files.reading import ByteRange, StoredFile, ready_files
 from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.files.upload import Incoming, Uploads
+from vault.files.usage import Usage, usage_of
+
+# Of a file's facts: the object's id and the row's version.
+Version = tuple[uuid.UUID, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Page:
     """`next_after` is the sort key of the last item if there are more."""
 
     items: Sequence[FileInfo]
-    next_after: tuple[datetime, uuid.UUID] | None
+    next_after: tuple[SortKey, uuid.UUID] | None
 
 
 class FileService:
@@ -57,53 +63,101 @@ class FileService:
         downloads: Downloads,
         remove_later: Callable[[uuid.UUID], None],
         audit: AuditService,
+        clock: Callable[[], datetime],
+        default_quota_bytes: int,
     ) -> None:
         self._sessions = sessions
         self._uploads = uploads
         self._downloads = downloads
         self._remove_later = remove_later
         self._audit = audit
+        self._clock = clock
+        self._default_quota_bytes = default_quota_bytes
 
     def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
-        """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyUploads, UploadTruncated,
-        DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept.
+        """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads,
+        UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept.
         """
         file_id, digest = self._uploads.upload(owner_id, incoming, actor)
         return _info(self._find(owner_id, file_id)[0], digest)
 
-    def list(self, owner_id: uuid.UUID, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> Page:
-        """Newest first, `limit` at most, beginning behind `after`. Needs neither store nor keys."""
-        query = sa.select(File).where(File.owner_id == owner_id, File.state == FileState.READY)
-        if after is not None:
-            query = query.where(sa.tuple_(File.created_at, File.id) < sa.tuple_(*_bound(after)))
-        query = query.order_by(File.created_at.desc(), File.id.desc()).limit(limit + 1)
+    def list(
+        self, owner_id: uuid.UUID, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
+    ) -> Page:
+        """`limit` at most, beginning behind `after`. Needs neither store nor keys. Raises InputRefused."""
         with self._sessions.begin() as session:
-            rows = session.scalars(query).all()
-        last = rows[limit - 1] if len(rows) > limit else None
-        return Page([_info(row) for row in rows[:limit]], (last.created_at, last.id) if last else None)
+            rows = session.scalars(listing.query(owner_id, after).limit(limit + 1)).all()
+        next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
+        return Page([_info(row) for row in rows[:limit]], next_after)
+
+    def usage(self, owner_id: uuid.UUID) -> Usage:
+        """How much of one's room is taken."""
+        with self._sessions.begin() as session:
+            return usage_of(session, owner_id, default_quota_bytes=self._default_quota_bytes)
 
     def get(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
         """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
         row, file = self._find(owner_id, file_id)
-        try:
-            digest = self._downloads.digest(file, actor, at_once=True)
-        except (EncryptionError, IntegrityFailed):
-            digest = None
-        return _info(row, digest)
+        return _info(row, self._digest(file, actor))
 
-    def head(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
-        """What a content answer says about a file, without opening its object. Raises NotFound and key errors."""
+    def rename(
+        self,
+        owner_id: uuid.UUID,
+        file_id: uuid.UUID,
+        name: str,
+        actor: Actor,
+        *,
+        versions: Collection[Version] | None = None,
+    ) -> FileInfo:
+        """Give a file another name, if it is one of these versions; None is any.
+
+        Of several changes at once that are meant for one version, one happens. Raises InputRefused, NotFound,
+        PreconditionFailed.
+        """
+        name = clean_name(name)
+        with self._sessions.begin() as session:
+            renamed = session.execute(
+                sa.update(File)
+                .where(
+                    File.id == file_id, File.owner_id == owner_id, File.state == FileState.READY, _is_one_of(versions)
+                )
+                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock())
+                .execution_options(synchronize_session=False)
+            )
+            row, file = _ready(session, owner_id, file_id)
+            if renamed.rowcount != 1:  # type: ignore[attr-defined]
+                raise PreconditionFailed
+            self._audit.record(session, actor, Action.FILE_RENAMED, target=("file", file_id))
+        return _info(row, self._digest(file, actor))
+
+    def head(
+        self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor, *, choose: Callable[[FileInfo], object]
+    ) -> FileInfo:
+        """What a content answer says about a file, without opening its object. Raises NotFound and key errors.
+
+        `choose` may refuse what is there by an error of its own.
+        """
         row, file = self._find(owner_id, file_id)
+        choose(_info(row))
         return _info(row, self._downloads.digest(file, actor))
 
-    def open(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> tuple[FileInfo, Download]:
+    def open(
+        self,
+        owner_id: uuid.UUID,
+        file_id: uuid.UUID,
+        actor: Actor,
+        *,
+        choose: Callable[[FileInfo], ByteRange | None],
+    ) -> tuple[FileInfo, ByteRange | None, Download]:
         """Open the content, proven as far as can be before its first byte. The caller closes the download.
 
+        `choose` is told what is there, and says which part is wanted, None for all; the same version is opened then.
         Raises NotFound, IntegrityFailed, and the errors of keys, store and database.
         """
         row, file = self._find(owner_id, file_id)
-        download = self._downloads.open(file, actor)
-        return _info(row, download.sha256), download
+        part = choose(_info(row))
+        download = self._downloads.open(file, actor, part=part)
+        return _info(row, download.sha256), part, download
 
     def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
@@ -116,6 +170,12 @@ class FileService:
             raise NotFound from exc
         self._downloads.forget(file)
         self._remove_later(file_id)
+
+    def _digest(self, file: StoredFile, actor: Actor) -> bytes | None:
+        try:
+            return self._downloads.digest(file, actor, at_once=True)
+        except (EncryptionError, IntegrityFailed):
+            return None
 
     def _find(self, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
         with self._sessions.begin() as session:
@@ -130,8 +190,12 @@ def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[F
     return found[0], StoredFile.of(found[0], key_is_retired=found[1])
 
 
-def _bound(after: tuple[datetime, uuid.UUID]) -> tuple[sa.BindParameter[datetime], sa.BindParameter[uuid.UUID]]:
-    return sa.bindparam(None, after[0], File.created_at.type), sa.bindparam(None, after[1], File.id.type)
+def _is_one_of(versions: Collection[Version] | None) -> sa.ColumnElement[bool]:
+    if versions is None:
+        return sa.true()
+    return sa.or_(
+        sa.false(), *(sa.and_(File.object_id == content, File.version == number) for content, number in versions)
+    )
 
 
 def _info(row: File, digest: bytes | None = None) -> FileInfo:

@@ -5,7 +5,6 @@ file; after it the file is there, whole.
 """
 
 import hashlib
-import unicodedata
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,18 +26,20 @@ from vault.encryption.metadata import seal_digest
 from vault.errors import (
     DatabaseUnavailable,
     DigestMismatch,
-    NotFound,
     QuotaExceeded,
     StorageError,
     TooLarge,
+    TooManyFiles,
     TooManyUploads,
     UploadLost,
 )
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
+from vault.files.names import fold
 from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
+from vault.files.usage import count_of, usage_of
 from vault.files.writing import NewObject, write_object
 from vault.storage import ObjectStore, object_key
 
@@ -68,6 +69,7 @@ class UploadLimits:
     max_upload_bytes: int
     default_quota_bytes: int
     max_uploads_per_user: int
+    max_files_per_user: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -133,11 +135,11 @@ class Uploads:
         if declared > self._limits.max_upload_bytes:
             raise TooLarge
         with self._sessions.begin() as session:
-            user = session.get(User, owner_id)
-            if user is None:
-                raise NotFound
-            if user.used_bytes + user.reserved_bytes + declared > self._quota(user):
-                raise QuotaExceeded
+            usage = usage_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
+        if usage.used_bytes + usage.reserved_bytes + declared > usage.quota_bytes:
+            raise QuotaExceeded
+        if usage.file_count >= self._limits.max_files_per_user:
+            raise TooManyFiles
 
     def _reserve(self, owner_id: uuid.UUID, incoming: Incoming) -> _Reservation:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
@@ -147,7 +149,7 @@ class Uploads:
             id=uuid.uuid4(),
             owner_id=owner_id,
             name=incoming.name,
-            name_folded=unicodedata.normalize("NFC", incoming.name).casefold(),
+            name_folded=fold(incoming.name),
             content_type=incoming.content_type,
             state=FileState.PENDING,
             reserved_bytes=reserved,
@@ -158,7 +160,7 @@ class Uploads:
         )
         with self._sessions.begin() as session:
             self._take_quota(session, owner_id, reserved)
-            self._limit_uploads(session, owner_id)
+            self._limit_files(session, owner_id)
             refuse_retired(session, new.wrapped.key_ref)
             session.add(row)
         return _Reservation(row.id, owner_id, new)
@@ -179,15 +181,18 @@ class Uploads:
         if taken.rowcount != 1:  # type: ignore[attr-defined]
             raise QuotaExceeded
 
-    def _limit_uploads(self, session: Session, owner_id: uuid.UUID) -> None:
+    def _limit_files(self, session: Session, owner_id: uuid.UUID) -> None:
         # The user's row is locked by now, so two reservations cannot both be the last that fits.
-        running = session.scalar(
-            sa.select(sa.func.count())
-            .select_from(File)
-            .where(File.owner_id == owner_id, File.state == FileState.PENDING, File.lease_until > db_now())
-        )
-        if (running or 0) >= self._limits.max_uploads_per_user:
+        running, ready = session.execute(
+            sa.select(
+                count_of(owner_id, File.state == FileState.PENDING, File.lease_until > db_now()),
+                count_of(owner_id, File.state == FileState.READY),
+            )
+        ).one()
+        if running >= self._limits.max_uploads_per_user:
             raise TooManyUploads
+        if ready + running >= self._limits.max_files_per_user:
+            raise TooManyFiles
 
     def _grow(self, reservation: _Reservation, missing: int) -> int:
         """Reserve more for a body of unknown length: a whole step, or just what is missing if a step does not fit."""
@@ -314,9 +319,6 @@ class Uploads:
     def _state(self, reservation: _Reservation) -> str | None:
         with self._sessions.begin() as session:
             return session.scalar(sa.select(File.state).where(File.id == reservation.file_id))
-
-    def _quota(self, user: User) -> int:
-        return self._limits.default_quota_bytes if user.quota_bytes is None else user.quota_bytes
 
 
 class _Meter:

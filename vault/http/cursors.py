@@ -2,28 +2,43 @@
 
 import uuid
 from datetime import datetime
+from typing import Final, TypeVar
 
 from itsdangerous import BadData, URLSafeSerializer
 
 from vault.derived import derive_key
 from vault.errors import InvalidCursor
 
+# A name of 255 characters folds to at most six bytes for each; a request line has room for 4094 characters.
+MAX_LENGTH: Final = 2304
+K = TypeVar("K")
+
 
 class Cursors:
     def __init__(self, secret_key: str) -> None:
         self._key = derive_key(secret_key, "cursor")
 
-    def dump(self, after: tuple[datetime, uuid.UUID], *, scope: str) -> str:
+    def dump(self, after: tuple[str | int | datetime, uuid.UUID], *, scope: str) -> str:
         """A cursor behind `after`, valid for `scope` only: the list, its owner, and whatever else shaped it."""
-        return str(self._for(scope).dumps([after[0].isoformat(), after[1].hex]))
+        key = after[0].isoformat() if isinstance(after[0], datetime) else after[0]
+        return str(self._for(scope).dumps([key, after[1].hex]))
 
-    def load(self, cursor: str, *, scope: str) -> tuple[datetime, uuid.UUID]:
-        """Raises InvalidCursor for one that was edited or belongs to another list."""
+    def load(self, cursor: str, *, scope: str, key_type: type[K]) -> tuple[K, uuid.UUID]:
+        """The sort key, which is of `key_type`, and the id. Raises InvalidCursor for an edited or another list's."""
         try:
-            at, row_id = self._for(scope).loads(cursor)
-            return datetime.fromisoformat(at), uuid.UUID(row_id)
+            key, row_id = self._for(scope).loads(cursor)
+            key = datetime.fromisoformat(key) if key_type is datetime else key
+            if not isinstance(key, key_type):
+                raise TypeError
+            return key, uuid.UUID(row_id)
         except (BadData, ValueError, TypeError) as exc:
             raise InvalidCursor from exc
 
     def _for(self, scope: str) -> URLSafeSerializer:
-        return URLSafeSerializer(self._key, salt=scope, signer_kwargs={"key_derivation": "hmac"})
+        return URLSafeSerializer(
+            self._key,
+            salt=scope,
+            # Names in UTF-8 and not as escapes, so that the longest fit into a request line.
+            serializer_kwargs={"ensure_ascii": False},
+            signer_kwargs={"key_derivation": "hmac"},
+        )

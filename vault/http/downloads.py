@@ -8,24 +8,39 @@ from urllib.parse import quote
 from flask import Response
 
 from vault.files.download import Download
+from vault.files.reading import ByteRange
 from vault.files.service import FileInfo
 
 # What RFC 8187 lets stand unescaped in filename*.
 _ATTR_CHARS: Final = "!#$&+-.^_`|~"
+# What a browser may show: nothing that can hold script or fetch anything.
+_INLINE_TYPES: Final = {
+    "text/plain",
+    *(f"image/{kind}" for kind in ("png", "jpeg", "gif", "webp", "bmp")),
+    *(f"video/{kind}" for kind in ("mp4", "webm", "ogg")),
+    *(f"audio/{kind}" for kind in ("mpeg", "ogg", "wav")),
+}
 
 
-def stream(info: FileInfo, download: Download | None) -> Response:
-    """A 200 with the whole content; without a download (HEAD), the same headers and no body.
+def stream(
+    info: FileInfo, download: Download | None, *, part: ByteRange | None = None, inline: bool = False
+) -> Response:
+    """A 200 with the whole content, or a 206 with a part; without a download (HEAD), the same headers and no body.
 
-    The server closes the download with the response, also when the client has gone or nothing was ever read.
+    `inline` lets a browser show it, if it is of a type that cannot do harm. The server closes the download with the
+    response, also when the client has gone or nothing was ever read.
     """
-    response = Response(download, status=200, direct_passthrough=True)
+    response = Response(download, status=200 if part is None else 206, direct_passthrough=True)
     response.headers.clear()
+    if part is not None:
+        response.headers["Content-Range"] = f"bytes {part.first}-{part.last}/{info.size}"
+    is_shown = inline and info.content_type.partition(";")[0].strip() in _INLINE_TYPES
     response.headers.extend(
         {
             "Content-Type": info.content_type,
-            "Content-Length": str(info.size),
-            "Content-Disposition": disposition(info.name),
+            "Content-Length": str(info.size if part is None else part.size),
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(info.name, "inline" if is_shown else "attachment"),
             "ETag": f'"{info.object_id}"',
             "Repr-Digest": repr_digest(info.sha256),
             "Cache-Control": "private, no-store",
@@ -43,9 +58,9 @@ def repr_digest(sha256: bytes | None) -> str:
     return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 
-def disposition(name: str) -> str:
+def disposition(name: str, kind: str = "attachment") -> str:
     """RFC 6266: an ASCII `filename` for clients that know no other, the true name in `filename*`."""
-    return f"attachment; filename=\"{ascii_fallback(name)}\"; filename*=UTF-8''{quote(name, safe=_ATTR_CHARS)}"
+    return f"{kind}; filename=\"{ascii_fallback(name)}\"; filename*=UTF-8''{quote(name, safe=_ATTR_CHARS)}"
 
 
 def ascii_fallback(name: str) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from vault.errors import DatabaseUnavailable, InputRefused, RateLimited, Unauthorized, VaultError
+from vault.errors import DatabaseUnavailable, InputRefused, RangeNotSatisfiable, RateLimited, Unauthorized, VaultError
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +29,12 @@ STATUS: Final = {
     "key_in_use": 409,
     "last_admin": 409,
     "upload_lost": 409,
+    "precondition_failed": 412,
     "too_large": 413,
     "quota_exceeded": 413,
+    "too_many_files": 413,
     "unsupported_media_type": 415,
+    "range_not_satisfiable": 416,
     "validation_failed": 422,
     "digest_mismatch": 422,
     "rate_limited": 429,
@@ -137,6 +140,8 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     if isinstance(error, RateLimited):
         headers["Retry-After"] = headers["RateLimit-Reset"] = str(error.retry_after_seconds)
         headers["RateLimit-Limit"], headers["RateLimit-Remaining"] = str(error.limit), "0"
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="secure-vault"'
     return status, headers

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from gunicorn.http.errors import ParseException
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from werkzeug.http import parse_options_header
 
-from vault.errors import InputRefused, MalformedBody, TooLarge, UploadTruncated
+from vault.errors import DigestMismatch, InputRefused, MalformedBody, TooLarge, UploadTruncated
 from vault.files.names import clean_content_type, clean_name
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
@@ -22,7 +23,7 @@ _READ_BYTES: Final = 1024 * 1024
 # Boundaries and part headers around a file in a form.
 _FRAMING_BYTES: Final = 64 * 1024
 # RFC 9530, 3: a dictionary of algorithm=:base64:
-_SHA256: Final = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?:;[^,]*)?(?:,|$)", re.IGNORECASE)
+_SHA256: Final = re.compile(r"(?:^|,)\s*sha-256\s*=([^,;]*)", re.IGNORECASE)
 
 
 class RawUpload:
@@ -100,7 +101,7 @@ def open_upload(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
     A raw body has its name in Content-Disposition or `?name=`; a form has it in its part. Raises InputRefused,
     MalformedBody, and TooLarge as soon as the declared length says so.
     """
-    digest = _expected_digest(request.headers.get("Repr-Digest"))
+    digest = _expected_digest(request, "Repr-Digest")
     mimetype, options = parse_options_header(request.headers.get("Content-Type", _DEFAULT_TYPE))
     if mimetype != "multipart/form-data":
         upload = RawUpload(request, _raw_name(request), clean_content_type(_raw_type(request)), digest)
@@ -119,6 +120,9 @@ class _Body:
 
     def __init__(self, request: Request) -> None:
         self._input = request.environ["wsgi.input"]
+        # RFC 9530, 2: of the body as it is sent, a form's boundaries included.
+        self._expected = _expected_digest(request, "Content-Digest")
+        self._hash = hashlib.sha256() if self._expected else None
         chunked = bool(request.environ.get("wsgi.input_terminated")) and request.content_length is None
         self.declared = None if chunked else request.content_length or 0
         self._left = self.declared
@@ -127,6 +131,7 @@ class _Body:
         if self._left is not None:
             length = min(length, self._left)
         if length == 0:
+            self._check_digest()
             return b""
         try:
             piece: bytes = self._input.read(length)
@@ -139,7 +144,15 @@ class _Body:
             if not piece:
                 raise UploadTruncated
             self._left -= len(piece)
+        if self._hash is not None:
+            self._hash.update(piece)
+        if not piece:
+            self._check_digest()
         return piece
+
+    def _check_digest(self) -> None:
+        if self._hash is not None and self._hash.digest() != self._expected:
+            raise DigestMismatch
 
 
 def _raw_type(request: Request) -> str:
@@ -194,17 +207,18 @@ def _utf8(value: str) -> str:
         return value
 
 
-def _expected_digest(header: str | None) -> bytes | None:
-    """The SHA-256 of a Repr-Digest; other algorithms in it are left alone, as RFC 9530 wants."""
-    match = _SHA256.search(header) if header else None
+def _expected_digest(request: Request, header: str) -> bytes | None:
+    """The SHA-256 in a digest header; other algorithms in it are left alone, as RFC 9530 wants."""
+    match = _SHA256.search(request.headers.get(header, ""))
     if match is None:
         return None
+    quoted = match[1].strip()
     try:
-        digest = base64.b64decode(match[1], validate=True)
+        digest = base64.b64decode(quoted[1:-1], validate=True)
     except binascii.Error:
         digest = b""
-    if len(digest) != 32:
-        raise InputRefused({"Repr-Digest": ["sha-256 must be 32 bytes in base64."]})
+    if len(digest) != 32 or quoted[0] + quoted[-1] != "::":
+        raise InputRefused({header: ["sha-256 must be 32 bytes in base64 between colons."]})
     return digest
 
 

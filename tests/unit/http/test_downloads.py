@@ -154,6 +154,7 @@ def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
         "Content-Disposition": "attachment; filename=\"file.pdf\"; filename*=UTF-8''%D0%BE%D1%82%D1%87%D1%91%D1%82.pdf",
         "ETag": f'"{uuid.UUID(int=1)}"',
         "Repr-Digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:",
+        "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-store",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",

@@ -20,6 +20,7 @@ from vault.errors import (
     IntegrityFailed,
     InvalidCredentials,
     NotFound,
+    RangeNotSatisfiable,
     RateLimited,
     StorageError,
     StorageFull,
@@ -72,6 +73,8 @@ def made(error: type[VaultError]) -> VaultError:
         return error({"name": ["Not good."]})
     if issubclass(error, IntegrityFailed | KeyFailure):
         return error(SECRET)
+    if issubclass(error, RangeNotSatisfiable):
+        return error(7)
     if issubclass(error, RateLimited):
         return error(limit=10, retry_after_seconds=7)
     return error()

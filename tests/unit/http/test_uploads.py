@@ -622,6 +622,10 @@ def test_other_digests_are_left_alone(header: str | None) -> None:
         pytest.param(f"sha-256=:{base64.b64encode(bytes(33)).decode()}:", id="long"),
         pytest.param(f"sha-256=:{DIGEST.hex()}:", id="hex"),
         pytest.param("sha-256=:AAA=AAAA:", id="padding-in-the-middle"),
+        pytest.param(f"sha-256={ENCODED}", id="no-colons"),
+        pytest.param(f'sha-256="{ENCODED}"', id="quoted"),
+        pytest.param("sha-256=", id="nothing"),
+        pytest.param("sha-256=:", id="one-colon"),
     ],
 )
 def test_a_sha_256_that_is_none_is_refused(header: str) -> None:

@@ -1,0 +1,312 @@
+"""Lists of files: sorted, searched, and walked page by page while others write."""
+
+import random
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.seeding import insert_rows
+from tests.support.vault import Person, Vault, refusal
+from vault.files.listing import Listing, Sort
+from vault.files.models import File, FileState
+from vault.files.names import fold
+
+FILES = "/api/v1/files"
+SORTS = ["name", "created_at", "size", "content_type"]
+ORDERS = ["asc", "desc"]
+NAMES = [
+    "notes.txt", "Notes.txt", "NOTES.TXT", "notes (1).txt", "_notes.txt", "~notes", " notes", "10.txt", "9.txt",
+    "a b", "a-b", "ab", "Zoë.pdf", "zoe.pdf", unicodedata.normalize("NFD", "Zoë.PDF"), "Ångström", "angstrom",
+    "Straße.txt", "STRASSE.txt", "İstanbul.jpg", "istanbul.jpg", "ISTANBUL.jpg", "ıstanbul.jpg", "Οδυσσέας.md",
+    "ΟΔΥΣΣΈΑΣ.md", "机密文件.pdf", "ملف سري.docx", "गोपनीय.txt", "секрет.txt", "СЕКРЕТ.TXT", "🦀.png", "\ufb01le.txt",
+    "file.txt", "100%_\\sure.txt", "100 percent sure.txt", "%%%", "___", "\\\\\\", "'; DROP TABLE files; --",
+    "x" * 255, "𝔵" * 255, "ΐ" * 255, '"' * 255,
+]  # fmt: skip
+
+
+def fill(vault: Vault, person: Person, names: list[str] = NAMES) -> list[uuid.UUID]:
+    """A row for each name; of every other column some are equal, and a page may end between them."""
+    draw = random.Random(5)
+    now = vault.clock()
+    return insert_rows(
+        vault.container,
+        vault.user(person.email).id,
+        [
+            {
+                "name": unicodedata.normalize("NFC", name),
+                "size_bytes": draw.choice([0, 9, 10, 2**40]),
+                "content_type": draw.choice(["text/plain", "text/plain; charset=UTF-8", "image/png", "x/~"]),
+                "created_at": now - timedelta(microseconds=draw.randrange(6), seconds=draw.randrange(3)),
+            }
+            for name in names
+        ],
+    )
+
+
+def pages(person: Person, **query: Any) -> Iterator[list[dict[str, Any]]]:
+    cursor: dict[str, str] = {}
+    while True:
+        answer = person.get(FILES, query_string={**query, **cursor})
+        assert answer.status_code == 200, answer.text
+        yield answer.json["items"]
+        if answer.json["next_cursor"] is None:
+            return
+        # With the rest of the query it fits into a request line.
+        assert len(answer.json["next_cursor"]) <= 2304
+        cursor = {"cursor": answer.json["next_cursor"]}
+
+
+def walk(person: Person, **query: Any) -> list[dict[str, Any]]:
+    return [item for page in pages(person, **query) for item in page]
+
+
+def in_order(items: list[dict[str, Any]], sort: str, order: str) -> list[dict[str, Any]]:
+    """As Python sorts them."""
+
+    def key(item: dict[str, Any]) -> Any:
+        return (fold(item["name"]) if sort == "name" else item[sort]), item["id"]
+
+    return sorted(items, key=key, reverse=order == "desc")
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_every_sort_is_pythons_own_on_every_page(vault: Vault, anna: Person, bert: Person, sort: str) -> None:
+    ids = fill(vault, anna)
+    fill(vault, bert)
+    everything = walk(anna, limit=200)
+
+    for order in ORDERS:
+        expected = in_order(everything, sort, order)
+        for limit in (7, 200):
+            assert walk(anna, limit=limit, sort=sort, order=order) == expected
+        one_by_one = pages(anna, limit=1, sort=sort, order=order)
+        assert [next(one_by_one) for _ in range(9)] == [[item] for item in expected[:9]]
+    assert sorted(item["id"] for item in everything) == sorted(map(str, ids))
+
+
+def test_a_list_is_newest_first_unless_asked_otherwise(vault: Vault, anna: Person) -> None:
+    fill(vault, anna)
+
+    assert walk(anna) == walk(anna, sort="created_at", order="desc", limit=5)
+    assert walk(anna, sort="name") == walk(anna, sort="name", order="desc")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sort", SORTS)
+def test_what_comes_and_goes_meanwhile_neither_repeats_nor_hides_others(
+    vault: Vault, anna: Person, sort: str, order: str
+) -> None:
+    draw = random.Random(11)
+    before = fill(vault, anna)
+    deleted: set[uuid.UUID] = set()
+    seen: list[str] = []
+
+    for page in pages(anna, limit=4, sort=sort, order=order):
+        seen += [item["id"] for item in page]
+        fill(vault, anna, draw.sample(NAMES, 2))
+        going = draw.choice(before)
+        deleted.add(going)
+        # The last of a page above all: the next one begins behind what is not there any more.
+        for file_id in (going, uuid.UUID(page[-1]["id"])):
+            vault.change_file(file_id, state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None)
+
+    assert len(seen) == len(set(seen))
+    assert {str(file_id) for file_id in before} - set(map(str, deleted)) <= set(seen)
+
+
+SEARCHES = [
+    "notes", "NOTES", "otes.t", "Straße", "STRASSE", "sse", "ßE.", "ßß", "İst", "ist", "i\u0307s", "ISTANBUL",
+    "ıst", "Zoë", "zoë.p", "zoe", unicodedata.normalize("NFD", "ZOË"), "ΣΈΑΣ", "σσέας", "机密文", "سري", "गोप", "секр",
+    "крет.", "\ufb01l", "fil", "%_\\", "%%%", "___", "\\\\\\", "100%", "0 p", "'; D", "nothing like it", "𝔵𝔵𝔵",
+    "𝔵" * 255, "///", "...",
+]  # fmt: skip
+
+
+def test_a_search_finds_what_python_finds(vault: Vault, anna: Person, bert: Person) -> None:
+    fill(vault, anna)
+    fill(vault, bert)
+    everything = walk(anna, limit=200, sort="name", order="asc")
+
+    for text in SEARCHES:
+        expected = [item["name"] for item in everything if fold(text) in fold(item["name"])]
+        assert [i["name"] for i in walk(anna, search=text, sort="name", order="asc", limit=2)] == expected, text
+    assert len(walk(anna, search="%_\\")) == 1
+    assert len(walk(anna, search="strasse")) == 2
+    assert len(walk(anna, search=unicodedata.normalize("NFD", "zoë"))) == 2
+
+
+def test_only_files_that_are_ready_are_listed(vault: Vault, anna: Person) -> None:
+    ids = fill(vault, anna, ["pending", "shredded", "ready"])
+    vault.change_file(ids[0], state=FileState.PENDING)
+    vault.change_file(ids[1], state=FileState.SHREDDED, encrypted_data_key=None)
+
+    assert [item["name"] for item in walk(anna)] == ["ready"]
+    assert [walk(anna, search=name) for name in ("pending", "shredded")] == [[], []]
+
+
+BAD = {
+    "limit": ["0", "10000", "201", "-1"],
+    "sort": ["password_hash", "id", "", "NAME", "name_folded", "name desc", "size,name"],
+    "order": ["up", "", "DESC", "asc;"],
+    "search": ["x" * 10_240, "x" * 256, "", "a", "ab", "%_", "é" * 2, unicodedata.normalize("NFD", "é"), "a\0b"],
+    "page": ["2"], "offset": ["0"], "owner_id": ["1"],
+}  # fmt: skip
+
+
+def test_what_a_list_does_not_take_is_named(anna: Person) -> None:
+    for field, values in BAD.items():
+        for value in values:
+            answer = anna.get(FILES, query_string={field: value})
+
+            assert refusal(answer) == (422, "validation_failed"), (field, value)
+            assert list(answer.json["errors"]) == [field]
+
+
+def test_limits_hold_at_both_ends(vault: Vault, anna: Person) -> None:
+    fill(vault, anna, ["x"] * 201)
+
+    assert [len(next(pages(anna, **query))) for query in ({"limit": 1}, {"limit": 200}, {})] == [1, 200, 50]
+
+
+def test_a_cursor_goes_with_its_owner_and_its_query(vault: Vault, anna: Person, bert: Person) -> None:
+    for person in (anna, bert):
+        fill(vault, person)
+    query = {"sort": "name", "order": "asc", "search": "txt", "limit": 2}
+    cursor = anna.get(FILES, query_string=query).json["next_cursor"]
+    others: dict[str, dict[str, Any]] = {
+        "sort": {"sort": "content_type"},
+        "key of another type": {"sort": "size"},
+        "order": {"order": "desc"},
+        "search": {"search": "txt "},
+        "edited": {"cursor": ("A" if cursor[0] != "A" else "B") + cursor[1:]},
+    }
+
+    answers = {
+        what: anna.get(FILES, query_string={**query, "cursor": cursor, **other}) for what, other in others.items()
+    }
+    answers["no search"] = anna.get(FILES, query_string={"sort": "name", "order": "asc", "cursor": cursor})
+    answers["another person"] = bert.get(FILES, query_string={**query, "cursor": cursor})
+    answers["another list"] = anna.get("/api/v1/auth/sessions", query_string={"cursor": cursor})
+
+    assert {what: refusal(answer) for what, answer in answers.items()} == dict.fromkeys(
+        answers, (400, "invalid_cursor")
+    )
+    # How many are wanted may change on the way.
+    assert anna.get(FILES, query_string={**query, "limit": 9, "cursor": cursor}).status_code == 200
+
+
+# Statements and plans
+
+
+@contextmanager
+def statements(vault: Vault) -> Iterator[list[tuple[str, Any]]]:
+    """Every statement with its parameters, but for BEGIN."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            sent.append((statement, parameters))
+
+    sa.event.listen(vault.container.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(vault.container.engine, "before_cursor_execute", note)
+
+
+def test_a_page_is_one_statement(vault: Vault, anna: Person) -> None:
+    fill(vault, anna)
+    owner_id = vault.user(anna.email).id
+
+    for sort in Sort:
+        listing, after = Listing(sort, search="txt"), None
+        for _ in range(2):
+            with statements(vault) as sent:
+                after = vault.container.files.list(owner_id, listing, limit=3, after=after).next_after
+            assert len(sent) == 1
+            assert "OFFSET" not in str(listing.query(owner_id, after).limit(3)).upper()
+
+
+SEED = """
+INSERT INTO files (id, owner_id, name, name_folded, content_type, state, version, size_bytes, object_size_bytes,
+    reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest, created_at,
+    updated_at)
+SELECT gen_random_uuid(), CASE WHEN n % 10 = 0 THEN CAST(:other AS uuid) ELSE CAST(:owner AS uuid) END, name, name,
+    (ARRAY['text/plain', 'image/png', 'application/pdf', 'video/mp4'])[1 + n % 4], 'ready', 1, n * 7919 % 100003, 1, 0,
+    gen_random_uuid(), CAST(repeat('h', 96) AS bytea), repeat('k', 200), 'local', 'none', now(),
+    CAST(repeat('d', 60) AS bytea), now() - n * interval '1 second', now()
+FROM (SELECT n, md5(CAST(n AS text)) || ' report ' || n || '.pdf' AS name FROM generate_series(1, :rows) AS n) AS made
+"""
+INDEX_OF = {
+    Sort.NAME: "ix_files_ready_by_name",
+    Sort.CREATED_AT: "ix_files_ready_by_created_at",
+    Sort.SIZE: "ix_files_ready_by_size",
+    Sort.CONTENT_TYPE: "ix_files_ready_by_content_type",
+}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def plan_of(vault: Vault, act: Callable[[], object]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How PostgreSQL answers the one statement that `act` sends: the root of the plan, and all of its nodes."""
+    with statements(vault) as sent:
+        act()
+    ((statement, parameters),) = sent
+    with vault.container.engine.connect() as connection:
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+        ((answer,),) = connection.exec_driver_sql(explain, parameters).scalars()
+    return answer["Plan"], list(nodes(answer["Plan"]))
+
+
+@pytest.mark.parametrize("rows", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_every_page_of_many_rows_comes_from_an_index(
+    postgres_url: str, tmp_path: Path, vaults: list[Vault], rows: int
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+    engine, files = vault.container.engine, vault.container.files
+    owner_id, other_id = (
+        vault.user(vault.member(email).email).id for email in ("anna@example.org", "bert@example.org")
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text(SEED), {"owner": str(owner_id), "other": str(other_id), "rows": rows})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE files"))
+    with vault.container.sessions.begin() as session:
+        middle = sa.select(File).where(File.owner_id == owner_id).order_by(File.created_at).offset(rows // 2).limit(1)
+        deep = session.scalars(middle).one()
+    # Few names have the first, all the second. The third has no trigram, so that the index of a sort serves it; for
+    # somebody who owns nearly all rows of the table PostgreSQL would rather read them all.
+    searches = [(owner_id, None), (owner_id, "c4ca4"), (owner_id, "pdf"), (other_id, "%_\\")]
+
+    for who, search in searches:
+        for sort, descending, is_deep in product(Sort, (True, False), (False, True)):
+            listing = Listing(sort, descending, search)
+            after = listing.key_of(deep) if is_deep else None
+            root, plan = plan_of(vault, partial(files.list, who, listing, limit=50, after=after))
+            kinds = {node["Node Type"] for node in plan}
+            indexes = {node["Index Name"] for node in plan if "Index Name" in node}
+            where = (search, sort, descending, is_deep)
+            assert "Seq Scan" not in kinds, where
+            assert "ix_files_name_trigrams" in indexes if search == "c4ca4" else indexes, where
+            if search in (None, "pdf"):
+                assert (kinds, indexes) == ({"Limit", "Index Scan"}, {INDEX_OF[sort]}), where
+                # A deep page costs what the first one does: its rows, and the way down the tree.
+                assert root["Shared Hit Blocks"] + root["Shared Read Blocks"] < 70, where
+    root, plan = plan_of(vault, partial(files.usage, owner_id))
+    assert "Index Only Scan" in {node["Node Type"] for node in plan if node.get("Relation Name") == "files"}
+    with engine.begin() as connection:
+        connection.execute(sa.text("TRUNCATE files"))

@@ -1,0 +1,169 @@
+"""A file's name, changed: what is accepted, which version is meant, and who wins."""
+
+import json
+import unicodedata
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.vault import Person, Vault, at_once, refusal
+
+FILES = "/api/v1/files"
+
+
+def rename(person: Person, file_id: str, name: object, if_match: str | None = None) -> Any:
+    headers = {} if if_match is None else {"If-Match": if_match}
+    # Escaped, so that a lone surrogate can be sent too.
+    body = json.dumps({"name": name})
+    return person.patch(f"{FILES}/{file_id}", data=body, content_type="application/json", headers=headers)
+
+
+def test_a_renamed_file_is_the_same_file_with_another_name(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"hello", "old.txt")
+    path = f"{FILES}/{stored['id']}"
+    before = anna.get(path).headers["ETag"]
+    vault.clock.advance(seconds=1)
+
+    answer = rename(anna, stored["id"], unicodedata.normalize("NFD", "Größe.TXT"))
+
+    assert answer.status_code == 200
+    assert answer.json == {**stored, "name": "Größe.TXT", "updated_at": answer.json["updated_at"]}
+    assert datetime.fromisoformat(answer.json["updated_at"]) == vault.clock()
+    assert answer.headers["ETag"] == f'"{stored["etag"]}.2"' != before
+    got = anna.get(path)
+    assert (got.json, got.headers["ETag"]) == (answer.json, answer.headers["ETag"])
+    assert vault.file(stored["id"]).name_folded == "grösse.txt"
+    assert [item["name"] for item in anna.get(FILES, query_string={"search": "GRÖSSE"}).json["items"]] == ["Größe.TXT"]
+    assert anna.get(FILES, query_string={"search": "old"}).json["items"] == []
+    assert anna.download(stored["id"]) == b"hello"
+    assert vault.accounts_balance()
+
+
+def test_a_rename_is_audited_without_the_name(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"hello", "old.txt")
+
+    rename(anna, stored["id"], "new.txt")
+
+    (event,) = vault.audit_trail("file.renamed")
+    assert (str(event.target_id), event.outcome, event.actor_email) == (stored["id"], "ok", anna.email)
+    assert event.details == {}
+
+
+def test_two_files_may_have_one_name(anna: Person) -> None:
+    ids = [anna.upload(b"x", name)["id"] for name in ("a.txt", "b.txt")]
+
+    assert [rename(anna, file_id, "same.txt").status_code for file_id in [*ids, ids[0]]] == [200, 200, 200]
+
+
+def test_a_name_that_no_upload_may_have_is_refused(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"x")
+    texts = ["", "x" * 256, "e\u0301" * 256, "a/b", "a\0b", "a\nb", "\x7f", "\x85", "\ud800"]
+
+    for name in [*texts, None, 5, ["a"], {"a": "b"}]:
+        answer = rename(anna, stored["id"], name)
+
+        assert refusal(answer) == (422, "validation_failed"), ascii(name)
+        assert list(answer.json["errors"]) == ["name"]
+    assert vault.file(stored["id"]).version == 1
+    assert vault.audit_trail("file.renamed") == []
+
+
+def test_a_name_that_an_upload_may_have_is_accepted(anna: Person) -> None:
+    file_id = anna.upload(b"x")["id"]
+
+    for name in ["x" * 255, "𝔵" * 255, "e\u0301" * 255, "..", "exe\u202efdp.pdf", " "]:
+        answer = rename(anna, file_id, name)
+
+        assert (answer.status_code, answer.json["name"]) == (200, unicodedata.normalize("NFC", name))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"json": {}}, (422, "validation_failed")),
+        ({"json": {"name": "a", "size": 1}}, (422, "validation_failed")),
+        ({"json": ["name"]}, (422, "validation_failed")),
+        ({"data": "{", "content_type": "application/json"}, (400, "malformed_json")),
+        ({"data": "name=a", "content_type": "text/plain"}, (415, "unsupported_media_type")),
+    ],
+    ids=["nothing", "another field", "list", "json", "type"],
+)
+def test_a_body_that_is_not_understood_changes_nothing(
+    vault: Vault, anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    stored = anna.upload(b"x")
+
+    assert refusal(anna.patch(f"{FILES}/{stored['id']}", **kwargs)) == expected
+    assert vault.file(stored["id"]).version == 1
+
+
+def test_if_match_takes_the_version_that_is_there(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"x")
+    tag = anna.get(f"{FILES}/{stored['id']}").headers["ETag"]
+
+    for matching in (tag, "*", f'"other", W/"weak" , {{}} , "{uuid.uuid4()}.1"'):
+        answer = rename(anna, stored["id"], "new.txt", matching.format(tag))
+        assert answer.status_code == 200, matching
+        tag = answer.headers["ETag"]
+    assert tag == f'"{stored["etag"]}.4"'
+
+
+def test_if_match_refuses_every_other_version(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(b"x", "old.txt")
+    tag = anna.get(f"{FILES}/{stored['id']}").headers["ETag"]
+    content = stored["etag"]
+    others = [
+        f"W/{tag}", f'"{content}"', f'"{content.upper()}.1"', f'"{stored["id"]}.1"', f'"{uuid.uuid4()}.1"',
+        *(f'"{content}.{version}"' for version in ("2", "01", "0", "-1", "1 ", "", 9**30)),
+        '"*"', "", '""', "garbage", '"\'; DROP TABLE files"', ",,",
+    ]  # fmt: skip
+
+    answers = [rename(anna, stored["id"], "new.txt", other) for other in others]
+
+    assert {refusal(answer) for answer in answers} == {(412, "precondition_failed")}
+    assert (vault.file(stored["id"]).name, vault.file(stored["id"]).version) == ("old.txt", 1)
+    assert vault.audit_trail("file.renamed") == []
+
+
+def test_what_is_not_ones_own_cannot_be_renamed(vault: Vault, anna: Person, bert: Person) -> None:
+    stored, gone = bert.upload(b"x", "old.txt"), anna.upload(b"x")
+    anna.delete(f"{FILES}/{gone['id']}")
+
+    answers = [
+        rename(anna, file_id, "new.txt", if_match)
+        for file_id in (stored["id"], gone["id"], str(uuid.uuid4()))
+        for if_match in (None, "*", '"a.1"')
+    ]
+
+    assert {refusal(answer) for answer in answers} == {(404, "not_found")}
+    assert vault.file(stored["id"]).name == "old.txt"
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_of_renames_at_once_one_wins_where_they_are_meant_for_one_version(
+    postgres_url: str, tmp_path: Path, vaults: list[Vault], guarded: bool
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+    anna = vault.member()
+    stored = anna.upload(b"x", "old.txt")
+    tag = anna.get(f"{FILES}/{stored['id']}").headers["ETag"]
+    headers = {**anna.headers, **({"If-Match": tag} if guarded else {})}
+
+    answers = at_once(
+        8,
+        lambda number: vault.app.test_client().patch(
+            f"{FILES}/{stored['id']}", json={"name": f"{number}.txt"}, headers=headers
+        ),
+    )
+
+    done = [answer for answer in answers if answer.status_code == 200]
+    row = vault.file(stored["id"])
+    assert len(done) == (1 if guarded else 8)
+    assert {refusal(answer) for answer in answers if answer not in done} <= {(412, "precondition_failed")}
+    assert len({answer.headers["ETag"] for answer in done}) == len(done) == row.version - 1
+    assert row.name in [answer.json["name"] for answer in done]
+    assert len(vault.audit_trail("file.renamed")) == len(done)

@@ -1,0 +1,64 @@
+"""Pages of a person's files: four sorts, both orders, and a search. One query each, by keyset and never by OFFSET.
+
+Every sort ends in the id, so that equal keys have one order too. Each has an index over the ready rows (see
+files.models), which serves both orders. Texts are compared by code points on every database.
+"""
+
+import enum
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import InstrumentedAttribute
+
+from vault.files.models import File, FileState
+from vault.files.names import clean_search
+
+SortKey = str | int | datetime
+
+
+class Sort(enum.StrEnum):
+    NAME = "name"
+    CREATED_AT = "created_at"
+    SIZE = "size"
+    CONTENT_TYPE = "content_type"
+
+    @property
+    def key_type(self) -> type[SortKey]:
+        """What its keys are."""
+        return {Sort.CREATED_AT: datetime, Sort.SIZE: int}.get(self, str)
+
+
+_COLUMNS: Final[dict[Sort, InstrumentedAttribute[Any]]] = {
+    Sort.NAME: File.name_folded,
+    Sort.CREATED_AT: File.created_at,
+    Sort.SIZE: File.size_bytes,
+    Sort.CONTENT_TYPE: File.content_type,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which files, in which order. `search` is part of the name, as it was given; case does not matter."""
+
+    sort: Sort = Sort.CREATED_AT
+    descending: bool = True
+    search: str | None = None
+
+    def query(self, owner_id: uuid.UUID, after: tuple[SortKey, uuid.UUID] | None) -> sa.Select[File]:
+        """The rows behind `after`, in order. Raises InputRefused for a search that is too short."""
+        key = sa.tuple_(_COLUMNS[self.sort], File.id)
+        query = sa.select(File).where(File.owner_id == owner_id, File.state == FileState.READY)
+        if self.search is not None:
+            # The escape keeps the wildcards of LIKE from being any.
+            query = query.where(File.name_folded.contains(clean_search(self.search), autoescape=True))
+        if after is not None:
+            bound = sa.tuple_(*(sa.bindparam(None, value, part.type) for value, part in zip(after, key, strict=True)))
+            query = query.where(key < bound if self.descending else key > bound)
+        return query.order_by(*(part.desc() if self.descending else part.asc() for part in key))
+
+    def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
+        """Where a list goes on behind this row."""
+        return getattr(row, _COLUMNS[self.sort].key), row.id
