@@ -36,6 +36,15 @@ def usage_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int)
     return Usage(*row)
 
 
+def free_bytes_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int) -> int:
+    """What may still be stored; negative where the quota was lowered. Raises NotFound where there is no such person."""
+    quota = sa.func.coalesce(User.quota_bytes, default_quota_bytes)
+    free = session.scalar(sa.select(quota - User.used_bytes - User.reserved_bytes).where(User.id == owner_id))
+    if free is None:
+        raise NotFound
+    return int(free)
+
+
 def count_of(owner_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
     """How many of a person's rows these are. Of the ready ones, an index alone tells it."""
     return sa.select(sa.func.count()).select_from(File).where(File.owner_id == owner_id, *where).scalar_subquery()
