@@ -46,7 +46,8 @@ def configure_logging(level: str, log_format: str) -> None:
     root.setLevel(level)
     # These write request lines, headers or message bodies at their lower levels.
     # Celery tells of every task, and beat sends one every few seconds.
-    for name in ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery"):
+    # Flask-Limiter writes the key of each request that it refuses; the access log has the 429.
+    for name in ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery", "flask-limiter"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -369,6 +369,7 @@ def test_what_changes_while_a_password_is_looked_at_counts(
     monkeypatch.setattr(Credentials, "check", meanwhile)
 
     assert refusal(login(vault)) == (401, "invalid_credentials")
+    assert reasons(vault) == ["changed"]
 
 
 @pytest.mark.parametrize(

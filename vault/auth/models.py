@@ -91,9 +91,8 @@ class PasswordAttempts(Base):
     """What has been tried against an address: a row per network, and one with an empty `network_key` for all together.
 
     The keys are HMACs, so that a row names neither, and there are rows for addresses that have no account.
-    `failures` is counted before a password is looked at; `delayed_until` is set once enough
-    have turned out to be wrong.
-    `signed_in_at` is when the account was last signed in to from this network.
+    `failures` is counted before a password is looked at; `delayed_until` is set once enough have turned out to be
+    wrong. `signed_in_at` is when the account was last signed in to from this network.
     """
 
     __tablename__ = "password_attempts"

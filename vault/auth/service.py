@@ -56,7 +56,7 @@ class AuthService:
     def register(self, email: str, password: str, full_name: str, actor: Actor) -> None:
         """Create an account, or start an unverified one over; a verified one gets a mail instead.
 
-        Does the same work and answers the same for every address. Raises InputRefused.
+        Does the same work and answers the same for every address. Raises InputRefused, or Busy.
         """
         address = parse_address(email)
         check_strength(password, own_words(email, full_name))
@@ -91,7 +91,11 @@ class AuthService:
             raise InvalidCredentials
         is_outdated = self._passwords.is_outdated(password_hash)
         new_hash = self._passwords.hash(password) if is_outdated else password_hash
-        return self._start_session(user, new_hash, actor)
+        try:
+            return self._start_session(user, new_hash, actor)
+        except InvalidCredentials:
+            self._refuse_login(address, user, "changed", actor)
+            raise
 
     def profile(self, user_id: uuid.UUID) -> Profile:
         with self._sessions.begin() as session:

@@ -1,6 +1,7 @@
 """Who is at the other end: the address that sent a request, through proxies that the operator trusts."""
 
 import ipaddress
+import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,16 +18,17 @@ log = structlog.get_logger(__name__)
 
 def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
     """Find out before anything is decided where each request comes from."""
-    warned: set[IpAddress] = set()
+    warned = threading.Event()
 
     def find() -> None:
         peer = _parsed(request.remote_addr or "")
         forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
         g.client_ip = client_address(peer, forwarded, trusted)
-        if forwarded and peer is not None and not _is_trusted(peer, trusted) and not warned:
+        if forwarded and peer is not None and not _is_trusted(peer, trusted) and not warned.is_set():
             # Once: behind a proxy that is missing in the settings it is every request, and anybody can send the header.
-            warned.add(peer)
-            log.warning("forwarded_for_ignored", peer=str(peer), hint="TRUSTED_PROXIES does not name the peer")
+            # Without the peer's address: it may be a person's.
+            warned.set()
+            log.warning("forwarded_for_ignored", hint="TRUSTED_PROXIES does not name the peer that sent it")
 
     app.before_request(find)
 

@@ -195,7 +195,8 @@ def test_an_untrusted_peer_that_forwards_is_warned_about_once_and_without_what_i
 
     assert addresses == [STRANGER, STRANGER, "2001:db8::9"]
     (line,) = log
-    assert (line["event"], line["log_level"], line["peer"]) == ("forwarded_for_ignored", "warning", STRANGER)
+    assert (line["event"], line["log_level"]) == ("forwarded_for_ignored", "warning")
+    assert STRANGER not in str(line)
     assert "192.0.2.77" not in repr(log)
     assert "anna" not in repr(log)
 
