@@ -13,6 +13,7 @@ from vault.extensions import db, mail, migrate
 from vault.files import routes as files_routes
 from vault.files import tasks as files_tasks
 from vault.http import api, auth, clients, errors, health, limits, requests
+from vault.http.refusals import RefusalsReachClients
 from vault.mail import tasks as mail_tasks
 
 # JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
@@ -26,6 +27,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app = Flask("vault", static_folder=None)
     _configure(app, container.settings)
     app.extensions["vault"] = container
+    app.wsgi_app = RefusalsReachClients(app.wsgi_app)  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
     db.init_app(app)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,28 @@ def test_reap_reports_orphans_and_deletes_them_only_on_request(vault: Vault, run
         object_key(vault.file(stored["id"]).object_id),
         "objects/strange",
     }
+
+
+def test_a_dry_reap_says_what_would_be_done_and_does_nothing(vault: Vault, runner: FlaskCliRunner) -> None:
+    store, anna = vault.store, vault.member()
+    assert isinstance(store, MemoryStore)
+    for _ in range(2):
+        anna.delete(f"/api/v1/files/{anna.upload(b'doomed')['id']}")
+    crashed = vault.file(anna.upload(b"crashed")["id"])
+    vault.change_file(crashed.id, state="pending", lease_until=vault.clock() - timedelta(hours=1))
+    store.objects[ORPHAN] = b"nobody's"
+    before = vault.file_states(), dict(store.objects), len(vault.audit_trail("files.reaped"))
+
+    dry = runner.invoke(args=["files", "reap", "--dry-run", "--orphans", "--max", "100"])
+    after = vault.file_states(), dict(store.objects), len(vault.audit_trail("files.reaped"))
+    real = runner.invoke(args=["files", "reap", "--orphans", "--yes", "--max", "100"])
+
+    assert dry.exit_code == real.exit_code == 0
+    assert "Would end 1 abandoned uploads and remove 3 objects." in dry.output
+    assert "Would delete 1 orphaned objects." in dry.output
+    assert after == before
+    assert "Ended 1 abandoned uploads, removed 3 objects." in real.output
+    assert "Deleted 1 orphaned objects." in real.output
 
 
 def test_reap_says_what_it_could_not_remove(

@@ -2,6 +2,8 @@
 
 import sys
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import click
@@ -18,42 +20,58 @@ files = Commands("files", help="Stored files: clean up what crashes left behind,
 @files.command("reap")
 @click.option("--orphans", is_flag=True, help="Also delete objects that no row knows.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting orphans.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option(
     "--max", "max_percent", type=click.FloatRange(0, 100), default=1.0, show_default=True,
     help="Refuse if orphans are more than this share of all objects, in percent.",
 )  # fmt: skip
-def reap(orphans: bool, yes: bool, max_percent: float) -> None:
+def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
     """End uploads whose process died, and remove the objects of deleted files.
 
     Objects that no row knows are only reported, unless --orphans is given.
     """
     reaper = container().reaper
-    with click.progressbar(
-        length=0, label="Reaping", show_pos=True, show_percent=False, show_eta=False, file=sys.stderr
-    ) as bar:
-        report = reaper.reap(Actor(), progress=bar.update)
-    click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
-    found = reaper.find_orphans()
+    if dry_run:
+        report = reaper.foresee()
+        click.echo(f"Would end {report.expired} abandoned uploads and remove {report.removed} objects.")
+    else:
+        with _counting("Reaping") as update:
+            report = reaper.reap(Actor(), progress=update)
+        click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
+    with _counting("Looking for orphans") as update:
+        found = reaper.find_orphans(progress=update)
     click.echo(f"{len(found.orphans)} of {found.objects} objects are known to no row.")
     if found.foreign:
         click.echo(f"{found.foreign} objects have names that are not ours; they are never touched.")
     if orphans and found.orphans:
-        _remove_orphans(found, yes=yes, max_percent=max_percent)
+        _remove_orphans(found, yes=yes, dry_run=dry_run, max_percent=max_percent)
     if report.failed:
         raise click.ClickException(f"{report.failed} objects could not be removed now; run this again.")
 
 
-def _remove_orphans(found: OrphanReport, *, yes: bool, max_percent: float) -> None:
+def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percent: float) -> None:
     share = 100 * len(found.orphans) / found.objects
     if share > max_percent:
         raise click.ClickException(
             f"{share:.1f} % of all objects look orphaned, more than --max {max_percent:g}. Is this the right database?"
         )
+    if dry_run:
+        click.echo(f"Would delete {len(found.orphans)} orphaned objects.")
+        return
     if not yes:
         click.confirm(f"Delete {len(found.orphans)} objects for ever?", abort=True)
     with progress("Deleting", len(found.orphans)) as update:
         removed = container().reaper.remove_orphans(found, Actor(), progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")
+
+
+@contextmanager
+def _counting(label: str) -> Iterator[Callable[[int], None]]:
+    """A bar for work of unknown length, which only counts."""
+    with click.progressbar(
+        length=0, label=label, show_pos=True, show_percent=False, show_eta=False, file=sys.stderr
+    ) as bar:
+        yield bar.update
 
 
 @files.command("verify")

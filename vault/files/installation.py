@@ -8,15 +8,20 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime
+from time import monotonic
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.errors import InstallationMismatch, ObjectNotFound
+from vault.errors import InstallationMismatch, ObjectNotFound, VaultError
 from vault.files.models import File, Installation
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectStore
+
+# An upload to a store that went away since is refused only when part of its body has been read.
+_CONFIRMED_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -27,14 +32,24 @@ class InstallationGuard:
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        self._confirmed = False
+        self._verified_at = float("-inf")
+        self._failure: VaultError | None = None
 
     def require(self) -> None:
-        """Confirm once per process that database and store belong together. Raises InstallationMismatch."""
-        if not self._confirmed:
-            with self._lock:
-                self.verify()
-                self._confirmed = True
+        """Confirm, if nobody has of late, that the store answers and belongs to this database.
+
+        Raises InstallationMismatch and StorageUnavailable.
+        """
+        asked_at = monotonic()
+        if self._failure is None and self._verified_at > asked_at - _CONFIRMED_SECONDS:
+            return
+        with self._lock:
+            # Those who waited for an answer share it: one after the other, they would wait for a store that hangs.
+            if self._verified_at < asked_at:
+                self._failure = self._verified()
+                self._verified_at = monotonic()
+            if self._failure is not None:
+                raise type(self._failure) from self._failure
 
     def verify(self) -> None:
         """Compare the two ids now; on the very first start, with both sides empty, make them."""
@@ -48,6 +63,13 @@ class InstallationGuard:
             _refuse("the store carries the id of another database; if it is empty, remove its object vault-id")
         if str(ours) != theirs:
             _refuse("the store carries the id of another database")
+
+    def _verified(self) -> VaultError | None:
+        try:
+            self.verify()
+        except VaultError as exc:
+            return exc
+        return None
 
     def _first_start(self) -> uuid.UUID:
         self._require_empty()

@@ -5,8 +5,9 @@ deleted only on request, since a wrong database makes every object look like one
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import islice
 
 import sqlalchemy as sa
 import structlog
@@ -16,7 +17,7 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.db import db_now
 from vault.errors import StorageError
-from vault.files.bulk import rows_by_id
+from vault.files.bulk import BATCH, rows_by_id
 from vault.files.installation import InstallationGuard
 from vault.files.models import File, FileState
 from vault.files.shredding import Shreddable, TransitionLost, shred
@@ -64,8 +65,7 @@ class Reaper:
         """
         self._installation.verify()
         report = ReapReport()
-        abandoned = sa.select(File).where(File.state == FileState.PENDING, File.lease_until <= db_now())
-        for (file,) in rows_by_id(self._sessions, abandoned):
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
             report.expired += self._expire(file)
             progress(1)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_removable())):
@@ -78,6 +78,16 @@ class Reaper:
             with self._sessions.begin() as session:
                 self._audit.record(session, actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed)
         return report
+
+    def foresee(self) -> ReapReport:
+        """What `reap` would do now if nothing failed. Raises InstallationMismatch."""
+        self._installation.verify()
+        with self._sessions.begin() as session:
+            abandoned, removable = (
+                session.scalar(sa.select(sa.func.count()).select_from(File).where(*where)) or 0
+                for where in (_abandoned(), _removable())
+            )
+        return ReapReport(expired=abandoned, removed=abandoned + removable)
 
     def remove(self, file_id: uuid.UUID) -> bool:
         """Remove one shredded file's object and row; False if it is not to be removed, or could not be yet."""
@@ -92,18 +102,22 @@ class Reaper:
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
             self._remove(file)
 
-    def find_orphans(self) -> OrphanReport:
-        """Ask the database about each key after it was listed: the other way round, new uploads would look lost."""
+    def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
+        """Ask the database about each key after it was listed: the other way round, new uploads would look lost.
+
+        `progress` is told of the objects that were looked at.
+        """
         self._installation.verify()
         objects, foreign = 0, 0
         orphans: list[uuid.UUID] = []
-        for stat in self._store.list(OBJECTS):
-            objects += 1
-            match = OBJECT_KEY.fullmatch(stat.key)
-            if match is None:
-                foreign += 1
-            elif not self._is_known(uuid.UUID(match[2])):
-                orphans.append(uuid.UUID(match[2]))
+        listed = self._store.list(OBJECTS)
+        while batch := list(islice(listed, BATCH)):
+            matches = [OBJECT_KEY.fullmatch(stat.key) for stat in batch]
+            ids = [uuid.UUID(match[2]) for match in matches if match is not None]
+            orphans.extend(self._unknown(ids))
+            objects += len(batch)
+            foreign += len(batch) - len(ids)
+            progress(len(batch))
         return OrphanReport(objects, tuple(orphans), foreign)
 
     def remove_orphans(self, report: OrphanReport, actor: Actor, *, progress: Callable[[int], None]) -> int:
@@ -111,7 +125,7 @@ class Reaper:
         self._installation.verify()
         removed = 0
         for object_id in report.orphans:
-            if not self._is_known(object_id):
+            if self._unknown([object_id]):
                 self._store.delete(object_key(object_id))
                 removed += 1
             progress(1)
@@ -139,9 +153,15 @@ class Reaper:
             session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
         return True
 
-    def _is_known(self, object_id: uuid.UUID) -> bool:
+    def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
+        """Those of the objects that no row has."""
         with self._sessions.begin() as session:
-            return bool(session.scalar(sa.select(sa.exists().where(File.object_id == object_id))))
+            known = set(session.scalars(sa.select(File.object_id).where(File.object_id.in_(object_ids))))
+        return [object_id for object_id in object_ids if object_id not in known]
+
+
+def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
+    return (File.state == FileState.PENDING, File.lease_until <= db_now())
 
 
 def _removable() -> tuple[sa.ColumnElement[bool], ...]:
