@@ -160,6 +160,19 @@ class Stack:
             row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
         return int(row[0]), int(row[1])
 
+    def accounts_agree(self) -> bool:
+        """Whether each user's counters are the sums over the rows."""
+        rows = "SELECT sum(CASE WHEN state = '{}' THEN {} ELSE 0 END) FROM files WHERE owner_id = users.id"
+        with self.container.engine.begin() as connection:
+            wrong = connection.scalar(
+                sa.text(
+                    "SELECT count(*) FROM users"
+                    f" WHERE used_bytes <> coalesce(({rows.format('ready', 'size_bytes')}), 0)"
+                    f" OR reserved_bytes <> coalesce(({rows.format('pending', 'reserved_bytes')}), 0)"
+                )
+            )
+        return wrong == 0
+
     def end_leases(self, in_seconds: float = -1) -> None:
         """Let the time that protects running uploads end then; by default it is over."""
         with self.container.sessions.begin() as session:

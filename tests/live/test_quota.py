@@ -1,0 +1,132 @@
+"""Quota under parallel uploads, deletions, hang-ups and kills, on PostgreSQL and S3: never passed, always exact."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+import sqlalchemy as sa
+
+from tests.support.stack import Stack, production
+from tests.support.vault import at_once
+
+pytestmark = [pytest.mark.xdist_group("quota"), pytest.mark.timeout(180)]
+
+MIB = 1024 * 1024
+CONTENT = random.Random(5).randbytes(MIB)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with production(tmp_path_factory.mktemp("quota")) as running:
+        # As many threads as there are uploads at once.
+        running.env |= {"WEB_THREADS": "16", "MAX_UPLOADS_PER_USER": "64"}
+        running.start_api()
+        yield running
+
+
+class HungUp(Exception):
+    """Ends a request in the middle of its body."""
+
+
+def pieces(content: bytes, *, hang_up_at: int | None = None) -> Iterator[bytes]:
+    for at in range(0, len(content), 65536):
+        if hang_up_at is not None and at >= hang_up_at:
+            raise HungUp
+        yield content[at : at + 65536]
+
+
+def upload(stack: Stack, person: requests.Session, framing: str, content: bytes, **kwargs: Any) -> requests.Response:
+    """Over a connection of its own."""
+    body: dict[str, Any] = {"data": content}
+    if framing == "chunked":
+        body = {"data": pieces(content, **kwargs)}
+    if framing == "form":
+        body = {"files": {"file": ("file.bin", content)}}
+    return requests.post(f"{stack.url}/files?name=file.bin", headers=person.headers, timeout=60, **body)
+
+
+def give_quota(stack: Stack, email: str, quota_bytes: int) -> None:
+    with stack.container.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE users SET quota_bytes = :quota WHERE email = :email"),
+            {"quota": quota_bytes, "email": email},
+        )
+
+
+@pytest.mark.parametrize("framing", ["raw", "chunked", "form"])
+def test_thirty_uploads_at_once_into_room_for_ten(stack: Stack, framing: str) -> None:
+    email = f"{framing}@example.org"
+    person = stack.sign_up(email)
+    give_quota(stack, email, 10 * MIB)
+
+    answers = at_once(30, lambda _: upload(stack, person, framing, CONTENT))
+
+    statuses = [answer.status_code for answer in answers]
+    stored = statuses.count(201)
+    usage = person.get(f"{stack.url}/files/usage").json()
+    assert set(statuses) <= {201, 413}
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 413} == {"quota_exceeded"}
+    # Those of unknown length may refuse each other: each holds what it has got so far.
+    assert stored == 10 if framing == "raw" else stored <= 10
+    assert usage == {
+        "used_bytes": stored * MIB, "reserved_bytes": 0, "quota_bytes": 10 * MIB, "file_count": stored
+    }  # fmt: skip
+    assert stack.accounts_agree()
+    for item in person.get(f"{stack.url}/files").json()["items"]:
+        assert person.get(f"{stack.url}/files/{item['id']}/content").content == CONTENT
+
+
+def test_usage_is_exact_after_200_uploads_deletions_aborts_and_kills(stack: Stack) -> None:
+    dice = random.Random(20261125)
+    people = [stack.sign_up(f"{name}@example.org") for name in ("carla", "dora")]
+    for name in ("carla", "dora"):
+        give_quota(stack, f"{name}@example.org", 24 * MIB)
+    acknowledged: dict[str, tuple[requests.Session, bytes]] = {}
+    unsure: set[str] = set()
+    kinds = ["raw"] * 3 + ["chunked"] * 3 + ["form"] * 2 + ["abort"] * 3 + ["delete"] * 4
+    operations = [(dice.choice(kinds), dice.choice(people), dice.randrange(2 * MIB)) for _ in range(200)]
+    at_kill = set(dice.sample(range(10, 190), 3))
+
+    def act(kind: str, person: requests.Session, size: int) -> None:
+        content = random.Random(size).randbytes(size)
+        try:
+            if kind == "abort":
+                upload(stack, person, "chunked", content, hang_up_at=size // 2)
+            elif kind == "delete":
+                mine = [file_id for file_id, (owner, _) in list(acknowledged.items()) if owner is person]
+                if mine:
+                    unsure.add(mine[0])
+                    requests.delete(f"{stack.url}/files/{mine[0]}", headers=person.headers, timeout=60)
+            else:
+                answer = upload(stack, person, kind, content)
+                assert answer.status_code in (201, 413), answer.text
+                if answer.status_code == 201:
+                    acknowledged[answer.json()["id"]] = person, content
+        except (HungUp, requests.RequestException):
+            return  # what became of it is seen from the accounts
+
+    with ThreadPoolExecutor(8) as threads:
+        running = []
+        for number, operation in enumerate(operations):
+            running.append(threads.submit(act, *operation))
+            if number in at_kill:
+                running[-5].exception()
+                stack.processes[0].kill()
+                stack.processes[0] = stack.start_api()
+        for future in running:
+            future.result()
+    stack.end_leases()
+    stack.reap()
+
+    assert stack.accounts_agree()
+    assert stack.remains()[2:] == (0, 0)
+    for file_id, (person, content) in acknowledged.items():
+        answer = requests.get(f"{stack.url}/files/{file_id}/content", headers=person.headers, timeout=60)
+        assert answer.content == content or (answer.status_code == 404 and file_id in unsure)
+    listed = [item for person in people for item in person.get(f"{stack.url}/files?limit=200").json()["items"]]
+    used = [person.get(f"{stack.url}/files/usage").json()["used_bytes"] for person in people]
+    assert sum(item["size"] for item in listed) == sum(used)
+    assert len(acknowledged) > 20
