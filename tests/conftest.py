@@ -59,9 +59,11 @@ def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 
 @pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """A migrated SQLite database of this test's own."""
-    path = tmp_path / "vault-test.db"
+def sqlite_url(sqlite_template: Path) -> str:
+    """A migrated SQLite database, anew for each test. At one path, so that engines can be used again."""
+    path = sqlite_template.with_name("copy-test.db")
+    for leftover in path.parent.glob(f"{path.name}*"):
+        leftover.unlink()
     shutil.copy(sqlite_template, path)
     return f"sqlite:///{path}"
 

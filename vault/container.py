@@ -78,6 +78,7 @@ class Container:
 def build_container(
     settings: Settings,
     *,
+    engine: Engine | None = None,
     store: ObjectStore | None = None,
     mailer: Mailer | None = None,
     keys: KeyRing | None = None,
@@ -90,7 +91,7 @@ def build_container(
     Connects to nothing. `publish(task, row_id)` sends a background task.
     """
     clock = clock or _utc_now
-    engine = create_engine(settings.database_url)
+    engine = engine or create_engine(settings.database_url)
     sessions = create_sessionmaker(engine)
     celery = create_celery(settings.celery_broker_url)
     publish = publish or Publisher(celery).publish

@@ -65,23 +65,23 @@ class db_now(FunctionElement[datetime]):  # noqa: N801  # reads like the SQL fun
     """The database's clock now, plus a number of seconds."""
 
     type = UtcDateTime()
-    inherit_cache = False
+    inherit_cache = True
 
     def __init__(self, plus_seconds: float = 0) -> None:
-        super().__init__()
-        self.plus_seconds = float(plus_seconds)
+        # Both databases read this. Bound, so that the statements around it are compiled once and not for each number.
+        super().__init__(sa.literal(f"{float(plus_seconds):+} seconds", sa.Text))
 
 
 @compiles(db_now, "postgresql")
-def _db_now_postgresql(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+def _db_now_postgresql(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str:
     # clock_timestamp, not now(): a transaction that waited for a lock must see the time after its wait.
-    return f"(clock_timestamp() + interval '{element.plus_seconds} seconds')"
+    return f"(clock_timestamp() + CAST({compiler.process(element.clauses, **kwargs)} AS interval))"
 
 
 @compiles(db_now, "sqlite")
-def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **_: Any) -> str:
+def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str:
     # The form in which SQLAlchemy stores a DateTime on SQLite, so that comparing texts compares times.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{element.plus_seconds:+} seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)})"
 
 
 _SQLITE_PRAGMAS: Final = (
