@@ -5,7 +5,6 @@ import email.policy
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from aiosmtpd.controller import Controller
 
 from tests.support.proc import files_with, group_members
 from tests.support.servers import wait_until
+from tests.support.services import program
 from tests.support.stack import Stack, embedded, free_port, production
 from tests.support.vault import PASSWORD
 
@@ -134,9 +134,7 @@ def test_a_stored_file_comes_back_identical_and_goes_for_good(
 
 
 def test_curl_uploads_and_downloads(journey: Journey, person: requests.Session, tmp_path: Path) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("curl is not installed")
+    curl = program("curl", package="curl")
     photo = tmp_path / NAME
     photo.write_bytes(os.urandom(1_500_000))
     bearer = ["-sS", "-H", f"Authorization: {person.headers['Authorization']!s}"]

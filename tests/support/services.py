@@ -1,6 +1,7 @@
-"""PostgreSQL, Redis and RabbitMQ for tests: used when they answer, each run in a place of its own."""
+"""PostgreSQL, Redis, RabbitMQ and programs for tests: used where they are, each run in a place of its own."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,14 @@ def missing(service: str, reason: str) -> NoReturn:
     if os.environ.get("REQUIRE_SERVICES") == "1":
         pytest.fail(f"REQUIRE_SERVICES=1, but {service} does not answer: {reason}")
     pytest.skip(f"{service} does not answer: {reason}")
+
+
+def program(name: str, *, package: str) -> str:
+    """The path of a program; where it is not installed the test skips and says which Debian package has it."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian package {package})")
+    return path
 
 
 @contextmanager

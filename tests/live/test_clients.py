@@ -1,0 +1,377 @@
+"""Real clients against the running server: what they send comes back identical, and they print what it refuses."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import httpx
+import pytest
+import requests
+import sqlalchemy as sa
+from selenium import webdriver
+
+from tests.support.names import NAMES
+from tests.support.servers import wait_until
+from tests.support.services import program
+from tests.support.stack import Stack, embedded
+
+# One worker runs this module, so that the stack is started once.
+pytestmark = pytest.mark.xdist_group("clients")
+
+MIB = 1024 * 1024
+# Many segments and, beyond the second, a part of an S3 upload that is not full.
+SIZE = 20_000_123
+NAMED = {"name": "photo.jpg"}
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where somebody's files are, and the header that opens them."""
+
+    files: str
+    bearer: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": self.bearer}
+
+    def content(self, stored: dict[str, Any]) -> str:
+        return f"{self.files}/{stored['id']}/content"
+
+    def curl(self, *arguments: str, folder: Path, stdin: Path | None = None) -> str:
+        """What curl prints, run in the folder. It has to come to its end without an error of its own."""
+        command = [program("curl", package="curl"), "-q", "-sS", "-H", f"Authorization: {self.bearer}", *arguments]
+        with Path(stdin or os.devnull).open("rb") as source:
+            done = subprocess.run(command, cwd=folder, stdin=source, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with embedded(tmp_path_factory.mktemp("clients")) as running:
+        running.start_api()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def anna(stack: Stack) -> Account:
+    return Account(f"{stack.url}/files", str(stack.sign_up().headers["Authorization"]))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stored(anna: Account, photo: Path) -> dict[str, Any]:
+    """The photo as a file of the vault."""
+    with photo.open("rb") as body:
+        return by_requests(anna, body)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# Uploads and whole downloads
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(["-X", "POST", "-T", "photo.jpg"], id="raw"),
+        pytest.param(["-X", "POST", "-T", "-"], id="chunked"),
+        pytest.param(["-F", "file=@photo.jpg"], id="form"),
+    ],
+)
+def test_what_curl_stores_comes_back_to_curl_identical(
+    anna: Account, photo: Path, tmp_path: Path, body: list[str]
+) -> None:
+    answer = json.loads(anna.curl(*body, f"{anna.files}?name=photo.jpg", folder=photo.parent, stdin=photo))
+    anna.curl(anna.content(answer), "-o", "copy", folder=tmp_path)
+
+    assert (answer["size"], answer["sha256"]) == (SIZE, digest(photo.read_bytes()))
+    assert digest((tmp_path / "copy").read_bytes()) == digest(photo.read_bytes())
+
+
+def by_requests(account: Account, body: Any) -> dict[str, Any]:
+    answer = requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def from_requests(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
+    with requests.get(url, headers={**account.headers, **headers}, stream=True, timeout=60) as answer:
+        return answer.status_code, b"".join(answer.iter_content(64 * 1024))
+
+
+def by_httpx(account: Account, body: Any) -> dict[str, Any]:
+    answer = httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def from_httpx(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
+    with httpx.stream("GET", url, headers={**account.headers, **headers}, timeout=60) as answer:
+        return answer.status_code, b"".join(answer.iter_bytes(64 * 1024))
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content from a generator, whose length no client can know: it goes out chunked."""
+    with path.open("rb") as file:
+        while piece := file.read(100_000):
+            yield piece
+
+
+@pytest.mark.parametrize(
+    ("upload", "download"),
+    [pytest.param(by_requests, from_requests, id="requests"), pytest.param(by_httpx, from_httpx, id="httpx")],
+)
+@pytest.mark.parametrize("chunked", [False, True], ids=["file", "generator"])
+def test_what_python_streams_comes_back_identical(
+    anna: Account, photo: Path, upload: Callable[..., Any], download: Callable[..., Any], chunked: bool
+) -> None:
+    with photo.open("rb") as file:
+        answer = upload(anna, pieces(photo) if chunked else file)
+    status, content = download(anna, anna.content(answer))
+
+    assert (answer["size"], answer["sha256"]) == (SIZE, digest(photo.read_bytes()))
+    assert (status, digest(content)) == (200, digest(photo.read_bytes()))
+
+
+@pytest.mark.parametrize("download", [from_requests, from_httpx], ids=["requests", "httpx"])
+def test_python_gets_the_range_that_it_asks_for(
+    anna: Account, photo: Path, stored: dict[str, Any], download: Callable[..., Any]
+) -> None:
+    first, last = 200_000, 17 * MIB
+
+    status, content = download(anna, anna.content(stored), Range=f"bytes={first}-{last}")
+
+    assert (status, digest(content)) == (206, digest(photo.read_bytes()[first : last + 1]))
+
+
+# Downloads that go on, and in parts
+
+
+@dataclass(frozen=True)
+class Downloader:
+    """A program that goes on with a file named copy if it finds one, and otherwise begins it."""
+
+    name: str
+    package: str
+    arguments: tuple[str, ...]
+    limit: str
+
+    def command(self, account: Account, url: str, bytes_per_second: str) -> list[str]:
+        header = f"Authorization: {account.bearer}"
+        path = program(self.name, package=self.package)
+        return [path, *self.arguments, self.limit, bytes_per_second, "--header", header, url]
+
+
+CURL = Downloader("curl", "curl", ("-q", "-sSv", "-C", "-", "-o", "copy"), "--limit-rate")
+WGET = Downloader("wget", "wget", ("--no-config", "-S", "-c", "-O", "copy"), "--limit-rate")
+_LOGGED = ("--log=-", "--log-level=info")
+_IN_PARTS = ("-x", "4", "-s", "4", "--min-split-size=1M", "--file-allocation=none", "--disk-cache=0")
+ARIA2C = Downloader(
+    "aria2c", "aria2", ("--no-conf", *_LOGGED, *_IN_PARTS, "-c", "-o", "copy"), "--max-overall-download-limit"
+)
+
+
+def cut(command: list[str], copy: Path) -> None:
+    """Start a download and end it when a part of the file is there."""
+    running = subprocess.Popen(command, cwd=copy.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def has_part() -> bool:
+        assert running.poll() is None
+        # Blocks and not the size, which is soon that of the whole file where parts of it are fetched at once.
+        return copy.exists() and copy.stat().st_blocks * 512 > MIB
+
+    try:
+        wait_until(has_part, seconds=20, what="a part of the file")
+    finally:
+        # Not by force: aria2c writes down which pieces it has.
+        running.terminate()
+        running.wait(timeout=20)
+
+
+@pytest.mark.parametrize("client", [CURL, WGET, ARIA2C], ids=lambda client: client.name)
+def test_a_download_that_was_cut_goes_on_where_it_stopped(
+    anna: Account, photo: Path, stored: dict[str, Any], tmp_path: Path, client: Downloader
+) -> None:
+    url, copy = anna.content(stored), tmp_path / "copy"
+    cut(client.command(anna, url, "4M"), copy)
+    begun = digest(copy.read_bytes())
+
+    done = subprocess.run(client.command(anna, url, "20M"), cwd=tmp_path, capture_output=True, timeout=60, check=True)
+
+    assert begun != digest(photo.read_bytes())
+    assert b"HTTP/1.1 206" in done.stdout + done.stderr
+    assert digest(copy.read_bytes()) == digest(photo.read_bytes())
+
+
+def test_aria2c_gets_four_parts_at_once(anna: Account, photo: Path, stored: dict[str, Any], tmp_path: Path) -> None:
+    # Slowly enough that no connection has the whole file before the others begin.
+    slowly = ARIA2C.command(anna, anna.content(stored), "20M")
+
+    done = subprocess.run(slowly, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+
+    # The first connection asks for all, and stops where the second has begun.
+    assert len(set(re.findall(rb"Content-Range: bytes (\d+)-", done.stdout))) >= 3
+    assert digest((tmp_path / "copy").read_bytes()) == digest(photo.read_bytes())
+
+
+# A browser
+
+UPLOAD_AND_DOWNLOAD = """
+const [url, token, name, size] = arguments;
+const headers = {Authorization: token};
+const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+const sha256 = async (bytes) => hex(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)));
+return (async () => {
+    const content = new Uint8Array(size);
+    for (let at = 0; at < size; at += 65536) crypto.getRandomValues(content.subarray(at, at + 65536));
+    const form = new FormData();
+    form.append("file", new File([content], name, {type: "image/jpeg"}));
+    const stored = await fetch(url, {method: "POST", headers, body: form});
+    const file = await stored.json();
+    const answer = await fetch(`${url}/${file.id}/content`, {headers});
+    const received = await sha256(await answer.arrayBuffer());
+    return {statuses: [stored.status, answer.status], file, sent: await sha256(content), received};
+})();
+"""
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    """Chromium without a window, which finds no host but this machine and writes into a folder of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = program("chromium", package="chromium")
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    chromedriver = program("chromedriver", package="chromium-driver")
+    # Not pytest's: the path of a socket in it may not be long.
+    with tempfile.TemporaryDirectory(prefix="chromium-") as folder:
+        environ = {**os.environ, "HOME": folder, "TMPDIR": folder}
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver, env=environ))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def test_a_form_that_a_browser_fetches_comes_back_to_it_identical(
+    stack: Stack, anna: Account, browser: webdriver.Chrome
+) -> None:
+    name = 'фото "😀"; 100%.jpg'
+    # A page of the API's own origin without a Content-Security-Policy: those behind mailed links may not fetch.
+    browser.get(f"{stack.env['PUBLIC_URL']}/livez")
+
+    done = browser.execute_script(UPLOAD_AND_DOWNLOAD, anna.files, anna.bearer, name, SIZE)
+
+    assert done["statuses"] == [201, 200]
+    assert (done["file"]["name"], done["file"]["size"], done["file"]["content_type"]) == (name, SIZE, "image/jpeg")
+    assert done["sent"] == done["received"] == done["file"]["sha256"]
+
+
+# Refusals of what is still being sent
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1 GiB that takes no room."""
+    path = tmp_path_factory.mktemp("large") / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(1024 * MIB)
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_little_room(stack: Stack) -> Account:
+    """Somebody whose quota a GiB passes."""
+    person = stack.sign_up("bert@example.org")
+    with stack.container.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE users SET quota_bytes = :quota WHERE email = 'bert@example.org'"), {"quota": 8 * MIB}
+        )
+    return Account(f"{stack.url}/files", str(person.headers["Authorization"]))
+
+
+def refusals(account: Account, large: Path, *arguments: str) -> set[tuple[int, int, str]]:
+    """HTTP status, and status and code of the problem, that curl prints, each time that it tries."""
+    outputs = [
+        account.curl("-X", "POST", *arguments, "-w", "\n%{http_code}", f"{account.files}?name=large.bin",
+                     folder=large.parent, stdin=large)
+        for _ in range(ATTEMPTS)
+    ]  # fmt: skip
+    printed = [(json.loads(body), int(status)) for body, status in (output.rsplit("\n", 1) for output in outputs)]
+    return {(status, problem["status"], problem["code"]) for problem, status in printed}
+
+
+sent_on = pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["-T", "large.bin"], id="raw"),
+        pytest.param(["-T", "large.bin", "-H", "Expect:"], id="raw-without-expect"),
+        pytest.param(["-T", "-"], id="chunked"),
+        pytest.param(["-T", "-", "-H", "Expect:"], id="chunked-without-expect"),
+    ],
+)
+
+
+@sent_on
+def test_curl_with_a_bad_token_prints_the_refusal(anna: Account, large: Path, arguments: list[str]) -> None:
+    stranger = Account(anna.files, "Bearer not-a-token")
+
+    assert refusals(stranger, large, *arguments) == {(401, 401, "unauthorized")}
+
+
+@sent_on
+def test_curl_past_the_quota_prints_the_refusal(with_little_room: Account, large: Path, arguments: list[str]) -> None:
+    assert refusals(with_little_room, large, *arguments) == {(413, 413, "quota_exceeded")}
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "fallback"), NAMES)
+def test_curl_saves_under_the_fallback_of_a_name_that_comes_back_whole(
+    anna: Account, tmp_path: Path, name: str, fallback: str
+) -> None:
+    (tmp_path / "sent").write_bytes(b"content")
+    (tmp_path / "saved").mkdir()
+
+    answer = anna.curl("-X", "POST", "-T", "sent", f"{anna.files}?name={quote(name, safe='')}", folder=tmp_path)
+    headers = anna.curl("-OJ", "-D", "-", anna.content(json.loads(answer)), folder=tmp_path / "saved")
+
+    extended = re.search(
+        r"^content-disposition: .*; filename\*=UTF-8''(\S+)\r?$", headers, re.MULTILINE | re.IGNORECASE
+    )
+    assert extended is not None, headers
+    assert unquote(extended[1]) == json.loads(answer)["name"] == unicodedata.normalize("NFC", name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == {fallback: b"content"}
+
+
+@pytest.mark.parametrize(("name", "_fallback"), NAMES)
+def test_a_name_in_a_form_of_curls_is_stored(anna: Account, tmp_path: Path, name: str, _fallback: str) -> None:
+    (tmp_path / "sent").write_bytes(b"content")
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+
+    answer = anna.curl("-F", f'file=@sent;filename="{quoted}"', anna.files, folder=tmp_path)
+
+    # curl sends a quote as %22, and a %22 as it is, so that nobody can tell them apart.
+    assert json.loads(answer)["name"] == unicodedata.normalize("NFC", name.replace("%22", '"'))

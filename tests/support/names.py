@@ -1,0 +1,38 @@
+"""File names that are hard on their way through headers, each with its ASCII form in `filename`."""
+
+import pytest
+
+NAMES = [
+    pytest.param("notes.txt", "notes.txt", id="plain"),
+    pytest.param("two words (1)+a,b=c@d.txt", "two words (1)+a,b=c@d.txt", id="signs"),
+    pytest.param('say "hello".txt', "say _hello_.txt", id="quotes"),
+    pytest.param('"', "file", id="only-a-quote"),
+    pytest.param("back\\slash\\.txt", "back_slash_.txt", id="backslashes"),
+    pytest.param("\\", "file", id="only-a-backslash"),
+    pytest.param("semi;colon.txt", "semi_colon.txt", id="semicolon"),
+    pytest.param("100%.txt", "100_.txt", id="percent"),
+    pytest.param("%41%22%2e.txt", "_41_22_2e.txt", id="percent-encoded"),
+    pytest.param('"; filename=evil.exe', "__ filename=evil.exe", id="injection"),
+    pytest.param("\"; filename*=UTF-8''evil.exe", "__ filename_=UTF-8__evil.exe", id="injection-extended"),
+    pytest.param("naïve café.pdf", "naive cafe.pdf", id="accents"),
+    pytest.param("отчёт.pdf", "file.pdf", id="cyrillic"),
+    pytest.param("отчёт 2026.pdf", "_____ 2026.pdf", id="cyrillic-and-digits"),
+    pytest.param("🐘🌋.png", "file.png", id="emoji"),
+    pytest.param("报告", "file", id="only-non-ascii"),
+    pytest.param("报告.文档", "file", id="only-non-ascii-with-suffix"),
+    pytest.param("invoice\u202egpj.exe", "invoice_gpj.exe", id="right-to-left-override"),
+    pytest.param("שלום.txt", "file.txt", id="hebrew"),
+    pytest.param("notes.txt...", "notes.txt", id="trailing-dots"),
+    pytest.param("notes. . ", "notes", id="trailing-dots-and-spaces"),
+    pytest.param("...", "file", id="only-dots"),
+    pytest.param("..", "file", id="parent"),
+    pytest.param(".bashrc", "file.bashrc", id="leading-dot"),
+    pytest.param("..hidden.txt", "hidden.txt", id="leading-dots"),
+    pytest.param(". x .tar.gz", "x .tar.gz", id="leading-dot-and-space"),
+    pytest.param("．．／etc", "file._etc", id="wide-dots-and-slash"),
+    pytest.param("＂wide＂.txt", "_wide_.txt", id="wide-quotes"),
+    pytest.param("a\u0308.txt", "a.txt", id="combining"),
+    pytest.param("ﬁle①.txt", "file1.txt", id="compatibility-forms"),
+    pytest.param("x" * 255, "x" * 255, id="longest"),
+    pytest.param("🐘" * 255, "file", id="longest-emoji"),
+]
