@@ -24,6 +24,8 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     check_known_answer()
     container = container or build_container(settings or Settings.load())
     app = Flask("vault", static_folder=None)
+    # Flask would redirect //api to /api, and to http even behind a proxy that speaks https; clients follow with tokens.
+    app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
