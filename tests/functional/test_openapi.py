@@ -63,6 +63,28 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 
+def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_takes(vault: Vault) -> None:
+    document = vault.client.get("/openapi.json").json
+
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method == "parameters":
+                continue
+            failures = {status: answer for status, answer in operation["responses"].items() if status >= "4"}
+            del failures["default"]
+            takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
+            assert {"422", "503"} <= failures.keys()
+            assert ("security" not in operation) or "401" in failures
+            assert ("{" not in path) or "404" in failures
+            assert ("/auth/" not in path) or "429" in failures
+            assert takes_json is ("415" in failures)
+            assert not takes_json or {"400", "413"} <= failures.keys()
+            for answer in failures.values():
+                schema = answer["content"]["application/problem+json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Problem"}
+                assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
+
+
 def test_every_reference_in_the_document_leads_somewhere(vault: Vault) -> None:
     text = vault.client.get("/openapi.json").text
     document = json.loads(text)
