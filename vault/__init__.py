@@ -25,6 +25,8 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     check_known_answer()
     container = container or build_container(settings or Settings.load())
     app = Flask("vault", static_folder=None)
+    # Flask would redirect //api to /api, and to http even behind a proxy that speaks https; clients follow with tokens.
+    app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
     app.wsgi_app = RefusalsReachClients(app.wsgi_app)  # type: ignore[method-assign]

@@ -154,7 +154,7 @@ def test_only_files_that_are_ready_are_listed(vault: Vault, anna: Person) -> Non
 
 
 BAD = {
-    "limit": ["0", "10000", "201", "-1"],
+    "limit": ["0", "10000", "201", "-1", "1_0", "+5", " 5", "٥", "5.0", "9" * 5000],
     "sort": ["password_hash", "id", "", "NAME", "name_folded", "name desc", "size,name"],
     "order": ["up", "", "DESC", "asc;"],
     "search": ["x" * 10_240, "x" * 256, "", "a", "ab", "%_", "é" * 2, unicodedata.normalize("NFD", "é"), "a\0b"],

@@ -27,9 +27,16 @@ from vault.auth.tokens import TokenPair
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
 from vault.http.cursors import Cursors
+from vault.http.documents import may_answer
 from vault.http.requests import anonymous
 
-blueprint = VaultBlueprint("auth", __name__, url_prefix="/api/v1/auth", description="Accounts and sessions")
+blueprint = VaultBlueprint(
+    "auth",
+    __name__,
+    url_prefix="/api/v1/auth",
+    description="Accounts and sessions",
+    problems=("rate_limited", "limits_unavailable"),
+)
 
 _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way to it."}
 
@@ -37,6 +44,7 @@ _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way t
 @blueprint.post("/register")
 @blueprint.arguments(RegisterSchema)
 @blueprint.response(202, MessageSchema)
+@may_answer("busy")
 def register(fields: dict[str, Any]) -> dict[str, str]:
     """Create an account. The answer is the same whether or not the address has one."""
     container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
@@ -46,7 +54,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/verify-email")
 @blueprint.arguments(TokenSchema)
 @blueprint.response(200, MessageSchema)
-@blueprint.alt_response(400, schema=None, description="invalid_token")
+@may_answer("invalid_token")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     """Confirm an address by the token that was mailed to it."""
     container().links.verify_email(fields["token"], anonymous())
@@ -74,7 +82,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/reset-password")
 @blueprint.arguments(ResetPasswordSchema)
 @blueprint.response(204)
-@blueprint.alt_response(400, schema=None, description="invalid_token")
+@may_answer("invalid_token", "busy")
 def reset_password(fields: dict[str, Any]) -> None:
     """Set a new password by a mailed token. Every session of the account ends."""
     container().links.reset_password(fields["token"], fields["new_password"], anonymous())
@@ -83,7 +91,7 @@ def reset_password(fields: dict[str, Any]) -> None:
 @blueprint.post("/login")
 @blueprint.arguments(LoginSchema)
 @blueprint.response(200, TokenPairSchema)
-@blueprint.alt_response(401, schema=None, description="invalid_credentials")
+@may_answer("invalid_credentials", "busy")
 def login(fields: dict[str, Any]) -> TokenPair:
     """Start a session."""
     return container().auth.login(fields["email"], fields["password"], anonymous())
@@ -92,7 +100,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 @blueprint.post("/refresh")
 @blueprint.arguments(RefreshSchema)
 @blueprint.response(200, TokenPairSchema)
-@blueprint.alt_response(401, schema=None, description="unauthorized, or token_reused: the session is over")
+@may_answer("unauthorized", "token_reused")
 def refresh(fields: dict[str, Any]) -> TokenPair:
     """Carry a session on. Each refresh token works once."""
     return container().user_sessions.refresh(fields["refresh_token"], anonymous())
@@ -110,6 +118,7 @@ def logout(fields: dict[str, Any]) -> None:
 @blueprint.get("/sessions")
 @blueprint.arguments(SessionQuerySchema, location="query")
 @blueprint.response(200, SessionPageSchema)
+@may_answer("invalid_cursor")
 @login_required
 def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
     """Where one is signed in, newest first."""
@@ -127,6 +136,7 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.delete("/sessions/<uuid:session_id>")
 @blueprint.response(204)
+@may_answer("not_found")
 @login_required
 def end_session(session_id: uuid.UUID) -> None:
     """Sign one of one's own sessions out."""
@@ -135,6 +145,7 @@ def end_session(session_id: uuid.UUID) -> None:
 
 @blueprint.get("/me")
 @blueprint.response(200, ProfileSchema)
+@may_answer("not_found")
 @login_required
 def me() -> Profile:
     """The signed-in person."""
@@ -144,6 +155,7 @@ def me() -> Profile:
 @blueprint.patch("/me")
 @blueprint.arguments(ProfileChangeSchema)
 @blueprint.response(200, ProfileSchema)
+@may_answer("not_found")
 @login_required
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change one's name."""
@@ -153,8 +165,7 @@ def change_me(fields: dict[str, Any]) -> Profile:
 @blueprint.delete("/me")
 @blueprint.arguments(PasswordSchema)
 @blueprint.response(204)
-@blueprint.alt_response(403, schema=None, description="wrong_password")
-@blueprint.alt_response(409, schema=None, description="last_admin")
+@may_answer("wrong_password", "last_admin", "busy")
 @login_required
 def delete_me(fields: dict[str, Any]) -> None:
     """Delete the account. Its files cannot be read any more from this answer on."""
@@ -164,7 +175,7 @@ def delete_me(fields: dict[str, Any]) -> None:
 @blueprint.post("/change-password")
 @blueprint.arguments(ChangePasswordSchema)
 @blueprint.response(204)
-@blueprint.alt_response(403, schema=None, description="wrong_password")
+@may_answer("wrong_password", "busy")
 @login_required
 def change_password(fields: dict[str, Any]) -> None:
     """Change one's password. Every other session ends."""
@@ -174,7 +185,7 @@ def change_password(fields: dict[str, Any]) -> None:
 @blueprint.post("/change-email")
 @blueprint.arguments(ChangeEmailSchema)
 @blueprint.response(202, MessageSchema)
-@blueprint.alt_response(403, schema=None, description="wrong_password")
+@may_answer("wrong_password", "busy")
 @login_required
 def change_email(fields: dict[str, Any]) -> dict[str, str]:
     """Ask for another address. A link that is mailed to it confirms the change; until then nothing changes."""

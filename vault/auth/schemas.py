@@ -3,20 +3,27 @@
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
-from vault.http.api import Line, PasswordText, Text
+from vault.auth.addresses import MAX_LENGTH as MAX_ADDRESS
+from vault.auth.models import Role
+from vault.auth.passwords import MAX_LENGTH, MIN_LENGTH
+from vault.http.api import Count, Line, PasswordText, Text
 
 
 def _email() -> Text:
-    return Text(required=True, validate=Length(max=254))
+    return Text(required=True, validate=Length(max=MAX_ADDRESS), metadata={"format": "idn-email"})
 
 
-def _password(**metadata: str) -> PasswordText:
-    # Loosely bounded here, so that a body of megabytes is refused before anything is computed from it.
-    return PasswordText(required=True, validate=Length(max=1024), metadata=metadata)
+def _password() -> PasswordText:
+    # One that is too long to be right is wrong, not malformed; a bound keeps bodies of megabytes out.
+    return PasswordText(required=True, validate=Length(max=1024))
 
 
 def _new_password() -> PasswordText:
-    return _password(description="12 to 128 characters of any kind, not easy to guess.")
+    return PasswordText(
+        required=True,
+        validate=Length(MIN_LENGTH, MAX_LENGTH, error="Must have {min} to {max} characters."),
+        metadata={"description": "Characters of any kind, not easy to guess."},
+    )
 
 
 class RegisterSchema(ma.Schema):
@@ -63,7 +70,7 @@ class RefreshSchema(ma.Schema):
 class LogoutSchema(ma.Schema):
     body_is_optional = True
 
-    scope = Text(load_default="local", validate=OneOf(["local", "others", "global"]))
+    scope = ma.fields.String(load_default="local", validate=OneOf(["local", "others", "global"]))
 
 
 class SessionSchema(ma.Schema):
@@ -82,7 +89,7 @@ class SessionPageSchema(ma.Schema):
 
 
 class SessionQuerySchema(ma.Schema):
-    limit = ma.fields.Integer(load_default=50, validate=Range(1, 200))
+    limit = Count(load_default=50, validate=Range(1, 200))
     cursor = Text(load_default=None, validate=Length(max=512))
 
 
@@ -97,14 +104,16 @@ class MessageSchema(ma.Schema):
 class TokenPairSchema(ma.Schema):
     access_token = ma.fields.String(required=True)
     refresh_token = ma.fields.String(required=True)
-    token_type = ma.fields.String(required=True)
-    expires_in = ma.fields.Integer(required=True, metadata={"description": "Seconds until the access token ends."})
+    token_type = ma.fields.String(required=True, validate=OneOf(["Bearer"]))
+    expires_in = ma.fields.Integer(
+        required=True, validate=Range(1), metadata={"description": "Seconds until the access token ends."}
+    )
 
 
 class ProfileSchema(ma.Schema):
     id = ma.fields.UUID(required=True)
-    email = ma.fields.String(required=True)
+    email = ma.fields.String(required=True, metadata={"format": "idn-email"})
     full_name = ma.fields.String(required=True)
-    role = ma.fields.String(required=True)
+    role = ma.fields.String(required=True, validate=OneOf(list(Role)))
     email_verified = ma.fields.Boolean(required=True)
     created_at = ma.fields.AwareDateTime(required=True)

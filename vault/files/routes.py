@@ -24,32 +24,49 @@ from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
 from vault.http.conditions import wanted
 from vault.http.cursors import Cursors
+from vault.http.documents import may_answer, reads_headers
 from vault.http.uploads import open_upload
 from vault.http.versions import version_tag, wanted_versions
 
 blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"type": "string", "format": "binary"}
+_TEXT = {"schema": {"type": "string"}}
+_ETAG = {"ETag": {"required": True, **_TEXT}}
+_CONTENT_HEADERS = {
+    name: {"required": True, **_TEXT}
+    for name in ("ETag", "Content-Disposition", "Repr-Digest", "Accept-Ranges", "Content-Security-Policy")
+}
+_KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 
 
 @blueprint.post("")
 @blueprint.arguments(UploadQuerySchema, location="query")
-@blueprint.response(201, OneFileSchema)
+@blueprint.response(
+    201,
+    OneFileSchema,
+    headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
+)
+@reads_headers(
+    Content_Disposition="The file's name where the body is raw, as `filename*` or `filename`.",
+    Repr_Digest="`sha-256=:…:` of the content, else 422.",
+    Content_Digest="`sha-256=:…:` of the body as it is sent, else 422.",
+)
 @blueprint.doc(
     requestBody={
         "required": False,
+        "description": "A form, or the content as it is; any Content-Type but that of a form is kept with the file.",
         "content": {
             "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                }
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}},
             },
-            "application/octet-stream": _BINARY,
+            "application/octet-stream": {"schema": _BINARY},
         },
-    }
+    },
 )
+@may_answer("malformed_body", "upload_truncated", "digest_mismatch", "too_large", "quota_exceeded", "too_many_files")
+@may_answer("too_many_uploads", "upload_lost", "not_found", "busy", "installation_mismatch", *_KEY_PROBLEMS)
+@may_answer("storage_unavailable", "storage_full")
 @login_required
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     """Store a file: a form with one part named `file`, or a raw body with its name in Content-Disposition or ?name=."""
@@ -62,6 +79,7 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.get("")
 @blueprint.arguments(ListQuerySchema, location="query")
 @blueprint.response(200, FilePageSchema)
+@may_answer("invalid_cursor")
 @login_required
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
     """One's own files, newest first unless asked otherwise."""
@@ -82,6 +100,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.get("/usage")
 @blueprint.response(200, UsageSchema)
+@may_answer("not_found")
 @login_required
 def usage() -> Usage:
     """How much of one's room is taken."""
@@ -89,7 +108,8 @@ def usage() -> Usage:
 
 
 @blueprint.get("/<uuid:file_id>")
-@blueprint.response(200, OneFileSchema)
+@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@may_answer("not_found")
 @login_required
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """One file's facts."""
@@ -99,18 +119,9 @@ def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
 
 @blueprint.patch("/<uuid:file_id>")
 @blueprint.arguments(RenameSchema)
-@blueprint.response(200, OneFileSchema)
-@blueprint.alt_response(412, schema=None, description="precondition_failed")
-@blueprint.doc(
-    parameters=[
-        {
-            "in": "header",
-            "name": "If-Match",
-            "schema": {"type": "string"},
-            "description": "The ETag of the file's facts that is to be changed, else 412.",
-        }
-    ]
-)
+@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@reads_headers(If_Match="The ETag of the file's facts that is to be changed, else 412.")
+@may_answer("not_found", "precondition_failed")
 @login_required
 def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """Give a file another name. Several files may have the same."""
@@ -119,26 +130,25 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
     return info, 200, {"ETag": version_tag(info)}
 
 
-@blueprint.get("/<uuid:file_id>/content")
+@blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
 @blueprint.arguments(ContentQuerySchema, location="query")
-@blueprint.doc(
-    parameters=[
-        {"in": "header", "name": name, "schema": {"type": "string"}, "description": text}
-        for name, text in {
-            "Range": "One range of bytes; several are answered whole.",
-            "If-Range": "The ETag that the range is of; for another version all of it is sent.",
-            "If-Match": "Only this version, else 412.",
-            "If-None-Match": "Only if it is another version, else 304.",
-        }.items()
-    ],
-    responses={
-        "200": {"description": "The bytes", "content": {"application/octet-stream": _BINARY}},
-        "206": {"description": "The range", "content": {"application/octet-stream": _BINARY}},
-        "304": {"description": "The client has this version"},
-        "412": {"description": "precondition_failed"},
-        "416": {"description": "range_not_satisfiable; Content-Range has the size"},
-    },
+@blueprint.response(200, _BINARY, content_type="*/*", description="The bytes", headers=_CONTENT_HEADERS)
+@blueprint.alt_response(
+    206,
+    schema=_BINARY,
+    content_type="*/*",
+    description="The range",
+    headers={**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}},
 )
+@blueprint.alt_response(304, description="The client has this version", headers=_ETAG)
+@reads_headers(
+    Range="One range of bytes; several are answered whole.",
+    If_Range="The ETag that the range is of; for another version all of it is sent.",
+    If_Match="Only this version, else 412.",
+    If_None_Match="Only if it is another version, else 304.",
+)
+@may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
+@may_answer("storage_unavailable", *_KEY_PROBLEMS)
 @login_required
 def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     """The file's bytes or one range of them, each verified before it is sent."""
@@ -152,6 +162,7 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
 
 @blueprint.delete("/<uuid:file_id>")
 @blueprint.response(204)
+@may_answer("not_found")
 @login_required
 def delete_file(file_id: uuid.UUID) -> None:
     """Shred a file. Its bytes cannot be read from the moment of the answer."""

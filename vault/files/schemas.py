@@ -1,14 +1,29 @@
 """Shapes of the file routes."""
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
+from vault.encryption.header import Suite
 from vault.files.listing import Sort
-from vault.http.api import Text
+from vault.files.names import MAX_LENGTH, MIN_SEARCH, clean_name
+from vault.http.api import Count, Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
+
+
+class FileName(Text):
+    """A name for a file, in NFC; its length counts in that form, too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        limits = {"minLength": 1, "maxLength": MAX_LENGTH, "pattern": r"^[^/\u0000-\u001f\u007f-\u009f]*$"}
+        self.metadata = {**self.metadata, **limits}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        return clean_name(super()._deserialize(value, attr, data, **kwargs))
 
 
 class FileSchema(ma.Schema):
@@ -17,12 +32,15 @@ class FileSchema(ma.Schema):
     id = ma.fields.UUID(required=True)
     name = ma.fields.String(required=True)
     content_type = ma.fields.String(required=True)
-    size = ma.fields.Integer(required=True, metadata={"description": "Plaintext bytes."})
+    size = ma.fields.Integer(required=True, validate=Range(0), metadata={"description": "Plaintext bytes."})
     created_at = ma.fields.AwareDateTime(required=True)
     updated_at = ma.fields.AwareDateTime(required=True)
     etag = ma.fields.UUID(attribute="object_id", required=True)
     cipher = ma.fields.String(
-        required=True, allow_none=True, metadata={"description": "Null if the stored header is damaged."}
+        required=True,
+        allow_none=True,
+        validate=OneOf([suite.cipher_name for suite in Suite]),
+        metadata={"description": "Null if the stored header is damaged."},
     )
     key_provider = ma.fields.String(required=True)
 
@@ -40,7 +58,11 @@ class OneFileSchema(FileSchema):
     sha256 = HexBytes(
         required=True,
         allow_none=True,
-        metadata={"description": "Hex; null while the key service does not answer."},
+        metadata={
+            "type": "string",
+            "pattern": "^[0-9a-f]{64}$",
+            "description": "Null while the key service does not answer.",
+        },
     )
 
 
@@ -50,19 +72,19 @@ class FilePageSchema(ma.Schema):
 
 
 class ListQuerySchema(ma.Schema):
-    limit = ma.fields.Integer(load_default=50, validate=Range(1, 200))
+    limit = Count(load_default=50, validate=Range(1, 200))
     cursor = Text(load_default=None, validate=Length(max=MAX_CURSOR))
-    sort = Text(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
-    order = Text(load_default="desc", validate=OneOf(["asc", "desc"]))
+    sort = ma.fields.String(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
+    order = ma.fields.String(load_default="desc", validate=OneOf(["asc", "desc"]))
     search = Text(
         load_default=None,
-        validate=Length(max=255),
-        metadata={"description": "Part of the name in whatever case, at least 3 characters."},
+        validate=Length(max=MAX_LENGTH),
+        metadata={"description": "Part of the name in whatever case.", "minLength": MIN_SEARCH},
     )
 
 
 class RenameSchema(ma.Schema):
-    name = Text(required=True, metadata={"description": "1 to 255 characters, without slashes or control characters."})
+    name = FileName(required=True)
 
 
 class UsageSchema(ma.Schema):
@@ -73,11 +95,11 @@ class UsageSchema(ma.Schema):
 
 
 class UploadQuerySchema(ma.Schema):
-    name = Text(metadata={"description": "The file's name, where a raw body has no Content-Disposition."})
+    name = FileName(metadata={"description": "The file's name, where a raw body has no Content-Disposition."})
 
 
 class ContentQuerySchema(ma.Schema):
-    disposition = Text(load_default="attachment", validate=OneOf(["attachment", "inline"]))
+    disposition = ma.fields.String(load_default="attachment", validate=OneOf(["attachment", "inline"]))
 
 
 def file_path(file_id: uuid.UUID) -> str:

@@ -1,8 +1,8 @@
 """flask-smorest, taught this API's contract: problem bodies, strict input, documented errors."""
 
-import unicodedata
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
 import marshmallow as ma
@@ -12,6 +12,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from vault.errors import InputRefused, VaultError
+from vault.http.documents import ProblemSchema, may_answer, parameters, responses
 from vault.http.errors import on_http_error
 
 
@@ -20,52 +21,46 @@ class MalformedJson(VaultError):
     detail = "The request body is not valid JSON."
 
 
-class ProblemSchema(ma.Schema):
-    """RFC 9457 problem details."""
-
-    type = ma.fields.String(required=True)
-    title = ma.fields.String(required=True)
-    status = ma.fields.Integer(required=True)
-    detail = ma.fields.String(required=True)
-    code = ma.fields.String(required=True, metadata={"description": "A stable slug to test for."})
-    request_id = ma.fields.String(required=True)
-    errors = ma.fields.Dict(keys=ma.fields.String(), values=ma.fields.List(ma.fields.String()))
-
-
 class VaultApi(Api):  # type: ignore[misc]
     ERROR_SCHEMA = ProblemSchema
 
     def _register_responses(self) -> None:
-        # By default one for each status that HTTP has, as application/json, made anew for every application.
-        for name, description in (
-            ("DEFAULT_ERROR", "A problem"),
-            ("UNPROCESSABLE_ENTITY", "A problem that names fields"),
-        ):
-            response = {"description": description, "content": {"application/problem+json": {"schema": ProblemSchema}}}
-            self.spec.components.response(name, response, lazy=True)
+        # By default one for each status that HTTP has, as application/json; operations have their own here.
+        problem = {"description": "A problem", "content": {"application/problem+json": {"schema": ProblemSchema}}}
+        self.spec.components.response("DEFAULT_ERROR", problem, lazy=True)
+
+    def _register_pagination_header(self) -> None:
+        """Lists say where they go on in their bodies."""
 
     def handle_http_exception(self, error: HTTPException) -> Any:
         return on_http_error(error)
 
 
 class Text(ma.fields.String):
-    """Text that every database and encoder takes: no NUL, no lone surrogates, which would be errors further in."""
+    """Text that every database and encoder takes: no NUL, no lone surrogates, which would be errors further in.
+
+    `pattern` is a regular expression in what Python and ECMA 262 have in common, since the document shows it.
+    """
+
+    pattern: ClassVar[str] = r"^[^\u0000]*$"
+    refusal: ClassVar[str] = "Contains characters that are not text."
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"pattern": self.pattern, **self.metadata}
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        if "\0" in text or not is_encodable(text):
-            raise ma.ValidationError("Contains characters that are not text.")
+        if not is_encodable(text) or re.fullmatch(self.pattern, text) is None:
+            raise ma.ValidationError(self.refusal)
         return text
 
 
 class Line(Text):
     """Text on one line: no control characters, which could end a header or a log line."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        text = super()._deserialize(value, attr, data, **kwargs)
-        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
-            raise ma.ValidationError("Must be one line without control characters.")
-        return text
+    pattern = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
+    refusal = "Must be one line without control characters."
 
 
 class PasswordText(ma.fields.String):
@@ -76,6 +71,15 @@ class PasswordText(ma.fields.String):
         if not is_encodable(text):
             raise ma.ValidationError("Contains characters that are not text.")
         return text
+
+
+class Count(ma.fields.Integer):
+    """A number in a query: digits, where `int` would also take `1_0`, `+5`, and the digits of other scripts."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if re.fullmatch("[0-9]+", str(value)) is None:
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 def is_encodable(text: str) -> bool:
@@ -129,21 +133,41 @@ def _texts(messages: Any) -> list[str]:
 
 
 class VaultBlueprint(Blueprint):  # type: ignore[misc]
-    """A blueprint whose routes refuse query parameters that they did not declare."""
+    """A blueprint whose routes refuse query parameters that they did not declare, and document their failures.
+
+    `problems` are the codes that each of its routes may answer with, beyond those of its own (`may_answer`).
+    """
 
     ARGUMENTS_PARSER = StrictParser()
+
+    def __init__(self, *args: Any, problems: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._problems = ("validation_failed", "database_unavailable", *problems)
+        self._prepare_doc_cbks.append(self._prepare_own_doc)
 
     def arguments(self, schema: Any, *, location: str = "json", **kwargs: Any) -> Callable[..., Any]:
         decorate = super().arguments(schema, location=location, **kwargs)
 
         def wrap(view: Callable[..., Any]) -> Callable[..., Any]:
             decorated: Any = decorate(view)
+            if location == "json":
+                decorated = may_answer("malformed_json", "too_large", "unsupported_media_type")(decorated)
             if location == "query":
                 declared = schema().fields if isinstance(schema, type) else schema.fields
                 decorated.query_fields = frozenset(declared)
             return decorated  # type: ignore[no-any-return]
 
         return wrap
+
+    def _prepare_own_doc(self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
+        problems = responses((*self._problems, *doc_info.get("problems", ())))
+        answers = {**doc.get("responses", {}), **problems}
+        headers = parameters(doc_info.get("headers", ()))
+        return {
+            **doc,
+            "parameters": [*doc.get("parameters", []), *headers],
+            "responses": dict(sorted(answers.items(), key=lambda answer: str(answer[0]))),
+        }
 
 
 def refuse_undeclared_query() -> None:
@@ -157,7 +181,7 @@ def refuse_undeclared_query() -> None:
     declared: frozenset[str] = getattr(current_app.view_functions[request.endpoint], "query_fields", frozenset())
     unknown = sorted({name for name in names if name not in declared})
     if unknown:
-        raise InputRefused({name: ["Unknown parameter."] for name in unknown if is_encodable(name)})
+        raise InputRefused({name: ["Unknown parameter."] for name in unknown})
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise InputRefused({name: ["May come only once."] for name in sorted(repeated)})

@@ -1,8 +1,7 @@
 """Access tokens at the door: who is signed in, asked anew for every request."""
 
 import uuid
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from flask import Flask, Response, current_app
 from flask_jwt_extended import current_user, jwt_required
@@ -13,10 +12,9 @@ from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.container import Container
 from vault.derived import derive_key
 from vault.extensions import jwt
+from vault.http.documents import View, may_answer
 from vault.http.errors import unauthorized
 from vault.http.requests import anonymous
-
-View = TypeVar("View", bound=Callable[..., Any])
 
 
 def container() -> Container:
@@ -37,10 +35,8 @@ def actor() -> Actor:
 
 def login_required(view: View) -> View:
     """Let a view run only for a living access token; documents the security scheme."""
-    guarded: Any = jwt_required()(view)
-    apidoc = dict(getattr(view, "_apidoc", {}))
-    apidoc["manual_doc"] = {**apidoc.get("manual_doc", {}), "security": [{"bearer": []}]}
-    guarded._apidoc = apidoc  # flask-smorest's own place for what a view says about itself
+    guarded: Any = may_answer("unauthorized")(jwt_required()(view))
+    guarded._apidoc["manual_doc"] = {**guarded._apidoc.get("manual_doc", {}), "security": [{"bearer": []}]}
     return cast(View, guarded)
 
 

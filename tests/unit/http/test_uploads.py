@@ -626,6 +626,7 @@ def test_other_digests_are_left_alone(header: str | None) -> None:
         pytest.param(f'sha-256="{ENCODED}"', id="quoted"),
         pytest.param("sha-256=", id="nothing"),
         pytest.param("sha-256=:", id="one-colon"),
+        pytest.param("sha-256=:é:", id="not-ascii"),
     ],
 )
 def test_a_sha_256_that_is_none_is_refused(header: str) -> None:
