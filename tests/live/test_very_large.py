@@ -1,4 +1,4 @@
-"""A file of 5 GiB: its ranges are what was stored, cost no more than two segments, and no memory grows with its size."""
+"""A file of 5 GiB: its ranges are what was stored and cost two segments at most, and no memory grows with its size."""
 
 import filecmp
 import logging
@@ -78,9 +78,7 @@ def curl(person: requests.Session, *arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(embedded, id="directory"), pytest.param(production, id="s3")]
-)
+@pytest.fixture(scope="module", params=[pytest.param(embedded, id="directory"), pytest.param(production, id="s3")])
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     folder = tmp_path_factory.mktemp("very-large")
     with request.param(folder) as stack:
@@ -161,7 +159,7 @@ def test_a_range_of_1_kib_fetches_two_segments_at_most(stored: Stored) -> None:
     store = Counting(stored.stack.container.store)
     container = build_container(Settings.load(stored.stack.env, env_file=None), store=store)  # type: ignore[arg-type]
     owner_id = uuid.UUID(stored.person.get(f"{stored.stack.url}/auth/me").json()["id"])
-    firsts = [at for at in (0, P - H - 512, 2**32 - 512, SIZE // 3, LAST_EDGE - 512, SIZE - 1024)]
+    firsts = (0, P - H - 512, 2**32 - 512, SIZE // 3, LAST_EDGE - 512, SIZE - 1024)
 
     for first in firsts:
         store.fetched.clear()
