@@ -8,33 +8,54 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.errors import InstallationMismatch, ObjectNotFound
+from vault.errors import Busy, InstallationMismatch, ObjectNotFound
 from vault.files.models import File, Installation
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectStore
+
+_WAIT_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
 
 class InstallationGuard:
-    def __init__(self, sessions: sessionmaker[Session], store: ObjectStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        clock: Callable[[], datetime],
+        *,
+        wait_seconds: float = _WAIT_SECONDS,
+    ) -> None:
         self._sessions = sessions
         self._store = store
         self._clock = clock
+        self._wait_seconds = wait_seconds
         self._lock = threading.Lock()
         self._confirmed = False
 
     def require(self) -> None:
-        """Confirm once per process that database and store belong together. Raises InstallationMismatch."""
-        if not self._confirmed:
-            with self._lock:
+        """Confirm once per process that database and store belong together.
+
+        Raises InstallationMismatch, what database and store raise, and Busy behind somebody who waits for them.
+        """
+        if self._confirmed:
+            return
+        # A store that hangs must not take one thread after another.
+        if not self._lock.acquire(timeout=self._wait_seconds):
+            raise Busy
+        try:
+            if not self._confirmed:
                 self.verify()
                 self._confirmed = True
+        finally:
+            self._lock.release()
 
     def verify(self) -> None:
         """Compare the two ids now; on the very first start, with both sides empty, make them."""
