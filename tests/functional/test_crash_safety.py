@@ -4,6 +4,7 @@ import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,8 @@ from tests.support.servers import wait_until
 from tests.support.vault import Body, Person, Vault
 from vault.audit.service import Actor
 from vault.auth.models import User
-from vault.errors import InstallationMismatch, StorageUnavailable
+from vault.errors import Busy, InstallationMismatch, StorageUnavailable
+from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState, Installation
 from vault.files.shredding import Shreddable, shred
@@ -525,6 +527,28 @@ def test_processes_that_start_at_once_agree_on_one_id(make_vault: Callable[..., 
 
     assert len(ids) == 1
     assert store.get(INSTALLATION_KEY).decode() == str(ids.pop())
+
+
+def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vault) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    class HangingStore(MemoryStore):
+        def get(self, key: str) -> bytes:
+            asked.set()
+            assert answers.wait(timeout=20)
+            return super().get(key)
+
+    guard = InstallationGuard(vault.container.sessions, HangingStore(), vault.clock, wait_seconds=0.01)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(guard.require)
+        assert asked.wait(timeout=20)
+
+        with pytest.raises(Busy):
+            guard.require()
+
+        answers.set()
+        first.result(timeout=20)
+    guard.require()
 
 
 def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Person) -> None:

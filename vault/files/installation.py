@@ -16,21 +16,30 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.errors import InstallationMismatch, ObjectNotFound, VaultError
+from vault.errors import Busy, InstallationMismatch, ObjectNotFound, VaultError
 from vault.files.models import File, Installation
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectStore
 
 # An upload to a store that went away since is refused only when part of its body has been read.
 _CONFIRMED_SECONDS: Final = 10.0
+_WAIT_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
 
 class InstallationGuard:
-    def __init__(self, sessions: sessionmaker[Session], store: ObjectStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        clock: Callable[[], datetime],
+        *,
+        wait_seconds: float = _WAIT_SECONDS,
+    ) -> None:
         self._sessions = sessions
         self._store = store
         self._clock = clock
+        self._wait_seconds = wait_seconds
         self._lock = threading.Lock()
         self._verified_at = float("-inf")
         self._failure: VaultError | None = None
@@ -38,18 +47,23 @@ class InstallationGuard:
     def require(self) -> None:
         """Confirm, if nobody has of late, that the store answers and belongs to this database.
 
-        Raises InstallationMismatch and StorageUnavailable.
+        Raises InstallationMismatch, what database and store raise, and Busy behind somebody who waits for them.
         """
         asked_at = monotonic()
         if self._failure is None and self._verified_at > asked_at - _CONFIRMED_SECONDS:
             return
-        with self._lock:
-            # Those who waited for an answer share it: one after the other, they would wait for a store that hangs.
+        # A store that hangs must not take one thread after another.
+        if not self._lock.acquire(timeout=self._wait_seconds):
+            raise Busy
+        try:
+            # Those who waited for an answer share it.
             if self._verified_at < asked_at:
                 self._failure = self._verified()
                 self._verified_at = monotonic()
             if self._failure is not None:
                 raise type(self._failure) from self._failure
+        finally:
+            self._lock.release()
 
     def verify(self) -> None:
         """Compare the two ids now; on the very first start, with both sides empty, make them."""

@@ -76,10 +76,10 @@ class FileService:
 
     def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
         """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads,
-        UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept.
+        UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept,
+        unless DatabaseUnavailable says that it may have been.
         """
-        file_id, digest = self._uploads.upload(owner_id, incoming, actor)
-        return _info(self._find(owner_id, file_id)[0], digest)
+        return _info(*self._uploads.upload(owner_id, incoming, actor))
 
     def list(
         self, owner_id: uuid.UUID, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None

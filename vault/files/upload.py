@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic, sleep
 from typing import Final, Protocol
 
 import sqlalchemy as sa
@@ -45,6 +46,9 @@ from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
+# How long a database that was lost during a commit is waited for, which is longer than a restart takes.
+_AWAY_SECONDS: Final = 5.0
+_ASK_AGAIN_SECONDS: Final = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -107,8 +111,12 @@ class Uploads:
         self._audit = audit
         self._clock = clock
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> tuple[uuid.UUID, bytes]:
-        """Store one file; return its id and SHA-256. On any error nothing stays visible, reserved or counted."""
+    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> tuple[File, bytes]:
+        """Store one file; return its row and SHA-256.
+
+        On any error nothing stays visible, reserved or counted. Only where DatabaseUnavailable says that the file may
+        have been stored, it may.
+        """
         self._refuse_early(owner_id, incoming)
         reservation = self._reserve(owner_id, incoming)
         with self._leases.held(reservation.file_id):
@@ -117,7 +125,7 @@ class Uploads:
                 self._stream(reservation, meter, incoming.declared_bytes)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
-                self._publish(reservation, meter, actor)
+                row = self._publish(reservation, meter, actor)
             except StorageError as exc:
                 # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
                 if not self._abandon(reservation):
@@ -126,7 +134,7 @@ class Uploads:
             except BaseException:
                 self._abandon(reservation)
                 raise
-        return reservation.file_id, meter.digest()
+        return row, meter.digest()
 
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
         """Refuse whatever can be refused before a key is made or a row written. Only reads."""
@@ -221,7 +229,8 @@ class Uploads:
         at_most = self._limits.max_upload_bytes if declared is None else declared
         write_object(self._store, reservation.new, meter.read, at_most_bytes=at_most)
 
-    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> None:
+    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> File:
+        is_complete = False
         try:
             with self._sessions.begin() as session:
                 self._move_to_ready(session, reservation, meter)
@@ -232,13 +241,19 @@ class Uploads:
                     target=("file", reservation.file_id),
                     size_bytes=meter.size,
                 )
+                session.flush()
+                # Read now, and kept from a rollback: once the file is there, that is told without asking again.
+                row = session.get_one(File, reservation.file_id)
+                session.expunge(row)
+                is_complete = True
         except TransitionLost as exc:
             raise UploadLost from exc
         except DBAPIError:
-            # The commit may have succeeded unseen. The conditional transition in `_abandon` waits for it, so the row
+            # The commit may have succeeded unseen. The conditional transition in `_is_ready` waits for it, so the row
             # then says which it was.
-            if not self._is_ready(reservation):
+            if not is_complete or not self._is_ready(reservation):
                 raise
+        return row
 
     def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> None:
         new = reservation.new
@@ -281,11 +296,18 @@ class Uploads:
 
     def _is_ready(self, reservation: _Reservation) -> bool:
         """After a commit of unknown outcome: end the row if it is still pending, then say what it is."""
-        try:
-            self._shred_own(reservation)
-            return self._state(reservation) == FileState.READY
-        except SQLAlchemyError as exc:
-            raise DatabaseUnavailable from exc
+        deadline = monotonic() + _AWAY_SECONDS
+        while True:
+            try:
+                self._shred_own(reservation)
+                return self._state(reservation) == FileState.READY
+            except SQLAlchemyError as exc:
+                if monotonic() >= deadline:
+                    raise DatabaseUnavailable(
+                        "The database was lost while the file was being published. It may have been stored: look for "
+                        "it before sending it again."
+                    ) from exc
+            sleep(_ASK_AGAIN_SECONDS)
 
     def _abandon(self, reservation: _Reservation) -> bool:
         """End an upload that failed; False if somebody else had ended it before.

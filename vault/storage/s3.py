@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import boto3
 from botocore.config import Config
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 _PARTS_IN_FLIGHT: Final = 3
+_BLOCK_BYTES: Final = 64 * 1024
 _ERRORS: Final[dict[str, type[StorageError]]] = {
     "NoSuchKey": ObjectNotFound,
     "404": ObjectNotFound,
@@ -111,9 +112,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         with _translated():
-            for found, upload_id in self._open_uploads(key):
-                if found == key:
-                    self._abort_upload(key, upload_id)
+            self.abort_uploads(key)
             with contextlib.suppress(ObjectNotFound), _translated(missing=ObjectNotFound):
                 self.client.delete_object(Bucket=self.bucket, Key=key)
 
@@ -134,6 +133,12 @@ class S3Store:
                 self.client.head_bucket(Bucket=self.bucket)
             except ClientError as exc:
                 raise StorageUnavailable from exc
+
+    def abort_uploads(self, key: str, *, but: str | None = None) -> None:
+        """End all unfinished uploads under this very key, but one."""
+        for found, upload_id in self._open_uploads(key):
+            if found == key and upload_id != but:
+                self._abort_upload(key, upload_id)
 
     def _abort_upload(self, key: str, upload_id: str) -> None:
         try:
@@ -176,6 +181,7 @@ class S3Store:
                     s3={"addressing_style": "path" if options.endpoint_url else "auto"},
                 ),
             )
+            self._client.meta.events.register("before-send.s3", _send_in_blocks)
             self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
             self._owner_pid = os.getpid()
 
@@ -257,6 +263,9 @@ class _S3Writer:
                 with _translated():
                     answer = self._store.client.create_multipart_upload(Bucket=self._store.bucket, Key=self._key)
                     self._upload_id = answer["UploadId"]
+                    if answer["ResponseMetadata"]["RetryAttempts"]:
+                        # An earlier attempt may have begun an upload as well, and only its answer was lost.
+                        self._store.abort_uploads(self._key, but=self._upload_id)
             self._sent += 1
             future = self._store.pool.submit(self._upload_part, self._sent, part, length)
         finally:
@@ -308,6 +317,24 @@ if TYPE_CHECKING:
 def _body(part: bytearray, length: int) -> bytes:
     # boto3 sends a bytearray as it is; its stub knows only bytes, and bytes(part) would copy 8 MiB.
     return cast(bytes, part if length == len(part) else part[:length])
+
+
+class _Blocks:
+    """A part, cut for sending. botocore rewinds it before it tries again, which starts over anyway."""
+
+    def __init__(self, part: bytearray) -> None:
+        self._part = memoryview(part)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (self._part[at : at + _BLOCK_BYTES] for at in range(0, len(self._part), _BLOCK_BYTES))
+
+    def seek(self, position: int) -> None: ...
+
+
+def _send_in_blocks(request: Any, **_: Any) -> None:
+    """Without TLS, what is sent in one piece must be gone within connect_timeout, and 8 MiB may take longer."""
+    if isinstance(request.body, bytearray):
+        request.body = _Blocks(request.body)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import socket
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from vault.storage import INSTALLATION_KEY, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.s3 import S3Options, S3Store
 
+MIB = 1024 * 1024
 BUCKET = "vault-tests"
 SECRET = "secret-of-the-tests"
 CONTENT = bytes(range(256)) * 40  # two full parts and a third
@@ -92,6 +93,7 @@ class ScriptedS3:
     """
 
     requests: list[Request]
+    seconds_per_mib: float
     script: dict[str, Answer | list[Answer] | Callable[[Request], Answer]]
 
     def __init__(self) -> None:
@@ -99,11 +101,14 @@ class ScriptedS3:
         self._lock = threading.Lock()
         self.forget()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        # Small, so that no client has sent much more than was read.
+        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     def forget(self) -> None:
         """Begin anew, with a script by which every operation succeeds on an empty bucket."""
         self.requests = []
+        self.seconds_per_mib = 0.0
         self.script = {
             "CreateMultipartUpload": created(),
             "UploadPart": PART_STORED,
@@ -154,7 +159,7 @@ class ScriptedS3:
             def respond(self) -> None:
                 address = urllib.parse.urlsplit(self.path)
                 query = urllib.parse.parse_qs(address.query, keep_blank_values=True)
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.read_body(int(self.headers.get("Content-Length") or 0))
                 key = urllib.parse.unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 flat = {name: values[0] for name, values in query.items()}
@@ -171,6 +176,13 @@ class ScriptedS3:
                 if answer.stalls:
                     s3.is_ending.wait(BOUND_SECONDS)
                 self.close_connection = bool(answer.cut)
+
+            def read_body(self, length: int) -> bytes:
+                pieces = []
+                for at in range(0, length, MIB):
+                    pieces.append(self.rfile.read(min(MIB, length - at)))
+                    s3.is_ending.wait(s3.seconds_per_mib)
+                return b"".join(pieces)
 
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("do_"):
@@ -378,6 +390,19 @@ class TestParts:
         begin(store, new_key(), CONTENT[:100]).commit()
 
         assert [request.body for request in s3.requests] == [CONTENT[:100]] * 2
+
+    def test_a_part_may_take_longer_than_connecting_may(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
+        limits = {"connect_timeout": 0.25, "retries": {"total_max_attempts": 1}}
+        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, **limits}))
+        content = bytes(8 * MIB)
+        s3.seconds_per_mib = 0.1
+        with closing_s3(s3.options) as store:
+            writer = store.writer(new_key(), part_size=len(content))
+
+            writer.write(writer.buffer(), len(content))
+            writer.commit()
+
+        assert [request.body == content for request in s3.requests] == [True]
 
     def test_a_failed_part_surfaces_at_commit(self, s3: ScriptedS3, store: S3Store, budget: BufferBudget) -> None:
         s3.script["UploadPart"] = refusal(507, "InsufficientStorage")
@@ -876,6 +901,25 @@ class TestPutIfAbsent:
         assert s3.requests[-1].body == b"ours"
 
 
+class TestBeginning:
+    def test_an_upload_whose_beginning_was_not_answered_is_ended_when_another_has_begun(
+        self, s3: ScriptedS3, store: S3Store
+    ) -> None:
+        key = new_key()
+        s3.script["CreateMultipartUpload"] = [HUNG_UP, created("second")]
+        s3.script["ListMultipartUploads"] = uploads(key, f"{key}-and-more", key, ids=("first", "other", "second"))
+
+        begin(store, key, CONTENT).commit()
+
+        ended = [(r.key, r.query["uploadId"]) for r in s3.requests if r.operation == "AbortMultipartUpload"]
+        assert ended == [(key, "first")]
+
+    def test_an_upload_that_began_at_once_costs_no_list(self, s3: ScriptedS3, store: S3Store) -> None:
+        begin(store, new_key(), CONTENT).commit()
+
+        assert "ListMultipartUploads" not in s3.operations
+
+
 class TestDeleting:
     def test_an_unfinished_upload_of_a_longer_key_stays(self, moto_store: S3Store) -> None:
         key = new_key()
@@ -935,8 +979,11 @@ class TestDeleting:
         assert s3.requests[1].query["key-marker"] == "after"
 
 
-def uploads(*keys: str, more: str = "") -> Answer:
-    entries = "".join(f"<Upload><Key>{key}</Key><UploadId>id-of-{key}</UploadId></Upload>" for key in keys)
+def uploads(*keys: str, ids: Sequence[str] | None = None, more: str = "") -> Answer:
+    entries = "".join(
+        f"<Upload><Key>{key}</Key><UploadId>{upload_id}</UploadId></Upload>"
+        for key, upload_id in zip(keys, ids or [f"id-of-{key}" for key in keys], strict=True)
+    )
     page = f"<IsTruncated>true</IsTruncated><NextKeyMarker>{more}</NextKeyMarker>" if more else ""
     return Answer(200, f"<Result>{page}{entries}</Result>".encode())
 
