@@ -23,7 +23,7 @@ from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState, Installation
 from vault.files.shredding import Shreddable, shred
-from vault.storage import INSTALLATION_KEY, object_key
+from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 from vault.storage.memory import MemoryStore
 
 FILES = "/api/v1/files"
@@ -527,6 +527,40 @@ def test_processes_that_start_at_once_agree_on_one_id(make_vault: Callable[..., 
 
     assert len(ids) == 1
     assert store.get(INSTALLATION_KEY).decode() == str(ids.pop())
+
+
+class RacingStore(MemoryStore):
+    """Does `meanwhile[method]` once: of `get` when it has looked, of `list` before it looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: dict[str, Callable[[], object]] = {}
+
+    def get(self, key: str) -> bytes:
+        try:
+            return super().get(key)
+        finally:
+            self.meanwhile.pop("get", lambda: None)()
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        self.meanwhile.pop("list", lambda: None)()
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("moment", ["get", "list"])
+def test_a_first_start_that_another_process_completes_meanwhile_is_no_mismatch(
+    make_vault: Callable[..., Vault], moment: str
+) -> None:
+    store = RacingStore()
+    first, second = make_vault(store=store), make_vault(store=store)
+    anna, bert = first.member(), second.member("bert@example.org")
+    store.meanwhile[moment] = lambda: bert.upload(b"hello")
+
+    answer = anna.send(b"hello", length=5)
+
+    assert outcome(answer) == (201, "stored")
+    assert len(store.objects) == 3
+    assert store.get(INSTALLATION_KEY).decode() == str(installation_id(first))
 
 
 def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vault) -> None:

@@ -67,7 +67,8 @@ class InstallationGuard:
 
     def verify(self) -> None:
         """Compare the two ids now; on the very first start, with both sides empty, make them."""
-        ours, theirs = self._id_in_database(), self._id_in_store()
+        # The store's first, since a first start elsewhere writes that one last.
+        theirs, ours = self._id_in_store(), self._id_in_database()
         if ours is None and theirs is None:
             ours = self._first_start()
         if ours is not None and theirs is None:
@@ -102,11 +103,18 @@ class InstallationGuard:
         self._store.put_if_absent(INSTALLATION_KEY, str(ours).encode())
 
     def _require_empty(self) -> None:
+        found = self._what_is_there()
+        # Another process may have made the first start, and stored files, since the ids were read.
+        if found is not None and None in (self._id_in_store(), self._id_in_database()):
+            _refuse(found)
+
+    def _what_is_there(self) -> str | None:
         with self._sessions.begin() as session:
             if session.scalar(sa.select(sa.exists().where(File.id.is_not(None)))):
-                _refuse("the database knows files, but the store carries no id: is it the right store?")
+                return "the database knows files, but the store carries no id: is it the right store?"
         if next(iter(self._store.list(OBJECTS)), None) is not None:
-            _refuse("the store holds objects, but carries no id: is it the right database?")
+            return "the store holds objects, but carries no id: is it the right database?"
+        return None
 
     def _id_in_database(self) -> uuid.UUID | None:
         with self._sessions.begin() as session:
