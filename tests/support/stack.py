@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.services import postgres_database, redis_url
 from tests.support.settings import environment
-from tests.support.vault import PASSWORD
+from tests.support.vault import PASSWORD, accounts_agree
 from vault.audit.service import Actor
 from vault.config import ROOT, Settings
 from vault.container import Container, build_container
 from vault.db import db_now
-from vault.files.models import File, FileState
+from vault.files.models import File
 from vault.files.reaper import ReapReport
 
 BIN = Path(sys.executable).parent
@@ -96,7 +96,7 @@ class Stack:
         )
 
     def start(self, *command: str, name: str) -> Process:
-        log = self.folder / f"{name}-{len(self.processes)}.log"
+        log = self.folder / f"{name}-{len([*self.folder.glob('*.log')])}.log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
@@ -160,25 +160,10 @@ class Stack:
             row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
         return int(row[0]), int(row[1])
 
-    def accounts_agree(self) -> bool:
-        """Whether each user's counters are the sums over the rows."""
-        rows = "SELECT sum(CASE WHEN state = '{}' THEN {} ELSE 0 END) FROM files WHERE owner_id = users.id"
-        with self.container.engine.begin() as connection:
-            wrong = connection.scalar(
-                sa.text(
-                    "SELECT count(*) FROM users"
-                    f" WHERE used_bytes <> coalesce(({rows.format('ready', 'size_bytes')}), 0)"
-                    f" OR reserved_bytes <> coalesce(({rows.format('pending', 'reserved_bytes')}), 0)"
-                )
-            )
-        return wrong == 0
-
     def end_leases(self, in_seconds: float = -1) -> None:
-        """Let the time that protects running uploads end then; by default it is over."""
+        """Let the time that protects running uploads, also those of shredded rows, end then; by default it is over."""
         with self.container.sessions.begin() as session:
-            session.execute(
-                sa.update(File).where(File.state == FileState.PENDING).values(lease_until=db_now(in_seconds))
-            )
+            session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(in_seconds)))
 
     def reap(self) -> ReapReport:
         """What `flask files reap` does, from this process, which the running ones know as little about."""
@@ -190,6 +175,10 @@ class Stack:
     def remains(self) -> tuple[list[str], list[str], int, int]:
         """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
         return self.states(), self.objects(), self.container.store.unfinished(), self.bytes_counted()[1]
+
+    def accounts_agree(self) -> bool:
+        """Whether what each person is counted to use and to reserve is exactly what the rows say."""
+        return accounts_agree(self.container)
 
     def logged(self, private: Sequence[str]) -> list[str]:
         """Those of the texts, and of the settings' secrets, that some process has written to its terminal.
@@ -219,9 +208,9 @@ class Stack:
 
 
 @contextmanager
-def embedded(folder: Path) -> Iterator[Stack]:
-    """SQLite, a directory, Celery's filesystem transport, console mail."""
-    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="8"))
+def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
+    """SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
+    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="8", **settings))
     stack.run("flask", "db", "upgrade")
     try:
         yield stack

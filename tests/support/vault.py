@@ -293,17 +293,7 @@ class Vault:
         self.container.reaper.reap(Actor())
 
     def accounts_balance(self) -> bool:
-        """Whether each person's used and reserved bytes are exactly those of the ready and pending rows."""
-        used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
-        reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
-        wrong = (
-            sa.select(User.id)
-            .outerjoin(File, File.owner_id == User.id)
-            .group_by(User.id, User.used_bytes, User.reserved_bytes)
-            .having((User.used_bytes != used) | (User.reserved_bytes != reserved))
-        )
-        with self.container.sessions.begin() as session:
-            return session.scalar(wrong) is None
+        return accounts_agree(self.container)
 
     def leftovers(self) -> dict[str, int]:
         """What the failed uploads of this test have left after the worker and the periodic pass; {} is right."""
@@ -321,6 +311,20 @@ class Vault:
             "reserved bytes": int(counted[1] or 0),
         }
         return {what: count for what, count in found.items() if count}
+
+
+def accounts_agree(container: Container) -> bool:
+    """Whether each person's used and reserved bytes are exactly those of the ready and pending rows."""
+    used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
+    reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
+    wrong = (
+        sa.select(User.id)
+        .outerjoin(File, File.owner_id == User.id)
+        .group_by(User.id, User.used_bytes, User.reserved_bytes)
+        .having((User.used_bytes != used) | (User.reserved_bytes != reserved))
+    )
+    with container.sessions.begin() as session:
+        return session.scalar(wrong) is None
 
 
 def refusal(answer: Any) -> tuple[int, str]:
