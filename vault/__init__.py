@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from vault.audit import tasks as audit_tasks
 from vault.auth import pages
 from vault.auth import routes as auth_routes
 from vault.auth import tasks as auth_tasks
@@ -48,6 +49,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.register_blueprint(health.blueprint)
 
     run_in_context(container.celery, app.app_context)
+    audit_tasks.register(container.celery, container)
     auth_tasks.register(container.celery, container)
     files_tasks.register(container.celery, container)
     mail_tasks.register(container.celery, container)

@@ -25,6 +25,7 @@ TASK_REMOVE_FILE: Final = "files.remove"
 TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
 TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
+TASK_SETTLE_AUDIT: Final = "audit.settle"
 
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISH_TIMEOUT_SECONDS: Final = 0.4
@@ -72,11 +73,13 @@ def create_celery(broker_url: str) -> Celery:
             "mail.*": {"queue": "mail"},
             "files.*": {"queue": "maintenance"},
             "auth.*": {"queue": "maintenance"},
+            "audit.*": {"queue": "maintenance"},
         },
         beat_schedule={
             "requeue-due-mail": {"task": TASK_REQUEUE_MAIL, "schedule": 10.0, "options": {"expires": 10}},
             "sweep-accounts": {"task": TASK_SWEEP_ACCOUNTS, "schedule": 3600.0, "options": {"expires": 3600}},
             "reap-files": {"task": TASK_REAP_FILES, "schedule": 300.0, "options": {"expires": 300}},
+            "settle-audit": {"task": TASK_SETTLE_AUDIT, "schedule": 60.0, "options": {"expires": 60}},
         },
     )
     if broker_url.startswith("filesystem://"):

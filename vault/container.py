@@ -11,6 +11,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.service import AuditService
+from vault.audit.settling import Settling
 from vault.auth.accounts import Accounts
 from vault.auth.credentials import Credentials
 from vault.auth.links import MailedLinks
@@ -58,6 +59,8 @@ class Container:
     celery: Celery
     store: ObjectStore
     keys: KeyRing
+    audit: AuditService
+    settling: Settling
     outbox: Outbox
     credentials: Credentials
     auth: AuthService
@@ -147,6 +150,8 @@ def build_container(
         celery=celery,
         store=store,
         keys=keys,
+        audit=audit,
+        settling=Settling(sessions, clock=clock),
         outbox=outbox,
         credentials=credentials,
         auth=AuthService(

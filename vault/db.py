@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -113,6 +114,11 @@ def create_engine(url: str) -> Engine:
         pool_timeout=10,
         connect_args={"connect_timeout": 3},
     )
+
+
+def insert_into(session: Session, table: type[Base]) -> Any:
+    """An INSERT that knows ON CONFLICT, which each database has in a module of its own."""
+    return {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[session.get_bind().dialect.name](table)
 
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:

@@ -36,6 +36,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── KeyInUse              key_in_use            it cannot be retired while something depends on it
     ├── KeyNotKnown           key_not_known         no key of this installation has that ref
     ├── DatabaseUnavailable   database_unavailable
+    ├── AuditUnavailable      audit_unavailable     what is asked for cannot be audited, so it does not happen
     └── InstallationMismatch  installation_mismatch this database and this store do not belong together
 """
 
@@ -246,6 +247,11 @@ class KeyNotKnown(VaultError):
 class DatabaseUnavailable(VaultError):
     code = "database_unavailable"
     detail = "The database does not answer."
+
+
+class AuditUnavailable(VaultError):
+    code = "audit_unavailable"
+    detail = "The audit log cannot be written, and what cannot be audited does not happen."
 
 
 class InstallationMismatch(VaultError):

@@ -125,7 +125,7 @@ def test_a_used_link_is_answered_alike_for_an_hour_and_then_refused(vault: Vault
     assert but_request_id(first) == but_request_id(second)
     assert first.status_code == 200
     assert code(third) == (400, "invalid_token")
-    assert len(vault.audit_trail("user.email_verified")) == 1
+    assert vault.outcomes("user.email_verified") == {"ok": 1, "failed": 1}
 
 
 def test_a_link_that_is_expired_or_unknown_or_void_is_refused(vault: Vault) -> None:
@@ -624,6 +624,8 @@ def test_accounts_are_audited_with_who_where_and_which_request(vault: Vault) -> 
 
     def post(path: str, request_id: str, **fields: str) -> None:
         vault.client.post(f"{AUTH}/{path}", json=fields, headers={**headers, "X-Request-ID": request_id})
+        # Each in a minute of its own, or failures would be one event.
+        vault.container.settling.settle(began_by=vault.clock())
 
     post("register", "r1", email=EMAIL, password=PASSWORD)
     post("verify-email", "r2", token=vault.mailed_token(EMAIL))

@@ -143,7 +143,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     assert while_leased == (["pending"], int(after_commit), int(not after_commit))
     assert (report.expired, report.removed, report.failed) == (1, 1, 0)
     assert vault.leftovers() == {}
-    assert vault.audit_trail("files.reaped")[-1].details == {"expired": 1, "removed": 1}
+    assert vault.audit_trail("files.reaped")[-1].details == {"expired": 1, "removed": 1, "failed": 0}
     assert anna.get(f"{FILES}/{row.id}").status_code == 404
 
 

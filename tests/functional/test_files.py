@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import unicodedata
 import uuid
 from collections.abc import Callable
@@ -584,4 +585,7 @@ def test_uploads_and_deletions_are_audited_with_who_where_and_which_request(vaul
         assert (event.target_type, str(event.target_id)) == ("file", stored["id"])
         assert event.session_id is not None
         assert "notes.txt" not in str(event.details)
-    assert vault.audit_trail("file.uploaded")[0].details == {"size_bytes": 5}
+    details = vault.audit_trail("file.uploaded")[0].details
+    # The request's id was chosen by the client, so there is one of our own.
+    assert re.fullmatch("[0-9a-f]{32}", details.pop("trace_id"))
+    assert details == {"size_bytes": 5}

@@ -197,7 +197,9 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
     expected = {file_id: content_of(number) for number, file_id in enumerate(seeded) if file_id not in gone}
     expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
     for file_id, content in expected.items():
-        _, _, download = container.files.open(owner_id, file_id, Actor(), choose=lambda _: None)
+        _, _, download = container.files.open(
+            owner_id, file_id, Actor(), choose=lambda _: None, is_view=lambda _: False
+        )
         assert b"".join(download) == content
         download.close()
 

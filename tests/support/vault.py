@@ -4,7 +4,7 @@ import base64
 import re
 import threading
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -171,10 +171,25 @@ class Vault:
         return sent
 
     def audit_trail(self, action: str) -> list[AuditEvent]:
-        """Events of one action, oldest first."""
+        """Events of one action, oldest first; those included whose minute is not over."""
+        self.container.settling.settle(began_by=self.clock())
         with self.container.sessions.begin() as session:
             query = sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at)
             return list(session.scalars(query))
+
+    def refusals(self, action: str) -> Counter[str]:
+        """How often whoever was not signed in was refused something, by reason."""
+        found: Counter[str] = Counter()
+        for event in self.audit_trail(action):
+            found.update(event.details.get("reasons", {}))
+        return found
+
+    def outcomes(self, action: str) -> Counter[str]:
+        """How often something was done, and how often it was refused."""
+        found: Counter[str] = Counter()
+        for event in self.audit_trail(action):
+            found[event.outcome] += event.details.get("count", 1)
+        return found
 
     def counted(self) -> tuple[int, int]:
         """used_bytes and reserved_bytes of all accounts together."""

@@ -29,6 +29,7 @@ from vault.broker import (
     TASK_REAP_FILES,
     TASK_REMOVE_FILE,
     TASK_REQUEUE_MAIL,
+    TASK_SETTLE_AUDIT,
     TASK_SWEEP_ACCOUNTS,
     Publisher,
     create_celery,
@@ -354,5 +355,5 @@ def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:
 def test_the_periodic_passes_are_scheduled_and_do_not_pile_up(celery: Celery) -> None:
     schedule = {entry["task"]: entry for entry in celery.conf.beat_schedule.values()}
 
-    assert set(schedule) == {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS}
+    assert set(schedule) == {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT}
     assert all(entry["options"]["expires"] <= entry["schedule"] for entry in schedule.values())

@@ -1,4 +1,6 @@
-"""The audit table: rows are inserted, never updated, and point at nothing by foreign key."""
+"""The audit table, whose rows are inserted, never updated, and point at nothing by foreign key; and beside it the
+tallies of what is still being counted.
+"""
 
 import enum
 import uuid
@@ -12,7 +14,7 @@ from vault.db import Base, UuidKey
 
 
 class Action(enum.StrEnum):
-    """Every action that is audited; a closed list."""
+    """Every action that is audited; a closed list, told in docs/audit.md."""
 
     USER_REGISTERED = "user.registered"
     EMAIL_VERIFIED = "user.email_verified"
@@ -22,17 +24,24 @@ class Action(enum.StrEnum):
     EMAIL_CHANGE_REQUESTED = "user.email_change_requested"
     EMAIL_CHANGED = "user.email_changed"
     USER_DELETED = "user.deleted"
+    PROFILE_CHANGED = "user.profile_changed"
     LOGIN = "user.login"
+    LOCKOUT = "user.lockout"
     LOGOUT = "user.logout"
     SESSION_REVOKED = "session.revoked"
+    REFRESH_REFUSED = "session.refresh_refused"
     REFRESH_REUSED = "session.refresh_reused"
+    ACCESS_DENIED = "access.denied"
     FILE_UPLOADED = "file.uploaded"
+    FILE_VIEW_STARTED = "file.view_started"
+    FILE_VIEW_ENDED = "file.view_ended"
     FILE_DOWNLOAD_STARTED = "file.download_started"
     FILE_DOWNLOAD_ENDED = "file.download_ended"
     FILE_RENAMED = "file.renamed"
     FILE_DELETED = "file.deleted"
     FILE_INTEGRITY_FAILED = "file.integrity_failed"
     FILE_REENCRYPTED = "file.reencrypted"
+    FILES_REAP_STARTED = "files.reap_started"
     FILES_REAPED = "files.reaped"
     KEYS_REWRAPPED = "keys.rewrapped"
     KEY_RETIRED = "key.retired"
@@ -62,4 +71,29 @@ class AuditEvent(UuidKey, Base):
     target_id: Mapped[uuid.UUID | None]
     outcome: Mapped[str] = mapped_column(sa.String(16))
     reason: Mapped[str | None] = mapped_column(sa.String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)
+
+
+class AuditTally(UuidKey, Base):
+    """Failures of people who are not signed in, counted while their minute lasts; then they become one event.
+
+    A row for each action, network, account and reason in a minute; without an account `account_id` is zero, since NULLs
+    would not conflict. What is not a key, a count or `last_at` is that of the first failure.
+    """
+
+    __tablename__ = "audit_tallies"
+    __table_args__ = (sa.UniqueConstraint("minute", "action", "network", "account_id", "reason"),)
+
+    minute: Mapped[datetime]
+    action: Mapped[str] = mapped_column(sa.String(48))
+    network: Mapped[str] = mapped_column(sa.String(64))
+    account_id: Mapped[uuid.UUID]
+    reason: Mapped[str] = mapped_column(sa.String(64))
+    count: Mapped[int]
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    actor_email: Mapped[str | None] = mapped_column(sa.String(254))
+    ip: Mapped[str | None] = mapped_column(sa.String(45))
+    user_agent: Mapped[str | None] = mapped_column(sa.String(255))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
     details: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)

@@ -1,19 +1,35 @@
 """Writes audit events, always in the transaction of what they record; it never commits."""
 
+import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from vault.audit.models import Action, AuditEvent, Outcome
+from vault.audit.models import Action, AuditEvent, AuditTally, Outcome
+from vault.db import insert_into
+from vault.errors import AuditUnavailable
+from vault.networks import network_of
+
+NOBODY: Final = uuid.UUID(int=0)
+_TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
+# Needs all that an event needs but a row.
+_NO_EVENT: Final = sa.text("INSERT INTO audit_events SELECT * FROM audit_events WHERE 1 = 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, and from where. An unknown person has no user_id; a command or task has no ip."""
+    """Who acts, and from where. An unknown person has no user_id; a command or task has no ip.
+
+    `request_id` may be the client's own, `trace_id` never is. `origin` is `cli` or `worker`, and None for requests;
+    `os_user` is whose command it is.
+    """
 
     user_id: uuid.UUID | None = None
     email: str | None = None
@@ -21,10 +37,22 @@ class Actor:
     ip: str | None = None
     user_agent: str | None = None
     request_id: str | None = None
+    trace_id: str | None = None
+    origin: str | None = None
+    os_user: str | None = None
 
     def known_as(self, user_id: uuid.UUID, email: str, session_id: uuid.UUID | None = None) -> Self:
         """The same request, with the account that it turned out to concern."""
         return replace(self, user_id=user_id, email=email, session_id=session_id)
+
+    def details(self) -> dict[str, str]:
+        """What an event says about its actor beyond its columns: most often nothing."""
+        trace_id = self.trace_id if self.trace_id != self.request_id else None
+        found = {"origin": self.origin, "os_user": self.os_user, "trace_id": trace_id}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+WORKER: Final = Actor(origin="worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +70,79 @@ class AuditService:
         reason: str | None = None,
         **details: Any,
     ) -> None:
-        """Add one event to the caller's transaction; if it cannot be written, the action does not happen either."""
-        session.add(
-            AuditEvent(
-                at=self.clock(),
-                actor_id=actor.user_id,
-                actor_email=actor.email,
-                ip=actor.ip,
-                user_agent=actor.user_agent,
-                request_id=actor.request_id,
-                session_id=actor.session_id,
-                action=action,
-                target_type=target[0] if target else None,
-                target_id=target[1] if target else None,
-                outcome=outcome,
-                reason=reason,
-                details=details,
-            )
+        """Write one event in the caller's transaction, behind all that the session holds back so far.
+
+        Raises AuditUnavailable, which the caller lets pass: then the action does not happen either.
+        """
+        event = {
+            "at": self.clock(),
+            "actor_id": actor.user_id,
+            "actor_email": actor.email,
+            "ip": actor.ip,
+            "user_agent": actor.user_agent,
+            "request_id": actor.request_id,
+            "session_id": actor.session_id,
+            "action": action,
+            "target_type": target[0] if target else None,
+            "target_id": target[1] if target else None,
+            "outcome": outcome,
+            "reason": reason,
+            "details": {**actor.details(), **details},
+        }
+        write(session, [event])
+
+    def tally(self, session: Session, actor: Actor, action: Action, *, reason: str, **details: Any) -> None:
+        """Count, in the caller's transaction, a failure of somebody who is not signed in; an event follows its minute.
+
+        The same work with an account and without. It is the last that a transaction does, since others that count the
+        same wait for its end. Raises AuditUnavailable.
+        """
+        now = self.clock()
+        first = {
+            "minute": now.replace(second=0, microsecond=0),
+            "action": action,
+            "network": network_of(actor.ip),
+            "account_id": actor.user_id or NOBODY,
+            "reason": reason,
+            "count": 1,
+            "first_at": now,
+            "last_at": now,
+            "actor_email": actor.email,
+            "ip": actor.ip,
+            "user_agent": actor.user_agent,
+            "request_id": actor.request_id,
+            "details": {**actor.details(), **details},
+        }
+        insert = insert_into(session, AuditTally)
+        upsert = insert.on_conflict_do_update(
+            index_elements=_TALLY_KEY, set_={"count": AuditTally.count + 1, "last_at": insert.excluded.last_at}
         )
+        session.flush()
+        with _unavailable_told():
+            session.execute(_NO_EVENT)
+            session.connection().execute(upsert, first)
+
+
+def write(session: Session, events: Sequence[dict[str, Any]]) -> None:
+    """Write events, told by their columns, in the caller's transaction. Raises AuditUnavailable."""
+    # What goes before has errors of its own.
+    session.flush()
+    with _unavailable_told():
+        session.connection().execute(sa.insert(AuditEvent), events)
+
+
+@contextmanager
+def _unavailable_told() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as exc:
+        if _is_of_all_tables(exc):
+            raise
+        raise AuditUnavailable from exc
+
+
+def _is_of_all_tables(error: DBAPIError) -> bool:
+    """Whether any statement could have failed so: the database is gone, full or locked, or a deadlock was ended."""
+    # SQLite has but one class for these and for a table that is missing.
+    is_of_this = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    return error.connection_invalidated or (isinstance(error, OperationalError) and not is_of_this)

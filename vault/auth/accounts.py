@@ -1,7 +1,8 @@
 """What people change about their own accounts with their password: the password, the address, or that they have one."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -51,7 +52,7 @@ class Accounts:
         check_strength(new_password, own_words(user.email, user.full_name), field="new_password")
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, actor)
         password_hash = self._passwords.hash(new_password)
-        with self._sessions.begin() as session:
+        with self._transaction(user, Action.PASSWORD_CHANGED, actor) as session:
             user = self._locked(session, who, user.password_version)
             user.password_hash, user.password_version = password_hash, user.password_version + 1
             ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
@@ -71,7 +72,7 @@ class Accounts:
         if address.key == user.email_key:
             raise InputRefused({"new_email": ["This is your address already."]})
         self._require_password(user, password, Action.EMAIL_CHANGE_REQUESTED, actor)
-        with self._sessions.begin() as session:
+        with self._transaction(user, Action.EMAIL_CHANGE_REQUESTED, actor) as session:
             user = self._locked(session, who, user.password_version)
             holder = session.scalar(
                 sa.select(User).where(User.email_key == address.key, User.email_verified_at.is_not(None))
@@ -93,7 +94,7 @@ class Accounts:
         """
         user = self._user(who)
         self._require_password(user, password, Action.USER_DELETED, actor)
-        with self._sessions.begin() as session:
+        with self._transaction(user, Action.USER_DELETED, actor) as session:
             if who.role == Role.ADMIN:
                 self._refuse_last_admin(session, who.user_id)
             user = self._locked(session, who, user.password_version)
@@ -114,14 +115,34 @@ class Accounts:
         return user
 
     def _require_password(self, user: User, password: str, action: Action, actor: Actor) -> None:
-        verdict = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
-        if verdict is Verdict.RIGHT:
+        checked = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
+        if checked.verdict is Verdict.RIGHT:
             return
         with self._sessions.begin() as session:
-            self._audit.record(
-                session, actor, action, target=("user", user.id), outcome=Outcome.FAILED, reason=verdict.value
-            )
+            self._refused(session, user, action, actor, checked.verdict.value)
+            for begun in checked.lockouts:
+                delay = begun.delay_seconds
+                self._refused(session, user, Action.LOCKOUT, actor, begun.scope, delay_seconds=delay)
         raise WrongPassword
+
+    @contextmanager
+    def _transaction(self, user: User, action: Action, actor: Actor) -> Iterator[Session]:
+        """One that changes the account; what it is refused for is audited in another."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except (WrongPassword, LastAdmin) as exc:
+            # The password was right when it was looked at.
+            reason = "last_admin" if isinstance(exc, LastAdmin) else "changed"
+            with self._sessions.begin() as session:
+                self._refused(session, user, action, actor, reason)
+            raise
+
+    def _refused(
+        self, session: Session, user: User, action: Action, actor: Actor, reason: str, **details: object
+    ) -> None:
+        target = ("user", user.id)
+        self._audit.record(session, actor, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
 
     def _locked(self, session: Session, who: SignedIn, checked_version: int) -> User:
         """The user's row, if the password that was checked is still the account's."""

@@ -8,24 +8,23 @@ place that the owner signs in from.
 import enum
 import hashlib
 import hmac
-import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
+from vault.db import insert_into
 from vault.errors import Busy
+from vault.networks import network_of
 
 _WINDOW: Final = timedelta(hours=1)
 _KNOWN_FOR: Final = timedelta(days=30)
 _EVERYWHERE: Final = b""
-_INSERT: Final[dict[str, Callable[..., Any]]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class Verdict(enum.StrEnum):
@@ -37,9 +36,24 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Lockout:
+    """A delay that an attempt has brought about where there was none: for one `network`, or `everywhere`."""
+
+    scope: str
+    delay_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    verdict: Verdict
+    lockouts: Sequence[Lockout] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Delays:
     """After `free` failures each further one costs a delay, which doubles from a second."""
 
+    scope: str
     free: int
     at_most_seconds: int
 
@@ -49,8 +63,8 @@ class _Delays:
         return timedelta(seconds=min(2 ** min(failures - self.free, 20), self.at_most_seconds))
 
 
-_HERE: Final = _Delays(free=5, at_most_seconds=15 * 60)
-_ANYWHERE: Final = _Delays(free=50, at_most_seconds=30)
+_HERE: Final = _Delays("network", free=5, at_most_seconds=15 * 60)
+_ANYWHERE: Final = _Delays("everywhere", free=50, at_most_seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class Credentials:
         self._key = key
         self._clock = clock
 
-    def check(self, email_key: str, password_hash: str | None, password: str, ip: str | None) -> Verdict:
+    def check(self, email_key: str, password_hash: str | None, password: str, ip: str | None) -> Checked:
         """Whether a password that came from `ip` is the account's.
 
         Without a hash, and within a delay, the same work is done. Raises Busy.
@@ -92,9 +106,9 @@ class Credentials:
             raise
         if right and admitted:
             self._clear(place)
-            return Verdict.RIGHT
-        self._delay(place, admitted=admitted)
-        return Verdict.WRONG if admitted else Verdict.DELAYED
+            return Checked(Verdict.RIGHT)
+        lockouts = self._delay(place, admitted=admitted)
+        return Checked(Verdict.WRONG if admitted else Verdict.DELAYED, lockouts)
 
     def signed_in(self, session: Session, email_key: str, ip: str | None) -> None:
         """Remember, in the caller's transaction, that the account was signed in to from this network."""
@@ -169,19 +183,22 @@ class Credentials:
             _touch(here, anywhere, now)
         return admitted
 
-    def _delay(self, place: _Place, *, admitted: bool) -> None:
+    def _delay(self, place: _Place, *, admitted: bool) -> Sequence[Lockout]:
         """The attempt failed: put off the next one, from now on, since hashing may have had to wait.
 
-        One that was not admitted puts off nothing, by the same work.
+        One that was not admitted puts off nothing, by the same work. Returns what begins with this one.
         """
-        now = self._clock()
+        now, begun = self._clock(), []
         with self._sessions.begin() as session:
             here, anywhere = self._locked(session, place)
             for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
                 if admitted and row.failures >= delays.free:
-                    until = now + delays.after(row.failures)
-                    row.delayed_until = max(row.delayed_until or until, until)
+                    delay = delays.after(row.failures)
+                    if row.delayed_until is None:
+                        begun.append(Lockout(delays.scope, int(delay.total_seconds())))
+                    row.delayed_until = max(row.delayed_until or now, now + delay)
             _touch(here, anywhere, now)
+        return begun
 
     def _clear(self, place: _Place) -> None:
         """The password was right: nothing is held against this network any more."""
@@ -203,7 +220,7 @@ class Credentials:
         """The rows of this network and of all together, made if need be, locked always in one order."""
         # The empty key is the first in every order.
         keys = (_EVERYWHERE, place.network_key)
-        now, insert = self._clock(), _INSERT[session.get_bind().dialect.name](PasswordAttempts)
+        now, insert = self._clock(), insert_into(session, PasswordAttempts)
         fresh = {"account_key": place.account_key, "failures": 0, "counted_from": now, "last_attempt_at": now}
         # A row that is there is updated to what it is: made or not, it is locked afterwards, in the same time.
         lock = insert.on_conflict_do_update(
@@ -222,14 +239,6 @@ class Credentials:
 
     def _mac(self, *parts: str) -> bytes:
         return hmac.digest(self._key, "\0".join(parts).encode(), hashlib.sha256)
-
-
-def network_of(ip: str | None) -> str:
-    """The network that one household or office has: an IPv4 /24 or an IPv6 /56."""
-    if ip is None:
-        return "-"
-    address = ipaddress.ip_address(ip)
-    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 56), strict=False))
 
 
 def _is_known(here: PasswordAttempts, now: datetime) -> bool:

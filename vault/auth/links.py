@@ -1,7 +1,8 @@
 """What mailed links do: confirm an address, confirm a new one, set a new password. Each works once."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -51,11 +52,12 @@ class MailedLinks:
 
         Raises InvalidToken.
         """
-        try:
-            job_id = self._verify(token, actor)
-        except IntegrityError as exc:
-            # Somebody else has just registered the address.
-            raise InvalidToken from exc
+        with self._refusals_tallied(Action.EMAIL_VERIFIED, actor):
+            try:
+                job_id = self._verify(token, actor)
+            except IntegrityError as exc:
+                # Somebody else has just registered the address.
+                raise InvalidToken from exc
         if job_id is not None:
             self._outbox.announce(job_id)
 
@@ -68,10 +70,14 @@ class MailedLinks:
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key, User.disabled_at.is_(None)))
             who = actor.known_as(user.id, user.email) if user else actor
-            target = ("user", user.id) if user else None
-            self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=target)
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, address.key)
             to = None if user else address
             job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, to=to, request_id=actor.request_id)
+            if user is not None and has_room:
+                self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=("user", user.id))
+            else:
+                reason = "too_often" if user else "unknown"
+                self._audit.tally(session, who, Action.PASSWORD_RESET_REQUESTED, reason=reason)
         self._outbox.announce(job_id)
 
     def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
@@ -79,6 +85,11 @@ class MailedLinks:
 
         Raises InvalidToken, and InputRefused or Busy, after which the token still works.
         """
+        with self._refusals_tallied(Action.PASSWORD_RESET, actor):
+            job_id = self._reset(token, new_password, actor)
+        self._outbox.announce(job_id)
+
+    def _reset(self, token: str, new_password: str, actor: Actor) -> uuid.UUID:
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
             hints = own_words(user.email, user.full_name)
@@ -87,15 +98,16 @@ class MailedLinks:
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
             user.password_hash, user.password_version = password_hash, user.password_version + 1
-            user.email_verified_at = user.email_verified_at or self._clock()
+            is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self._clock()
             ended = self._user_sessions.end_all(session, user.id)
             # This one among them: a second use is as unknown as any other.
             kill_links(session, user.id)
             self._credentials.end_delays(session, user.email_key)
             who = actor.known_as(user.id, user.email)
             self._audit.record(session, who, Action.PASSWORD_RESET, target=("user", user.id), sessions=ended)
-            job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
-        self._outbox.announce(job_id)
+            if not is_confirmed:
+                self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
+            return self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
 
     def _verify(self, token: str, actor: Actor) -> uuid.UUID | None:
         with self._sessions.begin() as session:
@@ -126,6 +138,15 @@ class MailedLinks:
         who = actor.known_as(user.id, user.email)
         self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
         return self._outbox.add(session, MailKind.EMAIL_CHANGED, user, to=old, request_id=actor.request_id)
+
+    @contextmanager
+    def _refusals_tallied(self, action: Action, actor: Actor) -> Iterator[None]:
+        try:
+            yield
+        except InvalidToken:
+            with self._sessions.begin() as session:
+                self._audit.tally(session, actor, action, reason="token")
+            raise
 
     def _clear_away_unverified(self, session: Session, email_key: str, actor: Actor) -> None:
         """An account whose address nobody has confirmed must not keep it from somebody who has."""

@@ -44,7 +44,7 @@ _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way t
 @blueprint.post("/register")
 @blueprint.arguments(RegisterSchema)
 @blueprint.response(202, MessageSchema)
-@may_answer("busy")
+@may_answer("audit_unavailable", "busy")
 def register(fields: dict[str, Any]) -> dict[str, str]:
     """Create an account. The answer is the same whether or not the address has one."""
     container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
@@ -54,7 +54,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/verify-email")
 @blueprint.arguments(TokenSchema)
 @blueprint.response(200, MessageSchema)
-@may_answer("invalid_token")
+@may_answer("audit_unavailable", "invalid_token")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     """Confirm an address by the token that was mailed to it."""
     container().links.verify_email(fields["token"], anonymous())
@@ -73,6 +73,7 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/forgot-password")
 @blueprint.arguments(EmailSchema)
 @blueprint.response(202, MessageSchema)
+@may_answer("audit_unavailable")
 def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
     """Mail a link that sets a new password. The answer is the same for every address."""
     container().links.forgot_password(fields["email"], anonymous())
@@ -82,7 +83,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/reset-password")
 @blueprint.arguments(ResetPasswordSchema)
 @blueprint.response(204)
-@may_answer("invalid_token", "busy")
+@may_answer("audit_unavailable", "invalid_token", "busy")
 def reset_password(fields: dict[str, Any]) -> None:
     """Set a new password by a mailed token. Every session of the account ends."""
     container().links.reset_password(fields["token"], fields["new_password"], anonymous())
@@ -91,7 +92,7 @@ def reset_password(fields: dict[str, Any]) -> None:
 @blueprint.post("/login")
 @blueprint.arguments(LoginSchema)
 @blueprint.response(200, TokenPairSchema)
-@may_answer("invalid_credentials", "busy")
+@may_answer("audit_unavailable", "invalid_credentials", "busy")
 def login(fields: dict[str, Any]) -> TokenPair:
     """Start a session."""
     return container().auth.login(fields["email"], fields["password"], anonymous())
@@ -100,7 +101,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 @blueprint.post("/refresh")
 @blueprint.arguments(RefreshSchema)
 @blueprint.response(200, TokenPairSchema)
-@may_answer("unauthorized", "token_reused")
+@may_answer("audit_unavailable", "unauthorized", "token_reused")
 def refresh(fields: dict[str, Any]) -> TokenPair:
     """Carry a session on. Each refresh token works once."""
     return container().user_sessions.refresh(fields["refresh_token"], anonymous())
@@ -109,6 +110,7 @@ def refresh(fields: dict[str, Any]) -> TokenPair:
 @blueprint.post("/logout")
 @blueprint.arguments(LogoutSchema, required=False)
 @blueprint.response(204)
+@may_answer("audit_unavailable")
 @login_required
 def logout(fields: dict[str, Any]) -> None:
     """End this session (`local`), all others (`others`) or all (`global`). Their access tokens stop working at once."""
@@ -136,7 +138,7 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.delete("/sessions/<uuid:session_id>")
 @blueprint.response(204)
-@may_answer("not_found")
+@may_answer("audit_unavailable", "not_found")
 @login_required
 def end_session(session_id: uuid.UUID) -> None:
     """Sign one of one's own sessions out."""
@@ -155,17 +157,17 @@ def me() -> Profile:
 @blueprint.patch("/me")
 @blueprint.arguments(ProfileChangeSchema)
 @blueprint.response(200, ProfileSchema)
-@may_answer("not_found")
+@may_answer("audit_unavailable", "not_found")
 @login_required
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change one's name."""
-    return container().auth.rename(signed_in().user_id, fields["full_name"])
+    return container().auth.rename(signed_in().user_id, fields["full_name"], actor())
 
 
 @blueprint.delete("/me")
 @blueprint.arguments(PasswordSchema)
 @blueprint.response(204)
-@may_answer("wrong_password", "last_admin", "busy")
+@may_answer("audit_unavailable", "wrong_password", "last_admin", "busy")
 @login_required
 def delete_me(fields: dict[str, Any]) -> None:
     """Delete the account. Its files cannot be read any more from this answer on."""
@@ -175,7 +177,7 @@ def delete_me(fields: dict[str, Any]) -> None:
 @blueprint.post("/change-password")
 @blueprint.arguments(ChangePasswordSchema)
 @blueprint.response(204)
-@may_answer("wrong_password", "busy")
+@may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required
 def change_password(fields: dict[str, Any]) -> None:
     """Change one's password. Every other session ends."""
@@ -185,7 +187,7 @@ def change_password(fields: dict[str, Any]) -> None:
 @blueprint.post("/change-email")
 @blueprint.arguments(ChangeEmailSchema)
 @blueprint.response(202, MessageSchema)
-@may_answer("wrong_password", "busy")
+@may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required
 def change_email(fields: dict[str, Any]) -> dict[str, str]:
     """Ask for another address. A link that is mailed to it confirms the change; until then nothing changes."""

@@ -1,7 +1,7 @@
 """Signing up and signing in."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.audit.models import Action, Outcome
+from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import Address, parse_address
-from vault.auth.credentials import Credentials, Verdict
+from vault.auth.credentials import Credentials, Lockout, Verdict
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
@@ -84,10 +84,10 @@ class AuthService:
         with self._sessions.begin() as session:
             user = self._by_key(session, address.key)
         password_hash = user.password_hash if user else None
-        verdict = self._credentials.check(address.key, password_hash, password, actor.ip)
-        reason = _why_not(user, verdict)
+        checked = self._credentials.check(address.key, password_hash, password, actor.ip)
+        reason = _why_not(user, checked.verdict)
         if user is None or password_hash is None or reason is not None:
-            self._refuse_login(address, user, reason or verdict.value, actor)
+            self._refuse_login(address, user, reason or checked.verdict.value, actor, checked.lockouts)
             raise InvalidCredentials
         is_outdated = self._passwords.is_outdated(password_hash)
         new_hash = self._passwords.hash(password) if is_outdated else password_hash
@@ -101,11 +101,12 @@ class AuthService:
         with self._sessions.begin() as session:
             return _profile(_existing(session, user_id))
 
-    def rename(self, user_id: uuid.UUID, full_name: str) -> Profile:
+    def rename(self, user_id: uuid.UUID, full_name: str, actor: Actor) -> Profile:
         """Change the person's name, the one thing about an account that needs no password."""
         with self._sessions.begin() as session:
             user = _existing(session, user_id)
             user.full_name = full_name
+            self._audit.record(session, actor, Action.PROFILE_CHANGED, target=("user", user_id))
             return _profile(user)
 
     def _register(self, address: Address, password_hash: str, full_name: str, actor: Actor) -> uuid.UUID:
@@ -128,30 +129,27 @@ class AuthService:
                 session.flush()
             # For others the same work, on nobody's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
-            self._audit.record(
-                session,
-                actor.known_as(user.id, user.email),
-                Action.USER_REGISTERED,
-                target=("user", user.id),
-                outcome=Outcome.OK if starts_over else Outcome.FAILED,
-                reason=None if starts_over else "known" if known else "too_often",
-            )
-            return self._outbox.add(session, kind, user, request_id=actor.request_id)
+            job_id = self._outbox.add(session, kind, user, request_id=actor.request_id)
+            who = actor.known_as(user.id, user.email)
+            if starts_over:
+                self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
+            else:
+                reason = "known" if known else "too_often"
+                self._audit.tally(session, who, Action.USER_REGISTERED, reason=reason)
+            return job_id
 
-    def _refuse_login(self, address: Address, user: User | None, reason: str, actor: Actor) -> None:
-        """Audit it, and owe a mail: the link again to whoever had the right password, to everybody else none."""
+    def _refuse_login(
+        self, address: Address, user: User | None, reason: str, actor: Actor, lockouts: Sequence[Lockout] = ()
+    ) -> None:
+        """Owe a mail, the link again to whoever had the right password, to everybody else none; and audit it."""
         waiting = user if reason == "unverified" else None
+        who = actor.known_as(user.id, user.email) if user else actor
         with self._sessions.begin() as session:
-            self._audit.record(
-                session,
-                actor.known_as(user.id, user.email) if user else actor,
-                Action.LOGIN,
-                target=("user", user.id) if user else None,
-                outcome=Outcome.FAILED,
-                reason=reason,
-            )
             to = None if waiting else address
             job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+            self._audit.tally(session, who, Action.LOGIN, reason=reason)
+            for begun in lockouts:
+                self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
         self._outbox.announce(job_id)
 
     def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:

@@ -102,15 +102,22 @@ class UserSessions:
         that nobody has used yet, within the grace: a client that lost the answer gets the same again. Raises
         Unauthorized.
         """
-        claims = self._tokens.read_refresh(refresh_token)
+        claims = self._claims(refresh_token, actor)
         with self._sessions.begin() as session:
-            found, user = self._locked(session, claims)
-            if claims.generation == found.refresh_generation:
-                self._rotate(found, actor)
-                return self._pair(found)
-            if self._may_have_lost_the_answer(claims, found):
-                return self._pair(found)
-            job_id = self._end_stolen(session, found, user, actor)
+            row = self._locked(session, claims)
+            if row is None:
+                job_id = None
+                self._tally_ended(session, claims, actor)
+            else:
+                found, user = row
+                if claims.generation == found.refresh_generation:
+                    self._rotate(found, actor)
+                    return self._pair(found)
+                if self._may_have_lost_the_answer(claims, found):
+                    return self._pair(found)
+                job_id = self._end_stolen(session, found, user, actor)
+        if job_id is None:
+            raise Unauthorized
         self._outbox.announce(job_id)
         raise TokenReused
 
@@ -151,17 +158,28 @@ class UserSessions:
         """End an account's sessions, all or all but one, in the caller's transaction; return how many."""
         return self._revoke(session, UserSession.user_id == user_id, UserSession.id != (but or uuid.UUID(int=0)))
 
-    def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User]:
-        """The session's row, locked, so that two that refresh it at once come one after the other."""
+    def _claims(self, refresh_token: str, actor: Actor) -> RefreshClaims:
+        try:
+            return self._tokens.read_refresh(refresh_token)
+        except Unauthorized:
+            with self._sessions.begin() as session:
+                self._audit.tally(session, actor, Action.REFRESH_REFUSED, reason="token")
+            raise
+
+    def _tally_ended(self, session: Session, claims: RefreshClaims, actor: Actor) -> None:
+        user = session.get(User, claims.user_id)
+        who = actor.known_as(user.id, user.email) if user else actor
+        self._audit.tally(session, who, Action.REFRESH_REFUSED, reason="ended")
+
+    def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User] | None:
+        """The session's row, locked, so that two that refresh it at once come one after the other; None if it ended."""
         row = session.execute(
             sa.select(UserSession, User)
             .join(User, User.id == UserSession.user_id)
             .where(UserSession.id == claims.session_id, User.id == claims.user_id, *self._alive())
             .with_for_update(of=UserSession)
         ).one_or_none()
-        if row is None:
-            raise Unauthorized
-        return row[0], row[1]
+        return None if row is None else (row[0], row[1])
 
     def _rotate(self, found: UserSession, actor: Actor) -> None:
         found.refresh_generation += 1

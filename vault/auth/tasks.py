@@ -5,7 +5,7 @@ from dataclasses import asdict
 import structlog
 from celery import Celery
 
-from vault.audit.service import Actor
+from vault.audit.service import WORKER
 from vault.broker import TASK_SWEEP_ACCOUNTS
 from vault.container import Container
 
@@ -17,6 +17,6 @@ def register(celery: Celery, container: Container) -> None:
 
     @celery.task(name=TASK_SWEEP_ACCOUNTS, shared=False)
     def sweep_accounts() -> None:
-        swept = asdict(container.sweeper.sweep(Actor()))
+        swept = asdict(container.sweeper.sweep(WORKER))
         if any(swept.values()):
             log.info("accounts_swept", **swept)

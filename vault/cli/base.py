@@ -1,6 +1,8 @@
 """What every command shares: settings that may be missing, errors told in a sentence, progress, an orderly end."""
 
 import json
+import os
+import pwd
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
+from vault.audit.service import Actor
 from vault.config import SettingsError
 from vault.container import Container
 from vault.encryption.errors import KeyFailure
@@ -62,6 +65,16 @@ def container() -> Container:
     # Touched here, so that a missing setting is told before a command prints anything.
     _ = found.settings
     return found
+
+
+def operator() -> Actor:
+    """Whoever runs this command, as an actor of audit events."""
+    # Not by getpass, which believes the environment.
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        name = str(os.geteuid())
+    return Actor(origin="cli", os_user=name)
 
 
 class _KeyRef(click.ParamType[str]):

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from vault.audit.service import Actor
-from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, progress, sample_options
+from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, operator, progress, sample_options
 from vault.encryption.header import Suite
 from vault.files.reaper import OrphanReport
 from vault.files.reencrypting import Selection
@@ -36,7 +35,7 @@ def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
         click.echo(f"Would end {report.expired} abandoned uploads and remove {report.removed} objects.")
     else:
         with _counting("Reaping") as update:
-            report = reaper.reap(Actor(), progress=update)
+            report = reaper.reap(operator(), progress=update)
         click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
     with _counting("Looking for orphans") as update:
         found = reaper.find_orphans(progress=update)
@@ -61,7 +60,7 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percen
     if not yes:
         click.confirm(f"Delete {len(found.orphans)} objects for ever?", abort=True)
     with progress("Deleting", len(found.orphans)) as update:
-        removed = container().reaper.remove_orphans(found, Actor(), progress=update)
+        removed = container().reaper.remove_orphans(found, operator(), progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")
 
 
@@ -87,7 +86,7 @@ def verify(sample: int | None, as_json: bool) -> None:
     count, size = verifier.count_files()
     total, unit = (size, " bytes") if sample is None else (min(sample, count), "")
     with progress("Verifying files", total, unit=unit) as update:
-        report = verifier.verify_files(Actor(), sample=sample, progress=update, on_finding=findings.tell)
+        report = verifier.verify_files(operator(), sample=sample, progress=update, on_finding=findings.tell)
     findings.conclude(report, "files")
 
 
@@ -121,7 +120,7 @@ def reencrypt(
     count, size = vault.reencryptor.plan(selection)
     click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
     with progress("Reencrypting", size, unit=" bytes") as update:
-        report = vault.reencryptor.run(selection, Actor(), progress=update, on_failure=_tell_failure)
+        report = vault.reencryptor.run(selection, operator(), progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
     if file_ids and not (key_ref or before) and len(set(file_ids)) > count:

@@ -9,8 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from vault.audit.service import Actor
-from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, progress, sample_options
+from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, operator, progress, sample_options
 from vault.encryption.errors import KeyFailure
 from vault.encryption.local import generate_master_key
 from vault.files.key_usage import KeyState, KeyUse
@@ -107,7 +106,7 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
         with _sum_told_also_on_failure(report), progress("Rewrapping", min(total, limit or total)) as update:
             rewrapper.run(
                 waiting,
-                Actor(),
+                operator(),
                 batch=batch,
                 limit=limit,
                 report=report,
@@ -143,7 +142,7 @@ def retire(ref: str) -> None:
 
     Refused while any row uses it, and for the primary. `flask keys restore` undoes it.
     """
-    fresh = container().key_usage.retire(ref, Actor())
+    fresh = container().key_usage.retire(ref, operator())
     click.echo("Retired: it neither wraps nor unwraps any more." if fresh else "It was retired already.")
 
 
@@ -151,7 +150,7 @@ def retire(ref: str) -> None:
 @click.argument("ref", type=KEY_REF)
 def restore(ref: str) -> None:
     """Undo `retire` for the key REF."""
-    container().key_usage.restore(ref, Actor())
+    container().key_usage.restore(ref, operator())
     click.echo("Restored: it may unwrap again, where it is configured.")
 
 

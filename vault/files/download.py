@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import KeyUnwrapFailed
-from vault.errors import IntegrityFailed, NotFound
+from vault.errors import AuditUnavailable, IntegrityFailed, NotFound
 from vault.files.models import File, FileState
 from vault.files.reading import ByteRange, FileReader, StoredFile, integrity_proven
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0
+_DOWNLOAD: Final = Action.FILE_DOWNLOAD_STARTED, Action.FILE_DOWNLOAD_ENDED
+_VIEW: Final = Action.FILE_VIEW_STARTED, Action.FILE_VIEW_ENDED
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +43,12 @@ class Downloads:
         with self._watched(file, actor):
             return self._reader.unlock(file, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
-    def open(self, file: StoredFile, actor: Actor, *, part: ByteRange | None = None) -> "Download":
+    def open(self, file: StoredFile, actor: Actor, *, part: ByteRange | None = None, is_view: bool) -> "Download":
         """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it.
 
-        Without a part it is of the whole file.
+        Without a part it is of the whole file. One that a browser shows is audited as a view.
         """
+        started, ended = _VIEW if is_view else _DOWNLOAD
         with self._watched(file, actor):
             unlocked = self._reader.unlock(file)
             pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
@@ -55,7 +58,7 @@ class Downloads:
                 self._audit.record(
                     session,
                     actor,
-                    Action.FILE_DOWNLOAD_STARTED,
+                    started,
                     target=("file", file.file_id),
                     size_bytes=file.size_bytes,
                     first_byte=0 if part is None else part.first,
@@ -70,7 +73,7 @@ class Downloads:
             pieces,
             close,
             watched=lambda: self._watched(file, actor),
-            ended=lambda served: self._record_end(file, actor, served=served, complete=served == wanted),
+            ended=lambda served: self._record_end(file, actor, ended, served=served, complete=served == wanted),
         )
 
     def forget(self, file: StoredFile) -> None:
@@ -104,25 +107,25 @@ class Downloads:
                     outcome=Outcome.FAILED,
                     reason=reason,
                 )
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, AuditUnavailable) as exc:
             # The refusal stands either way; losing its audit row must not turn it into another error.
             log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
         log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
 
-    def _record_end(self, file: StoredFile, actor: Actor, *, served: int, complete: bool) -> None:
+    def _record_end(self, file: StoredFile, actor: Actor, action: Action, *, served: int, complete: bool) -> None:
         try:
             with self._sessions.begin() as session:
                 self._audit.record(
                     session,
                     actor,
-                    Action.FILE_DOWNLOAD_ENDED,
+                    action,
                     target=("file", file.file_id),
                     outcome=Outcome.OK if complete else Outcome.FAILED,
                     bytes_served=served,
                 )
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, AuditUnavailable) as exc:
             # The bytes have gone out and the start is audited; a missing end says that it is not known.
-            log.error("audit_failed", action=Action.FILE_DOWNLOAD_ENDED, exc_info=exc)
+            log.error("audit_failed", action=action, exc_info=exc)
 
 
 def _is_current(session: Session, file: StoredFile) -> bool:

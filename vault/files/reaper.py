@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -61,10 +62,14 @@ class Reaper:
     def reap(self, actor: Actor, *, progress: Callable[[int], None] = lambda _: None) -> ReapReport:
         """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
 
-        Raises InstallationMismatch before anything is touched. `progress` is told of each row that is done.
+        Raises InstallationMismatch and AuditUnavailable before anything is touched. `progress` is told of each
+        row that is done.
         """
-        self._installation.verify()
-        report = ReapReport()
+        foreseen, report = self.foresee(), ReapReport()
+        if not foreseen.removed:
+            return report
+        # Before anything goes: what cannot be audited does not happen.
+        self._record(actor, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
             report.expired += self._expire(file)
             progress(1)
@@ -74,9 +79,7 @@ class Reaper:
             else:
                 report.failed += 1
             progress(1)
-        if report.expired or report.removed:
-            with self._sessions.begin() as session:
-                self._audit.record(session, actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed)
+        self._record(actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed, failed=report.failed)
         return report
 
     def foresee(self) -> ReapReport:
@@ -123,15 +126,19 @@ class Reaper:
     def remove_orphans(self, report: OrphanReport, actor: Actor, *, progress: Callable[[int], None]) -> int:
         """Delete the objects of a report that still have no row; return how many."""
         self._installation.verify()
+        self._record(actor, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
         removed = 0
         for object_id in report.orphans:
             if self._unknown([object_id]):
                 self._store.delete(object_key(object_id))
                 removed += 1
             progress(1)
-        with self._sessions.begin() as session:
-            self._audit.record(session, actor, Action.FILES_REAPED, orphans=removed)
+        self._record(actor, Action.FILES_REAPED, orphans=removed)
         return removed
+
+    def _record(self, actor: Actor, action: Action, **counts: Any) -> None:
+        with self._sessions.begin() as session:
+            self._audit.record(session, actor, action, **counts)
 
     def _expire(self, file: File) -> bool:
         try:

@@ -66,7 +66,7 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 )
 @may_answer("malformed_body", "upload_truncated", "digest_mismatch", "too_large", "quota_exceeded", "too_many_files")
 @may_answer("too_many_uploads", "upload_lost", "not_found", "busy", "installation_mismatch", *_KEY_PROBLEMS)
-@may_answer("storage_unavailable", "storage_full")
+@may_answer("audit_unavailable", "storage_unavailable", "storage_full")
 @login_required
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     """Store a file: a form with one part named `file`, or a raw body with its name in Content-Disposition or ?name=."""
@@ -121,7 +121,7 @@ def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.arguments(RenameSchema)
 @blueprint.response(200, OneFileSchema, headers=_ETAG)
 @reads_headers(If_Match="The ETag of the file's facts that is to be changed, else 412.")
-@may_answer("not_found", "precondition_failed")
+@may_answer("audit_unavailable", "not_found", "precondition_failed")
 @login_required
 def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """Give a file another name. Several files may have the same."""
@@ -148,21 +148,22 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
     If_None_Match="Only if it is another version, else 304.",
 )
 @may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
-@may_answer("storage_unavailable", *_KEY_PROBLEMS)
+@may_answer("audit_unavailable", "storage_unavailable", *_KEY_PROBLEMS)
 @login_required
 def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     """The file's bytes or one range of them, each verified before it is sent."""
     files, owner_id = container().files, signed_in().user_id
     choose, inline = partial(wanted, request), query["disposition"] == "inline"
+    is_view = partial(downloads.is_shown, inline=inline)
     if request.method == "HEAD":
         return downloads.stream(files.head(owner_id, file_id, actor(), choose=choose), None, inline=inline)
-    info, part, download = files.open(owner_id, file_id, actor(), choose=choose)
+    info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
     return downloads.stream(info, download, part=part, inline=inline)
 
 
 @blueprint.delete("/<uuid:file_id>")
 @blueprint.response(204)
-@may_answer("not_found")
+@may_answer("audit_unavailable", "not_found")
 @login_required
 def delete_file(file_id: uuid.UUID) -> None:
     """Shred a file. Its bytes cannot be read from the moment of the answer."""

@@ -148,15 +148,18 @@ class FileService:
         actor: Actor,
         *,
         choose: Callable[[FileInfo], ByteRange | None],
+        is_view: Callable[[FileInfo], bool],
     ) -> tuple[FileInfo, ByteRange | None, Download]:
         """Open the content, proven as far as can be before its first byte. The caller closes the download.
 
         `choose` is told what is there, and says which part is wanted, None for all; the same version is opened then.
-        Raises NotFound, IntegrityFailed, and the errors of keys, store and database.
+        `is_view` says whether a browser will show it, which is audited as such. Raises NotFound, IntegrityFailed, and
+        the errors of keys, store and database.
         """
         row, file = self._find(owner_id, file_id)
-        part = choose(_info(row))
-        download = self._downloads.open(file, actor, part=part)
+        info = _info(row)
+        part = choose(info)
+        download = self._downloads.open(file, actor, part=part, is_view=is_view(info))
         return _info(row, download.sha256), part, download
 
     def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:

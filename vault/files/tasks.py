@@ -5,7 +5,7 @@ import uuid
 import structlog
 from celery import Celery
 
-from vault.audit.service import Actor
+from vault.audit.service import WORKER
 from vault.broker import TASK_REAP_FILES, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.container import Container
 
@@ -25,6 +25,6 @@ def register(celery: Celery, container: Container) -> None:
 
     @celery.task(name=TASK_REAP_FILES, shared=False)
     def reap_files() -> None:
-        report = container.reaper.reap(Actor())
+        report = container.reaper.reap(WORKER)
         if report.expired or report.removed or report.failed:
             log.info("files_reaped", expired=report.expired, removed=report.removed, failed=report.failed)

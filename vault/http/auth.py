@@ -29,8 +29,8 @@ def signed_in() -> SignedIn:
 
 def actor() -> Actor:
     """The signed-in person as an actor of audit events."""
-    who, where = signed_in(), anonymous()
-    return Actor(who.user_id, who.email, who.session_id, where.ip, where.user_agent, where.request_id)
+    who = signed_in()
+    return anonymous().known_as(who.user_id, who.email, who.session_id)
 
 
 def login_required(view: View) -> View:

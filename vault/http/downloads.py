@@ -34,13 +34,12 @@ def stream(
     response.headers.clear()
     if part is not None:
         response.headers["Content-Range"] = f"bytes {part.first}-{part.last}/{info.size}"
-    is_shown = inline and info.content_type.partition(";")[0].strip() in _INLINE_TYPES
     response.headers.extend(
         {
             "Content-Type": info.content_type,
             "Content-Length": str(info.size if part is None else part.size),
             "Accept-Ranges": "bytes",
-            "Content-Disposition": disposition(info.name, "inline" if is_shown else "attachment"),
+            "Content-Disposition": disposition(info.name, "inline" if is_shown(info, inline=inline) else "attachment"),
             "ETag": f'"{info.object_id}"',
             "Repr-Digest": repr_digest(info.sha256),
             "Cache-Control": "private, no-store",
@@ -50,6 +49,11 @@ def stream(
         }
     )
     return response
+
+
+def is_shown(info: FileInfo, *, inline: bool) -> bool:
+    """Whether a browser may show the content, where that is asked for, and not just save it."""
+    return inline and info.content_type.partition(";")[0].strip() in _INLINE_TYPES
 
 
 def repr_digest(sha256: bytes | None) -> str:

@@ -42,6 +42,7 @@ STATUS: Final = {
     "integrity_failed": 500,
     "key_unwrap_failed": 500,
     "storage_unavailable": 502,
+    "audit_unavailable": 503,
     "busy": 503,
     "database_unavailable": 503,
     "installation_mismatch": 503,
@@ -52,6 +53,7 @@ STATUS: Final = {
 }
 # Where trying again can help, and after how many seconds it first makes sense.
 _RETRY_AFTER: Final = {
+    "audit_unavailable": 5,
     "busy": 2,
     "database_unavailable": 5,
     "key_service_unavailable": 5,

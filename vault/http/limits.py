@@ -16,11 +16,11 @@ from flask_limiter import Limiter, RequestLimit
 from limits.errors import StorageError
 
 from vault.auth.addresses import parse_address
-from vault.auth.credentials import network_of
 from vault.config import Settings
 from vault.derived import derive_key
 from vault.errors import InputRefused, LimitsUnavailable, RateLimited
 from vault.http.clients import client_ip
+from vault.networks import network_of
 
 _STORE_TIMEOUT_SECONDS: Final = 0.3
 # What only somebody who is signed in may ask, and is answered by a look at his password.

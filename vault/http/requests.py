@@ -53,4 +53,5 @@ def anonymous() -> Actor:
         ip=client_ip(),
         user_agent=(request.headers.get("User-Agent") or "")[:255].replace("\0", "") or None,
         request_id=g.request_id,
+        trace_id=g.trace_id,
     )
