@@ -1,0 +1,514 @@
+"""The audit log as it is written: every action of the list leaves the documented events, and none happens without."""
+
+import os
+import pwd
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jwt
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import PASSWORD, Person, Vault
+from vault.audit.models import Action, AuditEvent
+from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.broker import TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
+from vault.config import ROOT
+from vault.encryption.local import generate_master_key
+from vault.storage.memory import MemoryStore
+
+pytestmark = pytest.mark.usefixtures("no_secret_stays")
+
+AUTH, FILES = "/api/v1/auth", "/api/v1/files"
+WRONG = "certainly not this one"
+NEW = "seven violet kettles hum"
+HOME, AGENT = "192.0.2.10", "walk/1.0"
+OPERATOR = {"origin": "cli", "os_user": pwd.getpwuid(os.geteuid()).pw_name}
+WORKER = {"origin": "worker"}
+ORPHAN = "objects/00/00112233-4455-6677-8899-aabbccddeeff"
+# What any event may have in its details; docs/audit.md tells it before the list.
+COMMON = {"trace_id", "origin", "os_user", "count", "reasons", "first_at", "last_at"}
+# Walked by the tests of their routes.
+ELSEWHERE = {Action.ACCESS_DENIED}
+
+
+@dataclass(frozen=True)
+class Who:
+    """An account, what it acts as, and what it is as a target."""
+
+    person: Person
+    account: tuple[uuid.UUID, str]
+    session_id: uuid.UUID
+
+    @property
+    def target(self) -> tuple[str, uuid.UUID]:
+        return "user", self.account[0]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An event. `counted` ones are of whoever was not signed in, and say how often each reason came."""
+
+    action: Action
+    account: tuple[uuid.UUID, str] | None = None
+    target: tuple[str, uuid.UUID] | None = None
+    session_id: uuid.UUID | None = None
+    outcome: str = "ok"
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    counted: Mapping[str, int] | None = None
+    origin: Mapping[str, str] | None = None
+
+
+class Walk:
+    """Does one thing after another, and compares what each has left in the log."""
+
+    def __init__(self, vault: Vault) -> None:
+        self.vault = vault
+        # By action: outcomes with reasons, and names of details.
+        self.observed: dict[str, tuple[set[tuple[str, str | None]], set[str]]] = {}
+        self._seen: set[uuid.UUID] = set()
+        self._number = 0
+        self._next()
+
+    def member(self, email: str, **columns: Any) -> Who:
+        person = self.vault.member(email, **columns)
+        return Who(person, (self.vault.user(email).id, email), session_of(person.access_token))
+
+    def post(self, path: str, who: Who | None = None, **fields: Any) -> Any:
+        return (who.person if who else self.vault.client).post(f"{AUTH}/{path}", json=fields)
+
+    def left(self, *expected: Expected) -> None:
+        """Check that exactly these events have come since this was last asked."""
+        found = sorted(self._new_events(), key=_order)
+        assert [self._facts(event) for event in found] == sorted(expected, key=_order)
+        for event in found:
+            outcomes, details = self.observed.setdefault(event.action, (set(), set()))
+            outcomes.update((event.outcome, reason) for reason in event.details.get("reasons", [event.reason]))
+            details.update(set(event.details) - COMMON)
+        self._number += 1
+        self._next()
+
+    def refused(self, action: Action, reason: str, who: Who | None = None, **details: Any) -> Expected:
+        """The event of one counted failure."""
+        account, target = (who.account, who.target) if who else (None, None)
+        return Expected(action, account, target, None, "failed", reason, details, {reason: 1})
+
+    def pass_over(self) -> list[AuditEvent]:
+        """What has come since, which is not compared."""
+        return self._new_events()
+
+    def _next(self) -> None:
+        self.vault.client.environ_base.update(
+            REMOTE_ADDR=HOME, HTTP_USER_AGENT=AGENT, HTTP_X_REQUEST_ID=f"walk-{self._number}"
+        )
+
+    def _new_events(self) -> list[AuditEvent]:
+        container = self.vault.container
+        container.settling.settle(began_by=self.vault.clock())
+        with container.sessions.begin() as session:
+            events = [event for event in session.scalars(sa.select(AuditEvent)) if event.id not in self._seen]
+        self._seen.update(event.id for event in events)
+        return events
+
+    def _facts(self, event: AuditEvent) -> Expected:
+        """The event as it is expected, once what all have in common is found to be so."""
+        origin = {name: event.details[name] for name in ("origin", "os_user") if name in event.details}
+        where = (None, None, None) if origin else (HOME, AGENT, f"walk-{self._number}")
+        assert (event.ip, event.user_agent, event.request_id) == where
+        assert bool(origin) != bool(re.fullmatch("[0-9a-f]{32}", event.details.get("trace_id", "")))
+        assert event.at == self.vault.clock()
+        counted = event.details.get("reasons")
+        if counted is not None:
+            assert event.details["count"] == sum(counted.values())
+            assert event.details["first_at"] == event.details["last_at"] == event.at.isoformat()
+        return Expected(
+            Action(event.action),
+            (event.actor_id, event.actor_email) if event.actor_id and event.actor_email else None,
+            (event.target_type, event.target_id) if event.target_type and event.target_id else None,
+            event.session_id,
+            event.outcome,
+            event.reason,
+            {name: value for name, value in event.details.items() if name not in COMMON},
+            counted,
+            origin or None,
+        )
+
+
+def _order(event: AuditEvent | Expected) -> tuple[str, str, str, str]:
+    return event.action, event.outcome, str(event.reason), str(sorted(event.details.items()))
+
+
+def session_of(access_token: str) -> uuid.UUID:
+    return uuid.UUID(jwt.decode(access_token, options={"verify_signature": False})["sid"])
+
+
+def documented() -> dict[str, tuple[set[tuple[str, str | None]], set[str]]]:
+    """The list in docs/audit.md: by action, its outcomes with their reasons, and the names in its details."""
+    found = {}
+    for line in (ROOT / "docs" / "audit.md").read_text().splitlines():
+        row = re.fullmatch(r"\| `([a-z_.]+)` \|[^|]*\|[^|]*\|[^|]*\|([^|]*)\|([^|]*)\|", line)
+        if row is None or "." not in row[1]:
+            continue
+        outcomes: set[tuple[str, str | None]] = set()
+        for part in row[2].split(";"):
+            outcome, _, reasons = part.strip().partition(":")
+            outcomes.update((outcome, reason) for reason in re.findall("`([a-z_]+)`", reasons) or [None])
+        found[row[1]] = outcomes, set(re.findall("`([a-z_]+)`", row[3]))
+    return found
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Act while a password is being looked at, and find it right."""
+
+    def check(*_: object) -> Checked:
+        act()
+        return Checked(Verdict.RIGHT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Credentials, "check", check)
+        yield
+
+
+def test_every_action_leaves_exactly_the_events_that_are_documented(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="1000", AUTH_LIMIT_PER_ADDRESS="1000")
+    walk = Walk(vault)
+
+    for part in (
+        accounts_come,
+        logins,
+        lockouts,
+        passwords_are_reset,
+        accounts_change,
+        accounts_go,
+        sessions_end,
+        files_come_and_go,
+        operators_act,
+        tasks_run,
+    ):
+        part(walk)
+
+    table = documented()
+    assert set(table) == set(Action)
+    # Of a damaged file the log says what is wrong, which is no closed list.
+    walk.observed[Action.FILE_INTEGRITY_FAILED][0].clear()
+    walk.observed[Action.FILE_INTEGRITY_FAILED][0].add(("failed", None))
+    assert walk.observed == {action: told for action, told in table.items() if action not in ELSEWHERE}
+
+
+def accounts_come(walk: Walk) -> None:
+    vault, email = walk.vault, "new@example.org"
+    walk.post("register", email=email, password=PASSWORD)
+    user_id = vault.user(email).id
+    registered = Expected(Action.USER_REGISTERED, (user_id, email), ("user", user_id))
+    walk.left(registered)
+
+    for _ in range(2):
+        walk.post("register", email=email, password=NEW)
+        walk.left(registered)
+    walk.post("register", email=email, password=PASSWORD)
+    too_often = {"outcome": "failed", "reason": "too_often", "counted": {"too_often": 1}}
+    walk.left(Expected(Action.USER_REGISTERED, (user_id, email), ("user", user_id), **too_often))
+
+    walk.post("verify-email", token="nothing")
+    walk.left(walk.refused(Action.EMAIL_VERIFIED, "token"))
+    walk.post("verify-email", token=vault.mailed_token(email))
+    walk.left(Expected(Action.EMAIL_VERIFIED, (user_id, email), ("user", user_id)))
+
+    walk.post("register", email=email, password=PASSWORD)
+    known = {"outcome": "failed", "reason": "known", "counted": {"known": 1}}
+    walk.left(Expected(Action.USER_REGISTERED, (user_id, email), ("user", user_id), **known))
+
+
+def logins(walk: Walk) -> None:
+    vault, who = walk.vault, walk.member("login@example.org")
+
+    def login(password: str = PASSWORD, email: str = who.person.email) -> Any:
+        return walk.post("login", email=email, password=password)
+
+    answer = login()
+    walk.left(Expected(Action.LOGIN, who.account, who.target, session_of(answer.json["access_token"])))
+    login(WRONG)
+    walk.left(walk.refused(Action.LOGIN, "password", who))
+    login(email="nobody@example.org")
+    walk.left(walk.refused(Action.LOGIN, "unknown"))
+    vault.change_user(who.person.email, disabled_at=vault.clock())
+    login()
+    walk.left(walk.refused(Action.LOGIN, "disabled", who))
+    vault.change_user(who.person.email, disabled_at=None, email_verified_at=None)
+    login()
+    walk.left(walk.refused(Action.LOGIN, "unverified", who))
+    vault.change_user(who.person.email, email_verified_at=vault.clock())
+    with meanwhile(lambda: vault.change_user(who.person.email, password_version=7)):
+        login()
+    walk.left(walk.refused(Action.LOGIN, "changed", who))
+
+
+def lockouts(walk: Walk) -> None:
+    who = walk.member("lockout@example.org")
+
+    for email, known, wrong, too_early in (
+        (who.person.email, who, "password", "delayed"),
+        ("nobody.else@example.org", None, "unknown", "unknown"),
+    ):
+        for _ in range(5):
+            walk.post("login", email=email, password=WRONG)
+        failed = walk.refused(Action.LOGIN, wrong, known)
+        walk.left(replace(failed, counted={wrong: 5}), walk.refused(Action.LOCKOUT, "network", known, delay_seconds=1))
+        walk.post("login", email=email, password=PASSWORD)
+        walk.left(walk.refused(Action.LOGIN, too_early, known))
+
+    many = walk.member("many@example.org")
+    walk.post("login", email=many.person.email, password=WRONG)
+    walk.left(walk.refused(Action.LOGIN, "password", many))
+    with walk.vault.container.sessions.begin() as session:
+        session.execute(sa.text("UPDATE password_attempts SET failures = 49 WHERE length(network_key) = 0"))
+    walk.post("login", email=many.person.email, password=WRONG)
+    walk.left(
+        walk.refused(Action.LOGIN, "password", many),
+        walk.refused(Action.LOCKOUT, "everywhere", many, delay_seconds=1),
+    )
+
+
+def passwords_are_reset(walk: Walk) -> None:
+    vault, who = walk.vault, walk.member("reset@example.org")
+
+    walk.post("forgot-password", email="nobody@example.org")
+    walk.left(walk.refused(Action.PASSWORD_RESET_REQUESTED, "unknown"))
+    for _ in range(3):
+        walk.post("forgot-password", email=who.person.email)
+        walk.left(Expected(Action.PASSWORD_RESET_REQUESTED, who.account, who.target))
+    walk.post("forgot-password", email=who.person.email)
+    walk.left(walk.refused(Action.PASSWORD_RESET_REQUESTED, "too_often", who))
+
+    walk.post("reset-password", token="nothing", new_password=NEW)
+    walk.left(walk.refused(Action.PASSWORD_RESET, "token"))
+    vault.change_user(who.person.email, email_verified_at=None)
+    walk.post("reset-password", token=vault.mailed_token(who.person.email), new_password=NEW)
+    walk.left(
+        Expected(Action.PASSWORD_RESET, who.account, who.target, details={"sessions": 1}),
+        Expected(Action.EMAIL_VERIFIED, who.account, who.target),
+    )
+
+
+def accounts_change(walk: Walk) -> None:
+    vault = walk.vault
+    who = walk.member("change@example.org")
+    passwords = {"current_password": PASSWORD, "new_password": NEW}
+    walk.post("change-password", who, **passwords)
+    walk.left(Expected(Action.PASSWORD_CHANGED, who.account, who.target, who.session_id, details={"sessions": 0}))
+    refused_for_a_password(walk, Action.PASSWORD_CHANGED, "change-password", "current_password", new_password=NEW)
+
+    walk.post("change-email", who, new_email="changed@example.org", password=NEW)
+    walk.left(Expected(Action.EMAIL_CHANGE_REQUESTED, who.account, who.target, who.session_id))
+    refused_for_a_password(
+        walk, Action.EMAIL_CHANGE_REQUESTED, "change-email", "password", new_email="elsewhere@example.org"
+    )
+    vault.register("changed@example.org")
+    in_the_way = vault.user("changed@example.org").id
+    walk.pass_over()
+    walk.post("verify-email", token=newest_token(vault, "changed@example.org", of="Confirm your new"))
+    walk.left(
+        Expected(Action.USER_DELETED, None, ("user", in_the_way), reason="unverified"),
+        Expected(Action.EMAIL_CHANGED, (who.account[0], "changed@example.org"), who.target, details={"sessions": 0}),
+    )
+
+    who.person.patch(f"{AUTH}/me", json={"full_name": "Anna"})
+    walk.left(Expected(Action.PROFILE_CHANGED, (who.account[0], "changed@example.org"), who.target, who.session_id))
+
+
+def refused_for_a_password(walk: Walk, action: Action, path: str, name: str, **fields: str) -> None:
+    """What every route that asks for a password leaves behind when it is refused."""
+    vault, who = walk.vault, walk.member(f"{uuid.uuid4().hex}@example.org")
+    send = who.person.delete if path == "me" else who.person.post
+
+    def attempt(password: str) -> int:
+        return int(send(f"{AUTH}/{path}", json={name: password, **fields}).status_code)
+
+    failed = Expected(action, who.account, who.target, who.session_id, "failed", "password")
+    for _ in range(4):
+        attempt(WRONG)
+        walk.left(failed)
+    attempt(WRONG)
+    lockout = Expected(
+        Action.LOCKOUT, who.account, who.target, who.session_id, "failed", "network", {"delay_seconds": 1}
+    )
+    walk.left(failed, lockout)
+    attempt(PASSWORD)
+    walk.left(Expected(action, who.account, who.target, who.session_id, "failed", "delayed"))
+    with meanwhile(lambda: vault.change_user(who.person.email, password_version=7)):
+        attempt(PASSWORD)
+    walk.left(Expected(action, who.account, who.target, who.session_id, "failed", "changed"))
+
+
+def newest_token(vault: Vault, address: str, *, of: str) -> str:
+    """The token in the newest mail of a kind."""
+    vault.run_queue()
+    mail = [m for m in vault.mailer.sent if m.recipient == address and of in m.subject][-1]
+    found = re.search(r"token=([\w-]+)", mail.text)
+    assert found is not None
+    return found[1]
+
+
+def accounts_go(walk: Walk) -> None:
+    refused_for_a_password(walk, Action.USER_DELETED, "me", "password")
+    admin, who = walk.member("admin@example.org", role="admin"), walk.member("leaves@example.org")
+
+    admin.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+    walk.left(Expected(Action.USER_DELETED, admin.account, admin.target, admin.session_id, "failed", "last_admin"))
+    who.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+    walk.left(Expected(Action.USER_DELETED, who.account, who.target, who.session_id, details={"files": 0}))
+
+
+def sessions_end(walk: Walk) -> None:
+    who = walk.member("sessions@example.org")
+    other = walk.vault.sign_in(who.person.email)
+    walk.pass_over()
+
+    who.person.delete(f"{AUTH}/sessions/{session_of(other.access_token)}")
+    ended = ("session", session_of(other.access_token))
+    walk.left(Expected(Action.SESSION_REVOKED, who.account, ended, who.session_id))
+
+    walk.post("refresh", refresh_token="nothing")
+    walk.left(walk.refused(Action.REFRESH_REFUSED, "token"))
+    walk.post("refresh", refresh_token=other.refresh_token)
+    walk.left(walk.refused(Action.REFRESH_REFUSED, "ended", who))
+
+    walk.post("logout", who, scope="local")
+    details = {"scope": "local", "sessions": 1}
+    walk.left(Expected(Action.LOGOUT, who.account, who.target, who.session_id, details=details))
+
+    again = walk.vault.sign_in(who.person.email)
+    pair = walk.post("refresh", refresh_token=again.refresh_token).json
+    walk.post("refresh", refresh_token=pair["refresh_token"])
+    walk.pass_over()
+    walk.post("refresh", refresh_token=again.refresh_token)
+    stolen = session_of(again.access_token)
+    walk.left(Expected(Action.REFRESH_REUSED, who.account, ("session", stolen), stolen, "failed", "reused"))
+
+
+def files_come_and_go(walk: Walk) -> None:
+    store, who = walk.vault.store, walk.member("files@example.org")
+    assert isinstance(store, MemoryStore)
+
+    def expected(action: Action, outcome: str = "ok", reason: str | None = None, **details: int) -> Expected:
+        return Expected(action, who.account, target, who.session_id, outcome, reason, details)
+
+    content = b"x" * 300_000
+    stored = who.person.upload(content, name="secret plans.txt")
+    path, target = f"{FILES}/{stored['id']}", ("file", uuid.UUID(stored["id"]))
+    walk.left(expected(Action.FILE_UPLOADED, size_bytes=300_000))
+
+    # Shown, or saved because it is not a type that may be shown, is not what is asked for.
+    page = who.person.upload(b"<script>", name="page.html", content_type="text/html")
+    walk.pass_over()
+    views, downloads = (
+        (Action.FILE_VIEW_STARTED, Action.FILE_VIEW_ENDED),
+        (Action.FILE_DOWNLOAD_STARTED, Action.FILE_DOWNLOAD_ENDED),
+    )
+    for query, headers, (started, ended), first, length in (
+        ("", {}, downloads, 0, 300_000),
+        ("?disposition=inline", {}, views, 0, 300_000),
+        ("", {"Range": "bytes=100-199"}, downloads, 100, 100),
+    ):
+        who.person.get(f"{path}/content{query}", headers=headers, buffered=True)
+        beginning = expected(started, size_bytes=300_000, first_byte=first, bytes_wanted=length)
+        walk.left(beginning, expected(ended, bytes_served=length))
+    for query, (started, ended) in (("", downloads), ("?disposition=inline", views)):
+        broken_off = who.person.get(f"{path}/content{query}", buffered=False)
+        served = len(next(broken_off.iter_encoded()))
+        broken_off.close()
+        beginning = expected(started, size_bytes=300_000, first_byte=0, bytes_wanted=300_000)
+        walk.left(beginning, expected(ended, "failed", bytes_served=served))
+    who.person.get(f"{FILES}/{page['id']}/content?disposition=inline", buffered=True)
+    assert {event.action for event in walk.pass_over()} == {"file.download_started", "file.download_ended"}
+    who.person.head(f"{path}/content")
+    who.person.get(f"{path}/content", headers={"If-None-Match": f'"{stored["etag"]}"'})
+    who.person.get(f"{path}/content", headers={"Range": "bytes=300000-"})
+    walk.left()
+
+    who.person.patch(path, json={"name": "other plans.txt"})
+    walk.left(expected(Action.FILE_RENAMED))
+    (key,) = [key for key in walk.vault.objects() if stored["etag"] in key]
+    whole = store.objects[key]
+    store.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    who.person.get(f"{path}/content", headers={"Range": "bytes=-1"})
+    walk.left(expected(Action.FILE_INTEGRITY_FAILED, "failed", "authentication"))
+    store.objects[key] = whole
+    who.person.delete(path)
+    walk.left(expected(Action.FILE_DELETED))
+    who.person.delete(f"{FILES}/{page['id']}")
+    walk.vault.run_queue()
+    walk.pass_over()
+
+
+def operators_act(walk: Walk) -> None:
+    vault = walk.vault
+    store, who = vault.store, walk.member("operated@example.org")
+    assert isinstance(store, MemoryStore)
+    stored = who.person.upload(b"content")
+    walk.pass_over()
+    target = ("file", uuid.UUID(stored["id"]))
+    old = vault.container.key_usage.primary()[1]
+
+    def by_operator(action: Action, **given: Any) -> Expected:
+        return Expected(action, origin=OPERATOR, **given)
+
+    assert vault.command("files", "reencrypt", stored["id"]).exit_code == 0
+    refs = {"from_ref": old, "to_ref": old}
+    walk.left(by_operator(Action.FILE_REENCRYPTED, target=target, details=refs))
+
+    (key,) = [key for key in vault.objects() if str(vault.file(stored["id"]).object_id) in key]
+    whole = store.objects[key]
+    store.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    assert vault.command("files", "verify", "--all").exit_code == 1
+    failed = {"target": target, "outcome": "failed", "reason": "authentication"}
+    walk.left(by_operator(Action.FILE_INTEGRITY_FAILED, **failed))
+    store.objects[key] = whole
+
+    after = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    after.clock.now = vault.clock()
+    new = after.container.key_usage.primary()[1]
+    assert after.command("keys", "rewrap").exit_code == 0
+    walk.left(by_operator(Action.KEYS_REWRAPPED, details={"rows": 1, "from_ref": old, "to_ref": new}))
+    assert after.command("keys", "retire", old).exit_code == 0
+    walk.left(by_operator(Action.KEY_RETIRED, details={"key_ref": old}))
+    assert after.command("keys", "restore", old).exit_code == 0
+    walk.left(by_operator(Action.KEY_RESTORED, details={"key_ref": old}))
+
+    who.person.at(after).delete(f"{FILES}/{stored['id']}")
+    walk.pass_over()
+    store.objects[ORPHAN] = b"nobody's"
+    assert after.command("files", "reap", "--orphans", "--yes", "--max", "100").exit_code == 0
+    walk.left(
+        by_operator(Action.FILES_REAP_STARTED, details={"expired": 0, "removed": 1}),
+        by_operator(Action.FILES_REAPED, details={"expired": 0, "removed": 1, "failed": 0}),
+        by_operator(Action.FILES_REAP_STARTED, details={"orphans": 1}),
+        by_operator(Action.FILES_REAPED, details={"orphans": 1}),
+    )
+    assert after.command("files", "reap").exit_code == 0
+    walk.left()
+
+
+def tasks_run(walk: Walk) -> None:
+    vault = walk.vault
+    who = walk.member("doomed@example.org")
+    who.person.delete(f"{FILES}/{who.person.upload(b'doomed')['id']}")
+    vault.register("unconfirmed@example.org")
+    user_id = vault.user("unconfirmed@example.org").id
+    walk.pass_over()
+    tasks = vault.container.celery.tasks
+
+    tasks[TASK_REAP_FILES]()
+    walk.left(
+        Expected(Action.FILES_REAP_STARTED, origin=WORKER, details={"expired": 0, "removed": 1}),
+        Expected(Action.FILES_REAPED, origin=WORKER, details={"expired": 0, "removed": 1, "failed": 0}),
+    )
+    vault.clock.advance(days=8)
+    tasks[TASK_SWEEP_ACCOUNTS]()
+    walk.left(Expected(Action.USER_DELETED, None, ("user", user_id), reason="unverified", origin=WORKER))

@@ -1,0 +1,281 @@
+"""What cannot be audited does not happen: with the log unwritable everything that is audited is refused, and stays."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine, make_url
+
+from tests.support.vault import PASSWORD, Person, Vault, refusal, works
+from vault.audit.models import AuditEvent, AuditTally
+from vault.auth.models import PasswordAttempts
+from vault.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
+from vault.db import Base
+from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.errors import AuditUnavailable
+from vault.storage.memory import MemoryStore
+
+AUTH, FILES = "/api/v1/auth", "/api/v1/files"
+WRONG = "certainly not this one"
+NEW = "seven violet kettles hum"
+UNAVAILABLE = (503, "audit_unavailable")
+ORPHAN = "objects/00/00112233-4455-6677-8899-aabbccddeeff"
+
+
+@contextmanager
+def renamed(engine: Engine) -> Iterator[None]:
+    _run(engine, "ALTER TABLE audit_events RENAME TO moved_away")
+    try:
+        yield
+    finally:
+        _run(engine, "ALTER TABLE moved_away RENAME TO audit_events")
+
+
+@contextmanager
+def guarded(engine: Engine) -> Iterator[None]:
+    """Triggers that refuse every row, which only a row finds out."""
+    tables = ("audit_events", "audit_tallies")
+    if engine.dialect.name == "sqlite":
+        body = "BEGIN SELECT RAISE(ABORT, 'no'); END"
+    else:
+        refuse = "BEGIN RAISE EXCEPTION 'no'; END"
+        _run(engine, f"CREATE FUNCTION refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$ {refuse} $$")
+        body = "FOR EACH ROW EXECUTE FUNCTION refuse_it()"
+    for table in tables:
+        _run(engine, f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} {body}")
+    try:
+        yield
+    finally:
+        for table in tables:
+            _run(engine, f"DROP TRIGGER refuse_{table}" + ("" if engine.dialect.name == "sqlite" else f" ON {table}"))
+        if engine.dialect.name != "sqlite":
+            _run(engine, "DROP FUNCTION refuse_it")
+
+
+def _run(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text(statement))
+
+
+def everything(vault: Vault) -> Any:
+    """All that the database and the store hold, but for the log itself and for counts of guessing."""
+    passed_over = {table.__tablename__ for table in (AuditEvent, AuditTally, PasswordAttempts)}
+    tables = [table for table in Base.metadata.sorted_tables if table.name not in passed_over]
+    with vault.container.engine.begin() as connection:
+        rows = {table.name: sorted(map(repr, connection.execute(sa.select(table)))) for table in tables}
+    assert isinstance(vault.store, MemoryStore)
+    return rows, dict(vault.store.objects), vault.store.unfinished(), len(vault.mailer.sent)
+
+
+def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
+    """Every request that is audited, by what it is, each ready to be sent."""
+    anna, clara, admin = (vault.member(f"{name}@example.org") for name in ("anna", "clara", "admin"))
+    vault.change_user(admin.email, role="admin")
+    vault.register("waiting@example.org")
+    waiting = vault.mailed_token("waiting@example.org")
+    anna.post(f"{AUTH}/change-email", json={"new_email": "anna.new@example.org", "password": PASSWORD})
+    moving = vault.mailed_token("anna.new@example.org")
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": anna.email})
+    reset = vault.mailed_token(anna.email)
+    ended, stolen = vault.sign_in(clara.email), vault.sign_in(clara.email)
+    ended.post(f"{AUTH}/logout")
+    child = post(vault, "refresh", refresh_token=stolen.refresh_token)().json["refresh_token"]
+    post(vault, "refresh", refresh_token=child)()
+    path = f"{FILES}/{anna.upload(b'content')['id']}"
+    session_id = anna.get(f"{AUTH}/sessions").json["items"][0]["id"]
+    change = {"current_password": PASSWORD, "new_password": NEW}
+    return {
+        "register": post(vault, "register", email="new@example.org", password=PASSWORD),
+        "register again": post(vault, "register", email=anna.email, password=PASSWORD),
+        "verify": post(vault, "verify-email", token=waiting),
+        "verify a change": post(vault, "verify-email", token=moving),
+        "verify by a bad token": post(vault, "verify-email", token="nothing"),
+        "forgot": post(vault, "forgot-password", email=anna.email),
+        "forgot by nobody": post(vault, "forgot-password", email="nobody@example.org"),
+        "reset": post(vault, "reset-password", token=reset, new_password=NEW),
+        "reset by a bad token": post(vault, "reset-password", token="nothing", new_password=NEW),
+        "login": post(vault, "login", email=anna.email, password=PASSWORD),
+        "login by a wrong password": post(vault, "login", email=clara.email, password=WRONG),
+        "login by nobody": post(vault, "login", email="nobody@example.org", password=PASSWORD),
+        "login of an unconfirmed one": post(vault, "login", email="waiting@example.org", password=PASSWORD),
+        "refresh by a used token": post(vault, "refresh", refresh_token=stolen.refresh_token),
+        "refresh by a bad token": post(vault, "refresh", refresh_token="nothing"),
+        "refresh of an ended session": post(vault, "refresh", refresh_token=ended.refresh_token),
+        "logout": post(vault, "logout", anna, scope="global"),
+        "end a session": lambda: anna.delete(f"{AUTH}/sessions/{session_id}"),
+        "change the name": lambda: anna.patch(f"{AUTH}/me", json={"full_name": "Anna"}),
+        "change the password": post(vault, "change-password", anna, **change),
+        "change by a wrong password": post(vault, "change-password", clara, **{**change, "current_password": WRONG}),
+        "change the address": post(vault, "change-email", anna, new_email="a@example.org", password=PASSWORD),
+        "delete the account": lambda: anna.delete(f"{AUTH}/me", json={"password": PASSWORD}),
+        "delete by a wrong password": lambda: clara.delete(f"{AUTH}/me", json={"password": WRONG}),
+        "delete the last admin": lambda: admin.delete(f"{AUTH}/me", json={"password": PASSWORD}),
+        "upload": lambda: anna.send(b"more", length=4),
+        "upload of unknown length": lambda: anna.send(b"x" * 600_000, length=None),
+        "rename": lambda: anna.patch(path, json={"name": "other.txt"}),
+        "delete a file": lambda: anna.delete(path),
+        "download": lambda: anna.get(f"{path}/content"),
+        "view": lambda: anna.get(f"{path}/content?disposition=inline"),
+        "range": lambda: anna.get(f"{path}/content", headers={"Range": "bytes=0-1"}),
+    }
+
+
+def post(vault: Vault, path: str, who: Person | None = None, **fields: str) -> Callable[[], Any]:
+    return lambda: (who or vault.client).post(f"{AUTH}/{path}", json=fields)
+
+
+def ref_of(master_key: str) -> str:
+    return LocalKeyProvider([master_key]).current_ref()
+
+
+@pytest.fixture
+def vault(make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault(AUTH_LIMIT_PER_IP="1000", AUTH_LIMIT_PER_ADDRESS="1000")
+
+
+@pytest.mark.parametrize("unwritable", [renamed, guarded])
+def test_every_request_that_is_audited_is_refused_and_changes_nothing(
+    vault: Vault, unwritable: Callable[[Engine], Any]
+) -> None:
+    asked = requests(vault)
+    vault.run_queue()
+    before = everything(vault)
+
+    with unwritable(vault.container.engine):
+        refused, changed = {}, []
+        for what, ask in asked.items():
+            answer = ask()
+            refused[what] = refusal(answer)
+            assert answer.headers["Retry-After"] == "5"
+            # What a refused upload has written goes as the objects of all failed uploads do.
+            vault.run_queue()
+            if everything(vault) != before:
+                changed.append(what)
+
+    assert refused == dict.fromkeys(asked, UNAVAILABLE)
+    assert changed == []
+    # Attempts before went on counting against guessing, but nothing of what was refused is held against it now.
+    kinds = ("login", "upload", "rename", "download", "change the name", "refresh by a bad token")
+    assert [asked[what]().status_code for what in kinds] == [200, 201, 200, 200, 200, 401]
+
+
+@pytest.mark.parametrize("unwritable", [renamed, guarded])
+def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
+    vault: Vault, unwritable: Callable[[Engine], Any]
+) -> None:
+    anna, store = vault.member(), vault.store
+    assert isinstance(store, MemoryStore)
+    file_id, deleted = anna.upload(b"content")["id"], anna.upload(b"deleted")["id"]
+    anna.delete(f"{FILES}/{deleted}")
+    vault.queue.clear()
+    vault.register("waiting@example.org")
+    vault.run_queue()
+    primary, unused, retired = (generate_master_key() for _ in range(3))
+    new = vault.rotated(MASTER_KEY=",".join([primary, *vault.settings.master_keys, unused, retired]))
+    assert new.command("keys", "retire", ref_of(retired)).exit_code == 0
+    vault.change_user("waiting@example.org", created_at=vault.clock().replace(year=2020))
+    post(vault, "login", email=anna.email, password=WRONG)()
+    before = everything(vault)
+
+    with unwritable(vault.container.engine):
+        results = {
+            command: new.command(*command.split())
+            for command in (
+                f"files reencrypt {file_id}",
+                "files reap",
+                "keys rewrap",
+                f"keys retire {ref_of(unused)}",
+                f"keys restore {ref_of(retired)}",
+            )
+        }
+        for task in (TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS):
+            with pytest.raises(AuditUnavailable):
+                vault.container.celery.tasks[task]()
+        vault.clock.advance(minutes=3)
+        with pytest.raises(AuditUnavailable):
+            vault.container.celery.tasks[TASK_SETTLE_AUDIT]()
+        # What a refused reencryption has written goes as the objects of failed uploads do.
+        vault.container.reaper.remove_all_of(uuid.UUID(int=0))
+        after = everything(vault)
+
+    assert {command: result.exit_code for command, result in results.items()} == dict.fromkeys(results, 1)
+    assert all("(audit_unavailable)" in result.output for result in results.values())
+    assert after == before
+    assert vault.refusals("user.login") == {"password": 1}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_no_orphan_is_deleted_without_its_event(vault: Vault) -> None:
+    vault.member().upload(b"content")
+    assert isinstance(vault.store, MemoryStore)
+    vault.store.objects[ORPHAN] = b"nobody's"
+
+    with renamed(vault.container.engine):
+        failed = vault.command("files", "reap", "--orphans", "--yes", "--max", "100")
+
+    assert failed.exit_code == 1
+    assert "(audit_unavailable)" in failed.output
+    assert ORPHAN in vault.store.objects
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_is_not_audited_goes_on(vault: Vault) -> None:
+    anna = vault.member()
+    path = f"{FILES}/{anna.upload(b'content')['id']}"
+
+    with renamed(vault.container.engine):
+        refreshed = vault.client.post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token})
+        statuses = [anna.get(asked).status_code for asked in (f"{AUTH}/me", f"{AUTH}/sessions", FILES, path)]
+        head = anna.head(f"{path}/content")
+
+    assert (refreshed.status_code, statuses, head.status_code) == (200, [200] * 4, 200)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_damage_and_the_end_of_a_download_are_told_although_they_cannot_be_audited(vault: Vault) -> None:
+    anna = vault.member()
+    file_id = anna.upload(b"x" * 600_000)["id"]
+    running = anna.get(f"{FILES}/{file_id}/content", buffered=False)
+    assert isinstance(vault.store, MemoryStore)
+
+    with renamed(vault.container.engine):
+        content = b"".join(running.iter_encoded())
+        running.close()
+        vault.store.objects.clear()
+        damaged = anna.get(f"{FILES}/{file_id}/content")
+
+    assert content == b"x" * 600_000
+    assert refusal(damaged) == (500, "integrity_failed")
+    assert len(vault.audit_trail("file.download_started")) == 1
+    assert vault.audit_trail("file.download_ended") == []
+
+
+def test_a_role_that_may_not_insert_events_signs_nobody_in_and_refuses_nobody(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    vault, role = Vault(tmp_path, postgres_url), f"svault_test_{uuid.uuid4().hex[:12]}"
+    anna = vault.member()
+    engine = vault.container.engine
+    _run(engine, f"CREATE ROLE {role} LOGIN")
+    try:
+        _run(engine, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        _run(engine, f"REVOKE INSERT ON audit_events FROM {role}")
+        url = make_url(postgres_url).set(username=role, password=None)
+        denied = vault.rotated(DATABASE_URL=url.render_as_string(hide_password=False))
+
+        answers = [
+            refusal(post(denied, "login", email=email, password=password)())
+            for email, password in ((anna.email, PASSWORD), (anna.email, WRONG), ("nobody@example.org", PASSWORD))
+        ]
+
+        assert answers == [UNAVAILABLE] * 3
+        assert works(anna.at(denied))
+    finally:
+        vault.close()
+        _run(engine, f"DROP OWNED BY {role}")
+        _run(engine, f"DROP ROLE {role}")
+        engine.dispose()
