@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.service import AuditService
 from vault.auth.accounts import Accounts
+from vault.auth.admins import Admins
 from vault.auth.credentials import Credentials
 from vault.auth.links import MailedLinks
 from vault.auth.passwords import Passwords
@@ -63,6 +64,7 @@ class Container:
     auth: AuthService
     links: MailedLinks
     accounts: Accounts
+    admins: Admins
     sweeper: Sweeper
     user_sessions: UserSessions
     files: FileService
@@ -176,6 +178,7 @@ def build_container(
             outbox=outbox,
             audit=audit,
         ),
+        admins=Admins(sessions, audit=audit),
         sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=clock),
         user_sessions=user_sessions,
         files=FileService(

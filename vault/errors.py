@@ -11,6 +11,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
+    ├── Forbidden             forbidden             of somebody who is signed in and is no administrator
     ├── WrongPassword         wrong_password        of somebody who is signed in
     ├── LastAdmin             last_admin            without this one, nobody could administer the vault
     ├── RateLimited           rate_limited          too many requests of one network or about one address
@@ -98,6 +99,11 @@ class Unauthorized(VaultError):
 class TokenReused(Unauthorized):
     code = "token_reused"
     detail = "This refresh token was used before. The session has been ended: sign in again."
+
+
+class Forbidden(VaultError):
+    code = "forbidden"
+    detail = "Only an administrator may do this."
 
 
 class WrongPassword(VaultError):

@@ -26,6 +26,7 @@ class Action(enum.StrEnum):
     LOGOUT = "user.logout"
     SESSION_REVOKED = "session.revoked"
     REFRESH_REUSED = "session.refresh_reused"
+    ACCESS_DENIED = "access.denied"
     FILE_UPLOADED = "file.uploaded"
     FILE_DOWNLOAD_STARTED = "file.download_started"
     FILE_DOWNLOAD_ENDED = "file.download_ended"
