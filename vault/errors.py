@@ -14,6 +14,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── Forbidden             forbidden             of somebody who is signed in and is no administrator
     ├── WrongPassword         wrong_password        of somebody who is signed in
     ├── LastAdmin             last_admin            without this one, nobody could administer the vault
+    ├── UserDisabled          user_disabled         the account is disabled, so no link of it would work
     ├── RateLimited           rate_limited          too many requests of one network or about one address
     ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so none is let through
     ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
@@ -116,6 +117,11 @@ class WrongPassword(VaultError):
 class LastAdmin(VaultError):
     code = "last_admin"
     detail = "This is the last active administrator. Make somebody else one first."
+
+
+class UserDisabled(VaultError):
+    code = "user_disabled"
+    detail = "This account is disabled. Enable it first."
 
 
 class RateLimited(VaultError):

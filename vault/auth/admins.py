@@ -1,12 +1,15 @@
 """Who may act as an administrator, and that there is always somebody who may."""
 
+import uuid
+
+import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
-from vault.auth.models import Role
+from vault.auth.models import Role, User
 from vault.auth.sessions import SignedIn
-from vault.errors import Forbidden
+from vault.errors import Forbidden, LastAdmin
 
 
 class Admins:
@@ -32,3 +35,21 @@ class Admins:
                 route=route,
             )
         raise Forbidden
+
+
+def lock_active_admins(session: Session) -> frozenset[uuid.UUID]:
+    """Lock every account that can administer the vault, in one order, before the caller locks any other account.
+
+    Whoever is about to take one away sees those that are left when it is his turn, so that two cannot both go.
+    """
+    active = sa.select(User.id).where(
+        User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None)
+    )
+    return frozenset(session.scalars(active.order_by(User.id).with_for_update()))
+
+
+def refuse_last_admin(admins: frozenset[uuid.UUID], user: User) -> None:
+    """Raise LastAdmin if the vault would be without one; `admins` and the user's row are locked by the caller."""
+    is_active_admin = user.role == Role.ADMIN and user.disabled_at is None and user.email_verified_at is not None
+    if is_active_admin and admins <= {user.id}:
+        raise LastAdmin
