@@ -1,11 +1,12 @@
 """Shapes of the admin routes."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
+from vault.admin.service import MAX_BYTES
 from vault.auth.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.auth.models import Role
 from vault.files.key_usage import KeyState
@@ -13,8 +14,6 @@ from vault.files.schemas import FileSchema
 from vault.folding import MIN_SEARCH
 from vault.http.api import Count, Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
-
-_MAX_BYTES: Final = 2**63 - 1
 
 
 class Flag(ma.fields.Boolean):
@@ -30,7 +29,7 @@ class ByteCount(ma.fields.Integer):
     """A size as a JSON number, which true is not."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(strict=True, validate=Range(0, _MAX_BYTES), **kwargs)
+        super().__init__(strict=True, validate=Range(0, MAX_BYTES), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
         if isinstance(value, bool):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -21,6 +22,9 @@ from vault.auth.sessions import UserSessions
 from vault.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
+
+# What the column holds
+MAX_BYTES: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)

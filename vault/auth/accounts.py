@@ -1,7 +1,5 @@
 """What people change about their own accounts with their password: the password, the address, or that they have one."""
 
-import uuid
-
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,7 +13,7 @@ from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import SignedIn, UserSessions
-from vault.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
+from vault.errors import Busy, InputRefused, Unauthorized, WrongPassword
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
@@ -91,19 +89,15 @@ class Accounts:
         """
         user = self._user(who)
         self._require_password(user, password, Action.USER_DELETED, actor)
-        try:
-            with self._sessions.begin() as session:
-                admins = lock_active_admins(session) if who.role == Role.ADMIN else None
-                user = self._locked(session, who, user.password_version)
-                if admins is not None:
-                    refuse_last_admin(admins, user)
-                elif user.role == Role.ADMIN:
-                    # Made one since the request began: the others cannot be locked any more, in the order of all.
-                    raise Busy
-                follow_up = self._eraser.erase(session, user, Action.USER_DELETED, actor)
-        except LastAdmin as exc:
-            self._record_failure(who.user_id, Action.USER_DELETED, exc.code, actor)
-            raise
+        with self._sessions.begin() as session:
+            admins = lock_active_admins(session) if who.role == Role.ADMIN else None
+            user = self._locked(session, who, user.password_version)
+            if admins is not None:
+                refuse_last_admin(admins, user)
+            elif user.role == Role.ADMIN:
+                # Made one since the request began: the others cannot be locked any more, in the order of all.
+                raise Busy
+            follow_up = self._eraser.erase(session, user, Action.USER_DELETED, actor)
         follow_up()
 
     def _user(self, who: SignedIn) -> User:
@@ -117,12 +111,11 @@ class Accounts:
         verdict = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
         if verdict is Verdict.RIGHT:
             return
-        self._record_failure(user.id, action, verdict.value, actor)
-        raise WrongPassword
-
-    def _record_failure(self, user_id: uuid.UUID, action: Action, reason: str, actor: Actor) -> None:
         with self._sessions.begin() as session:
-            self._audit.record(session, actor, action, target=("user", user_id), outcome=Outcome.FAILED, reason=reason)
+            self._audit.record(
+                session, actor, action, target=("user", user.id), outcome=Outcome.FAILED, reason=verdict.value
+            )
+        raise WrongPassword
 
     def _locked(self, session: Session, who: SignedIn, checked_version: int) -> User:
         """The user's row, if the password that was checked is still the account's."""
