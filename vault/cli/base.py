@@ -49,6 +49,9 @@ class Commands(AppGroup):
             return super().invoke(ctx)
         except KeyFailure as exc:
             raise click.ClickException(f"{exc.detail} ({exc.code}: {exc.reason})") from exc
+        except InputRefused as exc:
+            problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
+            raise click.ClickException(problems) from exc
         except VaultError as exc:
             raise click.ClickException(f"{exc.detail} ({exc.code})") from exc
         except SQLAlchemyError as exc:
