@@ -473,6 +473,16 @@ def test_an_administrator_mails_a_link_and_never_sees_a_password(vault: Vault, r
     assert (event.actor_email, event.target_id, event.outcome) == (root.email, vault.user(anna.email).id, "ok")
 
 
+@SQLITE
+def test_a_link_that_is_one_too_many_is_audited_as_not_sent(vault: Vault, root: Person, anna: Person) -> None:
+    statuses = [root.post(path_of(anna, "/send-password-reset")).status_code for _ in range(4)]
+
+    assert statuses == [202] * 4
+    assert len(vault.mails()) == 3
+    events = vault.audit_trail("admin.password_reset_sent")
+    assert sorted((e.outcome, e.reason or "") for e in events) == [("failed", "too_often"), *[("ok", "")] * 3]
+
+
 def test_no_link_is_mailed_for_a_disabled_account(vault: Vault, root: Person, anna: Person) -> None:
     change(root, anna, disabled=True)
 

@@ -109,13 +109,24 @@ class Administration:
         follow_up()
 
     def send_password_reset(self, user_id: uuid.UUID, actor: Actor) -> None:
-        """Mail a person a link that sets a new password. Raises NotFound, UserDisabled."""
+        """Mail a person a link that sets a new password, unless too many have been mailed within the hour.
+
+        Raises NotFound, UserDisabled.
+        """
         with self._sessions.begin() as session:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
                 raise UserDisabled
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key)
             job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
-            self._audit.record(session, actor, Action.ADMIN_RESET_SENT, target=("user", user.id))
+            self._audit.record(
+                session,
+                actor,
+                Action.ADMIN_RESET_SENT,
+                target=("user", user.id),
+                outcome=Outcome.OK if has_room else Outcome.FAILED,
+                reason=None if has_room else "too_often",
+            )
         self._outbox.announce(job_id)
 
     def _change_role(self, session: Session, user: User, role: Role | None, actor: Actor) -> None:
