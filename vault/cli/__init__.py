@@ -29,6 +29,8 @@ def create_cli_app() -> Flask:
     else:
         configure_logging("WARNING", "console")
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+        # It misses a host name also where the broker is a directory.
+        logging.getLogger("kombu.connection").setLevel(logging.ERROR)
         app = create_app(settings)
     app.cli.add_command(keys)
     app.cli.add_command(files)

@@ -25,10 +25,11 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @_email
 @_yes
 def create_admin(address: Address, yes: bool) -> None:
-    """Mail EMAIL a link that sets a password and makes its account an administrator's.
+    """Invite EMAIL to be an administrator.
 
-    The link works for 24 hours. An account that exists already loses its password and its sessions at once, and keeps
-    its files; it becomes an administrator's when the link has set a new password.
+    Mails a link that sets a password, confirms the address and gives its account the role. It works for 24 hours.
+    An account that exists already loses its password and its sessions at once, and keeps its files; the role comes
+    with the new password.
     """
     if _exists(address) and not yes:
         click.confirm(
@@ -72,9 +73,10 @@ def enable(address: Address) -> None:
 @_email
 @click.argument("quota", metavar="BYTES", type=QUOTA)
 def set_quota(address: Address, quota: Quota) -> None:
-    """Give EMAIL's account BYTES of room: a number, or as 10GiB, or `default`.
+    """Give EMAIL's account so much room.
 
-    It may be less than what is used: nothing is lost, and nothing more can be stored.
+    BYTES is a number, or as 10GiB, or `default`. It may be less than what is used: nothing is lost, and nothing more
+    can be stored.
     """
     administration = container().administration
     user = administration.change(_find(address).id, UserChanges(quota=quota), operator())
