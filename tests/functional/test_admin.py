@@ -25,6 +25,7 @@ from vault.auth.models import Role, User
 from vault.cli.base import operator
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.errors import LastAdmin
+from vault.files.listing import newest_of_all
 
 ADMIN = "/api/v1/admin"
 USERS = f"{ADMIN}/users"
@@ -312,6 +313,22 @@ def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_pa
                 assert "Seq Scan" not in json.dumps(plan), (which, after)
 
 
+def test_files_of_everybody_come_from_an_index(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+    for after in (None, (vault.clock(), uuid.uuid4())):
+        query = newest_of_all(None, after).limit(51).compile(vault.container.engine)
+        with vault.container.engine.connect() as connection:
+            # The table is empty, so only whether it can be used shows.
+            connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
+            connection.execute(sa.text("SET LOCAL enable_sort = off"))
+            ((plan,),) = connection.exec_driver_sql(
+                f"EXPLAIN (FORMAT JSON) {query}", query.construct_params()
+            ).scalars()
+        assert "ix_files_ready_of_all" in json.dumps(plan)
+        assert '"Sort"' not in json.dumps(plan)
+
+
 # Changing people
 
 
@@ -531,6 +548,25 @@ def test_an_administrator_may_leave_once_there_is_another(vault: Vault, root: Pe
 
     assert change(root, root, role="user").json["role"] == "user"
     assert refusal(change(anna, anna, disabled=True)) == (409, "last_admin")
+
+
+@SQLITE
+def test_whoever_is_made_an_administrator_while_he_leaves_stays_for_now(
+    vault: Vault, root: Person, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = vault.container.credentials
+    checked = credentials.check
+
+    def slowly(*args: Any) -> Any:
+        verdict = checked(*args)
+        vault.change_user(role="admin")
+        return verdict
+
+    monkeypatch.setattr(type(credentials), "check", lambda _self, *args: slowly(*args))
+
+    # Whether he is the last one can be told only before his own row is locked.
+    assert refusal(anna.delete("/api/v1/auth/me", json={"password": PASSWORD})) == (503, "busy")
+    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
 
 
 WAYS: dict[str, Callable[[Person, Person], Any]] = {

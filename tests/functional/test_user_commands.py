@@ -3,13 +3,16 @@
 import json
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.vault import PASSWORD, Person, Vault, refusal, works
+from tests.support.vault import PASSWORD, Person, Vault, at_once, refusal, works
 from vault.audit.service import Actor
+from vault.auth.addresses import parse_address
 from vault.auth.models import User
+from vault.cli.base import operator
 
 BOSS = "boss@example.org"
 USERS = "/api/v1/admin/users"
@@ -173,6 +176,18 @@ def test_an_invitation_that_cannot_be_sent_changes_nothing(vault: Vault) -> None
     assert "(user_disabled)" in disabled.stderr
     assert works(boss)
     assert len(vault.audit_trail("admin.invited")) == 3
+
+
+def test_invitations_at_once_make_one_account(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+
+    at_once(3, lambda _: vault.container.invitations.invite(parse_address(BOSS), operator()))
+
+    assert vault.user(BOSS).password_version == 3
+    # Each ends the one before it.
+    assert len(vault.mails()) == 1
+    assert [e.details["new_account"] for e in vault.audit_trail("admin.invited")].count(True) == 1
 
 
 @SQLITE
