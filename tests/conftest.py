@@ -72,9 +72,10 @@ def sqlite_url(sqlite_template: Path) -> str:
 def postgres_url(migrated_postgres: str) -> str:
     """The migrated PostgreSQL database of this run, emptied."""
     engine = create_engine(migrated_postgres.replace("postgresql://", "postgresql+psycopg2://"))
-    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    # TRUNCATE would make new files for each table, which takes fifty times as long as deleting a test's few rows.
     with engine.begin() as connection:
-        connection.execute(sa.text(f"TRUNCATE {tables}"))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(sa.delete(table))
     engine.dispose()
     return migrated_postgres
 

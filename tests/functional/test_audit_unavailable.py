@@ -19,7 +19,7 @@ from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.errors import AuditUnavailable
 from vault.storage.memory import MemoryStore
 
-AUTH, FILES = "/api/v1/auth", "/api/v1/files"
+AUTH, FILES, ADMIN = "/api/v1/auth", "/api/v1/files", "/api/v1/admin"
 WRONG = "certainly not this one"
 NEW = "seven violet kettles hum"
 UNAVAILABLE = (503, "audit_unavailable")
@@ -88,6 +88,10 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
     path = f"{FILES}/{anna.upload(b'content')['id']}"
     session_id = anna.get(f"{AUTH}/sessions").json["items"][0]["id"]
     change = {"current_password": PASSWORD, "new_password": NEW}
+    file_path = f"{ADMIN}/files/{clara.upload(b'content')['id']}"
+    user, own = (f"{ADMIN}/users/{vault.user(person.email).id}" for person in (clara, admin))
+    vault.member("shut.out@example.org", disabled_at=vault.clock())
+    shut_out = f"{ADMIN}/users/{vault.user('shut.out@example.org').id}"
     return {
         "register": post(vault, "register", email="new@example.org", password=PASSWORD),
         "register again": post(vault, "register", email=anna.email, password=PASSWORD),
@@ -120,6 +124,16 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
         "delete a file": lambda: anna.delete(path),
         "download": lambda: anna.get(f"{path}/content"),
         "view": lambda: anna.get(f"{path}/content?disposition=inline"),
+        "what is for administrators": lambda: anna.get(f"{ADMIN}/users"),
+        "look at files of others": lambda: admin.get(f"{ADMIN}/files"),
+        "delete a file of others": lambda: admin.delete(file_path),
+        "make an administrator": lambda: admin.patch(user, json={"role": "admin"}),
+        "disable": lambda: admin.patch(user, json={"disabled": True}),
+        "enable": lambda: admin.patch(shut_out, json={"disabled": False}),
+        "limit": lambda: admin.patch(user, json={"quota_bytes": 5}),
+        "mail a link": lambda: admin.post(f"{user}/send-password-reset"),
+        "delete an account": lambda: admin.delete(user),
+        "unmake the last administrator": lambda: admin.patch(own, json={"role": "user"}),
         "range": lambda: anna.get(f"{path}/content", headers={"Range": "bytes=0-1"}),
     }
 
@@ -179,6 +193,7 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
     assert new.command("keys", "retire", ref_of(retired)).exit_code == 0
     vault.change_user("waiting@example.org", created_at=vault.clock().replace(year=2020))
     post(vault, "login", email=anna.email, password=WRONG)()
+    vault.member("shut.out@example.org", disabled_at=vault.clock())
     before = everything(vault)
 
     with unwritable(vault.container.engine):
@@ -190,6 +205,12 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
                 "keys rewrap",
                 f"keys retire {ref_of(unused)}",
                 f"keys restore {ref_of(retired)}",
+                "users create-admin boss@example.org",
+                "users create-admin anna@example.org --yes",
+                "users disable anna@example.org",
+                "users enable shut.out@example.org",
+                "users set-quota anna@example.org 1GiB",
+                "users delete anna@example.org --yes",
             )
         }
         for task in (TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS):

@@ -13,8 +13,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
+from vault.db import comes_before
 from vault.files.models import File, FileState
-from vault.files.names import clean_search
+from vault.folding import clean_search
 
 SortKey = str | int | datetime
 
@@ -62,3 +63,13 @@ class Listing:
     def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
         """Where a list goes on behind this row."""
         return getattr(row, _COLUMNS[self.sort].key), row.id
+
+
+def newest_of_all(owner_id: uuid.UUID | None, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[File]:
+    """Ready rows of one person or of everybody, newest first, beginning behind `after`."""
+    query = sa.select(File).where(File.state == FileState.READY)
+    if owner_id is not None:
+        query = query.where(File.owner_id == owner_id)
+    if after is not None:
+        query = query.where(comes_before((File.created_at, File.id), after))
+    return query.order_by(File.created_at.desc(), File.id.desc())

@@ -1,11 +1,13 @@
 """flask-smorest, taught this API's contract: problem bodies, strict input, documented errors."""
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
 import marshmallow as ma
+from apispec import APISpec
 from flask import Flask, Request, current_app, request
 from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
@@ -22,7 +24,33 @@ class MalformedJson(VaultError):
 
 
 class VaultApi(Api):  # type: ignore[misc]
+    """Registers routes at once, and describes them when somebody asks: that is most of what making it would cost."""
+
     ERROR_SCHEMA = ProblemSchema
+
+    def __init__(self, app: Flask) -> None:
+        self._describing = threading.RLock()
+        self._undescribed: list[Blueprint] = []
+        super().__init__(app)
+
+    @property
+    def spec(self) -> APISpec:
+        """The OpenAPI document of every blueprint."""
+        with self._describing:
+            while self._undescribed:
+                blueprint = self._undescribed.pop(0)
+                blueprint.register_views_in_doc(self, self._app, self._spec, name=blueprint.name, parameters=None)
+                self._spec.tag({"name": blueprint.name, "description": blueprint.description})
+            return self._spec
+
+    @spec.setter
+    def spec(self, spec: APISpec) -> None:
+        self._spec = spec
+
+    def register_blueprint(self, blueprint: Blueprint) -> None:
+        self._app.extensions["flask-smorest"]["blp_name_to_api"][blueprint.name] = self
+        self._app.register_blueprint(blueprint)
+        self._undescribed.append(blueprint)
 
     def _register_responses(self) -> None:
         # By default one for each status that HTTP has, as application/json; operations have their own here.

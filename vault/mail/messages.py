@@ -20,6 +20,7 @@ _SUBJECTS: Final = {
     MailKind.EMAIL_CHANGE_REQUESTED: "Your Secure Vault address is about to change",
     MailKind.EMAIL_CHANGED: "Your Secure Vault address was changed",
     MailKind.ACCOUNT_DELETED: "Your Secure Vault account was deleted",
+    MailKind.ADMIN_INVITATION: "You are to be an administrator of Secure Vault",
 }
 
 
@@ -64,6 +65,7 @@ class MessageRenderer:
             MailKind.VERIFY_EMAIL: f"{public_url}/verify-email",
             MailKind.CHANGE_EMAIL: f"{public_url}/verify-email",
             MailKind.RESET_PASSWORD: f"{frontend_base_url}/reset-password",
+            MailKind.ADMIN_INVITATION: f"{frontend_base_url}/reset-password",
         }
         self._templates = Environment(
             loader=PackageLoader("vault.mail"),

@@ -28,6 +28,7 @@ LINK_LIFETIMES: Final = {
     MailKind.VERIFY_EMAIL: timedelta(hours=24),
     MailKind.CHANGE_EMAIL: timedelta(hours=24),
     MailKind.RESET_PASSWORD: timedelta(hours=1),
+    MailKind.ADMIN_INVITATION: timedelta(hours=24),
 }
 # What strangers can cause; a notice of something that has happened always goes out.
 _LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}

@@ -60,6 +60,7 @@ def test_the_verification_link_stands_alone_and_whole(renderer: MessageRenderer)
         (MailKind.VERIFY_EMAIL, "https://vault.example.org/verify-email"),
         (MailKind.CHANGE_EMAIL, "https://vault.example.org/verify-email"),
         (MailKind.RESET_PASSWORD, "https://app.example.org/x/reset-password"),
+        (MailKind.ADMIN_INVITATION, "https://app.example.org/x/reset-password"),
     ],
 )
 def test_reset_links_lead_to_the_frontend_and_the_others_to_the_service(kind: MailKind, page: str) -> None:
