@@ -73,7 +73,7 @@ class Downloads:
             pieces,
             close,
             watched=lambda: self._watched(file, actor),
-            ended=lambda served: self._record_end(file, actor, ended, served=served, complete=served == wanted),
+            ended=lambda served, complete: self._record_end(file, actor, ended, served=served, complete=complete),
         )
 
     def forget(self, file: StoredFile) -> None:
@@ -152,7 +152,7 @@ class Download:
         close: Callable[[], None],
         *,
         watched: Callable[[], AbstractContextManager[None]],
-        ended: Callable[[int], None],
+        ended: Callable[[int, bool], None],
     ) -> None:
         self.size_bytes = size_bytes
         self.sha256 = sha256
@@ -161,6 +161,7 @@ class Download:
         self._watched = watched
         self._ended = ended
         self._served = 0
+        self._is_complete = False
         self._closed = False
 
     def __iter__(self) -> Self:
@@ -171,6 +172,8 @@ class Download:
         with self._watched():
             piece = next(self._pieces, None)
         if piece is None:
+            # Asked for after the last piece, and so after that one was sent; a connection that broke asks for no more.
+            self._is_complete = True
             raise StopIteration
         self._served += len(piece)
         return piece
@@ -180,4 +183,4 @@ class Download:
         if not self._closed:
             self._closed = True
             self._close()
-            self._ended(self._served)
+            self._ended(self._served, self._is_complete)
