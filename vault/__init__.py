@@ -3,6 +3,7 @@
 from flask import Flask
 
 from vault.admin import routes as admin_routes
+from vault.audit import routes as audit_routes
 from vault.audit import tasks as audit_tasks
 from vault.auth import pages
 from vault.auth import routes as auth_routes
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     rest.register_blueprint(auth_routes.blueprint)
     rest.register_blueprint(files_routes.blueprint)
     rest.register_blueprint(admin_routes.blueprint)
+    rest.register_blueprint(audit_routes.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(health.blueprint)
 

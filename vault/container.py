@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.admin.inviting import Invitations
 from vault.admin.service import Administration
+from vault.audit.listing import AuditLog
 from vault.audit.service import AuditService
 from vault.audit.settling import Settling
 from vault.auth.accounts import Accounts
@@ -82,6 +83,7 @@ class Container:
     verifier: Verifier
     reencryptor: Reencryptor
     installation: InstallationGuard
+    audit_log: AuditLog
     clock: Callable[[], datetime]
 
 
@@ -233,6 +235,7 @@ def build_container(
         ),
         reaper=Reaper(sessions, store=store, installation=installation, audit=audit),
         installation=installation,
+        audit_log=AuditLog(sessions),
         clock=clock,
     )
 

@@ -1,12 +1,15 @@
-"""Many stored files at once, written as the service writes them but without its round trips."""
+"""Many stored files or events at once, written as the service writes them but without its round trips."""
 
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 
+from vault.audit.models import Action, AuditEvent, Outcome
 from vault.container import Container
 from vault.encryption.header import Suite, create_header, open_keys
 from vault.encryption.metadata import seal_digest
@@ -73,6 +76,43 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
     with container.sessions.begin() as session:
         session.execute(sa.insert(File), made)
     return [row["id"] for row in made]  # type: ignore[misc]
+
+
+def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
+    """Insert events of nobody in particular; each mapping has whatever columns are to be special."""
+    facts: dict[str, object] = dict.fromkeys(AuditEvent.__table__.columns.keys())
+    facts |= {"at": container.clock(), "action": Action.LOGIN, "outcome": Outcome.OK, "details": {}}
+    made = [{**facts, "id": uuid.uuid4(), **row} for row in rows]
+    with container.sessions.begin() as session:
+        session.execute(sa.insert(AuditEvent), made)
+    return [row["id"] for row in made]  # type: ignore[misc]
+
+
+# Whose the events of `seed_events` are: a third one person's, some seven hundred each other's, every tenth nobody's.
+BUSY_ID, OTHER_ID = uuid.UUID(int=1), uuid.UUID(int=10)
+_EVENTS = """
+INSERT INTO audit_events (id, at, actor_id, actor_email, ip, user_agent, request_id, session_id, action, target_type,
+    target_id, outcome, reason, details)
+SELECT gen_random_uuid(), CAST(:newest AS timestamptz) - (:rows - n) * interval '1 second',
+    CASE WHEN n % 10 = 9 THEN NULL ELSE person END, 'person' || n % 1000 || '@example.org', '192.0.2.' || n % 250,
+    'Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0', md5(CAST(n AS text)), gen_random_uuid(),
+    CASE WHEN n % 200 = 0 THEN 'key.retired' ELSE (ARRAY['file.download_started', 'file.download_ended',
+        'file.uploaded', 'user.login', 'user.logout'])[1 + n % 5] END,
+    CASE WHEN n % 5 >= 3 THEN 'user' ELSE 'file' END, CASE WHEN n % 5 >= 3 THEN person ELSE gen_random_uuid() END,
+    CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'ok' END, NULL, json_build_object('size_bytes', n, 'bytes_wanted', n)
+FROM (
+    SELECT n, CAST(lpad(to_hex(CASE WHEN n % 3 = 0 THEN 1 ELSE 2 + n % (:rows / 1000) END), 32, '0') AS uuid) AS person
+    FROM generate_series(1, :rows) AS n
+) AS made
+"""
+
+
+def seed_events(engine: Engine, rows: int, newest: datetime) -> None:
+    """Insert so many events into PostgreSQL, a second apart; of a rare action is one of 200, and one of 100 failed."""
+    with engine.begin() as connection:
+        connection.execute(sa.text(_EVENTS), {"rows": rows, "newest": newest})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE audit_events"))
 
 
 def _rows(

@@ -66,7 +66,14 @@ class AuditEvent(UuidKey, Base):
     """Who did what, when, from where, and whether it worked. Never a file name, a token or content."""
 
     __tablename__ = "audit_events"
-    __table_args__ = (sa.Index("ix_audit_events_at_id", "at", "id"),)
+    # The log newest first, and by each filter (vault.audit.listing).
+    __table_args__ = (
+        sa.Index("ix_audit_events_at_id", "at", "id"),
+        *(
+            sa.Index(f"ix_audit_events_{c}_at_id", c, "at", "id")
+            for c in ("actor_id", "action", "target_id", "outcome")
+        ),
+    )
 
     at: Mapped[datetime]
     actor_id: Mapped[uuid.UUID | None]

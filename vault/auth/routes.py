@@ -4,6 +4,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
+from vault.audit.schemas import ActivityQuerySchema, EventPageSchema
 from vault.auth.schemas import (
     ChangeEmailSchema,
     ChangePasswordSchema,
@@ -172,6 +173,28 @@ def change_me(fields: dict[str, Any]) -> Profile:
 def delete_me(fields: dict[str, Any]) -> None:
     """Delete the account. Its files cannot be read any more from this answer on."""
     container().accounts.delete(signed_in(), fields["password"], actor())
+
+
+@blueprint.get("/me/activity")
+@blueprint.arguments(ActivityQuerySchema, location="query")
+@blueprint.response(200, EventPageSchema)
+@may_answer("invalid_cursor")
+@login_required
+def activity(query: dict[str, Any]) -> dict[str, Any]:
+    """What one did, and what was done to one's account, newest first.
+
+    Where somebody else did it, it is left out who that was and from where.
+    """
+    vault, user_id = container(), signed_in().user_id
+    cursors, scope = Cursors(vault.settings.secret_key), f"activity {user_id}"
+    after = None
+    if query["cursor"] is not None:
+        after = cursors.load(query["cursor"], scope=scope, key_type=datetime)
+    page = vault.audit_log.activity(user_id, limit=query["limit"], after=after)
+    return {
+        "items": page.items,
+        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
+    }
 
 
 @blueprint.post("/change-password")

@@ -1,0 +1,260 @@
+"""Reading the audit log: lists by every filter, and what a person sees of himself."""
+
+import random
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.support.seeding import insert_events
+from tests.support.vault import PASSWORD, Person, Vault, refusal
+from vault.audit.listing import NAMES
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor
+from vault.auth.models import Role
+
+AUDIT = "/api/v1/admin/audit"
+ACTIVITY = "/api/v1/auth/me/activity"
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+IDS = [uuid.UUID(int=number) for number in (1, 2, 3)]
+
+
+@pytest.fixture
+def root(vault: Vault) -> Person:
+    return vault.member("root@example.org", role=Role.ADMIN)
+
+
+def fill(vault: Vault, count: int = 40) -> datetime:
+    """Events of a few people, things and times, some alike in all that lists sort and filter by; returns the middle."""
+    draw, now = random.Random(7), vault.clock().replace(microsecond=0)
+    insert_events(
+        vault.container,
+        [
+            {
+                "at": now - timedelta(seconds=draw.randrange(10)),
+                "actor_id": draw.choice([None, *IDS]),
+                "action": draw.choice([Action.LOGIN, Action.LOGOUT, Action.FILE_UPLOADED]),
+                "target_id": draw.choice([None, *IDS]),
+                "outcome": draw.choice(list(Outcome)),
+                "details": {"number": number},
+            }
+            for number in range(count)
+        ],
+    )
+    return now - timedelta(seconds=5)
+
+
+def pages(person: Person, path: str = AUDIT, **query: Any) -> Iterator[list[dict[str, Any]]]:
+    cursor: dict[str, str] = {}
+    while True:
+        answer = person.get(path, query_string={**query, **cursor})
+        assert answer.status_code == 200, answer.text
+        yield answer.json["items"]
+        if answer.json["next_cursor"] is None:
+            return
+        cursor = {"cursor": answer.json["next_cursor"]}
+
+
+def walk(person: Person, path: str = AUDIT, **query: Any) -> list[dict[str, Any]]:
+    return [item for page in pages(person, path, **query) for item in page]
+
+
+# Lists
+
+
+def test_the_list_is_newest_first_and_whole_on_pages_of_any_size(vault: Vault, root: Person) -> None:
+    fill(vault)
+    everything = walk(root, limit=200)
+
+    assert everything == sorted(everything, key=lambda item: (item["at"], item["id"]), reverse=True)
+    assert len({item["id"] for item in everything}) == 40
+    for limit in (1, 7, 40):
+        assert walk(root, limit=limit) == everything
+    assert [len(page) for page in pages(root, limit=39)] == [39, 1]
+
+
+def test_each_filter_and_all_together_leave_exactly_what_they_say(vault: Vault, root: Person) -> None:
+    middle = fill(vault, 600)
+    everything = walk(root, limit=200)
+    until = middle + timedelta(seconds=4)
+    filters: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+        "actor_id": (str(IDS[0]), lambda item: item["actor_id"] == str(IDS[0])),
+        "action": ("user.login", lambda item: item["action"] == "user.login"),
+        "target_id": (str(IDS[1]), lambda item: item["target_id"] == str(IDS[1])),
+        "outcome": ("failed", lambda item: item["outcome"] == "failed"),
+        # The first moment is in it, the last one is not.
+        "since": (middle.isoformat(), lambda item: item["at"] >= middle.isoformat()),
+        "until": (until.isoformat(), lambda item: item["at"] < until.isoformat()),
+    }
+
+    for name, (value, holds) in filters.items():
+        expected = [item for item in everything if holds(item)]
+        assert 0 < len(expected) < 600
+        assert walk(root, limit=61, **{name: value}) == expected, name
+    together = {name: value for name, (value, _) in filters.items() if name != "target_id"}
+    expected = [i for i in everything if all(h(i) for name, (_, h) in filters.items() if name != "target_id")]
+    assert expected
+    assert walk(root, limit=1, **together) == expected
+    assert walk(root, since=middle.isoformat(), until=middle.isoformat()) == []
+
+
+@SQLITE
+def test_a_time_may_be_of_any_zone(vault: Vault, root: Person) -> None:
+    middle = fill(vault)
+
+    here = walk(root, since=middle.isoformat().replace("+00:00", "Z"))
+    there = walk(root, since=(middle + timedelta(hours=5, minutes=30)).isoformat().replace("+00:00", "+05:30"))
+
+    assert here == there == walk(root, since=middle.isoformat())
+    assert here
+
+
+def test_an_event_says_exactly_what_is_documented(vault: Vault, root: Person) -> None:
+    file_id = root.upload(b"content")["id"]
+    actor = vault.user(root.email).id
+
+    (event,) = walk(root, action="file.uploaded")
+
+    assert list(NAMES) == [
+        "id", "at", "actor_id", "actor_email", "ip", "user_agent", "request_id", "session_id", "action", "target_type",
+        "target_id", "outcome", "reason", "details",
+    ]  # fmt: skip
+    assert event.keys() == set(NAMES)
+    uuid.UUID(event["id"]), uuid.UUID(event["session_id"]), uuid.UUID(event["request_id"])
+    assert datetime.fromisoformat(event["at"]) == vault.clock()
+    assert (event["actor_id"], event["actor_email"], event["ip"]) == (str(actor), "root@example.org", "127.0.0.1")
+    assert (event["action"], event["outcome"], event["reason"]) == ("file.uploaded", "ok", None)
+    assert (event["target_type"], event["target_id"], event["details"]) == ("file", file_id, {"size_bytes": 7})
+
+
+REFUSED = {
+    "since after until": {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"},
+    "no zone": {"since": "2026-01-01T00:00:00"},
+    "no zone, until": {"until": "2026-01-01T00:00:00"},
+    "a date": {"since": "2026-01-01"},
+    "a number": {"until": "1767225600"},
+    "before the first moment": {"since": "0001-01-01T00:00:00+14:00"},
+    "after the last": {"until": "9999-12-31T23:59:59-12:00"},
+    "an unknown action": {"action": "user.flew"},
+    "part of an action": {"action": "user.%"},
+    "an unknown outcome": {"outcome": "OK"},
+    "no id": {"actor_id": "anna@example.org"},
+    "no id of a target": {"target_id": "7"},
+    "an empty id": {"actor_id": ""},
+    "an unknown parameter": {"actor": str(IDS[0])},
+}
+
+
+@SQLITE
+def test_what_is_no_filter_is_refused(vault: Vault, root: Person) -> None:
+    for name, query in REFUSED.items():
+        answer = root.get(AUDIT, query_string=query)
+        assert refusal(answer) == (422, "validation_failed"), name
+        assert set(answer.json["errors"]) <= query.keys(), name
+    for query in ({"limit": "0"}, {"limit": "201"}, {"limit": "1_0"}, {"cursor": "x" * 513}):
+        assert refusal(root.get(AUDIT, query_string=query)) == (422, "validation_failed")
+
+
+@SQLITE
+def test_a_cursor_is_good_for_its_admin_and_filters_only(vault: Vault, root: Person) -> None:
+    fill(vault)
+    other = vault.member("other@example.org", role=Role.ADMIN)
+    query = {"limit": "1", "outcome": "ok", "since": "2020-01-01T00:00:00Z"}
+    cursor = root.get(AUDIT, query_string=query).json["next_cursor"]
+
+    assert root.get(AUDIT, query_string={**query, "limit": "9", "cursor": cursor}).status_code == 200
+    for person, path, changed in (
+        (other, AUDIT, query),
+        (root, AUDIT, {"limit": "1"}),
+        (root, AUDIT, {**query, "outcome": "failed"}),
+        (root, AUDIT, {**query, "since": "2020-01-01T00:00:01Z"}),
+        (root, AUDIT, {**query, "action": "user.login"}),
+        (root, ACTIVITY, {}),
+        (root, AUDIT, {**query, "cursor": "x" + cursor}),
+    ):
+        answer = person.get(path, query_string={"cursor": cursor, **changed})
+        assert refusal(answer) == (400, "invalid_cursor"), changed
+
+
+@SQLITE
+def test_only_an_administrator_reads_the_log(vault: Vault, anna: Person) -> None:
+    assert refusal(vault.client.get(AUDIT)) == (401, "unauthorized")
+    assert refusal(anna.get(AUDIT)) == (403, "forbidden")
+    assert [event.details["route"] for event in vault.audit_trail("access.denied")] == [AUDIT]
+
+
+# What a person sees of himself
+
+
+def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault, anna: Person, bert: Person) -> None:
+    me, other = vault.user(anna.email).id, vault.user(bert.email).id
+    now = vault.clock()
+    theirs = {
+        "actor_email": "admin@example.org",
+        "ip": "192.0.2.1",
+        "user_agent": "their browser",
+        "request_id": "their-request",
+        "session_id": uuid.uuid4(),
+        "details": {"origin": "cli", "os_user": "theirs", "trace_id": "theirs", "new": 5},
+        "reason": "because",
+    }
+    mine = [
+        {"actor_id": me, "target_type": "user", "target_id": me, **theirs},
+        {"actor_id": me, "target_type": "file", "target_id": uuid.uuid4()},
+        {"actor_id": other, "target_type": "user", "target_id": me, **theirs},
+        {"actor_id": None, "target_type": "user", "target_id": me, **theirs},
+    ] * 3
+    others = [{"actor_id": other}, {"actor_id": other, "target_type": "user", "target_id": other}, {}]
+    ids = insert_events(
+        vault.container, [{"at": now - timedelta(seconds=n // 2), **row} for n, row in enumerate([*mine, *others])]
+    )
+
+    seen = walk(anna, ACTIVITY)
+
+    assert {item["id"] for item in seen} == {str(event_id) for event_id in ids[:12]}
+    assert seen == sorted(seen, key=lambda item: (item["at"], item["id"]), reverse=True)
+    for limit in (1, 2, 5, 11, 12):
+        assert walk(anna, ACTIVITY, limit=limit) == seen
+    own = [item for item in seen if item["actor_id"] == str(me)]
+    assert len(own) == 6
+    assert [item["details"] for item in own if item["details"]] == [theirs["details"]] * 3
+    assert [item["ip"] for item in own if item["target_type"] == "user"] == ["192.0.2.1"] * 3
+    # Whatever else is to be told of an actor must be looked at here first.
+    told = Actor(origin="cli", os_user="theirs", trace_id="theirs").details()
+    assert told.keys() == {"origin", "os_user", "trace_id"}
+    for item in seen:
+        if item["actor_id"] != str(me):
+            hidden = ("actor_email", "ip", "user_agent", "request_id", "session_id")
+            assert [item[name] for name in hidden] == [None] * 5
+            assert (item["details"], item["reason"], item["action"]) == (
+                {"origin": "cli", "new": 5},
+                "because",
+                "user.login",
+            )
+
+
+@SQLITE
+def test_activity_shows_real_events_and_a_login_that_somebody_else_tried(vault: Vault) -> None:
+    anna = vault.sign_up()
+    vault.client.post("/api/v1/auth/login", json={"email": anna.email, "password": "wrong guess of a stranger"})
+    anna.upload(b"content")
+
+    actions = {item["action"] for item in walk(anna, ACTIVITY)}
+
+    assert {"user.registered", "user.email_verified", "user.login", "file.uploaded"} <= actions
+    assert refusal(vault.client.get(ACTIVITY)) == (401, "unauthorized")
+    assert refusal(anna.get(ACTIVITY, query_string={"actor_id": str(IDS[0])})) == (422, "validation_failed")
+
+
+@SQLITE
+def test_events_of_a_deleted_person_stay(vault: Vault, root: Person, anna: Person) -> None:
+    anna.upload(b"content")
+    me = vault.user(anna.email).id
+    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+
+    events = walk(root, actor_id=me)
+
+    assert {event["actor_email"] for event in events} == {"anna@example.org"}
+    assert {event["action"] for event in events} >= {"file.uploaded", "user.deleted"}
