@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.admin.inviting import Invitations
 from vault.admin.service import Administration
+from vault.audit.export import Exports
 from vault.audit.listing import AuditLog
 from vault.audit.service import AuditService
 from vault.audit.settling import Settling
@@ -84,6 +85,7 @@ class Container:
     reencryptor: Reencryptor
     installation: InstallationGuard
     audit_log: AuditLog
+    audit_exports: Exports
     clock: Callable[[], datetime]
 
 
@@ -236,6 +238,7 @@ def build_container(
         reaper=Reaper(sessions, store=store, installation=installation, audit=audit),
         installation=installation,
         audit_log=AuditLog(sessions),
+        audit_exports=Exports(engine, sessions, audit=audit),
         clock=clock,
     )
 

@@ -496,6 +496,13 @@ def administrators_act(walk: Walk) -> None:
     admin.person.delete(path)
     walk.left(expected(Action.ADMIN_USER_DELETED, files=0))
 
+    admin.person.get(f"{ADMIN}/audit")
+    walk.left()
+    admin.person.get(f"{ADMIN}/audit/export?format=csv&outcome=failed")
+    walk.left(expected(Action.AUDIT_EXPORTED, None, format="csv", filters={"outcome": "failed"}))
+    admin.person.head(f"{ADMIN}/audit/export?format=csv")
+    walk.left()
+
     own = f"{ADMIN}/users/{boss.id}"
     for action, ask in (
         (Action.ADMIN_ROLE_CHANGED, lambda: admin.person.patch(own, json={"role": "user"})),

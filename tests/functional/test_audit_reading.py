@@ -1,5 +1,8 @@
-"""Reading the audit log: lists by every filter, and what a person sees of himself."""
+"""Reading the audit log: lists by every filter, exports, what a person sees of himself."""
 
+import csv
+import io
+import json
 import random
 import uuid
 from collections.abc import Callable, Iterator
@@ -7,18 +10,23 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from tests.support.seeding import insert_events
 from tests.support.vault import PASSWORD, Person, Vault, refusal
-from vault.audit.listing import NAMES
+from vault.audit.export import Format
+from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor
 from vault.auth.models import Role
 
 AUDIT = "/api/v1/admin/audit"
+EXPORT = f"{AUDIT}/export"
 ACTIVITY = "/api/v1/auth/me/activity"
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 IDS = [uuid.UUID(int=number) for number in (1, 2, 3)]
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1", "＋1", "－1", "＠x"]
 
 
 @pytest.fixture
@@ -73,6 +81,8 @@ def test_the_list_is_newest_first_and_whole_on_pages_of_any_size(vault: Vault, r
     for limit in (1, 7, 40):
         assert walk(root, limit=limit) == everything
     assert [len(page) for page in pages(root, limit=39)] == [39, 1]
+    # To look is not an event.
+    assert vault.audit_trail("audit.exported") == []
 
 
 def test_each_filter_and_all_together_leave_exactly_what_they_say(vault: Vault, root: Person) -> None:
@@ -149,12 +159,16 @@ REFUSED = {
 
 @SQLITE
 def test_what_is_no_filter_is_refused(vault: Vault, root: Person) -> None:
-    for name, query in REFUSED.items():
-        answer = root.get(AUDIT, query_string=query)
-        assert refusal(answer) == (422, "validation_failed"), name
-        assert set(answer.json["errors"]) <= query.keys(), name
+    for path in (AUDIT, EXPORT):
+        for name, query in REFUSED.items():
+            answer = root.get(path, query_string={**query, **({"format": "csv"} if path == EXPORT else {})})
+            assert refusal(answer) == (422, "validation_failed"), name
+            assert set(answer.json["errors"]) <= query.keys(), name
     for query in ({"limit": "0"}, {"limit": "201"}, {"limit": "1_0"}, {"cursor": "x" * 513}):
         assert refusal(root.get(AUDIT, query_string=query)) == (422, "validation_failed")
+    for query in ({}, {"format": "xlsx"}, {"format": "csv", "limit": "5"}, {"format": "csv", "cursor": "x"}):
+        assert refusal(root.get(EXPORT, query_string=query)) == (422, "validation_failed")
+    assert vault.audit_trail("audit.exported") == []
 
 
 @SQLITE
@@ -180,9 +194,171 @@ def test_a_cursor_is_good_for_its_admin_and_filters_only(vault: Vault, root: Per
 
 @SQLITE
 def test_only_an_administrator_reads_the_log(vault: Vault, anna: Person) -> None:
-    assert refusal(vault.client.get(AUDIT)) == (401, "unauthorized")
-    assert refusal(anna.get(AUDIT)) == (403, "forbidden")
-    assert [event.details["route"] for event in vault.audit_trail("access.denied")] == [AUDIT]
+    for path in (AUDIT, f"{EXPORT}?format=csv"):
+        assert refusal(vault.client.get(path)) == (401, "unauthorized")
+        assert refusal(anna.get(path)) == (403, "forbidden")
+    assert {event.details["route"] for event in vault.audit_trail("access.denied")} == {AUDIT, EXPORT}
+    assert vault.audit_trail("audit.exported") == []
+
+
+# Exports
+
+
+def exported(person: Person, format_: str, **query: str) -> list[dict[str, Any]]:
+    answer = person.get(EXPORT, query_string={"format": format_, **query}, buffered=True)
+    assert answer.status_code == 200, answer.text
+    if format_ == "ndjson":
+        return [json.loads(line) for line in answer.data.decode().split("\n")[:-1]]
+    rows = list(csv.reader(io.StringIO(answer.data.decode(), newline=""), strict=True))
+    assert rows[0] == list(NAMES)
+    return [dict(zip(NAMES, row, strict=True)) for row in rows[1:]]
+
+
+def as_csv(item: dict[str, Any]) -> dict[str, str]:
+    return {name: "" if value is None else value for name, value in item.items()} | {
+        "details": json.dumps(item["details"])
+    }
+
+
+@pytest.mark.parametrize("batch", [10, 1000])
+def test_an_export_is_the_list(vault: Vault, root: Person, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vault.audit.export._BATCH", batch)
+    middle = fill(vault)
+    query = {"outcome": "failed", "since": middle.isoformat()}
+    # Its own event, which is of now, is not compared.
+    everything, some = walk(root), walk(root, **query)
+
+    assert exported(root, "ndjson", until=vault.clock().isoformat()) == everything
+    assert exported(root, "csv", until=vault.clock().isoformat()) == [as_csv(item) for item in everything]
+    assert exported(root, "ndjson", **query) == some
+    assert exported(root, "csv", **query) == [as_csv(item) for item in some]
+    assert 0 < len(some) < 40
+
+
+@SQLITE
+def test_an_export_of_nothing_has_only_its_header(vault: Vault, root: Person) -> None:
+    assert root.get(f"{EXPORT}?format=csv&action=key.retired").data == f"{','.join(NAMES)}\r\n".encode()
+    assert root.get(f"{EXPORT}?format=ndjson&action=key.retired").data == b""
+
+
+@SQLITE
+def test_an_export_is_a_file_that_nobody_keeps(vault: Vault, root: Person) -> None:
+    types = {"csv": "text/csv; charset=utf-8; header=present", "ndjson": "application/x-ndjson"}
+
+    for format_, content_type in types.items():
+        for answer in (root.get(f"{EXPORT}?format={format_}"), root.head(f"{EXPORT}?format={format_}")):
+            name = f"audit-{vault.clock():%Y%m%dT%H%M%SZ}.{format_}"
+            assert answer.status_code == 200
+            assert answer.headers["Content-Type"] == content_type
+            assert answer.headers["Content-Disposition"] == f'attachment; filename="{name}"'
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            # A length would have to be known before the last row is.
+            assert "Content-Length" not in answer.headers
+
+
+def test_no_cell_is_a_formula_and_every_text_comes_back(vault: Vault, root: Person) -> None:
+    texts = [*FORMULAS, "a=1", " =1", 'say "x", y', "line\r\nline", "'=1", "ß機密🦀", ""]
+    insert_events(vault.container, [{"user_agent": text, "details": {"text": text}} for text in texts])
+
+    rows = exported(root, "csv", action="user.login")
+    plain = exported(root, "ndjson", action="user.login")
+
+    guarded = {json.loads(row["details"])["text"]: row["user_agent"] for row in rows}
+    assert guarded == {text: f"'{text}" if text in FORMULAS else text for text in texts}
+    assert all(not cell or cell[0] not in "=+-@\t\r\n＝＋－＠" for row in rows for cell in row.values())
+    assert {item["details"]["text"]: item["user_agent"] for item in plain} == {text: text for text in texts}
+
+
+@SQLITE
+def test_an_event_that_cannot_be_encoded_does_not_keep_the_others_from_being_exported(
+    vault: Vault, root: Person
+) -> None:
+    insert_events(vault.container, [{}, {}, {}])
+    with vault.container.engine.begin() as connection:
+        connection.execute(sa.text("""UPDATE audit_events SET details = '{"half":' || char(10) || '"\\ud83e"}'"""))
+
+    assert [item["details"] for item in exported(root, "ndjson", action="user.login")] == [{"half": "\ud83e"}] * 3
+    assert len(exported(root, "csv", action="user.login")) == 3
+
+
+def test_an_export_is_audited_with_its_filters_before_its_first_byte(vault: Vault, root: Person) -> None:
+    middle = fill(vault)
+    query = {"format": "csv", "actor_id": str(IDS[0]), "action": "user.login", "since": middle.isoformat()}
+
+    answer = root.get(EXPORT, query_string=query)
+    (event,) = vault.audit_trail("audit.exported")
+    answer.close()
+    root.head(EXPORT, query_string=query)
+
+    assert (event.actor_id, event.actor_email) == (vault.user(root.email).id, root.email)
+    assert (event.ip, event.request_id) == ("127.0.0.1", answer.headers["X-Request-ID"])
+    assert str(event.session_id) == root.get("/api/v1/auth/sessions").json["items"][0]["id"]
+    assert (event.target_type, event.target_id, event.outcome, event.reason) == (None, None, "ok", None)
+    assert event.details["format"] == "csv"
+    assert event.details["filters"] == {name: query[name] for name in ("actor_id", "action", "since")}
+    assert len(vault.audit_trail("audit.exported")) == 1
+
+
+def test_an_export_that_cannot_be_audited_does_not_begin(vault: Vault, root: Person) -> None:
+    fill(vault)
+    pool = vault.container.engine.pool
+
+    def refuse(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO audit_events"):
+            raise OperationalError(statement, {}, Exception("read-only"))
+
+    sa.event.listen(vault.container.engine, "before_cursor_execute", refuse)
+    try:
+        answer = root.get(f"{EXPORT}?format=csv")
+    finally:
+        sa.event.remove(vault.container.engine, "before_cursor_execute", refuse)
+
+    assert refusal(answer) == (503, "database_unavailable")
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Person) -> None:
+    insert_events(vault.container, [{} for _ in range(2500)])
+    pool, exports = vault.container.engine.pool, vault.container.audit_exports
+
+    def checked_out() -> int:
+        return int(pool.checkedout())  # type: ignore[attr-defined]
+
+    never_read, half_read, all_read, broken = (exports.open(Format.CSV, Filters(), Actor()) for _ in range(4))
+    assert checked_out() == 4
+    never_read.close()
+    next(half_read), next(half_read)
+    half_read.close()
+    assert len(list(all_read)) == 4
+    assert checked_out() == 1
+    next(broken), next(broken)
+    with vault.container.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND state LIKE 'idle in%' AND pid <> pg_backend_pid()"
+            )
+        )
+    with pytest.raises(OperationalError):
+        list(broken)
+    for export in (never_read, half_read, all_read, broken):
+        export.close()
+    assert checked_out() == 0
+
+
+@SQLITE
+def test_an_export_keeps_nobody_from_writing(vault: Vault, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vault.audit.export._BATCH", 10)
+    fill(vault)
+    export = vault.container.audit_exports.open(Format.NDJSON, Filters(until=vault.clock()), Actor())
+    pieces = [next(export)]
+
+    root.upload(b"content")
+
+    assert sum(piece.count(b"\n") for piece in [*pieces, *export]) == 40
+    export.close()
 
 
 # What a person sees of himself

@@ -125,6 +125,7 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
         "download": lambda: anna.get(f"{path}/content"),
         "view": lambda: anna.get(f"{path}/content?disposition=inline"),
         "what is for administrators": lambda: anna.get(f"{ADMIN}/users"),
+        "export the log": lambda: admin.get(f"{ADMIN}/audit/export?format=csv"),
         "look at files of others": lambda: admin.get(f"{ADMIN}/files"),
         "delete a file of others": lambda: admin.delete(file_path),
         "make an administrator": lambda: admin.patch(user, json={"role": "admin"}),

@@ -55,6 +55,7 @@ class Action(enum.StrEnum):
     KEYS_REWRAPPED = "keys.rewrapped"
     KEY_RETIRED = "key.retired"
     KEY_RESTORED = "key.restored"
+    AUDIT_EXPORTED = "audit.exported"
 
 
 class Outcome(enum.StrEnum):

@@ -7,6 +7,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
+from vault.audit.export import Format
 from vault.audit.listing import Filters
 from vault.audit.models import Action, Outcome
 from vault.http.api import Count, Text
@@ -62,6 +63,10 @@ class FilterSchema(ma.Schema):
 
 class AuditQuerySchema(FilterSchema, ActivityQuerySchema):
     pass
+
+
+class ExportQuerySchema(FilterSchema):
+    format = ma.fields.String(required=True, validate=OneOf(list(Format)))
 
 
 def filters_of(query: Mapping[str, Any]) -> Filters:
