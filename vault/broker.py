@@ -26,6 +26,7 @@ TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
 TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
+TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISH_TIMEOUT_SECONDS: Final = 0.4
@@ -80,6 +81,11 @@ def create_celery(broker_url: str) -> Celery:
             "sweep-accounts": {"task": TASK_SWEEP_ACCOUNTS, "schedule": 3600.0, "options": {"expires": 3600}},
             "reap-files": {"task": TASK_REAP_FILES, "schedule": 300.0, "options": {"expires": 300}},
             "settle-audit": {"task": TASK_SETTLE_AUDIT, "schedule": 60.0, "options": {"expires": 60}},
+            "enforce-audit-retention": {
+                "task": TASK_ENFORCE_RETENTION,
+                "schedule": 3600.0,
+                "options": {"expires": 3600},
+            },
         },
     )
     if broker_url.startswith("filesystem://"):

@@ -53,6 +53,8 @@ class Settings:
     public_url: str
     frontend_base_url: str
     database_url: str = field(repr=False)
+    audit_admin_database_url: str | None = field(repr=False)
+    audit_retention_days: int
     storage_dir: Path | None
     s3_bucket_name: str | None
     s3_endpoint_url: str | None
@@ -129,6 +131,8 @@ class _Reader:
             "database_url": self._parsed(
                 "DATABASE_URL", parse.database_url, required="for example postgresql://user:password@host/name"
             ),
+            "audit_admin_database_url": self._parsed("AUDIT_ADMIN_DATABASE_URL", parse.database_url),
+            "audit_retention_days": self._number("AUDIT_RETENTION_DAYS", 0, at_least=0, at_most=36_500),
             "storage_dir": self._parsed("STORAGE_DIR", parse.path_from_root),
             "s3_bucket_name": env.str("S3_BUCKET_NAME", None),
             "s3_endpoint_url": self._parsed("S3_ENDPOINT_URL", self._endpoint),
@@ -199,10 +203,14 @@ class _Reader:
                 self._problem(
                     "EMAIL_PROVIDER", "console shows links that open accounts: only with a loopback PUBLIC_URL"
                 )
-        if out["testing"] and out["database_url"]:
-            name = parse.database_name(make_url(out["database_url"]))
-            if not _TEST_DATABASE.search(name):
-                self._problem("TESTING", "the database's name must hold the word test, set off by - or _")
+        self._check_databases(out)
+
+    def _check_databases(self, out: dict[str, Any]) -> None:
+        urls = [make_url(out[name]) for name in ("database_url", "audit_admin_database_url") if out[name]]
+        if out["audit_admin_database_url"] and any(url.get_backend_name() != "postgresql" for url in urls):
+            self._problem("AUDIT_ADMIN_DATABASE_URL", "is another role's URL of the same PostgreSQL database")
+        if out["testing"] and not all(_TEST_DATABASE.search(parse.database_name(url)) for url in urls):
+            self._problem("TESTING", "the database's name must hold the word test, set off by - or _")
 
     def _check_keys(self, out: dict[str, Any]) -> None:
         if self._env.str("MASTER_KEY", None) is None and self._env.str("KMS_KEY_ID", None) is None:

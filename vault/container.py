@@ -14,6 +14,7 @@ from vault.admin.inviting import Invitations
 from vault.admin.service import Administration
 from vault.audit.export import Exports
 from vault.audit.listing import AuditLog
+from vault.audit.retention import Retention
 from vault.audit.service import AuditService
 from vault.audit.settling import Settling
 from vault.auth.accounts import Accounts
@@ -86,6 +87,7 @@ class Container:
     installation: InstallationGuard
     audit_log: AuditLog
     audit_exports: Exports
+    audit_retention: Retention
     clock: Callable[[], datetime]
 
 
@@ -239,6 +241,14 @@ def build_container(
         installation=installation,
         audit_log=AuditLog(sessions),
         audit_exports=Exports(engine, sessions, audit=audit),
+        audit_retention=Retention(
+            create_sessionmaker(create_engine(settings.audit_admin_database_url))
+            if settings.audit_admin_database_url
+            else sessions,
+            days=settings.audit_retention_days,
+            audit=audit,
+            clock=clock,
+        ),
         clock=clock,
     )
 

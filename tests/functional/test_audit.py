@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import jwt
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from tests.support.vault import PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.credentials import Checked, Credentials, Verdict
-from vault.broker import TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
+from vault.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.config import ROOT
 from vault.encryption.local import generate_master_key
 from vault.storage.memory import MemoryStore
@@ -600,3 +601,12 @@ def tasks_run(walk: Walk) -> None:
     vault.clock.advance(days=8)
     tasks[TASK_SWEEP_ACCOUNTS]()
     walk.left(Expected(Action.USER_DELETED, None, ("user", user_id), reason="unverified", origin=WORKER))
+
+    bound = vault.clock() - timedelta(days=7)
+    with vault.container.sessions.begin() as session:
+        old = session.scalar(sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.at < bound))
+    keeping = vault.rotated(AUDIT_RETENTION_DAYS="7")
+    keeping.clock.now = vault.clock()
+    keeping.container.celery.tasks[TASK_ENFORCE_RETENTION]()
+    pruned = {"events": old, "before": bound.isoformat()}
+    walk.left(Expected(Action.AUDIT_PRUNED, origin=WORKER, details=pruned))

@@ -26,6 +26,7 @@ from tests.support.services import redis_url
 from vault import broker
 from vault.broker import (
     TASK_DELIVER_MAIL,
+    TASK_ENFORCE_RETENTION,
     TASK_REAP_FILES,
     TASK_REMOVE_FILE,
     TASK_REQUEUE_MAIL,
@@ -355,5 +356,11 @@ def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:
 def test_the_periodic_passes_are_scheduled_and_do_not_pile_up(celery: Celery) -> None:
     schedule = {entry["task"]: entry for entry in celery.conf.beat_schedule.values()}
 
-    assert set(schedule) == {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT}
+    assert set(schedule) == {
+        TASK_REQUEUE_MAIL,
+        TASK_REAP_FILES,
+        TASK_SWEEP_ACCOUNTS,
+        TASK_SETTLE_AUDIT,
+        TASK_ENFORCE_RETENTION,
+    }
     assert all(entry["options"]["expires"] <= entry["schedule"] for entry in schedule.values())

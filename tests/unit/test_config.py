@@ -80,6 +80,8 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "PUBLIC_URL": "ftp://hunter2-public/",
         "FRONTEND_BASE_URL": "http://hunter2-frontend/",
         "DATABASE_URL": "postgresql://vault:hunter2-database/name",
+        "AUDIT_ADMIN_DATABASE_URL": "postgresql://audit:hunter2-audit/name",
+        "AUDIT_RETENTION_DAYS": "hunter2-days",
         "S3_ENDPOINT_URL": "http://hunter2-endpoint.example.org",
         "AWS_ACCESS_KEY_ID": "hunter2-access-key",
         "CELERY_BROKER_URL": "hunter2-broker://",
@@ -133,6 +135,7 @@ def test_secrets_of_a_complete_environment_are_in_no_message(refusal: Refusal) -
         SECRET_KEY=secret_key,
         MASTER_KEY=f"{master_key},{master_key}",
         DATABASE_URL=f"mysql://vault:{password}@127.0.0.1/vault-test",
+        AUDIT_ADMIN_DATABASE_URL=f"mysql://audit:{password}@127.0.0.1/vault-test",
         CELERY_BROKER_URL=f"mqtt://vault:{password}@127.0.0.1",
         PUBLIC_URL=f"http://vault:{password}@127.0.0.1",
         FRONTEND_BASE_URL=f"http://vault:{password}@127.0.0.1",
@@ -141,7 +144,7 @@ def test_secrets_of_a_complete_environment_are_in_no_message(refusal: Refusal) -
         AWS_SECRET_ACCESS_KEY=password,
     )
 
-    assert len(error.problems) == 7
+    assert len(error.problems) == 8
     for secret in (secret_key, master_key, password):
         assert secret not in str(error)
 
@@ -153,6 +156,7 @@ def test_repr_of_settings_shows_no_secret(load: Load) -> None:
         SECRET_KEY=secret_key,
         MASTER_KEY=master_key,
         DATABASE_URL=f"postgresql://vault:{password}@127.0.0.1/vault-test",
+        AUDIT_ADMIN_DATABASE_URL=f"postgresql://audit:{password}@127.0.0.1/vault-test",
         CELERY_BROKER_URL=f"amqp://vault:{password}@127.0.0.1//",
         RATELIMIT_STORAGE_URI=f"redis://vault:{password}@127.0.0.1/0",
         AWS_ACCESS_KEY_ID="AKIA-of-everything",
@@ -191,6 +195,7 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert (settings.kms_key_id, settings.kms_decrypt_key_arns, settings.kms_endpoint_url) == (None, (), None)
     assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
     assert settings.download_verify == "segment"
+    assert (settings.audit_retention_days, settings.audit_admin_database_url) == (0, None)
     assert settings.testing is settings.allow_http_endpoints is settings.start_degraded is False
 
 
@@ -572,6 +577,31 @@ def test_testing_refuses_every_other_database(refusal: Refusal, name: str, templ
     assert list(error.problems) == ["TESTING"]
 
 
+@pytest.mark.parametrize(
+    ("database_url", "audit_url"),
+    [
+        pytest.param(
+            "sqlite:////tmp/vault-test.db", "postgresql://audit@db.example.org/vault-test", id="beside-sqlite"
+        ),
+        pytest.param("postgresql://vault@db.example.org/vault-test", "sqlite:////tmp/vault-test.db", id="sqlite"),
+    ],
+)
+def test_a_role_for_the_audit_log_is_of_postgresql(refusal: Refusal, database_url: str, audit_url: str) -> None:
+    error = refusal(DATABASE_URL=database_url, AUDIT_ADMIN_DATABASE_URL=audit_url)
+
+    assert list(error.problems) == ["AUDIT_ADMIN_DATABASE_URL"]
+
+
+def test_testing_refuses_another_database_for_the_audit_log(load: Load, refusal: Refusal) -> None:
+    mine, same, other = (f"postgresql://{who}@db.example.org" for who in ("vault", "audit", "audit"))
+
+    settings = load(DATABASE_URL=f"{mine}/vault-test", AUDIT_ADMIN_DATABASE_URL=f"{same}/vault-test")
+    error = refusal(DATABASE_URL=f"{mine}/vault-test", AUDIT_ADMIN_DATABASE_URL=f"{other}/vault")
+
+    assert settings.audit_admin_database_url == "postgresql+psycopg2://audit@db.example.org/vault-test"
+    assert list(error.problems) == ["TESTING"]
+
+
 def test_any_database_will_do_without_testing(load: Load) -> None:
     assert load(DATABASE_URL="postgresql://vault@127.0.0.1/vault", TESTING="0").testing is False
 
@@ -902,6 +932,8 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("MAX_UPLOADS_PER_USER", "0"),
         ("MAX_FILES_PER_USER", "0"),
         ("UPLOAD_BUFFER_BYTES", "0"),
+        ("AUDIT_RETENTION_DAYS", "-1"),
+        ("AUDIT_RETENTION_DAYS", "36501"),
         ("ARGON2_MEMORY_KIB", "7167"),
         ("ARGON2_MEMORY_KIB", "4194305"),
         ("ARGON2_TIME_COST", "0"),

@@ -56,6 +56,7 @@ class Action(enum.StrEnum):
     KEY_RETIRED = "key.retired"
     KEY_RESTORED = "key.restored"
     AUDIT_EXPORTED = "audit.exported"
+    AUDIT_PRUNED = "audit.pruned"
 
 
 class Outcome(enum.StrEnum):

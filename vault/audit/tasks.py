@@ -1,9 +1,15 @@
 """Background work on the audit log."""
 
+import structlog
 from celery import Celery
+from psycopg2.errors import InsufficientPrivilege
+from sqlalchemy.exc import ProgrammingError
 
-from vault.broker import TASK_SETTLE_AUDIT
+from vault.audit.service import WORKER
+from vault.broker import TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT
 from vault.container import Container
+
+log = structlog.get_logger(__name__)
 
 
 def register(celery: Celery, container: Container) -> None:
@@ -12,3 +18,16 @@ def register(celery: Celery, container: Container) -> None:
     @celery.task(name=TASK_SETTLE_AUDIT, shared=False)
     def settle_audit() -> None:
         container.settling.settle()
+
+    @celery.task(name=TASK_ENFORCE_RETENTION, shared=False)
+    def enforce_retention() -> None:
+        try:
+            deleted = container.audit_retention.enforce(WORKER)
+        except ProgrammingError as exc:
+            if isinstance(exc.orig, InsufficientPrivilege):
+                log.error(
+                    "audit_retention_refused", hint="AUDIT_ADMIN_DATABASE_URL needs a role that may delete events"
+                )
+            raise
+        if deleted:
+            log.info("audit_pruned", events=deleted)

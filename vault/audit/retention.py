@@ -1,0 +1,47 @@
+"""How long events are kept: what is older is deleted, and the deletion is an event."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action, AuditEvent
+from vault.audit.service import Actor, AuditService
+
+_BATCH: Final = 5000
+
+
+class Retention:
+    """`sessions` are of a role that may delete events, as the application's need not. 0 days keep them for ever."""
+
+    def __init__(
+        self, sessions: sessionmaker[Session], *, days: int, audit: AuditService, clock: Callable[[], datetime]
+    ) -> None:
+        self._sessions = sessions
+        self._days = days
+        self._audit = audit
+        self._clock = clock
+
+    def enforce(self, actor: Actor, *, batch: int = _BATCH) -> int:
+        """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm."""
+        if self._days == 0:
+            return 0
+        before = self._clock() - timedelta(days=self._days)
+        deleted = 0
+        while True:
+            done = self._delete_some(before, batch, actor)
+            deleted += done
+            if done < batch:
+                return deleted
+
+    def _delete_some(self, before: datetime, batch: int, actor: Actor) -> int:
+        oldest = sa.select(AuditEvent.id).where(AuditEvent.at < before).order_by(AuditEvent.at, AuditEvent.id)
+        delete = sa.delete(AuditEvent).where(AuditEvent.id.in_(oldest.limit(batch)))
+        with self._sessions.begin() as session:
+            result = session.execute(delete.execution_options(synchronize_session=False))
+            done = int(result.rowcount)  # type: ignore[attr-defined]
+            if done:
+                self._audit.record(session, actor, Action.AUDIT_PRUNED, events=done, before=before.isoformat())
+        return done
