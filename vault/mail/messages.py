@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import idna
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from vault.errors import VaultError
@@ -36,19 +37,31 @@ class OutgoingMail:
 
 
 class MailDelayed(VaultError):
-    """The provider cannot take the mail now; trying again later can help. `reason` is a short word for the row."""
+    """The provider cannot take the mail now; trying again later can help, `retry_after_seconds` at the earliest.
+
+    `reason` is a short word for the row and the log; `answer`, what the provider said, is for a terminal only, since
+    it may repeat the address.
+    """
 
     code = "mail_delayed"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, answer: str = "", retry_after_seconds: float = 0) -> None:
         super().__init__()
         self.reason = reason
+        self.answer = answer
+        self.retry_after_seconds = retry_after_seconds
 
 
 class MailRefused(MailDelayed):
     """The provider will never take this mail."""
 
     code = "mail_refused"
+
+
+def deliverable(address: str) -> str:
+    """The address with its domain in A-labels, as mail without SMTPUTF8 needs it."""
+    local, _, domain = email.utils.parseaddr(address)[1].rpartition("@")
+    return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}" if not domain.isascii() else address
 
 
 class Mailer(Protocol):

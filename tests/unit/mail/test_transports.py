@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from email.message import EmailMessage
 from email.parser import BytesParser
 from pathlib import Path
@@ -115,8 +115,11 @@ def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: A
         loop.close()
 
 
-def make_certificate(folder: Path, *names: x509.GeneralName) -> Path:
-    """A self-signed certificate for these names, with its key, in one PEM file."""
+LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+
+
+def make_certificate(folder: Path, name: x509.GeneralName = LOOPBACK) -> Path:
+    """A self-signed certificate for this name, with its key, in one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
     now = datetime.datetime.now(datetime.UTC)
@@ -128,7 +131,7 @@ def make_certificate(folder: Path, *names: x509.GeneralName) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -148,7 +151,7 @@ def server_side(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    return make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture
@@ -160,11 +163,14 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # --- a server that follows a script ---------------------------------------------------------------------------------
 
-HANG, DROP = "hang", "drop"
+HANG, DROP, TRICKLE = "hang", "drop", "trickle"
 
 
 class ScriptedServer:
-    """Answers each SMTP command with a fixed reply; HANG says nothing more, DROP closes the connection."""
+    """Answers each SMTP command with a fixed reply; HANG says nothing more, DROP closes the connection.
+
+    A reply that begins with TRICKLE goes on for ever, one byte after the other.
+    """
 
     def __init__(self, **replies: str) -> None:
         self.replies = {
@@ -191,7 +197,7 @@ class ScriptedServer:
     def _serve(self) -> None:
         while True:
             connection, _ = self._socket.accept()
-            with connection, connection.makefile("rwb") as stream:
+            with suppress(BrokenPipeError), connection, connection.makefile("rwb") as stream:
                 if self._closing.is_set():
                     return
                 self._talk(stream)
@@ -214,6 +220,13 @@ class ScriptedServer:
         reply = self.replies.get(key, "250 well")
         if reply == HANG:
             self._closing.wait(20)
+        if reply.startswith(TRICKLE):
+            with suppress(OSError):
+                stream.write(reply.removeprefix(TRICKLE).encode())
+                while not self._closing.wait(0.05):
+                    stream.write(b"x")
+                    stream.flush()
+            return False
         if reply in (HANG, DROP):
             return False
         stream.write(reply.encode() + b"\r\n")
@@ -426,6 +439,7 @@ def test_a_reply_of_five_hundred_is_final_and_of_four_hundred_is_not(
 
     assert type(caught.value) is error
     assert caught.value.reason == f"smtp_{code}"
+    assert caught.value.answer == "about anna@example.org"
     assert "anna" not in str(caught.value)
 
 
@@ -493,6 +507,22 @@ def test_a_server_that_hangs_costs_the_time_limit_and_no_more(
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize("command", ["GREETING", "EHLO", "RCPT", "CONTENT"])
+def test_a_server_that_trickles_costs_the_limit_for_all_of_it(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.4)
+    server = scripted(**{command: f"{TRICKLE}250-"})
+    started = time.monotonic()
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == "TimeoutError"
+    assert time.monotonic() - started < 2
+
+
 def test_a_tls_server_that_hangs_costs_the_time_limit(
     scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,12 +537,17 @@ def test_a_tls_server_that_hangs_costs_the_time_limit(
     assert time.monotonic() - started < 2
 
 
-def test_a_quit_that_hangs_leaves_the_mail_sent(
-    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reply", [HANG, f"{TRICKLE}221-"], ids=["hangs", "trickles"])
+def test_a_quit_without_end_leaves_the_mail_sent(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch, reply: str
 ) -> None:
-    monkeypatch.setattr(transports, "_TIMEOUT_SECONDS", 0.25)
+    monkeypatch.setattr(transports, "_QUIT_SECONDS", 0.25)
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.5)
+    started = time.monotonic()
 
-    send(scripted(QUIT=HANG).port)
+    send(scripted(QUIT=reply).port)
+
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
@@ -525,5 +560,6 @@ def test_a_refused_port_is_asked_again_later(security: str) -> None:
     assert caught.value.reason == "ConnectionRefusedError"
 
 
-def test_the_time_limit_is_well_below_the_outboxs_lease() -> None:
-    assert transports._TIMEOUT_SECONDS * 3 <= LEASE_SECONDS
+def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
+    assert transports._TIMEOUT_SECONDS < transports._TOTAL_SECONDS
+    assert transports._TOTAL_SECONDS * 2 <= LEASE_SECONDS
