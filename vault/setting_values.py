@@ -64,9 +64,18 @@ def region_of_key(kms_key: str) -> str | None:
 
 def public_url(text: str) -> str:
     url = http_url(text)
-    if url.startswith("http:") and not is_loopback(urlsplit(url).hostname):
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if url.startswith("http:") and not is_loopback(host):
         raise ValueError("must be https, unless it is this machine's loopback address")
-    return url
+    if host.isascii():
+        return url
+    # Mails carry it in links and headers, and not every client makes A-labels of it.
+    try:
+        host = idna.encode(host, uts46=True).decode("ascii")
+    except UnicodeError:
+        raise ValueError("has a host that is no domain name") from None
+    return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
 
 
 def http_url(text: str) -> str:
@@ -149,7 +158,8 @@ def email_from(text: str) -> str:
 
 
 def mail_host(text: str) -> str:
-    if not HOST.fullmatch(text) and not is_address(text):
+    # Unlike a URL's, this name may hold what compose puts into those of its services.
+    if not HOST.fullmatch(text.replace("_", "x")) and not is_address(text):
         raise ValueError("must be the name or the address of a server alone; a port goes into SMTP_PORT")
     return text
 

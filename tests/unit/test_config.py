@@ -864,7 +864,7 @@ def test_the_port_goes_with_the_security_unless_it_is_given(load: Load, security
     assert load(**SMTP, SMTP_SECURITY=security, SMTP_PORT="2525").smtp_port == 2525
 
 
-@pytest.mark.parametrize("host", ["mail.example.org:587", "smtp://mail.example.org", "mail example", "[::1]", "m_x"])
+@pytest.mark.parametrize("host", ["mail.example.org:587", "smtp://mail.example.org", "mail example", "[::1]", "-mail"])
 def test_a_mail_server_that_is_more_than_its_name_is_refused(refusal: Refusal, host: str) -> None:
     error = refusal(EMAIL_PROVIDER="smtp", SMTP_HOST=host)
 
@@ -880,6 +880,19 @@ def test_a_login_that_smtp_cannot_carry_is_refused(refusal: Refusal, name: str) 
     assert refusal(**SMTP, **login).problems == {
         name: ["must be printable ASCII, which is all that a login by SMTP can carry"]
     }
+
+
+@pytest.mark.parametrize("host", ["mail.example.org", "mail", "the_mail-server", "192.0.2.7", "2001:db8::7"])
+def test_a_mail_server_is_a_name_or_an_address(load: Load, host: str) -> None:
+    assert load(EMAIL_PROVIDER="smtp", SMTP_HOST=host).smtp_host == host
+
+
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
+def test_links_begin_with_a_host_in_ascii(load: Load, refusal: Refusal, name: str) -> None:
+    settings = load(**{"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail", name: "https://Straße.example:8443/vault/"})
+
+    assert getattr(settings, name.lower()) == "https://xn--strae-oqa.example:8443/vault"
+    assert refusal(**{name: "https://☃ü-.example"}).problems == {name: ["has a host that is no domain name"]}
 
 
 def test_sendgrid_needs_a_key(refusal: Refusal) -> None:

@@ -1,5 +1,6 @@
 """How mail leaves: to this terminal, or by SMTP through Flask-Mail. SendGrid's API is in `vault.mail.sendgrid`."""
 
+import email.utils
 import smtplib
 import ssl
 import sys
@@ -35,7 +36,8 @@ class SmtpMailer:
 
     def __init__(self, mail: Mail, sender: str, *, security: str) -> None:
         self._mail = mail
-        self._sender = sender
+        name, address = email.utils.parseaddr(sender)
+        self._sender = email.utils.formataddr((name, deliverable(address)))
         self._security = security
 
     def send(self, mail: OutgoingMail) -> None:

@@ -3,19 +3,15 @@
 import email.utils
 import json
 import socket
-import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.unit.mail.test_transports import MAIL, mail_to, make_certificate, server_side
+from tests.support.mail_servers import SendGrid, SendGridHandler, make_certificate, sendgrid_server, server_side
+from tests.unit.mail.test_transports import MAIL, mail_to
 from vault.mail import sendgrid
 from vault.mail.messages import MailDelayed, MailRefused
 from vault.mail.outbox import LEASE_SECONDS
@@ -25,72 +21,10 @@ KEY = "SG.key-of-everything"
 SENDER = "Secure Vault <vault@example.org>"
 
 
-class SendGrid(ThreadingHTTPServer):
-    """Answers every request with `status`, `headers` and `body`, after `behave`; keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
-        self.status = 202
-        self.answer_headers: dict[str, str] = {}
-        self.body = b""
-        self.behave: Callable[[_Handler], None] = lambda _: None
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.closing = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def shutdown_request(self, request: Any) -> None:
-        # A connection that the client has cut cannot be shut down in order, and would be left open.
-        self.close_request(request)
-
-    def handle_error(self, *_: Any) -> None:
-        # A client that gives up is what some of these tests are about.
-        pass
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: SendGrid
-
-    def do_POST(self) -> None:
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, dict(self.headers), payload))
-        self.server.behave(self)
-        self.send_response(self.server.status)
-        for name, value in self.server.answer_headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def start() -> Iterator[Callable[..., SendGrid]]:
-    with ExitStack() as stack:
-
-        def started(tls: ssl.SSLContext | None = None) -> SendGrid:
-            server = stack.enter_context(SendGrid(tls))
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            stack.callback(server.closing.set)
-            return server
-
+def server() -> Iterator[SendGrid]:
+    with sendgrid_server() as started:
         yield started
-
-
-@pytest.fixture
-def server(start: Callable[..., SendGrid]) -> SendGrid:
-    return start()
 
 
 def mailer(url: str, sender: str = SENDER) -> SendGridMailer:
@@ -247,12 +181,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sendgrid, "_TOTAL_SECONDS", 0.6)
 
 
-def hang(handler: _Handler) -> None:
+def hang(handler: SendGridHandler) -> None:
     handler.server.closing.wait(20)
 
 
-def trickle(beginning: bytes) -> Callable[[_Handler], None]:
-    def behave(handler: _Handler) -> None:
+def trickle(beginning: bytes) -> Callable[[SendGridHandler], None]:
+    def behave(handler: SendGridHandler) -> None:
         handler.wfile.write(beginning)
         while not handler.server.closing.wait(0.05):
             handler.wfile.write(b"x")
@@ -260,7 +194,7 @@ def trickle(beginning: bytes) -> Callable[[_Handler], None]:
     return behave
 
 
-def drop(handler: _Handler) -> None:
+def drop(handler: SendGridHandler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -275,7 +209,7 @@ def drop(handler: _Handler) -> None:
     ],
 )
 def test_a_server_that_does_not_answer_is_asked_again_later_and_within_the_limit(
-    server: SendGrid, impatient: None, behave: Callable[[_Handler], None], reasons: set[str]
+    server: SendGrid, impatient: None, behave: Callable[[SendGridHandler], None], reasons: set[str]
 ) -> None:
     server.behave = behave
     started = time.monotonic()
@@ -299,35 +233,33 @@ def test_a_refusal_whose_body_never_ends_is_still_a_refusal(server: SendGrid, im
     assert time.monotonic() - started < 2
 
 
-def test_an_encrypted_server_that_trickles_is_cut_too(
-    start: Callable[..., SendGrid], impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendGrid]:
+    """A server whose certificate is put where OpenSSL looks for those of this machine."""
     certificate = make_certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    server = start(server_side(certificate))
-    server.behave = trickle(b"HTTP/1.1 202 ")
+    with sendgrid_server(server_side(certificate)) as started:
+        yield started
+
+
+def test_an_encrypted_server_that_trickles_is_cut_too(encrypted: SendGrid, impatient: None) -> None:
+    encrypted.behave = trickle(b"HTTP/1.1 202 ")
     started = time.monotonic()
 
-    error = failure(server.url.replace("http:", "https:"))
+    error = failure(encrypted.url)
 
     assert error.reason == "TimeoutError"
     assert time.monotonic() - started < 2
 
 
-def test_over_https_a_good_certificate_is_needed(
-    start: Callable[..., SendGrid], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate = make_certificate(tmp_path)
-    server = start(server_side(certificate))
-    url = server.url.replace("http:", "https:")
-
-    refused = failure(url)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    mailer(url).send(MAIL)
+def test_over_https_a_good_certificate_is_needed(encrypted: SendGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    mailer(encrypted.url).send(MAIL)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    refused = failure(encrypted.url)
 
     assert type(refused) is MailDelayed
     assert refused.reason == "SSLCertVerificationError"
-    assert len(server.requests) == 1
+    assert len(encrypted.requests) == 1
 
 
 def test_a_refused_port_is_asked_again_later() -> None:
