@@ -41,6 +41,7 @@ from vault.files.upload import UploadLimits, Uploads
 from vault.files.verifying import Verifier
 from vault.mail.messages import Mailer, MessageRenderer
 from vault.mail.outbox import Outbox
+from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.storage import ObjectStore
@@ -60,6 +61,7 @@ class Container:
     store: ObjectStore
     keys: KeyRing
     outbox: Outbox
+    mail_queue: MailQueue
     credentials: Credentials
     auth: AuthService
     links: MailedLinks
@@ -149,6 +151,7 @@ def build_container(
         store=store,
         keys=keys,
         outbox=outbox,
+        mail_queue=MailQueue(sessions, announce=outbox.announce, clock=clock),
         credentials=credentials,
         auth=AuthService(
             sessions,
