@@ -19,6 +19,7 @@ class TokenPurpose(enum.StrEnum):
     VERIFY_EMAIL = "verify_email"
     RESET_PASSWORD = "reset_password"  # noqa: S105  # a purpose, no password
     CHANGE_EMAIL = "change_email"
+    ADMIN_INVITATION = "admin_invitation"
 
 
 class User(UuidKey, Base):

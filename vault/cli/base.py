@@ -15,10 +15,11 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
+from vault.auth.addresses import Address, parse_address
 from vault.config import SettingsError
 from vault.container import Container
 from vault.encryption.errors import KeyFailure
-from vault.errors import VaultError
+from vault.errors import InputRefused, VaultError
 from vault.files.verifying import Finding, VerifyReport
 
 # What shells report for a program that Ctrl-C has ended: 128 and the signal's number.
@@ -75,7 +76,22 @@ class _KeyRef(click.ParamType[str]):
         return value
 
 
+class _MailAddress(click.ParamType[Address]):
+    """An address as people type it."""
+
+    name = "email"
+
+    def convert(self, value: str | Address, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        if isinstance(value, Address):
+            return value
+        try:
+            return parse_address(value)
+        except InputRefused:
+            self.fail("This is no mail address.", param, ctx)
+
+
 KEY_REF: Final = _KeyRef()
+MAIL_ADDRESS: Final = _MailAddress()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 

@@ -21,6 +21,7 @@ class MailKind(enum.StrEnum):
     EMAIL_CHANGE_REQUESTED = "email_change_requested"
     EMAIL_CHANGED = "email_changed"
     ACCOUNT_DELETED = "account_deleted"
+    ADMIN_INVITATION = "admin_invitation"
 
 
 class MailState(enum.StrEnum):
