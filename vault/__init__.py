@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from vault.admin import routes as admin_routes
 from vault.auth import pages
 from vault.auth import routes as auth_routes
 from vault.auth import tasks as auth_tasks
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     rest = api.register(app)
     rest.register_blueprint(auth_routes.blueprint)
     rest.register_blueprint(files_routes.blueprint)
+    rest.register_blueprint(admin_routes.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(health.blueprint)
 

@@ -10,9 +10,13 @@ from celery import Celery
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from vault.admin.inviting import Invitations
+from vault.admin.service import Administration
 from vault.audit.service import AuditService
 from vault.auth.accounts import Accounts
+from vault.auth.admins import Admins
 from vault.auth.credentials import Credentials
+from vault.auth.erasing import Eraser
 from vault.auth.links import MailedLinks
 from vault.auth.passwords import Passwords
 from vault.auth.service import AuthService
@@ -66,6 +70,9 @@ class Container:
     auth: AuthService
     links: MailedLinks
     accounts: Accounts
+    admins: Admins
+    administration: Administration
+    invitations: Invitations
     sweeper: Sweeper
     user_sessions: UserSessions
     files: FileService
@@ -125,6 +132,12 @@ def build_container(
     credentials = Credentials(
         sessions, passwords=passwords, key=derive_key(settings.secret_key, "counters"), clock=clock
     )
+    eraser = Eraser(
+        credentials=credentials,
+        remove_files_later=_bound(publish, TASK_REMOVE_FILES_OF),
+        outbox=outbox,
+        audit=audit,
+    )
     remove_later = _bound(publish, TASK_REMOVE_FILE)
     uploads = Uploads(
         sessions,
@@ -176,10 +189,21 @@ def build_container(
             passwords=passwords,
             credentials=credentials,
             user_sessions=user_sessions,
-            remove_files_later=_bound(publish, TASK_REMOVE_FILES_OF),
+            eraser=eraser,
             outbox=outbox,
             audit=audit,
         ),
+        admins=Admins(sessions, audit=audit),
+        administration=Administration(
+            sessions,
+            user_sessions=user_sessions,
+            eraser=eraser,
+            outbox=outbox,
+            audit=audit,
+            clock=clock,
+            default_quota_bytes=settings.default_quota_bytes,
+        ),
+        invitations=Invitations(sessions, user_sessions=user_sessions, outbox=outbox, audit=audit, clock=clock),
         sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=clock),
         user_sessions=user_sessions,
         files=FileService(

@@ -6,6 +6,7 @@ database's clock (`db_now`), since the clocks of many machines differ.
 
 import sqlite3
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -91,6 +92,12 @@ _SQLITE_PRAGMAS: Final = (
     # A shredded key must not survive in a free page.
     "PRAGMA secure_delete = ON",
 )
+
+
+def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """That a row's columns, taken together, are less than these values: where a list in falling order goes on."""
+    bound = [sa.bindparam(None, value, column.type) for value, column in zip(values, columns, strict=True)]
+    return sa.tuple_(*columns) < sa.tuple_(*bound)
 
 
 def create_engine(url: str) -> Engine:

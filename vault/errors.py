@@ -11,8 +11,10 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
+    ├── Forbidden             forbidden             of somebody who is signed in and is no administrator
     ├── WrongPassword         wrong_password        of somebody who is signed in
     ├── LastAdmin             last_admin            without this one, nobody could administer the vault
+    ├── UserDisabled          user_disabled         the account is disabled, so no link of it would work
     ├── RateLimited           rate_limited          too many requests of one network or about one address
     ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so none is let through
     ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
@@ -100,6 +102,11 @@ class TokenReused(Unauthorized):
     detail = "This refresh token was used before. The session has been ended: sign in again."
 
 
+class Forbidden(VaultError):
+    code = "forbidden"
+    detail = "Only an administrator may do this."
+
+
 class WrongPassword(VaultError):
     """The same for a password that is wrong and for any that comes too soon after others."""
 
@@ -110,6 +117,11 @@ class WrongPassword(VaultError):
 class LastAdmin(VaultError):
     code = "last_admin"
     detail = "This is the last active administrator. Make somebody else one first."
+
+
+class UserDisabled(VaultError):
+    code = "user_disabled"
+    detail = "This account is disabled. Enable it first."
 
 
 class RateLimited(VaultError):

@@ -18,7 +18,7 @@ from tests.support.seeding import insert_rows
 from tests.support.vault import Person, Vault, refusal
 from vault.files.listing import Listing, Sort
 from vault.files.models import File, FileState
-from vault.files.names import fold
+from vault.folding import fold
 
 FILES = "/api/v1/files"
 SORTS = ["name", "created_at", "size", "content_type"]

@@ -1,11 +1,13 @@
 """One head that comes from nothing, goes to nothing, and is what the models say."""
 
+import uuid
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
-from flask_migrate import check, downgrade, upgrade
+from flask_migrate import check, downgrade, stamp, upgrade
 
 from tests.support.services import postgres_database
 from tests.support.settings import make_settings
@@ -13,6 +15,7 @@ from tests.support.vault import Vault
 from vault import create_app
 from vault.config import ROOT
 from vault.container import build_container
+from vault.folding import fold
 
 
 def up_and_down(folder: Path, database_url: str) -> None:
@@ -34,6 +37,34 @@ def test_sqlite_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> None:
 def test_postgresql_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> None:
     with postgres_database() as url:
         up_and_down(tmp_path, url)
+
+
+def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, database_url: str) -> None:
+    with postgres_database() if database_url.startswith("postgresql") else nullcontext() as url:
+        container = build_container(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
+        users = [("Zoë@example.org", "I\u0307stanbul Straße"), ("x@example.org", "")]
+        users += [(f"p{number}@example.org", f"{number}") for number in range(700)]
+        insert = sa.text(
+            "INSERT INTO users (id, email, email_key, full_name, password_version, role, used_bytes, reserved_bytes,"
+            " created_at) VALUES (:id, :email, :id, :name, 0, 'user', 0, 0, CURRENT_TIMESTAMP)"
+        )
+        with create_app(container=container).app_context():
+            before = ScriptDirectory(str(ROOT / "migrations")).get_revision("0011").down_revision
+            upgrade(revision=before)
+            with container.engine.begin() as connection:
+                connection.execute(
+                    insert, [{"id": str(uuid.uuid4()), "email": email, "name": name} for email, name in users]
+                )
+            upgrade()
+            if url is not None:
+                # Interrupted right before its end: on SQLite it would be undone as a whole.
+                stamp(revision=before)
+                upgrade()
+        with container.engine.connect() as connection:
+            found = dict(connection.execute(sa.text("SELECT full_name, search_text FROM users")).all())
+        container.engine.dispose()
+
+    assert found == {name: fold(f"{email}\n{name}") for email, name in users}
 
 
 def test_there_is_one_head() -> None:

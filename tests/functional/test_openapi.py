@@ -55,7 +55,8 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
             problem = operation["responses"]["default"]
             assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
             closed = any(
-                part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files")
+                part in path
+                for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files", "/admin")
             )
             assert operation.get("security", []) == ([{"bearer": []}] if closed else []), where
     for response in document["components"]["responses"].values():
@@ -76,6 +77,7 @@ def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_t
             assert {"422", "503"} <= failures.keys()
             assert ("security" not in operation) or "401" in failures
             assert ("{" not in path) or "404" in failures
+            assert ("/admin/" not in path) or "403" in failures
             assert ("/auth/" not in path) or "429" in failures
             assert takes_json is ("415" in failures)
             assert not takes_json or {"400", "413"} <= failures.keys()

@@ -12,7 +12,7 @@ from vault.encryption.header import Suite, create_header, open_keys
 from vault.encryption.metadata import seal_digest
 from vault.encryption.segments import ContentKey, seal_stream
 from vault.files.models import File, FileState
-from vault.files.names import fold
+from vault.folding import fold
 from vault.storage import object_key
 
 _BATCH = 1000

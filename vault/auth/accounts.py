@@ -1,28 +1,24 @@
 """What people change about their own accounts with their password: the password, the address, or that they have one."""
 
-import uuid
-from collections.abc import Callable
-
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import parse_address
+from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.credentials import Credentials, Verdict
+from vault.auth.erasing import Eraser
 from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import SignedIn, UserSessions
-from vault.errors import InputRefused, LastAdmin, Unauthorized, WrongPassword
-from vault.files.shredding import shred_all_of
+from vault.errors import Busy, InputRefused, Unauthorized, WrongPassword
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
 
 class Accounts:
-    """`remove_files_later` asks for the objects of a deleted person's files to be removed."""
-
     def __init__(
         self,
         sessions: sessionmaker[Session],
@@ -30,7 +26,7 @@ class Accounts:
         passwords: Passwords,
         credentials: Credentials,
         user_sessions: UserSessions,
-        remove_files_later: Callable[[uuid.UUID], None],
+        eraser: Eraser,
         outbox: Outbox,
         audit: AuditService,
     ) -> None:
@@ -38,7 +34,7 @@ class Accounts:
         self._passwords = passwords
         self._credentials = credentials
         self._user_sessions = user_sessions
-        self._remove_files_later = remove_files_later
+        self._eraser = eraser
         self._outbox = outbox
         self._audit = audit
 
@@ -94,17 +90,15 @@ class Accounts:
         user = self._user(who)
         self._require_password(user, password, Action.USER_DELETED, actor)
         with self._sessions.begin() as session:
-            if who.role == Role.ADMIN:
-                self._refuse_last_admin(session, who.user_id)
+            admins = lock_active_admins(session) if who.role == Role.ADMIN else None
             user = self._locked(session, who, user.password_version)
-            files = shred_all_of(session, user.id)
-            kill_links(session, user.id)
-            self._credentials.forget(session, user.email_key)
-            job_id = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, request_id=actor.request_id)
-            self._audit.record(session, actor, Action.USER_DELETED, target=("user", user.id), files=files)
-            session.delete(user)
-        self._outbox.announce(job_id)
-        self._remove_files_later(who.user_id)
+            if admins is not None:
+                refuse_last_admin(admins, user)
+            elif user.role == Role.ADMIN:
+                # Made one since the request began: the others cannot be locked any more, in the order of all.
+                raise Busy
+            follow_up = self._eraser.erase(session, user, Action.USER_DELETED, actor)
+        follow_up()
 
     def _user(self, who: SignedIn) -> User:
         with self._sessions.begin() as session:
@@ -131,15 +125,3 @@ class Accounts:
         if user.password_version != checked_version:
             raise WrongPassword
         return user
-
-    @staticmethod
-    def _refuse_last_admin(session: Session, user_id: uuid.UUID) -> None:
-        """Raise LastAdmin unless another one is left. All are locked, in one order, so that two cannot both go."""
-        others = session.scalars(
-            sa.select(User.id)
-            .where(User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None))
-            .order_by(User.id)
-            .with_for_update()
-        ).all()
-        if set(others) <= {user_id}:
-            raise LastAdmin

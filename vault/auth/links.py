@@ -13,7 +13,7 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import Address, parse_address
 from vault.auth.credentials import Credentials
-from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
@@ -77,6 +77,8 @@ class MailedLinks:
     def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
         """Set a password by a mailed token: every session and every other link of the account ends.
 
+        A token that invites an administrator also makes the account one.
+
         Raises InvalidToken, and InputRefused or Busy, after which the token still works.
         """
         with self._sessions.begin() as session:
@@ -85,7 +87,7 @@ class MailedLinks:
         check_strength(new_password, hints, field="new_password")
         password_hash = self._passwords.hash(new_password)
         with self._sessions.begin() as session:
-            _, user = self._resettable(session, token)
+            found, user = self._resettable(session, token)
             user.password_hash, user.password_version = password_hash, user.password_version + 1
             user.email_verified_at = user.email_verified_at or self._clock()
             ended = self._user_sessions.end_all(session, user.id)
@@ -94,8 +96,18 @@ class MailedLinks:
             self._credentials.end_delays(session, user.email_key)
             who = actor.known_as(user.id, user.email)
             self._audit.record(session, who, Action.PASSWORD_RESET, target=("user", user.id), sessions=ended)
+            if found.purpose == TokenPurpose.ADMIN_INVITATION:
+                self._make_admin(session, user, who)
             job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
         self._outbox.announce(job_id)
+
+    def _make_admin(self, session: Session, user: User, who: Actor) -> None:
+        if user.role != Role.ADMIN:
+            old, user.role = user.role, Role.ADMIN
+            target = ("user", user.id)
+            self._audit.record(
+                session, who, Action.ADMIN_ROLE_CHANGED, target=target, reason="invitation", old=old, new=user.role
+            )
 
     def _verify(self, token: str, actor: Actor) -> uuid.UUID | None:
         with self._sessions.begin() as session:
@@ -141,7 +153,7 @@ class MailedLinks:
         self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
 
     def _resettable(self, session: Session, token: str) -> tuple[EmailToken, User]:
-        found, user = self._locked(session, token, (TokenPurpose.RESET_PASSWORD,))
+        found, user = self._locked(session, token, (TokenPurpose.RESET_PASSWORD, TokenPurpose.ADMIN_INVITATION))
         if found.used_at is not None or found.expires_at <= self._clock() or found.email_key != user.email_key:
             raise InvalidToken
         return found, user

@@ -5,9 +5,11 @@ import uuid
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.orm import Mapped, mapped_column
 
 from vault.db import Base, UuidKey
+from vault.folding import fold
 
 
 class Role(enum.StrEnum):
@@ -22,9 +24,15 @@ class TokenPurpose(enum.StrEnum):
     ADMIN_INVITATION = "admin_invitation"
 
 
+def _newest(name: str, which: str) -> sa.Index:
+    where = sa.text(which)
+    return sa.Index(f"ix_users_{name}", "created_at", "id", postgresql_where=where, sqlite_where=where)
+
+
 class User(UuidKey, Base):
     """A person. `email` is the address as it was given, `email_key` its canonical form (see auth.addresses).
 
+    `search_text` is what administrators search in: address and name, folded whenever one of them is written.
     `password_version` counts passwords, not hashes: one password is hashed anew when the parameters have changed.
     """
 
@@ -32,11 +40,22 @@ class User(UuidKey, Base):
     __table_args__ = (
         sa.CheckConstraint("role IN ('user', 'admin')", name="role"),
         sa.CheckConstraint("used_bytes >= 0 AND reserved_bytes >= 0", name="bytes"),
+        # The list of everybody, and those of the few that are looked for among them.
+        sa.Index("ix_users_created_at_id", "created_at", "id"),
+        _newest("admins", "role = 'admin'"),
+        _newest("disabled", "disabled_at IS NOT NULL"),
+        sa.Index(
+            "ix_users_search_trigrams",
+            "search_text",
+            postgresql_using="gin",
+            postgresql_ops={"search_text": "gin_trgm_ops"},
+        ).ddl_if(dialect="postgresql"),
     )
 
     email: Mapped[str] = mapped_column(sa.String(254))
     email_key: Mapped[str] = mapped_column(sa.String(512), unique=True)
     full_name: Mapped[str] = mapped_column(sa.String(200), default="")
+    search_text: Mapped[str] = mapped_column(sa.Text, server_default="")
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))
     password_version: Mapped[int] = mapped_column(sa.Integer, default=0)
     role: Mapped[str] = mapped_column(sa.String(16), default=Role.USER)
@@ -47,6 +66,12 @@ class User(UuidKey, Base):
     reserved_bytes: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     last_login_at: Mapped[datetime | None]
+
+
+@event.listens_for(User, "before_insert")
+@event.listens_for(User, "before_update")
+def _keep_searchable(_mapper: object, _connection: object, user: User) -> None:
+    user.search_text = fold(f"{user.email}\n{user.full_name or ''}")
 
 
 class UserSession(UuidKey, Base):

@@ -1,4 +1,4 @@
-"""The `flask` commands: keys, files and mail; `flask db` comes from Flask-Migrate.
+"""The `flask` commands: keys, users, files and mail; `flask db` comes from Flask-Migrate.
 
 A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
 what is missing when they run.
@@ -14,6 +14,7 @@ from vault.cli.base import Unconfigured
 from vault.cli.file_commands import files
 from vault.cli.key_commands import keys
 from vault.cli.mail_commands import mail
+from vault.cli.user_commands import users
 from vault.config import Settings, SettingsError
 from vault.logs import configure_logging
 
@@ -29,8 +30,11 @@ def create_cli_app() -> Flask:
     else:
         configure_logging("WARNING", "console")
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+        # It misses a host name also where the broker is a directory.
+        logging.getLogger("kombu.connection").setLevel(logging.ERROR)
         app = create_app(settings)
     app.cli.add_command(keys)
     app.cli.add_command(files)
+    app.cli.add_command(users)
     app.cli.add_command(mail)
     return app

@@ -15,6 +15,8 @@ from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
+from vault.admin.service import MAX_BYTES, Quota
+from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
 from vault.config import SettingsError
 from vault.container import Container
@@ -26,6 +28,7 @@ from vault.files.verifying import Finding, VerifyReport
 _INTERRUPTED: Final = 130
 _LINE_EVERY_SECONDS: Final = 10.0
 _SAMPLE: Final = 100
+_UNITS: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 
 
 class Unconfigured:
@@ -46,6 +49,9 @@ class Commands(AppGroup):
             return super().invoke(ctx)
         except KeyFailure as exc:
             raise click.ClickException(f"{exc.detail} ({exc.code}: {exc.reason})") from exc
+        except InputRefused as exc:
+            problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
+            raise click.ClickException(problems) from exc
         except VaultError as exc:
             raise click.ClickException(f"{exc.detail} ({exc.code})") from exc
         except SQLAlchemyError as exc:
@@ -63,6 +69,11 @@ def container() -> Container:
     # Touched here, so that a missing setting is told before a command prints anything.
     _ = found.settings
     return found
+
+
+def operator() -> Actor:
+    """Whoever runs this command, as an actor of audit events."""
+    return Actor()
 
 
 class _KeyRef(click.ParamType[str]):
@@ -90,8 +101,26 @@ class _MailAddress(click.ParamType[Address]):
             self.fail("This is no mail address.", param, ctx)
 
 
+class _Quota(click.ParamType[Quota]):
+    """`default`, or bytes: a number, with KiB, MiB, GiB or TiB behind it where that is shorter."""
+
+    name = "bytes"
+
+    def convert(self, value: str | Quota, param: click.Parameter | None, ctx: click.Context | None) -> Quota:
+        if isinstance(value, Quota):
+            return value
+        if value == "default":
+            return Quota(None)
+        found = re.fullmatch(r"([0-9]{1,19})(B|KiB|MiB|GiB|TiB|)", value)
+        size = int(found[1]) * _UNITS[found[2]] if found else -1
+        if not 0 <= size <= MAX_BYTES:
+            self.fail("Give bytes, as 10737418240 or 10GiB (KiB, MiB, TiB), or the word default.", param, ctx)
+        return Quota(size)
+
+
 KEY_REF: Final = _KeyRef()
 MAIL_ADDRESS: Final = _MailAddress()
+QUOTA: Final = _Quota()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 

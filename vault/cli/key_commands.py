@@ -33,37 +33,23 @@ def status(as_json: bool) -> None:
 
     Exits 1 if the primary or a key that files need is retired, not configured, or not known.
     """
-    usage = container().key_usage
-    uses, retired = usage.by_ref(), usage.retired()
-    try:
-        provider, ref = usage.primary()
-    except KeyFailure as exc:
-        provider, ref = container().keys.primary.name, None
+    found = container().key_usage.overview()
+    if found.failure is not None:
         click.echo(
-            f"The primary's ARN is not known: the key service refused or did not answer ({exc.reason}).", err=True
+            f"The primary's ARN is not known: the key service refused or did not answer ({found.failure}).", err=True
         )
     if as_json:
-        rows = [
-            {
-                "provider": use.provider,
-                "key_ref": use.key_ref,
-                "rows": use.rows,
-                "state": use.state.name.lower(),
-                "primary": (use.provider, use.key_ref) == (provider, ref),
-            }
-            for use in uses
-        ]
-        primary = {"provider": provider, "key_ref": ref, "retired": ref in retired}
-        click.echo(json.dumps({"primary": primary, "keys": rows, "retired": list(retired)}))
+        click.echo(json.dumps(found.as_dict()))
     else:
-        click.echo(f"primary  {provider}  {ref or 'not known'}{'  RETIRED: uploads fail' if ref in retired else ''}")
-        for use in uses:
+        warning = "  RETIRED: uploads fail" if found.primary_is_retired else ""
+        click.echo(f"primary  {found.primary_provider}  {found.primary_ref or 'not known'}{warning}")
+        for use in found.uses:
             click.echo(f"{use.rows:>9} files  {use.provider}  {use.key_ref}{_unless_available(use)}")
-        if not uses:
+        if not found.uses:
             click.echo("No file is stored yet.")
-        for retired_ref in retired:
+        for retired_ref in found.retired:
             click.echo(f"retired  {retired_ref}")
-    if ref in retired or any(use.state is not KeyState.AVAILABLE for use in uses):
+    if found.primary_is_retired or any(use.state is not KeyState.AVAILABLE for use in found.uses):
         sys.exit(1)
 
 

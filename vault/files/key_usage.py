@@ -4,7 +4,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
@@ -55,6 +55,39 @@ class KeyCheck:
     failure: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class KeyOverview:
+    """What rows depend on, and what new files get; `primary_ref` is None, with why, while KMS does not tell it."""
+
+    primary_provider: str
+    primary_ref: str | None
+    failure: str | None
+    uses: Sequence[KeyUse]
+    retired: Sequence[str]
+
+    @property
+    def primary_is_retired(self) -> bool:
+        return self.primary_ref in self.retired
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: the shape that the API and `flask keys status --json` show."""
+        primary = (self.primary_provider, self.primary_ref)
+        return {
+            "primary": {"provider": primary[0], "key_ref": primary[1], "retired": self.primary_is_retired},
+            "keys": [
+                {
+                    "provider": use.provider,
+                    "key_ref": use.key_ref,
+                    "rows": use.rows,
+                    "state": use.state.name.lower(),
+                    "primary": (use.provider, use.key_ref) == primary,
+                }
+                for use in self.uses
+            ],
+            "retired": list(self.retired),
+        }
+
+
 class KeyUsage:
     def __init__(
         self,
@@ -88,6 +121,15 @@ class KeyUsage:
             KeyUse(provider, ref, count, KeyState.RETIRED if ref in retired else self._state(provider, ref))
             for provider, ref, count in rows
         ]
+
+    def overview(self) -> KeyOverview:
+        """All of it, as far as it can be told without KMS if that does not answer."""
+        uses, retired = self.by_ref(), self.retired()
+        try:
+            provider, ref = self.primary()
+        except KeyFailure as exc:
+            return KeyOverview(self._keys.primary.name, None, exc.reason, uses, retired)
+        return KeyOverview(provider, ref, None, uses, retired)
 
     def check(self) -> Iterator[KeyCheck]:
         """Unwrap one file's key per ref in use, then wrap and unwrap a canary with the primary."""

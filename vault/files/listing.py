@@ -13,8 +13,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
+from vault.db import comes_before
 from vault.files.models import File, FileState
-from vault.files.names import clean_search
+from vault.folding import clean_search
 
 SortKey = str | int | datetime
 
@@ -62,3 +63,30 @@ class Listing:
     def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
         """Where a list goes on behind this row."""
         return getattr(row, _COLUMNS[self.sort].key), row.id
+
+
+@dataclass(frozen=True, slots=True)
+class ListingOfAll:
+    """Files of one person, or of everybody person by person; the newest of each first.
+
+    The index that serves the lists of their owners serves this one as well.
+    """
+
+    owner_id: uuid.UUID | None = None
+
+    def query(self, after: tuple[str, uuid.UUID] | None) -> sa.Select[File]:
+        """The rows behind `after`, in order."""
+        key = (File.owner_id, File.created_at, File.id)
+        query = sa.select(File).where(File.state == FileState.READY)
+        if self.owner_id is not None:
+            query = query.where(File.owner_id == self.owner_id)
+        if after is not None:
+            owner_id, created_at = after[0].split(" ")
+            values = (uuid.UUID(owner_id), datetime.fromisoformat(created_at), after[1])
+            query = query.where(comes_before(key, values))
+        return query.order_by(*(part.desc() for part in key))
+
+    @staticmethod
+    def key_of(row: File) -> tuple[str, uuid.UUID]:
+        """Where a list goes on behind this row."""
+        return f"{row.owner_id} {row.created_at.isoformat()}", row.id

@@ -7,8 +7,6 @@ from typing import Final
 from vault.errors import InputRefused
 
 MAX_LENGTH: Final = 255
-# What a trigram index can look up.
-MIN_SEARCH: Final = 3
 # RFC 9110, 8.3.1: type "/" subtype, parameters with token or quoted-string values
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _CONTENT_TYPE: Final = re.compile(rf'({_WORD}/{_WORD})((?:[ \t]*;[ \t]*{_WORD}=(?:{_WORD}|"[^"\\\r\n]*"))*)[ \t;]*')
@@ -22,19 +20,6 @@ def clean_name(name: str) -> str:
     if not 1 <= len(normal) <= MAX_LENGTH:
         raise InputRefused({"name": [f"Must have 1 to {MAX_LENGTH} characters."]})
     return normal
-
-
-def fold(name: str) -> str:
-    """The form in which names are sorted and searched, the same on every database."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def clean_search(text: str) -> str:
-    """Part of a name, folded. Raises InputRefused if it is then shorter than 3 characters."""
-    folded = fold(text)
-    if len(folded) < MIN_SEARCH:
-        raise InputRefused({"search": [f"Must have at least {MIN_SEARCH} characters."]})
-    return folded
 
 
 def clean_content_type(text: str) -> str:

@@ -9,7 +9,8 @@ from marshmallow.validate import Length, OneOf, Range
 
 from vault.encryption.header import Suite
 from vault.files.listing import Sort
-from vault.files.names import MAX_LENGTH, MIN_SEARCH, clean_name
+from vault.files.names import MAX_LENGTH, clean_name
+from vault.folding import MIN_SEARCH
 from vault.http.api import Count, Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
 

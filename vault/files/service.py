@@ -1,9 +1,13 @@
-"""Files of a signed-in person: store, list, look at, rename, read, delete."""
+"""Files: what their owners do (store, list, look at, rename, read, delete), and what administrators may.
+
+An administrator sees and deletes what he does not own, and never opens it.
+"""
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -14,13 +18,14 @@ from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
 from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.files.download import Download, Downloads
-from vault.files.listing import Listing, SortKey
+from vault.files.listing import Listing, ListingOfAll, SortKey
 from vault.files.models import File, FileState
-from vault.files.names import clean_name, fold
+from vault.files.names import clean_name
 from vault.files.reading import ByteRange, StoredFile, ready_files
 from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.files.upload import Incoming, Uploads
 from vault.files.usage import Usage, usage_of
+from vault.folding import fold
 
 # Of a file's facts: the object's id and the row's version.
 Version = tuple[uuid.UUID, int]
@@ -28,12 +33,13 @@ Version = tuple[uuid.UUID, int]
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What a person may know about a file of his own.
+    """What a person may know about a file of his own, and an administrator about any.
 
     `sha256` is None where it was not asked for or has no key, `cipher` where the row's header is damaged.
     """
 
     id: uuid.UUID
+    owner_id: uuid.UUID
     name: str
     content_type: str
     size: int
@@ -161,11 +167,38 @@ class FileService:
 
     def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
+        self._delete(file_id, Action.FILE_DELETED, actor, File.owner_id == owner_id)
+
+    def list_of_all(
+        self,
+        listing: ListingOfAll,
+        actor: Actor,
+        *,
+        limit: int,
+        after: tuple[str, uuid.UUID] | None = None,
+    ) -> Page:
+        """For an administrator: `limit` files at most, beginning behind `after`.
+
+        Audited, unlike lists of one's own: it shows names that others have given.
+        """
+        target = ("user", listing.owner_id) if listing.owner_id else None
+        with self._sessions.begin() as session:
+            rows = session.scalars(listing.query(after).limit(limit + 1)).all()
+            self._audit.record(session, actor, Action.ADMIN_FILES_LISTED, target=target)
+        next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
+        return Page([_info(row) for row in rows[:limit]], next_after)
+
+    def delete_any(self, file_id: uuid.UUID, actor: Actor) -> None:
+        """For an administrator: shred a file, whoever owns it. Raises NotFound."""
+        self._delete(file_id, Action.ADMIN_FILE_DELETED, actor)
+
+    def _delete(self, file_id: uuid.UUID, action: Action, actor: Actor, *where: sa.ColumnElement[bool]) -> None:
         try:
             with self._sessions.begin() as session:
-                row, file = _ready(session, owner_id, file_id)
+                row, file = _one_ready(session, File.id == file_id, *where)
                 shred(session, Shreddable.of(row), end_lease=True)
-                self._audit.record(session, actor, Action.FILE_DELETED, target=("file", file_id))
+                details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
+                self._audit.record(session, actor, action, target=("file", file_id), **details)
         except TransitionLost as exc:
             raise NotFound from exc
         self._downloads.forget(file)
@@ -184,7 +217,11 @@ class FileService:
 
 def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
     """Found by id and owner and state in one query: somebody else's file does not exist."""
-    found = session.execute(ready_files(File.id == file_id, File.owner_id == owner_id)).one_or_none()
+    return _one_ready(session, File.id == file_id, File.owner_id == owner_id)
+
+
+def _one_ready(session: Session, *where: sa.ColumnElement[bool]) -> tuple[File, StoredFile]:
+    found = session.execute(ready_files(*where)).one_or_none()
     if found is None:
         raise NotFound
     return found[0], StoredFile.of(found[0], key_is_retired=found[1])
@@ -202,6 +239,7 @@ def _info(row: File, digest: bytes | None = None) -> FileInfo:
     assert row.size_bytes is not None
     return FileInfo(
         id=row.id,
+        owner_id=row.owner_id,
         name=row.name,
         content_type=row.content_type,
         size=row.size_bytes,

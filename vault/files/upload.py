@@ -37,11 +37,11 @@ from vault.errors import (
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
-from vault.files.names import fold
 from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.files.usage import count_of, free_bytes_of
 from vault.files.writing import NewObject, write_object
+from vault.folding import fold
 from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.

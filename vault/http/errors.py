@@ -28,6 +28,7 @@ STATUS: Final = {
     "key_not_known": 404,
     "key_in_use": 409,
     "last_admin": 409,
+    "user_disabled": 409,
     "upload_lost": 409,
     "precondition_failed": 412,
     "too_large": 413,

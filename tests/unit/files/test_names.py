@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vault.errors import InputRefused
-from vault.files.names import MAX_LENGTH, clean_content_type, clean_name, clean_search, fold
+from vault.files.names import MAX_LENGTH, clean_content_type, clean_name
 
 
 def refused(text: str) -> dict[str, list[str]]:
@@ -174,17 +174,3 @@ def test_whatever_media_type_is_accepted_is_fit_for_a_header(text: str) -> None:
 def test_a_hostile_media_type_costs_no_time(tail: str) -> None:
     with pytest.raises(InputRefused):
         clean_content_type("a/b" + tail + "\x01")
-
-
-def test_a_search_is_folded_like_a_name() -> None:
-    assert clean_search(unicodedata.normalize("NFD", "GRÖSSE")) == fold("größe") == "grösse"
-    # Three characters once it is folded.
-    assert clean_search("ßs") == "sss"
-
-
-@pytest.mark.parametrize("text", ["", "ab", "é" * 2, unicodedata.normalize("NFD", "éé"), "%_"])
-def test_a_search_shorter_than_three_characters_is_refused(text: str) -> None:
-    with pytest.raises(InputRefused) as caught:
-        clean_search(text)
-
-    assert list(caught.value.errors) == ["search"]

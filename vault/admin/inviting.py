@@ -1,0 +1,73 @@
+"""The first administrator, and those after him: invited from the command line, made by the link in the mail."""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.auth.addresses import Address
+from vault.auth.models import User
+from vault.auth.pending import kill_links
+from vault.auth.sessions import UserSessions
+from vault.errors import Busy, UserDisabled
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+
+
+class Invitations:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        user_sessions: UserSessions,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._user_sessions = user_sessions
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+
+    def invite(self, address: Address, actor: Actor) -> None:
+        """Mail a link that sets a password, confirms the address, and makes its account an administrator's.
+
+        Until it is used the account, a new one or one that was there, has no password, no session and no other link:
+        whoever had them need not be the one who reads this mail. Raises UserDisabled, and Busy past the hourly limit
+        of mails.
+        """
+        try:
+            job_id = self._invite(address, actor)
+        except IntegrityError:
+            # Somebody has just registered the address.
+            job_id = self._invite(address, actor)
+        self._outbox.announce(job_id)
+
+    def _invite(self, address: Address, actor: Actor) -> uuid.UUID:
+        with self._sessions.begin() as session:
+            user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
+            if user is not None and user.disabled_at is not None:
+                raise UserDisabled
+            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key):
+                raise Busy("Several invitations were mailed to this address within the hour. Wait before the next one.")
+            is_new = user is None
+            if user is None:
+                user = User(id=uuid.uuid4(), email=address.as_given, email_key=address.key, password_version=0)
+                session.add(user)
+            user.password_hash, user.password_version = None, user.password_version + 1
+            if user.email_verified_at is None:
+                # From now on the time counts after which it is swept.
+                user.created_at = self._clock()
+            session.flush()
+            ended = self._user_sessions.end_all(session, user.id)
+            kill_links(session, user.id)
+            self._audit.record(
+                session, actor, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
+            )
+            return self._outbox.add(session, MailKind.ADMIN_INVITATION, user, request_id=actor.request_id)

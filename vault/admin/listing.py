@@ -1,0 +1,60 @@
+"""Lists of people, newest first, by keyset. Each filter has an index (see auth.models)."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from vault.auth.models import Role, User
+from vault.db import comes_before
+from vault.folding import clean_search
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfo:
+    """What an administrator may know about a person; nothing about passwords and sessions."""
+
+    id: uuid.UUID
+    email: str
+    full_name: str
+    role: str
+    email_verified: bool
+    disabled: bool
+    created_at: datetime
+    last_login_at: datetime | None
+    used_bytes: int
+    quota_bytes: int
+    quota_is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserPage:
+    """`next_after` is the sort key of the last item if there are more."""
+
+    items: Sequence[UserInfo]
+    next_after: tuple[datetime, uuid.UUID] | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserFilter:
+    """Which people; None is any. `search` is part of the address or the name, as it was given."""
+
+    search: str | None = None
+    role: Role | None = None
+    disabled: bool | None = None
+
+    def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User]:
+        """The rows behind `after`, in order. Raises InputRefused for a search that is too short."""
+        query = sa.select(User)
+        if self.search is not None:
+            # The escape keeps the wildcards of LIKE from being any.
+            query = query.where(User.search_text.contains(clean_search(self.search), autoescape=True))
+        if self.role is not None:
+            query = query.where(User.role == self.role)
+        if self.disabled is not None:
+            query = query.where(User.disabled_at.is_not(None) if self.disabled else User.disabled_at.is_(None))
+        if after is not None:
+            query = query.where(comes_before((User.created_at, User.id), after))
+        return query.order_by(User.created_at.desc(), User.id.desc())

@@ -1,0 +1,203 @@
+"""What administrators do to accounts: look, change, delete, mail a link. Never a password."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.admin.listing import UserFilter, UserInfo, UserPage
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor, AuditService
+from vault.auth.addresses import Address
+from vault.auth.admins import lock_active_admins, refuse_last_admin
+from vault.auth.erasing import Eraser
+from vault.auth.models import Role, TokenPurpose, User
+from vault.auth.pending import kill_links
+from vault.auth.sessions import UserSessions
+from vault.errors import InputRefused, LastAdmin, NotFound, UserDisabled
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+
+# What the column holds
+MAX_BYTES: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Room for a person's files; None is the default of the installation."""
+
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserChanges:
+    """What is to be different; None leaves it as it is."""
+
+    role: Role | None = None
+    disabled: bool | None = None
+    quota: Quota | None = None
+
+
+class Administration:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        user_sessions: UserSessions,
+        eraser: Eraser,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+        default_quota_bytes: int,
+    ) -> None:
+        self._sessions = sessions
+        self._user_sessions = user_sessions
+        self._eraser = eraser
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+        self._default_quota_bytes = default_quota_bytes
+
+    def list(self, which: UserFilter, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> UserPage:
+        """`limit` people at most, newest first, beginning behind `after`. Raises InputRefused."""
+        with self._sessions.begin() as session:
+            rows = session.scalars(which.query(after).limit(limit + 1)).all()
+        next_after = (rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
+        return UserPage([self._info(row) for row in rows[:limit]], next_after)
+
+    def get(self, user_id: uuid.UUID) -> UserInfo:
+        """Raises NotFound."""
+        return self._find(User.id == user_id)
+
+    def find(self, address: Address) -> UserInfo:
+        """The account of an address. Raises NotFound."""
+        return self._find(User.email_key == address.key)
+
+    def change(self, user_id: uuid.UUID, changes: UserChanges, actor: Actor) -> UserInfo:
+        """Change an account; what is so already leaves no event.
+
+        Disabling ends sessions and links at once. A quota may be below what is used: then nothing more is taken.
+        Raises NotFound, LastAdmin, InputRefused for an administrator whose address nobody has confirmed.
+        """
+        action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
+        may_take_an_admin = changes.role == Role.USER or changes.disabled is True
+        with self._refusal_audited(user_id, action, actor), self._sessions.begin() as session:
+            admins = lock_active_admins(session) if may_take_an_admin else frozenset[uuid.UUID]()
+            user = _locked(session, user_id)
+            if may_take_an_admin:
+                refuse_last_admin(admins, user)
+            self._change_role(session, user, changes.role, actor)
+            self._change_quota(session, user, changes.quota, actor)
+            self._change_disabled(session, user, changes.disabled, actor)
+            return self._info(user)
+
+    def delete(self, user_id: uuid.UUID, actor: Actor) -> None:
+        """Delete an account: its files are unreadable from the commit on, and their objects follow.
+
+        Raises NotFound, LastAdmin.
+        """
+        with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, actor), self._sessions.begin() as session:
+            admins = lock_active_admins(session)
+            user = _locked(session, user_id)
+            refuse_last_admin(admins, user)
+            follow_up = self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, actor)
+        follow_up()
+
+    def send_password_reset(self, user_id: uuid.UUID, actor: Actor) -> None:
+        """Mail a person a link that sets a new password, unless too many have been mailed within the hour.
+
+        Raises NotFound, UserDisabled.
+        """
+        with self._sessions.begin() as session:
+            user = _locked(session, user_id)
+            if user.disabled_at is not None:
+                raise UserDisabled
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key)
+            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
+            self._audit.record(
+                session,
+                actor,
+                Action.ADMIN_RESET_SENT,
+                target=("user", user.id),
+                outcome=Outcome.OK if has_room else Outcome.FAILED,
+                reason=None if has_room else "too_often",
+            )
+        self._outbox.announce(job_id)
+
+    def _change_role(self, session: Session, user: User, role: Role | None, actor: Actor) -> None:
+        if role is None or role == user.role:
+            return
+        if role == Role.ADMIN and user.email_verified_at is None:
+            raise InputRefused({"role": ["Nobody has confirmed the address of this account yet."]})
+        old, user.role = user.role, role
+        if role == Role.USER:
+            # One that is still out would make an administrator of him again.
+            kill_links(session, user.id, purposes=[TokenPurpose.ADMIN_INVITATION])
+        self._audit.record(
+            session, actor, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)
+        )
+
+    def _change_quota(self, session: Session, user: User, quota: Quota | None, actor: Actor) -> None:
+        if quota is None or quota.bytes == user.quota_bytes:
+            return
+        old, user.quota_bytes = user.quota_bytes, quota.bytes
+        self._audit.record(
+            session, actor, Action.ADMIN_QUOTA_CHANGED, target=("user", user.id), old=old, new=quota.bytes
+        )
+
+    def _change_disabled(self, session: Session, user: User, disabled: bool | None, actor: Actor) -> None:
+        if disabled is None or disabled == (user.disabled_at is not None):
+            return
+        target = ("user", user.id)
+        if not disabled:
+            user.disabled_at = None
+            self._audit.record(session, actor, Action.ADMIN_USER_ENABLED, target=target)
+            return
+        user.disabled_at = self._clock()
+        ended = self._user_sessions.end_all(session, user.id)
+        kill_links(session, user.id)
+        self._audit.record(session, actor, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
+
+    def _find(self, which: sa.ColumnElement[bool]) -> UserInfo:
+        with self._sessions.begin() as session:
+            user = session.scalar(sa.select(User).where(which))
+            if user is None:
+                raise NotFound
+            return self._info(user)
+
+    @contextmanager
+    def _refusal_audited(self, user_id: uuid.UUID, action: Action, actor: Actor) -> Iterator[None]:
+        try:
+            yield
+        except LastAdmin as exc:
+            with self._sessions.begin() as session:
+                target = ("user", user_id)
+                self._audit.record(session, actor, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
+            raise
+
+    def _info(self, user: User) -> UserInfo:
+        return UserInfo(
+            id=user.id,
+            email=user.email,
+            full_name=user.full_name,
+            role=user.role,
+            email_verified=user.email_verified_at is not None,
+            disabled=user.disabled_at is not None,
+            created_at=user.created_at,
+            last_login_at=user.last_login_at,
+            used_bytes=user.used_bytes,
+            quota_bytes=self._default_quota_bytes if user.quota_bytes is None else user.quota_bytes,
+            quota_is_default=user.quota_bytes is None,
+        )
+
+
+def _locked(session: Session, user_id: uuid.UUID) -> User:
+    user = session.scalar(sa.select(User).where(User.id == user_id).with_for_update())
+    if user is None:
+        raise NotFound
+    return user

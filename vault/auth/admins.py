@@ -1,0 +1,55 @@
+"""Who may act as an administrator, and that there is always somebody who may."""
+
+import uuid
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor, AuditService
+from vault.auth.models import Role, User
+from vault.auth.sessions import SignedIn
+from vault.errors import Forbidden, LastAdmin
+
+
+class Admins:
+    def __init__(self, sessions: sessionmaker[Session], *, audit: AuditService) -> None:
+        self._sessions = sessions
+        self._audit = audit
+
+    def require(self, who: SignedIn, actor: Actor, *, method: str, route: str) -> None:
+        """Raise Forbidden, once it is audited, unless the person is an administrator now.
+
+        `route` is the pattern of what was asked for, never the path itself.
+        """
+        if who.role == Role.ADMIN:
+            return
+        with self._sessions.begin() as session:
+            self._audit.record(
+                session,
+                actor,
+                Action.ACCESS_DENIED,
+                outcome=Outcome.FAILED,
+                reason="role",
+                method=method,
+                route=route,
+            )
+        raise Forbidden
+
+
+def lock_active_admins(session: Session) -> frozenset[uuid.UUID]:
+    """Lock every account that can administer the vault, in one order, before the caller locks any other account.
+
+    Whoever is about to take one away sees those that are left when it is his turn, so that two cannot both go.
+    """
+    active = sa.select(User.id).where(
+        User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None)
+    )
+    return frozenset(session.scalars(active.order_by(User.id).with_for_update()))
+
+
+def refuse_last_admin(admins: frozenset[uuid.UUID], user: User) -> None:
+    """Raise LastAdmin if the vault would be without one; `admins` and the user's row are locked by the caller."""
+    is_active_admin = user.role == Role.ADMIN and user.disabled_at is None and user.email_verified_at is not None
+    if is_active_admin and admins <= {user.id}:
+        raise LastAdmin

@@ -1,0 +1,157 @@
+"""`flask users`: the first administrator, and what an operator does to accounts without the API."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+
+import click
+
+from vault.admin.listing import UserFilter, UserInfo
+from vault.admin.service import Quota, UserChanges
+from vault.auth.addresses import Address
+from vault.auth.models import Role
+from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, container, json_option, operator
+from vault.errors import NotFound
+
+_PAGE = 200
+
+users = Commands("users", help="Accounts: make administrators, list, disable, limit, delete. No password passes here.")
+_email = click.argument("address", metavar="EMAIL", type=MAIL_ADDRESS)
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@users.command("create-admin")
+@_email
+@_yes
+def create_admin(address: Address, yes: bool) -> None:
+    """Invite EMAIL to be an administrator.
+
+    Mails a link that sets a password, confirms the address and gives its account the role. It works for 24 hours.
+    An account that exists already loses its password and its sessions at once, and keeps its files; the role comes
+    with the new password.
+    """
+    if _exists(address) and not yes:
+        click.confirm(
+            "It has an account. End its sessions and take its password away until the link is used?", abort=True
+        )
+    container().invitations.invite(address, operator())
+    click.echo("Mailed a link. Whoever sets a password with it within 24 hours is an administrator from then on.")
+
+
+@users.command("list")
+@click.option("--search", metavar="TEXT", help="Part of the address or the name, 3 characters at least.")
+@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only these.")
+@click.option("--disabled/--enabled", "disabled", default=None, help="Only these.")
+@json_option
+def list_(search: str | None, role: str | None, disabled: bool | None, as_json: bool) -> None:
+    """List accounts, newest first. With --json, one object a line."""
+    which = UserFilter(search, Role(role) if role else None, disabled)
+    if not as_json:
+        click.echo(
+            f"{'CREATED':<10}  {'LAST LOGIN':<10}  {'ROLE':<5}  {'STATE':<11}  {'USED':>10} OF {'QUOTA':<10}  EMAIL"
+        )
+    for user in _all(which):
+        click.echo(json.dumps(asdict(user), default=_plain) if as_json else _line(user))
+
+
+@users.command("disable")
+@_email
+def disable(address: Address) -> None:
+    """Keep EMAIL's account from signing in. Its sessions and links end at once; its files stay."""
+    _switch(address, disabled=True)
+
+
+@users.command("enable")
+@_email
+def enable(address: Address) -> None:
+    """Let EMAIL's account sign in again."""
+    _switch(address, disabled=False)
+
+
+@users.command("set-quota")
+@_email
+@click.argument("quota", metavar="BYTES", type=QUOTA)
+def set_quota(address: Address, quota: Quota) -> None:
+    """Give EMAIL's account so much room.
+
+    BYTES is a number, or as 10GiB, or `default`. It may be less than what is used: nothing is lost, and nothing more
+    can be stored.
+    """
+    administration = container().administration
+    user = administration.change(_find(address).id, UserChanges(quota=quota), operator())
+    default = ", the default" if user.quota_is_default else ""
+    click.echo(f"The quota is {_size(user.quota_bytes)}{default}; {_size(user.used_bytes)} are used.")
+    if user.used_bytes > user.quota_bytes:
+        click.echo("Nothing more can be stored until there is room again.")
+
+
+@users.command("delete")
+@_email
+@_yes
+def delete(address: Address, yes: bool) -> None:
+    """Delete EMAIL's account and everything in it. The person gets a mail."""
+    user = _find(address)
+    if not yes:
+        click.confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", abort=True)
+    container().administration.delete(user.id, operator())
+    click.echo("Deleted. Its files cannot be read any more; their objects follow.")
+
+
+def _find(address: Address) -> UserInfo:
+    try:
+        return container().administration.find(address)
+    except NotFound:
+        raise NotFound("No account has this address.") from None
+
+
+def _exists(address: Address) -> bool:
+    try:
+        container().administration.find(address)
+    except NotFound:
+        return False
+    return True
+
+
+def _switch(address: Address, *, disabled: bool) -> None:
+    user = _find(address)
+    state = "disabled" if disabled else "enabled"
+    if user.disabled == disabled:
+        click.echo(f"It is {state} already.")
+        return
+    container().administration.change(user.id, UserChanges(disabled=disabled), operator())
+    click.echo("Disabled. Its sessions and links have ended." if disabled else "Enabled. It can sign in again.")
+
+
+def _all(which: UserFilter) -> Iterator[UserInfo]:
+    after = None
+    while True:
+        page = container().administration.list(which, limit=_PAGE, after=after)
+        yield from page.items
+        after = page.next_after
+        if after is None:
+            return
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _line(user: UserInfo) -> str:
+    created = user.created_at.date().isoformat()
+    login = user.last_login_at.date().isoformat() if user.last_login_at else "never"
+    state = "disabled" if user.disabled else "active" if user.email_verified else "unconfirmed"
+    used, quota = _size(user.used_bytes), _size(user.quota_bytes)
+    return f"{created}  {login:<10}  {user.role:<5}  {state:<11}  {used:>10} OF {quota:<10}  {user.email}"
+
+
+def _size(count: int) -> str:
+    """With the largest unit that leaves a number of one digit at least."""
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
