@@ -26,6 +26,9 @@ GIB: Final = 1024**3
 _TEST_DATABASE: Final = re.compile(r"(^|[_-])test([_-]|$)")
 # The cheapest of OWASP's equal argon2id profiles: 7 MiB and five passes.
 _LEAST_HASHING_KIB: Final = 7168 * 5
+# What servers listen on (RFC 8314, 3.3; 25 between servers that trust each other)
+_SMTP_PORTS: Final = {"starttls": 587, "ssl": 465, "none": 25}
+SENDGRID_URL: Final = "https://api.sendgrid.com"
 T = TypeVar("T")
 
 
@@ -69,6 +72,8 @@ class Settings:
     smtp_username: str | None = field(repr=False)
     smtp_password: str | None = field(repr=False)
     smtp_security: str
+    sendgrid_api_key: str | None = field(repr=False)
+    sendgrid_endpoint_url: str
     file_suite: Suite
     download_verify: str
     max_upload_bytes: int
@@ -143,12 +148,13 @@ class _Reader:
                 "CELERY_BROKER_URL", parse.broker_url, required="redis://…, amqp://… or filesystem://FOLDER"
             ),
             "email_from": self._parsed("EMAIL_FROM", parse.email_from, required="the sender, as Name <address>"),
-            "email_provider": self._one_of("EMAIL_PROVIDER", ("smtp", "console"), None),
-            "smtp_host": env.str("SMTP_HOST", None),
-            "smtp_port": self._number("SMTP_PORT", 587, at_least=1, at_most=65535),
-            "smtp_username": env.str("SMTP_USERNAME", None),
-            "smtp_password": env.str("SMTP_PASSWORD", None),
-            "smtp_security": self._one_of("SMTP_SECURITY", ("starttls", "ssl", "none"), "starttls"),
+            "email_provider": self._one_of("EMAIL_PROVIDER", ("smtp", "sendgrid", "console"), None),
+            "smtp_host": self._parsed("SMTP_HOST", parse.mail_host),
+            "smtp_username": self._parsed("SMTP_USERNAME", parse.smtp_login),
+            "smtp_password": self._parsed("SMTP_PASSWORD", parse.smtp_login),
+            "smtp_security": self._one_of("SMTP_SECURITY", tuple(_SMTP_PORTS), "starttls"),
+            "sendgrid_api_key": self._parsed("SENDGRID_API_KEY", parse.api_key),
+            "sendgrid_endpoint_url": self._parsed("SENDGRID_ENDPOINT_URL", self._endpoint) or SENDGRID_URL,
             "file_suite": Suite.named(
                 self._one_of("FILE_CIPHER", ("AES-256-EAX", "AES-256-GCM"), "AES-256-EAX") or "AES-256-EAX"
             ),
@@ -176,6 +182,8 @@ class _Reader:
             "log_format": self._one_of("LOG_FORMAT", ("json", "console"), "json"),
             "testing": env.bool("TESTING", False),
         }
+        usual_port = _SMTP_PORTS.get(out["smtp_security"], 0)
+        out["smtp_port"] = self._number("SMTP_PORT", usual_port, at_least=1, at_most=65535)
         out["frontend_base_url"] = out["frontend_base_url"] or out["public_url"]
         self._check_together(out)
         for name, texts in env.problems().items():
@@ -191,18 +199,7 @@ class _Reader:
         if bool(out["aws_access_key_id"]) != bool(out["aws_secret_access_key"]):
             self._problem("AWS_ACCESS_KEY_ID", "set it together with AWS_SECRET_ACCESS_KEY, or neither")
         self._check_hashing(out)
-        if out["email_provider"] == "smtp":
-            if not out["smtp_host"]:
-                self._problem("SMTP_HOST", "EMAIL_PROVIDER=smtp needs the name of the mail server")
-            if bool(out["smtp_username"]) != bool(out["smtp_password"]):
-                self._problem("SMTP_USERNAME", "set it together with SMTP_PASSWORD, or neither")
-            if out["smtp_username"] and out["smtp_security"] == "none" and not parse.is_loopback(str(out["smtp_host"])):
-                self._problem("SMTP_SECURITY", "a password is sent in clear with none: use starttls or ssl")
-        if out["email_provider"] == "console" and out["public_url"]:  # noqa: SIM102
-            if not parse.is_loopback(urlsplit(out["public_url"]).hostname):
-                self._problem(
-                    "EMAIL_PROVIDER", "console shows links that open accounts: only with a loopback PUBLIC_URL"
-                )
+        self._check_mail(out)
         self._check_databases(out)
 
     def _check_databases(self, out: dict[str, Any]) -> None:
@@ -221,6 +218,23 @@ class _Reader:
                 self._problem("AWS_REGION", f"is required with {name}")
             elif any(value and parse.region_of_key(value) not in (None, out["aws_region"]) for value in values):
                 self._problem(name, "names a key of another region than AWS_REGION")
+
+    def _check_mail(self, out: dict[str, Any]) -> None:
+        if out["email_provider"] == "smtp":
+            if not self._env.str("SMTP_HOST", None):
+                self._problem("SMTP_HOST", "EMAIL_PROVIDER=smtp needs the name of the mail server")
+            username, password = (self._env.str(name, None) for name in ("SMTP_USERNAME", "SMTP_PASSWORD"))
+            if bool(username) != bool(password):
+                self._problem("SMTP_USERNAME", "set it together with SMTP_PASSWORD, or neither")
+            if username and out["smtp_security"] == "none" and not parse.is_loopback(out["smtp_host"]):
+                self._problem("SMTP_SECURITY", "a password is sent in clear with none: use starttls or ssl")
+        if out["email_provider"] == "sendgrid" and not self._env.str("SENDGRID_API_KEY", None):
+            self._problem("SENDGRID_API_KEY", "EMAIL_PROVIDER=sendgrid needs a key that may send mail")
+        if out["email_provider"] == "console" and out["public_url"]:  # noqa: SIM102
+            if not parse.is_loopback(urlsplit(out["public_url"]).hostname):
+                self._problem(
+                    "EMAIL_PROVIDER", "console shows links that open accounts: only with a loopback PUBLIC_URL"
+                )
 
     def _check_hashing(self, out: dict[str, Any]) -> None:
         memory, passes = out["argon2_memory_kib"], out["argon2_time_cost"]
@@ -255,7 +269,7 @@ class _Reader:
         url = parse.http_url(text)
         host = urlsplit(url).hostname
         if not parse.HOST.fullmatch(host or "") and not parse.is_address(host):
-            raise ValueError("has a host name that boto3 refuses: letters, digits, hyphens and dots only")
+            raise ValueError("must have a host name of letters, digits, hyphens and dots")
         allowed = self._env.bool("ALLOW_HTTP_ENDPOINTS", False) and parse.is_private(host)
         if url.startswith("http:") and not parse.is_loopback(host) and not allowed:
             raise ValueError(

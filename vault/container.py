@@ -49,6 +49,8 @@ from vault.files.upload import UploadLimits, Uploads
 from vault.files.verifying import Verifier
 from vault.mail.messages import Mailer, MessageRenderer
 from vault.mail.outbox import Outbox
+from vault.mail.queue import MailQueue
+from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
@@ -69,6 +71,7 @@ class Container:
     audit: AuditService
     settling: Settling
     outbox: Outbox
+    mail_queue: MailQueue
     credentials: Credentials
     auth: AuthService
     links: MailedLinks
@@ -172,6 +175,7 @@ def build_container(
         audit=audit,
         settling=Settling(sessions, clock=clock),
         outbox=outbox,
+        mail_queue=MailQueue(sessions, announce=outbox.announce, clock=clock),
         credentials=credentials,
         auth=AuthService(
             sessions,
@@ -294,6 +298,11 @@ def _store(settings: Settings) -> ObjectStore:
 def _mailer(settings: Settings) -> Mailer:
     if settings.email_provider == "console":
         return ConsoleMailer()
+    if settings.email_provider == "sendgrid":
+        assert settings.sendgrid_api_key is not None
+        return SendGridMailer(
+            settings.sendgrid_api_key, settings.email_from, endpoint_url=settings.sendgrid_endpoint_url
+        )
     return SmtpMailer(mail, settings.email_from, security=settings.smtp_security)
 
 

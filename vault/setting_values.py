@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import idna
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -63,9 +64,18 @@ def region_of_key(kms_key: str) -> str | None:
 
 def public_url(text: str) -> str:
     url = http_url(text)
-    if url.startswith("http:") and not is_loopback(urlsplit(url).hostname):
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if url.startswith("http:") and not is_loopback(host):
         raise ValueError("must be https, unless it is this machine's loopback address")
-    return url
+    if host.isascii():
+        return url
+    # Mails carry it in links and headers, and not every client makes A-labels of it.
+    try:
+        host = idna.encode(host, uts46=True).decode("ascii")
+    except UnicodeError:
+        raise ValueError("has a host that is no domain name") from None
+    return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
 
 
 def http_url(text: str) -> str:
@@ -135,8 +145,34 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
 
 def email_from(text: str) -> str:
     # A comma in a name without quotes would make it a list, whose first address is none (RFC 5322, 3.4).
-    if not _EMAIL_FROM.fullmatch(text) or parseaddr(text)[1] != text.rpartition("<")[2].rstrip(">"):
+    address = parseaddr(text)[1]
+    if not _EMAIL_FROM.fullmatch(text) or address != text.rpartition("<")[2].rstrip(">"):
         raise ValueError('must be address or Name <address>; a name with a comma goes into "quotes"')
+    local, _, domain = address.rpartition("@")
+    try:
+        local.encode("ascii")
+        idna.encode(domain, uts46=True)
+    except UnicodeError:
+        raise ValueError("must have only ASCII before the @ of its address, and a domain after it") from None
+    return text
+
+
+def mail_host(text: str) -> str:
+    # Unlike a URL's, this name may hold what compose puts into those of its services.
+    if not HOST.fullmatch(text.replace("_", "x")) and not is_address(text):
+        raise ValueError("must be the name or the address of a server alone; a port goes into SMTP_PORT")
+    return text
+
+
+def smtp_login(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be printable ASCII, which is all that a login by SMTP can carry")
+    return text
+
+
+def api_key(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("must be one key, as its maker shows it: no spaces, and ASCII only")
     return text
 
 

@@ -1,7 +1,7 @@
-"""Lists of everybody and of everybody's files; search in addresses and names: what administrators ask for.
+"""Lists of everybody, and search in addresses and names: what administrators ask for.
 
 The texts that are searched are folded here as vault.folding did when this was written. Indexes are made while people
-sign in and files are being written, and what an interrupted attempt has done is not done again.
+sign in, and what an interrupted attempt has done is not done again.
 """
 
 import unicodedata
@@ -18,10 +18,9 @@ depends_on = None
 _BATCH = 300
 _CREATED = ["created_at", "id"]
 _INDEXES = {
-    "ix_users_created_at_id": ("users", None),
-    "ix_users_admins": ("users", "role = 'admin'"),
-    "ix_users_disabled": ("users", "disabled_at IS NOT NULL"),
-    "ix_files_ready_of_all": ("files", "state = 'ready'"),
+    "ix_users_created_at_id": None,
+    "ix_users_admins": "role = 'admin'",
+    "ix_users_disabled": "disabled_at IS NOT NULL",
 }
 _TRIGRAMS = "ix_users_search_trigrams"
 _users = sa.table(
@@ -36,10 +35,10 @@ def upgrade() -> None:
         # Without a lock on writes; what an interrupted attempt left is not usable and goes first.
         with op.get_context().autocommit_block():
             _fold()
-            for name, (table, where) in _INDEXES.items():
+            for name, where in _INDEXES.items():
                 op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
                 condition = None if where is None else sa.text(where)
-                op.create_index(name, table, _CREATED, postgresql_where=condition, postgresql_concurrently=True)
+                op.create_index(name, "users", _CREATED, postgresql_where=condition, postgresql_concurrently=True)
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {_TRIGRAMS}")
             op.create_index(
                 _TRIGRAMS,
@@ -51,15 +50,15 @@ def upgrade() -> None:
             )
     else:
         _fold()
-        for name, (table, where) in _INDEXES.items():
-            op.create_index(name, table, _CREATED, sqlite_where=None if where is None else sa.text(where))
+        for name, where in _INDEXES.items():
+            op.create_index(name, "users", _CREATED, sqlite_where=None if where is None else sa.text(where))
 
 
 def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.drop_index(_TRIGRAMS, table_name="users")
-    for name, (table, _) in reversed(_INDEXES.items()):
-        op.drop_index(name, table_name=table)
+    for name in reversed(_INDEXES):
+        op.drop_index(name, table_name="users")
     op.drop_column("users", "search_text")
 
 

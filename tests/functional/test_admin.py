@@ -25,7 +25,7 @@ from vault.auth.models import Role, User
 from vault.cli.base import operator
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.errors import LastAdmin
-from vault.files.listing import newest_of_all
+from vault.files.listing import ListingOfAll
 
 ADMIN = "/api/v1/admin"
 USERS = f"{ADMIN}/users"
@@ -316,8 +316,8 @@ def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_pa
 def test_files_of_everybody_come_from_an_index(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
-    for after in (None, (vault.clock(), uuid.uuid4())):
-        query = newest_of_all(None, after).limit(51).compile(vault.container.engine)
+    for after in (None, (f"{uuid.uuid4()} {vault.clock().isoformat()}", uuid.uuid4())):
+        query = ListingOfAll().query(after).limit(51).compile(vault.container.engine)
         with vault.container.engine.connect() as connection:
             # The table is empty, so only whether it can be used shows.
             connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
@@ -325,7 +325,7 @@ def test_files_of_everybody_come_from_an_index(postgres_url: str, tmp_path: Path
             ((plan,),) = connection.exec_driver_sql(
                 f"EXPLAIN (FORMAT JSON) {query}", query.construct_params()
             ).scalars()
-        assert "ix_files_ready_of_all" in json.dumps(plan)
+        assert "ix_files_ready_by_created_at" in json.dumps(plan)
         assert '"Sort"' not in json.dumps(plan)
 
 
@@ -624,7 +624,7 @@ def test_of_two_last_administrators_one_stays_whatever_is_done_at_once(
 # Files
 
 
-def test_files_of_everybody_are_listed_newest_first_and_it_is_audited(
+def test_files_of_everybody_are_listed_person_by_person_and_it_is_audited(
     vault: Vault, root: Person, anna: Person, bert: Person
 ) -> None:
     ids = {person.email: vault.user(person.email).id for person in (anna, bert)}
@@ -635,7 +635,7 @@ def test_files_of_everybody_are_listed_newest_first_and_it_is_audited(
     everything = walk(root, f"{ADMIN}/files", limit=3)
     annas = walk(root, f"{ADMIN}/files", limit=3, owner_id=ids[anna.email])
 
-    order = [(item["created_at"], item["id"]) for item in everything]
+    order = [(item["owner_id"], item["created_at"], item["id"]) for item in everything]
     assert order == sorted(order, reverse=True)
     assert {item["owner_id"] for item in everything} == {str(owner_id) for owner_id in ids.values()}
     assert [item["id"] for item in annas] == [i["id"] for i in everything if i["owner_id"] == str(ids[anna.email])]

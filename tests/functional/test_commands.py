@@ -48,7 +48,7 @@ _HIDE_ENV_FILE = {
 }
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["keys", "--help"], ["keys", "status", "--help"], ["db", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["keys", "--help"], ["mail", "queue", "--help"], ["db", "--help"]])
 def test_help_needs_no_settings(arguments: list[str]) -> None:
     shown = flask_without_settings(*arguments)
 

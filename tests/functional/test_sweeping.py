@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from tests.support.vault import Person, Vault, works
 from vault.audit.service import Actor
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
+from vault.mail.messages import MailRefused
 from vault.mail.models import MailJob
 
 AUTH = "/api/v1/auth"
@@ -124,6 +126,24 @@ def test_a_week_after_a_mail_nothing_says_to_whom_it_went(vault: Vault, anna: Pe
     with vault.container.sessions.begin() as session:
         (job,) = session.scalars(sa.select(MailJob)).all()
     assert (job.state, job.recipient, job.recipient_key, job.user_id, job.context) == ("sent", None, None, None, {})
+
+
+@pytest.mark.parametrize("failure", [None, MailRefused("smtp_550")], ids=["sent", "failed"])
+def test_a_month_after_a_mail_nothing_says_that_there_was_one(
+    vault: Vault, anna: Person, failure: Exception | None
+) -> None:
+    vault.mailer.failure = failure
+    vault.client.post(f"{AUTH}/forgot-password", json={"email": anna.email})
+    vault.run_queue()
+    vault.clock.advance(days=29, hours=23)
+    erased = sweep(vault)["mails"]
+    vault.clock.advance(hours=1)
+
+    deleted = sweep(vault)["mails"]
+
+    assert (erased, deleted) == (1, 1)
+    with vault.container.sessions.begin() as session:
+        assert session.scalars(sa.select(MailJob)).all() == []
 
 
 def test_a_mail_that_is_still_owed_keeps_its_recipient(vault: Vault, anna: Person) -> None:

@@ -28,7 +28,7 @@ from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
-from vault.cli import files, keys, users
+from vault.cli import files, keys, mail, users
 from vault.container import Container, build_container
 from vault.db import Base
 from vault.derived import derive_key
@@ -128,7 +128,7 @@ class Vault:
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
         """Run a `flask` command as an operator would; `output` has both streams."""
-        for group in (keys, files, users):
+        for group in (keys, users, files, mail):
             self.app.cli.add_command(group)
         return self.app.test_cli_runner().invoke(args=arguments, input=input)
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.settings import environment
 from vault.config import GIB, ROOT, Settings, SettingsError
-from vault.container import _store
+from vault.container import _mailer, _store
 from vault.encryption.header import Suite
 from vault.encryption.local import generate_master_key
+from vault.mail.sendgrid import SendGridMailer
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Store
 
@@ -69,7 +70,7 @@ def test_nothing_set_names_every_required_variable_and_how_to_mend_it() -> None:
     assert lines[1:] == sorted(lines[1:])
     assert "  SECRET_KEY: is required: run: flask keys generate --secret-key" in lines
     assert "  MASTER_KEY: is required, or KMS_KEY_ID: run: flask keys generate" in lines
-    assert "  EMAIL_PROVIDER: is required: smtp or console" in lines
+    assert "  EMAIL_PROVIDER: is required: smtp or sendgrid or console" in lines
     assert "  S3_BUCKET_NAME: set it, or STORAGE_DIR for a directory on this machine" in lines
 
 
@@ -89,6 +90,11 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "EMAIL_PROVIDER": "hunter2-provider",
         "SMTP_PORT": "hunter2-smtp-port",
         "SMTP_SECURITY": "hunter2-smtp-security",
+        "SMTP_HOST": "hunter2-host:587",
+        "SMTP_USERNAME": "hunter2-näme",
+        "SMTP_PASSWORD": "hunter2-pässword",
+        "SENDGRID_API_KEY": "hunter2 api key",
+        "SENDGRID_ENDPOINT_URL": "http://hunter2-sendgrid.example.org",
         "KMS_KEY_ID": "hunter2 kms",
         "KMS_DECRYPT_KEY_ARNS": "hunter2-arn",
         "KMS_ENDPOINT_URL": "http://hunter2-kms.example.org",
@@ -676,7 +682,7 @@ def test_the_front_end_is_where_the_api_is_unless_it_is_elsewhere(load: Load, gi
     assert one.frontend_base_url == one.public_url == "https://api.example.org"
 
 
-ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_URL"])
+ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_URL", "SENDGRID_ENDPOINT_URL"])
 
 
 @ENDPOINTS
@@ -855,7 +861,7 @@ def test_console_mail_needs_a_loopback_public_url(refusal: Refusal) -> None:
 
 
 def test_an_unknown_mail_provider_is_refused_with_those_that_exist(refusal: Refusal) -> None:
-    assert refusal(EMAIL_PROVIDER="sendgrid").problems == {"EMAIL_PROVIDER": ["must be smtp or console"]}
+    assert refusal(EMAIL_PROVIDER="pigeon").problems == {"EMAIL_PROVIDER": ["must be smtp or sendgrid or console"]}
 
 
 def test_smtp_needs_a_host(refusal: Refusal) -> None:
@@ -880,6 +886,68 @@ def test_a_password_in_clear_to_this_machine_is_fine(load: Load, host: str) -> N
     )
 
     assert settings.smtp_security == "none"
+
+
+@pytest.mark.parametrize(("security", "port"), [("starttls", 587), ("ssl", 465), ("none", 25)])
+def test_the_port_goes_with_the_security_unless_it_is_given(load: Load, security: str, port: int) -> None:
+    assert load(**SMTP, SMTP_SECURITY=security).smtp_port == port
+    assert load(**SMTP, SMTP_SECURITY=security, SMTP_PORT="2525").smtp_port == 2525
+
+
+@pytest.mark.parametrize("host", ["mail.example.org:587", "smtp://mail.example.org", "mail example", "[::1]", "-mail"])
+def test_a_mail_server_that_is_more_than_its_name_is_refused(refusal: Refusal, host: str) -> None:
+    error = refusal(EMAIL_PROVIDER="smtp", SMTP_HOST=host)
+
+    assert error.problems == {
+        "SMTP_HOST": ["must be the name or the address of a server alone; a port goes into SMTP_PORT"]
+    }
+
+
+@pytest.mark.parametrize("name", ["SMTP_USERNAME", "SMTP_PASSWORD"])
+def test_a_login_that_smtp_cannot_carry_is_refused(refusal: Refusal, name: str) -> None:
+    login = {"SMTP_USERNAME": "postman", "SMTP_PASSWORD": "pa55", name: "pä55"}
+
+    assert refusal(**SMTP, **login).problems == {
+        name: ["must be printable ASCII, which is all that a login by SMTP can carry"]
+    }
+
+
+@pytest.mark.parametrize("host", ["mail.example.org", "mail", "the_mail-server", "192.0.2.7", "2001:db8::7"])
+def test_a_mail_server_is_a_name_or_an_address(load: Load, host: str) -> None:
+    assert load(EMAIL_PROVIDER="smtp", SMTP_HOST=host).smtp_host == host
+
+
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
+def test_links_begin_with_a_host_in_ascii(load: Load, refusal: Refusal, name: str) -> None:
+    settings = load(**{"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail", name: "https://Straße.example:8443/vault/"})
+
+    assert getattr(settings, name.lower()) == "https://xn--strae-oqa.example:8443/vault"
+    assert refusal(**{name: "https://☃ü-.example"}).problems == {name: ["has a host that is no domain name"]}
+
+
+def test_sendgrid_needs_a_key(refusal: Refusal) -> None:
+    assert refusal(EMAIL_PROVIDER="sendgrid").problems == {
+        "SENDGRID_API_KEY": ["EMAIL_PROVIDER=sendgrid needs a key that may send mail"]
+    }
+
+
+@pytest.mark.parametrize("key", ["SG.one SG.two", "SG.k\u00e9y", "SG.one\nX-Header: 1"])
+def test_a_key_that_fits_into_no_header_is_refused(refusal: Refusal, key: str) -> None:
+    error = refusal(EMAIL_PROVIDER="sendgrid", SENDGRID_API_KEY=key)
+
+    assert list(error.problems) == ["SENDGRID_API_KEY"]
+    assert key not in str(error)
+
+
+def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> None:
+    settings = load(EMAIL_PROVIDER="sendgrid", SENDGRID_API_KEY="SG.key-of-everything")
+    eu = load(SENDGRID_ENDPOINT_URL="https://api.eu.sendgrid.com/")
+
+    assert settings.sendgrid_endpoint_url == "https://api.sendgrid.com"
+    assert eu.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
+    assert settings.sendgrid_api_key == "SG.key-of-everything"
+    assert "SG." not in repr(settings)
+    assert isinstance(_mailer(settings), SendGridMailer)
 
 
 def test_smtp_without_a_password_may_be_in_clear(load: Load) -> None:
@@ -908,6 +976,8 @@ def test_senders_are_addresses_with_or_without_a_name(load: Load, text: str) -> 
         pytest.param("Vault <a@example.org>, <b@example.org>", id="two"),
         pytest.param("Vault\r\nBcc: <vault@example.org>", id="header"),
         pytest.param("Vault <vault@example.org", id="open"),
+        pytest.param("tresör@example.org", id="local-part-not-ascii"),
+        pytest.param("vault@-example.org", id="no-domain"),
     ],
 )
 def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:

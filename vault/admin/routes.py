@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.schemas import (
@@ -17,10 +17,13 @@ from vault.admin.schemas import (
 from vault.admin.service import Quota, UserChanges
 from vault.auth.models import Role
 from vault.auth.schemas import MessageSchema
+from vault.files.listing import ListingOfAll
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, admin_required, container, signed_in
 from vault.http.cursors import Cursors
 from vault.http.documents import may_answer
+
+K = TypeVar("K")
 
 blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="For administrators")
 
@@ -35,7 +38,8 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold anything.
     scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
-    page = container().administration.list(which, limit=query["limit"], after=_after(query["cursor"], scope))
+    after = _after(query["cursor"], scope, datetime)
+    page = container().administration.list(which, limit=query["limit"], after=after)
     return _page(page.items, page.next_after, scope)
 
 
@@ -88,11 +92,10 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 @blueprint.response(200, AdminFilePageSchema)
 @may_answer("invalid_cursor")
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
-    """Files of one person or of everybody, newest first. Their content is for their owners alone."""
+    """Files of one person, newest first, or of everybody, person by person. Content is for owners alone."""
     scope = f"admin files {signed_in().user_id} {query['owner_id']}"
-    page = container().files.list_of_all(
-        query["owner_id"], actor(), limit=query["limit"], after=_after(query["cursor"], scope)
-    )
+    listing, after = ListingOfAll(query["owner_id"]), _after(query["cursor"], scope, str)
+    page = container().files.list_of_all(listing, actor(), limit=query["limit"], after=after)
     return _page(page.items, page.next_after, scope)
 
 
@@ -113,10 +116,10 @@ def keys() -> dict[str, Any]:
     return container().key_usage.overview().as_dict()
 
 
-def _after(cursor: str | None, scope: str) -> tuple[datetime, uuid.UUID] | None:
+def _after(cursor: str | None, scope: str, key_type: type[K]) -> tuple[K, uuid.UUID] | None:
     if cursor is None:
         return None
-    return Cursors(container().settings.secret_key).load(cursor, scope=scope, key_type=datetime)
+    return Cursors(container().settings.secret_key).load(cursor, scope=scope, key_type=key_type)
 
 
 def _page(items: Any, next_after: Any, scope: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def kill_links(
         .where(
             MailJob.user_id.in_(user_ids),
             MailJob.kind.in_(purposes),
-            MailJob.state.in_((MailState.QUEUED, MailState.SENDING)),
+            # A failed one too: an operator may have it tried again.
+            MailJob.state.in_((MailState.QUEUED, MailState.SENDING, MailState.FAILED)),
         )
         .values(state=MailState.VOID, lease_until=None)
         .execution_options(synchronize_session=False)

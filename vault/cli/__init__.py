@@ -1,4 +1,4 @@
-"""The `flask` commands: keys, users and files; `flask db` comes from Flask-Migrate.
+"""The `flask` commands: keys, users, files and mail; `flask db` comes from Flask-Migrate.
 
 A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
 what is missing when they run.
@@ -13,6 +13,7 @@ from vault import create_app
 from vault.cli.base import Unconfigured
 from vault.cli.file_commands import files
 from vault.cli.key_commands import keys
+from vault.cli.mail_commands import mail
 from vault.cli.user_commands import users
 from vault.config import Settings, SettingsError
 from vault.logs import configure_logging
@@ -35,4 +36,5 @@ def create_cli_app() -> Flask:
     app.cli.add_command(keys)
     app.cli.add_command(files)
     app.cli.add_command(users)
+    app.cli.add_command(mail)
     return app

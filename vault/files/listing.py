@@ -65,11 +65,28 @@ class Listing:
         return getattr(row, _COLUMNS[self.sort].key), row.id
 
 
-def newest_of_all(owner_id: uuid.UUID | None, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[File]:
-    """Ready rows of one person or of everybody, newest first, beginning behind `after`."""
-    query = sa.select(File).where(File.state == FileState.READY)
-    if owner_id is not None:
-        query = query.where(File.owner_id == owner_id)
-    if after is not None:
-        query = query.where(comes_before((File.created_at, File.id), after))
-    return query.order_by(File.created_at.desc(), File.id.desc())
+@dataclass(frozen=True, slots=True)
+class ListingOfAll:
+    """Files of one person, or of everybody person by person; the newest of each first.
+
+    The index that serves the lists of their owners serves this one as well.
+    """
+
+    owner_id: uuid.UUID | None = None
+
+    def query(self, after: tuple[str, uuid.UUID] | None) -> sa.Select[File]:
+        """The rows behind `after`, in order."""
+        key = (File.owner_id, File.created_at, File.id)
+        query = sa.select(File).where(File.state == FileState.READY)
+        if self.owner_id is not None:
+            query = query.where(File.owner_id == self.owner_id)
+        if after is not None:
+            owner_id, created_at = after[0].split(" ")
+            values = (uuid.UUID(owner_id), datetime.fromisoformat(created_at), after[1])
+            query = query.where(comes_before(key, values))
+        return query.order_by(*(part.desc() for part in key))
+
+    @staticmethod
+    def key_of(row: File) -> tuple[str, uuid.UUID]:
+        """Where a list goes on behind this row."""
+        return f"{row.owner_id} {row.created_at.isoformat()}", row.id

@@ -62,8 +62,6 @@ class File(UuidKey, Base):
             postgresql_ops={"name_folded": "gin_trgm_ops"},
             postgresql_where=_READY,
         ).ddl_if(dialect="postgresql"),
-        # Everybody's, for administrators.
-        sa.Index("ix_files_ready_of_all", "created_at", "id", postgresql_where=_READY, sqlite_where=_READY),
         # Which refs are in use, and the rows of each in the order in which they are rewrapped.
         sa.Index(
             "ix_files_wrapped_by",

@@ -18,7 +18,7 @@ from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
 from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.files.download import Download, Downloads
-from vault.files.listing import Listing, SortKey, newest_of_all
+from vault.files.listing import Listing, ListingOfAll, SortKey
 from vault.files.models import File, FileState
 from vault.files.names import clean_name
 from vault.files.reading import ByteRange, StoredFile, ready_files
@@ -174,21 +174,21 @@ class FileService:
 
     def list_of_all(
         self,
-        owner_id: uuid.UUID | None,
+        listing: ListingOfAll,
         actor: Actor,
         *,
         limit: int,
-        after: tuple[datetime, uuid.UUID] | None = None,
+        after: tuple[str, uuid.UUID] | None = None,
     ) -> Page:
-        """For an administrator: files of one person or of everybody, newest first.
+        """For an administrator: `limit` files at most, beginning behind `after`.
 
         Audited, unlike lists of one's own: it shows names that others have given.
         """
-        query, target = newest_of_all(owner_id, after), ("user", owner_id) if owner_id else None
+        target = ("user", listing.owner_id) if listing.owner_id else None
         with self._sessions.begin() as session:
-            rows = session.scalars(query.limit(limit + 1)).all()
+            rows = session.scalars(listing.query(after).limit(limit + 1)).all()
             self._audit.record(session, actor, Action.ADMIN_FILES_LISTED, target=target)
-        next_after = (rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
+        next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([_info(row) for row in rows[:limit]], next_after)
 
     def delete_any(self, file_id: uuid.UUID, actor: Actor) -> None:

@@ -1,27 +1,19 @@
-"""What mails say, and the seam through which they leave. All texts that people read are in `templates/` and here."""
+"""What mails say, and the seam through which they leave. All that people read is in `templates/en/`."""
 
 import email.utils
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+import idna
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from vault.errors import VaultError
 from vault.mail.models import MailKind
 
-_SUBJECTS: Final = {
-    MailKind.VERIFY_EMAIL: "Confirm your address for Secure Vault",
-    MailKind.ALREADY_REGISTERED: "You already have a Secure Vault account",
-    MailKind.REFRESH_REUSED: "A Secure Vault session was ended",
-    MailKind.RESET_PASSWORD: "Set a new password for Secure Vault",
-    MailKind.PASSWORD_CHANGED: "Your Secure Vault password was changed",
-    MailKind.CHANGE_EMAIL: "Confirm your new address for Secure Vault",
-    MailKind.EMAIL_CHANGE_REQUESTED: "Your Secure Vault address is about to change",
-    MailKind.EMAIL_CHANGED: "Your Secure Vault address was changed",
-    MailKind.ACCOUNT_DELETED: "Your Secure Vault account was deleted",
-    MailKind.ADMIN_INVITATION: "You are to be an administrator of Secure Vault",
-}
+# The folder of `templates/` with the texts, subjects included. Another language is another folder, with all of them.
+_LANGUAGE: Final = "en"
+_TEST: Final = "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +28,31 @@ class OutgoingMail:
 
 
 class MailDelayed(VaultError):
-    """The provider cannot take the mail now; trying again later can help. `reason` is a short word for the row."""
+    """The provider cannot take the mail now; trying again later can help, `retry_after_seconds` at the earliest.
+
+    `reason` is a short word for the row and the log; `answer`, what the provider said, is for a terminal only, since
+    it may repeat the address.
+    """
 
     code = "mail_delayed"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, answer: str = "", retry_after_seconds: float = 0) -> None:
         super().__init__()
         self.reason = reason
+        self.answer = answer
+        self.retry_after_seconds = retry_after_seconds
 
 
 class MailRefused(MailDelayed):
     """The provider will never take this mail."""
 
     code = "mail_refused"
+
+
+def deliverable(address: str) -> str:
+    """The address with its domain in A-labels, as mail without SMTPUTF8 needs it."""
+    local, _, domain = email.utils.parseaddr(address)[1].rpartition("@")
+    return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}" if not domain.isascii() else address
 
 
 class Mailer(Protocol):
@@ -60,7 +64,9 @@ class MessageRenderer:
     """Renders mails as text and HTML. Links come from settings, never from a request."""
 
     def __init__(self, public_url: str, frontend_base_url: str) -> None:
-        self._public_url = public_url
+        host = urlsplit(public_url).hostname or ""
+        # RFC 5322, 3.6.4, and RFC 5321, 4.1.3
+        self._message_domain = f"[IPv6:{host}]" if ":" in host else host
         self._pages = {
             MailKind.VERIFY_EMAIL: f"{public_url}/verify-email",
             MailKind.CHANGE_EMAIL: f"{public_url}/verify-email",
@@ -75,16 +81,27 @@ class MessageRenderer:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
+        self._values = {"public_url": public_url, "language": _LANGUAGE}
 
     def render(self, kind: MailKind, recipient: str, *, token: str | None = None) -> OutgoingMail:
         """The mail of this kind. A kind whose template needs a token and gets none raises UndefinedError."""
-        values = {"subject": _SUBJECTS[kind], "public_url": self._public_url}
-        if token is not None:
-            values["link"] = f"{self._pages[kind]}?token={token}"
+        return self._rendered(kind, recipient, {} if token is None else {"link": f"{self._pages[kind]}?token={token}"})
+
+    def render_test(self, recipient: str) -> OutgoingMail:
+        """A mail that an operator sends to see whether mail is sent."""
+        return self._rendered(_TEST, recipient, {})
+
+    def _rendered(self, name: str, recipient: str, values: dict[str, str]) -> OutgoingMail:
+        values = self._values | values
+        head, _, text = self._template(f"{name}.txt").render(values).partition("\n\n")
+        subject = head.removeprefix("Subject: ")
         return OutgoingMail(
             recipient=recipient,
-            subject=_SUBJECTS[kind],
-            text=self._templates.get_template(f"{kind}.txt").render(values),
-            html=self._templates.get_template(f"{kind}.html").render(values),
-            message_id=email.utils.make_msgid(domain=urlsplit(self._public_url).hostname),
+            subject=subject,
+            text=text,
+            html=self._template(f"{name}.html").render(values | {"subject": subject}),
+            message_id=email.utils.make_msgid(domain=self._message_domain),
         )
+
+    def _template(self, name: str) -> Template:
+        return self._templates.get_template(f"{_LANGUAGE}/{name}")

@@ -7,6 +7,7 @@ a periodic pass if every message about it is lost. One-time tokens are made when
 import random
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Final
@@ -33,14 +34,37 @@ LINK_LIFETIMES: Final = {
 # What strangers can cause; a notice of something that has happened always goes out.
 _LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
 _JOBS_PER_HOUR: Final = 3
-# After a mail was sent or given up; then nothing says any more to whom it went.
-_KEPT_FOR: Final = timedelta(days=7)
+# After a mail was sent or given up; then nothing says any more to whom it went, and later on not that it was owed.
+_RECIPIENT_KEPT_FOR: Final = timedelta(days=7)
+_KEPT_FOR: Final = timedelta(days=30)
 _FIRST_RETRY_SECONDS: Final = 5.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
+_LONGEST_REASON: Final = 64
 _GIVE_UP_AFTER: Final = timedelta(days=1)
-_MOST_ATTEMPTS: Final = 40
+# More than there can be in a day: only what kills its worker each time comes this far.
+_MOST_ATTEMPTS: Final = 60
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One claim of a job. Whoever claims it after this one's lease has a higher number."""
+
+    job_id: uuid.UUID
+    number: int
+    kind: str
+    created_at: datetime
+    request_id: str | None
+
+    def facts(self) -> dict[str, object]:
+        """For a log line: ids, and nothing about whom the mail goes to."""
+        return {
+            "job_id": str(self.job_id),
+            "kind": self.kind,
+            "attempt": self.number,
+            "request_id": self.request_id,
+        }
 
 
 class Outbox:
@@ -122,31 +146,41 @@ class Outbox:
             ).all()
 
     def deliver(self, job_id: uuid.UUID) -> None:
-        """Send one job's mail unless somebody else does, has done, or it is not due."""
-        claimed = self._claim(job_id)
-        if claimed is None:
-            return
-        attempt, mail = claimed
-        if mail is None:
+        """Send one job's mail unless somebody else does, has done, or it is not due.
+
+        Raises what is neither a delay nor a refusal, after putting the job off: a mistake of ours, or a lost database.
+        """
+        attempt = self._claim(job_id)
+        if attempt is None:
             return
         try:
+            mail = self._compose(attempt)
+            if mail is None:
+                return
             self._mailer.send(mail)
         except MailDelayed as exc:
-            self._put_off(job_id, attempt, exc)
-        else:
-            self._settle(job_id, attempt, state=MailState.SENT, sent_at=self._clock(), failure=None)
-            log.info("mail_sent", job_id=str(job_id), attempt=attempt)
-
-    def _claim(self, job_id: uuid.UUID) -> tuple[int, OutgoingMail | None] | None:
-        """Take the row for LEASE_SECONDS and make its mail; None if it is not to be had."""
-        with self._sessions.begin() as session:
-            # Its user before the job, as everybody does who ends links; the new token's foreign key wants that lock.
-            session.execute(
-                sa.select(User.id)
-                .join(MailJob, MailJob.user_id == User.id)
-                .where(MailJob.id == job_id)
-                .with_for_update(read=True, key_share=True, of=User)
+            self._put_off(
+                attempt, exc.reason, is_final=isinstance(exc, MailRefused), at_least_seconds=exc.retry_after_seconds
             )
+        except Exception as exc:
+            self._put_off(attempt, type(exc).__name__)
+            raise
+        else:
+            self._settle(attempt, state=MailState.SENT, sent_at=self._clock(), failure=None)
+            log.info("mail_sent", **attempt.facts())
+
+    def send_test(self, recipient: str) -> OutgoingMail:
+        """Send a mail that says only that it was sent, past the table. Raises MailDelayed or MailRefused."""
+        mail = self._renderer.render_test(recipient)
+        self._mailer.send(mail)
+        return mail
+
+    def _claim(self, job_id: uuid.UUID) -> _Attempt | None:
+        """Take the row for LEASE_SECONDS; None if it is not to be had.
+
+        A transaction of its own, so that the attempt counts even if composing or sending ends this process.
+        """
+        with self._sessions.begin() as session:
             taken = session.execute(
                 sa.update(MailJob)
                 .where(MailJob.id == job_id, _claimable())
@@ -156,20 +190,34 @@ class Outbox:
             if taken.rowcount == 0:  # type: ignore[attr-defined]
                 return None
             job = session.get_one(MailJob, job_id)
-            if job.attempts > _MOST_ATTEMPTS:
-                # Whatever it is that kills its worker, it must not do so for ever.
-                job.state, job.failure, job.lease_until = MailState.FAILED, "too_many_attempts", None
-                return job.attempts, None
-            mail = self._compose(session, job)
+            attempt = _Attempt(job.id, job.attempts, job.kind, job.created_at, job.request_id)
+        if attempt.number > _MOST_ATTEMPTS:
+            self._put_off(attempt, "too_many_attempts", is_final=True)
+            return None
+        return attempt
+
+    def _compose(self, attempt: _Attempt) -> OutgoingMail | None:
+        """The mail, decided from what is true now; None if it is not wanted any more, or another's by now."""
+        with self._sessions.begin() as session:
+            # Its user before the job, as everybody does who ends links; the new token's foreign key wants that lock.
+            session.execute(
+                sa.select(User.id)
+                .join(MailJob, MailJob.user_id == User.id)
+                .where(MailJob.id == attempt.job_id)
+                .with_for_update(read=True, key_share=True, of=User)
+            )
+            # Waiting for the locks took its time; sending gets all of a lease.
+            if not _record(session, attempt, lease_until=db_now(LEASE_SECONDS)):
+                return None
+            job = session.get_one(MailJob, attempt.job_id)
+            mail = self._wanted(session, MailKind(attempt.kind), job)
             if mail is None:
                 job.state, job.lease_until = MailState.VOID, None
-            return job.attempts, mail
+            return mail
 
-    def _compose(self, session: Session, job: MailJob) -> OutgoingMail | None:
-        """The mail, decided from what is true now; None if it is not wanted any more."""
+    def _wanted(self, session: Session, kind: MailKind, job: MailJob) -> OutgoingMail | None:
         if job.recipient is None:
             return None
-        kind = MailKind(job.kind)
         if kind not in LINK_LIFETIMES:
             return self._renderer.render(kind, job.recipient)
         user = session.get(User, job.user_id) if job.user_id else None
@@ -195,16 +243,17 @@ class Outbox:
         return token
 
     def sweep(self) -> int:
-        """Erase whom settled mails went to after a week, and delete the no-ops of before; return how many rows."""
+        """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows."""
         now = self._clock()
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
+        settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         with self._sessions.begin() as session:
             erased = session.execute(
                 sa.update(MailJob)
                 .where(
                     is_settled,
                     MailJob.recipient.is_not(None),
-                    sa.func.coalesce(MailJob.sent_at, MailJob.created_at) <= now - _KEPT_FOR,
+                    settled_at <= now - _RECIPIENT_KEPT_FOR,
                 )
                 .values(recipient=None, recipient_key=None, user_id=None, context={})
                 .execution_options(synchronize_session=False)
@@ -212,39 +261,48 @@ class Outbox:
             deleted = session.execute(
                 sa.delete(MailJob)
                 .where(
-                    MailJob.state == MailState.VOID,
-                    MailJob.recipient.is_(None),
-                    MailJob.created_at <= now - timedelta(hours=1),
+                    sa.or_(
+                        sa.and_(
+                            MailJob.state == MailState.VOID,
+                            MailJob.recipient.is_(None),
+                            MailJob.created_at <= now - timedelta(hours=1),
+                        ),
+                        sa.and_(is_settled, settled_at <= now - _KEPT_FOR),
+                    )
                 )
                 .execution_options(synchronize_session=False)
             )
         return int(erased.rowcount + deleted.rowcount)  # type: ignore[attr-defined]
 
-    def _put_off(self, job_id: uuid.UUID, attempt: int, error: MailDelayed) -> None:
-        with self._sessions.begin() as session:
-            created_at = session.get_one(MailJob, job_id).created_at
-        given_up = isinstance(error, MailRefused) or self._clock() - created_at > _GIVE_UP_AFTER
-        pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt - 1, 20), _LONGEST_RETRY_SECONDS)
-        # Full jitter: many mails that failed together must not come back together.
+    def _put_off(self, attempt: _Attempt, reason: str, *, is_final: bool = False, at_least_seconds: float = 0) -> None:
+        given_up = is_final or self._clock() - attempt.created_at > _GIVE_UP_AFTER
+        pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt.number - 1, 20), _LONGEST_RETRY_SECONDS)
+        # Many mails that failed together must not come back together.
         pause = random.uniform(pause / 2, pause)  # noqa: S311
+        pause = max(pause, min(at_least_seconds, _LONGEST_RETRY_SECONDS))
         self._settle(
-            job_id,
             attempt,
             state=MailState.FAILED if given_up else MailState.QUEUED,
             next_attempt_at=db_now(round(pause, 3)),
-            failure=error.reason,
+            failure=reason[:_LONGEST_REASON],
         )
-        log.warning("mail_failed" if given_up else "mail_put_off", job_id=str(job_id), reason=error.reason)
+        log.warning("mail_failed" if given_up else "mail_delayed", reason=reason, **attempt.facts())
 
-    def _settle(self, job_id: uuid.UUID, attempt: int, **values: object) -> None:
-        """Record the outcome of an attempt, unless a later one has begun since."""
+    def _settle(self, attempt: _Attempt, **values: object) -> None:
+        """Record the outcome of an attempt, unless a later one has begun since or the job was made void."""
         with self._sessions.begin() as session:
-            session.execute(
-                sa.update(MailJob)
-                .where(MailJob.id == job_id, MailJob.state == MailState.SENDING, MailJob.attempts == attempt)
-                .values(lease_until=None, **values)
-                .execution_options(synchronize_session=False)
-            )
+            _record(session, attempt, lease_until=None, **values)
+
+
+def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
+    """Change the job's row if it is this attempt's still."""
+    done = session.execute(
+        sa.update(MailJob)
+        .where(MailJob.id == attempt.job_id, MailJob.state == MailState.SENDING, MailJob.attempts == attempt.number)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
 def _fits(kind: MailKind, user: User, recipient: str) -> bool:

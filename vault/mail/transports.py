@@ -1,18 +1,21 @@
-"""How mail leaves: to this terminal, or by SMTP through Flask-Mail."""
+"""How mail leaves: to this terminal, or by SMTP through Flask-Mail. SendGrid's API is in `vault.mail.sendgrid`."""
 
 import email.utils
 import smtplib
 import ssl
 import sys
 import time
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
-import idna
 from flask_mail import Connection, Mail, Message
 
-from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail
+from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail, deliverable
+from vault.mail.time_limits import TimeLimit
 
 _TIMEOUT_SECONDS: Final = 10.0
+# For all of it, so that the outbox's lease outlasts every sending.
+_TOTAL_SECONDS: Final = 30.0
+_QUIT_SECONDS: Final = 2.0
 
 
 class ConsoleMailer:
@@ -33,13 +36,14 @@ class SmtpMailer:
 
     def __init__(self, mail: Mail, sender: str, *, security: str) -> None:
         self._mail = mail
-        self._sender = sender
+        name, address = email.utils.parseaddr(sender)
+        self._sender = email.utils.formataddr((name, deliverable(address)))
         self._security = security
 
     def send(self, mail: OutgoingMail) -> None:
         message = Message(
             subject=mail.subject,
-            recipients=[_deliverable(mail.recipient)],
+            recipients=[deliverable(mail.recipient)],
             body=mail.text,
             html=mail.html,
             sender=self._sender,
@@ -47,34 +51,31 @@ class SmtpMailer:
             extra_headers={"Auto-Submitted": "auto-generated"},
         )
         message.msgId = mail.message_id
-        try:
-            with _VerifiedConnection(self._mail.connect().mail, self._security) as connection:
-                connection.send(message)
-        except (smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as exc:
-            raise _by_status(exc.smtp_code) from exc
-        except smtplib.SMTPResponseException as exc:
-            # The greeting, STARTTLS or the login was refused, which says nothing about this mail.
-            raise MailDelayed(f"smtp_{exc.smtp_code}") from exc
-        except smtplib.SMTPRecipientsRefused as exc:
-            raise _by_status(max(code for code, _ in exc.recipients.values())) from exc
-        except (smtplib.SMTPException, OSError) as exc:
-            raise MailDelayed(type(exc).__name__) from exc
+        with TimeLimit(_TOTAL_SECONDS) as limit:
+            try:
+                with _VerifiedConnection(self._mail.connect().mail, self._security, limit) as connection:
+                    limit.check()
+                    connection.send(message)
+            except (smtplib.SMTPException, OSError) as exc:
+                raise MailDelayed("TimeoutError") if limit.is_over else _translated(exc) from exc
 
 
 class _VerifiedConnection(Connection):
     """Flask-Mail's connection passes no time limit, and its STARTTLS verifies nothing; this one does both."""
 
-    def __init__(self, state: Mail, security: str) -> None:
+    def __init__(self, state: Mail, security: str, limit: TimeLimit) -> None:
         super().__init__(state)
         self._security = security
+        self._limit = limit
 
     def configure_host(self) -> smtplib.SMTP:
         context = ssl.create_default_context()
+        server = (self.mail.server, self.mail.port)
         host: smtplib.SMTP
         if self._security == "ssl":
-            host = smtplib.SMTP_SSL(self.mail.server, self.mail.port, timeout=_TIMEOUT_SECONDS, context=context)
+            host = _SmtpOverTls(self._limit, *server, timeout=_TIMEOUT_SECONDS, context=context)
         else:
-            host = smtplib.SMTP(self.mail.server, self.mail.port, timeout=_TIMEOUT_SECONDS)
+            host = _Smtp(self._limit, *server, timeout=_TIMEOUT_SECONDS)
         try:
             if self._security == "starttls":
                 # Raises if the server does not offer it: never on in clear text.
@@ -87,20 +88,48 @@ class _VerifiedConnection(Connection):
         return host
 
     def __exit__(self, *_: object) -> None:
-        # The mail has been accepted or refused by now: a server that hangs up on QUIT must not make it unsent.
+        # The mail has been accepted or refused by now: a server that hangs up on QUIT must not make it unsent, and one
+        # that is slow to answer must not keep the outbox from recording it.
         if self.host is not None:
             try:
+                if self.host.sock is not None:
+                    self.host.sock.settimeout(_QUIT_SECONDS)
                 self.host.quit()
             except (smtplib.SMTPException, OSError):
                 self.host.close()
 
 
-def _deliverable(address: str) -> str:
-    """The address with its domain in A-labels, as SMTP without SMTPUTF8 needs it."""
-    local, _, domain = email.utils.parseaddr(address)[1].rpartition("@")
-    return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}" if not domain.isascii() else address
+class _Smtp(smtplib.SMTP):
+    """smtplib's, watched from before it connects, which its constructor does."""
+
+    def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        limit.watch(lambda: self.sock)
+        super().__init__(*args, **kwargs)
 
 
-def _by_status(code: int) -> MailDelayed:
+class _SmtpOverTls(smtplib.SMTP_SSL):
+    def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        limit.watch(lambda: self.sock)
+        super().__init__(*args, **kwargs)
+
+
+def _translated(exc: Exception) -> MailDelayed:
+    if isinstance(exc, smtplib.SMTPRecipientsRefused):
+        code, answer = max(exc.recipients.values())
+        return _by_status(code, answer)
+    if isinstance(exc, smtplib.SMTPSenderRefused | smtplib.SMTPDataError):
+        return _by_status(exc.smtp_code, exc.smtp_error)
+    if isinstance(exc, smtplib.SMTPResponseException):
+        # The greeting, STARTTLS or the login was refused, which says nothing about this mail.
+        return MailDelayed(f"smtp_{exc.smtp_code}", answer=_text(exc.smtp_error))
+    return MailDelayed(type(exc).__name__, answer=str(exc))
+
+
+def _by_status(code: int, answer: bytes | str) -> MailDelayed:
     """RFC 5321, 4.2.1: 4yz may be tried again, 5yz not."""
-    return MailRefused(f"smtp_{code}") if code >= 500 else MailDelayed(f"smtp_{code}")
+    error = MailRefused if code >= 500 else MailDelayed
+    return error(f"smtp_{code}", answer=_text(answer))
+
+
+def _text(answer: bytes | str) -> str:
+    return answer if isinstance(answer, str) else answer.decode(errors="replace")

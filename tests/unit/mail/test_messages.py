@@ -1,9 +1,12 @@
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from jinja2 import DictLoader, UndefinedError
+from jinja2 import Environment, TemplateNotFound, UndefinedError, meta
 
+from vault.mail import messages
 from vault.mail.messages import MessageRenderer, OutgoingMail
 from vault.mail.models import MailKind
 from vault.mail.outbox import LINK_LIFETIMES
@@ -11,6 +14,9 @@ from vault.mail.outbox import LINK_LIFETIMES
 PUBLIC_URL = "https://vault.example.org"
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqr"
 RECIPIENT = "anna@example.org"
+TEMPLATES = Path(messages.__file__).parent / "templates"
+NAMES = [*(kind.value for kind in MailKind), "test"]
+LANGUAGES = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
 
 
 @pytest.fixture
@@ -22,26 +28,101 @@ def rendered(renderer: MessageRenderer, kind: MailKind) -> OutgoingMail:
     return renderer.render(kind, RECIPIENT, token=TOKEN if kind in LINK_LIFETIMES else None)
 
 
-@pytest.mark.parametrize("kind", MailKind)
-def test_every_kind_renders_as_text_and_html(renderer: MessageRenderer, kind: MailKind) -> None:
-    mail = rendered(renderer, kind)
-
-    assert mail.recipient == RECIPIENT
-    assert mail.subject
-    assert mail.text.startswith("Hello,\n")
-    assert mail.html.startswith("<!doctype html>")
-    assert f"<title>{mail.subject}</title>" in mail.html
-    assert PUBLIC_URL in mail.text
-    assert f'href="{PUBLIC_URL}' in mail.html
-    assert "{{" not in mail.text + mail.html
-    assert mail.text.endswith("\n")
+def every_mail(renderer: MessageRenderer) -> list[OutgoingMail]:
+    return [*(rendered(renderer, kind) for kind in MailKind), renderer.render_test(RECIPIENT)]
 
 
-@pytest.mark.parametrize("kind", MailKind)
-def test_texts_fit_a_terminal_but_for_links(renderer: MessageRenderer, kind: MailKind) -> None:
-    mail = rendered(renderer, kind)
+class _Paragraphs(HTMLParser):
+    """The words of each <p>, in order."""
 
-    assert all(len(line) <= 78 or line.startswith(PUBLIC_URL) for line in mail.text.splitlines())
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._is_inside = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, _: object) -> None:
+        if tag == "p":
+            self.found.append("")
+            self._is_inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_inside = self._is_inside and tag != "p"
+
+    def handle_data(self, data: str) -> None:
+        if self._is_inside:
+            self.found[-1] += data
+
+
+def test_every_mail_is_a_text_and_a_page_for_one_reader(renderer: MessageRenderer) -> None:
+    mails = every_mail(renderer)
+
+    for mail in mails:
+        assert mail.recipient == RECIPIENT
+        assert mail.text.startswith("Hello,\n")
+        assert mail.text.endswith("\n")
+        assert not mail.text.endswith("\n\n")
+        assert mail.html.startswith("<!doctype html>")
+        assert f"<title>{mail.subject}</title>" in mail.html
+        assert PUBLIC_URL in mail.text
+        assert f'href="{PUBLIC_URL}' in mail.html
+        assert RECIPIENT not in mail.subject + mail.text + mail.html
+        assert "{{" not in mail.text + mail.html
+    assert len({mail.subject for mail in mails}) == len(mails)
+
+
+def test_subjects_are_one_line_of_ascii_that_a_list_has_room_for(renderer: MessageRenderer) -> None:
+    for mail in every_mail(renderer):
+        assert re.fullmatch(r"[A-Z][A-Za-z ]{10,58}", mail.subject), mail.subject
+
+
+def test_the_page_says_what_the_text_says(renderer: MessageRenderer) -> None:
+    for mail in every_mail(renderer):
+        name, *paragraphs = _Paragraphs(mail.html).found
+        assert name == "Secure Vault"
+        assert paragraphs == [" ".join(paragraph.split()) for paragraph in mail.text.split("\n\n")], mail.subject
+
+
+def test_pages_need_no_picture_no_script_and_nobody_elses_server(renderer: MessageRenderer) -> None:
+    for mail in every_mail(renderer):
+        assert not re.search(r"<(img|script|link|style|iframe|object|form)\b|url\(|@import|\bon\w+=", mail.html)
+        assert set(re.findall(r"https?://[^/\s\"<?]+", mail.html)) == {PUBLIC_URL}
+        assert '<meta name="color-scheme" content="light dark">' in mail.html
+
+
+def test_texts_fit_a_terminal_but_for_links(renderer: MessageRenderer) -> None:
+    for mail in every_mail(renderer):
+        assert all(len(line) < 78 or line.startswith(PUBLIC_URL) for line in mail.text.splitlines())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_language_has_every_text(language: str) -> None:
+    files = {path.name for path in (TEMPLATES / language).iterdir()}
+
+    assert files == {f"{name}.{form}" for name in NAMES for form in ("txt", "html")}
+    for name in NAMES:
+        head, _, text = (TEMPLATES / language / f"{name}.txt").read_text().partition("\n\n")
+        assert re.fullmatch(r"Subject: [^{\n]+", head)
+        assert text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variable_that_is_missing_is_an_error_in_every_template(
+    renderer: MessageRenderer, language: str, name: str
+) -> None:
+    for form in ("txt", "html"):
+        source = (TEMPLATES / language / f"{name}.{form}").read_text()
+        needed = meta.find_undeclared_variables(Environment().parse(source)) - {"parts"}
+        template = renderer._templates.get_template(f"{language}/{name}.{form}")
+        values = {"public_url": PUBLIC_URL, "link": PUBLIC_URL, "language": language, "subject": "Subject"}
+
+        assert needed <= {"public_url", "link"}
+        assert needed
+        assert template.render(values)
+        for missing in needed if form == "txt" else values.keys() & (needed | {"language", "subject"}):
+            with pytest.raises(UndefinedError):
+                template.render({key: value for key, value in values.items() if key != missing})
 
 
 def test_the_verification_link_stands_alone_and_whole(renderer: MessageRenderer) -> None:
@@ -96,7 +177,7 @@ def test_a_mail_that_needs_no_token_needs_none(renderer: MessageRenderer) -> Non
 
 
 def test_an_unknown_kind_is_a_mistake(renderer: MessageRenderer) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(TemplateNotFound):
         renderer.render("newsletter", RECIPIENT)  # type: ignore[arg-type]
 
 
@@ -110,22 +191,22 @@ def test_html_is_escaped_and_text_is_not() -> None:
     assert mail.html.count("https://example.org/a&amp;b&#39;c/verify-email?token=&lt;&#34;&amp;&gt;") == 2
 
 
-def test_a_templates_mistyped_variable_is_an_error(renderer: MessageRenderer) -> None:
-    renderer._templates.loader = DictLoader(
-        {"already_registered.txt": "{{ publik_url }}", "already_registered.html": "well"}
-    )
-
-    with pytest.raises(UndefinedError):
-        renderer.render(MailKind.ALREADY_REGISTERED, RECIPIENT)
-
-
-def test_message_ids_are_fresh_and_of_the_public_host() -> None:
-    renderer = MessageRenderer("https://vault.example.org:8443/x", "https://vault.example.org:8443/x")
+@pytest.mark.parametrize(
+    ("url", "domain"),
+    [
+        ("https://vault.example.org:8443/x", "vault.example.org"),
+        ("http://127.0.0.1:8000", "127.0.0.1"),
+        ("http://[::1]:8000", "[IPv6:::1]"),
+    ],
+    ids=["name", "v4", "v6"],
+)
+def test_message_ids_are_fresh_and_of_the_public_host(url: str, domain: str) -> None:
+    renderer = MessageRenderer(url, url)
 
     ids = {renderer.render(MailKind.ALREADY_REGISTERED, RECIPIENT).message_id for _ in range(5)}
 
     assert len(ids) == 5
-    assert all(re.fullmatch(r"<[^@<>\s]+@vault\.example\.org>", message_id) for message_id in ids)
+    assert all(re.fullmatch(rf"<[^@<>\s]+@{re.escape(domain)}>", message_id) for message_id in ids)
 
 
 def test_a_mails_repr_shows_neither_recipient_nor_content(renderer: MessageRenderer) -> None:

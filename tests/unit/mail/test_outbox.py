@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import Session, sessionmaker
+from structlog.testing import capture_logs
 
 from tests.support.vault import Clock, RecordingMailer
 from vault.auth.addresses import parse_address
@@ -31,13 +33,16 @@ class Office:
     mailer: RecordingMailer = field(default_factory=RecordingMailer)
     clock: Clock = field(default_factory=Clock)
     announced: list[uuid.UUID] = field(default_factory=list)
+    renderer: MessageRenderer = field(
+        default_factory=lambda: MessageRenderer("https://vault.example.org", "https://app.example.org")
+    )
 
     @property
     def outbox(self) -> Outbox:
         return Outbox(
             self.sessions,
             mailer=self.mailer,
-            renderer=MessageRenderer("https://vault.example.org", "https://app.example.org"),
+            renderer=self.renderer,
             enqueue=self.announced.append,
             clock=self.clock,
         )
@@ -86,6 +91,13 @@ def office(database_url: str) -> Iterator[Office]:
     engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg2://"))
     yield Office(create_sessionmaker(engine))
     engine.dispose()
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
 
 
 def token_in(mail: OutgoingMail) -> str:
@@ -364,16 +376,128 @@ def test_a_sender_that_outlived_its_lease_does_not_overwrite_the_next_ones_outco
     assert job.sent_at == office.clock() - timedelta(minutes=5)
 
 
-def test_a_mailers_own_fault_leaves_the_lease_and_the_count(office: Office) -> None:
+def test_waiting_for_a_lock_takes_nothing_from_the_time_to_send(office: Office) -> None:
     job_id = office.owe(office.add_user())
-    office.mailer.failure = ValueError("a bug")
+    claim = office.outbox._claim(job_id)
+    assert claim is not None
+    office.change(job_id, lease_until=db_now(5))
 
-    with pytest.raises(ValueError, match="a bug"):
-        office.outbox.deliver(job_id)
+    office.outbox._compose(claim)
+
+    lease_until = office.job(job_id).lease_until
+    assert lease_until is not None
+    assert (lease_until - office.now()).total_seconds() > LEASE_SECONDS - 5
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [{"attempts": 2}, {"state": MailState.VOID}], ids=["claimed-by-another", "made-void"]
+)
+def test_a_claim_that_was_lost_makes_no_mail_and_no_link(office: Office, meanwhile: dict[str, Any]) -> None:
+    job_id = office.owe(office.add_user())
+    claim = office.outbox._claim(job_id)
+    assert claim is not None
+    office.change(job_id, **meanwhile)
+
+    assert office.outbox._compose(claim) is None
+
+    with office.sessions.begin() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 0
+
+
+# --- mistakes of ours -----------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends a worker wherever it is raised, as SIGKILL does: nothing of ours catches it."""
+
+
+class Faulty(MessageRenderer):
+    """Composes nothing but this fault."""
+
+    def __init__(self, fault: BaseException) -> None:
+        self._fault = fault
+
+    def render(self, *_: Any, **__: Any) -> OutgoingMail:
+        raise self._fault
+
+
+def faulty(office: Office, fault: BaseException, *, where: str) -> Outbox:
+    """An outbox whose mails end in this while they are composed or sent."""
+    if where == "composing":
+        office.renderer = Faulty(fault)
+    else:
+        office.mailer.failure = fault
+    return office.outbox
+
+
+@pytest.mark.parametrize("where", ["composing", "sending"])
+def test_a_mistake_is_seen_and_puts_the_mail_off_with_its_name(office: Office, log: list[Any], where: str) -> None:
+    job_id = office.owe(office.add_user())
+
+    with pytest.raises(ZeroDivisionError):
+        faulty(office, ZeroDivisionError("about anna@example.org"), where=where).deliver(job_id)
 
     job = office.job(job_id)
-    assert (job.state, job.attempts) == (MailState.SENDING, 1)
+    assert (job.state, job.failure, job.attempts) == (MailState.QUEUED, "ZeroDivisionError", 1)
+    assert job.lease_until is None
     assert office.outbox.due() == []
+    assert [(line["event"], line["reason"]) for line in log] == [("mail_delayed", "ZeroDivisionError")]
+    assert "anna" not in repr(log)
+
+
+@pytest.mark.parametrize("where", ["composing", "sending"])
+def test_a_mail_that_kills_its_worker_counts_each_time_and_ends(office: Office, where: str) -> None:
+    job_id = office.owe(office.add_user())
+    outbox = faulty(office, Killed(), where=where)
+
+    for attempt in (1, 2):
+        with pytest.raises(Killed):
+            outbox.deliver(job_id)
+        assert (office.job(job_id).state, office.job(job_id).attempts) == (MailState.SENDING, attempt)
+        office.change(job_id, lease_until=db_now(-1))
+    office.change(job_id, attempts=60)
+    outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.FAILED, "too_many_attempts")
+    assert office.outbox.due() == []
+
+
+def test_a_kind_that_this_version_does_not_know_is_put_off(office: Office) -> None:
+    job_id = office.owe(office.add_user(), kind="newsletter")
+
+    with pytest.raises(ValueError, match="newsletter"):
+        office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.QUEUED, "ValueError")
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "event", "more"),
+    [
+        (None, "mail_sent", {}),
+        (MailDelayed("smtp_450", answer="anna@example.org is busy"), "mail_delayed", {"reason": "smtp_450"}),
+        (MailRefused("smtp_550", answer="no anna@example.org"), "mail_failed", {"reason": "smtp_550"}),
+    ],
+    ids=["sent", "delayed", "refused"],
+)
+def test_each_outcome_is_a_line_with_ids_and_without_the_address(
+    office: Office, log: list[Any], failure: Exception | None, event: str, more: dict[str, str]
+) -> None:
+    user = office.add_user()
+    with office.sessions.begin() as session:
+        job_id = office.outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id="abc-1")
+    office.mailer.failure = failure
+
+    office.outbox.deliver(job_id)
+
+    (line,) = log
+    assert line.pop("log_level") in ("info", "warning")
+    assert line == {
+        "event": event, "job_id": str(job_id), "kind": "verify_email", "attempt": 1, "request_id": "abc-1", **more
+    }  # fmt: skip
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
@@ -406,6 +530,21 @@ def test_the_pause_doubles_up_to_an_hour(office: Office) -> None:
 
     longest = [min(5 * 2**n, 3600) for n in range(14)]
     assert all(top / 2 <= pause <= top + 2 for pause, top in zip(pauses, longest, strict=True)), pauses
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "at_least", "at_most"), [(0, 2, 6), (3, 2, 6), (1000, 1000, 1002), (86400, 3600, 3602)]
+)
+def test_the_pause_that_a_provider_asks_for_is_kept_up_to_an_hour(
+    office: Office, asked_for: float, at_least: float, at_most: float
+) -> None:
+    job_id = office.owe(office.add_user())
+    office.mailer.failure = MailDelayed("sendgrid_429", retry_after_seconds=asked_for)
+    before = office.now()
+
+    office.outbox.deliver(job_id)
+
+    assert at_least <= (office.job(job_id).next_attempt_at - before).total_seconds() <= at_most
 
 
 def test_a_delayed_mail_is_sent_when_its_time_has_come(office: Office) -> None:
@@ -445,7 +584,7 @@ def test_a_mail_is_given_up_after_a_day(office: Office, hours: float, state: Mai
 
 
 @pytest.mark.parametrize(
-    ("attempts", "state", "sent"), [(39, (MailState.SENT, None), 1), (40, (MailState.FAILED, "too_many_attempts"), 0)]
+    ("attempts", "state", "sent"), [(59, (MailState.SENT, None), 1), (60, (MailState.FAILED, "too_many_attempts"), 0)]
 )
 def test_a_mail_that_was_tried_too_often_is_given_up_before_it_is_sent(
     office: Office, attempts: int, state: tuple[str, str | None], sent: int
@@ -570,3 +709,11 @@ def test_a_fresh_job_is_due_without_any_message(office: Office) -> None:
     job_id = office.owe(office.add_user())
 
     assert office.outbox.due() == [job_id]
+
+
+def test_the_test_mail_needs_no_row(office: Office) -> None:
+    sent = office.outbox.send_test("anna@example.org")
+
+    assert office.mailer.sent == [sent]
+    with office.sessions.begin() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(MailJob)) == 0

@@ -1,29 +1,28 @@
-import asyncio
 import datetime
-import email.policy
 import email.utils
 import io
-import ipaddress
 import socket
-import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from email.message import EmailMessage
-from email.parser import BytesParser
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
+from aiosmtpd.smtp import AuthResult, LoginPassword
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flask import Flask
 from flask_mail import Mail
 
+from tests.support.mail_servers import (
+    DROP,
+    HANG,
+    TRICKLE,
+    Inbox,
+    ScriptedServer,
+    make_certificate,
+    server_side,
+    smtp_server,
+)
 from vault.mail import transports
 from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail
 from vault.mail.outbox import LEASE_SECONDS
@@ -63,92 +62,9 @@ def send(
         SmtpMailer(extension, sender, security=security).send(mail)
 
 
-# --- a server that keeps what it is given ---------------------------------------------------------------------------
-
-
-class Inbox:
-    """What an SMTP server accepted, and whether it came in clear."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Envelope] = []
-        self.encrypted: list[bool] = []
-
-    async def handle_DATA(self, _server: SMTP, session: Any, envelope: Envelope) -> str:
-        self.envelopes.append(envelope)
-        self.encrypted.append(session.ssl is not None)
-        return "250 taken"
-
-    def message(self) -> EmailMessage:
-        (envelope,) = self.envelopes
-        assert isinstance(envelope.content, bytes)
-        return BytesParser(policy=email.policy.default).parsebytes(envelope.content)  # type: ignore[return-value]
-
-
-@contextmanager
-def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
-    """aiosmtpd on a free port of loopback; with `tls` it speaks TLS from the first byte."""
-    loop = asyncio.new_event_loop()
-    listening: Future[int] = Future()
-
-    async def serve() -> None:
-        server = await loop.create_server(
-            lambda: SMTP(inbox, hostname="mail.example.org", loop=loop, **options), "127.0.0.1", 0, ssl=tls
-        )
-        listening.set_result(server.sockets[0].getsockname()[1])
-        async with server:
-            await stopped.wait()
-        await asyncio.sleep(0)
-        rest = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    stopped = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        yield listening.result(timeout=10)
-    finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-def make_certificate(folder: Path, *names: x509.GeneralName) -> Path:
-    """A self-signed certificate for these names, with its key, in one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
-
-
-def server_side(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    return make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture
@@ -156,69 +72,6 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The certificate, put where OpenSSL looks for those of this machine."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     return certificate
-
-
-# --- a server that follows a script ---------------------------------------------------------------------------------
-
-HANG, DROP = "hang", "drop"
-
-
-class ScriptedServer:
-    """Answers each SMTP command with a fixed reply; HANG says nothing more, DROP closes the connection."""
-
-    def __init__(self, **replies: str) -> None:
-        self.replies = {
-            "GREETING": "220 here",
-            "EHLO": "250-here\r\n250 8BITMIME",
-            "STARTTLS": "502 unknown",
-            "DATA": "354 go on",
-            "QUIT": "221 bye",
-            **replies,
-        }
-        self.commands: list[str] = []
-        self._closing = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        with socket.create_connection(("127.0.0.1", self.port)):
-            self._thread.join()
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            connection, _ = self._socket.accept()
-            with connection, connection.makefile("rwb") as stream:
-                if self._closing.is_set():
-                    return
-                self._talk(stream)
-
-    def _talk(self, stream: Any) -> None:
-        if not self._answer(stream, "GREETING"):
-            return
-        for line in stream:
-            verb = line.split(b" ")[0].strip().decode().upper()
-            self.commands.append(line.decode().strip())
-            if not self._answer(stream, verb):
-                return
-            if verb == "DATA" and self.replies["DATA"].startswith("354"):
-                while stream.readline() not in (b".\r\n", b""):
-                    pass
-                if not self._answer(stream, "CONTENT"):
-                    return
-
-    def _answer(self, stream: Any, key: str) -> bool:
-        reply = self.replies.get(key, "250 well")
-        if reply == HANG:
-            self._closing.wait(20)
-        if reply in (HANG, DROP):
-            return False
-        stream.write(reply.encode() + b"\r\n")
-        stream.flush()
-        return True
 
 
 @pytest.fixture
@@ -311,6 +164,15 @@ def test_recipients_go_out_in_ascii_and_otherwise_as_given(given: str, delivered
 
     assert inbox.envelopes[0].rcpt_tos == [delivered]
     assert inbox.message()["To"] == delivered
+
+
+def test_a_senders_domain_goes_out_in_ascii() -> None:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        send(port, sender="Tresor für Müller <vault@straße.example>")
+
+    assert inbox.envelopes[0].mail_from == "vault@xn--strae-oqa.example"
+    assert email.utils.parseaddr(str(inbox.message()["From"])) == ("Tresor für Müller", "vault@xn--strae-oqa.example")
 
 
 @pytest.mark.parametrize(
@@ -426,6 +288,7 @@ def test_a_reply_of_five_hundred_is_final_and_of_four_hundred_is_not(
 
     assert type(caught.value) is error
     assert caught.value.reason == f"smtp_{code}"
+    assert caught.value.answer == "about anna@example.org"
     assert "anna" not in str(caught.value)
 
 
@@ -493,6 +356,22 @@ def test_a_server_that_hangs_costs_the_time_limit_and_no_more(
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize("command", ["GREETING", "EHLO", "RCPT", "CONTENT"])
+def test_a_server_that_trickles_costs_the_limit_for_all_of_it(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.4)
+    server = scripted(**{command: f"{TRICKLE}250-"})
+    started = time.monotonic()
+
+    with pytest.raises(MailDelayed) as caught:
+        send(server.port)
+
+    assert type(caught.value) is MailDelayed
+    assert caught.value.reason == "TimeoutError"
+    assert time.monotonic() - started < 2
+
+
 def test_a_tls_server_that_hangs_costs_the_time_limit(
     scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,12 +386,17 @@ def test_a_tls_server_that_hangs_costs_the_time_limit(
     assert time.monotonic() - started < 2
 
 
-def test_a_quit_that_hangs_leaves_the_mail_sent(
-    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reply", [HANG, f"{TRICKLE}221-"], ids=["hangs", "trickles"])
+def test_a_quit_without_end_leaves_the_mail_sent(
+    scripted: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch, reply: str
 ) -> None:
-    monkeypatch.setattr(transports, "_TIMEOUT_SECONDS", 0.25)
+    monkeypatch.setattr(transports, "_QUIT_SECONDS", 0.25)
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.5)
+    started = time.monotonic()
 
-    send(scripted(QUIT=HANG).port)
+    send(scripted(QUIT=reply).port)
+
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
@@ -525,5 +409,6 @@ def test_a_refused_port_is_asked_again_later(security: str) -> None:
     assert caught.value.reason == "ConnectionRefusedError"
 
 
-def test_the_time_limit_is_well_below_the_outboxs_lease() -> None:
-    assert transports._TIMEOUT_SECONDS * 3 <= LEASE_SECONDS
+def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
+    assert transports._TIMEOUT_SECONDS < transports._TOTAL_SECONDS
+    assert transports._TOTAL_SECONDS * 2 <= LEASE_SECONDS

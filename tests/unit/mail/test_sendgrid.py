@@ -1,0 +1,279 @@
+"""SendGrid's v3 API, spoken by a server on this machine."""
+
+import email.utils
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.mail_servers import SendGrid, SendGridHandler, make_certificate, sendgrid_server, server_side
+from tests.unit.mail.test_transports import MAIL, mail_to
+from vault.mail import sendgrid
+from vault.mail.messages import MailDelayed, MailRefused
+from vault.mail.outbox import LEASE_SECONDS
+from vault.mail.sendgrid import SendGridMailer
+
+KEY = "SG.key-of-everything"
+SENDER = "Secure Vault <vault@example.org>"
+
+
+@pytest.fixture
+def server() -> Iterator[SendGrid]:
+    with sendgrid_server() as started:
+        yield started
+
+
+def mailer(url: str, sender: str = SENDER) -> SendGridMailer:
+    return SendGridMailer(KEY, sender, endpoint_url=url)
+
+
+def failure(url: str) -> MailDelayed:
+    with pytest.raises(MailDelayed) as caught:
+        mailer(url).send(MAIL)
+    return caught.value
+
+
+# --- what is sent ---------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: SendGrid) -> None:
+    mailer(server.url).send(MAIL)
+
+    ((path, headers, payload),) = server.requests
+    assert path == "/v3/mail/send"
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert headers["Content-Type"] == "application/json"
+    assert KEY not in json.dumps(payload)
+    assert payload["personalizations"] == [{"to": [{"email": "anna@example.org"}]}]
+    assert payload["from"] == {"email": "vault@example.org", "name": "Secure Vault"}
+    assert payload["subject"] == MAIL.subject
+    assert payload["content"] == [
+        {"type": "text/plain", "value": MAIL.text},
+        {"type": "text/html", "value": MAIL.html},
+    ]
+    assert payload["headers"] == {"Message-ID": MAIL.message_id, "Auto-Submitted": "auto-generated"}
+
+
+def test_links_are_neither_rewritten_nor_counted(server: SendGrid) -> None:
+    mailer(server.url).send(MAIL)
+
+    settings = server.requests[0][2]["tracking_settings"]
+    assert set(settings) == {"click_tracking", "open_tracking", "subscription_tracking", "ganalytics"}
+    assert all(value is False for setting in settings.values() for value in setting.values())
+
+
+@pytest.mark.parametrize(
+    ("recipient", "sender", "to", "from_"),
+    [
+        ("anna@bücher.example", "t@bücher.example", "anna@xn--bcher-kva.example", {"email": "t@xn--bcher-kva.example"}),
+        ("o'brien@example.org", '"V, Inc." <t@x>', "o'brien@example.org", {"email": "t@x", "name": "V, Inc."}),
+    ],
+    ids=["idn", "quotes"],
+)
+def test_addresses_are_ascii_and_names_apart(
+    server: SendGrid, recipient: str, sender: str, to: str, from_: dict[str, str]
+) -> None:
+    mailer(server.url, sender).send(mail_to(recipient))
+
+    payload = server.requests[0][2]
+    assert payload["personalizations"] == [{"to": [{"email": to}]}]
+    assert payload["from"] == from_
+
+
+def test_an_endpoint_may_have_a_path(server: SendGrid) -> None:
+    mailer(f"{server.url}/gateway").send(MAIL)
+
+    assert server.requests[0][0] == "/gateway/v3/mail/send"
+
+
+def test_neither_proxies_nor_passwords_come_from_the_environment(
+    server: SendGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    mailer(server.url).send(MAIL)
+
+    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+
+
+# --- what comes back ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415])
+def test_what_sendgrid_refuses_is_refused_for_good(server: SendGrid, status: int) -> None:
+    server.status = status
+    server.body = json.dumps({"errors": [{"message": "not anna@example.org", "field": None, "help": None}]}).encode()
+
+    error = failure(server.url)
+
+    assert type(error) is MailRefused
+    assert error.reason == f"sendgrid_{status}"
+    assert error.answer == "not anna@example.org"
+    assert "anna" not in str(error)
+    assert KEY not in repr(vars(error)) + repr(error)
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 307, 408, 429, 500, 502, 503])
+def test_other_answers_are_asked_for_again_later(server: SendGrid, status: int) -> None:
+    server.status = status
+    server.answer_headers = {"Location": f"{server.url}/elsewhere"}
+
+    error = failure(server.url)
+
+    assert type(error) is MailDelayed
+    assert (error.reason, error.retry_after_seconds) == (f"sendgrid_{status}", 0)
+    assert [path for path, _, _ in server.requests] == ["/v3/mail/send"]
+
+
+def in_seconds(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        pytest.param({"Retry-After": "120"}, 120, id="seconds"),
+        pytest.param({"Retry-After": email.utils.format_datetime(in_seconds(900), usegmt=True)}, 900, id="date"),
+        pytest.param({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, 0, id="date-that-was"),
+        pytest.param({"X-RateLimit-Reset": f"{in_seconds(600).timestamp():.0f}"}, 600, id="reset"),
+        pytest.param({"X-RateLimit-Reset": "1392815263"}, 0, id="reset-that-was"),
+        pytest.param({"Retry-After": "7", "X-RateLimit-Reset": f"{in_seconds(600).timestamp():.0f}"}, 7, id="both"),
+        pytest.param({"Retry-After": "soon", "X-RateLimit-Reset": "later"}, 0, id="neither-makes-sense"),
+        pytest.param({"Retry-After": "-5"}, 0, id="negative"),
+        pytest.param({"Retry-After": "²"}, 0, id="superscript"),
+    ],
+)
+def test_the_pause_that_is_asked_for_is_passed_on(
+    server: SendGrid, status: int, headers: dict[str, str], expected: float
+) -> None:
+    server.status, server.answer_headers = status, headers
+
+    error = failure(server.url)
+
+    assert type(error) is MailDelayed
+    # The dates were made when the tests were collected.
+    assert expected - 600 * (expected >= 600) <= error.retry_after_seconds <= expected
+
+
+@pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"errors": [7]}', b"[" * 5000, b'{"errors": 7}', b"\xff"])
+def test_an_answer_that_makes_no_sense_leaves_the_status(server: SendGrid, body: bytes) -> None:
+    server.status, server.body = 401, body
+
+    error = failure(server.url)
+
+    assert (error.reason, error.answer) == ("sendgrid_401", "")
+
+
+# --- connections that break -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sendgrid, "_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(sendgrid, "_TOTAL_SECONDS", 0.6)
+
+
+def hang(handler: SendGridHandler) -> None:
+    handler.server.closing.wait(20)
+
+
+def trickle(beginning: bytes) -> Callable[[SendGridHandler], None]:
+    def behave(handler: SendGridHandler) -> None:
+        handler.wfile.write(beginning)
+        while not handler.server.closing.wait(0.05):
+            handler.wfile.write(b"x")
+
+    return behave
+
+
+def drop(handler: SendGridHandler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("behave", "reasons"),
+    [
+        pytest.param(hang, {"TimeoutError"}, id="hang"),
+        pytest.param(trickle(b"HTTP/1.1 202 "), {"TimeoutError"}, id="trickle-a-status"),
+        pytest.param(trickle(b"HTTP/1.1 202 Accepted\r\nX-Long: "), {"TimeoutError"}, id="trickle-a-header"),
+        pytest.param(drop, {"RemoteDisconnected", "ConnectionResetError"}, id="drop"),
+        pytest.param(trickle(b"SMTP ready\r\n"), {"BadStatusLine"}, id="another-protocol"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_asked_again_later_and_within_the_limit(
+    server: SendGrid, impatient: None, behave: Callable[[SendGridHandler], None], reasons: set[str]
+) -> None:
+    server.behave = behave
+    started = time.monotonic()
+
+    error = failure(server.url)
+
+    assert type(error) is MailDelayed
+    assert error.reason in reasons
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("header", [b"Content-Length: 100000", b"Connection: close"])
+def test_a_refusal_whose_body_never_ends_is_still_a_refusal(server: SendGrid, impatient: None, header: bytes) -> None:
+    server.behave = trickle(b"HTTP/1.1 401 Unauthorized\r\n" + header + b"\r\n\r\n")
+    started = time.monotonic()
+
+    error = failure(server.url)
+
+    assert type(error) is MailRefused
+    assert error.reason == "sendgrid_401"
+    assert time.monotonic() - started < 2
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendGrid]:
+    """A server whose certificate is put where OpenSSL looks for those of this machine."""
+    certificate = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with sendgrid_server(server_side(certificate)) as started:
+        yield started
+
+
+def test_an_encrypted_server_that_trickles_is_cut_too(encrypted: SendGrid, impatient: None) -> None:
+    encrypted.behave = trickle(b"HTTP/1.1 202 ")
+    started = time.monotonic()
+
+    error = failure(encrypted.url)
+
+    assert error.reason == "TimeoutError"
+    assert time.monotonic() - started < 2
+
+
+def test_over_https_a_good_certificate_is_needed(encrypted: SendGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    mailer(encrypted.url).send(MAIL)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    refused = failure(encrypted.url)
+
+    assert type(refused) is MailDelayed
+    assert refused.reason == "SSLCertVerificationError"
+    assert len(encrypted.requests) == 1
+
+
+def test_a_refused_port_is_asked_again_later() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        error = failure(f"http://127.0.0.1:{holder.getsockname()[1]}")
+
+    assert type(error) is MailDelayed
+    assert error.reason == "ConnectionRefusedError"
+
+
+def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
+    assert sendgrid._TOTAL_SECONDS * 2 <= LEASE_SECONDS
+
+
+def test_the_mailers_repr_does_not_show_its_key() -> None:
+    assert KEY not in repr(mailer("https://api.sendgrid.com"))

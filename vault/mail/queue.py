@@ -1,0 +1,87 @@
+"""What an operator sees of the outbox, and trying again what failed. No address leaves it."""
+
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.db import db_now
+from vault.mail.models import MailJob, MailState
+
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMail:
+    id: uuid.UUID
+    kind: str
+    state: str
+    attempts: int
+    created_at: datetime
+    next_attempt_at: datetime
+    failure: str | None
+    request_id: str | None
+
+
+class MailQueue:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        announce: Callable[[uuid.UUID], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._announce = announce
+        self._clock = clock
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with self._sessions.begin() as session:
+            rows = session.execute(sa.select(MailJob.state, sa.func.count()).group_by(MailJob.state))
+            found = dict(rows.all())
+        return {state.value: found.get(state, 0) for state in MailState}
+
+    def jobs(self, states: Collection[MailState], *, limit: int) -> Sequence[QueuedMail]:
+        """The oldest jobs in these states."""
+        columns = [getattr(MailJob, name) for name in QueuedMail.__dataclass_fields__]
+        query = sa.select(*columns).where(MailJob.state.in_(states)).order_by(MailJob.created_at, MailJob.id)
+        with self._sessions.begin() as session:
+            return [QueuedMail(*row) for row in session.execute(query.limit(limit))]
+
+    def failed(self) -> Sequence[uuid.UUID]:
+        """All that were given up and can be tried again: for a week it is known whom they are for."""
+        with self._sessions.begin() as session:
+            return session.scalars(sa.select(MailJob.id).where(_can_be_retried()).order_by(MailJob.created_at)).all()
+
+    def retry(self, job_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Owe failed mails anew, from now and with no attempt behind them. Returns which; others are left alone."""
+        retried: set[uuid.UUID] = set()
+        for start in range(0, len(job_ids), _BATCH):
+            with self._sessions.begin() as session:
+                asked = MailJob.id.in_(job_ids[start : start + _BATCH])
+                ids = session.scalars(sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update()).all()
+                session.execute(
+                    sa.update(MailJob)
+                    .where(MailJob.id.in_(ids))
+                    .values(
+                        state=MailState.QUEUED,
+                        failure=None,
+                        attempts=0,
+                        created_at=self._clock(),
+                        next_attempt_at=db_now(),
+                    )
+                    .execution_options(synchronize_session=False)
+                )
+            for job_id in ids:
+                self._announce(job_id)
+            retried.update(ids)
+        return retried
+
+
+def _can_be_retried() -> sa.ColumnElement[bool]:
+    return sa.and_(MailJob.state == MailState.FAILED, MailJob.recipient.is_not(None))
