@@ -3,6 +3,7 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,10 +22,12 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import OperationalError
 
+from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.services import redis_url
 from vault import broker
 from vault.broker import (
+    PATIENCE_SECONDS,
     TASK_DELIVER_MAIL,
     TASK_REAP_FILES,
     TASK_REMOVE_FILE,
@@ -36,7 +39,7 @@ from vault.broker import (
 )
 
 ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
-# 0.4 s and what a busy machine adds; the libraries' own limits would be 4, 30 or no seconds.
+# What a busy machine adds to PATIENCE_SECONDS; the libraries' own limits are 2, 3 or no seconds.
 A_MOMENT = 1.5
 
 
@@ -275,6 +278,33 @@ def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
     assert taken < 2 * A_MOMENT
 
 
+def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
+    celery = HangingCelery(broker="memory://")
+    publisher = Publisher(celery)
+
+    started = time.monotonic()
+    publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+    taken = time.monotonic() - started
+    celery.released.set()
+
+    assert PATIENCE_SECONDS <= taken < A_MOMENT
+
+
+def test_connections_from_before_a_restart_of_the_broker_cost_no_message() -> None:
+    with redis_url() as url, Proxy(url) as proxy:
+        publisher = Publisher(create_celery(proxy.url))
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(8)))
+        assert proxy.connections
+
+        proxy.cut()
+        for _ in range(8):
+            publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+
+        with redis.Redis.from_url(url) as client:
+            assert client.llen("mail") == 16
+
+
 @urls
 def test_creating_the_app_touches_no_broker(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -294,6 +324,17 @@ class BrokenCelery(Celery):
     def send_task(self, *_: Any, **__: Any) -> Any:
         self.attempts += 1
         raise self.error
+
+
+class HangingCelery(Celery):
+    """An app that sends nothing before it is released."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.released = threading.Event()
+
+    def send_task(self, *_: Any, **__: Any) -> Any:
+        self.released.wait()
 
 
 @pytest.mark.parametrize(
@@ -343,6 +384,15 @@ def test_a_task_ends_before_redis_would_deliver_it_again() -> None:
     conf = create_celery("redis://127.0.0.1:6379/0").conf
 
     assert conf.task_soft_time_limit < conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "amqp://127.0.0.1:5672//", "filesystem:///{queue}"])
+def test_workers_wait_for_their_broker_for_ever(url: str, tmp_path: Path) -> None:
+    conf = create_celery(url.format(queue=tmp_path)).conf
+
+    assert conf.broker_connection_retry_on_startup is True
+    assert conf.broker_connection_retry is True
+    assert conf.broker_connection_max_retries is None
 
 
 def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:
