@@ -6,13 +6,13 @@ import email.policy
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import MISSING, SMTP, Envelope
+from aiosmtpd.smtp import SMTP, Envelope
 
 from tests.support.stack import free_port
 
@@ -38,10 +38,13 @@ class Mailbox:
 
     mails: list[Mail] = field(default_factory=list)
     answers: deque[str] = field(default_factory=deque)
-    commands: list[str] = field(default_factory=list)
-    refused: int = 0
     hangs: threading.Event = field(default_factory=threading.Event)
     port: int = 0
+    _then: dict[int, Callable[[], object]] = field(default_factory=dict)
+
+    def when(self, number: int, action: Callable[[], object]) -> None:
+        """Call `action` once so many mails have been taken, before the last one's sender is told so."""
+        self._then[number] = action
 
     def counts(self) -> Counter[str]:
         """How many mails each recipient has."""
@@ -51,23 +54,10 @@ class Mailbox:
         """Those of the recipient's links, in the order in which the mails came."""
         return [mail.token for mail in self.mails if mail.recipient == recipient and mail.token is not None]
 
-    async def handle_MAIL(
-        self, _server: SMTP, _session: Any, envelope: Envelope, address: str, options: list[str]
-    ) -> str:
-        self.commands.append("MAIL")
-        envelope.mail_from = address
-        envelope.mail_options.extend(options)
-        return "250 OK"
-
-    async def handle_AUTH(self, *_: Any) -> Any:
-        self.commands.append("AUTH")
-        return MISSING
-
     async def handle_DATA(self, server: SMTP, _session: Any, envelope: Envelope) -> str:
         while self.hangs.is_set():
             await asyncio.sleep(0.05)
         if self.answers:
-            self.refused += 1
             return self.answers.popleft()
         assert isinstance(envelope.content, bytes)
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
@@ -76,6 +66,7 @@ class Mailbox:
         found = _TOKEN.search(text)
         (recipient,) = envelope.rcpt_tos
         self.mails.append(Mail(recipient, text, found[1] if found else None))
+        self._then.pop(len(self.mails), lambda: None)()
         return "250 OK"
 
 
