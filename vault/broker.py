@@ -5,6 +5,7 @@ No promise rests on a message's arrival: rows say what is owed, and periodic tas
 
 import json
 import os
+import ssl
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,12 @@ def create_celery(broker_url: str) -> Celery:
             "health_check_interval": 5,
             "visibility_timeout": 3600,
         }
+    if broker_url.startswith("rediss://"):
+        # kombu's default for this scheme is to verify nothing.
+        celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    elif broker_url.startswith("amqps://"):
+        # Without the key py-amqp verifies the chain but not the name; kombu puts the host's name in its place.
+        celery.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
     return celery
 
 

@@ -1,14 +1,16 @@
 import base64
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -20,11 +22,13 @@ import pytest
 import redis
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from cryptography import x509
 from kombu.exceptions import OperationalError
 
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.services import redis_url
+from tests.unit.mail.test_transports import make_certificate
 from vault import broker
 from vault.broker import (
     PATIENCE_SECONDS,
@@ -375,6 +379,66 @@ def test_publishing_goes_on_when_the_broker_is_back(celery: Celery, queue: Path)
     publisher.publish(TASK_DELIVER_MAIL, uuid.UUID(int=3))
 
     assert [body(json.loads(path.read_text()))[0] for path in messages(queue)] == [[str(uuid.UUID(int=3))]]
+
+
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tls_server(certificate: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """A port that speaks TLS, and the first words that clients have said inside it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                client.settimeout(5)
+                with suppress(OSError), client, context.wrap_socket(client, server_side=True) as secured:
+                    heard.append(secured.recv(64))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], heard
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+tls_urls = pytest.mark.parametrize(
+    "url", ["rediss://127.0.0.1:{}/0", "amqps://u:p@127.0.0.1:{}//"], ids=["redis", "amqp"]
+)
+
+
+@tls_urls
+@pytest.mark.parametrize("trusted", [True, False], ids=["of-another-host", "of-a-stranger"])
+def test_a_broker_with_a_wrong_certificate_is_told_nothing(
+    url: str, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.2" if trusted else "127.0.0.1"
+    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address(address)))
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert b"".join(heard) == b""
+
+
+@tls_urls
+def test_a_broker_with_a_right_certificate_is_spoken_to(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert heard[0].startswith((b"AMQP", b"*"))
 
 
 # --- settings of the app --------------------------------------------------------------------------------------------
