@@ -147,13 +147,14 @@ class Publisher:
     def publish(self, task: str, row_id: uuid.UUID) -> None:
         if self._clock() < self._silent_until:
             return
+        started = monotonic()
         sending = self._threads.submit(self._send, task, row_id)
         try:
             sending.result(timeout=PATIENCE_SECONDS)
         except Exception as exc:  # every transport has errors of its own; the row is what counts
             sending.cancel()
             self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
-            log.warning("publish_failed", task=task, exc_info=exc)
+            log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
 
     def _send(self, task: str, row_id: uuid.UUID) -> None:
         # Once more at once: a connection from before the broker's restart is found out only when it is used.
