@@ -148,11 +148,13 @@ class Publisher:
         if self._clock() < self._silent_until:
             return
         started = monotonic()
-        sending = self._threads.submit(self._send, task, row_id)
         try:
-            sending.result(timeout=PATIENCE_SECONDS)
+            sending = self._threads.submit(self._send, task, row_id)
+            try:
+                sending.result(timeout=PATIENCE_SECONDS)
+            finally:
+                sending.cancel()  # if it still waits for a thread
         except Exception as exc:  # every transport has errors of its own; the row is what counts
-            sending.cancel()
             self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
             log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
 

@@ -129,8 +129,10 @@ def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(tmp_path: 
 @pytest.mark.timeout(600)
 @brokers
 def test_each_of_500_registrations_gets_one_mail(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
+    celery = ("celery", "--app", "celery_worker")
     with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        stack.start_worker()
+        stack.start(*celery, "worker", "--queues", "mail", "--concurrency", "2", "--loglevel", "WARNING", name="worker")
+        stack.start(*celery, "beat", "--schedule", str(tmp_path / "beat"), "--loglevel", "WARNING", name="beat")
         stack.start_api()
 
         check_each_registration(stack, broker, box, 500)
@@ -184,11 +186,10 @@ def test_without_its_broker_registration_costs_no_time_and_no_mail(
         taken = time.monotonic() - started
 
         worst = max(answer.seconds for answer in answers)
-        events = [json.loads(line) for line in api.output.splitlines() if "publish_failed" in line]
-        costs = [event["seconds"] for event in events]
+        costs = [json.loads(line)["seconds"] for line in api.output.splitlines() if "publish_failed" in line]
         measured(
-            f"the slowest request before {usual:.3f} s, without the broker {worst:.3f} s; {len(costs)} failures to"
-            f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the broker's return"
+            f"the slowest request before {usual:.3f} s, without its broker {worst:.3f} s; {len(costs)} failures to"
+            f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the return"
         )
         assert {answer.status for answer in answers} == {202}
         assert worst < usual + MOST_SECONDS

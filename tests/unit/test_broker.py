@@ -20,10 +20,12 @@ import kombu.transport.pyamqp
 import kombu.transport.redis  # imported now, so that the tests' clocks do not measure it
 import pytest
 import redis
+import structlog
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from cryptography import x509
 from kombu.exceptions import OperationalError
+from structlog.testing import capture_logs
 
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
@@ -353,6 +355,20 @@ def test_publishing_never_raises(error: Exception) -> None:
     Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
 
     assert celery.attempts == 1
+
+
+def test_a_failure_is_logged_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "PATIENCE_SECONDS", 0.05)
+    celery = HangingCelery(broker="memory://")
+
+    structlog.reset_defaults()  # the tests' usual logger keeps quiet
+    with capture_logs() as logs:
+        Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+    celery.released.set()
+
+    ((event, task, seconds),) = [(entry["event"], entry["task"], entry["seconds"]) for entry in logs]
+    assert (event, task) == ("publish_failed", TASK_DELIVER_MAIL)
+    assert 0.05 <= seconds < A_MOMENT
 
 
 def test_after_a_failure_publishing_is_silent_for_five_seconds() -> None:
