@@ -26,7 +26,7 @@ TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
 TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
 
-PATIENCE_SECONDS: Final = 0.4
+PATIENCE_SECONDS: Final = 0.25
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
 
@@ -91,7 +91,9 @@ def create_celery(broker_url: str) -> Celery:
             "socket_timeout": 3,
             # A worker waits a second at a time; an answer that is later than this by so many has been lost.
             "health_check_interval": 5,
-            "visibility_timeout": 3600,
+            # Redis knows no acknowledgement. kombu's imitation gives a message to somebody else after an hour, which
+            # nothing needs, and one that fails while Redis hangs leaves the worker full for ever.
+            "ack_emulation": False,
         }
     if broker_url.startswith("rediss://"):
         # kombu's default for this scheme is to verify nothing.
