@@ -5,9 +5,10 @@ No promise rests on a message's arrival: rows say what is owed, and periodic tas
 
 import json
 import os
-import threading
+import ssl
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
@@ -15,7 +16,6 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery, Task
-from kombu.pools import producers
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.filesystem import Channel, Transport
 
@@ -28,8 +28,9 @@ TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
 TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
+PATIENCE_SECONDS: Final = 0.25
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
-_PUBLISH_TIMEOUT_SECONDS: Final = 0.4
+_PUBLISHING_THREADS: Final = 4
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,10 @@ def create_celery(broker_url: str) -> Celery:
     celery.conf.update(
         broker_url=broker_url,
         broker_connection_retry_on_startup=True,
-        broker_connection_timeout=4,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2,
+        # A RabbitMQ that has gone without a word is missed after two of these.
+        broker_heartbeat=10,
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -92,10 +96,20 @@ def create_celery(broker_url: str) -> Celery:
         celery.conf.update(broker_url="atomicfs://localhost", broker_transport_options=_folders(broker_url))
     elif broker_url.startswith("redis"):
         celery.conf.broker_transport_options = {
-            "socket_connect_timeout": _PUBLISH_TIMEOUT_SECONDS,
-            "socket_timeout": 30,
-            "visibility_timeout": 3600,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 3,
+            # A worker waits a second at a time; an answer that is later than this by so many has been lost.
+            "health_check_interval": 5,
+            # Redis knows no acknowledgement. kombu's imitation gives a message to somebody else after an hour, which
+            # nothing needs, and one that fails while Redis hangs leaves the worker full for ever.
+            "ack_emulation": False,
         }
+    if broker_url.startswith("rediss://"):
+        # kombu's default for this scheme is to verify nothing.
+        celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    elif broker_url.startswith("amqps://"):
+        # Without the key py-amqp verifies the chain but not the name; kombu puts the host's name in its place.
+        celery.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
     return celery
 
 
@@ -126,40 +140,36 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
 
 
 class Publisher:
-    """Sends a task by name with ids only; never raises, and gives up quickly.
+    """Sends a task by name with ids only; never raises, and costs its caller at most PATIENCE_SECONDS.
 
-    After a failure it does not try again for a few seconds, so that a broker that hangs costs one request in many a
-    moment, and the others nothing.
+    Threads of its own talk to the broker, since no time limit of a transport covers all that can hang: a look-up of
+    the host's name, a handshake in many steps, an answer that never comes. After a failure nothing is tried for a few
+    seconds, so that a broker that hangs costs few requests anything.
+
+    It may be made before a fork and used after it, not used on both sides of one.
     """
 
     def __init__(self, celery: Celery, clock: Callable[[], float] = monotonic) -> None:
         self._celery = celery
         self._clock = clock
-        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_PUBLISHING_THREADS, thread_name_prefix="publish")
         self._silent_until = 0.0
 
     def publish(self, task: str, row_id: uuid.UUID) -> None:
         if self._clock() < self._silent_until:
             return
+        started = monotonic()
         try:
-            with self._producer() as producer:
-                self._celery.send_task(
-                    task,
-                    args=[str(row_id)],
-                    producer=producer,
-                    retry=True,
-                    retry_policy={"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0},
-                )
+            sending = self._threads.submit(self._send, task, row_id)
+            try:
+                sending.result(timeout=PATIENCE_SECONDS)
+            finally:
+                sending.cancel()  # if it still waits for a thread
         except Exception as exc:  # every transport has errors of its own; the row is what counts
-            with self._lock:
-                self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
-            log.warning("publish_failed", task=task, exc_info=exc)
+            self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
+            log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
 
-    def _producer(self) -> AbstractContextManager[Any]:
-        # A connection for publishing only: a worker's waits for its broker longer than a request may.
-        limits = {"socket_connect_timeout": _PUBLISH_TIMEOUT_SECONDS, "socket_timeout": _PUBLISH_TIMEOUT_SECONDS}
-        connection = self._celery.connection_for_write(
-            connect_timeout=_PUBLISH_TIMEOUT_SECONDS,
-            transport_options=limits if str(self._celery.conf.broker_url).startswith("redis") else None,
-        )
-        return producers[connection].acquire(block=True, timeout=_PUBLISH_TIMEOUT_SECONDS)  # type: ignore[no-any-return]
+    def _send(self, task: str, row_id: uuid.UUID) -> None:
+        # Once more at once: a connection from before the broker's restart is found out only when it is used.
+        policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        self._celery.send_task(task, args=[str(row_id)], retry=True, retry_policy=policy)

@@ -115,6 +115,8 @@ def broker_url(text: str) -> str:
         return f"filesystem://{path_from_root(rest)}"
     if scheme not in ("redis", "rediss", "amqp", "amqps") or not separator:
         raise ValueError("must begin with redis://, rediss://, amqp://, amqps:// or filesystem://")
+    if "ssl_cert_reqs" in rest or "ssl_check_hostname" in rest:
+        raise ValueError("must not turn the verification of certificates off: trust an authority by SSL_CERT_FILE")
     return text
 
 

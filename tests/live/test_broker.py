@@ -4,14 +4,18 @@ import base64
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 import redis
 import requests
 
+from tests.support.brokers import QUEUES
 from tests.support.servers import wait_until
+from tests.support.services import amqp_url
 from tests.support.stack import Stack, embedded, production
 from tests.support.vault import PASSWORD
 
@@ -19,10 +23,17 @@ ADDRESS = "zoe@example.org"
 NAME = "отпуск 😀 «лето».jpg"
 
 
+@contextmanager
+def with_rabbitmq(folder: Path) -> Iterator[Stack]:
+    with amqp_url() as broker, embedded(folder, CELERY_BROKER_URL=broker) as stack:
+        yield stack
+
+
 @pytest.fixture(
     params=[
         pytest.param(embedded, id="folder", marks=pytest.mark.xdist_group("broker-folder")),
         pytest.param(production, id="redis", marks=pytest.mark.xdist_group("broker-redis")),
+        pytest.param(with_rabbitmq, id="amqp", marks=[pytest.mark.xdist_group("broker-amqp"), pytest.mark.slow]),
     ],
 )
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
@@ -40,15 +51,13 @@ def test_waiting_messages_hold_ids_only_and_a_later_worker_does_what_they_ask_fo
 
     messages = _waiting(stack)
 
-    bodies = [base64.b64decode(message["body"]).decode() for message in messages]
-    calls = [
-        (message["headers"]["task"], *json.loads(body)[:2]) for message, body in zip(messages, bodies, strict=True)
-    ]
+    bodies = [json.loads(message["body"]) for message in messages]
+    calls = [(message["headers"]["task"], *body[:2]) for message, body in zip(messages, bodies, strict=True)]
     assert [task for task, _, _ in calls].count("mail.deliver") == 2
     assert ("files.remove", [stored["id"]], {}) in calls
     assert all(str(uuid.UUID(text)) == text for _, arguments, _ in calls for text in arguments)
     assert all(keywords == {} for _, _, keywords in calls)
-    text = json.dumps(messages, ensure_ascii=False) + "".join(bodies)
+    text = json.dumps([messages, bodies], ensure_ascii=False)
     private = [ADDRESS, "zoe", "example.", PASSWORD, NAME, "отпуск", "content of", stored["etag"]]
     private += [str(person.headers["Authorization"]).removeprefix("Bearer "), stack.env["MASTER_KEY"]]
     assert [value for value in private if value in text] == []
@@ -59,13 +68,26 @@ def test_waiting_messages_hold_ids_only_and_a_later_worker_does_what_they_ask_fo
 
 
 def _waiting(stack: Stack) -> list[dict[str, Any]]:
-    """Every message, as the broker keeps it."""
+    """Every message, as the broker keeps it, with its body decoded."""
     broker = stack.env["CELERY_BROKER_URL"]
+    if broker.startswith("amqp"):
+        return _waiting_in_rabbitmq(broker)
     if broker.startswith("filesystem://"):
         paths = [path for path in (stack.folder / "queue").rglob("*.msg") if path.is_file()]
-        return [json.loads(path.read_text()) for path in paths]
-    client = redis.Redis.from_url(broker)
-    try:
-        return [json.loads(raw) for queue in ("mail", "maintenance") for raw in client.lrange(queue, 0, -1)]
-    finally:
-        client.close()
+        raw = [path.read_bytes() for path in paths]
+    else:
+        with redis.Redis.from_url(broker) as client:
+            raw = [message for queue in QUEUES for message in client.lrange(queue, 0, -1)]
+    messages = [json.loads(message) for message in raw]
+    return [{**message, "body": base64.b64decode(message["body"]).decode()} for message in messages]
+
+
+def _waiting_in_rabbitmq(broker: str) -> list[dict[str, Any]]:
+    found = []
+    with kombu.Connection(broker) as connection, connection.channel() as channel:
+        for queue in QUEUES:
+            # Not acknowledged, so all of them are in the queue again once the channel is closed.
+            while (message := channel.basic_get(queue)) is not None:
+                headers = message.properties.pop("application_headers")
+                found.append({"headers": headers, "body": message.body, "properties": message.properties})
+    return found

@@ -1,4 +1,4 @@
-"""A relay on loopback that fails when it is told to: between the vault and PostgreSQL, or between it and S3."""
+"""A relay on loopback that fails when it is told to: between the vault and its database, object store or broker."""
 
 import re
 import socket
@@ -59,11 +59,12 @@ class Proxy:
     """Passes bytes on, as they are, to the server of a URL; `url` is the way through. A context manager.
 
     Faults look at what clients send, as it arrives: PostgreSQL's statements are plain text, and so is the first line
-    of an HTTP request.
+    of an HTTP request. `heard`, where it is given, is called with every piece of that.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, heard: Callable[[bytes], object] = lambda _: None) -> None:
         self._parts = urlsplit(url)
+        self._heard = heard
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
@@ -162,6 +163,7 @@ class Proxy:
         """Client to server."""
         with suppress(OSError):
             while message := link.client.recv(_CHUNK_BYTES):
+                self._heard(message)
                 fault = self._fault_of(link, message)
                 if fault is not None and fault.act is Act.LOSE_ANSWER:
                     link.loses_answer = fault

@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import kombu
 import psycopg2
 import pytest
 import redis
 
 POSTGRES_URL = os.environ.get("TEST_DATABASE_URL") or "postgresql://postgres@127.0.0.1:5432/postgres"
+AMQP_URL = os.environ.get("TEST_AMQP_URL") or "amqp://guest:guest@127.0.0.1:5672//"
 REDIS_URL = os.environ.get("TEST_REDIS_URL") or "redis://127.0.0.1:6379/0"
 
 
@@ -70,3 +73,33 @@ def redis_url() -> Iterator[str]:
             return
         client.close()
     missing("Redis", "all its databases are in use")
+
+
+@contextmanager
+def amqp_url() -> Iterator[str]:
+    """A virtual host of its own in RabbitMQ, deleted afterwards.
+
+    Making one takes `rabbitmqctl`; without it, TEST_AMQP_URL may name one that is there for one run of tests alone.
+    """
+    try:
+        kombu.Connection(AMQP_URL, connect_timeout=2).ensure_connection(max_retries=1, timeout=2).release()
+    except kombu.exceptions.OperationalError as exc:
+        missing("RabbitMQ", type(exc).__name__)
+    if (rabbitmqctl := shutil.which("rabbitmqctl")) is None:
+        if "TEST_AMQP_URL" not in os.environ:
+            missing("RabbitMQ", "rabbitmqctl is not there, and no TEST_AMQP_URL")
+        yield AMQP_URL
+        return
+
+    def tell(*words: str) -> None:
+        subprocess.run([rabbitmqctl, "--quiet", *words], check=True, capture_output=True, timeout=60)
+
+    base, _, _ = AMQP_URL.removesuffix("/").rpartition("/")
+    user = base.removeprefix("amqp://").partition(":")[0]
+    name = f"svault-test-{uuid.uuid4().hex[:12]}"
+    tell("add_vhost", name)
+    try:
+        tell("set_permissions", "--vhost", name, user, ".*", ".*", ".*")
+        yield f"{base}/{name}"
+    finally:
+        tell("delete_vhost", name)

@@ -246,3 +246,29 @@ def production(folder: Path, **settings: str) -> Iterator[Stack]:
             yield stack
         finally:
             stack.close()
+
+
+@contextmanager
+def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
+    """PostgreSQL, a directory, and mail by SMTP in clear to a port of loopback; quick passwords; no limits.
+
+    Celery's filesystem transport, unless CELERY_BROKER_URL among the settings says otherwise.
+    """
+    with postgres_database() as database:
+        # The cheapest hashing that settings allow.
+        quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8"}
+        mail = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp_port)}
+        env = environment(
+            folder,
+            TESTING="",
+            WEB_WORKERS="2",
+            WEB_THREADS="8",
+            DATABASE_URL=database,
+            **{**quick, **mail, "SMTP_SECURITY": "none", **settings},
+        )
+        stack = Stack(folder, env)
+        stack.run("flask", "db", "upgrade")
+        try:
+            yield stack
+        finally:
+            stack.close()

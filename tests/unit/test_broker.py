@@ -1,13 +1,16 @@
 import base64
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -17,14 +20,20 @@ import kombu.transport.pyamqp
 import kombu.transport.redis  # imported now, so that the tests' clocks do not measure it
 import pytest
 import redis
+import structlog
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from cryptography import x509
 from kombu.exceptions import OperationalError
+from structlog.testing import capture_logs
 
+from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.services import redis_url
+from tests.unit.mail.test_transports import make_certificate
 from vault import broker
 from vault.broker import (
+    PATIENCE_SECONDS,
     TASK_DELIVER_MAIL,
     TASK_ENFORCE_RETENTION,
     TASK_REAP_FILES,
@@ -38,7 +47,7 @@ from vault.broker import (
 )
 
 ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
-# 0.4 s and what a busy machine adds; the libraries' own limits would be 4, 30 or no seconds.
+# What a busy machine adds to PATIENCE_SECONDS; the libraries' own limits are 2, 3 or no seconds.
 A_MOMENT = 1.5
 
 
@@ -277,6 +286,33 @@ def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
     assert taken < 2 * A_MOMENT
 
 
+def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
+    celery = HangingCelery(broker="memory://")
+    publisher = Publisher(celery)
+
+    started = time.monotonic()
+    publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+    taken = time.monotonic() - started
+    celery.released.set()
+
+    assert PATIENCE_SECONDS <= taken < A_MOMENT
+
+
+def test_connections_from_before_a_restart_of_the_broker_cost_no_message() -> None:
+    with redis_url() as url, Proxy(url) as proxy:
+        publisher = Publisher(create_celery(proxy.url))
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(8)))
+        assert proxy.connections
+
+        proxy.cut()
+        for _ in range(8):
+            publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+
+        with redis.Redis.from_url(url) as client:
+            assert client.llen("mail") == 16
+
+
 @urls
 def test_creating_the_app_touches_no_broker(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -298,6 +334,17 @@ class BrokenCelery(Celery):
         raise self.error
 
 
+class HangingCelery(Celery):
+    """An app that sends nothing before it is released."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.released = threading.Event()
+
+    def send_task(self, *_: Any, **__: Any) -> Any:
+        self.released.wait()
+
+
 @pytest.mark.parametrize(
     "error",
     [OperationalError("down"), OSError("no route"), redis.RedisError("odd"), KeyError("x"), RuntimeError("bug")],
@@ -310,6 +357,20 @@ def test_publishing_never_raises(error: Exception) -> None:
     Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
 
     assert celery.attempts == 1
+
+
+def test_a_failure_is_logged_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "PATIENCE_SECONDS", 0.05)
+    celery = HangingCelery(broker="memory://")
+
+    structlog.reset_defaults()  # the tests' usual logger keeps quiet
+    with capture_logs() as logs:
+        Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+    celery.released.set()
+
+    ((event, task, seconds),) = [(entry["event"], entry["task"], entry["seconds"]) for entry in logs]
+    assert (event, task) == ("publish_failed", TASK_DELIVER_MAIL)
+    assert 0.05 <= seconds < A_MOMENT
 
 
 def test_after_a_failure_publishing_is_silent_for_five_seconds() -> None:
@@ -338,13 +399,83 @@ def test_publishing_goes_on_when_the_broker_is_back(celery: Celery, queue: Path)
     assert [body(json.loads(path.read_text()))[0] for path in messages(queue)] == [[str(uuid.UUID(int=3))]]
 
 
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tls_server(certificate: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """A port that speaks TLS, and the first words that clients have said inside it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                client.settimeout(5)
+                with suppress(OSError), client, context.wrap_socket(client, server_side=True) as secured:
+                    heard.append(secured.recv(64))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], heard
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+tls_urls = pytest.mark.parametrize(
+    "url", ["rediss://127.0.0.1:{}/0", "amqps://u:p@127.0.0.1:{}//"], ids=["redis", "amqp"]
+)
+
+
+@tls_urls
+@pytest.mark.parametrize("trusted", [True, False], ids=["of-another-host", "of-a-stranger"])
+def test_a_broker_with_a_wrong_certificate_is_told_nothing(
+    url: str, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.2" if trusted else "127.0.0.1"
+    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address(address)))
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert b"".join(heard) == b""
+
+
+@tls_urls
+def test_a_broker_with_a_right_certificate_is_spoken_to(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert heard[0].startswith((b"AMQP", b"*"))
+
+
 # --- settings of the app --------------------------------------------------------------------------------------------
 
 
-def test_a_task_ends_before_redis_would_deliver_it_again() -> None:
+def test_a_task_ends_some_day_and_redis_gives_it_to_nobody_else_before() -> None:
     conf = create_celery("redis://127.0.0.1:6379/0").conf
 
-    assert conf.task_soft_time_limit < conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+    assert 0 < conf.task_soft_time_limit < conf.task_time_limit
+    assert conf.broker_transport_options["ack_emulation"] is False
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "amqp://127.0.0.1:5672//", "filesystem:///{queue}"])
+def test_workers_wait_for_their_broker_for_ever(url: str, tmp_path: Path) -> None:
+    conf = create_celery(url.format(queue=tmp_path)).conf
+
+    assert conf.broker_connection_retry_on_startup is True
+    assert conf.broker_connection_retry is True
+    assert conf.broker_connection_max_retries is None
 
 
 def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:

@@ -770,6 +770,13 @@ def test_other_brokers_are_refused(refusal: Refusal, url: str) -> None:
     assert list(refusal(CELERY_BROKER_URL=url).problems) == ["CELERY_BROKER_URL"]
 
 
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])
+def test_a_brokers_certificate_is_always_verified(refusal: Refusal, option: str) -> None:
+    problems = refusal(CELERY_BROKER_URL=f"rediss://redis.example.org/0?{option}").problems
+
+    assert list(problems) == ["CELERY_BROKER_URL"]
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -1,0 +1,402 @@
+"""Mails that are owed arrive, whatever breaks on their way: the broker, the worker, or the mail server."""
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+import sqlalchemy as sa
+
+from tests.support.brokers import Broker, RelayedBroker, amqp_broker, redis_broker, redis_server
+from tests.support.mailbox import Mailbox, mailbox
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, mailing
+from tests.support.vault import PASSWORD
+from vault.audit.service import Actor
+from vault.mail.outbox import LEASE_SECONDS
+
+NAME = "Zoë Nameless"
+# What publishing may cost a request.
+MOST_SECONDS = 0.5
+
+brokers = pytest.mark.parametrize(
+    "open_broker", [pytest.param(redis_broker, id="redis"), pytest.param(amqp_broker, id="amqp")]
+)
+OpenBroker = Callable[[], AbstractContextManager[RelayedBroker]]
+Outage = Callable[[Broker], None]
+outages = pytest.mark.parametrize(
+    ("open_broker", "begin"),
+    [
+        pytest.param(opener, begin, id=f"{name}-{how}")
+        for name, opener in (("redis", redis_broker), ("own-redis", redis_server), ("amqp", amqp_broker))
+        for how, begin in (("refuses", lambda broker: broker.stop()), ("hangs", lambda broker: broker.hang()))
+    ],
+)
+
+
+@pytest.fixture
+def box() -> Iterator[Mailbox]:
+    with mailbox() as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Answer:
+    address: str
+    status: int
+    seconds: float
+
+
+def measured(text: str) -> None:
+    """Tell those who run pytest with -s."""
+    sys.stdout.write(f"\n{text}\n")
+
+
+def addresses(number: int, prefix: str) -> list[str]:
+    return [f"{prefix}-{index}@people.example" for index in range(number)]
+
+
+def register(stack: Stack, people: list[str], clients: int = 8) -> list[Answer]:
+    """Register all of them, several at once."""
+
+    def one(address: str) -> Answer:
+        fields = {"email": address, "password": PASSWORD, "full_name": NAME}
+        started = time.monotonic()
+        answer = requests.post(f"{stack.url}/auth/register", json=fields, timeout=30)
+        return Answer(address, answer.status_code, time.monotonic() - started)
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(one, people))
+
+
+def confirm(stack: Stack, token: str) -> int:
+    return requests.post(f"{stack.url}/auth/verify-email", json={"token": token}, timeout=30).status_code
+
+
+def states(stack: Stack) -> dict[str, int]:
+    """How many mails are in each state."""
+    with stack.container.engine.begin() as connection:
+        rows = connection.execute(sa.text("SELECT state, count(*) FROM mail_jobs GROUP BY state")).all()
+    return {row[0]: row[1] for row in rows}
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+
+def check_each_registration(stack: Stack, broker: RelayedBroker, box: Mailbox, number: int) -> None:
+    people = addresses(number, "crowd")
+
+    answers = register(stack, people)
+    started = time.monotonic()
+    wait_until(lambda: states(stack) == {"sent": number}, seconds=300, what="all mails sent")
+    measured(f"{number} mails: the last {time.monotonic() - started:.1f} s after the last registration")
+
+    assert {answer.status for answer in answers} == {202}
+    tokens = [box.tokens(address) for address in people]
+    with ThreadPoolExecutor(8) as pool:
+        confirmed = list(pool.map(lambda found: confirm(stack, found[0]), tokens))
+    assert set(confirmed) == {200}
+    assert box.counts() == dict.fromkeys(people, 1)
+    with stack.container.engine.begin() as connection:
+        ids = connection.scalars(sa.text("SELECT id FROM mail_jobs")).all()
+    told = broker.told()
+    assert [job_id for job_id in ids if str(job_id).encode() not in told] == []
+    private = [*people, *(found[0] for found in tokens), "people.example", "crowd-", "token=", "Nameless", PASSWORD]
+    assert [text for text in private if text.encode() in told] == []
+
+
+def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(tmp_path: Path, box: Mailbox) -> None:
+    with amqp_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        stack.start_worker()
+        stack.start_api()
+
+        check_each_registration(stack, broker, box, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@brokers
+def test_each_of_500_registrations_gets_one_mail(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
+    celery = ("celery", "--app", "celery_worker")
+    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        stack.start(*celery, "worker", "--queues", "mail", "--concurrency", "2", "--loglevel", "WARNING", name="worker")
+        stack.start(*celery, "beat", "--schedule", str(tmp_path / "beat"), "--loglevel", "WARNING", name="beat")
+        stack.start_api()
+
+        check_each_registration(stack, broker, box, 500)
+
+
+# --- a broker that goes away ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@outages
+def test_a_worker_waits_for_its_broker_however_long_it_takes(
+    open_broker: Callable[[], AbstractContextManager[Broker]], begin: Outage, tmp_path: Path, box: Mailbox
+) -> None:
+    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        begin(broker)
+        worker = stack.start_worker()
+        stack.container.auth.register("early@people.example", PASSWORD, NAME, Actor())
+        wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
+
+        broker.start()
+
+        wait_until(lambda: box.mails, seconds=60, what="the mail")
+        assert box.counts() == {"early@people.example": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@outages
+def test_without_its_broker_registration_costs_no_time_and_no_mail(
+    open_broker: Callable[[], AbstractContextManager[Broker]], begin: Outage, tmp_path: Path, box: Mailbox
+) -> None:
+    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        worker = stack.start_worker()
+        api = stack.start_api()
+        known = addresses(40, "before")
+        register(stack, known[:20])  # what every process does once is not measured
+        usual = max(answer.seconds for answer in register(stack, known[20:], clients=4))
+        wait_until(lambda: states(stack) == {"sent": 40}, seconds=30, what="the mails of before")
+        said = len(worker.output)
+        people = addresses(50, "outage")
+
+        answers = register(stack, people[:10], clients=4)
+        begin(broker)
+        answers += register(stack, people[10:30], clients=4)
+        wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
+        answers += register(stack, people[30:40], clients=4)
+        broker.start()
+        started = time.monotonic()
+        answers += register(stack, people[40:], clients=4)
+        wait_until(lambda: states(stack) == {"sent": 90}, seconds=60, what="all mails within a minute")
+        taken = time.monotonic() - started
+
+        worst = max(answer.seconds for answer in answers)
+        costs = [json.loads(line)["seconds"] for line in api.output.splitlines() if "publish_failed" in line]
+        measured(
+            f"the slowest request before {usual:.3f} s, without its broker {worst:.3f} s; {len(costs)} failures to"
+            f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the return"
+        )
+        assert {answer.status for answer in answers} == {202}
+        assert worst < usual + MOST_SECONDS
+        assert max(costs, default=0) <= MOST_SECONDS
+        later = addresses(5, "after")
+        register(stack, later)
+        # Sooner than a periodic pass: messages arrive again.
+        wait_until(lambda: states(stack) == {"sent": 95}, seconds=5, what="mails going out at once again")
+        assert box.counts() == dict.fromkeys([*known, *people, *later], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_broker", [redis_broker, redis_server, amqp_broker], ids=["redis", "own-redis", "amqp"])
+def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
+    open_broker: Callable[[], AbstractContextManager[Broker]], tmp_path: Path, box: Mailbox
+) -> None:
+    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        worker = stack.start_worker()
+        box.hangs.set()
+        stack.container.auth.register("first@people.example", PASSWORD, NAME, Actor())
+        wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
+        said = len(worker.output)
+
+        broker.hang()
+        box.hangs.clear()
+        stack.container.auth.register("second@people.example", PASSWORD, NAME, Actor())
+        wait_until(lambda: "mail_sent" in worker.output[said:], what="the mail sent")
+        said = len(worker.output)
+        wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
+        broker.start()
+
+        wait_until(lambda: states(stack) == {"sent": 2}, seconds=60, what="the other mail sent")
+        assert box.counts() == {"first@people.example": 1, "second@people.example": 1}
+
+
+# --- a worker that dies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@brokers
+def test_a_worker_killed_20_times_loses_no_mail_of_500(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
+    people = addresses(500, "killed")
+    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
+        stack.start_api()
+        assert {answer.status for answer in register(stack, people)} == {202}
+
+        for number in range(20):
+            worker, aim = stack.start_worker(), len(box.mails) + 20
+            if number % 2:
+                wait_until(lambda aim=aim: len(box.mails) >= aim, seconds=90, what="twenty more mails")
+                worker.kill()
+            else:
+                # The server has taken the mail, and has not said so: this one must come twice.
+                box.when(aim, worker.kill)
+                wait_until(lambda worker=worker: worker.popen.poll() is not None, seconds=90, what="the kill")
+        stack.start_worker()
+        wait_until(lambda: states(stack) == {"sent": 500}, seconds=240, what="all mails sent")
+
+        counts = box.counts()
+        twice = [address for address, count in counts.items() if count > 1]
+        measured(f"{len(box.mails)} mails to {len(counts)} people, {len(twice)} of whom got theirs twice")
+        assert set(counts) == set(people)
+        assert 10 <= len(twice) <= len(box.mails) - 500 <= 20
+        # Whichever of the two is opened first works.
+        opened = [box.tokens(address)[-index % 2] for index, address in enumerate(twice)]
+        assert [confirm(stack, token) for token in opened] == [200] * len(twice)
+
+
+# --- a mail server that does not take mail --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MailServer:
+    """A stack without an API or worker yet, and the server that its mail goes to, reached through a relay."""
+
+    stack: Stack
+    box: Mailbox
+    relay: Proxy
+    heard: list[bytes]
+
+    def ask(self, address: str) -> None:
+        self.stack.container.auth.register(address, PASSWORD, NAME, Actor())
+
+    def attempt(self, address: str, number: int) -> Any:
+        """The job of this recipient when so many attempts have ended."""
+        query = sa.text(
+            "SELECT state, failure, next_attempt_at - now() AS pause FROM mail_jobs"
+            " WHERE recipient = :address AND attempts = :number AND state <> 'sending'"
+        )
+        found: list[Any] = []
+
+        def ended() -> bool:
+            with self.stack.container.engine.begin() as connection:
+                found.extend(connection.execute(query, {"address": address, "number": number}).all())
+            return bool(found)
+
+        wait_until(ended, seconds=40, what=f"attempt {number} having ended")
+        return found[0]
+
+    def hurry(self) -> None:
+        """Let what is to be tried again be tried now."""
+        with self.stack.container.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE mail_jobs SET next_attempt_at = now() WHERE state = 'queued'"))
+        for job_id in self.stack.container.outbox.due():
+            self.stack.container.outbox.announce(job_id)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
+    heard: list[bytes] = []
+    with mailbox() as box, Proxy(f"smtp://127.0.0.1:{box.port}", heard.append) as relay:
+        port = urlsplit(relay.url).port
+        assert port is not None
+        with mailing(tmp_path_factory.mktemp("mail"), port) as stack:
+            yield MailServer(stack, box, relay, heard)
+
+
+@pytest.fixture
+def worker(server: MailServer) -> None:
+    """That of the test before, if it still runs."""
+    if not any(process.popen.poll() is None for process in server.stack.processes):
+        server.stack.start_worker()
+
+
+group = pytest.mark.xdist_group("mail-server")
+
+
+@group
+@pytest.mark.usefixtures("worker")
+def test_a_mail_is_tried_again_until_it_is_taken(server: MailServer) -> None:
+    address = "patient@people.example"
+    server.box.answers.extend(["421 mail.example.org is closing", "450 mailbox busy"])
+    server.ask(address)
+
+    first = server.attempt(address, 1)
+    server.hurry()
+    second = server.attempt(address, 2)
+    server.hurry()
+    third = server.attempt(address, 3)
+
+    assert [first.state, second.state, third.state] == ["queued", "queued", "sent"]
+    assert ["421" in first.failure, "450" in second.failure, third.failure] == [True, True, None]
+    assert timedelta(0) < first.pause < second.pause < timedelta(minutes=1)
+    assert server.box.counts()[address] == 1
+
+
+@group
+@pytest.mark.usefixtures("worker")
+def test_a_mail_that_is_refused_for_good_is_tried_once(server: MailServer) -> None:
+    address = "nobody@people.example"
+    server.box.answers.append("550 no such mailbox")
+
+    server.ask(address)
+
+    attempt = server.attempt(address, 1)
+    assert attempt.state == "failed"
+    assert "550" in attempt.failure
+    server.hurry()
+    assert server.box.counts()[address] == 0
+
+
+@group
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_a_mail_server_that_hangs_is_waited_for_in_bounds(server: MailServer) -> None:
+    address = "hanging@people.example"
+    server.relay.hang()  # it does not even greet
+    started = time.monotonic()
+    server.ask(address)
+    first = server.attempt(address, 1)
+    without_greeting = time.monotonic() - started
+    server.relay.restore()
+
+    server.box.hangs.set()  # it takes the whole mail, and does not say whether it has it
+    started = time.monotonic()
+    server.hurry()
+    second = server.attempt(address, 2)
+    without_answer = time.monotonic() - started
+    server.box.hangs.clear()
+    server.hurry()
+    third = server.attempt(address, 3)
+
+    measured(f"a mail server that hangs costs {without_greeting:.1f} s and {without_answer:.1f} s")
+    assert [first.state, second.state, third.state] == ["queued", "queued", "sent"]
+    assert first.failure
+    assert second.failure
+    assert max(without_greeting, without_answer) < LEASE_SECONDS / 2
+    assert server.box.counts()[address] == 1
+
+
+@group
+def test_a_mail_server_without_tls_is_told_nothing_where_tls_is_required(server: MailServer) -> None:
+    address = "private@people.example"
+    password = "a password for the mail server"
+    settings = {"SMTP_SECURITY": "starttls", "SMTP_USERNAME": "vault", "SMTP_PASSWORD": password}
+    for other in server.stack.processes:
+        other.kill()
+    server.heard.clear()
+
+    with closing(server.stack.beside(**settings)) as strict:
+        strict.start_worker()
+        server.ask(address)
+        attempt = server.attempt(address, 1)
+
+    said = b"".join(server.heard)
+    assert attempt.state == "queued"
+    assert attempt.failure
+    assert said.lower().startswith(b"ehlo ")
+    private = [b"MAIL", b"RCPT", b"AUTH", b"private@", password.encode(), base64.b64encode(password.encode())]
+    assert [text for text in private if text in said] == []
