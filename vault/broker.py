@@ -28,7 +28,7 @@ TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
 TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
-PATIENCE_SECONDS: Final = 0.25
+PATIENCE_SECONDS: Final = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
 
@@ -154,6 +154,8 @@ class Publisher:
         self._clock = clock
         self._threads = ThreadPoolExecutor(_PUBLISHING_THREADS, thread_name_prefix="publish")
         self._silent_until = 0.0
+        # The transport's library is imported here, or else at a request's expense.
+        celery.connection_for_write().get_transport_cls()
 
     def publish(self, task: str, row_id: uuid.UUID) -> None:
         if self._clock() < self._silent_until:
