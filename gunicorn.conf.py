@@ -1,5 +1,6 @@
 """gunicorn's settings. Values that an operator chooses come from the environment and `.env`, like all others."""
 
+import gc
 import sys
 
 from vault.config import Settings, SettingsError
@@ -11,7 +12,7 @@ except SettingsError as exc:
     sys.exit(str(exc))
 
 bind = f"0.0.0.0:{_settings.port}"
-worker_class = "gthread"
+worker_class = "vault.http.worker.Worker"
 workers = _settings.web_workers
 threads = _settings.web_threads
 graceful_timeout = _settings.graceful_seconds
@@ -34,3 +35,5 @@ logger_class = "vault.http.server.QuietLogger"
 def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
     refuse_missing_keys(_settings)
+    # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
+    gc.freeze()

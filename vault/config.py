@@ -174,7 +174,7 @@ class _Reader:
             "ratelimit_storage_uri": self._parsed("RATELIMIT_STORAGE_URI", parse.limits_url) or "memory://",
             "trusted_proxies": self._parsed("TRUSTED_PROXIES", parse.networks) or (),
             "web_workers": self._number("WEB_WORKERS", 2, at_least=1),
-            "web_threads": self._number("WEB_THREADS", 16, at_least=2),
+            "web_threads": self._number("WEB_THREADS", 32, at_least=4),
             "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1),
             "port": self._number("PORT", 8000, at_least=1, at_most=65535),
             "allow_http_endpoints": env.bool("ALLOW_HTTP_ENDPOINTS", False),

@@ -7,6 +7,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InputRefused          validation_failed     one field or several are not acceptable
     ├── MalformedBody         malformed_body        the request body does not parse
     │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
+    ├── TooSlow               too_slow              the client sends fewer bytes than the least rate
     ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
@@ -77,6 +78,11 @@ class UploadTruncated(MalformedBody):
 
     code = "upload_truncated"
     detail = "The body ended before its announced length; nothing was kept."
+
+
+class TooSlow(VaultError):
+    code = "too_slow"
+    detail = "The request arrived too slowly; nothing was kept."
 
 
 class DigestMismatch(VaultError):

@@ -75,3 +75,4 @@ def test_small_requests_keep_their_connection(stack: Stack) -> None:
             refused = session.post(f"{stack.url}/auth/login", json={"email": "a@example.org", "password": "wrong"})
             assert refused.status_code == 401
             assert refused.headers["Connection"] == "keep-alive"
+            assert session.get(f"{stack.url}/nothing").headers["Connection"] == "keep-alive"

@@ -46,6 +46,12 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    @property
+    def children(self) -> list[int]:
+        """gunicorn's worker processes, for one."""
+        pid = self.popen.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def kill(self) -> None:
         """SIGKILL to the whole group: a power cut as far as the program is concerned."""
         with suppress(ProcessLookupError):
@@ -210,7 +216,7 @@ class Stack:
 @contextmanager
 def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
     """SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
-    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="8", **settings))
+    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="32", **settings))
     stack.run("flask", "db", "upgrade")
     try:
         yield stack
@@ -229,7 +235,7 @@ def production(folder: Path, **settings: str) -> Iterator[Stack]:
             folder,
             TESTING="",
             WEB_WORKERS="2",
-            WEB_THREADS="8",
+            WEB_THREADS="32",
             DATABASE_URL=database,
             CELERY_BROKER_URL=broker,
             STORAGE_DIR="",

@@ -450,7 +450,7 @@ def test_an_empty_or_bare_variable_in_the_env_file_counts_as_not_set(tmp_path: P
 
     settings = Settings.load(environ, env_file)
 
-    assert (settings.port, settings.web_threads) == (8000, 16)
+    assert (settings.port, settings.web_threads) == (8000, 32)
 
 
 def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
@@ -1022,7 +1022,7 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("AUTH_LIMIT_PER_IP", "-1"),
         ("AUTH_LIMIT_PER_ADDRESS", "0"),
         ("WEB_WORKERS", "0"),
-        ("WEB_THREADS", "1"),
+        ("WEB_THREADS", "3"),
         ("GRACEFUL_SECONDS", "0"),
         ("DEK_CACHE_SIZE", "-1"),
         ("DEK_CACHE_SIZE", "1000001"),
@@ -1059,7 +1059,7 @@ def test_a_number_that_is_none_is_refused(refusal: Refusal, name: str, value: st
 
 
 def test_numbers_at_their_bounds_are_accepted(load: Load) -> None:
-    settings = load(PORT="65535", SMTP_PORT="1", DEFAULT_QUOTA_BYTES="0", MAX_UPLOAD_BYTES="1", WEB_THREADS="2")
+    settings = load(PORT="65535", SMTP_PORT="1", DEFAULT_QUOTA_BYTES="0", MAX_UPLOAD_BYTES="1", WEB_THREADS="4")
 
     assert (settings.port, settings.smtp_port, settings.default_quota_bytes) == (65535, 1, 0)
 

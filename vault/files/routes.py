@@ -65,7 +65,7 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
     },
 )
 @may_answer("malformed_body", "upload_truncated", "digest_mismatch", "too_large", "quota_exceeded", "too_many_files")
-@may_answer("too_many_uploads", "upload_lost", "not_found", "busy", "installation_mismatch", *_KEY_PROBLEMS)
+@may_answer("too_slow", "too_many_uploads", "upload_lost", "not_found", "busy", "installation_mismatch", *_KEY_PROBLEMS)
 @may_answer("audit_unavailable", "storage_unavailable", "storage_full")
 @login_required
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
@@ -148,15 +148,16 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
     If_None_Match="Only if it is another version, else 304.",
 )
 @may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
-@may_answer("audit_unavailable", "storage_unavailable", *_KEY_PROBLEMS)
+@may_answer("audit_unavailable", "storage_unavailable", "busy", *_KEY_PROBLEMS)
 @login_required
 def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     """The file's bytes or one range of them, each verified before it is sent."""
     files, owner_id = container().files, signed_in().user_id
-    choose, inline = partial(wanted, request), query["disposition"] == "inline"
-    is_view = partial(downloads.is_shown, inline=inline)
+    inline = query["disposition"] == "inline"
     if request.method == "HEAD":
-        return downloads.stream(files.head(owner_id, file_id, actor(), choose=choose), None, inline=inline)
+        info = files.head(owner_id, file_id, actor(), choose=partial(wanted, request))
+        return downloads.stream(info, None, inline=inline)
+    choose, is_view = partial(downloads.chosen, request), partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
     return downloads.stream(info, download, part=part, inline=inline)
 

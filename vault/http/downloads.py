@@ -5,11 +5,13 @@ import unicodedata
 from typing import Final
 from urllib.parse import quote
 
-from flask import Response
+from flask import Request, Response
 
 from vault.files.download import Download
 from vault.files.reading import ByteRange
 from vault.files.service import FileInfo
+from vault.http.conditions import wanted
+from vault.http.pacing import begin_transfer
 
 # What RFC 8187 lets stand unescaped in filename*.
 _ATTR_CHARS: Final = "!#$&+-.^_`|~"
@@ -20,6 +22,13 @@ _INLINE_TYPES: Final = {
     *(f"video/{kind}" for kind in ("mp4", "webm", "ogg")),
     *(f"audio/{kind}" for kind in ("mpeg", "ogg", "wav")),
 }
+
+
+def chosen(request: Request, info: FileInfo) -> ByteRange | None:
+    """The part that a GET asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as may."""
+    part = wanted(request, info)
+    begin_transfer(request.environ, info.size if part is None else part.size)
+    return part
 
 
 def stream(

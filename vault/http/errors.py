@@ -5,11 +5,20 @@ from typing import Any, Final, cast
 
 import structlog
 from flask import Flask, Response, g, json, request
+from gunicorn.http.errors import ParseException
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from vault.errors import DatabaseUnavailable, InputRefused, RangeNotSatisfiable, RateLimited, Unauthorized, VaultError
+from vault.errors import (
+    DatabaseUnavailable,
+    InputRefused,
+    MalformedBody,
+    RangeNotSatisfiable,
+    RateLimited,
+    Unauthorized,
+    VaultError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +35,7 @@ STATUS: Final = {
     "wrong_password": 403,
     "not_found": 404,
     "key_not_known": 404,
+    "too_slow": 408,
     "key_in_use": 409,
     "last_admin": 409,
     "user_disabled": 409,
@@ -93,19 +103,24 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """An `application/problem+json` answer."""
-    body: dict[str, Any] = {
-        "type": f"urn:secure-vault:problem:{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": g.get("request_id"),
-    }
+    body = problem_body(status, code, detail, g.get("request_id"))
     if errors is not None:
         body["errors"] = errors
     response = Response(json.dumps(body), status, mimetype="application/problem+json")
     response.headers.extend(headers or {})
     return response
+
+
+def problem_body(status: int, code: str, detail: str, request_id: str | None) -> dict[str, Any]:
+    """RFC 9457's members; `code` and `request_id` are our own."""
+    return {
+        "type": f"urn:secure-vault:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
 
 
 def unauthorized() -> Response:
@@ -122,6 +137,7 @@ def register(app: Flask) -> None:
     """Answer every error of this application as a problem."""
     app.register_error_handler(VaultError, _on_vault_error)
     app.register_error_handler(SQLAlchemyError, _on_database_error)
+    app.register_error_handler(ParseException, _on_broken_chunk)
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, _on_unknown_error)
 
@@ -148,6 +164,11 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="secure-vault"'
     return status, headers
+
+
+def _on_broken_chunk(_error: ParseException) -> Response:
+    """gunicorn's, from whoever read the body: how it is chunked is seen only then."""
+    return _on_vault_error(MalformedBody())
 
 
 def _on_database_error(error: SQLAlchemyError) -> Response:

@@ -16,6 +16,7 @@ from werkzeug.http import parse_options_header
 
 from vault.errors import DigestMismatch, InputRefused, MalformedBody, TooLarge, UploadTruncated
 from vault.files.names import clean_content_type, clean_name
+from vault.http.pacing import begin_transfer
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024
@@ -98,7 +99,7 @@ def open_upload(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
     """Take the name, type and stream of an upload out of a request.
 
     A raw body has its name in Content-Disposition or `?name=`; a form has it in its part. Raises InputRefused,
-    MalformedBody, and TooLarge as soon as the declared length says so.
+    MalformedBody, TooLarge as soon as the declared length says so, and Busy if as many transfers run as may.
     """
     digest = _expected_digest(request, "Repr-Digest")
     mimetype, options = parse_options_header(request.headers.get("Content-Type", _DEFAULT_TYPE))
@@ -106,11 +107,13 @@ def open_upload(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
         upload = RawUpload(request, _raw_name(request), clean_content_type(_raw_type(request)), digest)
         if (upload.declared_bytes or 0) > max_bytes:
             raise TooLarge
+        begin_transfer(request.environ, upload.declared_bytes)
         return upload
     if (request.content_length or 0) > max_bytes + _FRAMING_BYTES:
         raise TooLarge
     if not options.get("boundary"):
         raise MalformedBody
+    begin_transfer(request.environ, request.content_length)
     return FormUpload(request, options["boundary"], digest)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 from flask import Flask, abort, g, redirect
+from gunicorn.http.errors import InvalidChunkSize
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
@@ -174,6 +175,14 @@ def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..
         }
         for error, reason in zip(errors, [None, "object_size"], strict=True)
     ]
+
+
+def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Callable[..., Any], log: list[Any]) -> None:
+    response = answer(InvalidChunkSize(SECRET.encode()))
+
+    assert (response.status_code, response.json["code"]) == (400, "malformed_body")
+    assert SECRET not in response.text
+    assert log == []
 
 
 def test_an_unknown_error_is_logged_and_answered_without_detail(answer: Callable[..., Any], log: list[Any]) -> None:

@@ -1,0 +1,245 @@
+"""Bytes that are no request, or two in one: refused or closed, and nothing behind them reaches the application."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.raw import connect, exchange, head
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded
+
+pytestmark = pytest.mark.xdist_group("parser_attacks")
+
+# What must not be answered when it comes behind an attack.
+SMUGGLED = head("GET", "/livez", "Connection: close")
+LOGIN = ("POST", "/api/v1/auth/login", "Content-Type: application/json")
+JSON = b'{"email": "a@example.org", "password": "x"}'
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with embedded(tmp_path_factory.mktemp("attacks"), GRACEFUL_SECONDS="5") as running:
+        running.start_api()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def token(stack: Stack) -> str:
+    return f"Authorization: {stack.sign_up().headers['Authorization']!s}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_processes(stack: Stack) -> Iterator[None]:
+    """All of this is survived by the processes that began it, and none of it is in their log as an error."""
+    api = stack.processes[0]
+    wait_until(lambda: len(api.children) == 2, what="both workers")
+    before = api.children
+    yield
+    assert api.children == before
+    log = api.output
+    assert '"level": "error"' not in log
+    assert "Traceback" not in log
+    assert "smuggled-name" not in log
+
+
+def served(stack: Stack) -> int:
+    """Requests that the application answered on the route that is smuggled."""
+    return stack.processes[0].output.count('"route": "/livez"')
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    headers, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in headers + b"\r\n"
+    assert b"\r\nConnection: close\r\n" in headers + b"\r\n"
+    parsed: dict[str, Any] = json.loads(body)
+    assert parsed["request_id"]
+    return parsed
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def two_in_one(*lines: str, body: bytes) -> bytes:
+    return head(*LOGIN, *lines) + body + SMUGGLED
+
+
+def test_two_requests_at_once_are_both_answered(stack: Stack) -> None:
+    before = served(stack)
+
+    answer = exchange(stack.port, two_in_one(f"Content-Length: {len(JSON)}", body=JSON))
+
+    assert statuses(answer) == [401, 200]
+    assert served(stack) == before + 1
+
+
+FRAMINGS = {
+    "length and chunked": two_in_one("Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "chunked and length": two_in_one("Transfer-Encoding: chunked", "Content-Length: 400", body=chunk(b"")),
+    "two lengths": two_in_one("Content-Length: 0", f"Content-Length: {len(JSON)}", body=JSON),
+    "one length twice": two_in_one("Content-Length: 0", "Content-Length: 0", body=b""),
+    "lengths in a list": two_in_one("Content-Length: 0, 0", body=b""),
+    "length with plus": two_in_one("Content-Length: +0", body=b""),
+    "length with minus": two_in_one("Content-Length: -1", body=b""),
+    "length with space": two_in_one("Content-Length: 0 0", body=b""),
+    "length with underscore": two_in_one("Content-Length: 0_0", body=b""),
+    "hexadecimal length": two_in_one("Content-Length: 0x0", body=b""),
+    "superscript length": head(*LOGIN).replace(b"\r\n\r\n", b"\r\nContent-Length: \xb2\r\n\r\n") + SMUGGLED,
+    "space before colon": two_in_one("Transfer-Encoding : chunked", body=chunk(b"")),
+    "tab before colon": two_in_one("Transfer-Encoding\t: chunked", body=chunk(b"")),
+    "chunked, identity": two_in_one("Transfer-Encoding: chunked, identity", body=chunk(b"")),
+    "chunked twice": two_in_one("Transfer-Encoding: chunked, chunked", body=chunk(b"")),
+    "chunked in two headers": two_in_one("Transfer-Encoding: chunked", "Transfer-Encoding: chunked", body=chunk(b"")),
+    "not last chunked": two_in_one("Transfer-Encoding: chunked, gzip", body=chunk(b"")),
+    "gzip": two_in_one("Transfer-Encoding: gzip", body=b""),
+    "unknown coding": two_in_one("Transfer-Encoding: xchunked", body=chunk(b"")),
+    "coding with a control": two_in_one("Transfer-Encoding: \x0bchunked", body=chunk(b"")),
+    "folded value": two_in_one("Transfer-Encoding:\r\n chunked", body=chunk(b"")),
+    "folded header": two_in_one("X-Folded: a\r\n b", body=b""),
+    "folded first header": head(*LOGIN[:2]).replace(b"\r\nHost", b"\r\n Host") + SMUGGLED,
+    "chunked in HTTP/1.0": two_in_one("Transfer-Encoding: chunked", body=chunk(b"")).replace(b"/1.1", b"/1.0", 1),
+    "two hosts": two_in_one("Host: other", body=b""),
+    "bare LF": two_in_one("X-One: a\nContent-Length: 0", body=b""),
+    "bare LF at the end": head(*LOGIN).replace(b"\r\n\r\n", b"\n\n") + SMUGGLED,
+    "bare CR": two_in_one("X-One: a\rContent-Length: 0", body=b""),
+    "NUL in a header": two_in_one("X-One: a\0b", body=b""),
+    "no colon": two_in_one("Content-Length 0", body=b""),
+    "empty name": two_in_one(": 0", body=b""),
+    "unknown expectation": two_in_one("Expect: the-unexpected", body=b""),
+    "two empty lines first": b"\r\n\r\n" + SMUGGLED,
+}
+
+
+@pytest.mark.parametrize("attack", FRAMINGS.values(), ids=FRAMINGS)
+def test_a_request_whose_end_can_be_read_in_two_ways_is_refused(stack: Stack, attack: bytes) -> None:
+    before = served(stack)
+
+    answer = exchange(stack.port, attack)
+
+    assert len(statuses(answer)) == 1
+    assert statuses(answer)[0] in (400, 417, 501)
+    assert problem(answer)["code"] in ("bad_request", "expectation_failed", "not_implemented")
+    assert served(stack) == before
+
+
+CHUNKS = {
+    "negative": b"-1\r\n",
+    "signed": b"+0\r\n\r\n",
+    "prefixed": b"0x0\r\n\r\n",
+    "with underscore": b"0_0\r\n\r\n",
+    "with space before": b" 0\r\n\r\n",
+    "with space behind": b"0 \r\n\r\n",
+    "not a number": b"zz\r\n\r\n",
+    "empty": b"\r\n\r\n",
+    "huge": b"f" * 40 + b"\r\n" + JSON,
+    "a line without end": b"1" * 100_000,
+    "longer than said": b"1\r\nxx\r\n0\r\n\r\n",
+    "without its end": b"5\r\nxxxxx0\r\n\r\n",
+    "extension without end": b"5;" + b"a" * 100_000,
+    "extension with CR": b"5;a\rb\r\nxxxxx\r\n0\r\n\r\n",
+    "extension of nothing": b"5;;;\r\nxxxxx\r\n0\r\n\r\n",
+    "bare LF": b"0\n\n",
+    "trailer that frames": b"0\r\nContent-Length: 5\r\n\r\n",
+    "trailer that is none": b"0\r\nnothing\r\n\r\n",
+    "trailers without end": b"0\r\n" + b"X-Name: smuggled-name\r\n" * 30_000,
+    "trailer with bare LF": b"0\r\nX-Name: a\nX-Other: b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("route", ["json", "upload"])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_a_chunk_that_cannot_be_read_ends_request_and_connection(
+    stack: Stack, token: str, route: str, chunks: bytes
+) -> None:
+    before, objects = served(stack), stack.objects()
+    target = LOGIN if route == "json" else ("POST", "/api/v1/files?name=smuggled-name", token)
+
+    answer = exchange(stack.port, head(*target, "Transfer-Encoding: chunked") + chunks + SMUGGLED, half_close=True)
+
+    assert statuses(answer) == [400]
+    assert problem(answer)["code"] in ("malformed_body", "upload_truncated", "bad_request")
+    assert served(stack) == before
+    assert stack.objects() == objects
+
+
+@pytest.mark.parametrize(
+    ("attack", "status"),
+    [
+        pytest.param(head("GET", "/" + "a" * 5000), 414, id="target"),
+        pytest.param(b"GET /" + b"a" * 1_000_000, 414, id="target without end"),
+        pytest.param(head("GET", "/livez", "X-Long: " + "a" * 9000), 431, id="header"),
+        pytest.param(head("GET", "/livez", *(f"X-Name-{n}: x" for n in range(65))), 431, id="count of headers"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n" + b"X-Name: smuggled-name\r\n" * 50_000, 431, id="headers without end"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nX-Name: " + b"a" * 1_000_000, 431, id="header without end"),
+    ],
+)
+def test_a_head_that_is_too_long_is_refused(stack: Stack, attack: bytes, status: int) -> None:
+    before = served(stack)
+
+    answer = exchange(stack.port, attack)
+
+    assert statuses(answer) == [status]
+    assert problem(answer)["code"] in ("uri_too_long", "request_header_fields_too_large")
+    assert served(stack) == before
+
+
+NO_REQUESTS = {
+    "HTTP/0.9": b"GET /livez\r\n",
+    "HTTP/0.9 with an end": b"GET /livez\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/3": head("GET", "/livez").replace(b"HTTP/1.1", b"HTTP/3.0"),
+    "HTTP/1.10": head("GET", "/livez").replace(b"HTTP/1.1", b"HTTP/1.10"),
+    "no version": head("GET", "/livez").replace(b" HTTP/1.1", b""),
+    "lower case": head("get", "/livez"),
+    "method with a space": head("GE T", "/livez"),
+    "no target": head("GET", ""),
+    "target with a space": head("GET", "/livez /"),
+    "target with a control": head("GET", "/livez\x01"),
+    "target of another host": head("GET", "livez"),
+    "asterisk": head("GET", "*"),
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(512),
+    "TLS without LF": b"\x16\x03\x01\x00\x05\x01",
+    "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "NUL": bytes(1000),
+    "LF": b"\n" * 1000,
+    "PROXY": b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n" + SMUGGLED,
+    "JSON": JSON + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("attack", NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_what_is_no_request_is_refused_at_once(stack: Stack, attack: bytes) -> None:
+    before = served(stack)
+
+    answer = exchange(stack.port, attack)
+
+    assert statuses(answer) == [400]
+    assert problem(answer)["code"] == "bad_request"
+    assert served(stack) == before
+
+
+def test_a_tunnel_is_not_opened(stack: Stack) -> None:
+    before = served(stack)
+
+    answer = exchange(stack.port, head("CONNECT", "127.0.0.1:5432") + SMUGGLED)
+
+    assert len(statuses(answer)) == 1
+    assert 400 <= statuses(answer)[0] < 500
+    assert served(stack) == before
+
+
+def test_noise_of_every_length_harms_nobody(stack: Stack) -> None:
+    for length in (1, 2, 3, 10, 100, 1000, 10_000, 100_000):
+        with connect(stack.port) as connection:
+            connection.sendall(os.urandom(length))
+
+    assert requests.get(f"http://127.0.0.1:{stack.port}/livez", timeout=5).status_code == 200

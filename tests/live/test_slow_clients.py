@@ -1,0 +1,215 @@
+"""Clients that do nothing, or as little as they can, cost the others nothing."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from time import monotonic
+
+import pytest
+import requests
+
+from tests.support.raw import connect, ended, everything, head, trickling
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded
+from tests.support.vault import PASSWORD
+
+pytestmark = pytest.mark.xdist_group("slow_clients")
+
+MIB = 1024 * 1024
+# More than the buffers of both sockets hold.
+LARGE = 16 * MIB
+SLOTS = 6
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with embedded(tmp_path_factory.mktemp("slow"), MAX_UPLOADS_PER_USER="1000", GRACEFUL_SECONDS="5") as running:
+        running.start_api()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small(stack: Stack) -> Stack:
+    """The same in one process, of which it is known when its slots are taken."""
+    beside = stack.beside(WEB_WORKERS="1", WEB_THREADS="8", GUNICORN_CMD_ARGS="--worker-connections 50")
+    beside.start_api()
+    return beside
+
+
+@pytest.fixture(scope="module")
+def person(stack: Stack) -> requests.Session:
+    return stack.sign_up()
+
+
+@pytest.fixture(scope="module")
+def large_file(stack: Stack, person: requests.Session) -> str:
+    answer = person.post(f"{stack.url}/files?name=large.bin", data=bytes(LARGE))
+    assert answer.status_code == 201
+    return str(answer.json()["id"])
+
+
+@pytest.fixture
+def clients() -> Iterator[ExitStack]:
+    """Closes connections at the test's end."""
+    with ExitStack() as opened:
+        yield opened
+
+
+def token(person: requests.Session) -> str:
+    return f"Authorization: {person.headers['Authorization']!s}"
+
+
+def start_upload(stack: Stack, person: requests.Session, size: int = LARGE) -> socket.socket:
+    connection = connect(stack.port)
+    connection.sendall(
+        head("POST", "/api/v1/files?name=x", token(person), f"Content-Length: {size}", "Connection: close")
+    )
+    return connection
+
+
+def start_download(stack: Stack, person: requests.Session, file_id: str) -> socket.socket:
+    connection = connect(stack.port, receive_bytes=2048)
+    connection.sendall(head("GET", f"/api/v1/files/{file_id}/content", token(person)))
+    return connection
+
+
+def start_json(stack: Stack) -> socket.socket:
+    connection = connect(stack.port)
+    connection.sendall(head("POST", "/api/v1/auth/login", "Content-Type: application/json", "Content-Length: 5000"))
+    return connection
+
+
+def delays(stack: Stack, person: requests.Session, times: int) -> list[float]:
+    """How long a further client waits, each time over a connection of its own."""
+    found = []
+    for _ in range(times):
+        began = monotonic()
+        answer = requests.get(f"{stack.url}/files", headers=dict(person.headers), timeout=60)
+        assert answer.status_code == 200
+        login = requests.post(
+            f"{stack.url}/auth/login", json={"email": "anna@example.org", "password": PASSWORD}, timeout=60
+        )
+        assert login.status_code == 200
+        found.append(monotonic() - began)
+    return found
+
+
+def test_two_hundred_idle_and_fifty_trickling_clients_delay_a_further_one_by_less_than_a_second(
+    stack: Stack, person: requests.Session, large_file: str, clients: ExitStack
+) -> None:
+    alone = max(delays(stack, person, 3))
+    for _ in range(200):
+        clients.enter_context(connect(stack.port))
+    heads = [clients.enter_context(connect(stack.port)) for _ in range(13)]
+    for connection in heads:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
+    bodies = [clients.enter_context(start_json(stack)) for _ in range(12)]
+    uploads = [clients.enter_context(start_upload(stack, person)) for _ in range(12)]
+    readers = [clients.enter_context(start_download(stack, person, large_file)) for _ in range(13)]
+    assert b"".join(reader.recv(1) for reader in readers) == b"H" * 13
+
+    with trickling([*heads, *bodies, *uploads], readers):
+        wait_until(lambda: stack.states().count("pending") == 12, what="the uploads")
+        among_many = max(delays(stack, person, 10))
+
+    assert among_many < alone + 1
+
+
+def test_transfers_leave_a_quarter_of_the_threads_to_others(
+    small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+) -> None:
+    wait_until(lambda: "pending" not in small.states(), seconds=20, what="earlier uploads being given up")
+    uploads = [clients.enter_context(start_upload(small, person)) for _ in range(SLOTS)]
+    wait_until(lambda: small.states().count("pending") == SLOTS, what="the uploads")
+    url, headers = f"{small.url}/files/{large_file}/content", dict(person.headers)
+
+    upload = everything(clients.enter_context(start_upload(small, person)))
+    download = requests.get(url, headers=headers, timeout=20)
+    part = requests.get(url, headers={**headers, "Range": "bytes=0-999"}, timeout=20)
+
+    assert upload.startswith(b"HTTP/1.1 503 ")
+    assert b'"code": "busy"' in upload
+    assert b"\r\nRetry-After: 2\r\n" in upload
+    assert (download.status_code, download.json()["code"]) == (503, "busy")
+    assert (part.status_code, part.content) == (206, bytes(1000))
+    assert max(delays(small, person, 3)) < 1
+    for connection in uploads:
+        connection.close()
+    wait_until(lambda: "pending" not in small.states(), seconds=20, what="their slots being free")
+    assert person.post(f"{small.url}/files?name=next.bin", data=bytes(MIB)).status_code == 201
+
+
+def test_more_idle_clients_than_a_process_keeps_do_not_keep_others_out(
+    small: Stack, person: requests.Session, clients: ExitStack
+) -> None:
+    idle = [clients.enter_context(connect(small.port)) for _ in range(200)]
+
+    assert max(delays(small, person, 3)) < 2
+    # Those that have waited longest had to go.
+    assert 140 < len(ended(idle, seconds=1)) < 200
+
+
+def test_a_refused_client_that_sends_for_ever_is_left_after_a_while(stack: Stack, clients: ExitStack) -> None:
+    connection = clients.enter_context(connect(stack.port))
+    connection.sendall(head("POST", "/api/v1/files?name=x", "Transfer-Encoding: chunked"))
+    began, chunk = monotonic(), b"10000\r\n" + bytes(0x10000) + b"\r\n"
+
+    with suppress(ConnectionError):
+        while monotonic() < began + 20:
+            connection.sendall(chunk)
+
+    assert monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_who_does_not_finish_a_head_is_refused_after_ten_seconds_and_who_does_nothing_is_closed(
+    stack: Stack, clients: ExitStack
+) -> None:
+    idle, slow = clients.enter_context(connect(stack.port)), clients.enter_context(connect(stack.port))
+    slow.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
+    began = monotonic()
+
+    with trickling([slow]):
+        answer = slow.recv(65536)
+        refused_after = monotonic() - began
+        nothing = idle.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "too_slow"' in answer
+    assert 9 < refused_after < 12
+    assert nothing == b""
+    assert 14 < monotonic() - began < 18
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_transfers_below_the_least_rate_end_after_a_minute_and_leave_nothing(
+    stack: Stack, person: requests.Session, large_file: str, clients: ExitStack
+) -> None:
+    wait_until(lambda: "pending" not in stack.states(), seconds=20, what="earlier uploads being given up")
+    stack.reap()
+    before = stack.remains()
+    upload = clients.enter_context(start_upload(stack, person))
+    form = clients.enter_context(start_json(stack))
+    reader = clients.enter_context(start_download(stack, person, large_file))
+    for connection in (upload, form, reader):
+        connection.settimeout(100)
+    began = monotonic()
+
+    with trickling([upload, form]):
+        answer = everything(upload)
+        refused_after = monotonic() - began
+        form_answer = everything(form)
+        form_after = monotonic() - began
+        body = everything(reader)
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "too_slow"' in answer
+    assert 58 < refused_after < 66
+    assert form_answer.startswith(b"HTTP/1.1 408 ")
+    assert 58 < form_after < 80
+    # What the buffers held, not the file.
+    assert len(body) < LARGE
+    stack.reap()
+    assert stack.remains() == before
+    assert stack.logged(["example.org", "large.bin"]) == []
