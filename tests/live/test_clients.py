@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import requests
 import sqlalchemy as sa
 from selenium import webdriver
 
+from tests.support.browser import chromium
 from tests.support.names import NAMES
 from tests.support.servers import wait_until
 from tests.support.services import program
@@ -256,30 +256,17 @@ return (async () => {
 
 
 @pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium without a window, which finds no host but this machine and writes into a folder of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium", package="chromium")
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    chromedriver = program("chromedriver", package="chromium-driver")
-    # Not pytest's: the path of a socket in it may not be long.
-    with tempfile.TemporaryDirectory(prefix="chromium-") as folder:
-        environ = {**os.environ, "HOME": folder, "TMPDIR": folder}
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver, env=environ))
-        try:
-            yield driver
-        finally:
-            driver.quit()
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path) as driver:
+        yield driver
 
 
 def test_a_form_that_a_browser_fetches_comes_back_to_it_identical(
     stack: Stack, anna: Account, browser: webdriver.Chrome
 ) -> None:
     name = 'фото "😀"; 100%.jpg'
-    # A page of the API's own origin without a Content-Security-Policy: those behind mailed links may not fetch.
-    browser.get(f"{stack.env['PUBLIC_URL']}/livez")
+    # The page of the API's own origin that may fetch.
+    browser.get(f"{stack.env['PUBLIC_URL']}/docs")
 
     done = browser.execute_script(UPLOAD_AND_DOWNLOAD, anna.files, anna.bearer, name, SIZE)
 
