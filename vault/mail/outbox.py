@@ -225,7 +225,7 @@ class Outbox:
         given_up = isinstance(error, MailRefused) or self._clock() - created_at > _GIVE_UP_AFTER
         pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt - 1, 20), _LONGEST_RETRY_SECONDS)
         # Full jitter: many mails that failed together must not come back together.
-        pause = random.uniform(pause / 2, pause)  # noqa: S311
+        pause = random.uniform(pause / 2, pause)  # noqa: S311  # nosec B311  # a pause, no secret
         self._settle(
             job_id,
             attempt,
