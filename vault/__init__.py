@@ -15,7 +15,7 @@ from vault.encryption.eax import check_known_answer
 from vault.extensions import db, mail, migrate
 from vault.files import routes as files_routes
 from vault.files import tasks as files_tasks
-from vault.http import api, auth, clients, errors, health, limits, requests
+from vault.http import api, auth, clients, docs, errors, headers, health, limits, requests
 from vault.http.refusals import RefusalsReachClients
 from vault.mail import tasks as mail_tasks
 
@@ -40,6 +40,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
 
     requests.register(app)
+    headers.register(app, container.settings)
     clients.register(app, container.settings.trusted_proxies)
     errors.register(app)
     auth.register(app, container.settings.secret_key)
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     rest.register_blueprint(admin_routes.blueprint)
     rest.register_blueprint(audit_routes.blueprint)
     app.register_blueprint(pages.blueprint)
+    app.register_blueprint(docs.blueprint)
     app.register_blueprint(health.blueprint)
 
     run_in_context(container.celery, app.app_context)

@@ -89,6 +89,7 @@ class Settings:
     auth_limit_per_ip: int
     auth_limit_per_address: int
     ratelimit_storage_uri: str = field(repr=False)
+    cors_origins: tuple[str, ...]
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     web_workers: int
     web_threads: int
@@ -172,6 +173,7 @@ class _Reader:
             "auth_limit_per_ip": self._number("AUTH_LIMIT_PER_IP", 60, at_least=1),
             "auth_limit_per_address": self._number("AUTH_LIMIT_PER_ADDRESS", 10, at_least=1),
             "ratelimit_storage_uri": self._parsed("RATELIMIT_STORAGE_URI", parse.limits_url) or "memory://",
+            "cors_origins": self._parsed("CORS_ORIGINS", parse.origins) or (),
             "trusted_proxies": self._parsed("TRUSTED_PROXIES", parse.networks) or (),
             "web_workers": self._number("WEB_WORKERS", 2, at_least=1),
             "web_threads": self._number("WEB_THREADS", 32, at_least=4),

@@ -19,6 +19,7 @@ _EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\
 # What boto3 takes as a region, and as the host of an endpoint
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def secret(text: str) -> str:
@@ -76,6 +77,19 @@ def public_url(text: str) -> str:
     except UnicodeError:
         raise ValueError("has a host that is no domain name") from None
     return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
+
+
+def origins(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    for origin in found:
+        url = urlsplit(public_url(origin))
+        host, port = url.hostname or "", "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
+        if not HOST.fullmatch(host) and not is_address(host):
+            raise ValueError("has a host that is no name and no address; there are no wildcards")
+        # Browsers send it in this form and it is compared as text, so that any other would never match.
+        if origin != f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}":
+            raise ValueError("must be origins, separated by commas: https://host or https://host:port, nothing else")
+    return found
 
 
 def http_url(text: str) -> str:

@@ -421,6 +421,8 @@ def test_content_comes_with_every_header_of_the_contract(vault: Vault, anna: Per
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
     }
 
 

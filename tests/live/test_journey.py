@@ -1,7 +1,5 @@
 """The whole journey as processes: embedded, and on PostgreSQL, Redis, S3 and SMTP; and what may not be left behind."""
 
-import email
-import email.policy
 import json
 import os
 import re
@@ -10,17 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 import requests
-from aiosmtpd.controller import Controller
 
+from tests.support.inbox import smtp_server
 from tests.support.proc import files_with, group_members
 from tests.support.servers import wait_until
 from tests.support.services import program
-from tests.support.stack import Stack, embedded, free_port, production
+from tests.support.stack import Stack, embedded, production
 from tests.support.vault import PASSWORD
 
 # One worker runs this module, so that each stack is started once.
@@ -57,35 +54,13 @@ def embedded_journey(folder: Path) -> Iterator[Journey]:
         yield Journey(stack, lambda: worker.output)
 
 
-class Inbox:
-    """What an SMTP server was given."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[tuple[list[str], bytes]] = []
-
-    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
-        self.envelopes.append((envelope.rcpt_tos, envelope.content))
-        return "250 OK"
-
-    def text(self) -> str:
-        mails = [email.message_from_bytes(content, policy=email.policy.default) for _, content in self.envelopes]
-        bodies = [mail.get_body(("plain",)) for mail in mails]
-        return "\n".join(body.get_content() for body in bodies if body is not None)
-
-
 @contextmanager
 def production_journey(folder: Path) -> Iterator[Journey]:
-    inbox = Inbox()
-    smtp = Controller(inbox, hostname="127.0.0.1", port=free_port())
-    smtp.start()
-    try:
-        settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"}
-        with production(folder, **settings, SMTP_PORT=str(smtp.port)) as stack:
-            stack.start_api()
-            stack.start_worker()
-            yield Journey(stack, inbox.text)
-    finally:
-        smtp.stop()
+    settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"}
+    with smtp_server() as inbox, production(folder, **settings, SMTP_PORT=str(inbox.port)) as stack:
+        stack.start_api()
+        stack.start_worker()
+        yield Journey(stack, inbox.text)
 
 
 @pytest.fixture(

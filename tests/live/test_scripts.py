@@ -6,8 +6,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sysconfig
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.project import link_environment
 from tests.support.servers import wait_until
-from tests.support.stack import BIN, free_port
+from tests.support.stack import free_port
 from tests.support.vault import PASSWORD
 from vault.config import ROOT
 
@@ -98,7 +97,7 @@ class Project:
         self.port = free_port()
         self.data = folder / "data"
         shutil.copytree(ROOT, self.path, ignore=_not_shipped)
-        _link_environment(self.path / ".venv")
+        link_environment(self.path / ".venv")
         basics = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         self.env = {
             **basics,
@@ -238,12 +237,3 @@ def _not_shipped(_folder: str, names: list[str]) -> list[str]:
     """What a fresh copy of the project does not have, and what its start does not need."""
     hidden = {name for name in names if name.startswith(".") and name not in (".flaskenv", ".env.example")}
     return sorted(hidden | ({"var", "tests", "bench", "__pycache__"} & set(names)))
-
-
-def _link_environment(folder: Path) -> None:
-    """A virtual environment that has what this one has: made in a moment, and nothing of this one is written to."""
-    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
-    own_packages = next(folder.glob("lib/python*/site-packages"))
-    (own_packages / "linked.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
-    for program in ("flask", "gunicorn", "celery"):
-        (folder / "bin" / program).symlink_to(BIN / program)

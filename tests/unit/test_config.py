@@ -109,6 +109,7 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "AUTH_LIMIT_PER_IP": "hunter2-network",
         "AUTH_LIMIT_PER_ADDRESS": "hunter2-address",
         "RATELIMIT_STORAGE_URI": "redis://vault:hunter2-limits/0",
+        "CORS_ORIGINS": "https://hunter2-origin/path",
         "TRUSTED_PROXIES": "10.0.0.0/8, hunter2-proxy",
         "MAX_UPLOAD_BYTES": "hunter2-bytes",
         "PORT": "hunter2-port",
@@ -200,7 +201,7 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert (settings.ratelimit_storage_uri, settings.trusted_proxies) == ("memory://", ())
     assert (settings.kms_key_id, settings.kms_decrypt_key_arns, settings.kms_endpoint_url) == (None, (), None)
     assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
-    assert settings.download_verify == "segment"
+    assert (settings.cors_origins, settings.download_verify) == ((), "segment")
     assert (settings.audit_retention_days, settings.audit_admin_database_url) == (0, None)
     assert settings.testing is settings.allow_http_endpoints is settings.start_degraded is False
 
@@ -856,6 +857,58 @@ def test_a_proxy_that_is_no_address_is_refused(refusal: Refusal, text: str) -> N
 
 def test_a_trusted_proxy_in_a_form_that_would_never_match_is_refused(refusal: Refusal) -> None:
     assert "in their own form" in str(refusal(TRUSTED_PROXIES="::ffff:10.0.0.1"))
+
+
+# --- other origins --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        pytest.param("https://app.example.org", ("https://app.example.org",), id="one"),
+        pytest.param(
+            " https://app.example.org:8443 ,http://localhost:3000",
+            ("https://app.example.org:8443", "http://localhost:3000"),
+            id="two",
+        ),
+        pytest.param("http://[::1]:3000", ("http://[::1]:3000",), id="ipv6"),
+        pytest.param("https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",), id="idna"),
+    ],
+)
+def test_cors_origins_are_listed_with_or_without_spaces(load: Load, text: str, origins: tuple[str, ...]) -> None:
+    assert load(CORS_ORIGINS=text).cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("*", id="star"),
+        pytest.param("null", id="null"),
+        pytest.param("app.example.org", id="no-scheme"),
+        pytest.param("https://*.example.org", id="wildcard"),
+        pytest.param("https://app.example.org/", id="slash"),
+        pytest.param("https://app.example.org/path", id="path"),
+        pytest.param("https://app.example.org?q", id="query"),
+        pytest.param("https://me@app.example.org", id="user"),
+        pytest.param("https://APP.example.org", id="capitals"),
+        pytest.param("HTTPS://app.example.org", id="capital-scheme"),
+        pytest.param("https://bücher.example", id="not-idna"),
+        pytest.param("https://app.example.org:443", id="default-port"),
+        pytest.param("https://app.example.org:", id="empty-port"),
+        pytest.param("https://app.example.org:08443", id="leading-zero"),
+        pytest.param("https://app.example.org:99999", id="no-port"),
+        pytest.param("http://app.example.org", id="http"),
+        pytest.param("file:///", id="file"),
+        pytest.param("https://app.example.org,", id="trailing-comma"),
+        pytest.param("https://app.example.org https://b.example.org", id="separated-by-space"),
+        pytest.param("https://b.example.org,*", id="second-is-bad"),
+    ],
+)
+def test_what_is_no_exact_origin_is_refused(refusal: Refusal, text: str) -> None:
+    error = refusal(CORS_ORIGINS=text)
+
+    assert list(error.problems) == ["CORS_ORIGINS"]
+    assert "example" not in str(error).replace(".env.example", "")
 
 
 # --- mail -----------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def check_known_answer() -> None:
     Called once when a process starts: a miscompiled or replaced library must stop it before it seals anything.
     Raises RuntimeError.
     """
-    from Crypto.Cipher import AES
+    from Crypto.Cipher import AES  # nosec B413  # PyCryptodome, which is kept up; pyCrypto had the same name
 
     key, nonce, aad = bytes(range(32)), bytes([0xA0] * 16), b"SVS1" + bytes(12)
     plaintext = bytes((7 * j + 1) & 0xFF for j in range(100))

@@ -34,8 +34,6 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers.setdefault("Cache-Control", "no-store")
     # The route's pattern, never the path or the query: those may hold names and tokens.
     log.info(
         "request",

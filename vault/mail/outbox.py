@@ -278,7 +278,7 @@ class Outbox:
         given_up = is_final or self._clock() - attempt.created_at > _GIVE_UP_AFTER
         pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt.number - 1, 20), _LONGEST_RETRY_SECONDS)
         # Many mails that failed together must not come back together.
-        pause = random.uniform(pause / 2, pause)  # noqa: S311
+        pause = random.uniform(pause / 2, pause)  # noqa: S311  # nosec B311  # a pause, no secret
         pause = max(pause, min(at_least_seconds, _LONGEST_RETRY_SECONDS))
         self._settle(
             attempt,

@@ -498,6 +498,7 @@ def test_errors_tell_no_key(store: ObjectStore) -> None:
         with pytest.raises(StorageError) as caught:
             attempt()
 
-        assert str(caught.value) == type(caught.value).detail
+        detail = type(caught.value).detail
+        assert str(caught.value) == detail
     short.close()
     lost.abort()

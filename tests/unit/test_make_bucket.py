@@ -1,0 +1,99 @@
+"""The bucket's bootstrap against moto, which is as strict about regions as AWS."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from scripts import make_bucket
+from tests.support.settings import environment
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _aws() -> Iterator[None]:
+    with mock_aws():
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run it with settings that have a bucket, changed by keyword."""
+    monkeypatch.setattr(make_bucket, "_WAIT_SECONDS", 0.0)
+
+    def attempt(**settings: str) -> str:
+        store = {"S3_BUCKET_NAME": "files", "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "something"}
+        for name, value in environment(tmp_path, **{"STORAGE_DIR": "", **store, **settings}).items():
+            monkeypatch.setenv(name, value)
+        return make_bucket.main()
+
+    return attempt
+
+
+def region_of(bucket: str) -> str | None:
+    return boto3.client("s3", region_name="us-east-1").get_bucket_location(Bucket=bucket)["LocationConstraint"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "region"),
+    [
+        pytest.param({"AWS_REGION": "us-east-1"}, None, id="first-region"),
+        pytest.param({"AWS_REGION": "eu-central-1"}, "eu-central-1", id="another-region"),
+        pytest.param(
+            {"AWS_REGION": "eu-central-1", "S3_ENDPOINT_URL": "https://s3.eu-central-1.amazonaws.com"},
+            "eu-central-1",
+            id="by-its-address",
+        ),
+    ],
+)
+def test_the_bucket_is_made_where_the_settings_say_and_once(
+    run: Run, settings: dict[str, str], region: str | None
+) -> None:
+    assert run(**settings) == "Made the bucket."
+    assert run(**settings) == "The bucket is there."
+    assert region_of("files") == region
+
+
+def test_somebody_who_was_faster_is_no_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3.client("s3", region_name="eu-central-1").create_bucket(
+        Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    really_call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def find_nothing_yet(client: BaseClient, operation: str, parameters: dict[str, str]) -> object:
+        if operation == "HeadBucket":
+            raise ClientError({"Error": {"Code": "404"}}, operation)
+        return really_call(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", find_nothing_yet)
+
+    assert run(AWS_REGION="eu-central-1") == "Made the bucket."
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        pytest.param("a_", "InvalidBucketName", id="by-the-store"),
+        pytest.param("no/name", "ParamValidationError", id="by-boto3"),
+    ],
+)
+def test_a_refusal_ends_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
+    monkeypatch.setattr(make_bucket, "_WAIT_SECONDS", 3600.0)
+
+    with pytest.raises(SystemExit, match=rf"^The bucket could not be made: {reason}$"):
+        run(S3_BUCKET_NAME=name, AWS_REGION="us-east-1")
+
+
+def test_a_store_that_does_not_answer_ends_it_when_the_time_is_over(run: Run) -> None:
+    with pytest.raises(SystemExit, match=r"^The bucket could not be made: EndpointConnectionError$"):
+        run(S3_ENDPOINT_URL="http://127.0.0.1:1")
+
+
+def test_without_a_bucket_in_the_settings_there_is_none_to_make(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^S3_BUCKET_NAME is not set"):
+        run(S3_BUCKET_NAME="", STORAGE_DIR=str(tmp_path))
