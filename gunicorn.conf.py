@@ -20,6 +20,8 @@ timeout = 60
 keepalive = 15
 # One copy of the code for all workers; nothing that the application makes at import holds a connection or a thread.
 preload_app = True
+# The kernel would send files past the least rate that clients have to keep (vault.http.pacing).
+sendfile = False
 # Recycling would cut transfers that outlast the graceful time.
 max_requests = 0
 limit_request_line = 4094

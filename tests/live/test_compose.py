@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.support import compose
-from tests.support.inbox import Inbox, smtp_server
+from tests.support.mailbox import Mailbox, mailbox
 from tests.support.project import ScriptsProject
 from tests.support.servers import rclone_s3, wait_until
 from tests.support.services import postgres_database, redis_url
@@ -32,7 +32,7 @@ LONG_RUNNING = ("api", "mail", "maintenance", "beat")
 class Composed:
     """Every service of the file that is this project's, run where the file would have containers."""
 
-    def __init__(self, services: dict[str, Any], stack: Stack, inbox: Inbox) -> None:
+    def __init__(self, services: dict[str, Any], stack: Stack, inbox: Mailbox) -> None:
         self.services = services
         self.stack = stack
         self.inbox = inbox
@@ -66,7 +66,7 @@ def made_env_file(folder: Path, *, smtp_port: int) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     with ExitStack() as servers:
-        inbox = servers.enter_context(smtp_server())
+        inbox = servers.enter_context(mailbox())
         env_file = made_env_file(tmp_path_factory.mktemp("project"), smtp_port=inbox.port)
         services = compose.load(env_file)["services"]
         s3 = servers.enter_context(rclone_s3())

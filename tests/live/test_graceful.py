@@ -88,6 +88,17 @@ def test_a_worker_process_that_is_killed_leaves_the_others_serving_and_is_replac
     assert second in api.children
 
 
+def test_workers_whose_master_was_killed_free_the_port(stack: Stack, api: Process) -> None:
+    with requests.Session() as idle:
+        assert idle.get(f"http://127.0.0.1:{stack.port}/livez").ok
+
+        os.kill(api.popen.pid, signal.SIGKILL)
+
+        # Well before the idle connection is over by itself, or another master could not start.
+        wait_until(lambda: is_closed(stack), seconds=8, what="the port being free")
+    api.popen.wait()
+
+
 def test_connections_that_are_kept_alive_do_not_delay_a_stop(stack: Stack, api: Process) -> None:
     sessions = [requests.Session() for _ in range(20)]
     for session in sessions:

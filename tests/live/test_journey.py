@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.support.inbox import smtp_server
+from tests.support.mailbox import mailbox
 from tests.support.proc import files_with, group_members
 from tests.support.servers import wait_until
 from tests.support.services import program
@@ -57,7 +57,7 @@ def embedded_journey(folder: Path) -> Iterator[Journey]:
 @contextmanager
 def production_journey(folder: Path) -> Iterator[Journey]:
     settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"}
-    with smtp_server() as inbox, production(folder, **settings, SMTP_PORT=str(inbox.port)) as stack:
+    with mailbox() as inbox, production(folder, **settings, SMTP_PORT=str(inbox.port)) as stack:
         stack.start_api()
         stack.start_worker()
         yield Journey(stack, inbox.text)

@@ -54,6 +54,10 @@ class Mailbox:
         """Those of the recipient's links, in the order in which the mails came."""
         return [mail.token for mail in self.mails if mail.recipient == recipient and mail.token is not None]
 
+    def text(self) -> str:
+        """All that was accepted."""
+        return "\n".join(mail.text for mail in self.mails)
+
     async def handle_DATA(self, server: SMTP, _session: Any, envelope: Envelope) -> str:
         while self.hangs.is_set():
             await asyncio.sleep(0.05)

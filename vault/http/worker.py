@@ -215,6 +215,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """gunicorn's looks once a second whether the last connection is gone, and a stop should not wait for that."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, _SWEEP_SECONDS))
 
+    def is_parent_alive(self) -> bool:
+        """gunicorn's ends without a master, too, and should then free the port as at any stop."""
+        if not super().is_parent_alive():
+            self.alive = False
+        return bool(self.alive)
+
     def _begin_to_stop(self, now: float) -> None:
         """gunicorn's keeps the port open until it ends, so that new clients wait for nothing."""
         self._is_stopping = True
