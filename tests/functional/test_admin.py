@@ -70,7 +70,12 @@ def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audite
     asked = routes(vault)
     for method, path in asked:
         # Neither what is sent nor what is asked for is looked at before it is known who asks.
-        for kwargs in ({}, {"json": {"role": "admin"}}, {"data": b"{", "content_type": "application/json"}):
+        for kwargs in (
+            {},
+            {"json": {"role": "admin"}},
+            {"data": b"{", "content_type": "application/json"},
+            {"query_string": "no=thing"},
+        ):
             answers = [
                 vault.client.open(path, method=method, **kwargs),
                 vault.client.open(path, method=method, headers=anna.headers, **kwargs),
@@ -81,13 +86,21 @@ def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audite
 
     events = vault.audit_trail("access.denied")
     assert len(asked) >= 12
-    assert len(events) == 3 * len(asked)
+    assert len(events) == 4 * len(asked)
     assert {(e.actor_id, e.actor_email) for e in events} == {(vault.user().id, anna.email)}
     assert {(e.outcome, e.reason) for e in events} == {("failed", "role")}
     assert all(e.ip and e.session_id and e.request_id for e in events)
     told = {(e.details["method"], e.details["route"]) for e in events}
     assert ("PATCH", f"{USERS}/<uuid:user_id>") in told
     assert len(told) == len(asked)
+
+
+@SQLITE
+def test_administrators_are_told_of_parameters_that_there_are_not(vault: Vault, root: Person) -> None:
+    answers = [root.get(f"{path}?no=thing") for path in (USERS, f"{ADMIN}/audit", f"{ADMIN}/keys")]
+
+    assert [refusal(answer) for answer in answers] == [(422, "validation_failed")] * 3
+    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["May come only once."]}
 
 
 def test_a_role_counts_from_the_next_request_on(vault: Vault, root: Person, anna: Person) -> None:
