@@ -49,7 +49,7 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
             " created_at) VALUES (:id, :email, :id, :name, 0, 'user', 0, 0, CURRENT_TIMESTAMP)"
         )
         with create_app(container=container).app_context():
-            before = ScriptDirectory(str(ROOT / "migrations")).get_revision("0011").down_revision
+            before = ScriptDirectory(str(ROOT / "migrations")).get_revision("0010").down_revision
             upgrade(revision=before)
             with container.engine.begin() as connection:
                 connection.execute(

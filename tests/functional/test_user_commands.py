@@ -314,8 +314,8 @@ def test_a_list_shows_everybody_or_those_that_are_asked_for(vault: Vault) -> Non
     head, *lines = shown.stdout.splitlines()
     today, then = vault.clock().date(), (vault.clock() - timedelta(days=9)).date()
     assert (shown.exit_code, len(lines), head.split()[0], head.split()[-1]) == (0, 5, "CREATED", "EMAIL")
-    assert f"{today}  {then}  user   disabled        1.5 KiB OF 10.0 GiB    person1@example.org" in lines
-    assert f"{today}  never       admin  active              0 B OF 10.0 GiB    {BOSS}" in lines
+    assert f"{today}  {then}  user   disabled        1.5 KiB of 10.0 GiB    person1@example.org" in lines
+    assert f"{today}  never       admin  active              0 B of 10.0 GiB    {BOSS}" in lines
     assert any("unconfirmed" in line and "new@example.org" in line for line in lines)
     (boss,) = (user for user in machine if user["email"] == BOSS)
     assert boss["id"] == str(vault.user(BOSS).id)

@@ -49,7 +49,7 @@ def list_(search: str | None, role: str | None, disabled: bool | None, as_json: 
     which = UserFilter(search, Role(role) if role else None, disabled)
     if not as_json:
         click.echo(
-            f"{'CREATED':<10}  {'LAST LOGIN':<10}  {'ROLE':<5}  {'STATE':<11}  {'USED':>10} OF {'QUOTA':<10}  EMAIL"
+            f"{'CREATED':<10}  {'LAST LOGIN':<10}  {'ROLE':<5}  {'STATE':<11}  {'USED':>10} of {'QUOTA':<10}  EMAIL"
         )
     for user in _all(which):
         click.echo(json.dumps(asdict(user), default=_plain) if as_json else _line(user))
@@ -142,7 +142,7 @@ def _line(user: UserInfo) -> str:
     login = user.last_login_at.date().isoformat() if user.last_login_at else "never"
     state = "disabled" if user.disabled else "active" if user.email_verified else "unconfirmed"
     used, quota = _size(user.used_bytes), _size(user.quota_bytes)
-    return f"{created}  {login:<10}  {user.role:<5}  {state:<11}  {used:>10} OF {quota:<10}  {user.email}"
+    return f"{created}  {login:<10}  {user.role:<5}  {state:<11}  {used:>10} of {quota:<10}  {user.email}"
 
 
 def _size(count: int) -> str:

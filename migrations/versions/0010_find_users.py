@@ -9,7 +9,7 @@ import unicodedata
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
+revision = "0010"
 down_revision = "0009"
 branch_labels = None
 depends_on = None
@@ -64,8 +64,16 @@ def downgrade() -> None:
 
 def _fold() -> None:
     """Give every account that has none its text; whatever is written from now on brings its own."""
-    missing = sa.select(_users.c.id, _users.c.email, _users.c.full_name).where(_users.c.search_text == "")
-    while rows := op.get_bind().execute(missing.limit(_BATCH)).all():
+    missing = (
+        sa.select(_users.c.id, _users.c.email, _users.c.full_name)
+        .where(_users.c.search_text == "")
+        .order_by(_users.c.id)
+        .limit(_BATCH)
+    )
+    batch = missing
+    while rows := op.get_bind().execute(batch).all():
         texts = {row.id: unicodedata.normalize("NFC", f"{row.email}\n{row.full_name}").casefold() for row in rows}
         update = sa.update(_users).where(_users.c.id.in_(texts), _users.c.search_text == "")
         op.get_bind().execute(update.values(search_text=sa.case(texts, value=_users.c.id)))
+        # Not from the start again, or it would take the square of their number.
+        batch = missing.where(_users.c.id > rows[-1].id)
