@@ -1,5 +1,6 @@
 """Texts as they are searched: one form for all spellings, the same on every database."""
 
+import re
 import unicodedata
 from typing import Final
 
@@ -15,8 +16,11 @@ def fold(text: str) -> str:
 
 
 def clean_search(text: str) -> str:
-    """Part of a text, folded. Raises InputRefused if it is then shorter than 3 characters."""
+    """Part of a text, folded. Raises InputRefused if it is then shorter than 3 characters, or cannot be in any text."""
     folded = fold(text)
+    # What a terminal that does not speak UTF-8 sends.
+    if re.search("[\ud800-\udfff]", folded):
+        raise InputRefused({"search": ["Contains characters that are not text."]})
     if len(folded) < MIN_SEARCH:
         raise InputRefused({"search": [f"Must have at least {MIN_SEARCH} characters."]})
     return folded

@@ -4,6 +4,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import combinations_with_replacement
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from tests.support.kms import SETTINGS as KMS_SETTINGS
 from tests.support.kms import played_kms
 from tests.support.seeding import insert_rows
+from tests.support.servers import wait_until
 from tests.support.vault import PASSWORD, Body, Person, Vault, at_once, refusal, works
 from vault.admin.listing import UserFilter
 from vault.admin.service import UserChanges
@@ -70,7 +72,12 @@ def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audite
     asked = routes(vault)
     for method, path in asked:
         # Neither what is sent nor what is asked for is looked at before it is known who asks.
-        for kwargs in ({}, {"json": {"role": "admin"}}, {"data": b"{", "content_type": "application/json"}):
+        for kwargs in (
+            {},
+            {"json": {"role": "admin"}},
+            {"data": b"{", "content_type": "application/json"},
+            {"query_string": "no=thing"},
+        ):
             answers = [
                 vault.client.open(path, method=method, **kwargs),
                 vault.client.open(path, method=method, headers=anna.headers, **kwargs),
@@ -81,13 +88,21 @@ def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audite
 
     events = vault.audit_trail("access.denied")
     assert len(asked) >= 12
-    assert len(events) == 3 * len(asked)
+    assert len(events) == 4 * len(asked)
     assert {(e.actor_id, e.actor_email) for e in events} == {(vault.user().id, anna.email)}
     assert {(e.outcome, e.reason) for e in events} == {("failed", "role")}
     assert all(e.ip and e.session_id and e.request_id for e in events)
     told = {(e.details["method"], e.details["route"]) for e in events}
     assert ("PATCH", f"{USERS}/<uuid:user_id>") in told
     assert len(told) == len(asked)
+
+
+@SQLITE
+def test_administrators_are_told_of_parameters_that_there_are_not(vault: Vault, root: Person) -> None:
+    answers = [root.get(f"{path}?no=thing") for path in (USERS, f"{ADMIN}/audit", f"{ADMIN}/keys")]
+
+    assert [refusal(answer) for answer in answers] == [(422, "validation_failed")] * 3
+    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["May come only once."]}
 
 
 def test_a_role_counts_from_the_next_request_on(vault: Vault, root: Person, anna: Person) -> None:
@@ -619,6 +634,37 @@ def test_of_two_last_administrators_one_stays_whatever_is_done_at_once(
         assert [admin.get(USERS).status_code for admin in (one, other)].count(200) == 1, (first, second)
         with vault.container.sessions.begin() as session:
             session.execute(sa.delete(User))
+
+
+@pytest.mark.parametrize("way", ["change", "delete"])
+def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left(
+    postgres_url: str, tmp_path: Path, vaults: list[Vault], way: str
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+    people = [vault.member(f"{number}@example.org", role="admin") for number in range(3)]
+    first, second, third = sorted(vault.user(person.email).id for person in people)
+    administration = vault.container.administration
+    acts = {
+        "change": lambda: administration.change(second, UserChanges(disabled=True), operator()),
+        "delete": lambda: administration.delete(second, operator()),
+    }
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(User).where(User.id == second).values(role=Role.USER))
+
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    with ThreadPoolExecutor(1) as threads:
+        with vault.container.sessions.begin() as session:
+            session.execute(sa.select(User.id).where(User.id == second).with_for_update())
+            acting = threads.submit(acts[way])
+            wait_until(lambda: session.scalar(sa.text(waits)), what="the other one waiting for the account")
+            still_free = session.scalars(
+                sa.select(User.id).where(User.id.in_([first, third])).with_for_update(skip_locked=True)
+            ).all()
+        acting.result(timeout=20)
+
+    # Somebody who has made the second one an administrator meanwhile comes behind it as well, and nobody in a circle.
+    assert still_free == [third]
 
 
 # Files

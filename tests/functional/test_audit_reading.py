@@ -271,6 +271,20 @@ def test_no_cell_is_a_formula_and_every_text_comes_back(vault: Vault, root: Pers
 
 
 @SQLITE
+def test_a_spreadsheet_that_splits_at_semicolons_finds_no_formula_either(vault: Vault, root: Person) -> None:
+    guarded = {
+        "x;=cmd|' /C calc'!A0;y": "x;'=cmd|' /C calc'!A0;y",
+        'x;"=1+1";@y': "x;'\"=1+1\";'@y",
+        "-1;=2": "'-1;'=2",
+        "Mozilla/5.0 (X11; Linux x86_64; rv:1)": "Mozilla/5.0 (X11; Linux x86_64; rv:1)",
+    }
+    insert_events(vault.container, [{"user_agent": text} for text in guarded])
+
+    assert {row["user_agent"] for row in exported(root, "csv", action="user.login")} == set(guarded.values())
+    assert {item["user_agent"] for item in exported(root, "ndjson", action="user.login")} == set(guarded)
+
+
+@SQLITE
 def test_an_event_that_cannot_be_encoded_does_not_keep_the_others_from_being_exported(
     vault: Vault, root: Person
 ) -> None:

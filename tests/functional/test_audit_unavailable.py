@@ -37,23 +37,21 @@ def renamed(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def guarded(engine: Engine) -> Iterator[None]:
-    """Triggers that refuse every row, which only a row finds out."""
-    tables = ("audit_events", "audit_tallies")
+    """A trigger that refuses every row, which only a row finds out."""
     if engine.dialect.name == "sqlite":
         body = "BEGIN SELECT RAISE(ABORT, 'no'); END"
     else:
         refuse = "BEGIN RAISE EXCEPTION 'no'; END"
         _run(engine, f"CREATE FUNCTION refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$ {refuse} $$")
         body = "FOR EACH ROW EXECUTE FUNCTION refuse_it()"
-    for table in tables:
-        _run(engine, f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} {body}")
+    _run(engine, f"CREATE TRIGGER refuse BEFORE INSERT ON audit_events {body}")
     try:
         yield
     finally:
-        for table in tables:
-            _run(engine, f"DROP TRIGGER refuse_{table}" + ("" if engine.dialect.name == "sqlite" else f" ON {table}"))
-        if engine.dialect.name != "sqlite":
-            _run(engine, "DROP FUNCTION refuse_it")
+        if engine.dialect.name == "sqlite":
+            _run(engine, "DROP TRIGGER refuse")
+        else:
+            _run(engine, "DROP FUNCTION refuse_it CASCADE")
 
 
 def _run(engine: Engine, statement: str) -> None:

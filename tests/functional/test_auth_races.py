@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 
+from tests.support.servers import wait_until
 from tests.support.vault import PASSWORD, Vault, at_once, refusal, works
 from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, PasswordAttempts, User
@@ -255,3 +257,30 @@ def test_deletions_of_one_account_at_once_delete_it_once(vault: Vault) -> None:
     assert {answer.status_code for answer in answers} <= {204, 401, 403}
     assert len([event for event in vault.audit_trail("user.deleted") if event.outcome == "ok"]) == 1
     assert vault.mails() == [(EMAIL, "Your Secure Vault account was deleted")]
+
+
+def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    one, other = (vault.member(f"{name}@example.org") for name in ("one", "other"))
+    holder, mover = sorted((one, other), key=lambda person: vault.user(person.email).id)
+    vault.change_user(holder.email, email_verified_at=None)
+    fields = {"new_email": holder.email, "password": PASSWORD}
+    assert mover.post(f"{AUTH}/change-email", json=fields).status_code == 202
+    token = vault.mailed_token(holder.email)
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+
+    with ThreadPoolExecutor(1) as threads:
+        with vault.container.sessions.begin() as session:
+            session.execute(sa.select(User.id).where(User.email == holder.email).with_for_update())
+            moving = threads.submit(post, vault, "verify-email", {"token": token})
+            wait_until(lambda: session.scalar(sa.text(waits)), what="the move waiting for the other account")
+            still_free = session.scalars(
+                sa.select(User.email).where(User.email == mover.email).with_for_update(skip_locked=True)
+            ).all()
+        answer = moving.result(timeout=20)
+
+    assert (still_free, answer.status_code) == ([mover.email], 200)
+    assert vault.user(holder.email).email_verified_at is not None
+    vault.close()

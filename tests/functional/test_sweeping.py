@@ -1,6 +1,8 @@
 """What the periodic pass over accounts deletes, and what it leaves."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,26 @@ def test_sessions_are_swept_once_nothing_can_carry_them_on(vault: Vault, anna: P
     vault.clock.advance(days=7)
 
     assert (at_once, sweep(vault)["sessions"], counted(vault)["sessions"]) == (1, 2, 0)
+
+
+def test_sessions_and_links_that_somebody_else_has_locked_are_left_for_the_next_pass(
+    tmp_path: Path, postgres_url: str, vaults: list[Vault]
+) -> None:
+    vault = Vault(tmp_path, postgres_url)
+    vaults.append(vault)
+    for name in ("anna", "bert"):
+        vault.register(f"{name}@example.org")
+        vault.mailed_token(f"{name}@example.org")
+        vault.member(f"{name}.too@example.org").post(f"{AUTH}/logout")
+    vault.clock.advance(hours=26)
+
+    with ThreadPoolExecutor(1) as threads, vault.container.sessions.begin() as session:
+        for key in (UserSession.id, EmailToken.id):
+            session.execute(sa.select(key).limit(1).with_for_update())
+        first = threads.submit(sweep, vault).result(timeout=10)
+    second = sweep(vault)
+
+    assert [(found["sessions"], found["links"]) for found in (first, second)] == [(1, 1), (1, 1)]
 
 
 def test_links_are_swept_when_they_are_answered_no_more(vault: Vault) -> None:

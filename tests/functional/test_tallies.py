@@ -254,3 +254,23 @@ def test_what_a_limit_refuses_is_not_audited(make_vault: Callable[..., Vault]) -
     assert [answer.status_code for answer in answers] == [401] * 3 + [429] * 3
     assert refusal(answers[-1]) == (429, "rate_limited")
     assert vault.refusals("user.login") == {"unknown": 3}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_access_tokens_that_are_no_good_leave_no_event(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault()
+    anna, bert = vault.member(), vault.member("bert@example.org")
+    stored = anna.upload(b"content")
+    vault.client.post(f"{AUTH}/logout", headers=anna.headers)
+    before = len(events(vault))
+    asked: list[tuple[str, dict[str, str]]] = [
+        (f"{AUTH}/me", {}),
+        (f"{AUTH}/me", {"Authorization": f"Bearer {bert.access_token[:-4]}AAAA"}),
+        (f"{AUTH}/me", anna.headers),
+    ]
+
+    answers = [refusal(vault.client.get(path, headers=headers)) for path, headers in asked]
+    elsewhere = refusal(bert.get(f"/api/v1/files/{stored['id']}"))
+
+    assert (answers, elsewhere) == ([(401, "unauthorized")] * 3, (404, "not_found"))
+    assert (len(events(vault)), waiting(vault)) == (before, 0)

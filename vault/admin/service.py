@@ -87,7 +87,7 @@ class Administration:
         action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
         may_take_an_admin = changes.role == Role.USER or changes.disabled is True
         with self._refusal_audited(user_id, action, actor), self._sessions.begin() as session:
-            admins = lock_active_admins(session) if may_take_an_admin else frozenset[uuid.UUID]()
+            admins = lock_active_admins(session, user_id) if may_take_an_admin else frozenset[uuid.UUID]()
             user = _locked(session, user_id)
             if may_take_an_admin:
                 refuse_last_admin(admins, user)
@@ -102,7 +102,7 @@ class Administration:
         Raises NotFound, LastAdmin.
         """
         with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, actor), self._sessions.begin() as session:
-            admins = lock_active_admins(session)
+            admins = lock_active_admins(session, user_id)
             user = _locked(session, user_id)
             refuse_last_admin(admins, user)
             follow_up = self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, actor)

@@ -8,6 +8,7 @@ import csv
 import enum
 import io
 import json
+import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final, Self
@@ -26,6 +27,8 @@ Rows = Sequence[Sequence[Any]]
 _BATCH: Final = 1000
 # What makes spreadsheets take a cell for a formula: also in full width, and behind white space that they skip.
 _FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")
+# Where decimals have a comma, spreadsheets split at semicolons instead, in the midst of a text.
+_AFTER_SEMICOLON: Final = re.compile('(?<=;)(?="*[=+\\-@\t＝＋－＠])')
 
 
 class Format(enum.StrEnum):
@@ -128,7 +131,11 @@ def _csv_of(rows: Iterable[Sequence[str | None]]) -> bytes:
 
 
 def _cell(text: str | None) -> str | None:
-    return f"'{text}" if text and text[0] in _FORMULA else text
+    if not text:
+        return text
+    if ";" in text:
+        text = _AFTER_SEMICOLON.sub("'", text)
+    return f"'{text}" if text[0] in _FORMULA else text
 
 
 def _ndjson(rows: Rows) -> bytes:

@@ -93,7 +93,7 @@ class Accounts:
         user = self._user(who)
         self._require_password(user, password, Action.USER_DELETED, actor)
         with self._transaction(user, Action.USER_DELETED, actor) as session:
-            admins = lock_active_admins(session) if who.role == Role.ADMIN else None
+            admins = lock_active_admins(session, who.user_id) if who.role == Role.ADMIN else None
             user = self._locked(session, who, user.password_version)
             if admins is not None:
                 refuse_last_admin(admins, user)

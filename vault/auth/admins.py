@@ -37,15 +37,18 @@ class Admins:
         raise Forbidden
 
 
-def lock_active_admins(session: Session) -> frozenset[uuid.UUID]:
-    """Lock every account that can administer the vault, in one order, before the caller locks any other account.
+def lock_active_admins(session: Session, user_id: uuid.UUID) -> frozenset[uuid.UUID]:
+    """Lock every account that can administer the vault, and the one that the caller is about to take away; say who can.
 
-    Whoever is about to take one away sees those that are left when it is his turn, so that two cannot both go.
+    In one order, and before the caller locks any other account. Whoever is about to take one away sees those that are
+    left when it is his turn, so that two cannot both go.
     """
-    active = sa.select(User.id).where(
-        User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None)
+    is_active = sa.and_(User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None))
+    # One statement for all: somebody who is made an administrator meanwhile has his place in the order of others.
+    locked = session.execute(
+        sa.select(User.id, is_active).where(sa.or_(is_active, User.id == user_id)).order_by(User.id).with_for_update()
     )
-    return frozenset(session.scalars(active.order_by(User.id).with_for_update()))
+    return frozenset(found for found, can in locked if can)
 
 
 def refuse_last_admin(admins: frozenset[uuid.UUID], user: User) -> None:

@@ -187,9 +187,10 @@ class MailedLinks:
         found = session.scalar(query)
         if found is None:
             raise InvalidToken
-        user = session.scalar(
-            sa.select(User).where(User.id == found.user_id, User.disabled_at.is_(None)).with_for_update()
-        )
+        # With whoever keeps the address from its user, in the order in which administrators' accounts are locked.
+        involved = sa.or_(User.id == found.user_id, User.email_key == found.email_key)
+        session.execute(sa.select(User.id).where(involved).order_by(User.id).with_for_update())
+        user = session.scalar(sa.select(User).where(User.id == found.user_id, User.disabled_at.is_(None)))
         # Whoever had the lock before may have used the token, or ended it.
         found = session.scalar(query.execution_options(populate_existing=True))
         if user is None or found is None:

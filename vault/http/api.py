@@ -198,10 +198,19 @@ class VaultBlueprint(Blueprint):  # type: ignore[misc]
         }
 
 
-def refuse_undeclared_query() -> None:
-    """Unknown query parameters are 422 on every route, and so is a query that is not UTF-8."""
+def _look_at_query_first() -> None:
     if request.endpoint is None:
         return
+    if not getattr(current_app.view_functions[request.endpoint], "refuses_undeclared_query", False):
+        refuse_undeclared_query()
+
+
+def refuse_undeclared_query() -> None:
+    """Unknown query parameters are 422 on every route, and so is a query that is not UTF-8.
+
+    Looked at before a view, but for one with the attribute `refuses_undeclared_query`, which calls this itself.
+    """
+    assert request.endpoint is not None
     try:
         names = [name for name, _ in parse_qsl(request.query_string.decode("ascii"), True, errors="strict")]
     except UnicodeDecodeError:
@@ -227,5 +236,5 @@ def register(app: Flask) -> VaultApi:
             "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
         },
     )
-    app.before_request(refuse_undeclared_query)
+    app.before_request(_look_at_query_first)
     return VaultApi(app)

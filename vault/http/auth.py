@@ -13,6 +13,7 @@ from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.container import Container
 from vault.derived import derive_key
 from vault.extensions import jwt
+from vault.http.api import refuse_undeclared_query
 from vault.http.documents import View, may_answer
 from vault.http.errors import unauthorized
 from vault.http.requests import anonymous
@@ -51,8 +52,10 @@ def admin_required(view: View) -> View:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         assert request.url_rule is not None
         container().admins.require(signed_in(), actor(), method=request.method, route=request.url_rule.rule)
+        refuse_undeclared_query()
         return view(*args, **kwargs)
 
+    guarded.refuses_undeclared_query = True  # type: ignore[attr-defined]
     return login_required(may_answer("forbidden", "audit_unavailable")(cast(View, guarded)))
 
 
