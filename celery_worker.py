@@ -1,12 +1,18 @@
 """Celery's entry: celery -A celery_worker worker | beat."""
 
+import os
 import sys
+import tempfile
 from typing import Any
 
-from celery.signals import beat_init, setup_logging, worker_init
+from celery.signals import beat_init, setup_logging, worker_init, worker_ready
 
-from vault import create_app
+# Before the first import of what counts, which looks whether processes share their numbers.
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
+
+from vault import create_app, exporter
 from vault.config import Settings, SettingsError
+from vault.container import Container
 from vault.logs import configure_logging
 from vault.startup import refuse_missing_keys
 
@@ -28,5 +34,24 @@ def _check_keys(**_: Any) -> None:
     refuse_missing_keys(settings)
 
 
+@worker_init.connect
+def _take_address(**_: Any) -> None:
+    exporter.listen(settings.metrics_bind, offset=1)
+
+
+@worker_ready.connect
+def _serve_metrics(**_: Any) -> None:
+    # Not before the processes that do the work are there: a process with threads should not be forked.
+    exporter.serve(container, with_mail=False)
+
+
+@beat_init.connect
+def _serve_metrics_of_beat(**_: Any) -> None:
+    exporter.listen(settings.metrics_bind, offset=2)
+    exporter.serve(container, with_mail=False)
+
+
+exporter.remove_folder_at_exit()
 configure_logging(settings.log_level, settings.log_format)
-app = create_app(settings).extensions["vault"].celery
+container: Container = create_app(settings).extensions["vault"]
+app = container.celery

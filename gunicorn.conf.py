@@ -1,8 +1,16 @@
 """gunicorn's settings. Values that an operator chooses come from the environment and `.env`, like all others."""
 
 import gc
+import os
 import sys
+import tempfile
+from typing import Any
 
+if "vault" not in sys.modules:
+    # Before the first import of what counts, which looks whether processes share their numbers. Not on SIGHUP.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
+
+from vault import exporter
 from vault.config import Settings, SettingsError
 from vault.startup import refuse_missing_keys
 
@@ -37,5 +45,15 @@ logger_class = "vault.http.server.QuietLogger"
 def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
     refuse_missing_keys(_settings)
+    exporter.remove_folder_at_exit()
+    exporter.listen(_settings.metrics_bind)
     # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
     gc.freeze()
+
+
+def post_worker_init(worker: Any) -> None:
+    exporter.serve(worker.wsgi.extensions["vault"], with_mail=True)
+
+
+def child_exit(_server: object, worker: Any) -> None:
+    exporter.forget_process(worker.pid)

@@ -16,8 +16,11 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery, Task
+from celery.signals import after_task_publish
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.filesystem import Channel, Transport
+
+from vault.metrics import TASK_MESSAGES
 
 TASK_DELIVER_MAIL: Final = "mail.deliver"
 TASK_REQUEUE_MAIL: Final = "mail.requeue_due"
@@ -28,11 +31,22 @@ TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
 TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
+# What a task knows of the request behind it
+_IDS: Final = ("request_id", "trace_id")
 PATIENCE_SECONDS: Final = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
+_CHECK_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
+
+
+def _count_sent(sender: str, **_: object) -> None:
+    TASK_MESSAGES.labels(sender, "sent").inc()
+
+
+# Whoever sends: a request, a task, beat.
+after_task_publish.connect(_count_sent)
 
 
 class _AtomicChannel(Channel):
@@ -133,10 +147,31 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
         abstract = True
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            # Until the next task begins: Celery tells of a failure after this.
+            structlog.contextvars.clear_contextvars()
+            ids = {name: self.request.get(name) for name in _IDS if self.request.get(name)}
+            structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **ids)
             with context():
                 return self.run(*args, **kwargs)
 
     celery.Task = ContextTask
+
+
+def check_broker(celery: Celery) -> Callable[[], None]:
+    """Asks the broker for a connection of its own. For a folder there is none to ask for; it must be writable."""
+
+    def ask() -> None:
+        limits = {"socket_connect_timeout": _CHECK_SECONDS, "socket_timeout": _CHECK_SECONDS}
+        with celery.connection_for_write(
+            connect_timeout=_CHECK_SECONDS,
+            transport_options=limits if str(celery.conf.broker_url).startswith("redis") else None,
+        ) as connection:
+            folder = connection.transport_options.get("data_folder_out")
+            if folder is not None and not os.access(folder, os.W_OK):
+                raise FileNotFoundError
+            connection.connect()
+
+    return ask
 
 
 class Publisher:
@@ -159,19 +194,27 @@ class Publisher:
 
     def publish(self, task: str, row_id: uuid.UUID) -> None:
         if self._clock() < self._silent_until:
+            TASK_MESSAGES.labels(task, "skipped").inc()
             return
         started = monotonic()
         try:
-            sending = self._threads.submit(self._send, task, row_id)
+            sending = self._threads.submit(self._send, task, row_id, _ids())
             try:
                 sending.result(timeout=PATIENCE_SECONDS)
             finally:
                 sending.cancel()  # if it still waits for a thread
         except Exception as exc:  # every transport has errors of its own; the row is what counts
             self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
+            TASK_MESSAGES.labels(task, "failed").inc()
             log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
 
-    def _send(self, task: str, row_id: uuid.UUID) -> None:
+    def _send(self, task: str, row_id: uuid.UUID, ids: dict[str, str]) -> None:
         # Once more at once: a connection from before the broker's restart is found out only when it is used.
         policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
-        self._celery.send_task(task, args=[str(row_id)], retry=True, retry_policy=policy)
+        self._celery.send_task(task, args=[str(row_id)], headers=ids, retry=True, retry_policy=policy)
+
+
+def _ids() -> dict[str, str]:
+    """Those of the request that asks for the work, for the log lines of whoever does it."""
+    bound = structlog.contextvars.get_contextvars()
+    return {name: bound[name] for name in _IDS if name in bound}

@@ -95,6 +95,7 @@ class Settings:
     web_threads: int
     graceful_seconds: int
     port: int
+    metrics_bind: tuple[str, int]
     allow_http_endpoints: bool
     log_level: str
     log_format: str
@@ -179,6 +180,7 @@ class _Reader:
             "web_threads": self._number("WEB_THREADS", 32, at_least=4),
             "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1),
             "port": self._number("PORT", 8000, at_least=1, at_most=65535),
+            "metrics_bind": self._parsed("METRICS_BIND", parse.listen_address) or ("127.0.0.1", 9100),
             "allow_http_endpoints": env.bool("ALLOW_HTTP_ENDPOINTS", False),
             "log_level": self._one_of("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             "log_format": self._one_of("LOG_FORMAT", ("json", "console"), "json"),

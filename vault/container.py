@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from argon2 import PasswordHasher
 from celery import Celery
@@ -27,8 +28,15 @@ from vault.auth.service import AuthService
 from vault.auth.sessions import UserSessions
 from vault.auth.sweeping import Sweeper
 from vault.auth.tokens import SessionTokens
-from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF, Publisher, create_celery
-from vault.config import Settings
+from vault.broker import (
+    TASK_DELIVER_MAIL,
+    TASK_REMOVE_FILE,
+    TASK_REMOVE_FILES_OF,
+    Publisher,
+    check_broker,
+    create_celery,
+)
+from vault.config import ROOT, Settings
 from vault.db import create_engine, create_sessionmaker
 from vault.derived import derive_key
 from vault.encryption.cache import DekCache
@@ -52,10 +60,15 @@ from vault.mail.outbox import Outbox
 from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
+from vault.metering import MeteredKeyProvider
+from vault.metrics import count_cache_lookup
+from vault.readiness import Check, Readiness, check_database, check_migrations
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Options, S3Store
+
+KEY_PROVIDER: Final = "key_provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +104,7 @@ class Container:
     audit_log: AuditLog
     audit_exports: Exports
     audit_retention: Retention
+    readiness: Readiness
     clock: Callable[[], datetime]
 
 
@@ -115,10 +129,12 @@ def build_container(
     celery = create_celery(settings.celery_broker_url)
     publish = publish or Publisher(celery).publish
     store = store or _store(settings)
-    keys = keys or _keys(settings)
+    # The readiness is made last, since it asks after the others.
+    keys = keys or _keys(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     audit = AuditService(clock)
     usage = KeyUsage(sessions, keys, audit=audit, clock=clock)
-    reader = FileReader(store, DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds))
+    cache = DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds, counted=count_cache_lookup)
+    reader = FileReader(store, cache)
     downloads = Downloads(sessions, reader=reader, audit=audit, verify_all_first=settings.download_verify == "full")
     leases = LeaseKeeper(sessions)
     installation = InstallationGuard(sessions, store, clock)
@@ -165,6 +181,7 @@ def build_container(
         audit=audit,
         clock=clock,
     )
+    readiness = _readiness(settings, store, keys, celery)
     return Container(
         settings=settings,
         engine=engine,
@@ -253,11 +270,12 @@ def build_container(
             audit=audit,
             clock=clock,
         ),
+        readiness=readiness,
         clock=clock,
     )
 
 
-def _keys(settings: Settings) -> KeyRing:
+def _keys(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
     """Every provider that settings name, since rows stay under theirs; KMS is the primary where it is to wrap."""
     providers: dict[str, KeyProvider] = {}
     if settings.master_keys:
@@ -274,7 +292,8 @@ def _keys(settings: Settings) -> KeyRing:
                 secret_access_key=settings.aws_secret_access_key,
             )
         )
-    return KeyRing(providers, primary="aws-kms" if settings.kms_key_id else "local")
+    metered = {name: MeteredKeyProvider(provider, failed=failed) for name, provider in providers.items()}
+    return KeyRing(metered, primary="aws-kms" if settings.kms_key_id else "local")
 
 
 def _store(settings: Settings) -> ObjectStore:
@@ -292,6 +311,19 @@ def _store(settings: Settings) -> ObjectStore:
             secret_access_key=settings.aws_secret_access_key,
         ),
         budget,
+    )
+
+
+def _readiness(settings: Settings, store: ObjectStore, keys: KeyRing, celery: Celery) -> Readiness:
+    return Readiness(
+        {
+            "database": Check(check_database(settings.database_url), is_vital=True),
+            "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
+            "object_store": Check(store.health),
+            "broker": Check(check_broker(celery)),
+            # Asking makes a data key, and key services count calls.
+            KEY_PROVIDER: Check(keys.health, kept_seconds=30),
+        }
     )
 
 

@@ -5,12 +5,35 @@ name, an address or an object key.
 """
 
 import logging
+import re
 import sys
 import traceback
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
 
 import structlog
+
+REMOVED: Final = "[removed]"
+# Words in the names of fields whose values are nobody's business but the owner's.
+_PRIVATE: Final = frozenset(
+    {"address", "addresses", "authorization", "body", "content", "cookie", "credentials", "dek", "email", "emails"}
+    | {"filename", "header", "headers", "ip", "name", "names", "passphrase", "passwd", "password", "passwords"}
+    | {"plaintext", "query", "recipient", "recipients", "referer", "secret", "secrets", "subject", "token", "tokens"}
+    | {"url", "user", "username", "wrapped"}
+)
+# What gives itself away wherever it stands.
+_SECRET: Final = re.compile(
+    r"""
+      \beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)*                      # JWT
+    | \b(?:Bearer|Basic)\s+[\w.~+/=-]+                         # Authorization
+    | \bgAAAAA[\w-]{20,}=*                                     # Fernet token
+    | (?<![\w-])(?=[\w-]*[A-Z])(?=[\w-]*[a-z])(?=[\w-]*[0-9])[\w-]{43,}=?  # 32 random bytes: keys, mailed tokens
+    | \bobjects/[0-9a-f]{2}/[0-9a-f-]{36}                      # object key
+    | (?<=://)[^/@\s]*@                                        # user and password of a URL
+    | [^\s@<>"'=:,;/()\[\]]{1,64}@[^\s@<>"'=:,;/()\[\]]+\.[^\s@<>"'=:,;/()\[\].]{2,}  # mail address
+    """,
+    re.VERBOSE,
+)
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -21,6 +44,7 @@ def configure_logging(level: str, log_format: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _exception_facts,
+        _guard,
     ]
     renderers: list[structlog.types.Processor] = (
         [structlog.processors.JSONRenderer()]
@@ -41,6 +65,7 @@ def configure_logging(level: str, log_format: str) -> None:
         )
     )
     handler.addFilter(_TaskFailures())
+    logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -49,6 +74,32 @@ def configure_logging(level: str, log_format: str) -> None:
     # Flask-Limiter writes the key of each request that it refuses; the access log has the 429.
     for name in ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery", "flask-limiter"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _guard(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take away what no line may hold. Nothing here should ever need it: it stands for the mistake to come."""
+    for name, value in event.items():
+        if name == "_record":
+            continue
+        event[name] = _cleaned(name, value)
+    return event
+
+
+def _cleaned(name: str, value: Any) -> Any:
+    # Numbers say how many.
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if not _PRIVATE.isdisjoint(name.lower().replace("-", "_").split("_")):
+        return REMOVED
+    if isinstance(value, str):
+        return _SECRET.sub(REMOVED, value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return REMOVED
+    if isinstance(value, Mapping):
+        return {inner_name: _cleaned(str(inner_name), inner) for inner_name, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cleaned("", inner) for inner in value]
+    return value
 
 
 class _TaskFailures(logging.Filter):

@@ -1,8 +1,13 @@
-"""AWS KMS as moto plays it, in this process or as a server of its own on loopback."""
+"""AWS KMS as moto plays it in this process, and as a server of our own on loopback, which knows what a vault asks."""
 
+import base64
+import json
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest.mock import patch
 
@@ -63,3 +68,43 @@ def _decrypt(**arguments: Any) -> Any:
 
 def _client() -> Any:
     return boto3.client("kms", region_name=REGION, aws_access_key_id=ACCESS[0], aws_secret_access_key=ACCESS[1])
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Wraps by hiding nothing: the blob is the data key, behind a mark. Not for tests of secrets."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        operation = self.headers["X-Amz-Target"].rpartition(".")[2]
+        if operation == "Decrypt":
+            dek = base64.b64decode(asked["CiphertextBlob"]).removeprefix(b"wrapped:")
+        else:
+            dek = os.urandom(32) if operation == "GenerateDataKey" else base64.b64decode(asked["Plaintext"])
+        answer = {
+            "KeyId": asked["KeyId"],
+            "Plaintext": base64.b64encode(dek).decode(),
+            "CiphertextBlob": base64.b64encode(b"wrapped:" + dek).decode(),
+        }
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to see."""
+
+
+@contextmanager
+def kms_server() -> Iterator[str]:
+    """The URL of a KMS for other processes, which takes every ARN for a key of its own."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,6 +1,7 @@
 """The service as its operator runs it: gunicorn, a Celery worker and their servers, as processes on loopback."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -33,6 +34,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _three_free_ports() -> int:
+    """The first of three in a row, for API, worker and beat; of those that no client's connection is given."""
+    while True:
+        first = random.randrange(20000, 32000, 3)
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + 3):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Stack:
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
         self.env["PORT"] = str(self.port)
+        self.env["METRICS_BIND"] = f"127.0.0.1:{_three_free_ports()}"
         self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
         self.container = build_container(Settings.load(self.env, env_file=None))
 

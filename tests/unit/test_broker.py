@@ -200,9 +200,10 @@ def test_a_published_message_is_consumed_by_kombu(celery: Celery, queue: Path) -
     assert messages(queue) == []
 
 
-def test_published_tasks_are_run_by_a_worker_inside_their_context(celery: Celery) -> None:
+def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_of_who_asked(celery: Celery) -> None:
     inside: list[bool] = []
     ran: list[tuple[str, list[bool]]] = []
+    bound: dict[str, dict[str, Any]] = {}
 
     @contextmanager
     def context() -> Iterator[None]:
@@ -214,15 +215,25 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context(celery: Celery
 
     @celery.task(name=TASK_DELIVER_MAIL, shared=False)
     def deliver(row_id: str) -> None:
+        bound[row_id] = structlog.contextvars.get_contextvars()
         ran.append((row_id, list(inside)))
 
     for number in range(3):
-        Publisher(celery).publish(TASK_DELIVER_MAIL, uuid.UUID(int=number))
+        ids = {"request_id": f"request-{number}", "trace_id": f"trace-{number}"} if number else {}
+        with structlog.contextvars.bound_contextvars(**ids, other="is not for the broker"):
+            Publisher(celery).publish(TASK_DELIVER_MAIL, uuid.UUID(int=number))
     with start_worker(celery, pool="solo", perform_ping_check=False, queues=["mail"]):
         wait_until(lambda: len(ran) == 3, what="three messages consumed")
 
     assert sorted(ran) == [(str(uuid.UUID(int=number)), [True]) for number in range(3)]
     assert inside == []
+    lines = [bound[str(uuid.UUID(int=number))] for number in range(3)]
+    assert {uuid.UUID(line.pop("task_id")).version for line in lines} == {4}
+    assert lines == [
+        {"task": TASK_DELIVER_MAIL},
+        {"task": TASK_DELIVER_MAIL, "request_id": "request-1", "trace_id": "trace-1"},
+        {"task": TASK_DELIVER_MAIL, "request_id": "request-2", "trace_id": "trace-2"},
+    ]
 
 
 def test_a_published_message_reaches_redis() -> None:
@@ -442,7 +453,7 @@ def test_a_broker_with_a_wrong_certificate_is_told_nothing(
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
-        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID, {})
 
     assert b"".join(heard) == b""
 
@@ -454,7 +465,7 @@ def test_a_broker_with_a_right_certificate_is_spoken_to(
     certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
-        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID)
+        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID, {})
 
     assert heard[0].startswith((b"AMQP", b"*"))
 

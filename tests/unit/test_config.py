@@ -112,6 +112,7 @@ def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
         "CORS_ORIGINS": "https://hunter2-origin/path",
         "TRUSTED_PROXIES": "10.0.0.0/8, hunter2-proxy",
         "MAX_UPLOAD_BYTES": "hunter2-bytes",
+        "METRICS_BIND": "hunter2-metrics:9100",
         "PORT": "hunter2-port",
         "LOG_LEVEL": "hunter2-level",
         "LOG_FORMAT": "hunter2-format",
@@ -203,6 +204,7 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
     assert (settings.cors_origins, settings.download_verify) == ((), "segment")
     assert (settings.audit_retention_days, settings.audit_admin_database_url) == (0, None)
+    assert settings.metrics_bind == ("127.0.0.1", 9100)
     assert settings.testing is settings.allow_http_endpoints is settings.start_degraded is False
 
 
@@ -1234,3 +1236,23 @@ def run_wsgi(values: dict[str, str]) -> Any:
         timeout=60,
         check=False,
     )
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        pytest.param("0.0.0.0:9200", ("0.0.0.0", 9200), id="ipv4"),
+        pytest.param("[::1]:9100", ("::1", 9100), id="ipv6"),
+        pytest.param("127.0.0.1:65533", ("127.0.0.1", 65533), id="room-for-worker-and-beat"),
+    ],
+)
+def test_metrics_are_served_at_an_address_and_a_port(load: Load, text: str, bind: tuple[str, int]) -> None:
+    assert load(METRICS_BIND=text).metrics_bind == bind
+
+
+@pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65534", "::1:x"])
+def test_what_is_no_address_with_a_port_is_no_place_for_metrics(refusal: Refusal, text: str) -> None:
+    assert list(refusal(METRICS_BIND=text).problems) == ["METRICS_BIND"]

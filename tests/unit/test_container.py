@@ -10,9 +10,10 @@ import pytest
 from tests.support.kms import ACCESS, REGION, SETTINGS
 from tests.support.settings import make_settings
 from vault.container import Container, build_container
-from vault.encryption.keyring import KeyRing
+from vault.encryption.keyring import KeyProvider, KeyRing
 from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.metering import MeteredKeyProvider
 
 ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 OTHER_ARN = f"arn:aws:kms:{REGION}:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
@@ -38,10 +39,16 @@ def known(keys: KeyRing) -> list[str]:
     return [ref for provider, ref in REFS if keys.knows(provider, ref)]
 
 
+def behind(provider: KeyProvider) -> KeyProvider:
+    """What is metered."""
+    assert isinstance(provider, MeteredKeyProvider)
+    return provider.provider
+
+
 def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Container]) -> None:
     keys = build().keys
 
-    assert isinstance(keys.primary, LocalKeyProvider)
+    assert isinstance(behind(keys.primary), LocalKeyProvider)
     assert keys.providers == {"local"}
     assert known(keys) == [LOCAL_REF]
 
@@ -56,7 +63,7 @@ def test_of_several_master_keys_the_first_wraps_and_all_unwrap(build: Callable[.
 def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Container]) -> None:
     keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys
 
-    assert isinstance(keys.primary, KmsKeyProvider)
+    assert isinstance(behind(keys.primary), KmsKeyProvider)
     assert keys.primary.current_ref() == ARN
     assert keys.providers == {"local", "aws-kms"}
     assert known(keys) == [LOCAL_REF, ARN]
@@ -65,7 +72,7 @@ def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Cont
 def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]) -> None:
     keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys
 
-    assert isinstance(keys.primary, KmsKeyProvider)
+    assert isinstance(behind(keys.primary), KmsKeyProvider)
     assert keys.providers == {"aws-kms"}
     assert known(keys) == [ARN, OTHER_ARN]
 
@@ -73,7 +80,7 @@ def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]
 def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(build: Callable[..., Container]) -> None:
     keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys
 
-    assert isinstance(keys.primary, LocalKeyProvider)
+    assert isinstance(behind(keys.primary), LocalKeyProvider)
     assert keys.providers == {"local", "aws-kms"}
     assert known(keys) == [LOCAL_REF, ARN, OTHER_ARN]
 
@@ -94,7 +101,7 @@ def test_nothing_is_connected_to(build: Callable[..., Container], overrides: dic
 
 
 def test_the_kms_client_gets_region_endpoint_and_credentials(build: Callable[..., Container]) -> None:
-    primary = build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.primary
+    primary = behind(build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.primary)
     assert isinstance(primary, KmsKeyProvider)
 
     url = primary.client.generate_presigned_url("list_keys")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ def stderr() -> Iterator[io.StringIO]:
         logging.getLogger(name).setLevel(level)
     for log, (propagates, level, handlers) in propagate.items():
         log.propagate, log.level, log.handlers = propagates, level, handlers
+    logging.captureWarnings(False)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -308,3 +310,87 @@ def test_gunicorns_own_news_go_through_the_services_handlers(worker: Any, json_l
         ("Listening at: http://127.0.0.1:8000 (1)", "info", "gunicorn.error"),
         ("Worker (pid:7) was sent SIGKILL!", "warning", "gunicorn.error"),
     ]
+
+
+# --- the guard ------------------------------------------------------------------------------------------------------
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+FERNET = "gAAAAABlZm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg=="
+OBJECT = "objects/0a/0a1b2c3d-0000-4000-8000-00000000abcd"
+
+
+PRIVATE_FIELDS = """
+    password new_password token access_token Authorization email actor_email name full_name file_name filename
+    recipient ip Set-Cookie secret_key dek url user
+"""
+
+
+@pytest.mark.parametrize("name", PRIVATE_FIELDS.split())
+def test_fields_that_are_private_by_name_lose_their_values(json_log: io.StringIO, name: str) -> None:
+    structlog.get_logger("vault.x").info("it_happened", **{name: "whatever it is"}, details={name: ["whatever"]})
+
+    (line,) = lines(json_log)
+    assert (line[name], line["details"]) == ("[removed]", {name: "[removed]"})
+    assert "whatever" not in json_log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        (JWT, f"Bearer {JWT}"),
+        (JWT, f"token was {JWT}."),
+        (FERNET, f"key={FERNET}"),
+        ("dXNlcjpwYXNz", "Authorization: Basic dXNlcjpwYXNz"),
+        ("anna@example.org", "mail to <anna@example.org> bounced"),
+        ("anna@münchen.example", "anna@münchen.example"),
+        ("vault:pa55", "postgresql://vault:pa55@db.example.org/vault"),
+        (OBJECT, f"no such key: {OBJECT}"),
+        ("Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWpr", "?token=Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWpr&x=1"),
+    ],
+    ids=["bearer", "jwt", "fernet", "basic", "address", "idn", "url", "object-key", "random"],
+)
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_looks_like_a_secret_is_removed_wherever_it_stands(
+    stderr: io.StringIO, secret: str, text: str, log_format: str
+) -> None:
+    configure(stderr, "INFO", log_format)
+
+    structlog.get_logger("vault.x").info("it_happened", hint=text, several=[text], mapping={"hint": text})
+    structlog.get_logger("vault.x").info(text)
+    logging.getLogger("some.library").warning("%s", text)
+
+    assert secret not in stderr.getvalue()
+    assert stderr.getvalue().count("[removed]") == 5
+
+
+def test_what_is_no_secret_stays(json_log: io.StringIO) -> None:
+    facts = {
+        "file_id": "0a1b2c3d-0000-4000-8000-00000000abcd",
+        "request_id": "fe5e01c506184c10a2af220c6f67c617",
+        "key_ref": "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+        "local": "local:0123456789abcdef",
+        "route": "/api/v1/files/<uuid:file_id>/content",
+        "reason": "smtp_550",
+        "task": "files.remove_all_of",
+        "names": 3,
+        "tokens": 0,
+        "bytes": 300000,
+        "ms": 1.5,
+        "hint": "TRUSTED_PROXIES does not name the peer that sent it",
+    }
+
+    structlog.get_logger("vault.x").info("it_happened", **facts)
+    logging.getLogger("gunicorn.error").info("Listening at: http://127.0.0.1:8000 (6366)")
+
+    first, second = lines(json_log)
+    assert {name: first[name] for name in facts} == facts
+    assert second["event"] == "Listening at: http://127.0.0.1:8000 (6366)"
+
+
+def test_the_guard_takes_no_long_time_for_a_long_text(json_log: io.StringIO) -> None:
+    began = monotonic()
+
+    for text in ("a" * 100_000, "aA1" * 30_000, "a@" * 50_000, "eyJ" * 30_000, "://" * 30_000):
+        structlog.get_logger("vault.x").info("it_happened", hint=text)
+
+    assert monotonic() - began < 5

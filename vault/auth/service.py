@@ -21,6 +21,7 @@ from vault.auth.tokens import TokenPair
 from vault.errors import InvalidCredentials, NotFound
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
+from vault.metrics import LOGIN_FAILURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class AuthService:
         self, address: Address, user: User | None, reason: str, actor: Actor, lockouts: Sequence[Lockout] = ()
     ) -> None:
         """Owe a mail, the link again to whoever had the right password, to everybody else none; and audit it."""
+        LOGIN_FAILURES.labels(reason).inc()
         waiting = user if reason == "unverified" else None
         who = actor.known_as(user.id, user.email) if user else actor
         with self._sessions.begin() as session:

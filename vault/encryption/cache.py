@@ -29,10 +29,20 @@ class DekCache:
 
     Bounded in number (`size`, least recently used goes first) and age (`seconds`); 0 of either turns it off. One entry
     per object, valid for the very wrapped key that it came from. Callers check the header's commitment on every hit.
+    `counted` is told of each lookup whether it was one.
     """
 
-    def __init__(self, keys: KeyRing, *, size: int, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        size: int,
+        seconds: float,
+        clock: Callable[[], float] = monotonic,
+        counted: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self._keys = keys
+        self._counted = counted
         self._entries: TTLCache[UUID, _Entry] = TTLCache(size if seconds else 0, seconds, clock)
         self._lock = threading.Lock()
         # Starts no thread before it is used, so it may be made before a fork.
@@ -68,7 +78,9 @@ class DekCache:
             # Or what is too old would stay in memory until the next key comes.
             self._entries.expire()
             entry = self._entries.get(object_id)
-        return entry.dek if entry is not None and entry.key == key else None
+        kept = entry.dek if entry is not None and entry.key == key else None
+        self._counted(kept is not None)
+        return kept
 
     def _fetch(self, key: WrappedKey, object_id: UUID) -> bytes:
         dek = self._keys.unwrap(key, object_id)

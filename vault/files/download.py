@@ -15,6 +15,7 @@ from vault.encryption.errors import KeyUnwrapFailed
 from vault.errors import AuditUnavailable, IntegrityFailed, NotFound
 from vault.files.models import File, FileState
 from vault.files.reading import ByteRange, FileReader, StoredFile, integrity_proven
+from vault.metrics import CONTENT_BYTES, INTEGRITY_FAILURES, TRANSFERS
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0
@@ -110,6 +111,7 @@ class Downloads:
         except (SQLAlchemyError, AuditUnavailable) as exc:
             # The refusal stands either way; losing its audit row must not turn it into another error.
             log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
+        INTEGRITY_FAILURES.inc()
         log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
 
     def _record_end(self, file: StoredFile, actor: Actor, action: Action, *, served: int, complete: bool) -> None:
@@ -163,6 +165,7 @@ class Download:
         self._served = 0
         self._is_complete = False
         self._closed = False
+        TRANSFERS.labels("out").inc()
 
     def __iter__(self) -> Self:
         return self
@@ -176,11 +179,13 @@ class Download:
             self._is_complete = True
             raise StopIteration
         self._served += len(piece)
+        CONTENT_BYTES.labels("out").inc(len(piece))
         return piece
 
     def close(self) -> None:
         """Release the object and audit how far the download came. May be called at any time, more than once."""
         if not self._closed:
             self._closed = True
+            TRANSFERS.labels("out").dec()
             self._close()
             self._ended(self._served, self._is_complete)

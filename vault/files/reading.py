@@ -21,6 +21,7 @@ from vault.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFoun
 from vault.files.models import File, FileState
 from vault.files.readahead import ReadAhead
 from vault.files.retired import key_is_retired
+from vault.metrics import SEGMENTS
 from vault.storage import ObjectReader, ObjectStore, object_key
 
 # Up to here all that was asked for is fetched and verified before its first byte is given out.
@@ -180,7 +181,9 @@ class FileReader:
         def segments() -> Iterator[bytes]:
             if with_header and reader.read(HEADER_SIZE) != file.header:
                 raise IntegrityFailed("header")
-            yield from open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last)
+            for segment in open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last):
+                SEGMENTS.labels("opened").inc()
+                yield segment
 
         return reader, _cut(segments(), wanted.skip, wanted.take)
 
@@ -192,6 +195,7 @@ class FileReader:
         reader = self._open(file, geometry, lo, hi, None)
         try:
             open_segment(unlocked.key, index, reader.read(hi - lo + 1), is_last=True)
+            SEGMENTS.labels("opened").inc()
             return reader.etag
         finally:
             reader.close()

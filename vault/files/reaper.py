@@ -22,6 +22,7 @@ from vault.files.bulk import BATCH, rows_by_id
 from vault.files.installation import InstallationGuard
 from vault.files.models import File, FileState
 from vault.files.shredding import Shreddable, TransitionLost, shred
+from vault.metrics import REAPED
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
 
 log = structlog.get_logger(__name__)
@@ -147,6 +148,7 @@ class Reaper:
                 shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
         except TransitionLost:
             return False
+        REAPED.labels("expired").inc()
         return True
 
     def _remove(self, file: File) -> bool:
@@ -154,10 +156,12 @@ class Reaper:
         try:
             self._store.delete(object_key(file.object_id))
         except StorageError as exc:
+            REAPED.labels("failed").inc()
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
             return False
         with self._sessions.begin() as session:
             session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
+        REAPED.labels("removed").inc()
         return True
 
     def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:

@@ -42,6 +42,7 @@ from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.files.usage import count_of, free_bytes_of
 from vault.files.writing import NewObject, write_object
 from vault.folding import fold
+from vault.metrics import CONTENT_BYTES, TRANSFERS
 from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.
@@ -119,7 +120,7 @@ class Uploads:
         """
         self._refuse_early(owner_id, incoming)
         reservation = self._reserve(owner_id, incoming)
-        with self._leases.held(reservation.file_id):
+        with self._leases.held(reservation.file_id), TRANSFERS.labels("in").track_inprogress():
             try:
                 meter = _Meter(incoming, self._limits.max_upload_bytes, lambda n: self._grow(reservation, n))
                 self._stream(reservation, meter, incoming.declared_bytes)
@@ -357,6 +358,7 @@ class _Meter:
         piece = self._incoming.read(length)
         self._hash.update(piece)
         self.size += len(piece)
+        CONTENT_BYTES.labels("in").inc(len(piece))
         if self.size > self._limit:
             raise TooLarge
         if self.size > self.reserved:

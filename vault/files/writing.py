@@ -9,6 +9,7 @@ from typing import Any
 from vault.encryption.header import FileKeys, Suite, create_header, open_keys
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.segments import ContentKey, Geometry, part_size_for, seal_stream
+from vault.metrics import SEGMENTS
 from vault.storage import ObjectStore, object_key
 
 
@@ -59,6 +60,7 @@ def write_object(store: ObjectStore, new: NewObject, read: Callable[[int], bytes
     try:
         for part, length in seal_stream(key, read, writer.buffer):
             writer.write(part, length)
+            SEGMENTS.labels("sealed").inc(-(-length // key.segment_size))
         writer.commit()
     except BaseException:
         writer.abort()

@@ -19,6 +19,7 @@ from vault.errors import (
     Unauthorized,
     VaultError,
 )
+from vault.metrics import PROBLEMS
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +113,8 @@ def problem(
 
 
 def problem_body(status: int, code: str, detail: str, request_id: str | None) -> dict[str, Any]:
-    """RFC 9457's members; `code` and `request_id` are our own."""
+    """RFC 9457's members; `code` and `request_id` are our own. Counts it as well."""
+    PROBLEMS.labels(code).inc()
     return {
         "type": f"urn:secure-vault:problem:{code}",
         "title": HTTPStatus(status).phrase,
@@ -135,6 +137,8 @@ def unauthorized() -> Response:
 
 def register(app: Flask) -> None:
     """Answer every error of this application as a problem."""
+    for code in STATUS:
+        PROBLEMS.labels(code)
     app.register_error_handler(VaultError, _on_vault_error)
     app.register_error_handler(SQLAlchemyError, _on_database_error)
     app.register_error_handler(ParseException, _on_broken_chunk)

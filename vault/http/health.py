@@ -1,6 +1,10 @@
-"""Liveness: this process answers."""
+"""Liveness: this process answers. Readiness: it can serve."""
 
-from flask import Blueprint, Response
+from typing import cast
+
+from flask import Blueprint, Response, current_app, jsonify
+
+from vault.container import Container
 
 blueprint = Blueprint("health", __name__)
 
@@ -9,3 +13,15 @@ blueprint = Blueprint("health", __name__)
 def livez() -> Response:
     """Asks no dependency, so that a shared one that is down does not restart every process."""
     return Response("ok\n", mimetype="text/plain")
+
+
+@blueprint.get("/readyz")
+@blueprint.get("/healthz")
+def readyz() -> tuple[Response, int]:
+    """503 without the database; what else fails is named, and takes no node out of a balancer that all share it with.
+
+    Names and one word each, since anybody may ask. Why a check fails is told where the metrics are.
+    """
+    report = cast(Container, current_app.extensions["vault"]).readiness.report()
+    checks = {name: "ok" if finding.is_ok else "failed" for name, finding in report.findings.items()}
+    return jsonify(status=report.status, checks=checks), 200 if report.can_serve else 503

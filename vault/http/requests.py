@@ -2,14 +2,16 @@
 
 import re
 import uuid
+from dataclasses import dataclass
 from time import monotonic
-from typing import Final
+from typing import Any, Final, Self
 
 import structlog
 from flask import Flask, Response, g, request
 
 from vault.audit.service import Actor
 from vault.http.clients import client_ip
+from vault.metrics import REQUESTS
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -35,14 +37,70 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     # The route's pattern, never the path or the query: those may hold names and tokens.
-    log.info(
-        "request",
+    line = _Line(
         method=request.method if request.url_rule else "-",
         route=request.url_rule.rule if request.url_rule else "-",
         status=response.status_code,
-        ms=round((monotonic() - g.started) * 1000, 1),
+        began=g.started,
+        ids=structlog.contextvars.get_contextvars(),
     )
+    if response.is_streamed:
+        response.response = _Told(response.response, line)
+    else:
+        line.write(0 if request.method == "HEAD" else response.calculate_content_length() or 0)
     return response
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What the log will say of a request once its answer has gone out."""
+
+    method: str
+    route: str
+    status: int
+    began: float
+    ids: dict[str, Any]
+
+    def write(self, body_bytes: int) -> None:
+        REQUESTS.labels(self.route, self.method, self.status).inc()
+        # The ids once more: by now the thread may have another request's.
+        log.info(
+            "request",
+            method=self.method,
+            route=self.route,
+            status=self.status,
+            bytes=body_bytes,
+            ms=round((monotonic() - self.began) * 1000, 1),
+            **self.ids,
+        )
+
+
+class _Told:
+    """A streamed body; its end, which is when the server closes it, is when the line is written."""
+
+    def __init__(self, body: Any, line: _Line) -> None:
+        self._body = body
+        self._pieces = iter(body)
+        self._line = line
+        self._bytes = 0
+        self._is_open = True
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        piece: bytes = next(self._pieces)
+        self._bytes += len(piece)
+        return piece
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            if self._is_open:
+                self._is_open = False
+                self._line.write(self._bytes)
 
 
 def anonymous() -> Actor:

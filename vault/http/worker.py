@@ -38,6 +38,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from vault.errors import TooSlow, VaultError
 from vault.http.errors import STATUS, problem_body
 from vault.http.pacing import SMALL_BYTES, PacedSocket
+from vault.metrics import REQUESTS
 
 # For the head and a small body together, from their first byte on.
 _REQUEST_SECONDS: Final = 10.0
@@ -320,6 +321,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         else:
             self.log.exception("Error handling request")
             status, code, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", _UNKNOWN
+        REQUESTS.labels("-", "-", int(status)).inc()
         log.info("request", method="-", route="-", status=int(status))
         body = json.dumps(problem_body(status, code, detail, request_id)).encode()
         head = (

@@ -22,6 +22,7 @@ from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.db import db_now
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import MailJob, MailKind, MailState
+from vault.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
 # How long the link in a mail works. Kinds that are not here carry none.
@@ -167,6 +168,7 @@ class Outbox:
             raise
         else:
             self._settle(attempt, state=MailState.SENT, sent_at=self._clock(), failure=None)
+            MAIL_ATTEMPTS.labels(attempt.kind, "sent").inc()
             log.info("mail_sent", **attempt.facts())
 
     def send_test(self, recipient: str) -> OutgoingMail:
@@ -213,6 +215,7 @@ class Outbox:
             mail = self._wanted(session, MailKind(attempt.kind), job)
             if mail is None:
                 job.state, job.lease_until = MailState.VOID, None
+                MAIL_ATTEMPTS.labels(attempt.kind, "void").inc()
             return mail
 
     def _wanted(self, session: Session, kind: MailKind, job: MailJob) -> OutgoingMail | None:
@@ -282,6 +285,7 @@ class Outbox:
             next_attempt_at=db_now(round(pause, 3)),
             failure=reason[:_LONGEST_REASON],
         )
+        MAIL_ATTEMPTS.labels(attempt.kind, "failed" if given_up else "delayed").inc()
         log.warning("mail_failed" if given_up else "mail_delayed", reason=reason, **attempt.facts())
 
     def _settle(self, attempt: _Attempt, **values: object) -> None:

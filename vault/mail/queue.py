@@ -27,6 +27,14 @@ class QueuedMail:
     request_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many jobs are in each state, and for how long the oldest of those that could be sent now is due."""
+
+    counts: dict[str, int]
+    oldest_due_seconds: float
+
+
 class MailQueue:
     def __init__(
         self,
@@ -45,6 +53,18 @@ class MailQueue:
             rows = session.execute(sa.select(MailJob.state, sa.func.count()).group_by(MailJob.state))
             found = dict(rows.all())
         return {state.value: found.get(state, 0) for state in MailState}
+
+    def backlog(self) -> Backlog:
+        """What is owed, for who watches. A job whose sender died is due since it was last tried."""
+        query = sa.select(db_now(), sa.func.min(MailJob.next_attempt_at)).where(
+            sa.or_(
+                sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
+                sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),
+            )
+        )
+        with self._sessions.begin() as session:
+            now, oldest = session.execute(query).one()
+        return Backlog(self.counts(), max((now - oldest).total_seconds(), 0.0) if oldest else 0.0)
 
     def jobs(self, states: Collection[MailState], *, limit: int) -> Sequence[QueuedMail]:
         """The oldest jobs in these states."""

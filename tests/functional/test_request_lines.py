@@ -1,0 +1,103 @@
+"""One line of the log for each answer, once it has gone out; and the ids that lead from it to the work that follows."""
+
+import uuid
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from tests.support.vault import Person, Vault
+from vault.metrics import REGISTRY
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+CONTENT = "/api/v1/files/<uuid:file_id>/content"
+
+
+@pytest.fixture
+def logged() -> Any:
+    with capture_logs() as lines:
+        # Silence is configured for all tests; here is somebody who listens.
+        structlog.configure(wrapper_class=structlog.BoundLogger)
+        yield lines
+
+
+def requests_of(lines: list[Any]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == "request"]
+
+
+def counted(route: str, method: str, status: int) -> float:
+    labels = {"route": route, "method": method, "status": str(status)}
+    return REGISTRY.get_sample_value("vault_http_requests_total", labels) or 0.0
+
+
+def test_a_line_has_pattern_method_status_bytes_duration_and_ids_and_nothing_else(
+    vault: Vault, anna: Person, logged: list[Any]
+) -> None:
+    headers = {"X-Request-ID": "the-clients-own", "Referer": "https://example.org/?token=abc", "User-Agent": "curl"}
+
+    answer = anna.get("/api/v1/files?search=private-name", headers=headers)
+
+    (line,) = requests_of(logged)
+    trace_id = line.pop("trace_id")
+    assert uuid.UUID(trace_id).hex == trace_id
+    assert line.pop("ms") >= 0
+    assert line == {
+        "event": "request",
+        "log_level": "info",
+        "route": "/api/v1/files",
+        "method": "GET",
+        "status": 200,
+        "bytes": len(answer.data),
+        "request_id": "the-clients-own",
+    }
+
+
+def test_a_download_is_logged_and_counted_when_it_has_ended(vault: Vault, anna: Person, logged: list[Any]) -> None:
+    file_id = anna.upload(b"x" * 1000)["id"]
+    logged.clear()
+    before = counted(CONTENT, "GET", 200)
+
+    answer = anna.get(f"/api/v1/files/{file_id}/content", buffered=False)
+
+    assert requests_of(logged) == []
+    assert counted(CONTENT, "GET", 200) == before
+    assert answer.data == b"x" * 1000
+    answer.close()
+    answer.close()
+    (line,) = requests_of(logged)
+    assert (line["route"], line["status"], line["bytes"]) == (CONTENT, 200, 1000)
+    assert counted(CONTENT, "GET", 200) == before + 1
+
+
+def test_a_download_that_is_broken_off_tells_how_far_it_came(vault: Vault, anna: Person, logged: list[Any]) -> None:
+    file_id = anna.upload(bytes(600_000))["id"]
+    logged.clear()
+
+    answer = anna.get(f"/api/v1/files/{file_id}/content", buffered=False)
+    piece = next(iter(answer.response))
+    answer.close()
+
+    (line,) = requests_of(logged)
+    assert (answer.status_code, line["status"]) == (200, 200)
+    assert 0 < line["bytes"] == len(piece) < 600_000
+
+
+def test_head_sends_no_bytes(vault: Vault, anna: Person, logged: list[Any]) -> None:
+    file_id = anna.upload(b"x" * 1000)["id"]
+    logged.clear()
+
+    anna.head(f"/api/v1/files/{file_id}/content")
+
+    (line,) = requests_of(logged)
+    assert (line["method"], line["status"], line["bytes"]) == ("HEAD", 200, 0)
+
+
+def test_of_a_request_that_fits_no_route_neither_path_nor_method_is_told(vault: Vault, logged: list[Any]) -> None:
+    vault.client.open("/private-name.txt?token=abc", method="SECRET")
+
+    (line,) = requests_of(logged)
+    assert (line["route"], line["method"], line["status"]) == ("-", "-", 404)
+    assert "private" not in str(logged)
+    assert "SECRET" not in str(logged)

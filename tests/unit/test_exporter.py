@@ -1,0 +1,98 @@
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import requests
+from prometheus_client import CollectorRegistry, generate_latest
+
+from tests.support.servers import wait_until
+from tests.support.settings import make_settings
+from vault import exporter
+from vault.container import build_container
+from vault.exporter import _MailCollector
+from vault.mail.queue import Backlog
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Where this process serves metrics; of a folder in which nobody has counted."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(exporter, "_listener", None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = int(probe.getsockname()[1])
+    yield free
+    if exporter._listener is not None:
+        exporter._listener.close()
+
+
+def scraped(ask: Callable[[], Backlog]) -> str:
+    registry = CollectorRegistry()
+    registry.register(_MailCollector(ask))
+    return generate_latest(registry).decode()
+
+
+def test_metrics_and_readiness_are_served_and_nothing_else(port: int, tmp_path: Path) -> None:
+    container = build_container(make_settings(tmp_path))
+    exporter.listen(("127.0.0.1", port))
+    server = exporter.serve(container, with_mail=False)
+    assert server is not None
+
+    answers = {path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in ("/metrics", "/readyz", "/")}
+    server.shutdown()
+
+    assert {path: answer.status_code for path, answer in answers.items()} == {"/metrics": 200, "/readyz": 503, "/": 404}
+    assert answers["/metrics"].headers["Content-Type"].startswith("text/plain")
+    # There is no table in this database.
+    assert answers["/readyz"].json()["checks"]["migrations"]["error"] == "OperationalError"
+
+
+def test_an_address_that_is_taken_costs_the_metrics_and_not_the_service(port: int, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+
+        exporter.listen(("127.0.0.1", port))
+        server = exporter.serve(build_container(make_settings(tmp_path)), with_mail=True)
+
+    assert server is None
+
+
+def test_mail_is_told_by_state_and_age() -> None:
+    text = scraped(lambda: Backlog({"queued": 3, "sent": 0}, 12.5))
+
+    assert 'vault_mail_jobs{state="queued"} 3.0' in text
+    assert 'vault_mail_jobs{state="sent"} 0.0' in text
+    assert "vault_mail_oldest_due_seconds 12.5" in text
+
+
+def test_a_database_that_fails_costs_the_numbers_of_mail_only() -> None:
+    def fail() -> Backlog:
+        raise OSError
+
+    assert scraped(fail) == ""
+
+
+def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_MAIL_SECONDS", 0.05)
+    answers, asked = threading.Event(), []
+
+    def ask() -> Backlog:
+        asked.append(1)
+        answers.wait()
+        return Backlog({"queued": 1}, 0.0)
+
+    registry = CollectorRegistry()
+    registry.register(_MailCollector(ask))
+    asked_at_first, began = len(asked), monotonic()
+
+    texts = [generate_latest(registry).decode() for _ in range(5)]
+
+    assert texts == [""] * 5
+    assert monotonic() - began < 2
+    assert len(asked) - asked_at_first <= 1
+    answers.set()
+    wait_until(lambda: 'vault_mail_jobs{state="queued"} 1.0' in generate_latest(registry).decode(), what="its answer")
