@@ -2,6 +2,7 @@
 
 import email.utils
 import smtplib
+import socket
 import ssl
 import sys
 import time
@@ -99,16 +100,26 @@ class _VerifiedConnection(Connection):
                 self.host.close()
 
 
-class _Smtp(smtplib.SMTP):
+class _Limited(smtplib.SMTP):
+    _limit: TimeLimit
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        # smtplib's own gives each address of the host all of the time-out.
+        return self._limit.connect((host, port), timeout)
+
+
+class _Smtp(_Limited):
     """smtplib's, watched from before it connects, which its constructor does."""
 
     def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        self._limit = limit
         limit.watch(lambda: self.sock)
         super().__init__(*args, **kwargs)
 
 
-class _SmtpOverTls(smtplib.SMTP_SSL):
+class _SmtpOverTls(smtplib.SMTP_SSL, _Limited):
     def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        self._limit = limit
         limit.watch(lambda: self.sock)
         super().__init__(*args, **kwargs)
 

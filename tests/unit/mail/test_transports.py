@@ -412,3 +412,16 @@ def test_a_refused_port_is_asked_again_later(security: str) -> None:
 def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
     assert transports._TIMEOUT_SECONDS < transports._TOTAL_SECONDS
     assert transports._TOTAL_SECONDS * 2 <= LEASE_SECONDS
+
+
+@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
+def test_connecting_is_limited_by_all_of_a_sending(monkeypatch: pytest.MonkeyPatch, security: str) -> None:
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        with pytest.raises(MailDelayed) as caught:
+            send(server.getsockname()[1], security=security)
+
+        assert caught.value.reason == "TimeoutError"
+        with pytest.raises(BlockingIOError):
+            server.accept()
