@@ -64,7 +64,9 @@ class MailQueue:
         for start in range(0, len(job_ids), _BATCH):
             with self._sessions.begin() as session:
                 asked = MailJob.id.in_(job_ids[start : start + _BATCH])
-                ids = session.scalars(sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update()).all()
+                # Waits for nobody: whoever ends links or sweeps locks several rows too, in an order of its own.
+                free = sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update(skip_locked=True)
+                ids = session.scalars(free).all()
                 session.execute(
                     sa.update(MailJob)
                     .where(MailJob.id.in_(ids))

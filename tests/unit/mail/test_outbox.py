@@ -397,6 +397,19 @@ def test_a_sender_from_before_an_operators_retry_does_not_end_the_attempt_after_
     assert office.outbox.due() == []
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_retry_waits_for_no_row_that_somebody_else_has_locked(office: Office) -> None:
+    user = office.add_user()
+    locked, free = (office.owe(user, state=MailState.FAILED) for _ in range(2))
+    queue = MailQueue(office.sessions, announce=office.announced.append, clock=office.clock)
+
+    with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
+        session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
+        retried = pool.submit(queue.retry, [locked, free]).result(timeout=10)
+
+    assert retried == {free}
+
+
 def test_waiting_for_a_lock_takes_nothing_from_the_time_to_send(office: Office) -> None:
     job_id = office.owe(office.add_user())
     claim = office.outbox._claim(job_id)
