@@ -247,29 +247,25 @@ class Outbox:
         now = self._clock()
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
+        is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
+        is_done_with = sa.or_(
+            sa.and_(
+                MailJob.state == MailState.VOID,
+                MailJob.recipient.is_(None),
+                MailJob.created_at <= now - timedelta(hours=1),
+            ),
+            sa.and_(is_settled, settled_at <= now - _KEPT_FOR),
+        )
         with self._sessions.begin() as session:
             erased = session.execute(
                 sa.update(MailJob)
-                .where(
-                    is_settled,
-                    MailJob.recipient.is_not(None),
-                    settled_at <= now - _RECIPIENT_KEPT_FOR,
-                )
+                .where(MailJob.id.in_(_unlocked(is_past_erasing)))
                 .values(recipient=None, recipient_key=None, user_id=None, context={})
                 .execution_options(synchronize_session=False)
             )
             deleted = session.execute(
                 sa.delete(MailJob)
-                .where(
-                    sa.or_(
-                        sa.and_(
-                            MailJob.state == MailState.VOID,
-                            MailJob.recipient.is_(None),
-                            MailJob.created_at <= now - timedelta(hours=1),
-                        ),
-                        sa.and_(is_settled, settled_at <= now - _KEPT_FOR),
-                    )
-                )
+                .where(MailJob.id.in_(_unlocked(is_done_with)))
                 .execution_options(synchronize_session=False)
             )
         return int(erased.rowcount + deleted.rowcount)  # type: ignore[attr-defined]
@@ -309,6 +305,11 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
         .execution_options(synchronize_session=False)
     )
     return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+def _unlocked(which: sa.ColumnElement[bool]) -> sa.Select[uuid.UUID]:
+    """Locks these rows but those that somebody else has locked, who would lock them in another order."""
+    return sa.select(MailJob.id).where(which).with_for_update(skip_locked=True)
 
 
 def _fits(kind: MailKind, user: User, recipient: str) -> bool:

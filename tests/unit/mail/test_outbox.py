@@ -410,6 +410,20 @@ def test_a_retry_waits_for_no_row_that_somebody_else_has_locked(office: Office) 
     assert retried == {free}
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_sweep_waits_for_no_row_that_somebody_else_has_locked(office: Office) -> None:
+    user = office.add_user()
+    locked, free = (office.owe(user, state=MailState.FAILED) for _ in range(2))
+    office.clock.advance(days=8)
+
+    with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
+        session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
+        swept = pool.submit(office.outbox.sweep).result(timeout=10)
+
+    assert swept == 1
+    assert [office.job(job_id).recipient for job_id in (locked, free)] == ["anna@example.org", None]
+
+
 def test_waiting_for_a_lock_takes_nothing_from_the_time_to_send(office: Office) -> None:
     job_id = office.owe(office.add_user())
     claim = office.outbox._claim(job_id)
