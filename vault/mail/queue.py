@@ -54,7 +54,7 @@ class MailQueue:
             return [QueuedMail(*row) for row in session.execute(query.limit(limit))]
 
     def failed(self) -> Sequence[uuid.UUID]:
-        """All that were given up and can be tried again: for a week it is known whom they are for."""
+        """All that failed and can be tried again: for a week since they were owed it is known who gets them."""
         with self._sessions.begin() as session:
             return session.scalars(sa.select(MailJob.id).where(_can_be_retried()).order_by(MailJob.created_at)).all()
 
