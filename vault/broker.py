@@ -6,11 +6,14 @@ No promise rests on a message's arrival: rows say what is owed, and periodic tas
 import json
 import os
 import ssl
+import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Final
 
@@ -187,7 +190,9 @@ class Publisher:
     def __init__(self, celery: Celery, clock: Callable[[], float] = monotonic) -> None:
         self._celery = celery
         self._clock = clock
-        self._threads = ThreadPoolExecutor(_PUBLISHING_THREADS, thread_name_prefix="publish")
+        self._calls: SimpleQueue[tuple[Future[None], Callable[[], None]]] = SimpleQueue()
+        self._threads = 0
+        self._starting = threading.Lock()
         self._silent_until = 0.0
         # The transport's library is imported here, or else at a request's expense.
         celery.connection_for_write().get_transport_cls()
@@ -198,7 +203,7 @@ class Publisher:
             return
         started = monotonic()
         try:
-            sending = self._threads.submit(self._send, task, row_id, _ids())
+            sending = self._submit(partial(self._send, task, row_id, _ids()))
             try:
                 sending.result(timeout=PATIENCE_SECONDS)
             finally:
@@ -207,6 +212,28 @@ class Publisher:
             self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
             TASK_MESSAGES.labels(task, "failed").inc()
             log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
+
+    def _submit(self, call: Callable[[], None]) -> Future[None]:
+        sending: Future[None] = Future()
+        self._calls.put((sending, call))
+        with self._starting:
+            if self._threads < _PUBLISHING_THREADS:
+                # No pool of the standard library: a process waits for its threads' ends before it ends itself.
+                threading.Thread(target=self._work, name="publish", daemon=True).start()
+                self._threads += 1
+        return sending
+
+    def _work(self) -> None:
+        while True:
+            sending, call = self._calls.get()
+            if not sending.set_running_or_notify_cancel():
+                continue
+            try:
+                call()
+            except Exception as exc:  # noqa: BLE001  # for `publish` to raise
+                sending.set_exception(exc)
+            else:
+                sending.set_result(None)
 
     def _send(self, task: str, row_id: uuid.UUID, ids: dict[str, str]) -> None:
         # Once more at once: a connection from before the broker's restart is found out only when it is used.

@@ -274,6 +274,8 @@ class _Reader:
         host = urlsplit(url).hostname
         if not parse.HOST.fullmatch(host or "") and not parse.is_address(host):
             raise ValueError("must have a host name of letters, digits, hyphens and dots")
+        if not url.isascii() or not url.isprintable():
+            raise ValueError("must be ASCII: write other characters of its path as %XX")
         allowed = self._env.bool("ALLOW_HTTP_ENDPOINTS", False) and parse.is_private(host)
         if url.startswith("http:") and not parse.is_loopback(host) and not allowed:
             raise ValueError(

@@ -169,6 +169,9 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
 
 
 def email_from(text: str) -> str:
+    if not text.isprintable():
+        # Such as bytes that are no UTF-8: no header holds them.
+        raise ValueError("must have printable characters only, in UTF-8")
     # A comma in a name without quotes would make it a list, whose first address is none (RFC 5322, 3.4).
     address = parseaddr(text)[1]
     if not _EMAIL_FROM.fullmatch(text) or address != text.rpartition("<")[2].rstrip(">"):

@@ -241,6 +241,23 @@ def test_no_mail_tells_a_name_neither_before_the_address_is_verified_nor_after(v
         assert mail.recipient == EMAIL
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_no_mail_leads_to_the_host_that_a_request_names(vault: Vault) -> None:
+    headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
+    fields = {"email": EMAIL, "password": PASSWORD}
+    answers = [vault.client.post(f"{AUTH}/register", json=fields, headers=headers)]
+    verify(vault, vault.mailed_token(EMAIL))
+    answers.append(vault.client.post(f"{AUTH}/register", json=fields, headers=headers))
+    answers.append(vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL}, headers=headers))
+    vault.run_queue()
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len(vault.mailer.sent) == 3
+    for mail in vault.mailer.sent:
+        assert "evil.example" not in mail.subject + mail.text + mail.html + mail.message_id
+        assert vault.settings.public_url in mail.text
+
+
 def test_at_most_three_mails_of_a_kind_go_to_an_address_in_an_hour(vault: Vault) -> None:
     vault.register(EMAIL)
     answers = [resend(vault) for _ in range(5)]

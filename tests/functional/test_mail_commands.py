@@ -123,8 +123,14 @@ def send(vault: Vault, job_id: uuid.UUID) -> None:
     vault.run_queue()
 
 
+def claim(vault: Vault, job_id: uuid.UUID) -> None:
+    vault.command("mail", "queue", "--retry", str(job_id))
+    vault.queue.clear()
+    assert vault.container.outbox._claim(job_id) is not None
+
+
 @sqlite_only
-@pytest.mark.parametrize("change", [erase, send], ids=["erased", "sent"])
+@pytest.mark.parametrize("change", [erase, send, claim], ids=["erased", "sent", "being-sent"])
 def test_what_cannot_be_tried_again_is_named(vault: Vault, change: Any) -> None:
     job_id, unknown = failed_job(vault), uuid.uuid4()
     change(vault, job_id)

@@ -5,6 +5,8 @@ import os
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -45,6 +47,7 @@ from vault.broker import (
     create_celery,
     run_in_context,
 )
+from vault.config import ROOT
 
 ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 # What a busy machine adds to PATIENCE_SECONDS; the libraries' own limits are 2, 3 or no seconds.
@@ -307,6 +310,24 @@ def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
     celery.released.set()
 
     assert PATIENCE_SECONDS <= taken < A_MOMENT
+
+
+HANGING_AT_ITS_END = """
+import threading, uuid
+from celery import Celery
+from vault.broker import Publisher
+class Hanging(Celery):
+    def send_task(self, *_, **__):
+        threading.Event().wait()
+Publisher(Hanging()).publish("mail.deliver", uuid.uuid4())
+"""
+
+
+def test_a_process_ends_whatever_its_broker_still_owes_it() -> None:
+    # Such as the opening of a channel, for which nothing in amqp has a time limit.
+    done = subprocess.run([sys.executable, "-c", HANGING_AT_ITS_END], cwd=ROOT, timeout=20, check=False)
+
+    assert done.returncode == 0
 
 
 def test_connections_from_before_a_restart_of_the_broker_cost_no_message() -> None:

@@ -708,6 +708,13 @@ def test_endpoints_are_https_or_near(load: Load, name: str, url: str, allow: str
 
 
 @ENDPOINTS
+def test_an_endpoint_that_no_request_line_can_hold_is_refused(refusal: Refusal, name: str) -> None:
+    error = refusal(**{name: "https://gateway.example.org/für-mails"})
+
+    assert error.problems == {name: ["must be ASCII: write other characters of its path as %XX"]}
+
+
+@ENDPOINTS
 @pytest.mark.parametrize(
     ("url", "allow"),
     [
@@ -1040,6 +1047,8 @@ def test_senders_are_addresses_with_or_without_a_name(load: Load, text: str) -> 
         pytest.param("Vault <vault@example.org", id="open"),
         pytest.param("tresör@example.org", id="local-part-not-ascii"),
         pytest.param("vault@-example.org", id="no-domain"),
+        pytest.param("Tres\udcf6r <vault@example.org>", id="latin-1"),
+        pytest.param("Va\x1cult <vault@example.org>", id="control"),
     ],
 )
 def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:

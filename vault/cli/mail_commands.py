@@ -65,7 +65,7 @@ def queue(states: Sequence[str], limit: int, job_ids: Sequence[uuid.UUID], retry
     """Count the mails that are or were owed and list them, oldest first; or try again those that failed.
 
     A mail is tried for a day, then it has failed; one that its provider refuses fails at once. It can be tried again
-    for a week, until it is erased whom it was for. Links in it are made anew.
+    until a week after it was owed, when it is erased whom it was for. Links in it are made anew.
     """
     if job_ids or retry_failed:
         if states or (job_ids and retry_failed):

@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One claim of a job. Whoever claims it after this one's lease has a higher number."""
+    """One claim of a job. Whoever claims it after this one's lease has a higher number, or it is owed since later."""
 
     job_id: uuid.UUID
     number: int
@@ -298,7 +298,13 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
     """Change the job's row if it is this attempt's still."""
     done = session.execute(
         sa.update(MailJob)
-        .where(MailJob.id == attempt.job_id, MailJob.state == MailState.SENDING, MailJob.attempts == attempt.number)
+        .where(
+            MailJob.id == attempt.job_id,
+            MailJob.state == MailState.SENDING,
+            MailJob.attempts == attempt.number,
+            # An operator who has it tried again begins to count anew.
+            MailJob.created_at == attempt.created_at,
+        )
         .values(**values)
         .execution_options(synchronize_session=False)
     )

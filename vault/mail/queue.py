@@ -74,7 +74,7 @@ class MailQueue:
             return [QueuedMail(*row) for row in session.execute(query.limit(limit))]
 
     def failed(self) -> Sequence[uuid.UUID]:
-        """All that were given up and can be tried again: for a week it is known whom they are for."""
+        """All that failed and can be tried again: for a week since they were owed it is known who gets them."""
         with self._sessions.begin() as session:
             return session.scalars(sa.select(MailJob.id).where(_can_be_retried()).order_by(MailJob.created_at)).all()
 
@@ -84,7 +84,9 @@ class MailQueue:
         for start in range(0, len(job_ids), _BATCH):
             with self._sessions.begin() as session:
                 asked = MailJob.id.in_(job_ids[start : start + _BATCH])
-                ids = session.scalars(sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update()).all()
+                # Waits for nobody: whoever ends links or sweeps locks several rows too, in an order of its own.
+                free = sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update(skip_locked=True)
+                ids = session.scalars(free).all()
                 session.execute(
                     sa.update(MailJob)
                     .where(MailJob.id.in_(ids))

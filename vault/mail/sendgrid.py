@@ -32,6 +32,8 @@ class SendGridMailer:
 
     def send(self, mail: OutgoingMail) -> None:
         with TimeLimit(_TOTAL_SECONDS) as limit, closing(self._connection()) as connection:
+            # http.client's own gives each address of the host all of the time-out.
+            connection._create_connection = limit.connect  # type: ignore[attr-defined]
             try:
                 connection.connect()
                 sock = connection.sock

@@ -4,7 +4,8 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Self
+from time import monotonic
+from typing import Any, Final, Self
 
 _CUT_AGAIN_SECONDS: Final = 0.1
 
@@ -18,6 +19,7 @@ class TimeLimit:
     def __init__(self, seconds: float) -> None:
         self.is_over = False
         self._seconds = seconds
+        self._ends = monotonic() + seconds
         self._watched: list[Callable[[], socket.socket | None]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._cut, daemon=True)
@@ -34,8 +36,24 @@ class TimeLimit:
         """Cut what `find` returns then: STARTTLS puts another socket in the first one's place."""
         self._watched.append(find)
 
+    def connect(self, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
+        """Connect to the first of a host's addresses that answers; all of them together get the time that is left."""
+        failure = OSError()
+        for *_facts, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            left = self._ends - monotonic()
+            if left <= 0:
+                raise TimeoutError
+            try:
+                connected = socket.create_connection((str(place[0]), int(place[1])), min(timeout, left))
+            except OSError as exc:
+                failure = exc
+            else:
+                connected.settimeout(timeout)
+                return connected
+        raise failure
+
     def check(self) -> None:
-        """Raise TimeoutError if the time is over: looking names up and connecting cannot be cut."""
+        """Raise TimeoutError if the time is over: looking names up and a TLS handshake cannot be cut."""
         if self.is_over:
             raise TimeoutError
 

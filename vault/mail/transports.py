@@ -1,10 +1,13 @@
 """How mail leaves: to this terminal, or by SMTP through Flask-Mail. SendGrid's API is in `vault.mail.sendgrid`."""
 
+import email.charset
 import email.utils
 import smtplib
+import socket
 import ssl
 import sys
 import time
+from email.mime.text import MIMEText
 from typing import Any, Final, TextIO
 
 from flask_mail import Connection, Mail, Message
@@ -16,6 +19,8 @@ _TIMEOUT_SECONDS: Final = 10.0
 # For all of it, so that the outbox's lease outlasts every sending.
 _TOTAL_SECONDS: Final = 30.0
 _QUIT_SECONDS: Final = 2.0
+_QUOTED_PRINTABLE: Final = email.charset.Charset("utf-8")
+_QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 
 class ConsoleMailer:
@@ -41,7 +46,7 @@ class SmtpMailer:
         self._security = security
 
     def send(self, mail: OutgoingMail) -> None:
-        message = Message(
+        message = _QuotedMessage(
             subject=mail.subject,
             recipients=[deliverable(mail.recipient)],
             body=mail.text,
@@ -58,6 +63,13 @@ class SmtpMailer:
                     connection.send(message)
             except (smtplib.SMTPException, OSError) as exc:
                 raise MailDelayed("TimeoutError") if limit.is_over else _translated(exc) from exc
+
+
+class _QuotedMessage(Message):
+    """Flask-Mail's leaves lines as long as they are and letters in 8 bits, which not every server takes (RFC 5321)."""
+
+    def _mimetext(self, text: str | None, subtype: str = "plain") -> MIMEText:
+        return MIMEText(text or "", subtype, _QUOTED_PRINTABLE)  # type: ignore[arg-type]
 
 
 class _VerifiedConnection(Connection):
@@ -99,16 +111,26 @@ class _VerifiedConnection(Connection):
                 self.host.close()
 
 
-class _Smtp(smtplib.SMTP):
+class _Limited(smtplib.SMTP):
+    _limit: TimeLimit
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        # smtplib's own gives each address of the host all of the time-out.
+        return self._limit.connect((host, port), timeout)
+
+
+class _Smtp(_Limited):
     """smtplib's, watched from before it connects, which its constructor does."""
 
     def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        self._limit = limit
         limit.watch(lambda: self.sock)
         super().__init__(*args, **kwargs)
 
 
-class _SmtpOverTls(smtplib.SMTP_SSL):
+class _SmtpOverTls(smtplib.SMTP_SSL, _Limited):
     def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
+        self._limit = limit
         limit.watch(lambda: self.sock)
         super().__init__(*args, **kwargs)
 

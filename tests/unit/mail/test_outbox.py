@@ -21,6 +21,7 @@ from vault.db import create_engine, create_sessionmaker, db_now
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import MailJob, MailKind, MailState
 from vault.mail.outbox import LEASE_SECONDS, LINK_LIFETIMES, Outbox
+from vault.mail.queue import MailQueue
 
 NOTICES = sorted({MailKind.REFRESH_REUSED, MailKind.PASSWORD_CHANGED, MailKind.EMAIL_CHANGED, MailKind.ACCOUNT_DELETED})
 
@@ -374,6 +375,53 @@ def test_a_sender_that_outlived_its_lease_does_not_overwrite_the_next_ones_outco
     job = office.job(job_id)
     assert (job.state, job.failure, job.attempts) == (MailState.SENT, None, 2)
     assert job.sent_at == office.clock() - timedelta(minutes=5)
+
+
+def test_a_sender_from_before_an_operators_retry_does_not_end_the_attempt_after_it(office: Office) -> None:
+    job_id = office.owe(office.add_user())
+    queue = MailQueue(office.sessions, announce=office.announced.append, clock=office.clock)
+
+    def refuse_and_retry() -> None:
+        office.change(job_id, lease_until=db_now(-1))
+        other.failure = MailRefused("smtp_550")
+        second.deliver(job_id)
+        office.clock.advance(minutes=5)
+        assert queue.retry([job_id]) == {job_id}
+        assert second._claim(job_id) is not None  # whose number is the first one's
+
+    other, second = office.mailer, office.outbox
+    office.mailer = Interrupted(refuse_and_retry, MailDelayed("late"))
+    office.outbox.deliver(job_id)
+
+    assert office.state(job_id) == (MailState.SENDING, None)
+    assert office.outbox.due() == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_retry_waits_for_no_row_that_somebody_else_has_locked(office: Office) -> None:
+    user = office.add_user()
+    locked, free = (office.owe(user, state=MailState.FAILED) for _ in range(2))
+    queue = MailQueue(office.sessions, announce=office.announced.append, clock=office.clock)
+
+    with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
+        session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
+        retried = pool.submit(queue.retry, [locked, free]).result(timeout=10)
+
+    assert retried == {free}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_sweep_waits_for_no_row_that_somebody_else_has_locked(office: Office) -> None:
+    user = office.add_user()
+    locked, free = (office.owe(user, state=MailState.FAILED) for _ in range(2))
+    office.clock.advance(days=8)
+
+    with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
+        session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
+        swept = pool.submit(office.outbox.sweep).result(timeout=10)
+
+    assert swept == 1
+    assert [office.job(job_id).recipient for job_id in (locked, free)] == ["anna@example.org", None]
 
 
 def test_waiting_for_a_lock_takes_nothing_from_the_time_to_send(office: Office) -> None:

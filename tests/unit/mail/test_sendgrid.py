@@ -275,5 +275,17 @@ def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
     assert sendgrid._TOTAL_SECONDS * 2 <= LEASE_SECONDS
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_connecting_is_limited_by_all_of_a_sending(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setattr(sendgrid, "_TOTAL_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        error = failure(f"{scheme}://127.0.0.1:{listening.getsockname()[1]}")
+
+        assert error.reason == "TimeoutError"
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
 def test_the_mailers_repr_does_not_show_its_key() -> None:
     assert KEY not in repr(mailer("https://api.sendgrid.com"))

@@ -1,5 +1,7 @@
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -60,3 +62,58 @@ def test_a_socket_that_is_closed_already_is_no_problem(pairs: list[tuple[socket.
         limit.watch(lambda: waiting)
 
         assert waiting.recv(1) == b""
+
+
+@pytest.fixture
+def hanging_port() -> Iterator[int]:
+    """One that answers no attempt to connect, as behind a firewall: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    """Let the name of a mail server have these addresses; ports, since this machine is one host."""
+    usual = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *args: object, **kwargs: object) -> object:
+        if host != "mail.example.org":
+            return usual(host, port, *args, **kwargs)  # type: ignore[arg-type]
+        return [entry for each in ports for entry in usual("127.0.0.1", each, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+def test_all_addresses_of_a_host_together_get_the_time_of_one_limit(
+    monkeypatch: pytest.MonkeyPatch, hanging_port: int
+) -> None:
+    resolve(monkeypatch, *[hanging_port] * 20)
+    started = time.monotonic()
+
+    with TimeLimit(0.5) as limit, pytest.raises(TimeoutError):
+        limit.connect(("mail.example.org", 25), 0.2)
+
+    assert 0.4 < time.monotonic() - started < 2
+
+
+def test_an_address_that_does_not_answer_is_passed_over(monkeypatch: pytest.MonkeyPatch, hanging_port: int) -> None:
+    with socket.socket() as refusing, socket.create_server(("127.0.0.1", 0)) as answering:
+        refusing.bind(("127.0.0.1", 0))
+        resolve(monkeypatch, refusing.getsockname()[1], hanging_port, answering.getsockname()[1])
+
+        with TimeLimit(20) as limit, limit.connect(("mail.example.org", 25), 0.2) as connected:
+            assert connected.getpeername() == answering.getsockname()
+            assert connected.gettimeout() == 0.2
+
+
+def test_a_host_whose_addresses_all_refuse_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        resolve(monkeypatch, *[refusing.getsockname()[1]] * 2)
+
+        with TimeLimit(20) as limit, pytest.raises(ConnectionRefusedError):
+            limit.connect(("mail.example.org", 25), 0.2)

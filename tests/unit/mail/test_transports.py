@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,20 +130,23 @@ def test_a_mail_arrives_with_the_headers_that_it_needs() -> None:
     }
 
 
-def test_a_mail_arrives_as_text_and_html_with_whole_links() -> None:
+@pytest.mark.parametrize("word", ["", "Grüße und “Zeichen”", "long " * 400, "https://vault.example.org/" + "p" * 1500])
+def test_a_mail_arrives_whole_and_in_short_lines_of_ascii(word: str) -> None:
     inbox = Inbox()
+    mail = replace(MAIL, text=f"{MAIL.text}{word}\n", html=f"{MAIL.html}<p>{word}</p>\n")
     with smtp_server(inbox) as port:
-        send(port)
+        send(port, mail)
 
     text = inbox.message().get_body(preferencelist=("plain",))
     html = inbox.message().get_body(preferencelist=("html",))
     assert text is not None
     assert html is not None
-    assert text.get_content().splitlines() == MAIL.text.splitlines()
-    assert html.get_content().splitlines() == MAIL.html.splitlines()
+    assert text.get_content().splitlines() == mail.text.splitlines()
+    assert html.get_content().splitlines() == mail.html.splitlines()
     content = inbox.envelopes[0].content
     assert isinstance(content, bytes)
-    assert max(len(line) for line in content.splitlines()) <= 998
+    assert content.isascii()
+    assert max(len(line) for line in content.splitlines()) <= 78
 
 
 @pytest.mark.parametrize(
@@ -412,3 +416,16 @@ def test_a_refused_port_is_asked_again_later(security: str) -> None:
 def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
     assert transports._TIMEOUT_SECONDS < transports._TOTAL_SECONDS
     assert transports._TOTAL_SECONDS * 2 <= LEASE_SECONDS
+
+
+@pytest.mark.parametrize("security", ["none", "starttls", "ssl"])
+def test_connecting_is_limited_by_all_of_a_sending(monkeypatch: pytest.MonkeyPatch, security: str) -> None:
+    monkeypatch.setattr(transports, "_TOTAL_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        with pytest.raises(MailDelayed) as caught:
+            send(server.getsockname()[1], security=security)
+
+        assert caught.value.reason == "TimeoutError"
+        with pytest.raises(BlockingIOError):
+            server.accept()
