@@ -26,6 +26,7 @@ from vault.auth.addresses import parse_address
 from vault.auth.models import Role, User
 from vault.cli.base import operator
 from vault.encryption.errors import KeyServiceUnavailable
+from vault.encryption.kms import KmsKeyProvider
 from vault.errors import LastAdmin
 from vault.files.listing import ListingOfAll
 
@@ -749,7 +750,7 @@ def test_keys_are_told_while_kms_is_away(make_vault: Callable[..., Vault], monke
         def down(*_: Any, **__: Any) -> Any:
             raise KeyServiceUnavailable("EndpointConnectionError")
 
-        monkeypatch.setattr(again.container.keys.primary, "current_ref", down)
+        monkeypatch.setattr(KmsKeyProvider, "current_ref", down)
         answer = vault.member("root@example.org", role="admin").at(again).get(f"{ADMIN}/keys")
 
     assert answer.status_code == 200
