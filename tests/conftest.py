@@ -31,7 +31,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _quiet_logs() -> None:
-    """Keep quiet: an unconfigured structlog draws every exception, for a second each. Log tests configure it."""
+    """Keep quiet: an unconfigured structlog draws every exception, for a second each. Log tests configure it.
+
+    What a request of another test has left to be written into log lines is gone.
+    """
+    structlog.contextvars.clear_contextvars()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 

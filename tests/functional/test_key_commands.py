@@ -14,6 +14,7 @@ from tests.support.kms import PlayedKms, played_kms
 from tests.support.seeding import seed_files
 from tests.support.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable
+from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import generate_master_key
 from vault.files.models import RetiredKey
 
@@ -146,7 +147,7 @@ def test_status_works_while_kms_does_not_answer(
     def down(*_: Any, **__: Any) -> Any:
         raise KeyServiceUnavailable("EndpointConnectionError")
 
-    monkeypatch.setattr(again.container.keys.primary, "current_ref", down)
+    monkeypatch.setattr(KmsKeyProvider, "current_ref", down)
 
     shown = again.command("keys", "status")
 
