@@ -275,6 +275,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _park(self, conn: Connection, on_bytes: Callable[[Connection], None]) -> None:
         def on_readable(_sock: object) -> None:
+            if conn not in self._parked:
+                # It made room for one that was accepted in this very turn.
+                return
             try:
                 on_bytes(conn)
             except BlockingIOError:
