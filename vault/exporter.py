@@ -160,8 +160,9 @@ class _MailCollector(Collector):
         with self._lock:
             # One thread at most waits for a database that hangs.
             if self._pending is None or self._pending.done():
-                self._pending = Future()
-                threading.Thread(target=self._run, args=(self._pending,), name="mail-metrics", daemon=True).start()
+                asked: Future[Backlog] = Future()
+                threading.Thread(target=self._run, args=(asked,), name="mail-metrics", daemon=True).start()
+                self._pending = asked
             pending = self._pending
         try:
             return pending.result(timeout=_MAIL_SECONDS)

@@ -99,7 +99,8 @@ def _cleaned(name: str, value: Any) -> Any:
         return {inner_name: _cleaned(str(inner_name), inner) for inner_name, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_cleaned("", inner) for inner in value]
-    return value
+    # An exception, a path, a row: renderers would write its repr.
+    return _SECRET.sub(REMOVED, repr(value))
 
 
 class _TaskFailures(logging.Filter):

@@ -95,8 +95,9 @@ class _Probe:
         with self._changed:
             now = self._clock()
             if self._asking_since is None and (self._last is None or now >= self._kept_until):
-                self._asking_since = now
+                # Where there is no thread left this raises, and the next one who asks may try again.
                 threading.Thread(target=self._ask, args=(now,), name=f"check-{self._name}", daemon=True).start()
+                self._asking_since = now
 
     def finding(self) -> Finding:
         """The answer that is kept, or the one that is being waited for; what hangs has failed."""

@@ -60,6 +60,16 @@ def problem(answer: bytes) -> dict[str, Any]:
     headers, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nContent-Type: application/problem+json\r\n" in headers + b"\r\n"
     assert b"\r\nConnection: close\r\n" in headers + b"\r\n"
+    # As every other answer (tests/functional/test_headers.py), although no application was asked.
+    for strict in (
+        b"Cache-Control: no-store",
+        b"Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
+        b"Cross-Origin-Opener-Policy: same-origin",
+        b"Cross-Origin-Resource-Policy: same-origin",
+        b"Referrer-Policy: no-referrer",
+        b"X-Content-Type-Options: nosniff",
+    ):
+        assert headers.count(b"\r\n" + strict) == 1
     parsed: dict[str, Any] = json.loads(body)
     assert parsed["request_id"]
     return parsed

@@ -26,10 +26,10 @@ def missing(service: str, reason: str) -> NoReturn:
 
 
 def program(name: str, *, package: str) -> str:
-    """The path of a program; where it is not installed the test skips and says which Debian package has it."""
+    """The path of a program; where it is not installed the test skips (or fails, as above) and says what has it."""
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is not installed (Debian package {package})")
+        missing(name, f"it is not installed (Debian package {package})")
     return path
 
 

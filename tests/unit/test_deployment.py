@@ -198,12 +198,26 @@ def test_checks_and_tests_run_on_every_python_that_is_supported(workflow: dict[s
 
     for name in ("check", "test"):
         assert jobs[name]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13", "3.14"], name
-    assert jobs["test"]["env"] == {"REQUIRE_SERVICES": "1"}
+    # Without the address the tests of RabbitMQ want rabbitmqctl, which is inside the service's container.
+    assert jobs["test"]["env"] == {"REQUIRE_SERVICES": "1", "TEST_AMQP_URL": "amqp://guest:guest@127.0.0.1:5672//"}
     assert jobs["test"]["services"].keys() == {"postgres", "redis", "rabbitmq"}
     commands = [step["run"] for step in steps(workflow) if "run" in step]
     for command in ("./scripts/check", "./scripts/check --audit", "./scripts/test", "docker compose config --quiet"):
         assert command in commands
     assert any(command.startswith("docker build ") for command in commands)
+
+
+def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[str, Any]) -> None:
+    sources = "".join(
+        path.read_text() for folder in ("support", "live") for path in (ROOT / "tests" / folder).glob("*.py")
+    )
+    wanted = set(re.findall(r'program\("[\w-]+", package="([\w-]+)"\)', sources))
+    wanted |= set(re.findall(r'Downloader\(\s*"\w+", "(\w+)"', sources))
+    (install,) = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "apt-get install" in step.get("run", "")]
+
+    assert {"nginx-light", "redis-server", "aria2"} <= wanted
+    # Both are on the image of the runner; Ubuntu's packages of them are snaps.
+    assert wanted - set(install.split()) == {"chromium", "chromium-driver"}
 
 
 def test_everything_that_is_pinned_is_kept_up_to_date() -> None:

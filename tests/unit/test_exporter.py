@@ -76,6 +76,19 @@ def test_a_database_that_fails_costs_the_numbers_of_mail_only() -> None:
     assert scraped(fail) == ""
 
 
+def test_a_scrape_without_threads_costs_the_numbers_of_mail_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    collector = _MailCollector(lambda: Backlog({"queued": 3}, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            list(collector.collect())
+
+    assert [metric.name for metric in collector.collect()] == ["vault_mail_jobs", "vault_mail_oldest_due_seconds"]
+
+
 def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_MAIL_SECONDS", 0.05)
     answers, asked = threading.Event(), []

@@ -394,3 +394,14 @@ def test_the_guard_takes_no_long_time_for_a_long_text(json_log: io.StringIO) -> 
         structlog.get_logger("vault.x").info("it_happened", hint=text)
 
     assert monotonic() - began < 5
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_the_guard_looks_into_what_is_no_text_and_will_be_written_as_one(stderr: io.StringIO, log_format: str) -> None:
+    configure(stderr, "DEBUG", log_format)
+
+    structlog.get_logger("vault.x").info("it_happened", reason=ValueError("anna@example.org"), at=Path("objects/ab"))
+
+    assert "ValueError" in stderr.getvalue()
+    assert "objects/ab" in stderr.getvalue()
+    assert "anna" not in stderr.getvalue()

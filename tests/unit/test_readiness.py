@@ -131,6 +131,21 @@ def test_what_hangs_has_failed_in_time_and_is_asked_by_one_thread_only(vital: De
     wait_until(lambda: readiness.report().status == "ready", what="the recovery")
 
 
+def test_a_moment_without_threads_is_no_failure_for_ever(
+    readiness: Readiness, other: Dependency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            readiness.report()
+
+    assert readiness.report().status == "ready"
+    assert other.asked == 1
+
+
 def test_a_good_answer_that_is_kept_long_is_doubted_once_somebody_has_seen_a_failure(
     other: Dependency, clock: Clock
 ) -> None:

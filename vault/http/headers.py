@@ -31,13 +31,18 @@ _PREFLIGHT: Final = {
 }
 
 
+def on_every_answer(settings: Settings) -> dict[str, str]:
+    """What every answer says unless it says something else itself."""
+    return _ON_EVERY_ANSWER | (_HSTS if settings.public_url.startswith("https:") else {})
+
+
 def register(app: Flask, settings: Settings) -> None:
     """Add to every answer what it does not say itself, and let the listed origins read those of the API.
 
     Tokens are in a header that a page has to set, so no answer allows credentials in the sense of CORS.
     """
     origins = frozenset(settings.cors_origins)
-    defaults = _ON_EVERY_ANSWER | (_HSTS if settings.public_url.startswith("https:") else {})
+    defaults = on_every_answer(settings)
 
     def is_allowed() -> bool:
         return request.headers.get("Origin") in origins and request.path.startswith(_SHARED)

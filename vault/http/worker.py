@@ -37,6 +37,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from vault.errors import TooSlow, VaultError
 from vault.http.errors import STATUS, problem_body
+from vault.http.headers import on_every_answer
 from vault.http.pacing import SMALL_BYTES, PacedSocket
 from vault.metrics import REQUESTS
 
@@ -275,6 +276,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _park(self, conn: Connection, on_bytes: Callable[[Connection], None]) -> None:
         def on_readable(_sock: object) -> None:
+            if conn not in self._parked:
+                # It made room for one that was accepted in this very turn.
+                return
             try:
                 on_bytes(conn)
             except BlockingIOError:
@@ -326,8 +330,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         body = json.dumps(problem_body(status, code, detail, request_id)).encode()
         head = (
             f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
-            f"Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\nX-Content-Type-Options: nosniff\r\n"
-            "Cache-Control: no-store\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n"
         )
+        strict = on_every_answer(self.wsgi.extensions["vault"].settings)
+        head += "".join(f"{name}: {value}\r\n" for name, value in strict.items()) + "\r\n"
         with suppress(OSError):
             client.sendall(head.encode() + body)

@@ -1,5 +1,7 @@
 """Which bytes are given to a thread, and which are waited for in the poller."""
 
+import logging
+import selectors
 import socket
 from collections.abc import Callable, Iterator
 from threading import BoundedSemaphore
@@ -10,7 +12,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
 from vault.http.pacing import PacedSocket
-from vault.http.worker import Connection
+from vault.http.worker import Connection, Worker
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n"
@@ -122,3 +124,38 @@ def test_a_refused_request_is_not_read_on(connection: Callable[[bytes], Connecti
 
     with pytest.raises(LimitRequestHeaders):
         next(refused.parser)
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """A worker of two connections, whose main loop is turned by the test."""
+    config = Config()
+    for name, value in (("threads", 4), ("worker_connections", 2)):
+        config.set(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as listener, selectors.DefaultSelector() as poller:
+        made = Worker(1, 1, [listener], None, 1, config, logging.getLogger("gunicorn.error"))
+        made.poller = poller
+        made.set_accept_enabled(True)
+        yield made
+        made.murder_keepalived(force=True)
+        made.tmp.close()
+
+
+def test_a_connection_that_makes_room_in_the_turn_in_which_it_sends_is_forgotten(worker: Worker) -> None:
+    address = worker.sockets[0].getsockname()
+    with socket.create_connection(address) as first:
+        worker.wait_for_and_dispatch_events(5)
+        with socket.create_connection(address):
+            # Both are there before the worker looks, the new connection first.
+            first.sendall(b"G")
+            events = [key.fileobj for key, _ in worker.poller.select(5)]
+            assert len(events) == 2
+            assert events[0] is worker.sockets[0]
+
+            worker.wait_for_and_dispatch_events(5)
+
+            assert worker.nr_conns == 1
+            # It is closed with a byte unread, which is a reset.
+            first.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                first.recv(1)
