@@ -8,13 +8,16 @@ from typing import Final
 
 import pytest
 
-from bench import login, rewrap, throughput
+from bench import login, memory, rewrap, seal, small, throughput
 from bench.charts import new_figure, save
 from bench.measuring import machine
 
 _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "throughput": throughput,
+    "memory": memory,
+    "small": small,
     "rewrap": rewrap,
+    "seal": seal,
     "login": login,
 }
 
