@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from bench import login, memory, rewrap, seal, small, throughput
+from bench import login, memory, rewrap, scale, seal, small, throughput
 from bench.charts import new_figure, save
 from bench.measuring import machine
 
@@ -16,6 +16,7 @@ _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "throughput": throughput,
     "memory": memory,
     "small": small,
+    "scale": scale,
     "rewrap": rewrap,
     "seal": seal,
     "login": login,

@@ -1,8 +1,8 @@
 """What must not grow with a file's size: the memory of a worker, and the time to the first bytes of a range.
 
-Each transfer is the first of a fresh API of one worker, on S3; the memory is the most that one of its processes ever had
-resident. Beside it that of the peer (see throughput), which is started afresh as well. Then the time that 1 KiB out of
-the middle of a large file takes, and out of a file of 1 MiB, in turn over one connection. The vault is on SQLite.
+Each transfer is the first of a fresh API of one worker, on S3; the memory is the most that one of its processes ever
+had resident. Beside it that of the peer (see throughput), which is started afresh as well. Then the time that 1 KiB out
+of the middle of a large file takes, and out of a file of 1 MiB, in turn over one connection. The vault is on SQLite.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
         goal = _PEAK_GOALS_MIB[row["streams"]]
         left.plot([position - 0.4, position], [goal, goal], color=GOAL, linewidth=2)
         left.text(position - 0.2, row["ours"]["median"], f"{row['ours']['median']:.0f}", ha="center", va="bottom")
-    left.set_xticks(
-        range(len(rows)), [f"{_count(r)}{_size(r['size_mib'])}\n{r['what']}" for r in rows], fontsize=8
-    )
+    left.set_xticks(range(len(rows)), [f"{_count(r)}{_size(r['size_mib'])}\n{r['what']}" for r in rows], fontsize=8)
     left.set_ylabel("most memory of one process, MiB")
     growth = max(g for _, g in _growths(rows))
     left.set_title(f"64 times the file: {growth:+.0f} MiB", fontsize=11)
@@ -105,13 +103,15 @@ def _of_vault(stack: Stack, size: int, streams: int) -> tuple[list[str], list[di
     group = stack.start_api().popen.pid
     with sign_in(stack) as client, ThreadPoolExecutor(streams) as threads:
         list(threads.map(lambda path: another(stack, client).download(path, size * MIB), paths))
-    samples.append({"who": "ours", "what": "download", "size_mib": size, "streams": streams, "peak_mib": peak_mib(group)})
+    samples.append(
+        {"who": "ours", "what": "download", "size_mib": size, "streams": streams, "peak_mib": peak_mib(group)}
+    )
     _stop_api(stack)
     return paths, samples
 
 
 def _of_peer(s3: RcloneS3, size: int, streams: int) -> list[dict[str, Any]]:
-    """Both directions with one process: its memory after the upload counts for the upload, and all of it for the other."""
+    """Both directions with one process: what the download adds counts for the download."""
     with running_peer(s3) as peer, ThreadPoolExecutor(streams) as threads:
         list(threads.map(lambda n: peer.client().upload("PUT", f"/{n}.bin", size * MIB), range(streams)))
         peer.settle(streams)

@@ -64,7 +64,9 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
             bounds = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
             axes.bar(position + offset, rate["median"], 0.38, color=color, yerr=bounds, ecolor="#333333")
         axes.plot([position - 0.4, position], [row["openssl"]["median"] * result["goal"]] * 2, color=GOAL, linewidth=2)
-    axes.set_xticks(range(len(rows)), [f"{r['what']} {r['cipher']}\n{r['share']['median']:.0%} of OpenSSL" for r in rows])
+    axes.set_xticks(
+        range(len(rows)), [f"{r['what']} {r['cipher']}\n{r['share']['median']:.0%} of OpenSSL" for r in rows]
+    )
     axes.set_ylabel("MB a second, one thread (more is better)")
     least = min(row["share"]["median"] for row in rows)
     axes.set_title(f"Segments keep {least:.0%} or more of OpenSSL's own speed")

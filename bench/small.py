@@ -127,9 +127,7 @@ def _results(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ratio = Spread.of(
             ours["a_second"] / peer["a_second"] for ours, peer in zip(of["ours"], of["peer"], strict=True)
         )
-        lines += [
-            [what, who, *spreads[who].values(), ratio if who == "ours" else ""] for who in ("ours", "peer")
-        ]
+        lines += [[what, who, *spreads[who].values(), ratio if who == "ours" else ""] for who in ("ours", "peer")]
         by_name = {who: {name: vars(spread) for name, spread in found.items()} for who, found in spreads.items()}
         results.append({"what": what, "ratio": vars(ratio), **by_name})
     table(["", "", "requests a second", "CPU ms each", "ours / peer"], lines)
