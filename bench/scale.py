@@ -114,7 +114,8 @@ def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
             owner = sa.bindparam("owner", owner_id, sa.Uuid)
             connection.execute(sa.text(_FILES).bindparams(owner), {"first": start, "last": end})
             connection.execute(
-                sa.text("UPDATE users SET used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner)"
+                sa.text("UPDATE users SET used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
+                        " file_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
                         " WHERE id = :owner").bindparams(owner)
             )  # fmt: skip
     with stack.container.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
