@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User
-from vault.db import db_now
+from vault.db import db_now, one_read
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
@@ -142,7 +142,7 @@ class Uploads:
         declared = incoming.declared_bytes or 0
         if declared > self._limits.max_upload_bytes:
             raise TooLarge
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
         # Files are counted once, where the count also decides: of very many that takes milliseconds.
         if declared > free:
