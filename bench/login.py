@@ -124,7 +124,8 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     right.text(-0.4, goal, f"goal: {_GOAL:.0%}", color=GOAL, va="bottom", fontsize=8)
     right.set_xticks([0, 1], ["logins", "argon2id alone"])
     right.set_ylabel("a second, 8 clients, 2 workers")
-    right.set_title(f"Logins: {throughput['median_ratio']:.0%} of the hash rate", fontsize=11)
+    ratios = Spread.of(r["ratio"] for r in throughput["rounds"])
+    right.set_title(f"{ratios.median:.0%} of the hash rate ({ratios.min:.0%} to {ratios.max:.0%})", fontsize=11)
 
 
 @contextmanager
