@@ -24,6 +24,7 @@ MAX_PARTS: Final = 10_000
 _SEGMENTS_PER_READ: Final = 4
 
 Read: TypeAlias = Callable[[int], bytes]
+ReadExact: TypeAlias = Callable[[int], Buffer]
 NonceSource: TypeAlias = Callable[[int], bytes]
 
 
@@ -222,7 +223,7 @@ def _read_up_to(read: Read, wanted: int) -> bytes | bytearray:
     return group
 
 
-def open_stream(key: ContentKey, geometry: Geometry, read_exact: Read, first: int, last: int) -> Iterator[bytes]:
+def open_stream(key: ContentKey, geometry: Geometry, read_exact: ReadExact, first: int, last: int) -> Iterator[bytes]:
     """Open segments first to last in turn; each is verified before it is yielded.
 
     read_exact(n) returns exactly n bytes of the object, from the first byte of segment `first` on. Raises

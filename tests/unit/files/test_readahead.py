@@ -47,7 +47,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 def test_pieces_come_in_order_and_one_is_fetched_ahead(executor: ThreadPoolExecutor) -> None:
     source = Source(b"aabbbc")
-    reader = ReadAhead(source, [2, 3, 1], executor)
+    reader = ReadAhead(source, [2, 3, 1], executor, fetch_bytes=1)
 
     pieces = [reader.read(2), reader.read(3), reader.read(1)]
     reader.close()
@@ -60,7 +60,7 @@ def test_pieces_come_in_order_and_one_is_fetched_ahead(executor: ThreadPoolExecu
 
 def test_no_more_than_one_is_fetched_ahead(executor: ThreadPoolExecutor) -> None:
     source = Source(b"aabbbc")
-    reader = ReadAhead(source, [2, 3, 1], executor)
+    reader = ReadAhead(source, [2, 3, 1], executor, fetch_bytes=1)
 
     reader.read(2)
     reader.close()
@@ -68,9 +68,20 @@ def test_no_more_than_one_is_fetched_ahead(executor: ThreadPoolExecutor) -> None
     assert source.asked in ([2], [2, 3])
 
 
+def test_pieces_that_fit_together_are_fetched_together(executor: ThreadPoolExecutor) -> None:
+    source = Source(b"aabbbcdddddd")
+    reader = ReadAhead(source, [2, 3, 1, 6], executor, fetch_bytes=5)
+
+    pieces = [reader.read(size) for size in (2, 3, 1, 6)]
+    reader.close()
+
+    assert pieces == [b"aa", b"bbb", b"c", b"dddddd"]
+    assert source.asked == [5, 1, 6]
+
+
 def test_an_error_comes_out_where_its_piece_would_have(executor: ThreadPoolExecutor) -> None:
     source = Source(b"aabbbc", fail_at=2)
-    reader = ReadAhead(source, [2, 3, 1], executor)
+    reader = ReadAhead(source, [2, 3, 1], executor, fetch_bytes=1)
 
     assert reader.read(2) == b"aa"
     with pytest.raises(StorageUnavailable):
@@ -82,7 +93,7 @@ def test_an_error_comes_out_where_its_piece_would_have(executor: ThreadPoolExecu
 def test_closing_waits_for_a_fetch_that_runs(executor: ThreadPoolExecutor) -> None:
     gate = threading.Event()
     source = Source(b"aabbbc", gate=gate)
-    reader = ReadAhead(source, [2], executor)
+    reader = ReadAhead(source, [2], executor, fetch_bytes=1)
     threading.Timer(0.05, gate.set).start()
 
     reader.close()
@@ -95,7 +106,7 @@ def test_closing_takes_back_a_fetch_that_waits_for_a_thread(executor: ThreadPool
     for _ in range(2):
         executor.submit(gate.wait, 10)
     source = Source(b"aabbbc")
-    reader = ReadAhead(source, [2], executor)
+    reader = ReadAhead(source, [2], executor, fetch_bytes=1)
 
     reader.close()
     gate.set()
@@ -105,7 +116,7 @@ def test_closing_takes_back_a_fetch_that_waits_for_a_thread(executor: ThreadPool
 
 def test_closing_twice_does_no_harm(executor: ThreadPoolExecutor) -> None:
     source = Source(b"aa", fail_at=1)
-    reader = ReadAhead(source, [2], executor)
+    reader = ReadAhead(source, [2], executor, fetch_bytes=1)
 
     reader.close()
     reader.close()
@@ -115,7 +126,7 @@ def test_closing_twice_does_no_harm(executor: ThreadPoolExecutor) -> None:
 
 @pytest.mark.parametrize("sizes", [[], [3]], ids=["none", "another size"])
 def test_what_was_not_announced_is_a_mistake(executor: ThreadPoolExecutor, sizes: list[int]) -> None:
-    reader = ReadAhead(Source(b"aabbbc"), sizes, executor)
+    reader = ReadAhead(Source(b"aabbbc"), sizes, executor, fetch_bytes=1)
 
     with pytest.raises(ValueError, match=r"read|announced"):
         reader.read(2)

@@ -1,0 +1,28 @@
+"""What all graphs have in common."""
+
+from pathlib import Path
+from typing import Final
+
+from matplotlib.figure import Figure
+
+OURS: Final = "#2468b0"
+OTHER: Final = "#7fb2e5"
+PEER: Final = "#9a9a9a"
+GOAL: Final = "#c2410c"
+
+__all__ = ["GOAL", "OTHER", "OURS", "PEER", "Figure", "ratio_note", "save"]
+
+
+def ratio_note(ratio: float, goal: float) -> str:
+    """A ratio beside its goal."""
+    return f"{ratio:.2f}× (goal {goal:g}×)"
+
+
+def new_figure(height: float = 4.5) -> Figure:
+    return Figure(figsize=(9, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)

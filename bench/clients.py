@@ -1,0 +1,90 @@
+"""HTTP clients that cost little, since they share the cores with what they measure."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection, HTTPResponse
+from time import perf_counter
+from typing import Final, Self
+
+from bench.measuring import MIB
+
+# No content is any server's to guess; each file is this block again and again.
+_BLOCK: Final = os.urandom(MIB)
+
+
+class Client:
+    """One connection, kept alive, with headers of its own. Every answer but the expected one ends the program."""
+
+    def __init__(self, port: int, headers: Mapping[str, str]) -> None:
+        self._connection = HTTPConnection("127.0.0.1", port, timeout=600)
+        self.headers = dict(headers)
+        self._buffer = bytearray(MIB)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def upload(self, method: str, path: str, size: int) -> bytes:
+        """Send a file of so many bytes; return the answer's body."""
+        headers = {**self.headers, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        self._connection.request(method, path, _pieces(size), headers)
+        return self._answer((200, 201, 204)).read()
+
+    def download(self, path: str, size: int, *, verify: bool = False) -> None:
+        """Read a file to its end, and compare it with what `upload` sent if asked to."""
+        sha256, left = hashlib.sha256(), size
+        self._connection.request("GET", path, headers=self.headers)
+        answer = self._answer((200,))
+        while count := answer.readinto(self._buffer):
+            left -= count
+            if verify:
+                sha256.update(memoryview(self._buffer)[:count])
+        if left or (verify and sha256.digest() != _digest(size)):
+            raise SystemExit(f"{path} came back with other bytes than were sent, or not all of them.")
+
+    def delete(self, path: str) -> None:
+        self._connection.request("DELETE", path, headers=self.headers)
+        self._answer((200, 204)).read()
+
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> bytes:
+        """A small answer."""
+        self._connection.request("GET", path, headers={**self.headers, **(headers or {})})
+        return self._answer((200, 206)).read()
+
+    def seconds_of(self, path: str, *, headers: Mapping[str, str] | None = None) -> float:
+        """How long a small answer takes, to its last byte."""
+        began = perf_counter()
+        self.get(path, headers=headers)
+        return perf_counter() - began
+
+    def _answer(self, expected: tuple[int, ...]) -> HTTPResponse:
+        answer = self._connection.getresponse()
+        if answer.status not in expected:
+            raise SystemExit(f"Answered {answer.status}: {answer.read()[:500].decode(errors='replace')}")
+        return answer
+
+
+class VaultClient(Client):
+    """Somebody who is signed in to the vault."""
+
+    def store(self, size: int) -> str:
+        """Upload a file; return the path of its content."""
+        answer = self.upload("POST", "/api/v1/files?name=bench.bin", size)
+        return f"/api/v1/files/{json.loads(answer)['id']}/content"
+
+
+def _pieces(size: int) -> Iterator[memoryview]:
+    block = memoryview(_BLOCK)
+    for start in range(0, size, MIB):
+        yield block[: min(MIB, size - start)]
+
+
+def _digest(size: int) -> bytes:
+    sha256 = hashlib.sha256()
+    for piece in _pieces(size):
+        sha256.update(piece)
+    return sha256.digest()

@@ -1,0 +1,168 @@
+"""The servers that are measured, each started for one benchmark on loopback: the vault, and its peer.
+
+The peer is `rclone serve webdav` over an rclone crypt remote over S3: an HTTP server that encrypts at rest into S3.
+"""
+
+import base64
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.clients import Client, VaultClient
+from bench.measuring import cpu_seconds
+from tests.support.servers import RcloneS3, wait_until
+from tests.support.services import postgres_database
+from tests.support.settings import environment
+from tests.support.stack import Stack, free_port
+
+_RCLONE: Final = str(Path(sys.executable).parent / "rclone")
+_NO_LIMIT: Final = str(2**50)
+_IDLE_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 600.0
+
+
+@contextmanager
+def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **settings: str) -> Iterator[Stack]:
+    """The vault with its schema but no process yet: on S3 or a directory, on PostgreSQL or SQLite."""
+    with ExitStack() as parts:
+        folder = Path(parts.enter_context(tempfile.TemporaryDirectory()))
+        env = environment(
+            folder,
+            TESTING="",
+            DEFAULT_QUOTA_BYTES=_NO_LIMIT,
+            MAX_UPLOAD_BYTES=str(2**40),
+        )
+        if s3 is not None:
+            env |= s3_settings(s3)
+        if postgres:
+            env["DATABASE_URL"] = parts.enter_context(postgres_database())
+        stack = Stack(folder, {**env, **settings}, s3=s3)
+        parts.callback(stack.close)
+        stack.run("flask", "db", "upgrade")
+        yield stack
+
+
+def s3_settings(s3: RcloneS3) -> dict[str, str]:
+    """A bucket of its own on that server."""
+    return {
+        "STORAGE_DIR": "",
+        "S3_BUCKET_NAME": s3.create_bucket(),
+        "S3_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": s3.region,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+    }
+
+
+def sign_up(stack: Stack, email: str = "anna@example.org") -> VaultClient:
+    """A client with an account of its own."""
+    return _client(stack, stack.sign_up(email).headers["Authorization"])
+
+
+def sign_in(stack: Stack, email: str = "anna@example.org") -> VaultClient:
+    """A client of an account that is there. Access tokens live for 15 minutes, so rounds sign in anew."""
+    return _client(stack, stack.sign_in(email).headers["Authorization"])
+
+
+def another(stack: Stack, client: VaultClient) -> VaultClient:
+    """A further connection of the same person."""
+    return _client(stack, client.headers["Authorization"])
+
+
+def _client(stack: Stack, authorization: str | bytes) -> VaultClient:
+    return VaultClient(stack.port, {"Authorization": str(authorization)})
+
+
+@dataclass
+class Peer:
+    port: int
+    group_id: int
+    data: Path
+    _headers: dict[str, str]
+
+    def client(self) -> Client:
+        return Client(self.port, self._headers)
+
+    def objects(self) -> int:
+        return sum(1 for path in self.data.rglob("*") if path.is_file())
+
+    def settle(self, objects: int) -> float:
+        """Wait until so many objects are in the store, and then for the process to be idle; return when they were.
+
+        rclone answers a PUT before its upload has ended.
+        """
+        wait_until(lambda: self.objects() >= objects, seconds=_PATIENCE_SECONDS, what="the peer's objects")
+        stored_at = time.perf_counter()
+        used = cpu_seconds(self.group_id)
+        while True:
+            time.sleep(_IDLE_SECONDS)
+            before, used = used, cpu_seconds(self.group_id)
+            # A few ticks a second are timers.
+            if used - before < 0.03:
+                return stored_at
+
+    def empty(self) -> None:
+        empty(self.data)
+
+
+def empty(bucket: Path) -> None:
+    """Make room on the disk for the next round; nobody asks for these objects again."""
+    for entry in bucket.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "vault-id":
+            entry.unlink()
+
+
+@contextmanager
+def running_peer(s3: RcloneS3) -> Iterator[Peer]:
+    """The peer over a bucket of its own, with rclone's defaults and, as the vault asks for a token, a password."""
+    bucket, port, password = s3.create_bucket(), free_port(), secrets.token_hex(16)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "rclone.conf"
+        config.write_text(
+            "[store]\ntype = s3\nprovider = Rclone\nenv_auth = false\n"
+            f"endpoint = {s3.endpoint_url}\naccess_key_id = {s3.access_key_id}\n"
+            f"secret_access_key = {s3.secret_access_key}\nregion = {s3.region}\n"
+            f"[crypt]\ntype = crypt\nremote = store:{bucket}\npassword = {_obscured()}\npassword2 = {_obscured()}\n"
+        )
+        with (Path(folder) / "log").open("wb") as log:
+            popen = subprocess.Popen(
+                [
+                    *(_RCLONE, "serve", "webdav", "crypt:", "--config", str(config)),
+                    *("--addr", f"127.0.0.1:{port}", "--user", "bench", "--pass", password),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        basic = base64.b64encode(f"bench:{password}".encode()).decode()
+        peer = Peer(port, popen.pid, s3.data_folder / bucket, {"Authorization": f"Basic {basic}"})
+        try:
+            wait_until(lambda: _answers(peer), seconds=20, what="rclone serve webdav answering")
+            yield peer
+        finally:
+            popen.send_signal(signal.SIGKILL)
+            popen.wait()
+
+
+def _obscured() -> str:
+    command = [_RCLONE, "obscure", secrets.token_hex(16)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _answers(peer: Peer) -> bool:
+    with suppress(OSError), peer.client() as client:
+        client.get("/")
+        return True
+    return False
