@@ -55,7 +55,7 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
                 connection.execute(
                     insert, [{"id": str(uuid.uuid4()), "email": email, "name": name} for email, name in users]
                 )
-            upgrade(revision="0011")
+            upgrade(revision="0010")
             if url is not None:
                 # Interrupted right before its end: on SQLite it would be undone as a whole.
                 stamp(revision=before)
