@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from bench import login, rewrap, throughput
+from bench import large, login, rewrap, soak, throughput
 from bench.charts import new_figure, save
 from bench.measuring import machine
 
@@ -16,6 +16,8 @@ _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "throughput": throughput,
     "rewrap": rewrap,
     "login": login,
+    "soak": soak,
+    "large": large,
 }
 
 
@@ -47,6 +49,8 @@ def _run(benchmark: ModuleType, arguments: argparse.Namespace) -> None:
     benchmark.draw(json.loads(numbers.read_text()), figure)
     save(figure, graph)
     print(f"Wrote {numbers} and {graph}")
+    if not json.loads(numbers.read_text()).get("passed", True):
+        raise SystemExit(1)
 
 
 main()

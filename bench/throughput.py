@@ -151,7 +151,12 @@ def _results(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         )
         results.append({"what": what, "cipher": cipher, "goal": goal, "ratio": vars(ratios), **spreads})
         lines += [
-            [f"{what} {cipher}", who, *(Spread(**spreads[who][name]) for name in _MEASURES), "" if who == "ours" else ratios]
+            [
+                f"{what} {cipher}",
+                who,
+                *(Spread(**spreads[who][name]) for name in _MEASURES),
+                "" if who == "ours" else ratios,
+            ]
             for who in ("ours", "peer")
         ]
     table(["", "", "CPU-s per GiB", "MiB a second", "peak MiB", "peer / ours"], lines)
