@@ -184,10 +184,7 @@ class Site:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=15, metavar="N")
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="each with an account of its own")
-    parser.add_argument("--png", type=Path, default=Path("bench-soak.png"), metavar="FILE")
-    parser.add_argument(
-        "--keep-logs", type=Path, default=None, metavar="FOLDER", help="copy the processes' output there"
-    )
+    parser.add_argument("--logs", type=Path, default=None, metavar="FOLDER", help="keep there what processes wrote")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -443,13 +440,11 @@ def _logged(site: Site) -> dict[str, int]:
     found: Counter[str] = Counter()
     for path in (log for each in (site.steady, site.rolling) for log in each.folder.glob("*.log")):
         for line in path.read_text(errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                found[f"not JSON: {line[:60]}"] += 1
-                continue
+            # What the libraries say before logging is set up is not JSON.
+            event = json.loads(line) if line.startswith("{") else {}
             if event.get("level") in ("warning", "error", "critical"):
-                found[" ".join(str(event[name]) for name in ("event", "code", "task") if event.get(name))] += 1
+                words = (str(event[name]).partition("\n")[0] for name in ("event", "code") if event.get(name))
+                found[" ".join(words)[:80]] += 1
     return dict(found.most_common())
 
 
@@ -585,10 +580,9 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
         color = GOAL if each["is_outage"] else "#3f7d3f"
         for axes in (memory, rate):
             axes.axvspan(each["began"] / 60, each["ended"] / 60, color=color, alpha=0.2, linewidth=0)
-        memory.text(
-            *(each["began"] / 60, 0.02 * memory.get_ylim()[1], each["name"]),
-            **{"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 7, "color": color},
-        )
+        bottom = 0.02 * memory.get_ylim()[1]
+        style = {"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 7, "color": color}
+        memory.text(each["began"] / 60, bottom, each["name"], **style)
 
 
 def _title(result: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ MIB: Final = 1024**2
 _LEAST_BYTES, _MOST_BYTES = 1024, 64 * MIB
 _PIECE: Final = MIB
 _TIMEOUT_SECONDS: Final = 120.0
+# Somebody whose request failed tries something else, but not at once.
+_PAUSE_SECONDS: Final = 0.5
 _REQUESTS_A_CONNECTION: Final = 20
 _BOUNDARY: Final = "soak-5b2e0d9c7a"
 _WEIGHTS: Final = {
@@ -110,6 +112,7 @@ class Client:
         self._chance = random.Random(email)
         self._connection: HTTPConnection | None = None
         self._left = 0
+        self._was_refused = False
         self._access = self._refresh_token = ""
         self._number = 0
         self._acts: dict[str, Callable[[], None]] = {
@@ -136,9 +139,10 @@ class Client:
                 kind = "upload"
             try:
                 self._acts[kind]()
+                pause = _PAUSE_SECONDS if self._was_refused else 0
             except _NoAnswer:
-                # As a person would, and not at once.
-                time.sleep(0.2)
+                pause = _PAUSE_SECONDS
+            time.sleep(pause)
         self.close()
 
     def close(self) -> None:
@@ -232,7 +236,7 @@ class Client:
     def _list(self) -> None:
         query = {"limit": "50", "sort": self._chance.choice(("name", "created_at", "size", "content_type"))}
         if self._chance.random() < 0.3:
-            query["search"] = f"-{self._number}"
+            query["search"] = f"-{self._chance.randrange(100, 1000)}"
         answer = self._ask("list", "GET", f"/api/v1/files?{urllib.parse.urlencode(query)}")
         if answer.status == 200:
             mine = self.email.partition("@")[0]
@@ -306,6 +310,7 @@ class Client:
         except (OSError, HTTPException) as exc:
             self.close()
             note = f"{type(exc).__name__} {note}".strip()
+        self._was_refused = status is None or status >= 400
         ended = time.monotonic()
         self._journal.requests.append(Request(kind, began, ended, status, code, note, sent_bytes, received[0]))
         if answer is None:
