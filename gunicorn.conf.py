@@ -4,6 +4,7 @@ import gc
 import sys
 
 from vault.config import Settings, SettingsError
+from vault.http.allocator import share_arenas
 from vault.startup import refuse_missing_keys
 
 try:
@@ -36,6 +37,7 @@ logger_class = "vault.http.server.QuietLogger"
 
 def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
+    share_arenas()
     refuse_missing_keys(_settings)
     # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
     gc.freeze()

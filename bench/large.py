@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from bench.charts import OURS, Figure
+from bench.measuring import GIB, MIB, cpu_seconds
+from bench.processes import Watch
 from tests.support.proc import group_members, peak_bytes
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.stack import Process, Stack, embedded
 
-MIB: Final = 1024**2
-GIB: Final = 1024**3
 _SMALL_BYTES: Final = 64 * MIB
 # curl: the peer ended the transfer early, or reset the connection.
 _CUT_STATUSES: Final = (18, 56)
@@ -68,22 +69,43 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             api = stack.start_api()
             token = str(stack.sign_up().headers["Authorization"])
             print(f"{'size':>9} {'upload s':>9} {'MiB/s':>7} {'download s':>11} {'MiB/s':>7} {'peak MiB':>9}  digests")
-            runs = [_once(stack, api, relay, token, each) for each in (_SMALL_BYTES, size)]
+            small = _once(stack, api, relay, token, _SMALL_BYTES)
+            with Watch(lambda: {"api": api.popen.pid}) as watch:
+                began = time.monotonic()
+                large = _once(stack, api, relay, token, size)
             if not stack.accounts_agree():
                 raise SystemExit("What is counted does not agree with the rows.")
-    grown = (runs[1]["peak_bytes"] - runs[0]["peak_bytes"]) / MIB
-    print(f"Peak memory of the API grew by {grown:.1f} MiB.")
-    return {"benchmark": "large", "cores": os.cpu_count(), "runs": runs}
+    grown = (large["peak_bytes"] - small["peak_bytes"]) / MIB
+    print(f"The API's peak memory grew by {grown:.1f} MiB.")
+    (worker,) = (history for history in watch.histories if history.name == "api child")
+    memory = [(each.at - began, each.resident_bytes / MIB) for each in worker.samples]
+    return {"small": small, "large": large, "peak_grown_mib": grown, "resident_mib": memory}
+
+
+def draw(result: dict[str, Any], figure: Figure) -> None:
+    large = result["large"]
+    axes = figure.subplots()
+    times, memory = zip(*result["resident_mib"], strict=True)
+    axes.plot(times, memory, color=OURS)
+    upload, end = large["upload_seconds"], large["upload_seconds"] + large["download_seconds"]
+    cut = upload + large["cut_after_seconds"]
+    for begin, stop, what in ((0, upload, "upload"), (upload, cut, "download, until cut"), (cut, end, "resumed")):
+        axes.axvline(stop, color="#9a9a9a", linewidth=0.8)
+        axes.text((begin + stop) / 2, 8, what, ha="center", fontsize=9)
+    axes.set(xlabel="seconds", ylabel="resident MiB of the API process", xlim=(0, end), ylim=(0, 1.2 * max(memory)))
+    gib, grown = large["bytes"] / GIB, result["peak_grown_mib"]
+    axes.set_title(f"{gib:g} GiB up and down: the peak is {grown:+.1f} MiB against a file of 64 MiB")
 
 
 def _once(stack: Stack, api: Process, relay: Proxy, token: str, size: int) -> dict[str, Any]:
     made, copy = _Made(size), stack.folder / "copy"
-    cpu, started = _cpu_seconds(api), time.monotonic()
+    cpu, started = cpu_seconds(api.popen.pid), time.monotonic()
     file_id, told = _upload(stack, token, made, size)
-    uploaded, upload_cpu = time.monotonic(), _cpu_seconds(api) - cpu
+    uploaded, upload_cpu = time.monotonic(), cpu_seconds(api.popen.pid) - cpu
     cut_at = _download_cut(relay, token, file_id, copy, size)
+    cut = time.monotonic()
     _curl(token, "-C", "-", "-o", copy, f"{stack.url}/files/{file_id}/content")
-    downloaded, download_cpu = time.monotonic(), _cpu_seconds(api) - cpu - upload_cpu
+    downloaded, download_cpu = time.monotonic(), cpu_seconds(api.popen.pid) - cpu - upload_cpu
     digests = {"sent": made.hexdigest(), "told by the API": told, "received": _digest_of(copy)}
     received_bytes = copy.stat().st_size
     copy.unlink()
@@ -101,6 +123,7 @@ def _once(stack: Stack, api: Process, relay: Proxy, token: str, size: int) -> di
         "upload_seconds": up,
         "upload_cpu_seconds": upload_cpu,
         "download_seconds": down,
+        "cut_after_seconds": cut - uploaded,
         "download_cpu_seconds": download_cpu,
         "cut_at_byte": cut_at,
         "peak_bytes": peak,
@@ -151,12 +174,3 @@ def _curl(token: str, *arguments: str | Path, check: bool = True) -> subprocess.
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cpu_seconds(api: Process) -> float:
-    """Of the API's processes until now, in user and kernel mode."""
-    ticks = 0
-    for pid in group_members(api.popen.pid):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

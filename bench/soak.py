@@ -458,7 +458,7 @@ def _result(
     started: float,
     ended: float,
 ) -> dict[str, Any]:
-    seconds = ended - started
+    seconds, outcomes = ended - started, _sorted_out(site, journal)
     work = [request for request in journal.requests if request.ended <= ended]
     kinds = {}
     for kind in sorted({request.kind for request in work}):
@@ -480,8 +480,12 @@ def _result(
             name: dict(Counter(_words(request) for request in requests).most_common())
             if name != "fine"
             else len(requests)
-            for name, requests in _sorted_out(site, journal).items()
+            for name, requests in outcomes.items()
         },
+        "unexcused": [
+            {**asdict(each), "began": each.began - started, "ended": each.ended - started}
+            for each in outcomes["unexcused"][:100]
+        ],
         "disturbances": [
             {**asdict(each), "began": each.began - started, "ended": each.ended - started} for each in site.disturbances
         ],
