@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -47,6 +48,7 @@ _WARM_SECONDS: Final = 180.0
 _MEASURED_SECONDS: Final = 150.0
 _ALLOWED_WHILE_DOWN: Final = (None, 500, 502, 503, 507)
 _POOL_SIZE: Final = 10
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COLORS: Final = {"api 1": OURS, "api 2": OTHER, "worker 1": "#3f7d3f", "worker 2": "#9cc79c", "beat": "#b08bd0"}
 
 
@@ -444,7 +446,7 @@ def _logged(site: Site) -> dict[str, int]:
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("level") in ("warning", "error", "critical"):
                 words = (str(event[name]).partition("\n")[0] for name in ("event", "code") if event.get(name))
-                found[" ".join(words)[:80]] += 1
+                found[_ID.sub("…", " ".join(words))[:80]] += 1
     return dict(found.most_common())
 
 

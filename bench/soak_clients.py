@@ -162,13 +162,13 @@ class Client:
             if (cursor := page["next_cursor"]) is None:
                 break
         for file_id in set(self.stored) - set(listed):
-            self._wrong(f"an acknowledged file of {self.stored[file_id].size} bytes is lost")
+            self.wrong(f"an acknowledged file of {self.stored[file_id].size} bytes is lost")
         for file_id, item in listed.items():
             content = self.stored.get(file_id) or self.perhaps_deleted.get(file_id) or self.perhaps.get(item["name"])
             if content is None:
-                self._wrong("a file is there that was deleted or never sent")
+                self.wrong("a file is there that was deleted or never sent")
             elif item["size"] != content.size:
-                self._wrong("a file has another size than what was sent")
+                self.wrong("a file has another size than what was sent")
             else:
                 self._read(file_id, content)
         self.close()
@@ -210,7 +210,7 @@ class Client:
         for piece in self._blob.pieces(content.at, size):
             digest.update(piece)
         if (file["size"], file["sha256"]) != (size, digest.hexdigest()):
-            self._wrong("an upload was acknowledged with another size or digest")
+            self.wrong("an upload was acknowledged with another size or digest")
         del self.perhaps[name]
         self.stored[file["id"]] = content
 
@@ -231,7 +231,7 @@ class Client:
             del self.perhaps_deleted[file_id]
             gone = self._ask("deleted", "GET", f"/api/v1/files/{file_id}/content", expected=404)
             if gone.status < 300:
-                self._wrong("a deleted file was served")
+                self.wrong("a deleted file was served")
 
     def _list(self) -> None:
         query = {"limit": "50", "sort": self._chance.choice(("name", "created_at", "size", "content_type"))}
@@ -241,13 +241,13 @@ class Client:
         if answer.status == 200:
             mine = self.email.partition("@")[0]
             if any(not item["name"].startswith(f"{mine}-") for item in answer.json()["items"]):
-                self._wrong("a list shows somebody else's file")
+                self.wrong("a list shows somebody else's file")
 
     def _facts(self) -> None:
         file_id, content = self._any_file()
         answer = self._ask("facts", "GET", f"/api/v1/files/{file_id}")
         if answer.status == 200 and answer.json()["size"] != content.size:
-            self._wrong("a file has another size than what was sent")
+            self.wrong("a file has another size than what was sent")
 
     # How it does that
 
@@ -274,7 +274,7 @@ class Client:
         wanted = Content(content.at + first, last - first + 1)
         answer = self._ask("range", "GET", path, headers={"Range": f"bytes={first}-{last}"}, content=wanted)
         if answer.status == 206 and answer.headers.get("content-range") != f"bytes {first}-{last}/{content.size}":
-            self._wrong("a range was answered with another Content-Range")
+            self.wrong("a range was answered with another Content-Range")
 
     def _ask(
         self,
@@ -324,14 +324,14 @@ class Client:
             received[0] += len(body)
             return _Answer(response.status, headers, body)
         if int(headers["content-length"]) != content.size:
-            self._wrong("a download has another length than what was sent")
+            self.wrong("a download has another length than what was sent")
         at = content.at
         while at < content.at + content.size:
             piece = response.read(min(_PIECE, content.at + content.size - at))
             if not piece:
                 raise HTTPException
             if piece != self._blob.slice(at, len(piece)):
-                self._wrong("a download has wrong bytes")
+                self.wrong("a download has wrong bytes")
             at += len(piece)
             received[0] += len(piece)
         response.read()
@@ -356,13 +356,21 @@ class Client:
         self._connection, self._left = connection, _REQUESTS_A_CONNECTION
         return connection, True
 
-    def _wrong(self, what: str) -> None:
+    def wrong(self, what: str) -> None:
         self._journal.wrongs.append(f"{self.email}: {what}")
 
 
 def at_once(clients: Sequence[Client], act: Callable[[Client], None]) -> list[threading.Thread]:
     """One thread for each client."""
-    threads = [threading.Thread(target=act, args=(client,), name=client.email) for client in clients]
+
+    def act_and_tell(client: Client) -> None:
+        try:
+            act(client)
+        except Exception as exc:
+            client.wrong(f"it could not go on: {exc!r}")
+            raise
+
+    threads = [threading.Thread(target=act_and_tell, args=(client,), name=client.email) for client in clients]
     for thread in threads:
         thread.start()
     return threads
