@@ -8,13 +8,17 @@ from typing import Final
 
 import pytest
 
-from bench import large, login, rewrap, soak, throughput
+from bench import large, login, memory, rewrap, scale, seal, small, soak, throughput
 from bench.charts import new_figure, save
 from bench.measuring import machine
 
 _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "throughput": throughput,
+    "memory": memory,
+    "small": small,
+    "scale": scale,
     "rewrap": rewrap,
+    "seal": seal,
     "login": login,
     "soak": soak,
     "large": large,

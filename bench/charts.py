@@ -19,8 +19,7 @@ def ratio_note(ratio: float, goal: float) -> str:
 
 
 def new_figure(height: float = 4.5) -> Figure:
-    figure = Figure(figsize=(9, height), layout="constrained")
-    return figure
+    return Figure(figsize=(9, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -77,8 +77,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     lines = [list(header), *([_short(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        print("  ".join([first, *others]), flush=True)
+        first, *others = zip(line, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]), flush=True)
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:

@@ -15,10 +15,12 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flask_migrate import upgrade
 
+from bench.charts import GOAL, OURS, Figure
+from bench.measuring import MIB, Spread, progress
 from tests.support.seeding import seed_files
 from tests.support.services import postgres_database
 from tests.support.settings import environment
@@ -26,6 +28,8 @@ from vault import create_app
 from vault.config import ROOT, Settings
 from vault.container import build_container
 from vault.encryption.local import generate_master_key
+
+_GOAL: Final = 3000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             upgrade()
         there = 0
         for rows in sorted(arguments.rows):
+            progress(f"{rows:,} rows")
             seed_files(container, uuid.uuid4(), rows - there, store_dir=None)
             there = rows
             runs = []
@@ -58,7 +63,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             print("{:>9} {:>8.0f} {:>8.0f} {:>8.0f} {:>11.0f} {:>9.1f}".format(*row))
             results.append({"rows": rows, "runs": runs})
         container.engine.dispose()
-    return {"benchmark": "rewrap", "cores": os.cpu_count(), "results": results}
+    return {"goal": _GOAL, "results": results}
+
+
+def draw(result: dict[str, Any], figure: Figure) -> None:
+    rate, memory = figure.subplots(1, 2)
+    rows = [row["rows"] for row in result["results"]]
+    rates = [Spread.of(row["rows"] / run["wall_seconds"] for run in row["runs"]) for row in result["results"]]
+    peaks = [max(run["peak_bytes"] for run in row["runs"]) / MIB for row in result["results"]]
+    bounds = [[spread.median - spread.min for spread in rates], [spread.max - spread.median for spread in rates]]
+    rate.errorbar(rows, [spread.median for spread in rates], yerr=bounds, marker="o", capsize=3, color=OURS)
+    rate.axhline(result["goal"], color=GOAL)
+    rate.annotate("goal", (rows[0], result["goal"]), va="bottom", color=GOAL)
+    memory.plot(rows, peaks, marker="o", color=OURS)
+    for axes, text in ((rate, "rows a second"), (memory, "most memory, MiB")):
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("rows")
+        axes.set_ylabel(text)
+    rate.set_title(f"rewrap: {rates[-1].median:,.0f} rows a second on one core", fontsize=11)
+    memory.set_title(f"{rows[-1] / rows[0]:.0f} times the rows: {peaks[-1] - peaks[0]:+.1f} MiB", fontsize=11)
 
 
 def _once(env: dict[str, str], rows: int) -> dict[str, float]:

@@ -40,7 +40,6 @@ def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **setti
             TESTING="",
             DEFAULT_QUOTA_BYTES=_NO_LIMIT,
             MAX_UPLOAD_BYTES=str(2**40),
-            LOG_LEVEL="WARNING",
         )
         if s3 is not None:
             env |= s3_settings(s3)

@@ -1,17 +1,19 @@
 """Uploads and downloads of one large file: CPU-seconds per GiB of the vault and of its peer, over one S3 server.
 
-The peer is `rclone serve webdav` over an rclone crypt remote over S3. In turn: the vault with AES-256-EAX, the peer, the
-vault with AES-256-GCM, the peer. The CPU is that of the server's process tree, workers included; neither the client nor
-the S3 server counts. Wall time and the most memory of one process stand beside it. The vault is on SQLite.
+The peer is `rclone serve webdav` over an rclone crypt remote over S3. In turn: the vault with AES-256-EAX, the peer,
+the vault with AES-256-GCM, the peer. The CPU is that of the server's process tree, workers included; neither the client
+nor the S3 server counts. Rate and the most memory of one process stand beside it. The vault is on SQLite.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
 from bench.charts import GOAL, OURS, PEER, Figure, ratio_note
+from bench.clients import Client
 from bench.measuring import GIB, MIB, Spread, cpu_seconds, peak_mib, progress, table
 from bench.servers import Peer, empty, running_peer, running_vault, sign_in, sign_up
 from tests.support.servers import RcloneS3, rclone_s3
@@ -89,12 +91,12 @@ class _Turn:
         for cipher, (stack, api) in self._vaults.items():
             paths[cipher], sample = self._of_vault(stack, api, lambda client, _: client.store(self._size))
             samples.append({"what": "upload", "cipher": cipher, "who": "ours", **sample})
-            sample = self._of_peer(lambda client: client.upload("PUT", f"/{cipher}.bin", self._size), uploads=True)
+            sample = self._of_peer(partial(self._put, f"/{cipher}.bin"), uploads=True)
             samples.append({"what": "upload", "cipher": cipher, "who": "peer", **sample})
         for cipher, (stack, api) in self._vaults.items():
             _, sample = self._of_vault(stack, api, self._download, paths[cipher])
             samples.append({"what": "download", "cipher": cipher, "who": "ours", **sample})
-            sample = self._of_peer(lambda client: self._download(client, f"/{cipher}.bin"))
+            sample = self._of_peer(partial(self._download, path=f"/{cipher}.bin"))
             samples.append({"what": "download", "cipher": cipher, "who": "peer", **sample})
         s3 = self._vaults["EAX"][0].s3
         assert isinstance(s3, RcloneS3)
@@ -104,7 +106,10 @@ class _Turn:
                 client.delete(f"/{cipher}.bin")
         return samples
 
-    def _download(self, client: Any, path: str) -> None:
+    def _put(self, path: str, client: Client) -> None:
+        client.upload("PUT", path, self._size)
+
+    def _download(self, client: Client, path: str) -> None:
         client.download(path, self._size, verify=self._verify)
 
     def _of_vault(

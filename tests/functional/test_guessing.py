@@ -353,7 +353,7 @@ def test_a_damaged_hash_is_a_wrong_password(vault: Vault, anna: Person) -> None:
 def test_what_changes_while_a_password_is_looked_at_counts(
     vault: Vault, anna: Person, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def meanwhile(*_: object) -> Checked:
+    def meanwhile(*_: object, **__: object) -> Checked:
         if change == "password":
             vault.change_user(password_hash=CHEAP_HASHER.hash(NEW), password_version=7)
         elif change == "disabled":

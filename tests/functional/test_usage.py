@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.support.vault import Body, Person, Vault, at_once, refusal
 
@@ -47,6 +48,25 @@ def test_a_file_too_many_is_refused_before_its_body_is_read(make_vault: Callable
     assert deleted.status_code == 204
     assert [anna.upload(b"x")["size"], bert.upload(b"x")["size"]] == [1, 1]
     assert vault.accounts_balance()
+
+
+def test_files_of_an_account_from_before_they_were_counted_are_counted_by_its_next_upload(
+    make_vault: Callable[..., Vault],
+) -> None:
+    vault = make_vault(MAX_FILES_PER_USER="3")
+    anna = vault.member()
+    files = [anna.upload(b"x") for _ in range(2)]
+    with vault.container.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE users SET file_count = NULL"))
+    anna.delete(f"{FILES}/{files[0]['id']}")
+
+    before = (anna.get(f"{FILES}/usage").json["file_count"], vault.user().file_count)
+    anna.upload(b"x")
+
+    assert before == (1, None)
+    assert (anna.get(f"{FILES}/usage").json["file_count"], vault.user().file_count) == (2, 2)
+    assert anna.upload(b"x")["size"] == 1
+    assert refusal(anna.send(b"x", length=1)) == (413, "too_many_files")
 
 
 @pytest.mark.parametrize("length", [1, None])

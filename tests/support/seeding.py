@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from vault.audit.models import Action, AuditEvent, Outcome
+from vault.auth.models import User
 from vault.container import Container
 from vault.encryption.header import Suite, create_header, open_keys
 from vault.encryption.metadata import seal_digest
@@ -41,8 +42,12 @@ def seed_files(
         with container.sessions.begin() as session:
             session.execute(sa.insert(File), rows)
             session.execute(
-                sa.text("UPDATE users SET used_bytes = used_bytes + :more WHERE id = :id").bindparams(
-                    sa.bindparam("id", owner_id, sa.Uuid), more=sum(row["size_bytes"] for row in rows)
+                sa.text(
+                    "UPDATE users SET used_bytes = used_bytes + :more, file_count = file_count + :rows WHERE id = :id"
+                ).bindparams(
+                    sa.bindparam("id", owner_id, sa.Uuid),
+                    more=sum(row["size_bytes"] for row in rows),
+                    rows=len(rows),
                 )
             )
     return ids
@@ -75,6 +80,7 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
     ]
     with container.sessions.begin() as session:
         session.execute(sa.insert(File), made)
+        session.execute(sa.update(User).where(User.id == owner_id).values(file_count=User.file_count + len(made)))
     return [row["id"] for row in made]  # type: ignore[misc]
 
 

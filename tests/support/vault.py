@@ -329,14 +329,15 @@ class Vault:
 
 
 def accounts_agree(container: Container) -> bool:
-    """Whether each person's used and reserved bytes are exactly those of the ready and pending rows."""
+    """Whether each person's bytes and files are exactly those of the ready and pending rows."""
     used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
     reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
+    ready = sa.func.sum(sa.case((File.state == FileState.READY, 1), else_=0))
     wrong = (
         sa.select(User.id)
         .outerjoin(File, File.owner_id == User.id)
-        .group_by(User.id, User.used_bytes, User.reserved_bytes)
-        .having((User.used_bytes != used) | (User.reserved_bytes != reserved))
+        .group_by(User.id, User.used_bytes, User.reserved_bytes, User.file_count)
+        .having((User.used_bytes != used) | (User.reserved_bytes != reserved) | (User.file_count != ready))
     )
     with container.sessions.begin() as session:
         return session.scalar(wrong) is None

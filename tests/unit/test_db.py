@@ -1,4 +1,5 @@
 import sqlite3
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from vault.auth.models import EmailToken, User
-from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now
+from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read
 
 MOMENTS = sa.Table(
     "moments",
@@ -36,9 +37,13 @@ def engine(database_url: str) -> Iterator[Engine]:
         yield engine
 
 
+def psycopg2_url(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg2://")
+
+
 @contextmanager
 def engine_over(url: str) -> Iterator[Engine]:
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg2://"))
+    engine = create_engine(psycopg2_url(url))
     MOMENTS.create(engine)
     yield engine
     MOMENTS.drop(engine)
@@ -256,3 +261,71 @@ def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) 
 
     with pytest.raises(IntegrityError), create_sessionmaker(engine).begin() as session:
         session.add(token)
+
+
+# --- connections of PostgreSQL --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unasked_seconds", [pytest.param(60.0, id="heard"), pytest.param(-1.0, id="asked")])
+def test_connections_that_the_server_has_ended_are_replaced(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, unasked_seconds: float
+) -> None:
+    monkeypatch.setattr(sys.modules[create_engine.__module__], "_UNASKED_SECONDS", unasked_seconds)
+    engine, other = create_engine(psycopg2_url(postgres_url)), create_engine(psycopg2_url(postgres_url))
+    backend = sa.select(sa.func.pg_backend_pid())
+    with engine.connect() as one, engine.connect() as two:
+        before = {one.scalar(backend), two.scalar(backend)}
+    with other.connect() as connection:
+        for pid in before:
+            # Waits until the other process is gone.
+            connection.execute(sa.select(sa.func.pg_terminate_backend(pid, 10_000)))
+
+    with engine.connect() as one, engine.connect() as two:
+        after = {one.scalar(backend), two.scalar(backend)}
+
+    assert len(before | after) == 4
+    engine.dispose()
+    other.dispose()
+
+
+def test_a_connection_that_was_used_a_moment_ago_is_used_again_unasked(postgres_url: str) -> None:
+    engine = create_engine(psycopg2_url(postgres_url))
+    last = sa.text("SELECT query FROM pg_stat_activity WHERE pid = :pid")
+    with engine.connect() as connection:
+        pid = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+    watcher = create_engine(psycopg2_url(postgres_url))
+    with watcher.connect() as connection:
+        before = connection.scalar(last, {"pid": pid})
+
+    with engine.connect(), watcher.connect() as connection:
+        after = connection.scalar(last, {"pid": pid})
+
+    assert (before, after) == ("ROLLBACK", "ROLLBACK")
+    engine.dispose()
+    watcher.dispose()
+
+
+def test_one_read_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
+    engine = create_engine(psycopg2_url(postgres_url))
+    sessions = create_sessionmaker(engine)
+    state = sa.text(
+        "SELECT xact_start = query_start AND state = 'active' FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    )
+
+    with one_read(sessions) as session:
+        first, second = session.scalar(state), session.scalar(state)
+    with sessions.begin() as session:
+        session.execute(sa.text("SELECT 1"))
+        later = session.scalar(state)
+
+    assert (first, second, later) == (True, True, False)
+    engine.dispose()
+
+
+def test_one_read_reads(engine: Engine) -> None:
+    store(engine, NOON)
+
+    with one_read(create_sessionmaker(engine)) as session:
+        found = session.scalar(sa.select(MOMENTS.c.at))
+
+    assert found == NOON

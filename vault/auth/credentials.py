@@ -91,10 +91,13 @@ class Credentials:
         self._key = key
         self._clock = clock
 
-    def check(self, email_key: str, password_hash: str | None, password: str, ip: str | None) -> Checked:
+    def check(
+        self, email_key: str, password_hash: str | None, password: str, ip: str | None, *, begins_session: bool = False
+    ) -> Checked:
         """Whether a password that came from `ip` is the account's.
 
-        Without a hash, and within a delay, the same work is done. Raises Busy.
+        Without a hash, and within a delay, the same work is done. With `begins_session` a right one is held against
+        nobody only once the caller has called `signed_in`, or `clear` where no session came of it. Raises Busy.
         """
         place = self._place(email_key, ip)
         admitted = self._count(place)
@@ -105,20 +108,23 @@ class Credentials:
                 self._take_back(place)
             raise
         if right and admitted:
-            self._clear(place)
+            if not begins_session:
+                self._clear(place)
             return Checked(Verdict.RIGHT)
         lockouts = self._delay(place, admitted=admitted)
         return Checked(Verdict.WRONG if admitted else Verdict.DELAYED, lockouts)
 
     def signed_in(self, session: Session, email_key: str, ip: str | None) -> None:
-        """Remember, in the caller's transaction, that the account was signed in to from this network."""
-        place = self._place(email_key, ip)
-        session.execute(
-            sa.update(PasswordAttempts)
-            .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key == place.network_key)
-            .values(signed_in_at=self._clock())
-            .execution_options(synchronize_session=False)
-        )
+        """Remember, in the caller's transaction, that the account was signed in to from this network.
+
+        Nothing is held against this network any more.
+        """
+        here = self._cleared(session, self._place(email_key, ip))
+        here.signed_in_at = self._clock()
+
+    def clear(self, email_key: str, ip: str | None) -> None:
+        """The password was right: nothing is held against this network any more."""
+        self._clear(self._place(email_key, ip))
 
     def end_delays(self, session: Session, email_key: str) -> None:
         """Hold nothing against any network any more, in the caller's transaction; the known ones stay known."""
@@ -201,12 +207,15 @@ class Credentials:
         return begun
 
     def _clear(self, place: _Place) -> None:
-        """The password was right: nothing is held against this network any more."""
-        now = self._clock()
         with self._sessions.begin() as session:
-            here, anywhere = self._locked(session, place)
-            _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
-            here.failures, here.delayed_until = 0, None
+            self._cleared(session, place)
+
+    def _cleared(self, session: Session, place: _Place) -> PasswordAttempts:
+        now = self._clock()
+        here, anywhere = self._locked(session, place)
+        _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
+        here.failures, here.delayed_until = 0, None
+        return here
 
     def _take_back(self, place: _Place) -> None:
         """The attempt was never looked at: it counts for nothing, and nobody has to wait for it."""

@@ -34,6 +34,7 @@ class User(UuidKey, Base):
 
     `search_text` is what administrators search in: address and name, folded whenever one of them is written.
     `password_version` counts passwords, not hashes: one password is hashed anew when the parameters have changed.
+    `file_count` is of the ready files; NULL, as in accounts from before there was one, until an upload counts.
     """
 
     __tablename__ = "users"
@@ -64,6 +65,7 @@ class User(UuidKey, Base):
     quota_bytes: Mapped[int | None]
     used_bytes: Mapped[int] = mapped_column(default=0)
     reserved_bytes: Mapped[int] = mapped_column(default=0)
+    file_count: Mapped[int | None] = mapped_column(default=0)
     created_at: Mapped[datetime]
     last_login_at: Mapped[datetime | None]
 

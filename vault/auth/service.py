@@ -18,7 +18,8 @@ from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
-from vault.errors import InvalidCredentials, NotFound
+from vault.db import one_read
+from vault.errors import InvalidCredentials, NotFound, VaultError
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
@@ -81,20 +82,23 @@ class AuthService:
     def login(self, email: str, password: str, actor: Actor) -> TokenPair:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
         address = parse_address(email)
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             user = self._by_key(session, address.key)
         password_hash = user.password_hash if user else None
-        checked = self._credentials.check(address.key, password_hash, password, actor.ip)
+        may_begin = user is not None and _why_not(user, Verdict.RIGHT) is None
+        checked = self._credentials.check(address.key, password_hash, password, actor.ip, begins_session=may_begin)
         reason = _why_not(user, checked.verdict)
         if user is None or password_hash is None or reason is not None:
             self._refuse_login(address, user, reason or checked.verdict.value, actor, checked.lockouts)
             raise InvalidCredentials
-        is_outdated = self._passwords.is_outdated(password_hash)
-        new_hash = self._passwords.hash(password) if is_outdated else password_hash
         try:
+            is_outdated = self._passwords.is_outdated(password_hash)
+            new_hash = self._passwords.hash(password) if is_outdated else password_hash
             return self._start_session(user, new_hash, actor)
-        except InvalidCredentials:
-            self._refuse_login(address, user, "changed", actor)
+        except VaultError as exc:
+            self._credentials.clear(address.key, actor.ip)
+            if isinstance(exc, InvalidCredentials):
+                self._refuse_login(address, user, "changed", actor)
             raise
 
     def profile(self, user_id: uuid.UUID) -> Profile:

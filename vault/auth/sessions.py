@@ -12,6 +12,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
+from vault.db import one_read
 from vault.errors import NotFound, TokenReused, Unauthorized
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -87,7 +88,7 @@ class UserSessions:
 
     def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
         """Who an access token speaks for now; None once its session or account has ended. One indexed query."""
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             row = session.execute(
                 sa.select(User.email, User.role)
                 .join(UserSession, UserSession.user_id == User.id)

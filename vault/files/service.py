@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
+from vault.db import one_read
 from vault.encryption.errors import EncryptionError, HeaderInvalid
 from vault.encryption.header import Header
 from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
@@ -91,14 +92,14 @@ class FileService:
         self, owner_id: uuid.UUID, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
     ) -> Page:
         """`limit` at most, beginning behind `after`. Needs neither store nor keys. Raises InputRefused."""
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             rows = session.scalars(listing.query(owner_id, after).limit(limit + 1)).all()
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([_info(row) for row in rows[:limit]], next_after)
 
     def usage(self, owner_id: uuid.UUID) -> Usage:
         """How much of one's room is taken."""
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             return usage_of(session, owner_id, default_quota_bytes=self._default_quota_bytes)
 
     def get(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
@@ -214,7 +215,7 @@ class FileService:
             return None
 
     def _find(self, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             return _ready(session, owner_id, file_id)
 
 

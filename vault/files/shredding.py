@@ -58,11 +58,13 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     )
     if done.rowcount != 1:  # type: ignore[attr-defined]
         raise TransitionLost
+    was_ready = file.state == FileState.READY
     session.execute(
         sa.update(User)
         .where(User.id == file.owner_id)
         .values(
-            used_bytes=User.used_bytes - (file.size_bytes if file.state == FileState.READY else 0),
+            used_bytes=User.used_bytes - (file.size_bytes if was_ready else 0),
+            file_count=User.file_count - (1 if was_ready else 0),
             reserved_bytes=User.reserved_bytes - file.reserved_bytes,
         )
         .execution_options(synchronize_session=False)

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User
-from vault.db import db_now
+from vault.db import db_now, one_read
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
@@ -39,7 +39,7 @@ from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
 from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
-from vault.files.usage import count_of, free_bytes_of
+from vault.files.usage import count_of, files_of, free_bytes_of
 from vault.files.writing import NewObject, write_object
 from vault.folding import fold
 from vault.storage import ObjectStore, object_key
@@ -142,7 +142,7 @@ class Uploads:
         declared = incoming.declared_bytes or 0
         if declared > self._limits.max_upload_bytes:
             raise TooLarge
-        with self._sessions.begin() as session:
+        with one_read(self._sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
         # Files are counted once, where the count also decides: of very many that takes milliseconds.
         if declared > free:
@@ -190,12 +190,20 @@ class Uploads:
 
     def _limit_files(self, session: Session, owner_id: uuid.UUID) -> None:
         # The user's row is locked by now, so two reservations cannot both be the last that fits.
-        running, ready = session.execute(
+        running, ready, is_counted = session.execute(
             sa.select(
                 count_of(owner_id, File.state == FileState.PENDING, File.lease_until > db_now()),
-                count_of(owner_id, File.state == FileState.READY),
-            )
+                files_of(owner_id),
+                User.file_count.is_not(None),
+            ).where(User.id == owner_id)
         ).one()
+        if not is_counted:
+            session.execute(
+                sa.update(User)
+                .where(User.id == owner_id)
+                .values(file_count=ready)
+                .execution_options(synchronize_session=False)
+            )
         if running >= self._limits.max_uploads_per_user:
             raise TooManyUploads
         if ready + running >= self._limits.max_files_per_user:
@@ -290,6 +298,7 @@ class Uploads:
             .values(
                 reserved_bytes=User.reserved_bytes - meter.reserved,
                 used_bytes=User.used_bytes + meter.size,
+                file_count=User.file_count + 1,
             )
             .execution_options(synchronize_session=False)
         )

@@ -1,0 +1,295 @@
+"""What must not grow with the number of files: one upload, and one page of a list, on PostgreSQL.
+
+First the time of an upload of 1 KiB by people who have few, many and very many files, in turn; each over one
+connection, on a directory. Then pages of 50, for a person with few files and again when the same person has very many:
+each sort in both orders, first page and a page 90 % down, and searches that find one file, a fifth of them, some, and
+none. How each page's query is answered is asked of PostgreSQL as well. Last, the bytes that a row takes in tables and
+indexes.
+Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
+"""
+
+import argparse
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+
+from bench.charts import GOAL, OTHER, OURS, Figure
+from bench.clients import VaultClient
+from bench.measuring import Spread, percentile, progress, table
+from bench.servers import running_vault, sign_in, sign_up
+from tests.support.seeding import seed_events
+from tests.support.stack import Stack
+from vault.auth.models import User
+from vault.files.listing import Listing, Sort
+from vault.files.models import File
+from vault.http.cursors import Cursors
+
+_UPLOAD_GOAL: Final = 1.2
+_PAGE_GOAL: Final = 2.0
+_SEARCH_GOAL_MS: Final = 50.0
+_PAGE: Final = 50
+_EVENTS: Final = 100_000
+# Ready rows of nothing but facts, a second apart, written by the server. Names have one of five words, twelve hex
+# digits and an ending; one file of each person has a name like no other.
+_FILES: Final = """
+INSERT INTO files (id, owner_id, name, name_folded, content_type, state, version, size_bytes, object_size_bytes,
+    reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest, created_at,
+    updated_at)
+SELECT gen_random_uuid(), :owner, upper(left(name, 1)) || substr(name, 2), name,
+    (ARRAY['application/pdf', 'image/jpeg', 'text/plain', 'application/octet-stream'])[1 + n % 4], 'ready', 1,
+    (n * 7919) % 50000000, (n * 7919) % 50000000 + 140, 0, gen_random_uuid(), decode(repeat('00', 96), 'hex'),
+    repeat('x', 140), 'local', 'local:0123456789abcdef', now(), decode(repeat('00', 76), 'hex'),
+    now() - n * interval '1 second', now() - n * interval '1 second'
+FROM (
+    SELECT n, CASE WHEN n = 7 THEN 'quixotic zebra.pdf' ELSE
+        (ARRAY['invoice ', 'photo ', 'report ', 'minutes ', 'scan '])[1 + n % 5] || left(md5(CAST(n AS text)), 12) ||
+        (ARRAY['.pdf', '.jpg', '.txt', '.bin'])[1 + n % 4] END AS name
+    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
+) AS made
+"""
+_SIZES: Final = """
+SELECT c.relname, t.relname, pg_relation_size(c.oid) + CASE WHEN c.relkind = 'r' AND c.reltoastrelid <> 0
+    THEN pg_total_relation_size(c.reltoastrelid) ELSE 0 END
+FROM pg_class t LEFT JOIN pg_index i ON i.indrelid = t.oid JOIN pg_class c ON c.oid IN (t.oid, i.indexrelid)
+WHERE t.relname IN ('files', 'audit_events') GROUP BY 1, 2, 3, c.relkind ORDER BY t.relname, 3 DESC
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--files", type=int, nargs="+", default=[10, 1_000, 100_000], metavar="N", help="of uploaders")
+    parser.add_argument("--uploads", type=int, default=200, metavar="N", help="by each of them")
+    parser.add_argument(
+        "--rows", type=int, nargs=2, default=[1_000, 1_000_000], metavar="N", help="of the lists' owner"
+    )
+    parser.add_argument("--pages", type=int, default=100, metavar="N", help="of each kind")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    with running_vault(postgres=True, MAX_FILES_PER_USER="10000000", WEB_WORKERS="2") as stack:
+        stack.start_api()
+        uploads = _uploads(stack, arguments.files, arguments.uploads)
+        pages = _pages(stack, arguments.rows, arguments.pages)
+        sizes = _sizes(stack)
+    return {"uploads": uploads, "pages": pages, "rows": arguments.rows, "bytes_a_row": sizes}
+
+
+def draw(result: dict[str, Any], figure: Figure) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=[2, 5])
+    uploads = result["uploads"]["people"]
+    counts, medians = [p["files"] for p in uploads], [p["ms"]["median"] for p in uploads]
+    left.plot(counts, medians, marker="o", color=OURS)
+    left.axhline(medians[0] * _UPLOAD_GOAL, color=GOAL, linewidth=1.5)
+    left.annotate(f"goal: {_UPLOAD_GOAL}×", (counts[0], medians[0] * _UPLOAD_GOAL), va="bottom", fontsize=8, color=GOAL)
+    left.set_xscale("log")
+    left.set_ylim(0, max(*medians, medians[0] * _UPLOAD_GOAL) * 1.2)
+    left.set_xlabel("files that the person has")
+    left.set_ylabel("ms of one upload of 1 KiB")
+    left.set_title(f"Upload: {result['uploads']['ratio']:.2f}×", fontsize=11)
+    rows = result["pages"]["kinds"]
+    for position, row in enumerate(rows):
+        right.barh(position - 0.2, row["p95_ms"][0], 0.38, color=OTHER)
+        right.barh(position + 0.2, row["p95_ms"][1], 0.38, color=OURS)
+    right.axvline(_SEARCH_GOAL_MS, color=GOAL, linewidth=1.5)
+    right.annotate(" goal of searches", (_SEARCH_GOAL_MS, len(rows) - 1), fontsize=8, color=GOAL)
+    right.set_yticks(range(len(rows)), [row["kind"] for row in rows], fontsize=7)
+    right.invert_yaxis()
+    right.set_xlabel("ms of a page of 50, 95th percentile")
+    worst, few, many = result["pages"]["worst_ratio"], *result["rows"]
+    right.set_title(f"List: at worst {worst:.2f}× without search", fontsize=11)
+    handles = [right.barh([0], [0], color=color) for color in (OTHER, OURS)]
+    right.legend(handles, [f"{few:,} files", f"{many:,} files"], fontsize=8, loc="lower right")
+
+
+def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
+    step = 100_000
+    for start in range(first, last + 1, step):
+        end = min(start + step - 1, last)
+        progress(f"writing files {start:,} to {end:,}")
+        with stack.container.engine.begin() as connection:
+            owner = sa.bindparam("owner", owner_id, sa.Uuid)
+            connection.execute(sa.text(_FILES).bindparams(owner), {"first": start, "last": end})
+            connection.execute(
+                sa.text("UPDATE users SET used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
+                        " file_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
+                        " WHERE id = :owner").bindparams(owner)
+            )  # fmt: skip
+    with stack.container.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE files"))
+
+
+def _person(stack: Stack, email: str) -> tuple[VaultClient, uuid.UUID]:
+    client = sign_up(stack, email)
+    with stack.container.sessions.begin() as session:
+        return client, session.scalars(sa.select(User.id).where(User.email_key == email)).one()
+
+
+def _uploads(stack: Stack, counts: Sequence[int], times: int) -> dict[str, Any]:
+    people = []
+    for count in counts:
+        client, owner_id = _person(stack, f"has-{count}@example.org")
+        # The first upload of all ties store and database together, while both are empty.
+        client.store(1)
+        _seed(stack, owner_id, 1, count)
+        people.append((count, client))
+    milliseconds: dict[int, list[float]] = {count: [] for count in counts}
+    for turn in range(-5, times):
+        for count, client in people:
+            spent = _milliseconds(lambda client=client: client.store(1024))
+            if turn >= 0:
+                milliseconds[count].append(spent)
+    spreads = {count: Spread.of(values) for count, values in milliseconds.items()}
+    first = spreads[counts[0]].median
+    ratio = max(spread.median / first for spread in spreads.values())
+    table(
+        ["files before", "upload ms", "p95", "against the first"],
+        [[f"{c:,}", spread, percentile(milliseconds[c], 95), spread.median / first] for c, spread in spreads.items()],
+    )
+    print(f"At most {ratio:.2f} times; the goal is {_UPLOAD_GOAL}.\n")
+    found = [
+        {"files": count, "ms": vars(spread), "p95_ms": percentile(milliseconds[count], 95)}
+        for count, spread in spreads.items()
+    ]
+    return {"people": found, "ratio": ratio, "goal": _UPLOAD_GOAL}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A list, and from which part of it on."""
+
+    name: str
+    listing: Listing
+    is_deep: bool = False
+
+    @property
+    def is_search(self) -> bool:
+        return self.listing.search is not None
+
+
+def _kinds() -> Iterator[_Kind]:
+    for sort in Sort:
+        for descending in (False, True):
+            for is_deep in (False, True):
+                name = f"{sort} {'desc' if descending else 'asc'}, {'deep' if is_deep else 'first'}"
+                yield _Kind(name, Listing(sort, descending), is_deep)
+    searches = {"one": "quixotic", "a fifth": "report", "some": "a7f", "none": "no such name"}
+    for what, text in searches.items():
+        for sort in (Sort.CREATED_AT, Sort.NAME):
+            yield _Kind(f"search finds {what}, {sort}", Listing(sort, search=text))
+    yield _Kind("search finds a fifth, deep", Listing(search="report"), is_deep=True)
+
+
+def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
+    client, owner_id = _person(stack, "lists@example.org")
+    kinds = list(_kinds())
+    found: dict[str, dict[str, list[Any]]] = {kind.name: {"p95": [], "median": [], "nodes": []} for kind in kinds}
+    already = 0
+    for count in rows:
+        _seed(stack, owner_id, already + 1, count)
+        already = count
+        # It took a while to write them, and access tokens live for 15 minutes.
+        client = sign_in(stack, "lists@example.org")
+        for number, kind in enumerate(kinds):
+            progress(f"{count:,} rows: {kind.name} ({number + 1} of {len(kinds)})")
+            after = _deep(stack, owner_id, kind) if kind.is_deep else None
+            path = _path(stack, owner_id, kind, after)
+            for _ in range(3):
+                client.get(path)
+            spent = [client.seconds_of(path) * 1000 for _ in range(times)]
+            found[kind.name]["p95"].append(percentile(spent, 95))
+            found[kind.name]["median"].append(Spread.of(spent).median)
+            found[kind.name]["nodes"].append(_plan(stack, kind.listing.query(owner_id, after)))
+    return _table_of_pages(kinds, found, rows)
+
+
+def _table_of_pages(
+    kinds: Sequence[_Kind], found: dict[str, dict[str, list[Any]]], rows: Sequence[int]
+) -> dict[str, Any]:
+    lines, results = [], []
+    for kind in kinds:
+        p95, nodes = found[kind.name]["p95"], found[kind.name]["nodes"][-1]
+        lines.append([kind.name, *p95, p95[-1] / p95[0], ", ".join(nodes)])
+        results.append(
+            {
+                "kind": kind.name,
+                "is_search": kind.is_search,
+                "p95_ms": p95,
+                "median_ms": found[kind.name]["median"],
+                "ratio": p95[-1] / p95[0],
+                "plan": nodes,
+            }
+        )
+    table(["page of 50", *(f"p95 ms, {count:,}" for count in rows), "ratio", "plan"], lines)
+    worst = max(result["ratio"] for result in results if not result["is_search"])
+    slowest = max(result["p95_ms"][-1] for result in results if result["is_search"])
+    scans = [result["kind"] for result in results if any("Seq Scan" in node for node in result["plan"])]
+    print(f"Without search at most {worst:.2f} times; the goal is {_PAGE_GOAL}.")
+    print(f"Searches take at most {slowest:.1f} ms (p95); the goal is {_SEARCH_GOAL_MS}.")
+    print(f"Queries that read a whole table: {', '.join(scans) or 'none'}.\n")
+    return {"kinds": results, "worst_ratio": worst, "slowest_search_ms": slowest, "whole_table": scans}
+
+
+def _deep(stack: Stack, owner_id: uuid.UUID, kind: _Kind) -> tuple[Any, uuid.UUID]:
+    """The sort key at 90 % of what is listed."""
+    with stack.container.sessions.begin() as session:
+        query = kind.listing.query(owner_id, None)
+        count = session.scalar(sa.select(sa.func.count()).select_from(query.order_by(None).subquery()))
+        return kind.listing.key_of(session.scalars(query.offset(int((count or 0) * 0.9)).limit(1)).one())
+
+
+def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid.UUID] | None) -> str:
+    listing, order = kind.listing, "desc" if kind.listing.descending else "asc"
+    query = {"limit": str(_PAGE), "sort": str(listing.sort), "order": order}
+    if listing.search is not None:
+        query["search"] = listing.search
+    if after is not None:
+        scope = f"files {owner_id} {listing.sort} {order} {listing.search or ''}"
+        query["cursor"] = Cursors(stack.container.settings.secret_key).dump(after, scope=scope)
+    return f"/api/v1/files?{urlencode(query)}"
+
+
+def _plan(stack: Stack, query: sa.Select[File]) -> list[str]:
+    """The steps in which PostgreSQL answers a page: scans with their indexes, and sorts."""
+    compiled = query.limit(_PAGE + 1).compile(stack.container.engine)
+    with stack.container.engine.connect() as connection:
+        ((plan,),) = connection.exec_driver_sql(
+            f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params()
+        ).scalars()
+    steps = []
+    for node in _nodes(plan["Plan"]):
+        if "Scan" in node["Node Type"] or "Sort" in node["Node Type"]:
+            steps.append(" ".join(filter(None, (node["Node Type"], node.get("Index Name")))))
+    return steps
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
+
+
+def _sizes(stack: Stack) -> list[dict[str, Any]]:
+    """What a row takes, from the whole of table or index."""
+    progress(f"writing {_EVENTS:,} events")
+    seed_events(stack.container.engine, _EVENTS, stack.container.clock())
+    with stack.container.engine.connect() as connection:
+        counts = {
+            name: connection.scalar(sa.text(f"SELECT count(*) FROM {name}")) for name in ("files", "audit_events")
+        }
+        found = connection.execute(sa.text(_SIZES)).all()
+    sizes = [
+        {"of": table_name, "what": name, "bytes": size / counts[table_name], "is_index": name != table_name}
+        for name, table_name, size in found
+    ]
+    table(["", "", "bytes a row"], [[size["of"], size["what"], size["bytes"]] for size in sizes])
+    return sizes
+
+
+def _milliseconds(act: Callable[[], object]) -> float:
+    began = perf_counter()
+    act()
+    return (perf_counter() - began) * 1000
