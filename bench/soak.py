@@ -522,7 +522,7 @@ def _facts_of(history: History, started: float) -> dict[str, Any]:
         "most_resident_bytes": max(sample.resident_bytes for sample in samples),
         "most_descriptors": max(sample.descriptors for sample in samples),
         "most_threads": max(sample.threads for sample in samples),
-        "resident_mib": [(round(s.at - started, 1), round(s.resident_bytes / MIB, 1)) for s in samples[::2]],
+        "resident_mib": [(round(s.at - started, 1), round(s.resident_bytes / MIB, 1)) for s in samples[::4]],
     }
 
 
