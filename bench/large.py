@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     grown = (large["peak_bytes"] - small["peak_bytes"]) / MIB
     print(f"The API's peak memory grew by {grown:.1f} MiB.")
     (worker,) = (history for history in watch.histories if history.name == "api child")
-    memory = [(each.at - began, each.resident_bytes / MIB) for each in worker.samples]
+    memory = [(round(each.at - began, 1), round(each.resident_bytes / MIB, 2)) for each in worker.samples[::2]]
     return {"small": small, "large": large, "peak_grown_mib": grown, "resident_mib": memory}
 
 
