@@ -445,7 +445,9 @@ def _logged(site: Site) -> dict[str, int]:
             # What the libraries say before logging is set up is not JSON.
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("level") in ("warning", "error", "critical"):
-                words = (str(event[name]).partition("\n")[0] for name in ("event", "code") if event.get(name))
+                # A library's warning begins with its path.
+                first = str(event.get("event")).partition("\n")[0].rpartition("site-packages/")[2]
+                words = (first, *filter(None, (event.get("code"),)))
                 found[_ID.sub("…", " ".join(words))[:80]] += 1
     return dict(found.most_common())
 
