@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from bench import login, memory, rewrap, scale, seal, small, throughput
+from bench import large, login, memory, rewrap, scale, seal, small, soak, throughput
 from bench.charts import new_figure, save
 from bench.measuring import machine
 
@@ -20,6 +20,8 @@ _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "rewrap": rewrap,
     "seal": seal,
     "login": login,
+    "soak": soak,
+    "large": large,
 }
 
 
@@ -51,6 +53,8 @@ def _run(benchmark: ModuleType, arguments: argparse.Namespace) -> None:
     benchmark.draw(json.loads(numbers.read_text()), figure)
     save(figure, graph)
     print(f"Wrote {numbers} and {graph}")
+    if not json.loads(numbers.read_text()).get("passed", True):
+        raise SystemExit(1)
 
 
 main()

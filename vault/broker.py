@@ -69,6 +69,7 @@ class AtomicFilesystemTransport(Transport):
 
 
 TRANSPORT_ALIASES["atomicfs"] = f"{__name__}:AtomicFilesystemTransport"
+TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "vault.redis_transport:Transport"
 
 
 def create_celery(broker_url: str) -> Celery:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import InvalidatePoolError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -142,10 +142,14 @@ def insert_into(session: Session, table: type[Base]) -> Any:
 @contextmanager
 def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
     """A session for a single statement that reads: on PostgreSQL without the two round trips of a transaction."""
-    with sessions() as session:
-        if session.get_bind().dialect.name == "postgresql":
-            session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        yield session
+    try:
+        with sessions() as session:
+            if session.get_bind().dialect.name == "postgresql":
+                session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            yield session
+    except psycopg2.Error as exc:
+        # SQLAlchemy lets through what the driver raises when the way of its transactions is changed.
+        raise OperationalError(None, None, exc) from exc
 
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:

@@ -7,6 +7,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -237,6 +238,22 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_o
         {"task": TASK_DELIVER_MAIL, "request_id": "request-1", "trace_id": "trace-1"},
         {"task": TASK_DELIVER_MAIL, "request_id": "request-2", "trace_id": "trace-2"},
     ]
+
+
+def test_a_message_that_redis_does_not_take_back_is_written_to_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with redis_url() as url, Proxy(url) as proxy:
+        celery = create_celery(proxy.url)
+        Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+        with celery.connection_for_read() as connection, connection.channel() as channel:
+            assert channel.basic_get("mail") is not None
+
+            proxy.refuse()
+            channel.qos.restore_unacked_once()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_published_message_reaches_redis() -> None:

@@ -6,10 +6,11 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 
 from vault.auth.models import EmailToken, User
 from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read
@@ -329,3 +330,18 @@ def test_one_read_reads(engine: Engine) -> None:
         found = session.scalar(sa.select(MOMENTS.c.at))
 
     assert found == NOON
+
+
+def test_one_read_on_a_connection_that_dies_as_it_begins_fails_as_every_other(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine_over(postgres_url) as engine:
+
+        def die(*_: object) -> None:
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+        with engine.connect():
+            monkeypatch.setattr(engine.dialect, "set_isolation_level", die)
+
+        with pytest.raises(OperationalError), one_read(create_sessionmaker(engine)):
+            pass
