@@ -1,8 +1,7 @@
 """Routes under /api/v1/admin: read the input, call the service, answer."""
 
 import uuid
-from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.schemas import (
@@ -20,10 +19,8 @@ from vault.auth.schemas import MessageSchema
 from vault.files.listing import ListingOfAll
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, admin_required, container, signed_in
-from vault.http.cursors import Cursors
 from vault.http.documents import may_answer
-
-K = TypeVar("K")
+from vault.http.lists import page_of
 
 blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="For administrators")
 
@@ -38,9 +35,8 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold anything.
     scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
-    after = _after(query["cursor"], scope, datetime)
-    page = container().administration.list(which, limit=query["limit"], after=after)
-    return _page(page.items, page.next_after, scope)
+    people = container().administration
+    return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)
 
 
 @blueprint.get("/users/<uuid:user_id>")
@@ -94,9 +90,13 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
     """Files of one person, newest first, or of everybody, person by person. Content is for owners alone."""
     scope = f"admin files {signed_in().user_id} {query['owner_id']}"
-    listing, after = ListingOfAll(query["owner_id"]), _after(query["cursor"], scope, str)
-    page = container().files.list_of_all(listing, actor(), limit=query["limit"], after=after)
-    return _page(page.items, page.next_after, scope)
+    files, listing, who = container().files, ListingOfAll(query["owner_id"]), actor()
+    return page_of(
+        lambda after: files.list_of_all(listing, who, limit=query["limit"], after=after),
+        query,
+        scope=scope,
+        key_type=str,
+    )
 
 
 @blueprint.delete("/files/<uuid:file_id>")
@@ -114,14 +114,3 @@ def delete_file(file_id: uuid.UUID) -> None:
 def keys() -> dict[str, Any]:
     """Which keys wrap how many files, and which one wraps new files."""
     return container().key_usage.overview().as_dict()
-
-
-def _after(cursor: str | None, scope: str, key_type: type[K]) -> tuple[K, uuid.UUID] | None:
-    if cursor is None:
-        return None
-    return Cursors(container().settings.secret_key).load(cursor, scope=scope, key_type=key_type)
-
-
-def _page(items: Any, next_after: Any, scope: str) -> dict[str, Any]:
-    cursors = Cursors(container().settings.secret_key)
-    return {"items": items, "next_cursor": cursors.dump(next_after, scope=scope) if next_after else None}

@@ -12,8 +12,8 @@ from vault.auth.models import Role
 from vault.files.key_usage import KeyState
 from vault.files.schemas import FileSchema
 from vault.folding import MIN_SEARCH
-from vault.http.api import Count, Text
-from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
+from vault.http.api import Text
+from vault.http.lists import ListQuerySchema, PageSchema
 
 
 class Flag(ma.fields.Boolean):
@@ -53,17 +53,11 @@ class UserSchema(ma.Schema):
     )
 
 
-class UserPageSchema(ma.Schema):
+class UserPageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(UserSchema), required=True)
-    next_cursor = ma.fields.String(required=True, allow_none=True)
 
 
-class PageQuerySchema(ma.Schema):
-    limit = Count(load_default=50, validate=Range(1, 200))
-    cursor = Text(load_default=None, validate=Length(max=MAX_CURSOR))
-
-
-class UserQuerySchema(PageQuerySchema):
+class UserQuerySchema(ListQuerySchema):
     search = Text(
         load_default=None,
         validate=Length(max=MAX_ADDRESS),
@@ -88,12 +82,11 @@ class AdminFileSchema(FileSchema):
     owner_id = ma.fields.UUID(required=True)
 
 
-class AdminFilePageSchema(ma.Schema):
+class AdminFilePageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(AdminFileSchema), required=True)
-    next_cursor = ma.fields.String(required=True, allow_none=True)
 
 
-class FileQuerySchema(PageQuerySchema):
+class FileQuerySchema(ListQuerySchema):
     owner_id = ma.fields.UUID(load_default=None)
 
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent, Outcome
+from vault.db import comes_before
 from vault.errors import InputRefused
 
 Key = tuple[datetime, uuid.UUID]
@@ -128,9 +129,7 @@ def select_events(
     """Events that meet all conditions, newest first, beginning behind `after`."""
     query = sa.select(*columns).where(*conditions)
     if after is not None:
-        key = sa.tuple_(AuditEvent.at, AuditEvent.id)
-        bound = (sa.bindparam(None, value, column.type) for value, column in zip(after, key, strict=True))
-        query = query.where(key < sa.tuple_(*bound))
+        query = query.where(comes_before((AuditEvent.at, AuditEvent.id), after))
     return query.order_by(AuditEvent.at.desc(), AuditEvent.id.desc())
 
 

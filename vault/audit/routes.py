@@ -1,7 +1,6 @@
 """Routes under /api/v1/admin/audit: read the input, call the service, answer."""
 
 import json
-from datetime import datetime
 from typing import Any, Final
 
 from flask import Response, request
@@ -10,8 +9,8 @@ from vault.audit.export import Format
 from vault.audit.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, admin_required, container, signed_in
-from vault.http.cursors import Cursors
 from vault.http.documents import may_answer
+from vault.http.lists import page_of
 
 blueprint = VaultBlueprint("audit", __name__, url_prefix="/api/v1/admin/audit", description="The audit log")
 
@@ -25,17 +24,9 @@ _MEDIA_TYPES: Final = {Format.CSV: "text/csv; charset=utf-8; header=present", Fo
 @may_answer("invalid_cursor")
 def list_events(query: dict[str, Any]) -> dict[str, Any]:
     """What everybody did, newest first. To look at it is not an event."""
-    vault, filters = container(), filters_of(query)
-    cursors = Cursors(vault.settings.secret_key)
+    log, filters = container().audit_log, filters_of(query)
     scope = f"audit {signed_in().user_id} {json.dumps(filters.given())}"
-    after = None
-    if query["cursor"] is not None:
-        after = cursors.load(query["cursor"], scope=scope, key_type=datetime)
-    page = vault.audit_log.page(filters, limit=query["limit"], after=after)
-    return {
-        "items": page.items,
-        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
-    }
+    return page_of(lambda after: log.page(filters, limit=query["limit"], after=after), query, scope=scope)
 
 
 @blueprint.get("/export")

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import marshmallow as ma
-from marshmallow.validate import Length, OneOf, Range
+from marshmallow.validate import OneOf
 
 from vault.audit.export import Format
 from vault.audit.listing import Filters
 from vault.audit.models import Action, Outcome
-from vault.http.api import Count, Text
+from vault.http.lists import ListQuerySchema, PageSchema
 
 
 class Moment(ma.fields.AwareDateTime):
@@ -42,14 +42,8 @@ class EventSchema(ma.Schema):
     details = ma.fields.Dict(keys=ma.fields.String(), required=True)
 
 
-class EventPageSchema(ma.Schema):
+class EventPageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(EventSchema), required=True)
-    next_cursor = ma.fields.String(required=True, allow_none=True)
-
-
-class ActivityQuerySchema(ma.Schema):
-    limit = Count(load_default=50, validate=Range(1, 200))
-    cursor = Text(load_default=None, validate=Length(max=512))
 
 
 class FilterSchema(ma.Schema):
@@ -61,7 +55,7 @@ class FilterSchema(ma.Schema):
     until = Moment(metadata={"description": "The moment after the last, with its time zone."})
 
 
-class AuditQuerySchema(FilterSchema, ActivityQuerySchema):
+class AuditQuerySchema(FilterSchema, ListQuerySchema):
     pass
 
 

@@ -1,10 +1,9 @@
 """Routes under /api/v1/auth: read the input, call the service, answer."""
 
 import uuid
-from datetime import datetime
 from typing import Any
 
-from vault.audit.schemas import ActivityQuerySchema, EventPageSchema
+from vault.audit.schemas import EventPageSchema
 from vault.auth.schemas import (
     ChangeEmailSchema,
     ChangePasswordSchema,
@@ -19,7 +18,6 @@ from vault.auth.schemas import (
     RegisterSchema,
     ResetPasswordSchema,
     SessionPageSchema,
-    SessionQuerySchema,
     TokenPairSchema,
     TokenSchema,
 )
@@ -27,8 +25,8 @@ from vault.auth.service import Profile
 from vault.auth.tokens import TokenPair
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
-from vault.http.cursors import Cursors
 from vault.http.documents import may_answer
+from vault.http.lists import ListQuerySchema, page_of
 from vault.http.requests import anonymous
 
 blueprint = VaultBlueprint(
@@ -119,22 +117,16 @@ def logout(fields: dict[str, Any]) -> None:
 
 
 @blueprint.get("/sessions")
-@blueprint.arguments(SessionQuerySchema, location="query")
+@blueprint.arguments(ListQuerySchema, location="query")
 @blueprint.response(200, SessionPageSchema)
 @may_answer("invalid_cursor")
 @login_required
 def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
     """Where one is signed in, newest first."""
-    vault, who = container(), signed_in()
-    cursors, scope = Cursors(vault.settings.secret_key), f"sessions {who.user_id}"
-    after = None
-    if query["cursor"] is not None:
-        after = cursors.load(query["cursor"], scope=scope, key_type=datetime)
-    page = vault.user_sessions.list(who, limit=query["limit"], after=after)
-    return {
-        "items": page.items,
-        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
-    }
+    sessions, who = container().user_sessions, signed_in()
+    return page_of(
+        lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
+    )
 
 
 @blueprint.delete("/sessions/<uuid:session_id>")
@@ -176,7 +168,7 @@ def delete_me(fields: dict[str, Any]) -> None:
 
 
 @blueprint.get("/me/activity")
-@blueprint.arguments(ActivityQuerySchema, location="query")
+@blueprint.arguments(ListQuerySchema, location="query")
 @blueprint.response(200, EventPageSchema)
 @may_answer("invalid_cursor")
 @login_required
@@ -185,16 +177,10 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
 
     Where somebody else did it, it is left out who that was and from where.
     """
-    vault, user_id = container(), signed_in().user_id
-    cursors, scope = Cursors(vault.settings.secret_key), f"activity {user_id}"
-    after = None
-    if query["cursor"] is not None:
-        after = cursors.load(query["cursor"], scope=scope, key_type=datetime)
-    page = vault.audit_log.activity(user_id, limit=query["limit"], after=after)
-    return {
-        "items": page.items,
-        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
-    }
+    log, user_id = container().audit_log, signed_in().user_id
+    return page_of(
+        lambda after: log.activity(user_id, limit=query["limit"], after=after), query, scope=f"activity {user_id}"
+    )
 
 
 @blueprint.post("/change-password")

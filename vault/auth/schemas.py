@@ -6,7 +6,8 @@ from marshmallow.validate import Length, OneOf, Range
 from vault.auth.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.auth.models import Role
 from vault.auth.passwords import MAX_LENGTH, MIN_LENGTH
-from vault.http.api import Count, Line, PasswordText, Text
+from vault.http.api import Line, PasswordText, Text
+from vault.http.lists import PageSchema
 
 
 def _email() -> Text:
@@ -83,14 +84,8 @@ class SessionSchema(ma.Schema):
     user_agent = ma.fields.String(required=True, allow_none=True)
 
 
-class SessionPageSchema(ma.Schema):
+class SessionPageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(SessionSchema), required=True)
-    next_cursor = ma.fields.String(required=True, allow_none=True)
-
-
-class SessionQuerySchema(ma.Schema):
-    limit = Count(load_default=50, validate=Range(1, 200))
-    cursor = Text(load_default=None, validate=Length(max=512))
 
 
 class ProfileChangeSchema(ma.Schema):

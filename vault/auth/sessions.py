@@ -12,7 +12,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
-from vault.db import one_read
+from vault.db import comes_before, one_read
 from vault.errors import NotFound, TokenReused, Unauthorized
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -124,12 +124,10 @@ class UserSessions:
 
     def list(self, who: SignedIn, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
         """Living sessions, newest first, `limit` at most, beginning behind `after`."""
-        key = sa.tuple_(UserSession.created_at, UserSession.id)
         query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
         query = query.where(UserSession.user_id == who.user_id, *self._alive())
         if after is not None:
-            bound = [sa.bindparam(None, value, column.type) for value, column in zip(after, key, strict=True)]
-            query = query.where(key < sa.tuple_(*bound))
+            query = query.where(comes_before((UserSession.created_at, UserSession.id), after))
         query = query.order_by(UserSession.created_at.desc(), UserSession.id.desc()).limit(limit + 1)
         with self._sessions.begin() as session:
             rows = session.scalars(query).all()

@@ -9,8 +9,8 @@ from flask import Response, request
 from vault.files.listing import Listing, Sort
 from vault.files.schemas import (
     ContentQuerySchema,
+    FileListQuerySchema,
     FilePageSchema,
-    ListQuerySchema,
     OneFileSchema,
     RenameSchema,
     UploadQuerySchema,
@@ -23,8 +23,8 @@ from vault.http import downloads
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
 from vault.http.conditions import wanted
-from vault.http.cursors import Cursors
 from vault.http.documents import may_answer, reads_headers
+from vault.http.lists import page_of
 from vault.http.uploads import open_upload
 from vault.http.versions import version_tag, wanted_versions
 
@@ -77,25 +77,22 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 
 
 @blueprint.get("")
-@blueprint.arguments(ListQuerySchema, location="query")
+@blueprint.arguments(FileListQuerySchema, location="query")
 @blueprint.response(200, FilePageSchema)
 @may_answer("invalid_cursor")
 @login_required
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
     """One's own files, newest first unless asked otherwise."""
-    vault, owner_id = container(), signed_in().user_id
+    files, owner_id = container().files, signed_in().user_id
     listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
-    cursors = Cursors(vault.settings.secret_key)
     # The search comes last, since it may hold anything.
     scope = f"files {owner_id} {query['sort']} {query['order']} {query['search'] or ''}"
-    after = None
-    if query["cursor"] is not None:
-        after = cursors.load(query["cursor"], scope=scope, key_type=listing.sort.key_type)
-    page = vault.files.list(owner_id, listing, limit=query["limit"], after=after)
-    return {
-        "items": page.items,
-        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
-    }
+    return page_of(
+        lambda after: files.list(owner_id, listing, limit=query["limit"], after=after),
+        query,
+        scope=scope,
+        key_type=listing.sort.key_type,
+    )
 
 
 @blueprint.get("/usage")

@@ -11,8 +11,9 @@ from vault.encryption.header import Suite
 from vault.files.listing import Sort
 from vault.files.names import MAX_LENGTH, clean_name
 from vault.folding import MIN_SEARCH
-from vault.http.api import Count, Text
+from vault.http.api import Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
+from vault.http.lists import ListQuerySchema, PageSchema
 
 
 class FileName(Text):
@@ -67,13 +68,12 @@ class OneFileSchema(FileSchema):
     )
 
 
-class FilePageSchema(ma.Schema):
+class FilePageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(FileSchema), required=True)
-    next_cursor = ma.fields.String(required=True, allow_none=True)
 
 
-class ListQuerySchema(ma.Schema):
-    limit = Count(load_default=50, validate=Range(1, 200))
+class FileListQuerySchema(ListQuerySchema):
+    # It may hold a name.
     cursor = Text(load_default=None, validate=Length(max=MAX_CURSOR))
     sort = ma.fields.String(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
     order = ma.fields.String(load_default="desc", validate=OneOf(["asc", "desc"]))
