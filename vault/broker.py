@@ -57,9 +57,9 @@ class _AtomicChannel(Channel):
         # kombu writes in place, so that a worker may read half a message, and one empty file ends worker and beat.
         folder = Path(self.data_folder_out)
         name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
-        partial = folder / f".{name}.partial"
-        partial.write_text(json.dumps(payload))
-        os.rename(partial, folder / name)
+        unfinished = folder / f".{name}.partial"
+        unfinished.write_text(json.dumps(payload))
+        os.rename(unfinished, folder / name)
 
 
 class AtomicFilesystemTransport(Transport):

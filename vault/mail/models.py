@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from vault.db import Base, UuidKey
+from vault.db import Base, UuidKey, db_now
 
 
 class MailKind(enum.StrEnum):
@@ -62,3 +62,11 @@ class MailJob(UuidKey, Base):
     sent_at: Mapped[datetime | None]
     failure: Mapped[str | None] = mapped_column(sa.String(64))
     request_id: Mapped[str | None] = mapped_column(sa.String(64))
+
+
+def is_due() -> sa.ColumnElement[bool]:
+    """Whether a job may be claimed: its time has come, or whoever claimed it has died."""
+    return sa.or_(
+        sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
+        sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),
+    )

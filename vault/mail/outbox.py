@@ -21,7 +21,7 @@ from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.db import db_now
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
-from vault.mail.models import MailJob, MailKind, MailState
+from vault.mail.models import MailJob, MailKind, MailState, is_due
 from vault.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
@@ -143,7 +143,7 @@ class Outbox:
         """Jobs whose time has come, and those whose sender died."""
         with self._sessions.begin() as session:
             return session.scalars(
-                sa.select(MailJob.id).where(_claimable()).order_by(MailJob.next_attempt_at).limit(limit)
+                sa.select(MailJob.id).where(is_due()).order_by(MailJob.next_attempt_at).limit(limit)
             ).all()
 
     def deliver(self, job_id: uuid.UUID) -> None:
@@ -185,7 +185,7 @@ class Outbox:
         with self._sessions.begin() as session:
             taken = session.execute(
                 sa.update(MailJob)
-                .where(MailJob.id == job_id, _claimable())
+                .where(MailJob.id == job_id, is_due())
                 .values(state=MailState.SENDING, attempts=MailJob.attempts + 1, lease_until=db_now(LEASE_SECONDS))
                 .execution_options(synchronize_session=False)
             )
@@ -323,10 +323,3 @@ def _fits(kind: MailKind, user: User, recipient: str) -> bool:
     if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
         return False
     return user.email == recipient
-
-
-def _claimable() -> sa.ColumnElement[bool]:
-    return sa.or_(
-        sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
-        sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),
-    )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.db import db_now
-from vault.mail.models import MailJob, MailState
+from vault.mail.models import MailJob, MailState, is_due
 
 _BATCH: Final = 500
 
@@ -56,12 +56,7 @@ class MailQueue:
 
     def backlog(self) -> Backlog:
         """What is owed, for who watches. A job whose sender died is due since it was last tried."""
-        query = sa.select(db_now(), sa.func.min(MailJob.next_attempt_at)).where(
-            sa.or_(
-                sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
-                sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),
-            )
-        )
+        query = sa.select(db_now(), sa.func.min(MailJob.next_attempt_at)).where(is_due())
         with self._sessions.begin() as session:
             now, oldest = session.execute(query).one()
         return Backlog(self.counts(), max((now - oldest).total_seconds(), 0.0) if oldest else 0.0)
