@@ -4,13 +4,11 @@ Models inherit `Base`; services get a sessionmaker over `create_engine`. Leases 
 database's clock (`db_now`), since the clocks of many machines differ.
 """
 
-import select
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any, Final
 
 import psycopg2
@@ -18,10 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.exc import InvalidatePoolError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -92,9 +89,6 @@ def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)})"
 
 
-# For how long an unused connection is taken to be good if nothing has come from the server.
-_UNASKED_SECONDS: Final = 5.0
-
 _SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -121,17 +115,15 @@ def create_engine(url: str) -> Engine:
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
         return engine
-    engine = sa.create_engine(
+    return sa.create_engine(
         url,
         hide_parameters=True,
+        pool_pre_ping=True,
         pool_size=10,
         max_overflow=30,
         pool_timeout=10,
         connect_args={"connect_timeout": 3},
     )
-    event.listen(engine, "checkin", _on_checkin)
-    event.listen(engine, "checkout", _on_checkout)
-    return engine
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:
@@ -154,29 +146,6 @@ def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
-
-
-def _on_checkin(_connection: object, entry: ConnectionPoolEntry) -> None:
-    entry.info["returned_at"] = monotonic()
-
-
-def _on_checkout(connection: Any, entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """Replace a connection that the server has ended. SQLAlchemy's own way asks the server each time."""
-    returned_at = entry.info.get("returned_at")
-    if returned_at is None:
-        return
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    # What there is to read where nothing was asked is the server's farewell, or the end of the stream. A server that
-    # did not even send that, such as one without power, is found out by asking.
-    if monotonic() < returned_at + _UNASKED_SECONDS and not poll.poll(0):
-        return
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        connection.rollback()
-    except psycopg2.Error as exc:
-        raise InvalidatePoolError from exc
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:

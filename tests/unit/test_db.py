@@ -1,5 +1,4 @@
 import sqlite3
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -267,11 +266,7 @@ def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) 
 # --- connections of PostgreSQL --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unasked_seconds", [pytest.param(60.0, id="heard"), pytest.param(-1.0, id="asked")])
-def test_connections_that_the_server_has_ended_are_replaced(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, unasked_seconds: float
-) -> None:
-    monkeypatch.setattr(sys.modules[create_engine.__module__], "_UNASKED_SECONDS", unasked_seconds)
+def test_connections_that_the_server_has_ended_are_replaced(postgres_url: str) -> None:
     engine, other = create_engine(psycopg2_url(postgres_url)), create_engine(psycopg2_url(postgres_url))
     backend = sa.select(sa.func.pg_backend_pid())
     with engine.connect() as one, engine.connect() as two:
@@ -287,23 +282,6 @@ def test_connections_that_the_server_has_ended_are_replaced(
     assert len(before | after) == 4
     engine.dispose()
     other.dispose()
-
-
-def test_a_connection_that_was_used_a_moment_ago_is_used_again_unasked(postgres_url: str) -> None:
-    engine = create_engine(psycopg2_url(postgres_url))
-    last = sa.text("SELECT query FROM pg_stat_activity WHERE pid = :pid")
-    with engine.connect() as connection:
-        pid = connection.scalar(sa.select(sa.func.pg_backend_pid()))
-    watcher = create_engine(psycopg2_url(postgres_url))
-    with watcher.connect() as connection:
-        before = connection.scalar(last, {"pid": pid})
-
-    with engine.connect(), watcher.connect() as connection:
-        after = connection.scalar(last, {"pid": pid})
-
-    assert (before, after) == ("ROLLBACK", "ROLLBACK")
-    engine.dispose()
-    watcher.dispose()
 
 
 def test_one_read_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
