@@ -166,7 +166,10 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
 
 
 def _limits(url: str) -> dict[str, object]:
-    return {"timeout": ANSWER_SECONDS} if url.startswith("sqlite") else {"connect_timeout": 2}
+    if url.startswith("sqlite"):
+        return {"timeout": ANSWER_SECONDS}
+    # A server that vanished while it was asked must not keep the one thread that asks for the hours that TCP waits.
+    return {"connect_timeout": 2, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2}
 
 
 def _scalars(engine: sa.Engine, statement: str) -> list[str]:
