@@ -26,10 +26,13 @@ def missing(service: str, reason: str) -> NoReturn:
 
 
 def program(name: str, *, package: str) -> str:
-    """The path of a program; where it is not installed the test skips (or fails, as above) and says what has it."""
+    """The path of a program; where it is not installed the test skips (fails with REQUIRE_PROGRAMS=1) and says why."""
     path = shutil.which(name)
     if path is None:
-        missing(name, f"it is not installed (Debian package {package})")
+        reason = f"{name} is not installed (Debian package {package})"
+        if os.environ.get("REQUIRE_PROGRAMS") == "1":
+            pytest.fail(f"REQUIRE_PROGRAMS=1, but {reason}")
+        pytest.skip(reason)
     return path
 
 

@@ -199,7 +199,11 @@ def test_checks_and_tests_run_on_every_python_that_is_supported(workflow: dict[s
     for name in ("check", "test"):
         assert jobs[name]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13", "3.14"], name
     # Without the address the tests of RabbitMQ want rabbitmqctl, which is inside the service's container.
-    assert jobs["test"]["env"] == {"REQUIRE_SERVICES": "1", "TEST_AMQP_URL": "amqp://guest:guest@127.0.0.1:5672//"}
+    assert jobs["test"]["env"] == {
+        "REQUIRE_SERVICES": "1",
+        "REQUIRE_PROGRAMS": "1",
+        "TEST_AMQP_URL": "amqp://guest:guest@127.0.0.1:5672//",
+    }
     assert jobs["test"]["services"].keys() == {"postgres", "redis", "rabbitmq"}
     commands = [step["run"] for step in steps(workflow) if "run" in step]
     for command in ("./scripts/check", "./scripts/check --audit", "./scripts/test", "docker compose config --quiet"):
