@@ -64,7 +64,7 @@ def configure_logging(level: str, log_format: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    handler.addFilter(_TaskFailures())
+    handler.addFilter(_ExceptionTexts())
     logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers = [handler]
@@ -103,10 +103,12 @@ def _cleaned(name: str, value: Any) -> Any:
     return _SECRET.sub(REMOVED, repr(value))
 
 
-class _TaskFailures(logging.Filter):
-    """Celery writes a failed task's exception with its text; leave the task's name and id, and the class and place."""
+class _ExceptionTexts(logging.Filter):
+    """Libraries write exceptions into messages, Celery those of tasks: leave the class, and a task's name and id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in record.args)
         if record.name == "celery.app.trace" and record.exc_info and isinstance(record.args, dict):
             record.msg, record.args = "task_failed %s %s", (record.args.get("name"), record.args.get("id"))
         return True

@@ -226,6 +226,13 @@ def test_a_failed_tasks_line_has_its_name_and_id_but_no_text(json_log: io.String
     assert len(line["exception"]) == 3
 
 
+def test_an_exception_in_a_librarys_message_is_told_by_its_class(json_log: io.StringIO) -> None:
+    logging.getLogger("celery.beat").error("Message Error: %s (%d)", NameLost(SECRET), 7)
+
+    (line,) = lines(json_log)
+    assert line["event"] == "Message Error: NameLost (7)"
+
+
 # --- gunicorn -------------------------------------------------------------------------------------------------------
 
 
