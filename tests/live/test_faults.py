@@ -113,7 +113,8 @@ class Site:
         headers = {"Authorization": (person or self.person).headers["Authorization"]}
         try:
             return Sent(name, content, requests.post(url, headers=headers, timeout=300, **ways[framing]))
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+            # Nothing came, or the head of an answer without its body.
             return Sent(name, content, None)
 
     def send_at_once(self, *uploads: tuple[bytes, str]) -> list[Sent]:
