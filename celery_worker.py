@@ -5,12 +5,13 @@ import sys
 import tempfile
 from typing import Any
 
-from celery.signals import beat_init, setup_logging, worker_init, worker_ready
+from celery.signals import beat_embedded_init, beat_init, setup_logging, worker_init, worker_ready
 
 # Before the first import of what counts, which looks whether processes share their numbers.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
 from vault import create_app, exporter
+from vault.broker import count_no_messages
 from vault.config import Settings, SettingsError
 from vault.container import Container
 from vault.logs import configure_logging
@@ -47,8 +48,15 @@ def _serve_metrics(**_: Any) -> None:
 
 @beat_init.connect
 def _serve_metrics_of_beat(**_: Any) -> None:
-    exporter.listen(settings.metrics_bind, offset=2)
-    exporter.serve(container, with_mail=False)
+    # One inside of a worker (--beat) has inherited that one's.
+    if not exporter.is_listening():
+        exporter.listen(settings.metrics_bind, offset=2)
+        exporter.serve(container, with_mail=False)
+
+
+@beat_embedded_init.connect
+def _count_nothing_inside_of_a_worker(**_: Any) -> None:
+    count_no_messages()
 
 
 exporter.remove_folder_at_exit()

@@ -52,6 +52,11 @@ def _count_sent(sender: str, **_: object) -> None:
 after_task_publish.connect(_count_sent)
 
 
+def count_no_messages() -> None:
+    """For a process that Celery has forked and then closed all files of, those for counting among them."""
+    after_task_publish.disconnect(_count_sent)
+
+
 class _AtomicChannel(Channel):
     def _put(self, queue: str, payload: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
         # kombu writes in place, so that a worker may read half a message, and one empty file ends worker and beat.
