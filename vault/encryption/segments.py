@@ -7,6 +7,7 @@ callers hand in `read` callables and buffers.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol, TypeAlias
 
 from cryptography.exceptions import InvalidTag
@@ -40,7 +41,7 @@ class Covering:
     take: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometry:
     """Every offset in an object that holds `size` plaintext bytes. The header counts as 96 bytes of segment 0."""
 
@@ -52,19 +53,19 @@ class Geometry:
         if self.size < 0 or self.segments > MAX_SEGMENTS:
             raise ValueError("size must be 0 to what 2^32 segments hold")
 
-    @property
+    @cached_property
     def segment_size(self) -> int:
         return 1 << self.lg
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         return self.segment_size - self.suite.overhead
 
-    @property
+    @cached_property
     def segments(self) -> int:
         return (self.size + HEADER_SIZE) // self.capacity + 1
 
-    @property
+    @cached_property
     def object_size(self) -> int:
         return HEADER_SIZE + self.size + self.segments * self.suite.overhead
 
@@ -134,8 +135,9 @@ class ContentKey:
     def __init__(self, keys: FileKeys, header: Header) -> None:
         self.header = header
         self.suite = header.suite
+        self.nonce_size, self.overhead = header.suite.nonce_size, header.suite.overhead
         self.segment_size = 1 << header.lg
-        self.capacity = self.segment_size - header.suite.overhead
+        self.capacity = self.segment_size - self.overhead
         self.aead: Aead = Eax(keys.encryption) if header.suite is Suite.AES_256_EAX else _Gcm(keys.encryption)
 
     def capacity_of(self, index: int) -> int:
@@ -154,7 +156,7 @@ def seal_segment_into(
     capacity = key.capacity_of(index)
     if len(plaintext) > capacity or is_last != (len(plaintext) < capacity):
         raise ValueError("a segment is full exactly when it is not the last")
-    if len(nonce) != key.suite.nonce_size or not 0 <= index < MAX_SEGMENTS:
+    if len(nonce) != key.nonce_size or not 0 <= index < MAX_SEGMENTS:
         raise ValueError("nonce or index does not fit the suite")
     out[: len(nonce)] = nonce
     key.aead.seal_into(nonce, plaintext, _aad(index, is_last=is_last), out[len(nonce) :])
@@ -163,10 +165,10 @@ def seal_segment_into(
 def open_segment(key: ContentKey, index: int, segment: Buffer, *, is_last: bool) -> bytes:
     """Decrypt one segment. Raises AuthenticationFailed if it is not the one that was sealed for this place."""
     full = key.segment_size if index else key.segment_size - HEADER_SIZE
-    if not key.suite.overhead <= len(segment) <= full or is_last != (len(segment) < full):
+    if not key.overhead <= len(segment) <= full or is_last != (len(segment) < full):
         raise AuthenticationFailed
     view = memoryview(segment)
-    nonce = view[: key.suite.nonce_size]
+    nonce = view[: key.nonce_size]
     return key.aead.open(nonce, view[len(nonce) :], _aad(index, is_last=is_last))
 
 
@@ -188,10 +190,10 @@ def seal_stream(
         if used == len(buffer):
             yield buffer, used
             buffer, used = next_buffer(), 0
-        length = len(plaintext) + key.suite.overhead
+        length = len(plaintext) + key.overhead
         is_last = len(plaintext) < key.capacity_of(index)
         out = memoryview(buffer)[used : used + length]
-        seal_segment_into(key, index, plaintext, out, nonce=nonces(key.suite.nonce_size), is_last=is_last)
+        seal_segment_into(key, index, plaintext, out, nonce=nonces(key.nonce_size), is_last=is_last)
         used += length
     yield buffer, used
 
