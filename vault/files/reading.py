@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,15 +18,13 @@ from vault.encryption.metadata import open_digest
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
 from vault.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
 from vault.files.models import File, FileState
-from vault.files.readahead import ReadAhead
 from vault.files.retired import key_is_retired
 from vault.metrics import SEGMENTS
 from vault.storage import ObjectReader, ObjectStore, object_key
 
 # Up to here all that was asked for is fetched and verified before its first byte is given out.
 _WHOLE_BYTES: Final = 8 * 1024**2
-# As many as a process has threads that answer requests, and then some.
-_FETCHES_AT_ONCE: Final = 64
+_OPENED: Final = SEGMENTS.labels("opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,6 @@ class FileReader:
     def __init__(self, store: ObjectStore, keys: DekCache) -> None:
         self._store = store
         self._keys = keys
-        # Its threads begin with the first fetch, so after every fork.
-        self._fetches = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="read-ahead")
 
     def unlock(self, file: StoredFile, *, within_seconds: float | None = None) -> Unlocked:
         """Unwrap the data key and prove what the row says. Asks the store nothing.
@@ -170,19 +165,19 @@ class FileReader:
 
     def _stream(
         self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
-    ) -> tuple[ReadAhead, Iterator[bytes]]:
-        """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded."""
+    ) -> tuple[ObjectReader, Iterator[bytes]]:
+        """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded.
+
+        Nothing is fetched ahead by a thread: the system's buffers do that, and handing over costs more than it gains.
+        """
         geometry = unlocked.geometry
-        spans = (geometry.span(index) for index in range(wanted.first, wanted.last + 1))
-        sizes = chain([HEADER_SIZE] if with_header else [], (hi - lo + 1 for lo, hi in spans))
-        opened = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
-        reader = ReadAhead(opened, sizes, self._fetches)
+        reader = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
 
         def segments() -> Iterator[bytes]:
             if with_header and reader.read(HEADER_SIZE) != file.header:
                 raise IntegrityFailed("header")
             for segment in open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last):
-                SEGMENTS.labels("opened").inc()
+                _OPENED.inc()
                 yield segment
 
         return reader, _cut(segments(), wanted.skip, wanted.take)
@@ -195,7 +190,7 @@ class FileReader:
         reader = self._open(file, geometry, lo, hi, None)
         try:
             open_segment(unlocked.key, index, reader.read(hi - lo + 1), is_last=True)
-            SEGMENTS.labels("opened").inc()
+            _OPENED.inc()
             return reader.etag
         finally:
             reader.close()
