@@ -2,8 +2,9 @@
 
 First the time of an upload of 1 KiB by people who have few, many and very many files, in turn; each over one
 connection, on a directory. Then pages of 50, for a person with few files and again when the same person has very many:
-each sort in both orders, first page and a page 90 % down, and searches that find one file, a fifth of them, some, and
-none. How each page's query is answered is asked of PostgreSQL as well. Last, the bytes that a row takes in tables and
+each sort in both orders, first page and a page 90 % down, and likewise searches that find few of them, many, nearly
+all, and none: what some find lies together in one of the sorts, so that hundreds of thousands have to be passed over.
+How each page's query is answered is asked of PostgreSQL as well. Last, the bytes that a row takes in tables and
 indexes.
 Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
 """
@@ -12,6 +13,7 @@ import argparse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -34,8 +36,10 @@ _PAGE_GOAL: Final = 2.0
 _SEARCH_GOAL_MS: Final = 50.0
 _PAGE: Final = 50
 _EVENTS: Final = 100_000
+# Enough for every row of a list.
+_ALL: Final = 2**31
 # Ready rows of nothing but facts, a second apart, written by the server. Names have one of five words, twelve hex
-# digits and an ending; one file of each person has a name like no other.
+# digits and an ending, the oldest one word more; one file of each person has a name like no other.
 _FILES: Final = """
 INSERT INTO files (id, owner_id, name, name_folded, content_type, state, version, size_bytes, object_size_bytes,
     reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest, created_at,
@@ -48,10 +52,21 @@ SELECT gen_random_uuid(), :owner, upper(left(name, 1)) || substr(name, 2), name,
 FROM (
     SELECT n, CASE WHEN n = 7 THEN 'quixotic zebra.pdf' ELSE
         (ARRAY['invoice ', 'photo ', 'report ', 'minutes ', 'scan '])[1 + n % 5] || left(md5(CAST(n AS text)), 12) ||
+        CASE WHEN n > :old THEN ' trip' ELSE '' END || ' (1)' ||
         (ARRAY['.pdf', '.jpg', '.txt', '.bin'])[1 + n % 4] END AS name
     FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
 ) AS made
 """
+# By what they find. A fifth lies together by name, a quarter by type, and the oldest by time.
+_SEARCHES: Final = {
+    "one": "quixotic",
+    "none": "no such name",
+    "some": "a7f",
+    "the oldest": "trip",
+    "a fifth": "report",
+    "a quarter": ".pdf",
+    "nearly all": "(1)",
+}
 _SIZES: Final = """
 SELECT c.relname, t.relname, pg_relation_size(c.oid) + CASE WHEN c.relkind = 'r' AND c.reltoastrelid <> 0
     THEN pg_total_relation_size(c.reltoastrelid) ELSE 0 END
@@ -90,7 +105,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     left.set_xlabel("files that the person has")
     left.set_ylabel("ms of one upload of 1 KiB")
     left.set_title(f"Upload: {result['uploads']['ratio']:.2f}×", fontsize=11)
-    rows = result["pages"]["kinds"]
+    rows = list(_without_most_searches(result["pages"]["kinds"]))
     for position, row in enumerate(rows):
         right.barh(position - 0.2, row["p95_ms"][0], 0.38, color=OTHER)
         right.barh(position + 0.2, row["p95_ms"][1], 0.38, color=OURS)
@@ -105,6 +120,13 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     right.legend(handles, [f"{few:,} files", f"{many:,} files"], fontsize=8, loc="lower right")
 
 
+def _without_most_searches(kinds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lists as they are, and of the searches that find alike the slowest."""
+    yield from (kind for kind in kinds if kind["finds"] is None)
+    for finds in _SEARCHES:
+        yield max((kind for kind in kinds if kind["finds"] == finds), key=lambda kind: kind["p95_ms"][-1])
+
+
 def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
     step = 100_000
     for start in range(first, last + 1, step):
@@ -112,7 +134,8 @@ def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
         progress(f"writing files {start:,} to {end:,}")
         with stack.container.engine.begin() as connection:
             owner = sa.bindparam("owner", owner_id, sa.Uuid)
-            connection.execute(sa.text(_FILES).bindparams(owner), {"first": start, "last": end})
+            bounds = {"first": start, "last": end, "old": last - last // 50}
+            connection.execute(sa.text(_FILES).bindparams(owner), bounds)
             connection.execute(
                 sa.text("UPDATE users SET used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
                         " file_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
@@ -169,22 +192,20 @@ class _Kind:
     listing: Listing
     is_deep: bool = False
 
-    @property
-    def is_search(self) -> bool:
-        return self.listing.search is not None
+    finds: str | None = None
 
 
 def _kinds() -> Iterator[_Kind]:
-    for sort in Sort:
-        for descending in (False, True):
-            for is_deep in (False, True):
-                name = f"{sort} {'desc' if descending else 'asc'}, {'deep' if is_deep else 'first'}"
-                yield _Kind(name, Listing(sort, descending), is_deep)
-    searches = {"one": "quixotic", "a fifth": "report", "some": "a7f", "none": "no such name"}
-    for what, text in searches.items():
-        for sort in (Sort.CREATED_AT, Sort.NAME):
-            yield _Kind(f"search finds {what}, {sort}", Listing(sort, search=text))
-    yield _Kind("search finds a fifth, deep", Listing(search="report"), is_deep=True)
+    searches: dict[str | None, str | None] = {None: None, **_SEARCHES}
+    for finds, text in searches.items():
+        for sort, descending in product(Sort, (False, True)):
+            name = f"{sort} {'desc' if descending else 'asc'}"
+            if finds is not None:
+                name = f"search finds {finds}, {name}"
+            listing = Listing(sort, descending, text)
+            yield _Kind(f"{name}, first", listing, finds=finds)
+            if finds not in ("one", "none"):
+                yield _Kind(f"{name}, deep", listing, is_deep=True, finds=finds)
 
 
 def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
@@ -206,7 +227,7 @@ def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
             spent = [client.seconds_of(path) * 1000 for _ in range(times)]
             found[kind.name]["p95"].append(percentile(spent, 95))
             found[kind.name]["median"].append(Spread.of(spent).median)
-            found[kind.name]["nodes"].append(_plan(stack, kind.listing.query(owner_id, after)))
+            found[kind.name]["nodes"].append(_plan(stack, kind.listing.query(owner_id, after, _PAGE + 1)))
     return _table_of_pages(kinds, found, rows)
 
 
@@ -220,7 +241,7 @@ def _table_of_pages(
         results.append(
             {
                 "kind": kind.name,
-                "is_search": kind.is_search,
+                "finds": kind.finds,
                 "p95_ms": p95,
                 "median_ms": found[kind.name]["median"],
                 "ratio": p95[-1] / p95[0],
@@ -228,11 +249,14 @@ def _table_of_pages(
             }
         )
     table(["page of 50", *(f"p95 ms, {count:,}" for count in rows), "ratio", "plan"], lines)
-    worst = max(result["ratio"] for result in results if not result["is_search"])
-    slowest = max(result["p95_ms"][-1] for result in results if result["is_search"])
+    worst = max(result["ratio"] for result in results if result["finds"] is None)
+    searches = [result for result in results if result["finds"] is not None]
+    slowest = max(result["p95_ms"][-1] for result in searches)
+    slow = [result["kind"] for result in searches if result["p95_ms"][-1] > _SEARCH_GOAL_MS]
     scans = [result["kind"] for result in results if any("Seq Scan" in node for node in result["plan"])]
     print(f"Without search at most {worst:.2f} times; the goal is {_PAGE_GOAL}.")
     print(f"Searches take at most {slowest:.1f} ms (p95); the goal is {_SEARCH_GOAL_MS}.")
+    print(f"Searches that take longer, of {len(searches)}: {'; '.join(slow) or 'none'}.")
     print(f"Queries that read a whole table: {', '.join(scans) or 'none'}.\n")
     return {"kinds": results, "worst_ratio": worst, "slowest_search_ms": slowest, "whole_table": scans}
 
@@ -240,7 +264,7 @@ def _table_of_pages(
 def _deep(stack: Stack, owner_id: uuid.UUID, kind: _Kind) -> tuple[Any, uuid.UUID]:
     """The sort key at 90 % of what is listed."""
     with stack.container.sessions.begin() as session:
-        query = kind.listing.query(owner_id, None)
+        query = kind.listing.query(owner_id, None, _ALL)
         count = session.scalar(sa.select(sa.func.count()).select_from(query.order_by(None).subquery()))
         return kind.listing.key_of(session.scalars(query.offset(int((count or 0) * 0.9)).limit(1)).one())
 
@@ -258,7 +282,7 @@ def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid
 
 def _plan(stack: Stack, query: sa.Select[File]) -> list[str]:
     """The steps in which PostgreSQL answers a page: scans with their indexes, and sorts."""
-    compiled = query.limit(_PAGE + 1).compile(stack.container.engine)
+    compiled = query.compile(stack.container.engine)
     with stack.container.engine.connect() as connection:
         ((plan,),) = connection.exec_driver_sql(
             f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params()

@@ -93,7 +93,7 @@ class FileService:
     ) -> Page:
         """`limit` at most, beginning behind `after`. Needs neither store nor keys. Raises InputRefused."""
         with one_read(self._sessions) as session:
-            rows = session.scalars(listing.query(owner_id, after).limit(limit + 1)).all()
+            rows = session.scalars(listing.query(owner_id, after, limit + 1)).all()
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([_info(row) for row in rows[:limit]], next_after)
 
