@@ -349,13 +349,16 @@ def test_a_damaged_hash_is_a_wrong_password(vault: Vault, anna: Person) -> None:
         assert refusal(login(vault, at=f"192.0.{len(damaged)}.1")) == (401, "invalid_credentials")
 
 
-@pytest.mark.parametrize("change", ["password", "disabled", "deleted"])
+@pytest.mark.parametrize("change", ["password", "address", "disabled", "deleted"])
 def test_what_changes_while_a_password_is_looked_at_counts(
     vault: Vault, anna: Person, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(*_: object, **__: object) -> Checked:
         if change == "password":
             vault.change_user(password_hash=CHEAP_HASHER.hash(NEW), password_version=7)
+        elif change == "address":
+            with vault.container.sessions.begin() as session:
+                session.execute(sa.text("UPDATE users SET email = 'b@example.org', email_key = 'b@example.org'"))
         elif change == "disabled":
             vault.change_user(disabled_at=vault.clock())
         else:

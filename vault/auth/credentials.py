@@ -8,17 +8,17 @@ place that the owner signs in from.
 import enum
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
-from vault.db import insert_into
 from vault.errors import Busy
 from vault.networks import network_of
 
@@ -63,6 +63,17 @@ class _Delays:
         return timedelta(seconds=min(2 ** min(failures - self.free, 20), self.at_most_seconds))
 
 
+@dataclass(slots=True)
+class _Counts:
+    """The columns of a row of attempts that change."""
+
+    failures: int
+    counted_from: datetime
+    last_attempt_at: datetime
+    delayed_until: datetime | None
+    signed_in_at: datetime | None
+
+
 _HERE: Final = _Delays("network", free=5, at_most_seconds=15 * 60)
 _ANYWHERE: Final = _Delays("everywhere", free=50, at_most_seconds=30)
 
@@ -73,6 +84,36 @@ class _Place:
 
     account_key: bytes
     network_key: bytes
+
+
+# Every login needs these, so they are made once, and each is one round trip for both rows.
+_TABLE: Final = PasswordAttempts.__table__.c
+_CHANGING: Final = tuple(field.name for field in fields(_Counts))
+# A row that is there is updated to what it is: made or not, it is locked afterwards, in the same time. The empty key is
+# the first in every order.
+_MAKE: Final = sa.text(
+    "INSERT INTO password_attempts (account_key, network_key, failures, counted_from, last_attempt_at)"
+    " VALUES (:account, :everywhere, 0, :now, :now), (:account, :network, 0, :now, :now)"
+    " ON CONFLICT (account_key, network_key) DO UPDATE SET failures = password_attempts.failures"
+).bindparams(sa.bindparam("everywhere", _EVERYWHERE), sa.bindparam("now", type_=_TABLE.counted_from.type))
+_IS_EVERYWHERE: Final = _TABLE.network_key == sa.literal(_EVERYWHERE)
+_IS_HERE: Final = _TABLE.network_key == sa.bindparam("network", type_=sa.LargeBinary)
+_ARE_BOTH: Final = sa.and_(
+    _TABLE.account_key == sa.bindparam("account", type_=sa.LargeBinary),
+    _TABLE.network_key.in_([sa.literal(_EVERYWHERE), sa.bindparam("network", type_=sa.LargeBinary)]),
+)
+_LOCK: Final = (
+    sa.select(*(_TABLE[name] for name in _CHANGING)).where(_ARE_BOTH).order_by(_TABLE.network_key).with_for_update()
+)
+
+
+def _either(name: str) -> sa.ColumnElement[Any]:
+    anywhere, here = (sa.bindparam(f"{row}_{name}", type_=_TABLE[name].type) for row in ("anywhere", "here"))
+    # With the column itself as the rest, PostgreSQL knows the type of two NULLs.
+    return sa.case((_IS_EVERYWHERE, anywhere), (_IS_HERE, here), else_=_TABLE[name])
+
+
+_WRITE: Final = sa.update(PasswordAttempts).where(_ARE_BOTH).values({name: _either(name) for name in _CHANGING})
 
 
 class Credentials:
@@ -119,8 +160,9 @@ class Credentials:
 
         Nothing is held against this network any more.
         """
-        here = self._cleared(session, self._place(email_key, ip))
-        here.signed_in_at = self._clock()
+        with self._locked(session, self._place(email_key, ip)) as (here, anywhere):
+            self._forgive(here, anywhere)
+            here.signed_in_at = self._clock()
 
     def clear(self, email_key: str, ip: str | None) -> None:
         """The password was right: nothing is held against this network any more."""
@@ -170,8 +212,7 @@ class Credentials:
     def _count(self, place: _Place) -> bool:
         """Count an attempt before its password is looked at; False if it comes within a delay, and is not counted."""
         now = self._clock()
-        with self._sessions.begin() as session:
-            here, anywhere = self._locked(session, place)
+        with self._sessions.begin() as session, self._locked(session, place, is_first=True) as (here, anywhere):
             is_known = _is_known(here, now)
             admitted = not (_is_delayed(here, now) or (_is_delayed(anywhere, now) and not is_known))
             if admitted:
@@ -195,8 +236,7 @@ class Credentials:
         One that was not admitted puts off nothing, by the same work. Returns what begins with this one.
         """
         now, begun = self._clock(), []
-        with self._sessions.begin() as session:
-            here, anywhere = self._locked(session, place)
+        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
                 if admitted and row.failures >= delays.free:
                     delay = delays.after(row.failures)
@@ -207,41 +247,38 @@ class Credentials:
         return begun
 
     def _clear(self, place: _Place) -> None:
-        with self._sessions.begin() as session:
-            self._cleared(session, place)
+        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
+            self._forgive(here, anywhere)
 
-    def _cleared(self, session: Session, place: _Place) -> PasswordAttempts:
+    def _forgive(self, here: _Counts, anywhere: _Counts) -> None:
         now = self._clock()
-        here, anywhere = self._locked(session, place)
         _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
         here.failures, here.delayed_until = 0, None
-        return here
 
     def _take_back(self, place: _Place) -> None:
         """The attempt was never looked at: it counts for nothing, and nobody has to wait for it."""
         now = self._clock()
-        with self._sessions.begin() as session:
-            here, anywhere = self._locked(session, place)
+        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             _take_back(here, now, has_to_wait=True)
             _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
 
-    def _locked(self, session: Session, place: _Place) -> tuple[PasswordAttempts, PasswordAttempts]:
-        """The rows of this network and of all together, made if need be, locked always in one order."""
-        # The empty key is the first in every order.
-        keys = (_EVERYWHERE, place.network_key)
-        now, insert = self._clock(), insert_into(session, PasswordAttempts)
-        fresh = {"account_key": place.account_key, "failures": 0, "counted_from": now, "last_attempt_at": now}
-        # A row that is there is updated to what it is: made or not, it is locked afterwards, in the same time.
-        lock = insert.on_conflict_do_update(
-            index_elements=["account_key", "network_key"], set_={"failures": PasswordAttempts.failures}
-        )
-        session.connection().execute(lock, [{**fresh, "network_key": key} for key in keys])
-        anywhere, here = session.scalars(
-            sa.select(PasswordAttempts)
-            .where(PasswordAttempts.account_key == place.account_key, PasswordAttempts.network_key.in_(keys))
-            .order_by(PasswordAttempts.network_key)
-        ).all()
-        return here, anywhere
+    @contextmanager
+    def _locked(self, session: Session, place: _Place, *, is_first: bool = False) -> Iterator[tuple[_Counts, _Counts]]:
+        """The rows of this network and of all together, locked always in one order; what becomes of them is written.
+
+        The first look at an attempt makes those that are not there, by the same work whether or not they are.
+        """
+        connection, keys = session.connection(), {"account": place.account_key, "network": place.network_key}
+        rows = [] if is_first else connection.execute(_LOCK, keys).all()
+        if len(rows) < 2:
+            # Not the first, they have been forgotten since then, both at once.
+            connection.execute(_MAKE, {**keys, "now": self._clock()})
+            rows = connection.execute(_LOCK, keys).all()
+        anywhere, here = (_Counts(*row) for row in rows)
+        yield here, anywhere
+        written = {f"here_{name}": getattr(here, name) for name in _CHANGING}
+        written |= {f"anywhere_{name}": getattr(anywhere, name) for name in _CHANGING}
+        connection.execute(_WRITE, {**keys, **written})
 
     def _place(self, email_key: str, ip: str | None) -> _Place:
         return _Place(self._mac("account", email_key), self._mac("network", email_key, network_of(ip)))
@@ -250,21 +287,21 @@ class Credentials:
         return hmac.digest(self._key, "\0".join(parts).encode(), hashlib.sha256)
 
 
-def _is_known(here: PasswordAttempts, now: datetime) -> bool:
+def _is_known(here: _Counts, now: datetime) -> bool:
     """Whether the account was signed in to from this network lately; then no attack from elsewhere delays it."""
     return here.signed_in_at is not None and here.signed_in_at > now - _KNOWN_FOR
 
 
-def _take_back(row: PasswordAttempts, now: datetime, *, has_to_wait: bool) -> None:
+def _take_back(row: _Counts, now: datetime, *, has_to_wait: bool) -> None:
     """Undo what counting an attempt did to a row."""
     row.failures = max(row.failures - 1, 0)
     if has_to_wait and row.delayed_until is not None:
         row.delayed_until = min(row.delayed_until, now)
 
 
-def _touch(here: PasswordAttempts, anywhere: PasswordAttempts, now: datetime) -> None:
+def _touch(here: _Counts, anywhere: _Counts, now: datetime) -> None:
     here.last_attempt_at = anywhere.last_attempt_at = now
 
 
-def _is_delayed(row: PasswordAttempts, now: datetime) -> bool:
+def _is_delayed(row: _Counts, now: datetime) -> bool:
     return row.delayed_until is not None and now < row.delayed_until

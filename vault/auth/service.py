@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +24,17 @@ from vault.errors import InvalidCredentials, NotFound, VaultError
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 from vault.metrics import LOGIN_FAILURES
+
+_SIGN_IN: Final = (
+    sa.update(User)
+    .where(
+        User.id == sa.bindparam("which"),
+        User.email == sa.bindparam("address"),
+        User.password_version == sa.bindparam("version"),
+        User.disabled_at.is_(None),
+    )
+    .values(password_hash=sa.bindparam("hash"), last_login_at=sa.bindparam("at"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +172,15 @@ class AuthService:
 
     def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:
         with self._sessions.begin() as session:
-            user = session.scalar(sa.select(User).where(User.id == checked.id).with_for_update())
-            # While the password was hashed, the account may have been given another, or been closed.
-            if user is None or user.password_version != checked.password_version or user.disabled_at is not None:
+            # While the password was hashed, the account may have been given another, or another address, or closed.
+            unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
+            changed = {"hash": new_hash, "at": self._clock()}
+            if not session.connection().execute(_SIGN_IN, unchanged | changed).rowcount:
                 raise InvalidCredentials
-            user.password_hash = new_hash
-            user.last_login_at = self._clock()
-            session_id, pair = self._user_sessions.begin(session, user, actor)
-            who = actor.known_as(user.id, user.email, session_id)
-            self._audit.record(session, who, Action.LOGIN, target=("user", user.id))
-            self._credentials.signed_in(session, user.email_key, actor.ip)
+            session_id, pair = self._user_sessions.begin(session, checked, actor)
+            who = actor.known_as(checked.id, checked.email, session_id)
+            self._audit.record(session, who, Action.LOGIN, target=("user", checked.id))
+            self._credentials.signed_in(session, checked.email_key, actor.ip)
             return pair
 
     @staticmethod

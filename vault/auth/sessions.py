@@ -71,20 +71,20 @@ class UserSessions:
 
     def begin(self, session: Session, user: User, actor: Actor) -> tuple[uuid.UUID, TokenPair]:
         """Start a session in the caller's transaction."""
-        now = self._clock()
-        started = UserSession(
-            id=uuid.uuid4(),
-            user_id=user.id,
-            created_at=now,
-            last_used_at=now,
-            refreshed_at=now,
-            expires_at=now + SESSION_LIFETIME,
-            refresh_generation=0,
-            ip=actor.ip,
-            user_agent=actor.user_agent,
-        )
-        session.add(started)
-        return started.id, self._pair(started)
+        session_id, now = uuid.uuid4(), self._clock()
+        columns = {
+            "id": session_id,
+            "user_id": user.id,
+            "created_at": now,
+            "last_used_at": now,
+            "refreshed_at": now,
+            "expires_at": now + SESSION_LIFETIME,
+            "refresh_generation": 0,
+            "ip": actor.ip,
+            "user_agent": actor.user_agent,
+        }
+        session.connection().execute(sa.insert(UserSession), columns)
+        return session_id, self._pair(UserSession(**columns))
 
     def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
         """Who an access token speaks for now; None once its session or account has ended. One indexed query."""

@@ -1,12 +1,19 @@
-"""The C library's allocator, kept from holding what each thread once needed."""
+"""The C library's allocator: what it holds, and what it gives back."""
 
 import ctypes
 import os
 from typing import Final
 
 # glibc's malloc.h
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
+# Larger blocks come from the kernel each by itself, whatever is set.
+_MMAP_THRESHOLD: Final = 32 * 1024 * 1024
+_SLACK: Final = 16 * 1024 * 1024
+_LARGEST_INT: Final = 2**31 - 1
+_OPERATORS: Final = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 def share_arenas() -> None:
@@ -16,6 +23,24 @@ def share_arenas() -> None:
     thread: with eight transfers of mixed sizes a process came to hold twice as much. MALLOC_ARENA_MAX, where it is set,
     has been heeded already; other C libraries have nothing like it.
     """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        _set(_M_ARENA_MAX, _ARENAS)
+
+
+def keep_for_hashes(size: int, count: int) -> None:
+    """Let the memory of so many hashes at once stay with the process, if glibc has them in its places at all.
+
+    By itself it keeps twice its largest block at the end of each. Two hashes are more than that as soon as anything
+    else is free beside them; then both are given back, and for the next the kernel makes each page anew. What is set by
+    MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ has been heeded already.
+    """
+    if size < _MMAP_THRESHOLD and not _OPERATORS & os.environ.keys():
+        _set(_M_TRIM_THRESHOLD, min(size * count + _SLACK, _LARGEST_INT))
+        # glibc raises it as larger blocks are freed, but no more once the other one is set.
+        _set(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+
+
+def _set(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        mallopt(_M_ARENA_MAX, _ARENAS)
+    if mallopt is not None:
+        mallopt(parameter, value)

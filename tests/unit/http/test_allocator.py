@@ -9,7 +9,7 @@ import pytest
 
 from vault.config import ROOT
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="these settings are glibc's")
 
 PROGRAM = """
 import ctypes, threading
@@ -30,10 +30,31 @@ libc.fflush(None)
 together.wait(20)
 """
 
+HASHES = """
+import ctypes, resource
+from vault.http.allocator import keep_for_hashes, share_arenas
+SIZE = 19 * 1024 * 1024
+share_arenas()
+keep_for_hashes(SIZE, 2)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def use():
+    blocks = [(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))), size) for size in (1024 * 1024, SIZE, SIZE)]
+    for block, size in blocks:
+        ctypes.memset(block, 1, size)
+    for block, _ in blocks:
+        libc.free(block)
+use()
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // SIZE)
+"""
 
-def arenas_of_eight_threads(**environ: str) -> int:
+
+def output_of(program: str, environ: dict[str, str]) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
@@ -41,7 +62,11 @@ def arenas_of_eight_threads(**environ: str) -> int:
         timeout=60,
         check=True,
     )
-    return done.stdout.count("<heap nr=")
+    return done.stdout
+
+
+def arenas_of_eight_threads(**environ: str) -> int:
+    return output_of(PROGRAM, environ).count("<heap nr=")
 
 
 def test_threads_share_two_arenas() -> None:
@@ -50,3 +75,12 @@ def test_threads_share_two_arenas() -> None:
 
 def test_an_operators_own_number_of_arenas_is_left_alone() -> None:
     assert arenas_of_eight_threads(MALLOC_ARENA_MAX="4") == 4
+
+
+@pytest.mark.parametrize(
+    ("environ", "made_anew"), [({}, 0), ({"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "1000000"}, 2)]
+)
+def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
+    environ: dict[str, str], made_anew: int
+) -> None:
+    assert int(output_of(HASHES, environ)) == made_anew
