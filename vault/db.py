@@ -15,7 +15,7 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
@@ -124,6 +124,14 @@ def create_engine(url: str) -> Engine:
         pool_timeout=10,
         connect_args={"connect_timeout": 3},
     )
+
+
+def run(session: Session, statement: sa.Executable, **values: Any) -> CursorResult[*tuple[Any, ...]]:
+    """Execute a statement that was made once, with the values of its bound parameters; rows come back, never objects.
+
+    On hot paths: to build a statement anew, and to lead it through the ORM, costs ten times what it costs to execute.
+    """
+    return session.connection().execute(statement, values)
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:

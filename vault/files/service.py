@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -30,6 +30,8 @@ from vault.folding import fold
 
 # Of a file's facts: the object's id and the row's version.
 Version = tuple[uuid.UUID, int]
+
+_READY_OF_OWNER: Final = ready_files(File.id == sa.bindparam("file"), File.owner_id == sa.bindparam("owner"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class FileService:
     def _delete(self, file_id: uuid.UUID, action: Action, actor: Actor, *where: sa.ColumnElement[bool]) -> None:
         try:
             with self._sessions.begin() as session:
-                row, file = _one_ready(session, File.id == file_id, *where)
+                row, file = _one(session.execute(ready_files(File.id == file_id, *where)))
                 shred(session, Shreddable.of(row), end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
                 self._audit.record(session, actor, action, target=("file", file_id), **details)
@@ -221,11 +223,11 @@ class FileService:
 
 def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
     """Found by id and owner and state in one query: somebody else's file does not exist."""
-    return _one_ready(session, File.id == file_id, File.owner_id == owner_id)
+    return _one(session.execute(_READY_OF_OWNER, {"file": file_id, "owner": owner_id}))
 
 
-def _one_ready(session: Session, *where: sa.ColumnElement[bool]) -> tuple[File, StoredFile]:
-    found = session.execute(ready_files(*where)).one_or_none()
+def _one(ready: sa.Result[File, bool]) -> tuple[File, StoredFile]:
+    found = ready.one_or_none()
     if found is None:
         raise NotFound
     return found[0], StoredFile.of(found[0], key_is_retired=found[1])

@@ -173,7 +173,7 @@ class S3Store:
                     read_timeout=30,
                     retries={"mode": "standard", "total_max_attempts": 3},
                     max_pool_connections=64,
-                    # botocore would put its own together anew, twice for each call, which is an eighth of what one costs.
+                    # botocore would put its own together anew, twice for each call: an eighth of what one costs.
                     user_agent="secure-vault",
                     # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
                     request_checksum_calculation="when_required",
