@@ -152,6 +152,14 @@ def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
         raise OperationalError(None, None, exc) from exc
 
 
+@contextmanager
+def one_write(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """A session for a single statement that writes, and nothing behind it: on PostgreSQL it commits by itself."""
+    with one_read(sessions) as session:
+        yield session
+        session.commit()
+
+
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
 

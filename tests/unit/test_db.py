@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 
 from vault.auth.models import EmailToken, User
-from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read
+from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read, one_write, run
 
 MOMENTS = sa.Table(
     "moments",
@@ -308,6 +308,31 @@ def test_one_read_reads(engine: Engine) -> None:
         found = session.scalar(sa.select(MOMENTS.c.at))
 
     assert found == NOON
+
+
+def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
+    with engine_over(postgres_url) as engine, one_write(create_sessionmaker(engine)) as session:
+        session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
+        kept_already = stored(engine)
+
+    assert kept_already == [0]
+
+
+def test_one_write_is_kept(engine: Engine) -> None:
+    with one_write(create_sessionmaker(engine)) as session:
+        session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
+
+    assert stored(engine) == [0]
+
+
+def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
+    statement = sa.select(MOMENTS.c.at).where(MOMENTS.c.id == sa.bindparam("wanted"))
+    store(engine, None, NOON)
+
+    with create_sessionmaker(engine).begin() as session:
+        found = [run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
+
+    assert found == [None, NOON, None]
 
 
 def test_one_read_on_a_connection_that_dies_as_it_begins_fails_as_every_other(
