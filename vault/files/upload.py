@@ -7,10 +7,10 @@ file; after it the file is there, whole.
 import hashlib
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic, sleep
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import sqlalchemy as sa
 import structlog
@@ -34,6 +34,7 @@ from vault.errors import (
     TooManyUploads,
     UploadLost,
 )
+from vault.files.facts import FileInfo
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
@@ -62,7 +63,7 @@ _COUNT_FILES: Final = sa.select(
     count_of(File.state == FileState.PENDING, File.lease_until > db_now()), FILES, User.file_count.is_not(None)
 ).where(User.id == OWNER)
 _KEEP_COUNT: Final = sa.update(User).where(User.id == OWNER).values(file_count=sa.bindparam("ready"))
-_RESERVE: Final = sa.insert(File).values(lease_until=db_now(LEASE_SECONDS))
+_RESERVE: Final = sa.insert(File).values(state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS))
 _PUBLISH: Final = (
     sa.update(File)
     .where(File.id == sa.bindparam("file"), File.state == FileState.PENDING, File.lease_until > db_now())
@@ -107,12 +108,12 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Reservation:
-    """One upload's identity and keys, complete before the first byte is read, and its row without the lease."""
+    """One upload's identity and keys, complete before the first byte is read, and what its owner will be told."""
 
     file_id: uuid.UUID
     owner_id: uuid.UUID
     new: NewObject
-    columns: dict[str, Any]
+    info: FileInfo
 
 
 class Uploads:
@@ -141,8 +142,8 @@ class Uploads:
         self._audit = audit
         self._clock = clock
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> tuple[File, bytes]:
-        """Store one file; return its row and SHA-256.
+    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
+        """Store one file.
 
         On any error nothing stays visible, reserved or counted. Only where DatabaseUnavailable says that the file may
         have been stored, it may.
@@ -155,7 +156,7 @@ class Uploads:
                 self._stream(reservation, meter, incoming.declared_bytes)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
-                row = self._publish(reservation, meter, actor)
+                info = self._publish(reservation, meter, actor)
             except StorageError as exc:
                 # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
                 if not self._abandon(reservation):
@@ -164,7 +165,7 @@ class Uploads:
             except BaseException:
                 self._abandon(reservation)
                 raise
-        return row, meter.digest()
+        return info
 
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
         """Refuse whatever can be refused before a key is made or a row written. Only reads."""
@@ -172,6 +173,9 @@ class Uploads:
         declared = incoming.declared_bytes or 0
         if declared > self._limits.max_upload_bytes:
             raise TooLarge
+        if not self._keys.primary.is_remote:
+            # The reservation refuses it as well, and to make a key here costs less than to ask.
+            return
         with one_read(self._sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
         # Files are counted once, where the count also decides: of very many that takes milliseconds.
@@ -182,25 +186,38 @@ class Uploads:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
         new = NewObject.create(self._keys, self._suite)
         now, reserved = self._clock(), incoming.declared_bytes or 0
-        columns = {
-            "id": uuid.uuid4(),
-            "owner_id": owner_id,
-            "name": incoming.name,
-            "name_folded": fold(incoming.name),
-            "content_type": incoming.content_type,
-            "state": FileState.PENDING,
-            "version": 1,
-            "reserved_bytes": reserved,
-            **new.columns(now),
-            "created_at": now,
-            "updated_at": now,
-        }
+        info = FileInfo(
+            id=uuid.uuid4(),
+            owner_id=owner_id,
+            name=incoming.name,
+            content_type=incoming.content_type,
+            size=reserved,
+            created_at=now,
+            updated_at=now,
+            object_id=new.object_id,
+            version=1,
+            cipher=self._suite.cipher_name,
+            key_provider=new.wrapped.provider,
+        )
         with self._sessions.begin() as session:
             self._take_quota(session, owner_id, reserved)
             self._limit_files(session, owner_id)
             refuse_retired(session, new.wrapped.key_ref)
-            run(session, _RESERVE, **columns)
-        return _Reservation(columns["id"], owner_id, new, columns)
+            run(
+                session,
+                _RESERVE,
+                id=info.id,
+                owner_id=owner_id,
+                name=info.name,
+                name_folded=fold(info.name),
+                content_type=info.content_type,
+                version=info.version,
+                reserved_bytes=reserved,
+                **new.columns(now),
+                created_at=now,
+                updated_at=now,
+            )
+        return _Reservation(info.id, owner_id, new, info)
 
     def _take_quota(self, session: Session, owner_id: uuid.UUID, wanted: int) -> None:
         """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together."""
@@ -246,11 +263,11 @@ class Uploads:
         at_most = self._limits.max_upload_bytes if declared is None else declared
         write_object(self._store, reservation.new, meter.read, at_most_bytes=at_most)
 
-    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> File:
+    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> FileInfo:
         is_complete = False
         try:
             with self._sessions.begin() as session:
-                row = self._move_to_ready(session, reservation, meter)
+                info = self._move_to_ready(session, reservation, meter)
                 self._audit.record(
                     session,
                     actor,
@@ -266,28 +283,32 @@ class Uploads:
             # then says which it was.
             if not is_complete or not self._is_ready(reservation):
                 raise
-        return row
+        return info
 
-    def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> File:
-        """Return the row as it then is; nothing reads it back."""
-        new = reservation.new
-        columns = {
-            "size_bytes": meter.size,
-            "object_size_bytes": new.geometry(meter.size).object_size,
-            "sealed_digest": seal_digest(
+    def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> FileInfo:
+        new, now, digest = reservation.new, self._clock(), meter.digest()
+        # The user's row first, as in `lock_user`.
+        moved = run(session, _MOVE_TO_USED, owner=reservation.owner_id, reserved=meter.reserved, size=meter.size)
+        if moved.rowcount != 1:
+            raise TransitionLost
+        published = run(
+            session,
+            _PUBLISH,
+            file=reservation.file_id,
+            size_bytes=meter.size,
+            object_size_bytes=new.geometry(meter.size).object_size,
+            sealed_digest=seal_digest(
                 new.keys,
-                meter.digest(),
+                digest,
                 object_id=new.object_id,
                 file_id=reservation.file_id,
                 owner_id=reservation.owner_id,
             ),
-            "updated_at": self._clock(),
-        }
-        # The user's row first, as in `lock_user`.
-        moved = run(session, _MOVE_TO_USED, owner=reservation.owner_id, reserved=meter.reserved, size=meter.size)
-        if moved.rowcount != 1 or run(session, _PUBLISH, file=reservation.file_id, **columns).rowcount != 1:
+            updated_at=now,
+        )
+        if published.rowcount != 1:
             raise TransitionLost
-        return File(**{**reservation.columns, **columns, "state": FileState.READY, "reserved_bytes": 0})
+        return replace(reservation.info, size=meter.size, updated_at=now, sha256=digest)
 
     def _is_ready(self, reservation: _Reservation) -> bool:
         """After a commit of unknown outcome: end the row if it is still pending, then say what it is."""
