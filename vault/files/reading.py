@@ -170,13 +170,15 @@ class FileReader:
 
     def _stream(
         self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
-    ) -> tuple[ReadAhead, Iterator[bytes]]:
+    ) -> tuple[ObjectReader | ReadAhead, Iterator[bytes]]:
         """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded."""
         geometry = unlocked.geometry
         spans = (geometry.span(index) for index in range(wanted.first, wanted.last + 1))
         sizes = chain([HEADER_SIZE] if with_header else [], (hi - lo + 1 for lo, hi in spans))
         opened = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
-        reader = ReadAhead(opened, sizes, self._fetches)
+        # Of one segment there is nothing to fetch meanwhile, and to hand it to a thread costs as much as to open it.
+        is_one = wanted.first == wanted.last
+        reader = opened if is_one else ReadAhead(opened, sizes, self._fetches)
 
         def segments() -> Iterator[bytes]:
             if with_header and reader.read(HEADER_SIZE) != file.header:
