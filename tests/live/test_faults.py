@@ -539,7 +539,7 @@ def test_an_api_killed_at_random_points_of_uploads_loses_nothing_that_it_acknowl
             else:
                 _kill_workers(api)
 
-        relay, messages = dice.choice([(site.database, 90), (site.s3, 275)])
+        relay, messages = dice.choice([(site.database, 54), (site.s3, 275)])
         death = relay.when(rb"", act=Act.PASS, skip=dice.randrange(messages), then=kill)
         contents = [LARGE, *dice.choices([b"", SMALL, MEDIUM], k=3)]
 

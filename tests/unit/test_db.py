@@ -1,18 +1,18 @@
 import sqlite3
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
+from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import EmailToken, User
-from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read
+from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read, one_write, run
 
 MOMENTS = sa.Table(
     "moments",
@@ -310,16 +310,68 @@ def test_one_read_reads(engine: Engine) -> None:
     assert found == NOON
 
 
-def test_one_read_on_a_connection_that_dies_as_it_begins_fails_as_every_other(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
+    with engine_over(postgres_url) as engine, one_write(create_sessionmaker(engine)) as session:
+        session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
+        kept_already = stored(engine)
+
+    assert kept_already == [0]
+
+
+def test_one_write_is_kept(engine: Engine) -> None:
+    with one_write(create_sessionmaker(engine)) as session:
+        session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
+
+    assert stored(engine) == [0]
+
+
+def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
+    statement = sa.select(MOMENTS.c.at).where(MOMENTS.c.id == sa.bindparam("wanted"))
+    store(engine, None, NOON)
+
+    with create_sessionmaker(engine).begin() as session:
+        found = [run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
+
+    assert found == [None, NOON, None]
+
+
+def test_one_read_on_a_connection_that_dies_fails_as_every_other(postgres_url: str) -> None:
     with engine_over(postgres_url) as engine:
+        end = sa.text("SELECT pg_terminate_backend(pg_backend_pid())")
 
-        def die(*_: object) -> None:
-            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        with pytest.raises(OperationalError), one_read(create_sessionmaker(engine)) as session:
+            session.execute(end)
 
-        with engine.connect():
-            monkeypatch.setattr(engine.dialect, "set_isolation_level", die)
+        assert stored(engine) == []
 
-        with pytest.raises(OperationalError), one_read(create_sessionmaker(engine)):
-            pass
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"], ids=["works", "fails"])
+@pytest.mark.parametrize("single", [one_read, one_write])
+def test_after_a_single_statement_the_connection_has_transactions_as_before(
+    postgres_url: str, single: Callable[[sessionmaker[Session]], AbstractContextManager[Session]], statement: str
+) -> None:
+    engine = create_engine(psycopg2_url(postgres_url))
+
+    with suppress(DBAPIError), single(create_sessionmaker(engine)) as session:
+        session.execute(sa.text(statement))
+
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        # With a level of its own the driver sets that back, by a round trip, whenever the connection is checked.
+        assert (driver.autocommit, driver.isolation_level) == (False, None)
+    engine.dispose()
+
+
+def test_a_session_that_ends_early_in_a_single_statement_leaves_its_connection_with_transactions(
+    postgres_url: str,
+) -> None:
+    engine = create_engine(psycopg2_url(postgres_url))
+
+    with one_read(create_sessionmaker(engine)) as session:
+        session.rollback()
+        with engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            assert driver.autocommit is False
+    engine.dispose()

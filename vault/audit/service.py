@@ -19,6 +19,7 @@ from vault.networks import network_of
 
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
+_INSERT: Final = sa.insert(AuditEvent)
 # The newest event once more, which is there already: needs all that an event needs, the consent of checks and triggers
 # to a row among it, and leaves nothing. An insert that is undone to a savepoint would take five times as long.
 _NO_EVENT: Final = sa.text(
@@ -132,7 +133,7 @@ def write(session: Session, events: Sequence[dict[str, Any]]) -> None:
     # What goes before has errors of its own.
     session.flush()
     with _unavailable_told():
-        session.connection().execute(sa.insert(AuditEvent), events)
+        session.connection().execute(_INSERT, events)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
+from vault.db import one_write
 from vault.encryption.errors import KeyUnwrapFailed
 from vault.errors import AuditUnavailable, IntegrityFailed, NotFound
 from vault.files.models import File, FileState
@@ -55,7 +56,7 @@ class Downloads:
             pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
         wanted = file.size_bytes if part is None else part.size
         try:
-            with self._sessions.begin() as session:
+            with one_write(self._sessions) as session:
                 self._audit.record(
                     session,
                     actor,
@@ -116,7 +117,7 @@ class Downloads:
 
     def _record_end(self, file: StoredFile, actor: Actor, action: Action, *, served: int, complete: bool) -> None:
         try:
-            with self._sessions.begin() as session:
+            with one_write(self._sessions) as session:
                 self._audit.record(
                     session,
                     actor,

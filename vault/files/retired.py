@@ -6,10 +6,16 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from vault.db import run
 from vault.encryption.errors import KeyUnavailable
 from vault.errors import Busy
 from vault.files.models import File, RetiredKey
 
+_FIND: Final = (
+    sa.select(RetiredKey.key_ref)
+    .where(RetiredKey.key_ref == sa.bindparam("wanted"))
+    .with_for_update(read=True, key_share=True)
+)
 _LOCK_TIMEOUT: Final = "5s"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -23,10 +29,7 @@ def refuse_retired(session: Session, key_ref: str) -> None:
     """Raise KeyUnavailable if the key that a row of this transaction is wrapped by has been retired."""
     # On PostgreSQL even a locking read that finds nothing holds ROW SHARE on the table until the transaction ends, and
     # `block_use` waits for that. On SQLite there is one writer at a time.
-    found = session.scalar(
-        sa.select(RetiredKey.key_ref).where(RetiredKey.key_ref == key_ref).with_for_update(read=True, key_share=True)
-    )
-    if found is not None:
+    if run(session, _FIND, wanted=key_ref).scalar() is not None:
         raise KeyUnavailable("retired")
 
 

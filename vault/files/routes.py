@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
+from vault.files.facts import FileInfo
 from vault.files.listing import Listing, Sort
 from vault.files.schemas import (
     ContentQuerySchema,
@@ -17,7 +18,6 @@ from vault.files.schemas import (
     UsageSchema,
     file_path,
 )
-from vault.files.service import FileInfo
 from vault.files.usage import Usage
 from vault.http import downloads
 from vault.http.api import VaultBlueprint

@@ -5,9 +5,9 @@ An administrator sees and deletes what he does not own, and never opens it.
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.db import one_read
-from vault.encryption.errors import EncryptionError, HeaderInvalid
-from vault.encryption.header import Header
+from vault.encryption.errors import EncryptionError
 from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.files.download import Download, Downloads
+from vault.files.facts import FileInfo, info_of
 from vault.files.listing import Listing, ListingOfAll, SortKey
 from vault.files.models import File, FileState
 from vault.files.names import clean_name
@@ -31,26 +31,7 @@ from vault.folding import fold
 # Of a file's facts: the object's id and the row's version.
 Version = tuple[uuid.UUID, int]
 
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """What a person may know about a file of his own, and an administrator about any.
-
-    `sha256` is None where it was not asked for or has no key, `cipher` where the row's header is damaged.
-    """
-
-    id: uuid.UUID
-    owner_id: uuid.UUID
-    name: str
-    content_type: str
-    size: int
-    created_at: datetime
-    updated_at: datetime
-    object_id: uuid.UUID
-    version: int
-    cipher: str | None
-    key_provider: str
-    sha256: bytes | None = None
+_READY_OF_OWNER: Final = ready_files(File.id == sa.bindparam("file"), File.owner_id == sa.bindparam("owner"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +67,7 @@ class FileService:
         UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept,
         unless DatabaseUnavailable says that it may have been.
         """
-        return _info(*self._uploads.upload(owner_id, incoming, actor))
+        return self._uploads.upload(owner_id, incoming, actor)
 
     def list(
         self, owner_id: uuid.UUID, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
@@ -95,7 +76,7 @@ class FileService:
         with one_read(self._sessions) as session:
             rows = session.scalars(listing.query(owner_id, after, limit + 1)).all()
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
-        return Page([_info(row) for row in rows[:limit]], next_after)
+        return Page([info_of(row) for row in rows[:limit]], next_after)
 
     def usage(self, owner_id: uuid.UUID) -> Usage:
         """How much of one's room is taken."""
@@ -105,7 +86,7 @@ class FileService:
     def get(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
         """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
         row, file = self._find(owner_id, file_id)
-        return _info(row, self._digest(file, actor))
+        return info_of(row, self._digest(file, actor))
 
     def rename(
         self,
@@ -135,7 +116,7 @@ class FileService:
             if renamed.rowcount != 1:  # type: ignore[attr-defined]
                 raise PreconditionFailed
             self._audit.record(session, actor, Action.FILE_RENAMED, target=("file", file_id))
-        return _info(row, self._digest(file, actor))
+        return info_of(row, self._digest(file, actor))
 
     def head(
         self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor, *, choose: Callable[[FileInfo], object]
@@ -145,8 +126,8 @@ class FileService:
         `choose` may refuse what is there by an error of its own.
         """
         row, file = self._find(owner_id, file_id)
-        choose(_info(row))
-        return _info(row, self._downloads.digest(file, actor))
+        choose(info_of(row))
+        return info_of(row, self._downloads.digest(file, actor))
 
     def open(
         self,
@@ -164,10 +145,10 @@ class FileService:
         the errors of keys, store and database.
         """
         row, file = self._find(owner_id, file_id)
-        info = _info(row)
+        info = info_of(row)
         part = choose(info)
         download = self._downloads.open(file, actor, part=part, is_view=is_view(info))
-        return _info(row, download.sha256), part, download
+        return replace(info, sha256=download.sha256), part, download
 
     def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
@@ -190,7 +171,7 @@ class FileService:
             rows = session.scalars(listing.query(after).limit(limit + 1)).all()
             self._audit.record(session, actor, Action.ADMIN_FILES_LISTED, target=target)
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
-        return Page([_info(row) for row in rows[:limit]], next_after)
+        return Page([info_of(row) for row in rows[:limit]], next_after)
 
     def delete_any(self, file_id: uuid.UUID, actor: Actor) -> None:
         """For an administrator: shred a file, whoever owns it. Raises NotFound."""
@@ -199,7 +180,7 @@ class FileService:
     def _delete(self, file_id: uuid.UUID, action: Action, actor: Actor, *where: sa.ColumnElement[bool]) -> None:
         try:
             with self._sessions.begin() as session:
-                row, file = _one_ready(session, File.id == file_id, *where)
+                row, file = _one(session.execute(ready_files(File.id == file_id, *where)))
                 shred(session, Shreddable.of(row), end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
                 self._audit.record(session, actor, action, target=("file", file_id), **details)
@@ -221,11 +202,11 @@ class FileService:
 
 def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
     """Found by id and owner and state in one query: somebody else's file does not exist."""
-    return _one_ready(session, File.id == file_id, File.owner_id == owner_id)
+    return _one(session.execute(_READY_OF_OWNER, {"file": file_id, "owner": owner_id}))
 
 
-def _one_ready(session: Session, *where: sa.ColumnElement[bool]) -> tuple[File, StoredFile]:
-    found = session.execute(ready_files(*where)).one_or_none()
+def _one(ready: sa.Result[File, bool]) -> tuple[File, StoredFile]:
+    found = ready.one_or_none()
     if found is None:
         raise NotFound
     return found[0], StoredFile.of(found[0], key_is_retired=found[1])
@@ -237,29 +218,3 @@ def _is_one_of(versions: Collection[Version] | None) -> sa.ColumnElement[bool]:
     return sa.or_(
         sa.false(), *(sa.and_(File.object_id == content, File.version == number) for content, number in versions)
     )
-
-
-def _info(row: File, digest: bytes | None = None) -> FileInfo:
-    assert row.size_bytes is not None
-    return FileInfo(
-        id=row.id,
-        owner_id=row.owner_id,
-        name=row.name,
-        content_type=row.content_type,
-        size=row.size_bytes,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        object_id=row.object_id,
-        version=row.version,
-        cipher=_cipher(row.header),
-        key_provider=row.key_provider,
-        sha256=digest,
-    )
-
-
-def _cipher(header: bytes) -> str | None:
-    """One damaged row must not break the list that its owner needs to delete it."""
-    try:
-        return Header.parse(header).suite.cipher_name
-    except HeaderInvalid:
-        return None

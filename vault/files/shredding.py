@@ -2,13 +2,18 @@
 
 import uuid
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from vault.auth.models import User
+from vault.db import run
 from vault.files.models import File, FileState
+
+_LOCK_USER: Final = (
+    sa.select(User.disabled_at.is_(None)).where(User.id == sa.bindparam("owner")).with_for_update(key_share=True)
+)
 
 
 class TransitionLost(Exception):
@@ -94,6 +99,4 @@ def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
     The user's row first, then the file's, in every transaction: one order, no deadlock. It is changed only once the
     transition is won; a loser would give back bytes that are not there any more, which the schema refuses.
     """
-    return bool(
-        session.scalar(sa.select(User.disabled_at.is_(None)).where(User.id == owner_id).with_for_update(key_share=True))
-    )
+    return bool(run(session, _LOCK_USER, owner=owner_id).scalar())

@@ -7,7 +7,7 @@ file; after it the file is there, whole.
 import hashlib
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic, sleep
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User
-from vault.db import db_now, one_read
+from vault.db import db_now, one_read, run
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
@@ -34,12 +34,13 @@ from vault.errors import (
     TooManyUploads,
     UploadLost,
 )
+from vault.files.facts import FileInfo
 from vault.files.installation import InstallationGuard
 from vault.files.leases import LEASE_SECONDS, LeaseKeeper
 from vault.files.models import File, FileState
 from vault.files.retired import refuse_retired
 from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
-from vault.files.usage import count_of, files_of, free_bytes_of
+from vault.files.usage import FILES, OWNER, QUOTA, count_of, free_bytes_of
 from vault.files.writing import NewObject, write_object
 from vault.folding import fold
 from vault.metrics import CONTENT_BYTES, TRANSFERS
@@ -50,6 +51,34 @@ _GROW_BYTES: Final = 16 * 1024**2
 # How long a database that was lost during a commit is waited for, which is longer than a restart takes.
 _AWAY_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 0.2
+
+_WANTED: Final = sa.bindparam("wanted", type_=sa.BigInteger)
+_RESERVED: Final = sa.bindparam("reserved", type_=sa.BigInteger)
+_TAKE_QUOTA: Final = (
+    sa.update(User)
+    .where(User.id == OWNER, User.disabled_at.is_(None), User.used_bytes + User.reserved_bytes + _WANTED <= QUOTA)
+    .values(reserved_bytes=User.reserved_bytes + _WANTED)
+)
+_COUNT_FILES: Final = sa.select(
+    count_of(File.state == FileState.PENDING, File.lease_until > db_now()), FILES, User.file_count.is_not(None)
+).where(User.id == OWNER)
+_KEEP_COUNT: Final = sa.update(User).where(User.id == OWNER).values(file_count=sa.bindparam("ready"))
+_RESERVE: Final = sa.insert(File).values(state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS))
+_PUBLISH: Final = (
+    sa.update(File)
+    .where(File.id == sa.bindparam("file"), File.state == FileState.PENDING, File.lease_until > db_now())
+    .values(state=FileState.READY, reserved_bytes=0, lease_until=None)
+)
+_MOVE_TO_USED: Final = (
+    sa.update(User)
+    # If somebody else has ended the upload, the bytes may have been given back already, which the schema minds.
+    .where(User.id == OWNER, User.disabled_at.is_(None), User.reserved_bytes >= _RESERVED)
+    .values(
+        reserved_bytes=User.reserved_bytes - _RESERVED,
+        used_bytes=User.used_bytes + sa.bindparam("size", type_=sa.BigInteger),
+        file_count=User.file_count + 1,
+    )
+)
 
 log = structlog.get_logger(__name__)
 
@@ -79,11 +108,12 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Reservation:
-    """One upload's identity and keys, complete before the first byte is read."""
+    """One upload's identity and keys, complete before the first byte is read, and what its owner will be told."""
 
     file_id: uuid.UUID
     owner_id: uuid.UUID
     new: NewObject
+    info: FileInfo
 
 
 class Uploads:
@@ -112,8 +142,8 @@ class Uploads:
         self._audit = audit
         self._clock = clock
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> tuple[File, bytes]:
-        """Store one file; return its row and SHA-256.
+    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
+        """Store one file.
 
         On any error nothing stays visible, reserved or counted. Only where DatabaseUnavailable says that the file may
         have been stored, it may.
@@ -126,7 +156,7 @@ class Uploads:
                 self._stream(reservation, meter, incoming.declared_bytes)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
-                row = self._publish(reservation, meter, actor)
+                info = self._publish(reservation, meter, actor)
             except StorageError as exc:
                 # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
                 if not self._abandon(reservation):
@@ -135,7 +165,7 @@ class Uploads:
             except BaseException:
                 self._abandon(reservation)
                 raise
-        return row, meter.digest()
+        return info
 
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
         """Refuse whatever can be refused before a key is made or a row written. Only reads."""
@@ -143,6 +173,9 @@ class Uploads:
         declared = incoming.declared_bytes or 0
         if declared > self._limits.max_upload_bytes:
             raise TooLarge
+        if not self._keys.primary.is_remote:
+            # The reservation refuses it as well, and to make a key here costs less than to ask.
+            return
         with one_read(self._sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
         # Files are counted once, where the count also decides: of very many that takes milliseconds.
@@ -153,58 +186,50 @@ class Uploads:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
         new = NewObject.create(self._keys, self._suite)
         now, reserved = self._clock(), incoming.declared_bytes or 0
-        row = File(
+        info = FileInfo(
             id=uuid.uuid4(),
             owner_id=owner_id,
             name=incoming.name,
-            name_folded=fold(incoming.name),
             content_type=incoming.content_type,
-            state=FileState.PENDING,
-            reserved_bytes=reserved,
-            **new.columns(now),
-            lease_until=db_now(LEASE_SECONDS),
+            size=reserved,
             created_at=now,
             updated_at=now,
+            object_id=new.object_id,
+            version=1,
+            cipher=self._suite.cipher_name,
+            key_provider=new.wrapped.provider,
         )
         with self._sessions.begin() as session:
             self._take_quota(session, owner_id, reserved)
             self._limit_files(session, owner_id)
             refuse_retired(session, new.wrapped.key_ref)
-            session.add(row)
-        return _Reservation(row.id, owner_id, new)
+            run(
+                session,
+                _RESERVE,
+                id=info.id,
+                owner_id=owner_id,
+                name=info.name,
+                name_folded=fold(info.name),
+                content_type=info.content_type,
+                version=info.version,
+                reserved_bytes=reserved,
+                **new.columns(now),
+                created_at=now,
+                updated_at=now,
+            )
+        return _Reservation(info.id, owner_id, new, info)
 
     def _take_quota(self, session: Session, owner_id: uuid.UUID, wanted: int) -> None:
         """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together."""
-        quota = sa.func.coalesce(User.quota_bytes, self._limits.default_quota_bytes)
-        taken = session.execute(
-            sa.update(User)
-            .where(
-                User.id == owner_id,
-                User.disabled_at.is_(None),
-                User.used_bytes + User.reserved_bytes + wanted <= quota,
-            )
-            .values(reserved_bytes=User.reserved_bytes + wanted)
-            .execution_options(synchronize_session=False)
-        )
-        if taken.rowcount != 1:  # type: ignore[attr-defined]
+        default = self._limits.default_quota_bytes
+        if run(session, _TAKE_QUOTA, owner=owner_id, wanted=wanted, default_quota=default).rowcount != 1:
             raise QuotaExceeded
 
     def _limit_files(self, session: Session, owner_id: uuid.UUID) -> None:
         # The user's row is locked by now, so two reservations cannot both be the last that fits.
-        running, ready, is_counted = session.execute(
-            sa.select(
-                count_of(owner_id, File.state == FileState.PENDING, File.lease_until > db_now()),
-                files_of(owner_id),
-                User.file_count.is_not(None),
-            ).where(User.id == owner_id)
-        ).one()
+        running, ready, is_counted = run(session, _COUNT_FILES, owner=owner_id).one()
         if not is_counted:
-            session.execute(
-                sa.update(User)
-                .where(User.id == owner_id)
-                .values(file_count=ready)
-                .execution_options(synchronize_session=False)
-            )
+            run(session, _KEEP_COUNT, owner=owner_id, ready=ready)
         if running >= self._limits.max_uploads_per_user:
             raise TooManyUploads
         if ready + running >= self._limits.max_files_per_user:
@@ -238,11 +263,11 @@ class Uploads:
         at_most = self._limits.max_upload_bytes if declared is None else declared
         write_object(self._store, reservation.new, meter.read, at_most_bytes=at_most)
 
-    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> File:
+    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> FileInfo:
         is_complete = False
         try:
             with self._sessions.begin() as session:
-                self._move_to_ready(session, reservation, meter)
+                info = self._move_to_ready(session, reservation, meter)
                 self._audit.record(
                     session,
                     actor,
@@ -250,10 +275,6 @@ class Uploads:
                     target=("file", reservation.file_id),
                     size_bytes=meter.size,
                 )
-                session.flush()
-                # Read now, and kept from a rollback: once the file is there, that is told without asking again.
-                row = session.get_one(File, reservation.file_id)
-                session.expunge(row)
                 is_complete = True
         except TransitionLost as exc:
             raise UploadLost from exc
@@ -262,47 +283,32 @@ class Uploads:
             # then says which it was.
             if not is_complete or not self._is_ready(reservation):
                 raise
-        return row
+        return info
 
-    def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> None:
-        new = reservation.new
-        is_enabled = lock_user(session, reservation.owner_id)
-        published = session.execute(
-            sa.update(File)
-            .where(
-                File.id == reservation.file_id,
-                File.state == FileState.PENDING,
-                File.lease_until > db_now(),
-            )
-            .values(
-                state=FileState.READY,
-                size_bytes=meter.size,
-                object_size_bytes=new.geometry(meter.size).object_size,
-                sealed_digest=seal_digest(
-                    new.keys,
-                    meter.digest(),
-                    object_id=new.object_id,
-                    file_id=reservation.file_id,
-                    owner_id=reservation.owner_id,
-                ),
-                reserved_bytes=0,
-                lease_until=None,
-                updated_at=self._clock(),
-            )
-            .execution_options(synchronize_session=False)
-        )
-        if not is_enabled or published.rowcount != 1:  # type: ignore[attr-defined]
+    def _move_to_ready(self, session: Session, reservation: _Reservation, meter: "_Meter") -> FileInfo:
+        new, now, digest = reservation.new, self._clock(), meter.digest()
+        # The user's row first, as in `lock_user`.
+        moved = run(session, _MOVE_TO_USED, owner=reservation.owner_id, reserved=meter.reserved, size=meter.size)
+        if moved.rowcount != 1:
             raise TransitionLost
-        session.execute(
-            sa.update(User)
-            .where(User.id == reservation.owner_id)
-            .values(
-                reserved_bytes=User.reserved_bytes - meter.reserved,
-                used_bytes=User.used_bytes + meter.size,
-                file_count=User.file_count + 1,
-            )
-            .execution_options(synchronize_session=False)
+        published = run(
+            session,
+            _PUBLISH,
+            file=reservation.file_id,
+            size_bytes=meter.size,
+            object_size_bytes=new.geometry(meter.size).object_size,
+            sealed_digest=seal_digest(
+                new.keys,
+                digest,
+                object_id=new.object_id,
+                file_id=reservation.file_id,
+                owner_id=reservation.owner_id,
+            ),
+            updated_at=now,
         )
+        if published.rowcount != 1:
+            raise TransitionLost
+        return replace(reservation.info, size=meter.size, updated_at=now, sha256=digest)
 
     def _is_ready(self, reservation: _Reservation) -> bool:
         """After a commit of unknown outcome: end the row if it is still pending, then say what it is."""

@@ -2,13 +2,30 @@
 
 import uuid
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from vault.auth.models import User
+from vault.db import run
 from vault.errors import NotFound
 from vault.files.models import File, FileState
+
+# In queries of an account, whose parameters are `owner` and `default_quota`.
+OWNER: Final = sa.bindparam("owner", type_=sa.Uuid)
+QUOTA: Final = sa.func.coalesce(User.quota_bytes, sa.bindparam("default_quota", type_=sa.BigInteger))
+
+
+def count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """How many of the owner's rows these are. Of the ready ones, an index alone tells it."""
+    return sa.select(sa.func.count()).select_from(File).where(File.owner_id == OWNER, *where).scalar_subquery()
+
+
+# What the account says itself, or counted if it says nothing.
+FILES: Final = sa.func.coalesce(User.file_count, count_of(File.state == FileState.READY))
+_USAGE: Final = sa.select(User.used_bytes, User.reserved_bytes, QUOTA, FILES).where(User.id == OWNER)
+_FREE_BYTES: Final = sa.select(QUOTA - User.used_bytes - User.reserved_bytes).where(User.id == OWNER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +40,7 @@ class Usage:
 
 def usage_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int) -> Usage:
     """In one query. Raises NotFound where there is no such person."""
-    row = session.execute(
-        sa.select(
-            User.used_bytes,
-            User.reserved_bytes,
-            sa.func.coalesce(User.quota_bytes, default_quota_bytes),
-            files_of(owner_id),
-        ).where(User.id == owner_id)
-    ).one_or_none()
+    row = run(session, _USAGE, owner=owner_id, default_quota=default_quota_bytes).one_or_none()
     if row is None:
         raise NotFound
     return Usage(*row)
@@ -38,18 +48,7 @@ def usage_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int)
 
 def free_bytes_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int) -> int:
     """What may still be stored; negative where the quota was lowered. Raises NotFound where there is no such person."""
-    quota = sa.func.coalesce(User.quota_bytes, default_quota_bytes)
-    free = session.scalar(sa.select(quota - User.used_bytes - User.reserved_bytes).where(User.id == owner_id))
+    free = run(session, _FREE_BYTES, owner=owner_id, default_quota=default_quota_bytes).scalar()
     if free is None:
         raise NotFound
     return int(free)
-
-
-def files_of(owner_id: uuid.UUID) -> sa.ColumnElement[int]:
-    """How many files a person has, in a query of that account: what it says itself, or counted if it says nothing."""
-    return sa.func.coalesce(User.file_count, count_of(owner_id, File.state == FileState.READY))
-
-
-def count_of(owner_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    """How many of a person's rows these are. Of the ready ones, an index alone tells it."""
-    return sa.select(sa.func.count()).select_from(File).where(File.owner_id == owner_id, *where).scalar_subquery()

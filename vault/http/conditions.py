@@ -7,8 +7,8 @@ from flask import Request, Response, abort
 from werkzeug.http import parse_etags, parse_range_header
 
 from vault.errors import PreconditionFailed, RangeNotSatisfiable
+from vault.files.facts import FileInfo
 from vault.files.reading import ByteRange
-from vault.files.service import FileInfo
 
 # Werkzeug takes it for malformed; RFC 9110, 14.1.2 says that nothing satisfies it.
 _NO_SUFFIX: Final = re.compile(r"bytes=\s*-0+\s*", re.IGNORECASE)

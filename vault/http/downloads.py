@@ -8,8 +8,8 @@ from urllib.parse import quote
 from flask import Request, Response
 
 from vault.files.download import Download
+from vault.files.facts import FileInfo
 from vault.files.reading import ByteRange
-from vault.files.service import FileInfo
 from vault.http.conditions import wanted
 from vault.http.pacing import begin_transfer
 

@@ -8,7 +8,8 @@ from typing import Final
 from flask import Request
 from werkzeug.http import parse_etags
 
-from vault.files.service import FileInfo, Version
+from vault.files.facts import FileInfo
+from vault.files.service import Version
 
 # No number that the column could not hold, and one spelling for each.
 _TAG: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([1-9][0-9]{0,8})")

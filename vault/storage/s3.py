@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError
 
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
@@ -161,7 +165,10 @@ class S3Store:
             if self._owner_pid == os.getpid():
                 return
             options = self._options
+            session = botocore.session.get_session()
+            session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
             self._client = boto3.session.Session(
+                botocore_session=session,
                 aws_access_key_id=options.access_key_id,
                 aws_secret_access_key=options.secret_access_key,
                 region_name=options.region,
@@ -173,6 +180,8 @@ class S3Store:
                     read_timeout=30,
                     retries={"mode": "standard", "total_max_attempts": 3},
                     max_pool_connections=64,
+                    # botocore would put its own together anew, twice for each call: an eighth of what one costs.
+                    user_agent="secure-vault",
                     # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
@@ -312,6 +321,14 @@ class _S3Reader:
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody as _Body
+
+
+def _parse_time(text: str) -> datetime:
+    """The two forms that S3 has for a time, one in each read and each listed object; botocore guesses at any form."""
+    try:
+        return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
+    except ValueError:
+        return parse_timestamp(text)
 
 
 def _body(part: bytearray, length: int) -> bytes:

@@ -12,8 +12,8 @@ from werkzeug.http import parse_options_header
 
 from tests.support.names import NAMES
 from vault.errors import InputRefused
+from vault.files.facts import FileInfo
 from vault.files.names import clean_name
-from vault.files.service import FileInfo
 from vault.http.downloads import ascii_fallback, disposition, repr_digest, stream
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -1001,6 +1002,16 @@ class TestListing:
         assert [request.query["prefix"] for request in s3.requests] == ["objects/", "objects/"]
         assert s3.requests[1].query["continuation-token"] == "the-next-page"
 
+    @pytest.mark.parametrize(
+        "text", ["2024-02-29T12:00:00Z", "Thu, 29 Feb 2024 12:00:00 GMT", "29 February 2024, 12:00 UTC", "1709208000"]
+    )
+    def test_a_time_is_read_in_any_form(self, s3: ScriptedS3, store: S3Store, text: str) -> None:
+        s3.script["ListObjectsV2"] = [objects(new_key(), modified=text)]
+
+        (found,) = store.list("objects/")
+
+        assert found.modified_at == datetime(2024, 2, 29, 12, tzinfo=UTC)
+
     def test_a_page_that_fails_breaks_the_list(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["ListObjectsV2"] = [objects(new_key(), more="the-next-page"), Answer(503)]
         listing = store.list("")
@@ -1010,10 +1021,9 @@ class TestListing:
             next(listing)
 
 
-def objects(*keys: str, more: str = "") -> Answer:
+def objects(*keys: str, more: str = "", modified: str = "2024-02-29T12:00:00.000Z") -> Answer:
     entries = "".join(
-        f"<Contents><Key>{key}</Key><Size>7</Size><LastModified>2024-02-29T12:00:00.000Z</LastModified></Contents>"
-        for key in keys
+        f"<Contents><Key>{key}</Key><Size>7</Size><LastModified>{modified}</LastModified></Contents>" for key in keys
     )
     page = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{more}</NextContinuationToken>" if more else ""
     return Answer(200, f"<Result>{page}{entries}</Result>".encode())

@@ -1,0 +1,56 @@
+"""What a person is told about a file."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+from vault.encryption.errors import HeaderInvalid
+from vault.encryption.header import Header
+from vault.files.models import File
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What a person may know about a file of his own, and an administrator about any.
+
+    `sha256` is None where it was not asked for or has no key, `cipher` where the row's header is damaged.
+    """
+
+    id: uuid.UUID
+    owner_id: uuid.UUID
+    name: str
+    content_type: str
+    size: int
+    created_at: datetime
+    updated_at: datetime
+    object_id: uuid.UUID
+    version: int
+    cipher: str | None
+    key_provider: str
+    sha256: bytes | None = None
+
+
+def info_of(row: File, digest: bytes | None = None) -> FileInfo:
+    assert row.size_bytes is not None
+    return FileInfo(
+        id=row.id,
+        owner_id=row.owner_id,
+        name=row.name,
+        content_type=row.content_type,
+        size=row.size_bytes,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        object_id=row.object_id,
+        version=row.version,
+        cipher=_cipher(row.header),
+        key_provider=row.key_provider,
+        sha256=digest,
+    )
+
+
+def _cipher(header: bytes) -> str | None:
+    """One damaged row must not break the list that its owner needs to delete it."""
+    try:
+        return Header.parse(header).suite.cipher_name
+    except HeaderInvalid:
+        return None
