@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,10 +13,33 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
-from vault.db import comes_before, one_read
+from vault.db import comes_before, one_read, run
 from vault.errors import NotFound, TokenReused, Unauthorized
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
+
+
+def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
+    """Of a session joined with its user: neither has ended."""
+    return (
+        UserSession.revoked_at.is_(None),
+        UserSession.expires_at > now,
+        UserSession.refreshed_at > idle_since,
+        User.disabled_at.is_(None),
+        User.email_verified_at.is_not(None),
+    )
+
+
+# Each signed-in request needs it, so it is made once.
+_IDENTIFY: Final = (
+    sa.select(User.email, User.role)
+    .join(UserSession, UserSession.user_id == User.id)
+    .where(
+        UserSession.id == sa.bindparam("session_id"),
+        User.id == sa.bindparam("user_id"),
+        *_alive(sa.bindparam("now"), sa.bindparam("idle_since")),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +113,7 @@ class UserSessions:
     def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
         """Who an access token speaks for now; None once its session or account has ended. One indexed query."""
         with one_read(self._sessions) as session:
-            row = session.execute(
-                sa.select(User.email, User.role)
-                .join(UserSession, UserSession.user_id == User.id)
-                .where(UserSession.id == session_id, User.id == user_id, *self._alive())
-            ).one_or_none()
+            row = run(session, _IDENTIFY, user_id=user_id, session_id=session_id, **self._bounds()).one_or_none()
         return SignedIn(user_id, session_id, row.email, row.role) if row else None
 
     def refresh(self, refresh_token: str, actor: Actor) -> TokenPair:
@@ -208,16 +228,12 @@ class UserSessions:
         return int(done.rowcount)  # type: ignore[attr-defined]
 
     def _alive(self) -> tuple[sa.ColumnElement[bool], ...]:
-        """Of a session joined with its user: neither has ended."""
+        return _alive(**self._bounds())
+
+    def _bounds(self) -> dict[str, datetime]:
         now = self._clock()
-        return (
-            UserSession.revoked_at.is_(None),
-            UserSession.expires_at > now,
-            # Idle for as long as a refresh token lives, it cannot be carried on any more.
-            UserSession.refreshed_at > now - REFRESH_LIFETIME,
-            User.disabled_at.is_(None),
-            User.email_verified_at.is_not(None),
-        )
+        # Idle for as long as a refresh token lives, a session cannot be carried on any more.
+        return {"now": now, "idle_since": now - REFRESH_LIFETIME}
 
     def _pair(self, found: UserSession) -> TokenPair:
         return self._tokens.pair(
