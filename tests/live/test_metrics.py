@@ -64,6 +64,7 @@ class Script:
     expected: Counter[Sample] = field(default_factory=Counter)
     lookups: int = 0
     generated: int = 0
+    generated_in_vain: int = 0
 
     def count(self, name: str, by: float = 1, **labels: object) -> None:
         self.expected[sample(name, **labels)] += by
@@ -219,10 +220,11 @@ def test_an_hour_of_traffic_is_counted_as_it_was(site: Site) -> None:
     keys = increase(api_before, after, "vault_key_operation_seconds_count")
     cache = increase(api_before, after, "vault_dek_cache_lookups_total")
     missed = cache[sample("vault_dek_cache_lookups_total", result="miss")]
+    generated = sum(each.generated + each.generated_in_vain for each in scripts)
     labels = {"provider": "local", "outcome": "ok"}
     assert sum(cache.values()) == sum(each.lookups for each in scripts)
     assert keys == {
-        sample("vault_key_operation_seconds_count", operation="generate", **labels): sum(s.generated for s in scripts),
+        sample("vault_key_operation_seconds_count", operation="generate", **labels): generated,
         sample("vault_key_operation_seconds_count", operation="unwrap", **labels): missed,
     }
     # Each file is asked for by one process or by both.
@@ -267,7 +269,9 @@ def _misbehave(script: Script) -> None:
     script.delete(large)
     _set_quota(script.stack, 1000)
     for _ in range(5):
+        # A local key costs less than to ask for the quota before it.
         script.call("POST", FILES, 413, f"{FILES}?name=a", data=b"x" * 1001)
+        script.generated_in_vain += 1
     _set_quota(script.stack, None)
 
 
