@@ -141,7 +141,10 @@ def insert_into(session: Session, table: type[Base]) -> Any:
 
 @contextmanager
 def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """A session for a single statement that reads: on PostgreSQL without the two round trips of a transaction."""
+    """A session for a single statement that reads: on PostgreSQL without the two round trips of a transaction.
+
+    Of several each would see what is committed as it begins.
+    """
     with sessions() as session:
         if session.get_bind().dialect.name == "postgresql":
             driver = session.connection().connection.driver_connection
@@ -154,7 +157,7 @@ def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
 
 @contextmanager
 def one_write(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """A session for a single statement that writes, and nothing behind it: on PostgreSQL it commits by itself."""
+    """A session for a single statement that writes: on PostgreSQL it commits by itself, and cannot be taken back."""
     with one_read(sessions) as session:
         yield session
         session.commit()

@@ -34,11 +34,13 @@ def downgrade() -> None:
 
 
 def _replace(name: str, columns: list[str]) -> None:
-    """A sort's index: on PostgreSQL, lists keep the old one until the new one is there."""
+    """A sort's index: on PostgreSQL, lists keep the old one until the new one is there, also if this is interrupted."""
     if op.get_bind().dialect.name == "postgresql":
         _create(f"{name}_new", columns, where=_READY)
-        _drop(name)
+        _drop(f"{name}_old")
+        op.execute(f"ALTER INDEX {name} RENAME TO {name}_old")
         op.execute(f"ALTER INDEX {name}_new RENAME TO {name}")
+        _drop(f"{name}_old")
     else:
         _drop(name)
         _create(name, columns, where=_READY)

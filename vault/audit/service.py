@@ -1,4 +1,4 @@
-"""Writes audit events, always in the transaction of what they record; it never commits."""
+"""Writes audit events, always in the transaction of what they record; what has none is one of its own."""
 
 import sqlite3
 import uuid

@@ -19,7 +19,7 @@ from vault.auth.passwords import Passwords, check_strength, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
-from vault.db import one_read
+from vault.db import one_read, run
 from vault.errors import InvalidCredentials, NotFound, VaultError
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -175,7 +175,7 @@ class AuthService:
             # While the password was hashed, the account may have been given another, or another address, or closed.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
             changed = {"hash": new_hash, "at": self._clock()}
-            if not session.connection().execute(_SIGN_IN, unchanged | changed).rowcount:
+            if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
                 raise InvalidCredentials
             session_id, pair = self._user_sessions.begin(session, checked, actor)
             who = actor.known_as(checked.id, checked.email, session_id)

@@ -30,6 +30,7 @@ def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
+_BEGIN: Final = sa.insert(UserSession)
 # Each signed-in request needs it, so it is made once.
 _IDENTIFY: Final = (
     sa.select(User.email, User.role)
@@ -107,7 +108,7 @@ class UserSessions:
             "ip": actor.ip,
             "user_agent": actor.user_agent,
         }
-        session.connection().execute(sa.insert(UserSession), columns)
+        run(session, _BEGIN, **columns)
         return session_id, self._pair(UserSession(**columns))
 
     def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:

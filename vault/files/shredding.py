@@ -96,7 +96,7 @@ def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
 def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
     """Take the lock that every transition takes first, and say whether the user exists and is enabled.
 
-    The user's row first, then the file's, in every transaction: one order, no deadlock. It is changed only once the
-    transition is won; a loser would give back bytes that are not there any more, which the schema refuses.
+    The user's row first, then the file's, in every transaction: one order, no deadlock. A loser would give back bytes
+    that are not there any more, which the schema refuses: so it changes nothing, or is undone.
     """
     return bool(run(session, _LOCK_USER, owner=owner_id).scalar())

@@ -168,7 +168,7 @@ class Uploads:
         return info
 
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
-        """Refuse whatever can be refused before a key is made or a row written. Only reads."""
+        """Refuse what can be refused before a remote key is made, or a row written. Only reads."""
         self._installation.require()
         declared = incoming.declared_bytes or 0
         if declared > self._limits.max_upload_bytes:

@@ -327,7 +327,7 @@ def _parse_time(text: str) -> datetime:
     """The two forms that S3 has for a time, one in each read and each listed object; botocore guesses at any form."""
     try:
         return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return parse_timestamp(text)
 
 

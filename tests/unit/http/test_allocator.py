@@ -51,6 +51,26 @@ use()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // SIZE)
 """
 
+MANY = """
+import ctypes
+from vault.http.allocator import keep_for_hashes, share_arenas
+SIZE = 19 * 1024 * 1024
+share_arenas()
+keep_for_hashes(SIZE, 16)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+before = resident()
+blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(SIZE))) for _ in range(16)]
+for block in blocks:
+    ctypes.memset(block, 1, SIZE)
+for block in blocks:
+    libc.free(block)
+print((resident() - before) // SIZE)
+"""
+
 
 def output_of(program: str, environ: dict[str, str]) -> str:
     done = subprocess.run(
@@ -78,9 +98,18 @@ def test_an_operators_own_number_of_arenas_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "made_anew"), [({}, 0), ({"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "1000000"}, 2)]
+    ("environ", "made_anew"),
+    [
+        ({}, 0),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "1000000"}, 2),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000:glibc.malloc.mmap_threshold=1000000"}, 2),
+    ],
 )
 def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
     environ: dict[str, str], made_anew: int
 ) -> None:
     assert int(output_of(HASHES, environ)) == made_anew
+
+
+def test_of_many_hashes_at_once_the_memory_of_most_is_given_back() -> None:
+    assert int(output_of(MANY, {})) < 3
