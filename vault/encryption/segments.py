@@ -5,6 +5,7 @@ callers hand in `read` callables and buffers.
 """
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ PART_SIZE: Final = 8 * 1024 * 1024
 MAX_PARTS: Final = 10_000
 # Plaintext is read about 1 MiB at a time: fewer, larger reads cost less CPU than one per segment.
 _SEGMENTS_PER_READ: Final = 4
+# magic, whether it is the last, index
+_AAD: Final = struct.Struct(">4s?3xQ")
 
 Read: TypeAlias = Callable[[int], bytes]
 ReadExact: TypeAlias = Callable[[int], Buffer]
@@ -173,7 +176,7 @@ def open_segment(key: ContentKey, index: int, segment: Buffer, *, is_last: bool)
 
 
 def _aad(index: int, *, is_last: bool) -> bytes:
-    return b"SVS1" + bytes((is_last, 0, 0, 0)) + index.to_bytes(8, "big")
+    return _AAD.pack(b"SVS1", is_last, index)
 
 
 def seal_stream(
@@ -206,11 +209,12 @@ def _segments(key: ContentKey, read: Read) -> Iterator[memoryview]:
         group = memoryview(_read_up_to(read, wanted))
         offset = 0
         for _ in range(_SEGMENTS_PER_READ):
-            segment = group[offset : offset + key.capacity_of(index)]
+            capacity = key.capacity_of(index)
+            segment = group[offset : offset + capacity]
             yield segment
-            if len(segment) < key.capacity_of(index):
+            if len(segment) < capacity:
                 return
-            offset += len(segment)
+            offset += capacity
             index += 1
 
 
