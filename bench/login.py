@@ -125,7 +125,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     right.set_xticks([0, 1], ["logins", "argon2id alone"])
     right.set_ylabel("a second, 8 clients, 2 workers")
     ratios = Spread.of(r["ratio"] for r in throughput["rounds"])
-    right.set_title(f"{ratios.median:.0%} of the hash rate ({ratios.min:.0%} to {ratios.max:.0%})", fontsize=11)
+    right.set_title(f"{ratios.median:.0%} of the hash rate\n({ratios.min:.0%} to {ratios.max:.0%})", fontsize=11)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     rate.annotate("goal", (rows[0], result["goal"]), va="bottom", color=GOAL)
     memory.plot(rows, peaks, marker="o", color=OURS)
     for axes, text in ((rate, "rows a second"), (memory, "most memory, MiB")):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
         axes.set_xlabel("rows")
         axes.set_ylabel(text)
     rate.set_title(f"rewrap: {rates[-1].median:,.0f} rows a second on one core", fontsize=11)
