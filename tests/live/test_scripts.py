@@ -170,6 +170,14 @@ def test_what_the_first_start_makes_is_its_owners_and_below_var_dir(project: Pro
     assert not (project.path / "var").exists()
 
 
+def test_at_the_first_start_everything_is_ready_before_anything_is_stored(
+    project: Project, first_start: Terminal
+) -> None:
+    answer = requests.get(f"http://127.0.0.1:{project.port}/readyz", timeout=10)
+
+    assert answer.json()["status"] == "ready", answer.text
+
+
 def test_a_killed_worker_is_replaced_and_mail_goes_out(project: Project, first_start: Terminal) -> None:
     first_start.kill("celery")
 
