@@ -43,9 +43,10 @@ _DOWN_SECONDS: Final = 5.0
 # How long after an outage, or after a stopped server has gone, its effects are excused.
 _GRACE_SECONDS: Final = 2.0
 _WORKING_SET_BYTES: Final = 384 * MIB
-# A process is measured after these minutes of its life, and only if that is for long enough to tell.
+# A process is measured after these minutes of its life, and only if that is for long enough to tell: in a shorter time
+# it counts for more how much its pools happen to hold.
 _WARM_SECONDS: Final = 180.0
-_MEASURED_SECONDS: Final = 150.0
+_MEASURED_SECONDS: Final = 360.0
 _ALLOWED_WHILE_DOWN: Final = (None, 500, 502, 503, 507)
 _POOL_SIZE: Final = 10
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -364,7 +365,7 @@ def _measured(history: History) -> Sequence[Sample]:
 
 def _check_processes(histories: Sequence[History]) -> list[Check]:
     """Nothing of a process may grow by one a minute: MiB, descriptor, thread."""
-    measured = {history.name: _measured(history) for history in histories if _measured(history)}
+    measured = {f"{history.name} {history.pid}": _measured(history) for history in histories if _measured(history)}
     checks = []
     for what, value in _VALUES.items():
         slopes = {name: slope_a_minute(samples, value) for name, samples in measured.items()}

@@ -225,7 +225,11 @@ class IntegrityFailed(VaultError):
 
 
 class StorageError(VaultError):
-    """Base of what the object store reports."""
+    """Base of what the object store reports. `reason` is the store's own word for it, for logs."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 class ObjectNotFound(StorageError):

@@ -181,7 +181,7 @@ def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator
         raise missing from exc
     except OSError as exc:
         error: type[StorageError] = StorageFull if exc.errno in _FULL else StorageUnavailable
-        raise error from exc
+        raise error(errno.errorcode.get(exc.errno or 0)) from exc
 
 
 def _refuse_gap(error: OSError) -> None:

@@ -7,6 +7,7 @@ ListBucketMultipartUploads on one bucket. Uses no call that only one vendor has.
 
 import contextlib
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ _ERRORS: Final[dict[str, type[StorageError]]] = {
     "XMinioStorageFull": StorageFull,
     "507": StorageFull,
 }
+_CODE: Final = re.compile("[A-Za-z]{1,60}")
 # 404s that do not mean a missing object: an operator's mistake, and an upload that somebody else has aborted
 _UNUSABLE: Final = frozenset({"NoSuchBucket", "NoSuchUpload"})
 
@@ -366,6 +368,8 @@ def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator
         status = str(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         code = exc.response.get("Error", {}).get("Code", "")
         error = StorageUnavailable if code in _UNUSABLE else _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable))
-        raise (missing if error is ObjectNotFound else error) from exc
+        # Whatever is no code of S3's may be anything.
+        reason = code if _CODE.fullmatch(code) else status
+        raise (missing if error is ObjectNotFound else error)(reason) from exc
     except (BotoCoreError, HTTPError, OSError) as exc:
-        raise StorageUnavailable from exc
+        raise StorageUnavailable(type(exc).__name__) from exc

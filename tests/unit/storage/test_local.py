@@ -456,6 +456,7 @@ class TestReading:
             with pytest.raises(StorageUnavailable) as caught:
                 reader.read(1)
 
+        assert caught.value.reason == "EIO"
         assert_tells_no_path(caught.value, root)
         reader.close()
 

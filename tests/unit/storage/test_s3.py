@@ -627,6 +627,25 @@ class TestErrors:
         assert_tells_nothing(caught.value, key, store)
 
     @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (refusal(403, "AccessDenied"), "AccessDenied"),
+            (refusal(403, "my-key is secret"), "403"),
+            (Answer(404), "404"),
+            (Answer(400, b"<html>no XML of S3</html>"), "400"),
+        ],
+    )
+    def test_the_log_is_told_the_stores_own_code_or_else_the_status(
+        self, s3: ScriptedS3, store: S3Store, answer: Answer, reason: str
+    ) -> None:
+        s3.script["GetObject"] = answer
+
+        with pytest.raises(StorageError) as caught:
+            store.open(new_key(), 0, 0)
+
+        assert caught.value.reason == reason
+
+    @pytest.mark.parametrize(
         ("answer", "error"),
         [
             pytest.param(refusal(507, "InsufficientStorage"), StorageFull, id="InsufficientStorage"),
