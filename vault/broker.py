@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
@@ -160,10 +161,26 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
             structlog.contextvars.clear_contextvars()
             ids = {name: self.request.get(name) for name in _IDS if self.request.get(name)}
             structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **ids)
-            with context():
-                return self.run(*args, **kwargs)
+            try:
+                with context():
+                    return self.run(*args, **kwargs)
+            except Exception as exc:
+                exc.__traceback__ = _where_raised(exc)
+                raise
 
     celery.Task = ContextTask
+
+
+def _where_raised(exc: Exception) -> TracebackType | None:
+    """The last step of a traceback, which is all that a log tells.
+
+    For each failure Celery copies all steps with the positions of their whole code: a megabyte for one that came
+    through the ORM, so that a worker grew by 170 MiB while a database was away.
+    """
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last
 
 
 def check_broker(celery: Celery) -> Callable[[], None]:

@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -238,6 +239,31 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_o
         {"task": TASK_DELIVER_MAIL, "request_id": "request-1", "trace_id": "trace-1"},
         {"task": TASK_DELIVER_MAIL, "request_id": "request-2", "trace_id": "trace-2"},
     ]
+
+
+def test_a_failed_task_leaves_celery_no_more_than_where_it_was_raised(tmp_path: Path) -> None:
+    celery = create_celery(f"filesystem://{tmp_path / 'queue'}")
+    run_in_context(celery, nullcontext)
+
+    def fall(deeper: int) -> None:
+        if deeper:
+            fall(deeper - 1)
+        try:
+            int("no number")
+        except ValueError as cause:
+            raise RuntimeError("deep down") from cause
+
+    @celery.task(name="files.fall", shared=False)
+    def failing() -> None:
+        fall(50)
+
+    result = failing.apply()
+
+    frames = traceback.extract_tb(result.result.__traceback__)
+    assert isinstance(result.result, RuntimeError)
+    assert isinstance(result.result.__cause__, ValueError)
+    assert [frame.name for frame in frames].count("fall") == 1
+    assert frames[-1].line == 'raise RuntimeError("deep down") from cause'
 
 
 def test_a_message_that_redis_does_not_take_back_is_written_to_no_file(
