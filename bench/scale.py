@@ -4,8 +4,7 @@ First the time of an upload of 1 KiB by people who have few, many and very many 
 connection, on a directory. Then pages of 50, for a person with few files and again when the same person has very many:
 each sort in both orders, first page and a page 90 % down, and likewise searches that find few of them, many, nearly
 all, and none: what some find lies together in one of the sorts, so that hundreds of thousands have to be passed over.
-How each page's query is answered is asked of PostgreSQL as well. Last, the bytes that a row takes in tables and
-indexes.
+How each page's query is answered is asked of PostgreSQL as well. Last, the bytes of a row in tables and indexes.
 Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
 """
 
@@ -198,7 +197,6 @@ class _Kind:
     name: str
     listing: Listing
     is_deep: bool = False
-
     finds: str | None = None
 
 

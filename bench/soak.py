@@ -43,10 +43,9 @@ _DOWN_SECONDS: Final = 5.0
 # How long after an outage, or after a stopped server has gone, its effects are excused.
 _GRACE_SECONDS: Final = 2.0
 _WORKING_SET_BYTES: Final = 384 * MIB
-# A process is measured after these minutes of its life, and only if that is for long enough to tell: in a shorter time
-# it counts for more how much its pools happen to hold.
+# A process is measured after these minutes of its life, and only if that is for long enough to tell.
 _WARM_SECONDS: Final = 180.0
-_MEASURED_SECONDS: Final = 360.0
+_MEASURED_SECONDS: Final = 150.0
 _ALLOWED_WHILE_DOWN: Final = (None, 500, 502, 503, 507)
 _POOL_SIZE: Final = 10
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
