@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
+from vault.db import run
 from vault.errors import Busy
 from vault.networks import network_of
 
@@ -268,17 +269,17 @@ class Credentials:
 
         The first look at an attempt makes those that are not there, by the same work whether or not they are.
         """
-        connection, keys = session.connection(), {"account": place.account_key, "network": place.network_key}
-        rows = [] if is_first else connection.execute(_LOCK, keys).all()
+        keys = {"account": place.account_key, "network": place.network_key}
+        rows = [] if is_first else run(session, _LOCK, **keys).all()
         if len(rows) < 2:
             # Not the first, they have been forgotten since then, both at once.
-            connection.execute(_MAKE, {**keys, "now": self._clock()})
-            rows = connection.execute(_LOCK, keys).all()
+            run(session, _MAKE, **keys, now=self._clock())
+            rows = run(session, _LOCK, **keys).all()
         anywhere, here = (_Counts(*row) for row in rows)
         yield here, anywhere
         written = {f"here_{name}": getattr(here, name) for name in _CHANGING}
         written |= {f"anywhere_{name}": getattr(anywhere, name) for name in _CHANGING}
-        connection.execute(_WRITE, {**keys, **written})
+        run(session, _WRITE, **keys, **written)
 
     def _place(self, email_key: str, ip: str | None) -> _Place:
         return _Place(self._mac("account", email_key), self._mac("network", email_key, network_of(ip)))

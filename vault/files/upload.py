@@ -191,6 +191,7 @@ class Uploads:
             owner_id=owner_id,
             name=incoming.name,
             content_type=incoming.content_type,
+            # As far as it is known: publication tells what came.
             size=reserved,
             created_at=now,
             updated_at=now,

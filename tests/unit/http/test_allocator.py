@@ -30,44 +30,38 @@ libc.fflush(None)
 together.wait(20)
 """
 
-HASHES = """
+USE = """
 import ctypes, resource
 from vault.http.allocator import keep_for_hashes, share_arenas
 SIZE = 19 * 1024 * 1024
 share_arenas()
-keep_for_hashes(SIZE, 2)
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
-def use():
-    blocks = [(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))), size) for size in (1024 * 1024, SIZE, SIZE)]
+def use(*sizes):
+    blocks = [(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))), size) for size in sizes]
     for block, size in blocks:
         ctypes.memset(block, 1, size)
     for block, _ in blocks:
         libc.free(block)
-use()
-use()
+"""
+
+TWO = """
+keep_for_hashes(SIZE, 2)
+sizes = (1024 * 1024, SIZE, SIZE)
+use(*sizes)
+use(*sizes)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-use()
+use(*sizes)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // SIZE)
 """
 
 MANY = """
-import ctypes
-from vault.http.allocator import keep_for_hashes, share_arenas
-SIZE = 19 * 1024 * 1024
-share_arenas()
 keep_for_hashes(SIZE, 16)
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
 def resident():
     with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+        return int(statm.read().split()[1]) * resource.getpagesize()
 before = resident()
-blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(SIZE))) for _ in range(16)]
-for block in blocks:
-    ctypes.memset(block, 1, SIZE)
-for block in blocks:
-    libc.free(block)
+use(*[SIZE] * 16)
 print((resident() - before) // SIZE)
 """
 
@@ -108,8 +102,8 @@ def test_an_operators_own_number_of_arenas_is_left_alone() -> None:
 def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
     environ: dict[str, str], made_anew: int
 ) -> None:
-    assert int(output_of(HASHES, environ)) == made_anew
+    assert int(output_of(USE + TWO, environ)) == made_anew
 
 
 def test_of_many_hashes_at_once_the_memory_of_most_is_given_back() -> None:
-    assert int(output_of(MANY, {})) < 3
+    assert int(output_of(USE + MANY, {})) < 3
