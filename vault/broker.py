@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final
 
 import structlog
@@ -165,22 +164,24 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
                 with context():
                     return self.run(*args, **kwargs)
             except Exception as exc:
-                exc.__traceback__ = _where_raised(exc)
+                _forget_the_way(exc)
                 raise
 
     celery.Task = ContextTask
 
 
-def _where_raised(exc: Exception) -> TracebackType | None:
-    """The last step of a traceback, which is all that a log tells.
+def _forget_the_way(exc: BaseException | None) -> None:
+    """Leave of each traceback its last step, which is all that a log tells: those of an exception, and of its causes.
 
     For each failure Celery copies all steps with the positions of their whole code: a megabyte for one that came
     through the ORM, so that a worker grew by 170 MiB while a database was away.
     """
-    last = exc.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        while exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+            exc.__traceback__ = exc.__traceback__.tb_next
+        exc = exc.__cause__ or exc.__context__
 
 
 def check_broker(celery: Celery) -> Callable[[], None]:

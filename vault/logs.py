@@ -139,8 +139,10 @@ def exception_facts(exc: BaseException) -> list[str]:
     facts: list[str] = []
     current: BaseException | None = exc
     while current is not None and len(facts) < 8:
-        frames = traceback.extract_tb(current.__traceback__)
-        place = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+        # Not extract_tb, which reads the source of every file on the way, and keeps it.
+        place = ""
+        for frame, line in traceback.walk_tb(current.__traceback__):
+            place = f" at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
         facts.append(f"{type(current).__module__}.{type(current).__qualname__}{place}")
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return facts

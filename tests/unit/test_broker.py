@@ -248,22 +248,39 @@ def test_a_failed_task_leaves_celery_no_more_than_where_it_was_raised(tmp_path: 
     def fall(deeper: int) -> None:
         if deeper:
             fall(deeper - 1)
-        try:
-            int("no number")
-        except ValueError as cause:
-            raise RuntimeError("deep down") from cause
+        raise ValueError("deep down")
 
     @celery.task(name="files.fall", shared=False)
     def failing() -> None:
-        fall(50)
+        try:
+            fall(50)
+        except ValueError as cause:
+            raise RuntimeError from cause
 
-    result = failing.apply()
+    error = failing.apply().result
 
-    frames = traceback.extract_tb(result.result.__traceback__)
-    assert isinstance(result.result, RuntimeError)
-    assert isinstance(result.result.__cause__, ValueError)
-    assert [frame.name for frame in frames].count("fall") == 1
-    assert frames[-1].line == 'raise RuntimeError("deep down") from cause'
+    assert isinstance(error, RuntimeError)
+    assert [frame.line for frame in traceback.extract_tb(error.__traceback__)][-1] == "raise RuntimeError from cause"
+    assert isinstance(error.__cause__, ValueError)
+    assert [frame.line for frame in traceback.extract_tb(error.__cause__.__traceback__)] == [
+        'raise ValueError("deep down")'
+    ]
+
+
+@pytest.mark.parametrize("end", ["itself", "a circle"])
+def test_a_failure_that_is_its_own_cause_ends_a_task_like_any_other(tmp_path: Path, end: str) -> None:
+    celery = create_celery(f"filesystem://{tmp_path / 'queue'}")
+    run_in_context(celery, nullcontext)
+
+    @celery.task(name="files.circle", shared=False)
+    def failing() -> None:
+        error = other = RuntimeError()
+        if end == "a circle":
+            other = ValueError()  # type: ignore[assignment]
+            other.__cause__ = error
+        raise error from other
+
+    assert isinstance(failing.apply().result, RuntimeError)
 
 
 def test_a_message_that_redis_does_not_take_back_is_written_to_no_file(

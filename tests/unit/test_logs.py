@@ -1,5 +1,6 @@
 import io
 import json
+import linecache
 import logging
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -152,6 +153,15 @@ def test_a_long_chain_ends_after_eight() -> None:
         outer.__cause__, error = error, outer
 
     assert len(exception_facts(error)) == 8
+
+
+def test_to_tell_where_keeps_no_source_in_memory() -> None:
+    with pytest.raises(NameLost) as raised:
+        fail_for_a_reason()
+    linecache.clearcache()
+
+    assert len(exception_facts(raised.value)) == 3
+    assert linecache.cache == {}
 
 
 def test_an_exception_that_was_never_raised_has_no_place() -> None:
