@@ -90,7 +90,7 @@ class _Vault:
         self._plaintext = memoryview(plaintext)
         self._geometry = Geometry(suite, header.lg, len(plaintext))
         # As from the store's budget: a buffer that was used before.
-        self._part = bytearray(_PART)
+        self._part = memoryview(bytearray(_PART))
         self._sealed = b"".join(bytes(part[:length]) for part, length in self._parts())
 
     def seal(self) -> None:
@@ -108,7 +108,7 @@ class _Vault:
         for _ in open_stream(self._key, self._geometry, read, 0, self._geometry.segments - 1):
             pass
 
-    def _parts(self) -> Iterator[tuple[bytearray, int]]:
+    def _parts(self) -> Iterator[tuple[memoryview, int]]:
         at = 0
 
         def read(length: int) -> Any:

@@ -62,11 +62,11 @@ class _FailingWriter:
         self._store = store
         self._writer = writer
 
-    def buffer(self) -> bytearray:
+    def buffer(self) -> memoryview:
         self._store.called("buffer")
         return self._writer.buffer()
 
-    def write(self, part: bytearray, length: int) -> None:
+    def write(self, part: memoryview, length: int) -> None:
         self._store.called("write")
         self._writer.write(part, length)
 

@@ -160,5 +160,7 @@ def _rows(
 
 def _sealed(key: ContentKey, content: bytes) -> bytes:
     rest = [content]
-    ((part, length),) = seal_stream(key, lambda _: rest.pop() if rest else b"", lambda: bytearray(key.segment_size))
+    ((part, length),) = seal_stream(
+        key, lambda _: rest.pop() if rest else b"", lambda: memoryview(bytearray(key.segment_size))
+    )
     return bytes(part[:length])

@@ -48,7 +48,7 @@ def closing_s3(options: S3Options) -> Iterator[S3Store]:
 def suit_moto(store: S3Store, monkeypatch: Any) -> None:
     """Let moto, in this process, do what a real server does, but with parts of less than 5 MiB.
 
-    It knows no bytearray as body, stumbles over a part for an upload that is not open any more, and is not made for
+    It knows no part as body, stumbles over a part for an upload that is not open any more, and is not made for
     requests at the same time.
     """
     one_at_a_time = threading.RLock()
@@ -72,5 +72,6 @@ def suit_moto(store: S3Store, monkeypatch: Any) -> None:
 
 
 def _body_as_bytes(request: Any, **_: Any) -> None:
-    if isinstance(request.body, bytearray):
-        request.body = bytes(request.body)
+    # A part, which is neither bytes nor a whole file.
+    if hasattr(request.body, "content"):
+        request.body = bytes(request.body.content)

@@ -180,8 +180,8 @@ def _aad(index: int, *, is_last: bool) -> bytes:
 
 
 def seal_stream(
-    key: ContentKey, read: Read, next_buffer: Callable[[], bytearray], *, nonces: NonceSource = os.urandom
-) -> Iterator[tuple[bytearray, int]]:
+    key: ContentKey, read: Read, next_buffer: Callable[[], memoryview], *, nonces: NonceSource = os.urandom
+) -> Iterator[tuple[memoryview, int]]:
     """Seal everything that read gives; yield each filled part with its length in bytes.
 
     read(n) returns at most n bytes and b"" only at the end. next_buffer gives a buffer of whole segments for each
@@ -195,7 +195,7 @@ def seal_stream(
             buffer, used = next_buffer(), 0
         length = len(plaintext) + key.overhead
         is_last = len(plaintext) < key.capacity_of(index)
-        out = memoryview(buffer)[used : used + length]
+        out = buffer[used : used + length]
         seal_segment_into(key, index, plaintext, out, nonce=nonces(key.nonce_size), is_last=is_last)
         used += length
     yield buffer, used

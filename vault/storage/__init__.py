@@ -35,13 +35,13 @@ class ObjectWriter(Protocol):
     removes what it leaves.
     """
 
-    def buffer(self) -> bytearray:
+    def buffer(self) -> memoryview:
         """A buffer for the next part, asked for only if there is one.
 
         Waits while too much is in flight; raises Busy if that takes too long, and what `write` raises.
         """
 
-    def write(self, part: bytearray, length: int) -> None:
+    def write(self, part: memoryview, length: int) -> None:
         """Store the first `length` bytes of a buffer that `buffer` gave; the writer owns it from here on.
 
         Every part but the last is full. Raises StorageUnavailable or StorageFull, also for an earlier part.

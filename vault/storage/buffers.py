@@ -1,6 +1,8 @@
 """Part buffers for uploads: one bounded budget per process, so that memory stays flat whatever the clients do."""
 
+import mmap
 import threading
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
@@ -8,12 +10,15 @@ from typing import Final
 from vault.errors import Busy
 
 _WAIT_SECONDS: Final = 30.0
+# A fresh 8 MiB costs a page fault for every 4 KiB, so some are kept.
+_KEPT_BYTES: Final = 32 * 1024**2
 
 
 class BufferBudget:
     """Hands out byte buffers until `limit_bytes` are out; then waiting for one is the back-pressure on clients.
 
-    Freed buffers are kept and given out again, since a fresh 8 MiB costs a page fault for every 4 KiB.
+    Each is memory of its own from the kernel. Among the C library's blocks those of a burst would leave gaps, which a
+    process keeps although they are free.
     """
 
     def __init__(
@@ -24,13 +29,14 @@ class BufferBudget:
         self._clock = clock
         self._changed = threading.Condition()
         self._out = 0
-        self._free: list[bytearray] = []
+        # Freed ones for the next upload, the oldest first.
+        self._kept: deque[memoryview] = deque()
 
     @property
     def bytes_out(self) -> int:
         return self._out
 
-    def allocate(self, size: int) -> bytearray:
+    def allocate(self, size: int) -> memoryview:
         """A buffer of exactly `size` bytes with arbitrary content. Raises Busy after `wait_seconds` without room."""
         deadline = self._clock() + self._wait_seconds
         with self._changed:
@@ -41,15 +47,22 @@ class BufferBudget:
                     raise Busy
                 self._changed.wait(remaining)
             self._out += size
-            for position, buffer in enumerate(self._free):
+            for position, buffer in enumerate(self._kept):
                 if len(buffer) == size:
-                    return self._free.pop(position)
-            self._free.clear()
-        return bytearray(size)
+                    del self._kept[position]
+                    return buffer
+            self._make_way()
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
-    def free(self, buffer: bytearray) -> None:
+    def free(self, buffer: memoryview) -> None:
         with self._changed:
             self._out -= len(buffer)
-            if self._out + sum(map(len, self._free)) + len(buffer) <= self._limit:
-                self._free.append(buffer)
+            self._kept.append(buffer)
+            self._make_way()
             self._changed.notify_all()
+
+    def _make_way(self) -> None:
+        """Give the oldest back to the kernel until few are kept, and all together are within the limit."""
+        room = min(_KEPT_BYTES, self._limit - self._out)
+        while self._kept and sum(map(len, self._kept)) > room:
+            self._kept.popleft()

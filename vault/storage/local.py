@@ -111,18 +111,18 @@ class _LocalWriter:
         self._target = store.path(key)
         self._part_size = part_size
         self._budget = budget
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
         self._fd, self._incoming = store.create_incoming(key)
 
-    def buffer(self) -> bytearray:
+    def buffer(self) -> memoryview:
         # A part is on its way to the disk when write returns, so one buffer serves for all.
         if self._buffer is None:
             self._buffer = self._budget.allocate(self._part_size)
         return self._buffer
 
-    def write(self, part: bytearray, length: int) -> None:
+    def write(self, part: memoryview, length: int) -> None:
         with _translated():
-            rest = memoryview(part)[:length]
+            rest = part[:length]
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
 

@@ -79,10 +79,10 @@ class _MemoryWriter:
         self._part_size = part_size
         self._parts: list[bytes] = []
 
-    def buffer(self) -> bytearray:
-        return bytearray(self._part_size)
+    def buffer(self) -> memoryview:
+        return memoryview(bytearray(self._part_size))
 
-    def write(self, part: bytearray, length: int) -> None:
+    def write(self, part: memoryview, length: int) -> None:
         self._parts.append(bytes(part[:length]))
 
     def commit(self) -> None:

@@ -192,6 +192,7 @@ class S3Store:
                     s3={"addressing_style": "path" if options.endpoint_url else "auto"},
                 ),
             )
+            self._client.meta.events.register("before-call.s3", _expect_nothing)
             self._client.meta.events.register("before-send.s3", _send_in_blocks)
             self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
             self._owner_pid = os.getpid()
@@ -203,13 +204,13 @@ class _S3Writer:
         self._key = key
         self._part_size = part_size
         self._upload_id: str | None = None
-        self._held: tuple[bytearray, int] | None = None
-        self._filling: bytearray | None = None
+        self._held: tuple[memoryview, int] | None = None
+        self._filling: memoryview | None = None
         self._in_flight: deque[Future[None]] = deque()
         self._parts: list[CompletedPartTypeDef] = []
         self._sent = 0
 
-    def buffer(self) -> bytearray:
+    def buffer(self) -> memoryview:
         if self._filling is None:
             # Another part follows. Sent before waiting for room: uploads that all held one would wait for each other.
             self._send_held()
@@ -218,7 +219,7 @@ class _S3Writer:
             self._filling = self._store.budget.allocate(self._part_size)
         return self._filling
 
-    def write(self, part: bytearray, length: int) -> None:
+    def write(self, part: memoryview, length: int) -> None:
         # Held back until another is asked for: if the first part stays the only one, it becomes a PutObject.
         self._filling = None
         self._held = (part, length)
@@ -286,7 +287,7 @@ class _S3Writer:
         future.add_done_callback(lambda _: self._store.budget.free(part))
         self._in_flight.append(future)
 
-    def _upload_part(self, number: int, part: bytearray, length: int) -> None:
+    def _upload_part(self, number: int, part: memoryview, length: int) -> None:
         assert self._upload_id is not None
         with _translated():
             answer = self._store.client.upload_part(
@@ -333,27 +334,54 @@ def _parse_time(text: str) -> datetime:
         return parse_timestamp(text)
 
 
-def _body(part: bytearray, length: int) -> bytes:
-    # boto3 sends a bytearray as it is; its stub knows only bytes, and bytes(part) would copy 8 MiB.
-    return cast(bytes, part if length == len(part) else part[:length])
+def _body(part: memoryview, length: int) -> bytes:
+    # The stub knows only bytes, and bytes(part) would copy 8 MiB.
+    return cast(bytes, _Part(part[:length]))
+
+
+class _Part:
+    """A part as a file, from which botocore takes length and digest without a copy."""
+
+    def __init__(self, content: memoryview) -> None:
+        self.content = content
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        self._position = position
+
+    def read(self, length: int) -> memoryview:
+        piece = self.content[self._position : self._position + length]
+        self._position += len(piece)
+        return piece
 
 
 class _Blocks:
     """A part, cut for sending. botocore rewinds it before it tries again, which starts over anyway."""
 
-    def __init__(self, part: bytearray) -> None:
-        self._part = memoryview(part)
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
 
     def __iter__(self) -> Iterator[memoryview]:
-        return (self._part[at : at + _BLOCK_BYTES] for at in range(0, len(self._part), _BLOCK_BYTES))
+        return (self._content[at : at + _BLOCK_BYTES] for at in range(0, len(self._content), _BLOCK_BYTES))
 
     def seek(self, position: int) -> None: ...
 
 
+def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
+    """Of what can be read botocore asks the store first: a round trip a part, or a second where none answers."""
+    params["headers"].pop("Expect", None)
+
+
 def _send_in_blocks(request: Any, **_: Any) -> None:
     """Without TLS, what is sent in one piece must be gone within connect_timeout, and 8 MiB may take longer."""
-    if isinstance(request.body, bytearray):
-        request.body = _Blocks(request.body)
+    if isinstance(request.body, _Part):
+        request.body = _Blocks(request.body.content)
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def sealed_object(suite: Suite, size: int) -> bytes:
     parts = seal_stream(
         key,
         io.BytesIO(plaintext_of(size)).read,
-        lambda: bytearray(1 << LG),
+        lambda: memoryview(bytearray(1 << LG)),
         nonces=lambda length: bytes([next(nonces)]) * length,
     )
     return b"".join(bytes(buffer[:length]) for buffer, length in parts)

@@ -57,7 +57,7 @@ def content_key(suite: Suite, lg: int = 16) -> ContentKey:
 def sealed_parts(
     key: ContentKey, read: Callable[[int], bytes], buffer_size: int, nonces: Callable[[int], bytes] | None = None
 ) -> list[bytes]:
-    parts = seal_stream(key, read, lambda: bytearray(buffer_size), nonces=nonces or counting_nonces())
+    parts = seal_stream(key, read, lambda: memoryview(bytearray(buffer_size)), nonces=nonces or counting_nonces())
     return [bytes(buffer[:length]) for buffer, length in parts]
 
 
@@ -382,7 +382,7 @@ class TestSealStream:
 
     @each_suite
     def test_a_yielded_buffer_may_be_used_again_at_once(self, suite: Suite) -> None:
-        size, only = 300_000, bytearray(b"\xff" * 64 * KIB)
+        size, only = 300_000, memoryview(bytearray(b"\xff" * 64 * KIB))
 
         stored = bytearray()
         for buffer, length in seal_stream(
@@ -396,9 +396,9 @@ class TestSealStream:
     def test_a_buffer_is_asked_for_only_when_a_segment_is_there_to_fill_it(self) -> None:
         asked: list[int] = []
 
-        def next_buffer() -> bytearray:
+        def next_buffer() -> memoryview:
             asked.append(1)
-            return bytearray(64 * KIB)
+            return memoryview(bytearray(64 * KIB))
 
         list(seal_stream(content_key(EAX), io.BytesIO(plaintext_of(200_000)).read, next_buffer))
 
@@ -418,7 +418,9 @@ class TestSealStream:
         for _ in range(2):
             stored = b"".join(
                 bytes(buffer[:length])
-                for buffer, length in seal_stream(key, io.BytesIO(plaintext).read, lambda: bytearray(64 * KIB))
+                for buffer, length in seal_stream(
+                    key, io.BytesIO(plaintext).read, lambda: memoryview(bytearray(64 * KIB))
+                )
             )
             assert oracle.read_object(stored, DEK) == plaintext
             nonces |= {stored[lo : lo + suite.nonce_size] for lo in (96, 65_536, 131_072, 196_608)}

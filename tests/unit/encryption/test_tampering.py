@@ -58,7 +58,7 @@ def sealed(suite: Suite, lg: int, size: int, *, dek: bytes = DEK, object_id: UUI
     plaintext = (bytes((byte * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
     header = create_header(dek, suite, object_id, salt=SALT, lg=lg)
     parts = seal_stream(
-        ContentKey(open_keys(dek, header), header), io.BytesIO(plaintext).read, lambda: bytearray(1 << lg)
+        ContentKey(open_keys(dek, header), header), io.BytesIO(plaintext).read, lambda: memoryview(bytearray(1 << lg))
     )
     stored = b"".join(bytes(buffer[:length]) for buffer, length in parts)
     return Sealed(stored, plaintext, dek, Geometry(suite, lg, size))

@@ -1,5 +1,7 @@
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from vault.errors import Busy
 from vault.storage.buffers import BufferBudget
 
 BOUND_SECONDS = 10.0
+MIB = 1024 * 1024
 
 
 class WaitClock:
@@ -203,11 +206,41 @@ def test_a_buffer_larger_than_the_budget_is_not_kept() -> None:
     assert budget.allocate(1000) is not huge
 
 
+def test_of_many_freed_buffers_only_some_are_kept() -> None:
+    budget = BufferBudget(1024 * MIB)
+    freed = [budget.allocate(8 * MIB) for _ in range(6)]
+    for buffer in freed:
+        budget.free(buffer)
+
+    again = [budget.allocate(8 * MIB) for _ in range(6)]
+
+    assert [buffer for buffer in freed if any(buffer is one for one in again)] == freed[2:]
+
+
+def test_what_is_not_kept_goes_back_to_the_kernel() -> None:
+    budget = BufferBudget(1024 * MIB)
+    before = resident_bytes()
+    buffers = [budget.allocate(8 * MIB) for _ in range(32)]
+    for buffer in buffers:
+        buffer[:] = bytes(8 * MIB)
+    assert resident_bytes() - before > 240 * MIB
+
+    while buffers:
+        budget.free(buffers.pop())
+    del buffer
+
+    assert resident_bytes() - before < 64 * MIB
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 150), st.none()), max_size=40))
 def test_never_more_is_out_than_the_budget_but_for_a_single_larger_one(steps: list[int | None]) -> None:
     budget = BufferBudget(100, wait_seconds=0)
-    out: list[bytearray] = []
+    out: list[memoryview] = []
 
     for size in steps:
         if size is None:

@@ -319,6 +319,13 @@ class TestCalls:
             assert not [name for name in request.headers if name.startswith("x-amz-checksum")]
             assert "x-amz-trailer" not in request.headers
 
+    def test_the_store_is_not_asked_before_a_part_is_sent(self, s3: ScriptedS3, store: S3Store) -> None:
+        begin(store, new_key(), CONTENT[:1]).commit()
+        begin(store, new_key(), CONTENT).commit()
+
+        assert {"PutObject", "UploadPart"} <= set(s3.operations)
+        assert not [request.operation for request in s3.requests if "expect" in request.headers]
+
     def test_an_endpoint_of_ones_own_is_addressed_by_path(self, s3: ScriptedS3, store: S3Store) -> None:
         key = new_key()
 
