@@ -12,7 +12,7 @@ if "vault" not in sys.modules:
 
 from vault import exporter
 from vault.config import Settings, SettingsError
-from vault.http.allocator import keep_for_hashes, share_arenas
+from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
 from vault.startup import refuse_missing_keys
 
 try:
@@ -45,7 +45,7 @@ logger_class = "vault.http.server.QuietLogger"
 
 def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
-    share_arenas()
+    share_one_arena()
     keep_for_hashes(_settings.argon2_memory_kib * 1024, _settings.argon2_concurrency)
     refuse_missing_keys(_settings)
     exporter.remove_folder_at_exit()
@@ -56,6 +56,7 @@ def on_starting(_server: object) -> None:
 
 def post_worker_init(worker: Any) -> None:
     exporter.serve(worker.wsgi.extensions["vault"], with_mail=True)
+    give_back_regularly()
 
 
 def child_exit(_server: object, worker: Any) -> None:
