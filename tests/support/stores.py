@@ -12,7 +12,7 @@ from moto.s3.models import S3Backend
 
 from vault.storage import ObjectStore, ObjectWriter, object_key
 from vault.storage.buffers import BufferBudget
-from vault.storage.s3 import S3Options, S3Store
+from vault.storage.s3 import PartBody, S3Options, S3Store
 
 PART = 4096
 MOTO_OPTIONS = S3Options("vault-tests", "us-east-1", None, "key-of-moto", "secret-of-moto")
@@ -72,6 +72,5 @@ def suit_moto(store: S3Store, monkeypatch: Any) -> None:
 
 
 def _body_as_bytes(request: Any, **_: Any) -> None:
-    # A part, which is neither bytes nor a whole file.
-    if hasattr(request.body, "content"):
-        request.body = bytes(request.body.content)
+    if isinstance(request.body, PartBody):
+        request.body = bytes(request.body.read(len(request.body)))

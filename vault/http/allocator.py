@@ -13,6 +13,7 @@ _M_ARENA_MAX: Final = -8
 # Larger blocks come from the kernel each by itself, whatever is set.
 _MMAP_THRESHOLD: Final = 32 * 1024 * 1024
 _SLACK: Final = 16 * 1024 * 1024
+_INT_MAX: Final = 2**31 - 1
 _OPERATORS: Final = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
 _GIVE_BACK_SECONDS: Final = 30.0
 
@@ -29,14 +30,14 @@ def share_one_arena() -> None:
 
 
 def keep_for_hashes(size: int, count: int) -> None:
-    """Let the memory of so many hashes at once stay for the next ones, if glibc has them in its arena at all.
+    """Let the memory of so many hashes at once serve the next ones until it is given back regularly.
 
     By itself it keeps twice its largest block. Two hashes are more than that as soon as anything else is free beside
-    them; then both are given back, and for the next the kernel makes each page anew. What is set by the variables of
-    glibc has been heeded already.
+    them; then both are given back, and for the next the kernel makes each page anew. Of hashes over 32 MiB each comes
+    from the kernel by itself. What is set by the variables of glibc has been heeded already.
     """
     if size < _MMAP_THRESHOLD and not _OPERATORS & os.environ.keys():
-        _set(_M_TRIM_THRESHOLD, size * count + _SLACK)
+        _set(_M_TRIM_THRESHOLD, min(size * count + _SLACK, _INT_MAX))
         # glibc raises it as larger blocks are freed, but no more once the other one is set.
         _set(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
@@ -45,10 +46,10 @@ def give_back_regularly(every_seconds: float = _GIVE_BACK_SECONDS) -> None:
     """From now on give back what is free, wherever it lies, in a thread of this process, for as long as it lives.
 
     glibc alone gives back what is free at its arena's end, and a small block there holds all before it: the process
-    would keep what its busiest moment took.
+    would keep what its busiest moment took. Whoever sets the variables of glibc has said what is to be kept.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None:
+    if trim is None or _OPERATORS & os.environ.keys():
         return
 
     def give_back() -> None:

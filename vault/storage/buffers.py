@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, cast
 
 from vault.errors import Busy
 
@@ -37,7 +37,10 @@ class BufferBudget:
         return self._out
 
     def allocate(self, size: int) -> memoryview:
-        """A buffer of exactly `size` bytes with arbitrary content. Raises Busy after `wait_seconds` without room."""
+        """A buffer of exactly `size` bytes with arbitrary content.
+
+        Raises Busy after `wait_seconds` without room, or if the kernel has no memory.
+        """
         deadline = self._clock() + self._wait_seconds
         with self._changed:
             # A part larger than the whole budget is let through alone: a huge file must not wait for ever.
@@ -52,7 +55,13 @@ class BufferBudget:
                     del self._kept[position]
                     return buffer
             self._make_way()
-        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        try:
+            return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        except OSError as exc:
+            with self._changed:
+                self._out -= size
+                self._changed.notify_all()
+            raise Busy from exc
 
     def free(self, buffer: memoryview) -> None:
         with self._changed:
@@ -64,5 +73,9 @@ class BufferBudget:
     def _make_way(self) -> None:
         """Give the oldest back to the kernel until few are kept, and all together are within the limit."""
         room = min(_KEPT_BYTES, self._limit - self._out)
-        while self._kept and sum(map(len, self._kept)) > room:
-            self._kept.popleft()
+        kept = sum(map(len, self._kept))
+        while self._kept and kept > room:
+            buffer = self._kept.popleft()
+            kept -= len(buffer)
+            # Its pages, too, if somebody still has a view of it: an exception's frames, until the collector runs.
+            cast(mmap.mmap, buffer.obj).madvise(mmap.MADV_DONTNEED)

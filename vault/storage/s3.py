@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import boto3
 import botocore.session
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 _PARTS_IN_FLIGHT: Final = 3
-_BLOCK_BYTES: Final = 64 * 1024
 _ERRORS: Final[dict[str, type[StorageError]]] = {
     "NoSuchKey": ObjectNotFound,
     "404": ObjectNotFound,
@@ -193,7 +192,6 @@ class S3Store:
                 ),
             )
             self._client.meta.events.register("before-call.s3", _expect_nothing)
-            self._client.meta.events.register("before-send.s3", _send_in_blocks)
             self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
             self._owner_pid = os.getpid()
 
@@ -261,7 +259,9 @@ class _S3Writer:
         (part, length), self._held = self._held, None
         try:
             with _translated():
-                self._store.client.put_object(Bucket=self._store.bucket, Key=self._key, Body=_body(part, length))
+                self._store.client.put_object(
+                    Bucket=self._store.bucket, Key=self._key, Body=cast(IO[bytes], PartBody(part, length))
+                )
         finally:
             self._store.budget.free(part)
 
@@ -295,7 +295,7 @@ class _S3Writer:
                 Key=self._key,
                 UploadId=self._upload_id,
                 PartNumber=number,
-                Body=_body(part, length),
+                Body=cast(IO[bytes], PartBody(part, length)),
             )
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
@@ -334,20 +334,19 @@ def _parse_time(text: str) -> datetime:
         return parse_timestamp(text)
 
 
-def _body(part: memoryview, length: int) -> bytes:
-    # The stub knows only bytes, and bytes(part) would copy 8 MiB.
-    return cast(bytes, _Part(part[:length]))
+class PartBody:
+    """A part as botocore takes and sends a file: with a length, and without a copy.
 
+    It is sent in pieces of 128 KiB. Without TLS, what is sent in one piece must be gone within connect_timeout, and
+    8 MiB may take longer.
+    """
 
-class _Part:
-    """A part as a file, from which botocore takes length and digest without a copy."""
-
-    def __init__(self, content: memoryview) -> None:
-        self.content = content
+    def __init__(self, part: memoryview, length: int) -> None:
+        self._content = part[:length]
         self._position = 0
 
     def __len__(self) -> int:
-        return len(self.content)
+        return len(self._content)
 
     def tell(self) -> int:
         return self._position
@@ -356,32 +355,14 @@ class _Part:
         self._position = position
 
     def read(self, length: int) -> memoryview:
-        piece = self.content[self._position : self._position + length]
+        piece = self._content[self._position : self._position + length]
         self._position += len(piece)
         return piece
-
-
-class _Blocks:
-    """A part, cut for sending. botocore rewinds it before it tries again, which starts over anyway."""
-
-    def __init__(self, content: memoryview) -> None:
-        self._content = content
-
-    def __iter__(self) -> Iterator[memoryview]:
-        return (self._content[at : at + _BLOCK_BYTES] for at in range(0, len(self._content), _BLOCK_BYTES))
-
-    def seek(self, position: int) -> None: ...
 
 
 def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
     """Of what can be read botocore asks the store first: a round trip a part, or a second where none answers."""
     params["headers"].pop("Expect", None)
-
-
-def _send_in_blocks(request: Any, **_: Any) -> None:
-    """Without TLS, what is sent in one piece must be gone within connect_timeout, and 8 MiB may take longer."""
-    if isinstance(request.body, _Part):
-        request.body = _Blocks(request.body.content)
 
 
 @contextlib.contextmanager

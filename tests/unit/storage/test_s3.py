@@ -400,10 +400,10 @@ class TestParts:
         assert [request.body for request in s3.requests] == [CONTENT[:100]] * 2
 
     def test_a_part_may_take_longer_than_connecting_may(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
-        limits = {"connect_timeout": 0.25, "retries": {"total_max_attempts": 1}}
+        limits = {"connect_timeout": 1, "retries": {"total_max_attempts": 1}}
         monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, **limits}))
         content = bytes(8 * MIB)
-        s3.seconds_per_mib = 0.1
+        s3.seconds_per_mib = 0.3
         with closing_s3(s3.options) as store:
             writer = store.writer(new_key(), part_size=len(content))
 
