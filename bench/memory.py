@@ -60,7 +60,9 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
         left.bar(position + 0.2, row["peer"]["median"], 0.38, color=PEER)
         goal = _PEAK_GOALS_MIB[row["streams"]]
         left.plot([position - 0.4, position], [goal, goal], color=GOAL, linewidth=2)
-        left.text(position - 0.2, row["ours"]["median"], f"{row['ours']['median']:.0f}", ha="center", va="bottom")
+        left.text(
+            position - 0.2, row["ours"]["median"], f"{row['ours']['median']:.0f}", ha="center", va="top", color="white"
+        )
     left.set_xticks(range(len(rows)), [f"{_count(r)}{_size(r['size_mib'])}\n{r['what']}" for r in rows], fontsize=8)
     left.set_ylabel("most memory of one process, MiB")
     growth = max(g for _, g in _growths(rows))
