@@ -38,7 +38,8 @@ class ObjectWriter(Protocol):
     def buffer(self) -> memoryview:
         """A buffer for the next part, asked for only if there is one.
 
-        Waits while too much is in flight; raises Busy if that takes too long, and what `write` raises.
+        Waits while too much is in flight; raises Busy if that takes too long or no memory is left, and what `write`
+        raises.
         """
 
     def write(self, part: memoryview, length: int) -> None:

@@ -4,9 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.support.settings import environment
 from vault.config import ROOT
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="these settings are glibc's")
@@ -46,7 +48,8 @@ def use(*sizes):
 """
 
 TWO = """
-keep_for_hashes(SIZE, 2)
+import sys
+keep_for_hashes(SIZE, int(sys.argv[1]))
 sizes = (1024 * 1024, SIZE, SIZE)
 use(*sizes)
 use(*sizes)
@@ -77,9 +80,18 @@ print(kept, round((resident() - before) / SIZE))
 """
 
 
-def output_of(program: str, environ: dict[str, str]) -> str:
+SERVER = """
+import runpy, threading
+from types import SimpleNamespace
+conf = runpy.run_path("gunicorn.conf.py")
+conf["post_worker_init"](SimpleNamespace(wsgi=SimpleNamespace(extensions={"vault": None})))
+print("allocator" in [thread.name for thread in threading.enumerate()])
+"""
+
+
+def output_of(program: str, environ: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
@@ -113,7 +125,13 @@ def test_an_operators_own_number_of_arenas_is_left_alone() -> None:
 def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
     environ: dict[str, str], made_anew: int
 ) -> None:
-    assert int(output_of(USE + TWO, environ)) == made_anew
+    assert int(output_of(USE + TWO, environ, "2")) == made_anew
+
+
+# 216 of them, as many as cores by default, are 24 MiB more than an int of C can count.
+@pytest.mark.parametrize("count", ["108", "216"])
+def test_the_memory_of_more_hashes_than_an_int_can_count_is_kept(count: str) -> None:
+    assert int(output_of(USE + TWO, {}, count)) == 0
 
 
 def test_what_is_free_before_a_block_that_is_not_is_given_back_regularly() -> None:
@@ -121,3 +139,19 @@ def test_what_is_free_before_a_block_that_is_not_is_given_back_regularly() -> No
 
     assert kept >= 15
     assert left == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "gives_back"),
+    [
+        ({}, "True"),
+        ({"MALLOC_ARENA_MAX": "2"}, "True"),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000000"}, "False"),
+        ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, "False"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000"}, "False"),
+    ],
+)
+def test_the_api_gives_back_regularly_unless_the_operator_says_otherwise(
+    environ: dict[str, str], gives_back: str, tmp_path: Path
+) -> None:
+    assert output_of(SERVER, {**environment(tmp_path), "TMPDIR": str(tmp_path), **environ}).strip() == gives_back
