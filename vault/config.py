@@ -234,25 +234,23 @@ class _Reader:
                 self._problem("SMTP_SECURITY", "a password is sent in clear with none: use starttls or ssl")
         if out["email_provider"] == "sendgrid" and not self._env.str("SENDGRID_API_KEY", None):
             self._problem("SENDGRID_API_KEY", "EMAIL_PROVIDER=sendgrid needs a key that may send mail")
-        if out["email_provider"] == "console" and out["public_url"]:  # noqa: SIM102
-            if not parse.is_loopback(urlsplit(out["public_url"]).hostname):
-                self._problem(
-                    "EMAIL_PROVIDER", "console shows links that open accounts: only with a loopback PUBLIC_URL"
-                )
+        url = out["public_url"]
+        if out["email_provider"] == "console" and url and not parse.is_loopback(urlsplit(url).hostname):
+            self._problem("EMAIL_PROVIDER", "console shows links that open accounts: only with a loopback PUBLIC_URL")
 
     def _check_hashing(self, out: dict[str, Any]) -> None:
         memory, passes = out["argon2_memory_kib"], out["argon2_time_cost"]
         if memory and passes and memory * passes < _LEAST_HASHING_KIB:
             self._problem("ARGON2_TIME_COST", f"times ARGON2_MEMORY_KIB must be at least {_LEAST_HASHING_KIB}")
 
-    def _parsed(self, name: str, parse: Callable[[str], T], *, required: str | None = None) -> T | None:
+    def _parsed(self, name: str, parser: Callable[[str], T], *, required: str | None = None) -> T | None:
         text = self._env.str(name, None)
         if text is None:
             if required:
                 self._problem(name, f"is required: {required}")
             return None
         try:
-            return parse(text)
+            return parser(text)
         except ValueError as exc:
             self._problem(name, str(exc))
             return None
