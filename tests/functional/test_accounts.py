@@ -550,7 +550,9 @@ def test_a_crafted_token_is_accepted_when_nothing_is_wrong_with_it(anna: Person)
 
 
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-def test_every_bad_token_gets_the_same_401(vault: Vault, anna: Person, bert: Person) -> None:
+def test_every_bad_token_gets_one_401_and_a_missing_one_a_challenge_without_error(
+    vault: Vault, anna: Person, bert: Person
+) -> None:
     secret = vault.settings.secret_key
     now = datetime.now(UTC)
     long_ago, bert_id = now - timedelta(hours=1), str(vault.user(bert.email).id)
@@ -593,11 +595,15 @@ def test_every_bad_token_gets_the_same_401(vault: Vault, anna: Person, bert: Per
 
     answers = {what: vault.client.get(f"{AUTH}/me", headers=head) for what, head in headers.items()}
 
+    # RFC 6750, 3.1: a client that sent no bearer token is told of none.
+    without = {"none at all", "Basic", "no scheme", "another header"}
+    challenges = {what: answer.headers.pop("WWW-Authenticate") for what, answer in answers.items()}
     expected = but_request_id(answers["none at all"])
     assert expected[0] == 401
     assert json.loads(expected[2])["code"] == "unauthorized"
-    assert expected[1]["WWW-Authenticate"].startswith("Bearer")
     assert {what: but_request_id(a) for what, a in answers.items() if but_request_id(a) != expected} == {}
+    assert {challenges.pop(what) for what in without} == {'Bearer realm="secure-vault"'}
+    assert set(challenges.values()) == {'Bearer realm="secure-vault", error="invalid_token"'}
 
 
 def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Person, bert: Person) -> None:

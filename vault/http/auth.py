@@ -15,7 +15,7 @@ from vault.derived import derive_key
 from vault.extensions import jwt
 from vault.http.api import refuse_undeclared_query
 from vault.http.documents import View, may_answer
-from vault.http.errors import unauthorized
+from vault.http.errors import CHALLENGE, CHALLENGE_FOR_BAD_TOKEN, unauthorized
 from vault.http.requests import anonymous
 
 
@@ -72,12 +72,16 @@ def register(app: Flask, secret_key: str) -> None:
     jwt.init_app(app)
 
 
-def _refuse(*_: object) -> Response:
-    return unauthorized()
+@jwt.unauthorized_loader
+def _refuse_missing_token(*_: object) -> Response:
+    return unauthorized(CHALLENGE)
+
+
+def _refuse_bad_token(*_: object) -> Response:
+    return unauthorized(CHALLENGE_FOR_BAD_TOKEN)
 
 
 for _loader in (
-    jwt.unauthorized_loader,
     jwt.invalid_token_loader,
     jwt.expired_token_loader,
     jwt.revoked_token_loader,
@@ -85,7 +89,7 @@ for _loader in (
     jwt.token_verification_failed_loader,
     jwt.user_lookup_error_loader,
 ):
-    _loader(_refuse)
+    _loader(_refuse_bad_token)
 
 
 @jwt.user_lookup_loader

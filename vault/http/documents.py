@@ -14,7 +14,13 @@ View = TypeVar("View", bound=Callable[..., Any])
 _SECONDS: Final = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."}
 # A header is required where every answer of that status has it.
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
-    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
+    401: {
+        "WWW-Authenticate": {
+            "required": True,
+            "schema": {"type": "string"},
+            "description": 'RFC 6750: `Bearer`, with `error="invalid_token"` where a token was sent.',
+        }
+    },
     416: {
         "Content-Range": {
             "required": True,

@@ -91,6 +91,9 @@ _DETAILS: Final = {
     405: "This address does not know that method.",
     413: "The request body is larger than this server accepts.",
 }
+# RFC 6750, 3: the challenge alone for a request without a token; a client whose token ended learns that from the error.
+CHALLENGE: Final = 'Bearer realm="secure-vault"'
+CHALLENGE_FOR_BAD_TOKEN: Final = f'{CHALLENGE}, error="invalid_token"'
 # Failures of this side that an operator should see, beyond the access log.
 _LOGGED_FROM: Final = 500
 
@@ -125,14 +128,9 @@ def problem_body(status: int, code: str, detail: str, request_id: str | None) ->
     }
 
 
-def unauthorized() -> Response:
-    """One answer for every token that is missing, malformed, expired, revoked or not ours."""
-    return problem(
-        401,
-        "unauthorized",
-        Unauthorized.detail,
-        headers={"WWW-Authenticate": 'Bearer realm="secure-vault"'},
-    )
+def unauthorized(challenge: str) -> Response:
+    """Answer 401 with one body for every token that is missing, malformed, expired, revoked or not ours."""
+    return problem(401, "unauthorized", Unauthorized.detail, headers={"WWW-Authenticate": challenge})
 
 
 def register(app: Flask) -> None:
@@ -166,7 +164,7 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     if status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="secure-vault"'
+        headers["WWW-Authenticate"] = CHALLENGE
     return status, headers
 
 

@@ -1,6 +1,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from typing import Any
@@ -28,7 +29,7 @@ from vault.errors import (
     VaultError,
 )
 from vault.http import errors
-from vault.http.errors import STATUS, problem, unauthorized
+from vault.http.errors import CHALLENGE, STATUS, problem, unauthorized
 
 SECRET = "tax-return-of-anna.pdf"
 # By their names, since the package has another module as its attribute `errors`.
@@ -152,8 +153,8 @@ def test_where_trying_again_helps_the_answer_says_when(answer: Callable[..., Any
 
 def test_a_401_names_the_scheme(answer: Callable[..., Any]) -> None:
     assert answer(InvalidCredentials()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
-    assert answer(unauthorized).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
-    assert answer(unauthorized).json["code"] == "unauthorized"
+    assert answer(partial(unauthorized, CHALLENGE)).headers["WWW-Authenticate"] == CHALLENGE
+    assert answer(partial(unauthorized, CHALLENGE)).json["code"] == "unauthorized"
     assert "WWW-Authenticate" not in answer(NotFound()).headers
 
 
