@@ -13,6 +13,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
+from vault.clocks import CLOCK_LEEWAY
 from vault.db import comes_before, one_read, run
 from vault.errors import NotFound, TokenReused, Unauthorized
 from vault.mail.models import MailKind
@@ -222,7 +223,7 @@ class UserSessions:
         """End those sessions that are not ended yet; return how many."""
         done = session.execute(
             sa.update(UserSession)
-            .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._clock(), *where)
+            .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._bounds()["now"], *where)
             .values(revoked_at=self._clock())
             .execution_options(synchronize_session=False)
         )
@@ -232,7 +233,8 @@ class UserSessions:
         return _alive(**self._bounds())
 
     def _bounds(self) -> dict[str, datetime]:
-        now = self._clock()
+        # Another machine wrote when a session ends and was refreshed.
+        now = self._clock() - CLOCK_LEEWAY
         # Idle for as long as a refresh token lives, a session cannot be carried on any more.
         return {"now": now, "idle_since": now - REFRESH_LIFETIME}
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import jwt
 
+from vault.clocks import CLOCK_LEEWAY
 from vault.errors import Unauthorized
 
 ALGORITHM: Final = "HS256"
@@ -91,7 +92,7 @@ class SessionTokens:
             raise Unauthorized from exc
 
     def _is_over(self, ends: float) -> bool:
-        return ends <= self._clock().timestamp()
+        return ends <= (self._clock() - CLOCK_LEEWAY).timestamp()
 
     def _sign(
         self, kind: str, user_id: uuid.UUID, session_id: uuid.UUID, now: datetime, ends: datetime, *, jti: str

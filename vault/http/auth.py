@@ -10,6 +10,7 @@ from flask_jwt_extended import current_user, jwt_required
 from vault.audit.service import Actor
 from vault.auth.sessions import SignedIn
 from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
+from vault.clocks import CLOCK_LEEWAY
 from vault.container import Container
 from vault.derived import derive_key
 from vault.extensions import jwt
@@ -67,6 +68,7 @@ def register(app: Flask, secret_key: str) -> None:
         JWT_DECODE_ALGORITHMS=[ALGORITHM],
         JWT_DECODE_ISSUER=ISSUER,
         JWT_DECODE_AUDIENCE=AUDIENCE,
+        JWT_DECODE_LEEWAY=CLOCK_LEEWAY,
         JWT_TOKEN_LOCATION=["headers"],
     )
     jwt.init_app(app)

@@ -1,0 +1,75 @@
+"""Machines whose clocks differ by a few seconds are one service; a clock that is far off is not believed."""
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import Vault, refusal, works
+from vault.auth.models import UserSession
+from vault.clocks import CLOCK_LEEWAY
+
+AUTH = "/api/v1/auth"
+LEEWAY = CLOCK_LEEWAY.total_seconds()
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def refresh(vault: Vault, token: str) -> int:
+    return int(vault.client.post(f"{AUTH}/refresh", json={"refresh_token": token}).status_code)
+
+
+@pytest.mark.parametrize("seconds", [2, 5])
+def test_a_token_of_a_node_whose_clock_is_a_little_ahead_is_accepted_on_a_node_behind_it(
+    vault: Vault, seconds: int
+) -> None:
+    vault.member()
+    vault.clock.advance(seconds=seconds)
+
+    ahead = vault.sign_in("anna@example.org")
+    vault.clock.advance(seconds=-seconds)
+
+    assert works(ahead)
+    assert refresh(vault, ahead.refresh_token) == 200
+
+
+def test_a_token_of_a_clock_that_is_far_ahead_is_refused(vault: Vault) -> None:
+    vault.member()
+    vault.clock.advance(seconds=LEEWAY + 30)
+
+    ahead = vault.sign_in("anna@example.org")
+
+    assert refusal(ahead.get(f"{AUTH}/me")) == (401, "unauthorized")
+
+
+def test_a_token_and_its_session_end_where_the_slowest_clock_says_so(vault: Vault) -> None:
+    anna = vault.member()
+    vault.clock.advance(days=7, seconds=LEEWAY - 1)
+    at_the_slowest = refresh(vault, anna.refresh_token)
+    bert = vault.member("bert@example.org")
+    vault.clock.advance(days=7, seconds=LEEWAY)
+
+    assert (at_the_slowest, refresh(vault, bert.refresh_token)) == (200, 401)
+
+
+def test_a_session_that_is_accepted_by_leeway_alone_can_be_ended(vault: Vault) -> None:
+    anna = vault.member()
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(UserSession).values(expires_at=vault.clock()))
+    assert works(anna)
+
+    assert anna.post(f"{AUTH}/logout").status_code == 204
+
+    assert not works(anna)
+
+
+def test_a_mailed_link_lives_to_its_end_by_the_slowest_clock(vault: Vault) -> None:
+    answers = []
+    for email, seconds in (("anna@example.org", LEEWAY - 1), ("bert@example.org", LEEWAY)):
+        vault.member(email)
+        vault.client.post(f"{AUTH}/forgot-password", json={"email": email})
+        token = vault.mailed_token(email)
+        vault.clock.advance(hours=1, seconds=seconds)
+        new = {"token": token, "new_password": "seven violet kettles hum"}
+        answers.append(vault.client.post(f"{AUTH}/reset-password", json=new))
+
+    assert answers[0].status_code == 204
+    assert refusal(answers[1]) == (400, "invalid_token")
