@@ -93,4 +93,4 @@ class ObjectStore(Protocol):
         """How many writes were begun and neither committed nor aborted, as far as the store can tell."""
 
     def health(self) -> None:
-        """Raises StorageUnavailable if the store cannot be reached."""
+        """Raises StorageUnavailable or StorageFull if the store cannot be reached or written."""

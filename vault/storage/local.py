@@ -2,7 +2,8 @@
 
 Layout: `<root>/objects/<hh>/<object_id>`, `<root>/vault-id`, and `<root>/incoming/<object_id>.<random>` for writes that
 are not finished. Folders are 0700, files 0600. An object appears by rename, after its bytes and before its folder are
-flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system.
+flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system, which needs
+exclusive create and rename; hard links, which exFAT and many mounts lack, are not used.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
@@ -20,6 +22,9 @@ from vault.storage.buffers import BufferBudget
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _INCOMING: Final = "incoming"
+_PROBE: Final = "writable"
+# How long a process that has claimed a key may take to rename a file: then it is taken to have died.
+_CLAIM_SECONDS: Final = 2.0
 
 
 class LocalStore:
@@ -41,24 +46,21 @@ class LocalStore:
 
     def put_if_absent(self, key: str, content: bytes) -> None:
         with _translated():
-            if self.path(key).exists():
+            if _is_whole(self.path(key)):
                 return
-            incoming = self.create_incoming(key)
+            incoming = self._write_incoming(key, content)
             try:
-                with os.fdopen(incoming[0], "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                # link, unlike rename, does not replace what another process has just put there
-                with contextlib.suppress(FileExistsError):
-                    os.link(incoming[1], self.path(key))
-                    _sync_folder(self.path(key).parent)
+                if _claim(self.path(key)):
+                    self._publish(incoming, key)
             finally:
-                incoming[1].unlink(missing_ok=True)
+                incoming.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:
         with _translated(missing=ObjectNotFound):
-            return self.path(key).read_bytes()
+            content = self.path(key).read_bytes()
+        if not content:
+            raise ObjectNotFound  # no more than a claim
+        return content
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -89,8 +91,10 @@ class LocalStore:
             return len(os.listdir(incoming)) if incoming.is_dir() else 0
 
     def health(self) -> None:
+        probe = self._root / _PROBE
         with _translated():
-            self._root.stat()
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            probe.unlink(missing_ok=True)
 
     def path(self, key: str) -> Path:
         """Where an object lies. Keys are made by this service; anything else is a caller's mistake."""
@@ -103,7 +107,29 @@ class LocalStore:
         _make_folder(self.path(key).parent, self._root)
         path = self._root / _INCOMING / f"{self.path(key).name}.{secrets.token_hex(8)}"
         _make_folder(path.parent, self._root)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+        return _create(path), path
+
+    def _write_incoming(self, key: str, content: bytes) -> Path:
+        fd, path = self.create_incoming(key)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _publish(self, incoming: Path, key: str) -> None:
+        target = self.path(key)
+        try:
+            os.rename(incoming, target)
+        except BaseException:
+            if not _is_whole(target):
+                target.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
 
 
 class _LocalWriter:
@@ -190,6 +216,34 @@ def _refuse_gap(error: OSError) -> None:
         raise error
 
 
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _claim(path: Path) -> bool:
+    """Whether the caller is to rename its file to this path: for all that try, true once.
+
+    A claim is an empty file, which no reader takes for an object. One whose process died is taken over.
+    """
+    try:
+        os.close(_create(path))
+        return True
+    except FileExistsError:
+        deadline = monotonic() + _CLAIM_SECONDS
+    while monotonic() < deadline:
+        if _is_whole(path):
+            return False
+        sleep(0.01)
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def _make_folder(folder: Path, root: Path) -> None:
     """Create a folder below root, durably: a new name lasts once the folder that holds it is flushed."""
     if folder.is_dir():
@@ -206,5 +260,9 @@ def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as exc:
+        # Some network file systems flush no folders: what they do with a new name is up to them.
+        if exc.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)

@@ -25,7 +25,7 @@ from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError
 
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
-from vault.storage import ObjectReader, ObjectStat, ObjectWriter
+from vault.storage import INSTALLATION_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ class S3Store:
         with contextlib.suppress(ObjectNotFound):
             self.get(key)
             return
-        with contextlib.suppress(ObjectChanged), _translated():
-            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
+        self._put_if_absent(key, content)
 
     def get(self, key: str) -> bytes:
         with _translated(missing=ObjectNotFound):
@@ -138,6 +137,14 @@ class S3Store:
                 self.client.head_bucket(Bucket=self.bucket)
             except ClientError as exc:
                 raise StorageUnavailable from exc
+        # Before the first start there is nothing that could be written again.
+        with contextlib.suppress(ObjectNotFound):
+            # Refused as present where writing is permitted; servers that ignore the condition write the same again.
+            self._put_if_absent(INSTALLATION_KEY, self.get(INSTALLATION_KEY))
+
+    def _put_if_absent(self, key: str, content: bytes) -> None:
+        with contextlib.suppress(ObjectChanged), _translated():
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
 
     def abort_uploads(self, key: str, *, but: str | None = None) -> None:
         """End all unfinished uploads under this very key, but one."""

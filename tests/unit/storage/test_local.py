@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.stores import PART, add_part, begin, new_key
+from tests.support.vault import at_once
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectWriter, object_key
 from vault.storage.buffers import BufferBudget
@@ -184,7 +185,7 @@ class TestDurability:
     def steps(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Records what reaches the disk, and when."""
         done: list[str] = []
-        real = {name: getattr(os, name) for name in ("fsync", "rename", "link", "unlink")}
+        real = {name: getattr(os, name) for name in ("fsync", "rename", "unlink")}
 
         def fsync(fd: int) -> None:
             real["fsync"](fd)
@@ -203,7 +204,7 @@ class TestDurability:
             return call
 
         monkeypatch.setattr(os, "fsync", fsync)
-        for name in ("rename", "link", "unlink"):
+        for name in ("rename", "unlink"):
             monkeypatch.setattr(os, name, recorded(name))
         return done
 
@@ -226,7 +227,7 @@ class TestDurability:
 
         store.put_if_absent(INSTALLATION_KEY, b"an id")
 
-        assert steps == ["flush vault-id", "link vault-id", f"flush {root.name}", "unlink vault-id"]
+        assert steps == ["flush vault-id", "rename vault-id", f"flush {root.name}"]
 
     def test_a_new_folder_is_flushed_into_the_one_that_holds_it(
         self, store: LocalStore, root: Path, steps: list[str]
@@ -482,22 +483,99 @@ class TestReading:
 
 
 class TestPutIfAbsent:
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+    def test_a_file_system_without_hard_links_is_good_enough(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        monkeypatch.setattr(os, "link", failing(number))
+
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+        begin(store, KEY, CONTENT).commit()
+
+        assert store.get(INSTALLATION_KEY) == b"an id"
+        assert files(root) == {INSTALLATION_KEY, KEY}
+
+    def test_a_file_system_that_flushes_no_folders_is_good_enough(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fsync = os.fsync
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: failing(errno.EINVAL)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
+        )
+
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        assert store.get(INSTALLATION_KEY) == b"an id"
+
+    def test_a_real_file_system_without_hard_links_is_good_enough(self, fat_disk: Path, budget: BufferBudget) -> None:
+        store = LocalStore(fat_disk / "store", budget)
+
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+        begin(store, KEY, CONTENT).commit()
+
+        assert store.get(INSTALLATION_KEY) == b"an id"
+        assert store.get(KEY) == CONTENT
+        store.health()
+
+    @pytest.fixture
+    def fat_disk(self, tmp_path: Path) -> Iterator[Path]:
+        """A disk as cameras and sticks have it."""
+        image, disk = tmp_path / "fat.img", tmp_path / "fat"
+        disk.mkdir()
+        with image.open("wb") as file:
+            file.truncate(4 * 1024**2)
+        for command in (["mkfs.vfat", str(image)], ["mount", "-o", "loop", "-t", "vfat", str(image), str(disk)]):
+            try:
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            except FileNotFoundError:
+                pytest.skip(f"{command[0]} is not installed")
+            except subprocess.CalledProcessError as exc:
+                pytest.skip(f"no FAT file system can be mounted here: {exc.stderr.strip()}")
+        yield disk
+        subprocess.run(["umount", str(disk)], check=True)
+
     def test_another_process_that_is_faster_wins(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        link = os.link
+        create = os.open
 
-        def link_second(source: Path, target: Path) -> None:
-            Path(target).write_bytes(b"theirs")
-            link(source, target)
+        def create_second(path: Path, flags: int, *args: int) -> int:
+            if Path(path) == store.path(INSTALLATION_KEY) and flags & os.O_EXCL:
+                Path(path).write_bytes(b"theirs")
+            return create(path, flags, *args)
 
-        monkeypatch.setattr(os, "link", link_second)
+        monkeypatch.setattr(os, "open", create_second)
 
         store.put_if_absent(INSTALLATION_KEY, b"ours")
 
         assert store.get(INSTALLATION_KEY) == b"theirs"
         assert store.unfinished() == 0
 
+    def test_of_many_processes_one_wins_and_no_reader_sees_a_piece_of_it(self, store: LocalStore) -> None:
+        contents = [bytes([number]) * 100_000 for number in range(8)]
+
+        def put_and_get(number: int) -> bytes:
+            store.put_if_absent(INSTALLATION_KEY, contents[number])
+            return store.get(INSTALLATION_KEY)
+
+        found = at_once(8, put_and_get)
+
+        assert len(set(found)) == 1
+        assert found[0] in contents
+
+    def test_a_claim_of_a_process_that_died_is_no_object_and_is_taken_over(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vault.storage.local._CLAIM_SECONDS", 0.02)
+        root.mkdir(parents=True)
+        store.path(INSTALLATION_KEY).touch()
+
+        with pytest.raises(ObjectNotFound):
+            store.get(INSTALLATION_KEY)
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        assert store.get(INSTALLATION_KEY) == b"an id"
+
     @pytest.mark.parametrize(("number", "error"), FAILURES)
-    @pytest.mark.parametrize("call", ["fsync", "link"])
+    @pytest.mark.parametrize("call", ["fsync", "rename"])
     def test_a_failure_leaves_nothing(
         self,
         store: LocalStore,
@@ -516,6 +594,32 @@ class TestPutIfAbsent:
 
         assert_tells_no_path(caught.value, root)
         assert files(root) == set()
+
+
+class TestHealth:
+    @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+    def test_a_store_that_cannot_be_written_is_not_healthy(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+        create = os.open
+
+        def read_only(path: Path, flags: int, *args: int) -> int:
+            return failing(number)() if flags & os.O_CREAT else create(path, flags, *args)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(os, "open", read_only)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            store.health()
+
+        assert_tells_no_path(caught.value, root)
+
+    def test_asking_leaves_nothing(self, store: LocalStore, root: Path) -> None:
+        store.put_if_absent(INSTALLATION_KEY, b"an id")
+
+        store.health()
+
+        assert files(root) == {INSTALLATION_KEY}
 
 
 class TestDeleting:

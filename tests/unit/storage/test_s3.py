@@ -756,6 +756,22 @@ class TestErrors:
         assert_tells_nothing(caught.value, BUCKET, store)
         assert store.budget.bytes_out == 0
 
+    def test_a_bucket_that_may_only_be_read_is_unavailable(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = Answer(200, b"an id", {"ETag": '"an-etag"'})
+        s3.script["PutObject"] = refusal(403, "AccessDenied")
+
+        with pytest.raises(StorageUnavailable):
+            store.health()
+
+    def test_to_ask_whether_a_bucket_can_be_written_changes_nothing(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["GetObject"] = Answer(200, b"an id", {"ETag": '"an-etag"'})
+        s3.script["PutObject"] = refusal(412, "PreconditionFailed")
+
+        store.health()
+
+        [asked] = [request for request in s3.requests if request.operation == "PutObject"]
+        assert (asked.headers["if-none-match"], asked.body) == ("*", b"an id")
+
     def test_no_credentials_at_all_is_unavailable(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
