@@ -1,11 +1,13 @@
-"""What is checked once when the API or a worker starts, beyond settings."""
+"""What the API, a worker and beat do once when they start, beyond reading settings."""
 
 import sys
+from collections.abc import Callable
 
 import structlog
 
 from vault.config import Settings
-from vault.container import build_container
+from vault.container import Container, build_container
+from vault.processes import HeldKeys, Presence
 
 log = structlog.get_logger(__name__)
 
@@ -29,3 +31,13 @@ def refuse_missing_keys(settings: Settings) -> None:
         )
     for ref in missing:
         log.warning("key_missing", key_ref=ref)
+
+
+def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] = lambda: True) -> None:
+    """Let the database know that this process runs, and with which keys, until it ends. Call it after the last fork."""
+    keys = container.keys
+
+    def held() -> HeldKeys:
+        return HeldKeys(keys.primary.settings_ref, keys.held_refs())
+
+    Presence(container.settings.database_url, kind, held, is_well).begin()
