@@ -13,8 +13,7 @@ if "vault" not in sys.modules:
 from vault import exporter
 from vault.config import Settings, SettingsError
 from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
-from vault.processes import API
-from vault.startup import keep_presence, refuse_missing_keys
+from vault.startup import refuse_missing_keys, tell_aws_credentials
 
 try:
     _settings = Settings.load()
@@ -49,6 +48,7 @@ def on_starting(_server: object) -> None:
     share_one_arena()
     keep_for_hashes(_settings.argon2_memory_kib * 1024, _settings.argon2_concurrency)
     refuse_missing_keys(_settings)
+    tell_aws_credentials(_settings)
     exporter.remove_folder_at_exit()
     exporter.listen(_settings.metrics_bind)
     # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
@@ -56,9 +56,7 @@ def on_starting(_server: object) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    container = worker.wsgi.extensions["vault"]
-    exporter.serve(container, with_mail=True)
-    keep_presence(container, API)
+    exporter.serve(worker.wsgi.extensions["vault"], with_mail=True)
     give_back_regularly()
 
 

@@ -64,6 +64,8 @@ class Settings:
     aws_region: str | None
     aws_access_key_id: str | None = field(repr=False)
     aws_secret_access_key: str | None = field(repr=False)
+    aws_session_token: str | None = field(repr=False)
+    aws_profile: str | None
     celery_broker_url: str = field(repr=False)
     email_from: str
     email_provider: str
@@ -143,9 +145,11 @@ class _Reader:
             "storage_dir": self._parsed("STORAGE_DIR", parse.path_from_root),
             "s3_bucket_name": env.str("S3_BUCKET_NAME", None),
             "s3_endpoint_url": self._parsed("S3_ENDPOINT_URL", self._endpoint),
-            "aws_region": self._parsed("AWS_REGION", parse.region),
-            "aws_access_key_id": env.str("AWS_ACCESS_KEY_ID", None),
-            "aws_secret_access_key": env.str("AWS_SECRET_ACCESS_KEY", None),
+            "aws_region": self._parsed("AWS_REGION", parse.region) or self._parsed("AWS_DEFAULT_REGION", parse.region),
+            "aws_access_key_id": self._parsed("AWS_ACCESS_KEY_ID", parse.api_key),
+            "aws_secret_access_key": self._parsed("AWS_SECRET_ACCESS_KEY", parse.api_key),
+            "aws_session_token": self._parsed("AWS_SESSION_TOKEN", parse.api_key),
+            "aws_profile": env.str("AWS_PROFILE", None),
             "celery_broker_url": self._parsed(
                 "CELERY_BROKER_URL", parse.broker_url, required="redis://…, amqp://… or filesystem://FOLDER"
             ),
@@ -200,8 +204,7 @@ class _Reader:
         self._check_keys(out)
         if not out["s3_bucket_name"] and not out["storage_dir"] and "STORAGE_DIR" not in self._problems:
             self._problem("S3_BUCKET_NAME", "set it, or STORAGE_DIR for a directory on this machine")
-        if bool(out["aws_access_key_id"]) != bool(out["aws_secret_access_key"]):
-            self._problem("AWS_ACCESS_KEY_ID", "set it together with AWS_SECRET_ACCESS_KEY, or neither")
+        self._check_aws()
         self._check_hashing(out)
         self._check_mail(out)
         self._check_databases(out)
@@ -222,6 +225,19 @@ class _Reader:
                 self._problem("AWS_REGION", f"is required with {name}")
             elif any(value and parse.region_of_key(value) not in (None, out["aws_region"]) for value in values):
                 self._problem(name, "names a key of another region than AWS_REGION")
+
+    def _check_aws(self) -> None:
+        """Refuse a part of a set of keys: it would be used with another's, or fail at the first request."""
+        access_key_id, secret, token = (
+            self._env.str(name, None) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        )
+        if bool(access_key_id) != bool(secret):
+            self._problem("AWS_ACCESS_KEY_ID", "set it together with AWS_SECRET_ACCESS_KEY, or neither")
+        if token and not access_key_id:
+            self._problem("AWS_SESSION_TOKEN", "belongs to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set all three")
+        # AWS's own prefix for keys that end (IAM identifiers, "unique ID prefixes").
+        if access_key_id and access_key_id.startswith("ASIA") and not token:
+            self._problem("AWS_SESSION_TOKEN", "is required: AWS_ACCESS_KEY_ID is a temporary key")
 
     def _check_mail(self, out: dict[str, Any]) -> None:
         if out["email_provider"] == "smtp":

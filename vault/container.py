@@ -28,12 +28,11 @@ from vault.auth.service import AuthService
 from vault.auth.sessions import UserSessions
 from vault.auth.sweeping import Sweeper
 from vault.auth.tokens import SessionTokens
+from vault.aws import AwsAccess
 from vault.broker import (
     TASK_DELIVER_MAIL,
-    TASK_DELIVER_REGISTRATION,
     TASK_REMOVE_FILE,
     TASK_REMOVE_FILES_OF,
-    TASK_SKIP_MAIL,
     Publisher,
     check_broker,
     create_celery,
@@ -58,25 +57,19 @@ from vault.files.service import FileService
 from vault.files.upload import UploadLimits, Uploads
 from vault.files.verifying import Verifier
 from vault.mail.messages import Mailer, MessageRenderer
-from vault.mail.models import Lane
 from vault.mail.outbox import Outbox
 from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.metering import MeteredKeyProvider
 from vault.metrics import count_cache_lookup
-from vault.readiness import Check, Readiness, check_beat, check_database, check_migrations
+from vault.readiness import Check, Readiness, check_database, check_migrations
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Options, S3Store
 
 KEY_PROVIDER: Final = "key_provider"
-_MAIL_TASKS: Final = {
-    Lane.ACCOUNT: TASK_DELIVER_MAIL,
-    Lane.REGISTRATION: TASK_DELIVER_REGISTRATION,
-    Lane.NO_OP: TASK_SKIP_MAIL,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +143,7 @@ def build_container(
         sessions,
         mailer=mailer or _mailer(settings),
         renderer=MessageRenderer(settings.public_url, settings.frontend_base_url),
-        enqueue=lambda lane, job_id: publish(_MAIL_TASKS[lane], job_id),
+        enqueue=_bound(publish, TASK_DELIVER_MAIL),
         clock=clock,
     )
     user_sessions = UserSessions(
@@ -296,8 +289,7 @@ def _keys(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
                 region=settings.aws_region,
                 decrypt_key_arns=settings.kms_decrypt_key_arns,
                 endpoint_url=settings.kms_endpoint_url,
-                access_key_id=settings.aws_access_key_id,
-                secret_access_key=settings.aws_secret_access_key,
+                access=aws_access(settings),
             )
         )
     metered = {name: MeteredKeyProvider(provider, failed=failed) for name, provider in providers.items()}
@@ -315,10 +307,19 @@ def _store(settings: Settings) -> ObjectStore:
             # Servers of one's own have no regions, but the signature wants one.
             region=settings.aws_region or ("us-east-1" if settings.s3_endpoint_url else None),
             endpoint_url=settings.s3_endpoint_url,
-            access_key_id=settings.aws_access_key_id,
-            secret_access_key=settings.aws_secret_access_key,
+            access=aws_access(settings),
         ),
         budget,
+    )
+
+
+def aws_access(settings: Settings) -> AwsAccess:
+    """The credentials of S3 and KMS alike."""
+    return AwsAccess(
+        settings.aws_access_key_id,
+        settings.aws_secret_access_key,
+        settings.aws_session_token,
+        settings.aws_profile,
     )
 
 
@@ -329,8 +330,6 @@ def _readiness(settings: Settings, store: ObjectStore, keys: KeyRing, celery: Ce
             "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
             "object_store": Check(store.health),
             "broker": Check(check_broker(celery)),
-            # Without it, work is late and none is lost.
-            "beat": Check(check_beat(settings.database_url)),
             # Asking makes a data key, and key services count calls.
             KEY_PROVIDER: Check(keys.health, kept_seconds=30),
         }

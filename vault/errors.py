@@ -225,11 +225,16 @@ class IntegrityFailed(VaultError):
 
 
 class StorageError(VaultError):
-    """Base of what the object store reports. `reason` is the store's own word for it, for logs."""
+    """Base of what the object store reports.
 
-    def __init__(self, reason: str | None = None) -> None:
+    `reason` is the store's own code, and `operation` what the store was asked to do. Both are for operators; clients
+    are not told.
+    """
+
+    def __init__(self, reason: str | None = None, operation: str | None = None) -> None:
         super().__init__()
         self.reason = reason
+        self.operation = operation
 
 
 class ObjectNotFound(StorageError):

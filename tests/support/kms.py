@@ -16,6 +16,7 @@ from moto import mock_aws
 from moto.kms.exceptions import AccessDeniedException, InvalidCiphertextException
 from moto.kms.utils import decrypt as moto_decrypt
 
+from vault.aws import AwsAccess
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 
 REGION = "eu-central-1"
@@ -36,11 +37,11 @@ class PlayedKms:
     alias: str
 
     def provider(self, key_id: str | None = None, *decrypt_key_arns: str) -> KmsKeyProvider:
-        return KmsKeyProvider(KmsOptions(key_id or self.arn, REGION, decrypt_key_arns, None, *ACCESS))
+        return KmsKeyProvider(KmsOptions(key_id or self.arn, REGION, decrypt_key_arns, None, AwsAccess(*ACCESS)))
 
     def decrypting_provider(self, *arns: str) -> KmsKeyProvider:
         """One that wraps nothing."""
-        return KmsKeyProvider(KmsOptions(None, REGION, arns, None, *ACCESS))
+        return KmsKeyProvider(KmsOptions(None, REGION, arns, None, AwsAccess(*ACCESS)))
 
     def another_key(self) -> str:
         """The ARN of a fresh key."""

@@ -533,6 +533,32 @@ def test_a_bucket_alone_is_enough(load: Load) -> None:
     assert load(S3_BUCKET_NAME="vault-bucket", STORAGE_DIR="").storage_dir is None
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"AWS_SESSION_TOKEN": "a-token"}, "AWS_SESSION_TOKEN"),
+        ({"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret"}, "AWS_SESSION_TOKEN"),
+        ({"AWS_ACCESS_KEY_ID": "AKIA EXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret"}, "AWS_ACCESS_KEY_ID"),
+    ],
+    ids=["a-token-alone", "a-temporary-key-without-token", "not-a-key"],
+)
+def test_a_part_of_a_set_of_aws_keys_is_refused(refusal: Refusal, given: dict[str, str], name: str) -> None:
+    assert list(refusal(**given).problems) == [name]
+
+
+def test_a_whole_set_of_temporary_aws_keys_is_accepted(load: Load) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a/secret+", "AWS_SESSION_TOKEN": "a/token+=="}
+
+    settings = load(**keys)
+
+    assert (settings.aws_access_key_id, settings.aws_session_token) == ("ASIAEXAMPLE", "a/token+==")
+
+
+def test_the_region_may_have_the_name_that_the_aws_cli_uses(load: Load) -> None:
+    assert load(AWS_DEFAULT_REGION="eu-west-3").aws_region == "eu-west-3"
+    assert load(AWS_REGION="eu-west-1", AWS_DEFAULT_REGION="eu-west-3").aws_region == "eu-west-1"
+
+
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_half_an_aws_credential_is_refused(refusal: Refusal, name: str) -> None:
     assert list(refusal(**{name: "half"}).problems) == ["AWS_ACCESS_KEY_ID"]
@@ -1255,13 +1281,13 @@ def run_wsgi(values: dict[str, str]) -> Any:
     [
         pytest.param("0.0.0.0:9200", ("0.0.0.0", 9200), id="ipv4"),
         pytest.param("[::1]:9100", ("::1", 9100), id="ipv6"),
-        pytest.param("127.0.0.1:65532", ("127.0.0.1", 65532), id="room-for-workers-and-beat"),
+        pytest.param("127.0.0.1:65533", ("127.0.0.1", 65533), id="room-for-worker-and-beat"),
     ],
 )
 def test_metrics_are_served_at_an_address_and_a_port(load: Load, text: str, bind: tuple[str, int]) -> None:
     assert load(METRICS_BIND=text).metrics_bind == bind
 
 
-@pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65533", "::1:x"])
+@pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65534", "::1:x"])
 def test_what_is_no_address_with_a_port_is_no_place_for_metrics(refusal: Refusal, text: str) -> None:
     assert list(refusal(METRICS_BIND=text).problems) == ["METRICS_BIND"]

@@ -4,16 +4,13 @@ Needs kms:GenerateDataKey, Encrypt and Decrypt on the key, and kms:DescribeKey w
 encryption context stands in CloudTrail in clear: it holds ids of objects, no name, address or person.
 """
 
-import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import boto3
 import structlog
 from botocore.config import Config
 from botocore.exceptions import (
@@ -29,6 +26,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from vault.aws import AwsAccess, AwsClient
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey
@@ -78,17 +76,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KmsOptions:
-    """`key_id` (id, ARN or alias) wraps; without it nothing is wrapped. `decrypt_key_arns` are unwrapped as well.
-
-    Empty credentials leave the choice to boto3's own chain (profile, instance role).
-    """
+    """`key_id` (id, ARN or alias) wraps; without it nothing is wrapped. `decrypt_key_arns` are unwrapped as well."""
 
     key_id: str | None
     region: str
     decrypt_key_arns: tuple[str, ...] = ()
     endpoint_url: str | None = None
-    access_key_id: str | None = field(default=None, repr=False)
-    secret_access_key: str | None = field(default=None, repr=False)
+    access: AwsAccess = field(default_factory=AwsAccess)
 
 
 class KmsKeyProvider:
@@ -99,29 +93,16 @@ class KmsKeyProvider:
 
     def __init__(self, options: KmsOptions) -> None:
         self._options = options
-        self._lock = threading.Lock()
-        self._owner_pid = 0
-        self._client: KMSClient | None = None
+        self.access: AwsClient[KMSClient] = _client(options)
         is_arn = options.key_id is not None and KEY_ARN.fullmatch(options.key_id)
         self._current_arn = options.key_id if is_arn else None
         # An alias may be pointed at another key while this process runs: what it has wrapped stays readable to it.
-        self._own_arns: set[str] = {options.key_id} if is_arn and options.key_id else set()
+        self._own_arns = {options.key_id} if is_arn else set()
 
     @property
     def client(self) -> "KMSClient":
-        """Made in the process that uses it: connections may not be shared across a fork."""
-        with self._lock:
-            if self._client is None or self._owner_pid != os.getpid():
-                self._client, self._owner_pid = self._connect(), os.getpid()
-            return self._client
-
-    @property
-    def settings_ref(self) -> str:
-        return self._options.key_id or ""
-
-    def held_refs(self) -> frozenset[str]:
-        own = self._own_arns or {self.settings_ref}
-        return frozenset({*own, *self._options.decrypt_key_arns} - {""})
+        with _translated("Connect"):
+            return self.access.get()
 
     def current_ref(self) -> str:
         """The ARN of the key that wraps. Asked of KMS once where settings name it by id or alias."""
@@ -197,24 +178,22 @@ class KmsKeyProvider:
             return True
         return arn == key_id if key_id.startswith("arn:") else arn.endswith(f":key/{key_id}")
 
-    def _connect(self) -> "KMSClient":
-        with _translated("Connect"):
-            return boto3.session.Session(
-                aws_access_key_id=self._options.access_key_id,
-                aws_secret_access_key=self._options.secret_access_key,
-                region_name=self._options.region,
-            ).client(
-                "kms",
-                endpoint_url=self._options.endpoint_url,
-                config=Config(
-                    connect_timeout=2,
-                    read_timeout=3,
-                    retries={"mode": "standard", "total_max_attempts": 3},
-                    max_pool_connections=64,
-                    # Or AWS_ENDPOINT_URL_KMS would lead round the rule that an endpoint is https.
-                    ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
-                ),
-            )
+
+def _client(options: KmsOptions) -> "AwsClient[KMSClient]":
+    return AwsClient(
+        "kms",
+        options.access,
+        region=options.region,
+        endpoint_url=options.endpoint_url,
+        config=Config(
+            connect_timeout=2,
+            read_timeout=3,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=64,
+            # Or AWS_ENDPOINT_URL_KMS would lead round the rule that an endpoint is https.
+            ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
+        ),
+    )
 
 
 def _context(object_id: UUID) -> dict[str, str]:
@@ -244,7 +223,8 @@ def _translated(operation: str) -> Iterator[None]:
     except _MISCONFIGURED as exc:
         log.error("kms_refused", operation=operation, code=type(exc).__name__)
         raise KeyUnavailable(type(exc).__name__) from exc
-    except (BotoCoreError, ResponseParserError, HTTPError, OSError) as exc:
+    # RuntimeError is botocore's for a role or an instance whose new credentials have expired as well.
+    except (BotoCoreError, ResponseParserError, HTTPError, OSError, RuntimeError) as exc:
         log.error("kms_unreachable", operation=operation, code=type(exc).__name__)
         raise KeyServiceUnavailable(type(exc).__name__) from exc
     except (AttributeError, LookupError, TypeError, ValueError) as exc:

@@ -1,5 +1,6 @@
 """Answers that come before the request's body has arrived, and still reach a client that is sending it."""
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,8 +28,8 @@ class RefusalsReachClients:
         return self._app(environ, start)
 
 
-class _Body:
-    """The body's stream, which knows whether all of it was read."""
+class _Body(io.BufferedIOBase):
+    """The body's stream, which knows whether all of it was read. Everything that reads goes through `read`."""
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._stream = environ["wsgi.input"]
@@ -36,7 +37,11 @@ class _Body:
         self._left = None if "HTTP_TRANSFER_ENCODING" in environ else int(environ.get("CONTENT_LENGTH") or 0)
         self.has_ended = self._left == 0
 
-    def read(self, length: int = -1) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        length = -1 if size is None else size
         piece: bytes = self._stream.read(length)
         if self._left is not None:
             self._left -= len(piece)
@@ -44,3 +49,6 @@ class _Body:
         if self._left == 0 or not 0 <= length <= len(piece):
             self.has_ended = True
         return piece
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)

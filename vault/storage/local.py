@@ -33,11 +33,11 @@ class LocalStore:
         self._budget = budget
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
-        with _translated():
+        with _translated("create"):
             return _LocalWriter(self, key, part_size, self._budget)
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
-        with _translated(missing=ObjectNotFound):
+        with _translated("open", missing=ObjectNotFound):
             reader = _LocalReader(self.path(key), first, last)
         if first >= reader.object_size or etag not in (None, reader.etag):
             reader.close()
@@ -45,7 +45,7 @@ class LocalStore:
         return reader
 
     def put_if_absent(self, key: str, content: bytes) -> None:
-        with _translated():
+        with _translated("put"):
             if _is_whole(self.path(key)):
                 return
             incoming = self._write_incoming(key, content)
@@ -56,7 +56,7 @@ class LocalStore:
                 incoming.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:
-        with _translated(missing=ObjectNotFound):
+        with _translated("get", missing=ObjectNotFound):
             content = self.path(key).read_bytes()
         if not content:
             raise ObjectNotFound  # no more than a claim
@@ -64,7 +64,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        with _translated():
+        with _translated("delete"):
             incoming = self._root / _INCOMING
             if incoming.is_dir():
                 for leftover in incoming.glob(f"{path.name}.*"):
@@ -75,7 +75,7 @@ class LocalStore:
                 _sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        with _translated():
+        with _translated("list"):
             for folder, _, names in os.walk(self._root, onerror=_refuse_gap):
                 for name in names:
                     path = Path(folder, name)
@@ -86,13 +86,13 @@ class LocalStore:
                             yield ObjectStat(key, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
 
     def unfinished(self) -> int:
-        with _translated():
+        with _translated("list"):
             incoming = self._root / _INCOMING
             return len(os.listdir(incoming)) if incoming.is_dir() else 0
 
     def health(self) -> None:
         probe = self._root / _PROBE
-        with _translated():
+        with _translated("write"):
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             probe.unlink(missing_ok=True)
 
@@ -147,13 +147,13 @@ class _LocalWriter:
         return self._buffer
 
     def write(self, part: memoryview, length: int) -> None:
-        with _translated():
+        with _translated("write"):
             rest = part[:length]
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
 
     def commit(self) -> None:
-        with _translated():
+        with _translated("commit"):
             os.fsync(self._fd)
             os.rename(self._incoming, self._target)
             _sync_folder(self._target.parent)
@@ -185,11 +185,11 @@ class _LocalReader:
         self._end = last + 1
 
     def read(self, length: int) -> bytes:
-        with _translated():
+        with _translated("read"):
             piece = os.pread(self._fd, min(length, self._end - self._position), self._position)
         self._position += len(piece)
         if len(piece) < length:
-            raise StorageUnavailable
+            raise StorageUnavailable("ended_early", "read")
         return piece
 
     def close(self) -> None:
@@ -199,15 +199,15 @@ class _LocalReader:
 
 
 @contextlib.contextmanager
-def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
+def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
     """Turn the operating system's errors into the store's; their texts hold paths and stay behind."""
     try:
         yield
     except FileNotFoundError as exc:
-        raise missing from exc
+        raise missing("ENOENT", operation) from exc
     except OSError as exc:
         error: type[StorageError] = StorageFull if exc.errno in _FULL else StorageUnavailable
-        raise error(errno.errorcode.get(exc.errno or 0)) from exc
+        raise error(errno.errorcode.get(exc.errno or 0), operation) from exc
 
 
 def _refuse_gap(error: OSError) -> None:

@@ -6,6 +6,7 @@ ListBucketMultipartUploads on one bucket. Uses no call that only one vendor has.
 """
 
 import contextlib
+import io
 import os
 import re
 import threading
@@ -17,18 +18,19 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
-import boto3
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
 from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError
 
+from vault.aws import AwsAccess, AwsClient
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
@@ -43,6 +45,9 @@ _ERRORS: Final[dict[str, type[StorageError]]] = {
     "InsufficientStorage": StorageFull,
     "XMinioStorageFull": StorageFull,
     "507": StorageFull,
+    # Of Ceph and MinIO, whose buckets may have quotas
+    "QuotaExceeded": StorageFull,
+    "XMinioAdminBucketQuotaExceeded": StorageFull,
 }
 _CODE: Final = re.compile("[A-Za-z]{1,60}")
 # 404s that do not mean a missing object: an operator's mistake, and an upload that somebody else has aborted
@@ -51,43 +56,42 @@ _UNUSABLE: Final = frozenset({"NoSuchBucket", "NoSuchUpload"})
 
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """What the client needs; empty credentials leave the choice to boto3's own chain (profile, instance role)."""
+    """What the client needs. `region` is None where boto3 is to find it, as in a profile."""
 
     bucket: str
     region: str | None = None
     endpoint_url: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
+    access: AwsAccess = field(default_factory=AwsAccess)
 
 
 class S3Store:
     def __init__(self, options: S3Options, budget: BufferBudget) -> None:
         self.bucket = options.bucket
         self.budget = budget
-        self._options = options
+        self.access: AwsClient[S3Client] = _client(options)
         self._lock = threading.Lock()
         self._owner_pid = 0
-        self._client: S3Client | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     @property
     def client(self) -> "S3Client":
-        self._connect()
-        assert self._client is not None
-        return self._client
+        return self.access.get()
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        self._connect()
-        assert self._pool is not None
-        return self._pool
+        """Made in the process that uses it: threads do not cross a fork."""
+        with self._lock:
+            if self._pool is None or self._owner_pid != os.getpid():
+                self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
+                self._owner_pid = os.getpid()
+            return self._pool
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
         return _S3Writer(self, key, part_size)
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
         conditions = {} if etag is None else {"IfMatch": etag}
-        with _translated(missing=ObjectNotFound):
+        with _translated("GetObject", missing=ObjectNotFound):
             answer = self.client.get_object(
                 Bucket=self.bucket,
                 Key=key,
@@ -109,41 +113,39 @@ class S3Store:
         self._put_if_absent(key, content)
 
     def get(self, key: str) -> bytes:
-        with _translated(missing=ObjectNotFound):
+        with _translated("GetObject", missing=ObjectNotFound):
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
             with contextlib.closing(answer["Body"]) as body:
                 return body.read()
 
     def delete(self, key: str) -> None:
-        with _translated():
+        with _translated("AbortMultipartUpload"):
             self.abort_uploads(key)
-            with contextlib.suppress(ObjectNotFound), _translated(missing=ObjectNotFound):
-                self.client.delete_object(Bucket=self.bucket, Key=key)
+        with contextlib.suppress(ObjectNotFound), _translated("DeleteObject", missing=ObjectNotFound):
+            self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        with _translated():
+        with _translated("ListObjectsV2"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for item in page.get("Contents", ()):
                     yield ObjectStat(item["Key"], item["Size"], item["LastModified"])
 
     def unfinished(self) -> int:
-        with _translated():
+        with _translated("ListMultipartUploads"):
             return sum(1 for _ in self._open_uploads(""))
 
     def health(self) -> None:
-        with _translated():
-            try:
-                self.client.head_bucket(Bucket=self.bucket)
-            except ClientError as exc:
-                raise StorageUnavailable from exc
+        with _translated("ListObjectsV2"):
+            # Not HeadBucket: an answer without a body cannot say why the store refuses.
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=INSTALLATION_KEY, MaxKeys=1)
         # Before the first start there is nothing that could be written again.
         with contextlib.suppress(ObjectNotFound):
             # Refused as present where writing is permitted; servers that ignore the condition write the same again.
             self._put_if_absent(INSTALLATION_KEY, self.get(INSTALLATION_KEY))
 
     def _put_if_absent(self, key: str, content: bytes) -> None:
-        with contextlib.suppress(ObjectChanged), _translated():
+        with contextlib.suppress(ObjectChanged), _translated("PutObject"):
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
 
     def abort_uploads(self, key: str, *, but: str | None = None) -> None:
@@ -167,40 +169,40 @@ class S3Store:
         except self.client.exceptions.NoSuchUpload:
             return  # what rclone answers for a bucket that never had a multipart upload
 
-    def _connect(self) -> None:
-        """Make client and pool in the process that uses them: neither may be shared across a fork."""
-        with self._lock:
-            if self._owner_pid == os.getpid():
-                return
-            options = self._options
-            session = botocore.session.get_session()
-            session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
-            self._client = boto3.session.Session(
-                botocore_session=session,
-                aws_access_key_id=options.access_key_id,
-                aws_secret_access_key=options.secret_access_key,
-                region_name=options.region,
-            ).client(
-                "s3",
-                endpoint_url=options.endpoint_url,
-                config=Config(
-                    connect_timeout=3,
-                    read_timeout=30,
-                    retries={"mode": "standard", "total_max_attempts": 3},
-                    max_pool_connections=64,
-                    # botocore would put its own together anew, twice for each call: an eighth of what one costs.
-                    user_agent="secure-vault",
-                    # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    # Or AWS_ENDPOINT_URL_S3 would lead round the rule that an endpoint is https.
-                    ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
-                    s3={"addressing_style": "path" if options.endpoint_url else "auto"},
-                ),
-            )
-            self._client.meta.events.register("before-call.s3", _expect_nothing)
-            self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
-            self._owner_pid = os.getpid()
+
+def _client(options: S3Options) -> "AwsClient[S3Client]":
+    is_https = options.endpoint_url is None or options.endpoint_url.startswith("https:")
+    return AwsClient(
+        "s3",
+        options.access,
+        region=options.region,
+        endpoint_url=options.endpoint_url,
+        config=Config(
+            connect_timeout=3,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=64,
+            # botocore would put its own together again, twice for each call: an eighth of what a call costs.
+            user_agent="secure-vault",
+            # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # Or AWS_ENDPOINT_URL_S3 would lead round the rule that an endpoint is https.
+            ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
+            s3={
+                "addressing_style": "path" if options.endpoint_url else "auto",
+                # TLS protects the body on its way. A SHA-256 in the signature would be a second hash of every byte,
+                # and only without TLS does it prove anything that the segments do not.
+                "payload_signing_enabled": not is_https,
+            },
+        ),
+        prepare=_prepare,
+    )
+
+
+def _prepare(session: Session) -> None:
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+    session.register("before-call.s3", _expect_nothing)  # type: ignore[arg-type]  # it takes no other arguments
 
 
 class _S3Writer:
@@ -236,7 +238,7 @@ class _S3Writer:
         self._send_held()
         while self._in_flight:
             self._in_flight.popleft().result()
-        with _translated():
+        with _translated("CompleteMultipartUpload"):
             self._store.client.complete_multipart_upload(
                 Bucket=self._store.bucket,
                 Key=self._key,
@@ -255,7 +257,7 @@ class _S3Writer:
                 self._store.budget.free(buffer)
         self._filling = self._held = None
         if self._upload_id is not None:
-            with contextlib.suppress(StorageError), _translated():
+            with contextlib.suppress(StorageError), _translated("AbortMultipartUpload"):
                 self._store.client.abort_multipart_upload(
                     Bucket=self._store.bucket, Key=self._key, UploadId=self._upload_id
                 )
@@ -265,7 +267,7 @@ class _S3Writer:
             raise ValueError("an object has at least one part")
         (part, length), self._held = self._held, None
         try:
-            with _translated():
+            with _translated("PutObject"):
                 self._store.client.put_object(
                     Bucket=self._store.bucket, Key=self._key, Body=cast(IO[bytes], PartBody(part, length))
                 )
@@ -279,7 +281,7 @@ class _S3Writer:
         future: Future[None] | None = None
         try:
             if self._upload_id is None:
-                with _translated():
+                with _translated("CreateMultipartUpload"):
                     answer = self._store.client.create_multipart_upload(Bucket=self._store.bucket, Key=self._key)
                     self._upload_id = answer["UploadId"]
                     if answer["ResponseMetadata"]["RetryAttempts"]:
@@ -296,7 +298,7 @@ class _S3Writer:
 
     def _upload_part(self, number: int, part: memoryview, length: int) -> None:
         assert self._upload_id is not None
-        with _translated():
+        with _translated("UploadPart"):
             answer = self._store.client.upload_part(
                 Bucket=self._store.bucket,
                 Key=self._key,
@@ -315,12 +317,12 @@ class _S3Reader:
         self.etag = etag
 
     def read(self, length: int) -> bytes:
-        with _translated():
+        with _translated("GetObject"):
             piece = self._body.read(length)
             while len(piece) < length:
                 more = self._body.read(length - len(piece))
                 if not more:
-                    raise StorageUnavailable
+                    raise StorageUnavailable("ended_early", "GetObject")
                 piece += more
             return piece
 
@@ -341,8 +343,8 @@ def _parse_time(text: str) -> datetime:
         return parse_timestamp(text)
 
 
-class PartBody:
-    """A part as botocore takes and sends a file: with a length, and without a copy.
+class PartBody(io.BufferedIOBase):
+    """A part as a file that botocore reads: the whole protocol of io, since signers and checksums differ in its use.
 
     It is sent in pieces of 128 KiB. Without TLS, what is sent in one piece must be gone within connect_timeout, and
     8 MiB may take longer.
@@ -355,25 +357,57 @@ class PartBody:
     def __len__(self) -> int:
         return len(self._content)
 
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
     def tell(self) -> int:
+        self._require_open()
         return self._position
 
-    def seek(self, position: int) -> None:
-        self._position = position
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._require_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self)}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError("no such position")
+        self._position = base + offset
+        return self._position
 
-    def read(self, length: int) -> memoryview:
-        piece = self._content[self._position : self._position + length]
+    def read(self, size: int | None = -1, /) -> bytes:
+        return bytes(self._take(len(self) if size is None or size < 0 else size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        target = memoryview(buffer).cast("B")
+        piece = self._take(len(target))
+        target[: len(piece)] = piece
+        return len(piece)
+
+    def readinto1(self, buffer: "WriteableBuffer", /) -> int:
+        return self.readinto(buffer)
+
+    def _take(self, size: int) -> memoryview:
+        self._require_open()
+        piece = self._content[self._position : self._position + size]
         self._position += len(piece)
         return piece
 
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ValueError("the part is closed")
 
-def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
+
+def _expect_nothing(*, params: dict[str, Any], **_: Any) -> None:
     """Of what can be read botocore asks the store first: a round trip a part, or a second where none answers."""
     params["headers"].pop("Expect", None)
 
 
 @contextlib.contextmanager
-def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
+def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
     """Turn botocore's and urllib3's errors into the store's; their texts hold keys and host names and stay behind.
 
     `missing` is what a 404 means: no such object for a read, a misplaced endpoint for everything else.
@@ -386,6 +420,7 @@ def _translated(*, missing: type[StorageError] = StorageUnavailable) -> Iterator
         error = StorageUnavailable if code in _UNUSABLE else _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable))
         # Whatever is no code of S3's may be anything.
         reason = code if _CODE.fullmatch(code) else status
-        raise (missing if error is ObjectNotFound else error)(reason) from exc
-    except (BotoCoreError, HTTPError, OSError) as exc:
-        raise StorageUnavailable(type(exc).__name__) from exc
+        raise (missing if error is ObjectNotFound else error)(reason, operation) from exc
+    # RuntimeError is botocore's for a role or an instance whose new credentials have expired as well.
+    except (BotoCoreError, HTTPError, OSError, RuntimeError) as exc:
+        raise StorageUnavailable(type(exc).__name__, operation) from exc

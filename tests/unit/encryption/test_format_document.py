@@ -15,6 +15,7 @@ from Crypto.Cipher import AES
 from Crypto.Hash import CMAC
 
 from tests.support import oracle
+from vault.aws import AwsAccess
 from vault.encryption.eax import Eax
 from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
 from vault.encryption.keyring import KeyRing, WrappedKey
@@ -370,7 +371,7 @@ class TestKnownAnswers:
 
 def test_kms_is_asked_with_the_documents_encryption_context() -> None:
     arn, blob = "arn:aws:kms:eu-central-1:123456789012:key/abc", b"a blob"
-    provider = KmsKeyProvider(KmsOptions(arn, "eu-central-1", access_key_id="none", secret_access_key="none"))
+    provider = KmsKeyProvider(KmsOptions(arn, "eu-central-1", access=AwsAccess("none", "none")))
     context = json.loads(re.findall(r"```json\n(.*?)```", section("aws-kms"), re.DOTALL)[0])
 
     with Stubber(provider.client) as stubbed:

@@ -29,6 +29,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from botocore.hooks import HierarchicalEmitter
 from botocore.parsers import ResponseParserError
 from botocore.stub import Stubber
 from structlog.testing import capture_logs
@@ -36,6 +37,7 @@ from urllib3.exceptions import ProtocolError
 
 from tests.support.kms import ACCESS, REGION, PlayedKms, played_kms
 from tests.unit.encryption.test_keyring import DEK, OBJECT_ID, OTHER_ID, master_key, shows, told_by
+from vault.aws import AwsAccess
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
@@ -84,7 +86,7 @@ class ScriptedKms:
     calls: list[str]
 
     def provider(self, key_id: str | None = ARN, *decrypt_key_arns: str) -> KmsKeyProvider:
-        return KmsKeyProvider(KmsOptions(key_id, REGION, decrypt_key_arns, None, *ACCESS))
+        return KmsKeyProvider(KmsOptions(key_id, REGION, decrypt_key_arns, None, AwsAccess(*ACCESS)))
 
     def alias_is(self, arn: str) -> None:
         self.answers.add_response("describe_key", described(arn), {"KeyId": ALIAS})
@@ -165,7 +167,7 @@ def http_key(arn: str, *, plaintext: bytes = DEK, blob: bytes = BLOB) -> AWSResp
 @pytest.fixture(scope="module")
 def client() -> "KMSClient":
     """One for all tests, since each takes a tenth of a second to make. Nothing that it asks leaves the process."""
-    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS)).client
+    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def kms(client: "KMSClient", monkeypatch: pytest.MonkeyPatch) -> Iterator[Script
 def wire(client: "KMSClient", monkeypatch: pytest.MonkeyPatch) -> KmsKeyProvider:
     """A provider of which only the network is missing: see `answering`."""
     monkeypatch.setattr("boto3.session.Session", lambda **_: SimpleNamespace(client=lambda *_, **__: client))
-    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS))
+    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
 
 
 @pytest.fixture
@@ -502,7 +504,7 @@ class TestAnswersThatAreNone:
     @classmethod
     def client(cls) -> "KMSClient":
         """One of its own: a client that has failed very often stops trying again, which other tests count."""
-        return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS)).client
+        return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client
 
     @pytest.mark.parametrize("status", [200, 500])
     @pytest.mark.parametrize(
@@ -514,7 +516,7 @@ class TestAnswersThatAreNone:
     def test_every_call_takes_the_service_for_unreachable(
         self, wire: KmsKeyProvider, client: "KMSClient", body: bytes, status: int
     ) -> None:
-        by_alias = KmsKeyProvider(KmsOptions(ALIAS, REGION, (), None, *ACCESS))
+        by_alias = KmsKeyProvider(KmsOptions(ALIAS, REGION, (), None, AwsAccess(*ACCESS)))
         calls: list[Callable[[], object]] = [
             lambda: wire.generate(OBJECT_ID),
             lambda: wire.wrap(DEK, OBJECT_ID),
@@ -834,8 +836,8 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            (KmsOptions(ARN, "eu central", (), None, *ACCESS), "InvalidRegionError"),
-            (KmsOptions(ARN, REGION, (), "http://my_kms:4566", *ACCESS), "ValueError"),
+            (KmsOptions(ARN, "eu central", (), None, AwsAccess(*ACCESS)), "InvalidRegionError"),
+            (KmsOptions(ARN, REGION, (), "http://my_kms:4566", AwsAccess(*ACCESS)), "ValueError"),
         ],
         ids=["region", "host"],
     )
@@ -916,7 +918,7 @@ class CountingSessions:
 
     def client(self, name: str, **options: Any) -> SimpleNamespace:
         self.making()
-        made = SimpleNamespace(name=name, options=options)
+        made = SimpleNamespace(name=name, options=options, meta=SimpleNamespace(events=HierarchicalEmitter()))
         self.clients.append(made)
         return made
 
@@ -942,34 +944,28 @@ class TestClient:
         monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", "http://somewhere.example.org")
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere.example.org")
 
-        endpoint = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS)).client.meta.endpoint_url
+        endpoint = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client.meta.endpoint_url
 
         assert endpoint == f"https://kms.{REGION}.amazonaws.com"
 
     def test_it_is_made_from_the_options(self, boto: CountingSessions) -> None:
-        _ = KmsKeyProvider(KmsOptions(ARN, REGION, (), "https://kms.example.org", *ACCESS)).client
+        _ = KmsKeyProvider(KmsOptions(ARN, REGION, (), "https://kms.example.org", AwsAccess(*ACCESS))).client
 
-        (made,) = boto.clients
-        assert boto.sessions == [
-            {"aws_access_key_id": ACCESS[0], "aws_secret_access_key": ACCESS[1], "region_name": REGION}
-        ]
+        (made,), (session,) = boto.clients, boto.sessions
+        assert session["region_name"] == REGION
+        assert session["botocore_session"].get_credentials().get_frozen_credentials()[:2] == ACCESS
         assert (made.name, made.options["endpoint_url"]) == ("kms", "https://kms.example.org")
-
-    def test_without_credentials_in_the_options_the_choice_is_boto3s(self, boto: CountingSessions) -> None:
-        _ = KmsKeyProvider(KmsOptions(ARN, REGION)).client
-
-        assert boto.sessions == [{"aws_access_key_id": None, "aws_secret_access_key": None, "region_name": REGION}]
 
     @pytest.mark.parametrize("key_id", [ARN, ALIAS, None], ids=["by-arn", "by-alias", "unwraps-only"])
     def test_it_is_not_made_before_it_is_used(self, boto: CountingSessions, key_id: str | None) -> None:
-        provider = KmsKeyProvider(KmsOptions(key_id, REGION, (ARN,), None, *ACCESS))
+        provider = KmsKeyProvider(KmsOptions(key_id, REGION, (ARN,), None, AwsAccess(*ACCESS)))
 
         assert provider.knows(ARN)
         assert not provider.knows("local:0011223344556677")
         assert boto.sessions == []
 
     def test_it_is_made_once_in_a_process(self, boto: CountingSessions) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS))
+        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
 
         first, second = provider.client, provider.client
 
@@ -977,7 +973,7 @@ class TestClient:
         assert len(boto.clients) == 1
 
     def test_it_is_made_anew_in_a_forked_child(self, boto: CountingSessions, monkeypatch: pytest.MonkeyPatch) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS))
+        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
         parents = provider.client
 
         pid = os.getpid()
@@ -989,7 +985,7 @@ class TestClient:
         assert len(boto.clients) == 2
 
     def test_threads_share_one(self, boto: CountingSessions) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, *ACCESS))
+        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
         second = threading.Barrier(2)
 
         def let_another_catch_up() -> None:
@@ -1071,7 +1067,7 @@ class TestSecrecy:
         self.assert_tells_nothing(told_by(failure.value) + repr(log))
 
     def test_repr_of_the_options_shows_no_credential(self) -> None:
-        options = KmsOptions(ARN, REGION, (OTHER_ARN,), None, *ACCESS)
+        options = KmsOptions(ARN, REGION, (OTHER_ARN,), None, AwsAccess(*ACCESS))
 
         assert not any(part in f"{options} {options!r}" for part in ACCESS)
         assert f"key_id='{ARN}'" in repr(options)

@@ -13,6 +13,7 @@ from moto import mock_aws
 
 from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from vault.aws import AwsAccess
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
 from vault.storage.buffers import BufferBudget
@@ -71,7 +72,9 @@ def rclone() -> Iterator[RcloneS3]:
 
 @pytest.fixture(scope="module")
 def rclone_store(rclone: RcloneS3) -> Iterator[S3Store]:
-    options = S3Options("", rclone.region, rclone.endpoint_url, rclone.access_key_id, rclone.secret_access_key)
+    options = S3Options(
+        "", rclone.region, rclone.endpoint_url, AwsAccess(rclone.access_key_id, rclone.secret_access_key)
+    )
     with closing_s3(options) as store:
         yield store
 

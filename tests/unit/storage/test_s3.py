@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import socket
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
@@ -22,6 +24,7 @@ from urllib3.exceptions import SSLError
 
 from tests.support.servers import wait_until
 from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from vault.aws import AwsAccess
 from vault.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, object_key
 from vault.storage.buffers import BufferBudget
@@ -124,7 +127,9 @@ class ScriptedS3:
 
     @property
     def options(self) -> S3Options:
-        return S3Options(BUCKET, "us-east-1", f"http://127.0.0.1:{self._server.server_port}", "an-access-key", SECRET)
+        return S3Options(
+            BUCKET, "us-east-1", f"http://127.0.0.1:{self._server.server_port}", AwsAccess("an-access-key", SECRET)
+        )
 
     def __enter__(self) -> "ScriptedS3":
         self._thread.start()
@@ -318,6 +323,28 @@ class TestCalls:
         for request in s3.requests:
             assert not [name for name in request.headers if name.startswith("x-amz-checksum")]
             assert "x-amz-trailer" not in request.headers
+
+    @pytest.mark.parametrize(
+        ("endpoint_url", "sent"),
+        [
+            pytest.param("https://s3.example.org", "UNSIGNED-PAYLOAD", id="https"),
+            pytest.param(None, "UNSIGNED-PAYLOAD", id="aws"),
+            pytest.param("http://127.0.0.1:9", hashlib.sha256(CONTENT[:1]).hexdigest(), id="http"),
+        ],
+    )
+    def test_a_part_is_hashed_for_its_signature_only_without_tls(self, endpoint_url: str | None, sent: str) -> None:
+        asked: list[Any] = []
+
+        def answer(request: Any, **_: Any) -> AWSResponse:
+            asked.append(request)
+            return AWSResponse(request.url, 200, {}, SimpleNamespace(stream=lambda: iter([b""])))
+
+        with closing_s3(S3Options(BUCKET, "us-east-1", endpoint_url, AwsAccess("key", SECRET))) as store:
+            store.client.meta.events.register("before-send.s3", answer)
+            begin(store, new_key(), CONTENT[:1]).commit()
+
+        (request,) = asked
+        assert request.headers["X-Amz-Content-SHA256"].decode() == sent
 
     def test_the_store_is_not_asked_before_a_part_is_sent(self, s3: ScriptedS3, store: S3Store) -> None:
         begin(store, new_key(), CONTENT[:1]).commit()
@@ -745,7 +772,7 @@ class TestErrors:
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
             endpoint_url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-            with closing_s3(S3Options(BUCKET, "us-east-1", endpoint_url, "key", SECRET)) as store:
+            with closing_s3(S3Options(BUCKET, "us-east-1", endpoint_url, AwsAccess("key", SECRET))) as store:
                 with pytest.raises(StorageUnavailable) as caught:
                     store.health()
                 writer = begin(store, new_key(), CONTENT[:PART])
@@ -781,10 +808,11 @@ class TestErrors:
 
         with (
             closing_s3(S3Options(BUCKET, "us-east-1", s3.options.endpoint_url)) as store,
-            pytest.raises(StorageUnavailable),
+            pytest.raises(StorageUnavailable) as caught,
         ):
             store.health()
 
+        assert caught.value.reason == "NoCredentialsError"
         assert s3.requests == []
 
 
