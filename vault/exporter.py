@@ -52,6 +52,11 @@ def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
     _listener = listener
 
 
+def is_listening() -> bool:
+    """Whether this process, or the one that it was forked from, has an address."""
+    return _listener is not None
+
+
 def serve(container: Container, *, with_mail: bool) -> ThreadingHTTPServer | None:
     """Answer in a thread of this process, for as long as it lives; None if there is no address to answer at.
 
@@ -117,7 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = {
             "status": report.status,
             "checks": {
-                name: {"status": "ok" if found.is_ok else "failed", "error": found.error, "seconds": found.took_seconds}
+                name: {
+                    "status": "ok" if found.is_ok else "failed",
+                    "error": found.error,
+                    "reason": found.reason,
+                    "seconds": found.took_seconds,
+                }
                 for name, found in report.findings.items()
             },
         }

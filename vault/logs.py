@@ -1,7 +1,7 @@
 """Structured logs: one event name and typed fields a line, as JSON or for a terminal.
 
-Exceptions are logged as class names and places, never with their texts: a library's message may hold a path, a host
-name, an address or an object key.
+Exceptions are logged as class names, codes and places, never with their texts: a library's message may hold a path, a
+host name, an address or an object key.
 """
 
 import logging
@@ -12,6 +12,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 import structlog
+
+from vault.reasons import causes, word_of
 
 REMOVED: Final = "[removed]"
 # Words in the names of fields whose values are nobody's business but the owner's.
@@ -135,14 +137,14 @@ def _exception_as_text(_logger: object, _method: str, event: MutableMapping[str,
 
 
 def exception_facts(exc: BaseException) -> list[str]:
-    """The exception and its causes, outermost first, each as `Class at file:line in function`."""
+    """The exception and its causes, outermost first, each as `Class(code) at file:line in function`."""
     facts: list[str] = []
-    current: BaseException | None = exc
-    while current is not None and len(facts) < 8:
+    for cause in causes(exc):
         # Not extract_tb, which reads the source of every file on the way, and keeps it.
         place = ""
-        for frame, line in traceback.walk_tb(current.__traceback__):
+        for frame, line in traceback.walk_tb(cause.__traceback__):
             place = f" at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-        facts.append(f"{type(current).__module__}.{type(current).__qualname__}{place}")
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        word = word_of(cause)
+        code = f"({word})" if word else ""
+        facts.append(f"{type(cause).__module__}.{type(cause).__qualname__}{code}{place}")
     return facts

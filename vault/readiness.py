@@ -1,6 +1,6 @@
 """Whether this process can serve: each dependency is asked by a thread of its own, for a limited time, and not often.
 
-Nothing here knows HTTP. What failed is told by its class; a library's text may hold a host name or a password.
+Nothing here knows HTTP. What failed is told by its class and code; a library's text may hold a host name or a password.
 """
 
 import threading
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 from alembic.script import ScriptDirectory
 
-from vault.processes import beat_is_alive
+from vault.reasons import reason_of
 
 # How long one asks before what does not answer counts as failed, and how long an answer is kept: together less than the
 # two seconds within which whoever asks is to learn of a failure.
@@ -28,10 +28,6 @@ class MigrationsMissing(Exception):
     """The database is older than this code."""
 
 
-class BeatMissing(Exception):
-    """Beat has not renewed its row for a while: it is dead, or its schedule stands still."""
-
-
 @dataclass(frozen=True, slots=True)
 class Check:
     """`ask` raises if the dependency fails. A good answer is kept for `kept_seconds`, a bad one for KEPT_SECONDS."""
@@ -43,10 +39,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`error` is None for what is well, else the class of what was raised; `took_seconds` is None if none came."""
+    """`error` is None for what is well, else the class of what was raised, and `reason` its code (vault.reasons).
+
+    `took_seconds` is None if no answer came.
+    """
 
     error: str | None
     took_seconds: float | None
+    reason: str | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -122,14 +122,14 @@ class _Probe:
             self._kept_until = min(self._kept_until, self._clock() + KEPT_SECONDS)
 
     def _ask(self, since: float) -> None:
-        error = None
+        error = reason = None
         try:
             self.check.ask()
         except Exception as exc:  # noqa: BLE001  # whatever a library raises, the dependency fails
-            error = type(exc).__name__
+            error, reason = type(exc).__name__, reason_of(exc)
         with self._changed:
             now = self._clock()
-            self._last = Finding(error, now - since)
+            self._last = Finding(error, now - since, reason)
             self._kept_until = now + (KEPT_SECONDS if error else self.check.kept_seconds)
             self._asking_since = None
             self._changed.notify_all()
@@ -139,7 +139,7 @@ class _Probe:
         if finding.is_ok and not self._was_ok:
             log.info("dependency_recovered", check=self._name)
         elif self._was_ok and not finding.is_ok:
-            log.warning("dependency_failed", check=self._name, error=finding.error)
+            log.warning("dependency_failed", check=self._name, error=finding.error, reason=finding.reason)
         self._was_ok = finding.is_ok
 
 
@@ -167,18 +167,6 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
         known, heads = revisions()
         if not found or (found <= known and found != heads):
             raise MigrationsMissing
-
-    return ask
-
-
-def check_beat(url: str) -> Callable[[], None]:
-    """Whether beat is alive, as it says in the database: a broker cannot tell."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
-    statement = str(beat_is_alive().compile(engine, compile_kwargs={"literal_binds": True}))
-
-    def ask() -> None:
-        if not _scalars(engine, statement):
-            raise BeatMissing
 
     return ask
 

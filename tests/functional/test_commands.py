@@ -182,3 +182,17 @@ def test_a_command_on_a_database_without_tables_says_how_to_make_them(
 
     assert failed.exit_code == 1
     assert "flask db upgrade" in failed.output
+
+
+def test_a_command_names_the_stores_own_code(
+    vault: Vault, runner: FlaskCliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_key: str) -> bytes:
+        raise StorageUnavailable("NoSuchBucket", "GetObject")
+
+    monkeypatch.setattr(vault.store, "get", fail)
+
+    result = runner.invoke(args=["files", "reap"])
+
+    assert result.exit_code == 1
+    assert "storage_unavailable: NoSuchBucket (GetObject)" in result.output

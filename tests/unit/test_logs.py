@@ -84,7 +84,7 @@ def test_structlog_exceptions_are_classes_and_places(json_log: io.StringIO) -> N
     assert line["event"] == "it_failed"
     assert [fact.split(" at ")[0] for fact in line["exception"]] == [
         f"{__name__}.NameLost",
-        "builtins.FileNotFoundError",
+        "builtins.FileNotFoundError(ENOENT)",
         "builtins.KeyError",
     ]
     assert "test_logs.py:" in line["exception"][0]
@@ -119,7 +119,7 @@ def test_standard_loggers_exceptions_are_classes_and_places(stderr: io.StringIO,
     assert "Traceback" not in stderr.getvalue()
     assert "it failed in its way" in stderr.getvalue()
     assert "NameLost at" in stderr.getvalue()
-    assert "FileNotFoundError at" in stderr.getvalue()
+    assert "FileNotFoundError(ENOENT) at" in stderr.getvalue()
 
 
 def test_a_record_that_was_formatted_before_keeps_its_text_to_itself(json_log: io.StringIO) -> None:

@@ -8,6 +8,7 @@ import psycopg2
 import pytest
 
 from tests.support.servers import wait_until
+from vault.errors import StorageUnavailable
 from vault.readiness import ANSWER_SECONDS, KEPT_SECONDS, Check, Readiness, check_database
 
 
@@ -171,3 +172,11 @@ def test_a_database_that_does_not_answer_fails(url: str) -> None:
 
     with pytest.raises((psycopg2.OperationalError, sqlite3.OperationalError)):
         ask()
+
+
+def test_a_failure_is_told_with_the_code_of_the_dependency(other: Dependency, readiness: Readiness) -> None:
+    other.error = StorageUnavailable("NoSuchBucket", "GetObject")
+
+    finding = readiness.report().findings["other"]
+
+    assert (finding.error, finding.reason) == ("StorageUnavailable", "NoSuchBucket (GetObject)")

@@ -22,9 +22,9 @@ from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
 from vault.config import SettingsError
 from vault.container import Container
-from vault.encryption.errors import KeyFailure
 from vault.errors import InputRefused, VaultError
 from vault.files.verifying import Finding, VerifyReport
+from vault.reasons import reason_of
 
 # What shells report for a program that Ctrl-C has ended: 128 and the signal's number.
 _INTERRUPTED: Final = 130
@@ -49,20 +49,24 @@ class Commands(AppGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyFailure as exc:
-            raise click.ClickException(f"{exc.detail} ({exc.code}: {exc.reason})") from exc
         except InputRefused as exc:
             problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
             raise click.ClickException(problems) from exc
         except VaultError as exc:
-            raise click.ClickException(f"{exc.detail} ({exc.code})") from exc
+            raise click.ClickException(f"{exc.detail} ({_named(exc.code, exc)})") from exc
         except SQLAlchemyError as exc:
             lacks_tables = isinstance(exc, ProgrammingError) or "no such table" in str(getattr(exc, "orig", ""))
             problem = "lacks its tables. Run: flask db upgrade" if lacks_tables else "does not answer or refuses"
-            raise click.ClickException(f"The database {problem} ({type(exc).__name__})") from exc
+            raise click.ClickException(f"The database {problem} ({_named(type(exc).__name__, exc)})") from exc
         except KeyboardInterrupt:
             click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
             sys.exit(_INTERRUPTED)
+
+
+def _named(name: str, error: Exception) -> str:
+    """A name with the code of what is behind it: an operator has to know which of many failures this is."""
+    reason = reason_of(error)
+    return name if reason is None else f"{name}: {reason}"
 
 
 def container() -> Container:

@@ -7,6 +7,7 @@ removes anything: an empty or wrong database beside a full store must not make i
 import threading
 import uuid
 from collections.abc import Callable
+from copy import copy
 from datetime import datetime
 from time import monotonic
 from typing import Final
@@ -61,7 +62,8 @@ class InstallationGuard:
                 self._failure = self._verified()
                 self._verified_at = monotonic()
             if self._failure is not None:
-                raise type(self._failure) from self._failure
+                # A copy, with the store's code: an exception that is raised again grows by a traceback each time.
+                raise copy(self._failure) from self._failure
         finally:
             self._lock.release()
 

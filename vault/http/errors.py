@@ -20,6 +20,7 @@ from vault.errors import (
     VaultError,
 )
 from vault.metrics import PROBLEMS
+from vault.reasons import reason_of
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +155,7 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     """What HTTP says about an error beside its body; logs it if it is this side's."""
     status = STATUS.get(error.code, 500)
     if status >= _LOGGED_FROM:
-        log.error("request_failed", code=error.code, reason=getattr(error, "reason", None), exc_info=error)
+        log.error("request_failed", code=error.code, reason=reason_of(error), exc_info=error)
     headers = {}
     if error.code in _RETRY_AFTER:
         headers["Retry-After"] = str(_RETRY_AFTER[error.code])

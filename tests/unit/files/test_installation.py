@@ -56,6 +56,17 @@ def test_a_store_that_went_away_or_was_exchanged_is_noticed(
         guard.require()
 
 
+def test_the_stores_own_code_reaches_those_who_wait_for_the_answer(
+    guard: InstallationGuard, store: FailingStore
+) -> None:
+    store.failures["get"] = StorageUnavailable("NoSuchBucket", "GetObject")
+
+    with pytest.raises(StorageUnavailable) as caught:
+        guard.require()
+
+    assert (caught.value.reason, caught.value.operation) == ("NoSuchBucket", "GetObject")
+
+
 def test_a_failure_is_asked_about_again_at_once(guard: InstallationGuard, store: FailingStore) -> None:
     store.failures["get"] = StorageUnavailable()
     for _ in range(2):
