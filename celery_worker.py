@@ -1,21 +1,22 @@
-"""Celery's entry: celery -A celery_worker worker | beat."""
+"""Celery's entry: celery --app celery_worker worker | beat."""
 
 import os
 import sys
 import tempfile
 from typing import Any
 
-from celery.signals import beat_embedded_init, beat_init, setup_logging, worker_init, worker_ready
+from celery.signals import beat_init, setup_logging, worker_init, worker_ready
 
 # Before the first import of what counts, which looks whether processes share their numbers.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
 from vault import create_app, exporter
-from vault.broker import count_no_messages
+from vault.broker import QUEUE_MAIL
 from vault.config import Settings, SettingsError
 from vault.container import Container
 from vault.logs import configure_logging
-from vault.startup import refuse_missing_keys, tell_aws_credentials
+from vault.processes import BEAT, WORKER
+from vault.startup import keep_presence, refuse_missing_keys, tell_aws_credentials
 
 try:
     settings = Settings.load()
@@ -38,26 +39,22 @@ def _check_at_start(**_: Any) -> None:
 
 @worker_init.connect
 def _take_address(**_: Any) -> None:
-    exporter.listen(settings.metrics_bind, offset=1)
+    # One machine runs a worker that mails, beat, and a worker for the rest.
+    exporter.listen(settings.metrics_bind, offset=1 if QUEUE_MAIL in app.amqp.queues.consume_from else 3)
 
 
 @worker_ready.connect
-def _serve_metrics(**_: Any) -> None:
+def _tell_of_worker(**_: Any) -> None:
     # Not before the processes that do the work are there: a process with threads should not be forked.
     exporter.serve(container, with_mail=False)
+    keep_presence(container, WORKER)
 
 
 @beat_init.connect
-def _serve_metrics_of_beat(**_: Any) -> None:
-    # One inside of a worker (--beat) has inherited that one's.
-    if not exporter.is_listening():
-        exporter.listen(settings.metrics_bind, offset=2)
-        exporter.serve(container, with_mail=False)
-
-
-@beat_embedded_init.connect
-def _count_nothing_inside_of_a_worker(**_: Any) -> None:
-    count_no_messages()
+def _tell_of_beat(sender: Any, **_: Any) -> None:
+    exporter.listen(settings.metrics_bind, offset=2)
+    exporter.serve(container, with_mail=False)
+    keep_presence(container, BEAT, lambda: sender.scheduler.is_ticking)
 
 
 exporter.remove_folder_at_exit()

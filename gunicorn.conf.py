@@ -13,7 +13,8 @@ if "vault" not in sys.modules:
 from vault import exporter
 from vault.config import Settings, SettingsError
 from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
-from vault.startup import refuse_missing_keys, tell_aws_credentials
+from vault.processes import API
+from vault.startup import keep_presence, refuse_missing_keys, tell_aws_credentials
 
 try:
     _settings = Settings.load()
@@ -56,7 +57,9 @@ def on_starting(_server: object) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    exporter.serve(worker.wsgi.extensions["vault"], with_mail=True)
+    container = worker.wsgi.extensions["vault"]
+    exporter.serve(container, with_mail=True)
+    keep_presence(container, API)
     give_back_regularly()
 
 

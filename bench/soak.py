@@ -36,6 +36,7 @@ from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import Process, Stack
+from vault.broker import QUEUES
 from vault.files.models import File, FileState
 from vault.storage import OBJECTS, object_key
 
@@ -90,8 +91,7 @@ class Site:
         self.processes["api 2"] = self.rolling.start_api()
         self.processes["worker 1"] = self._start_worker("one")
         self.processes["worker 2"] = self._start_worker("two")
-        beat = ("beat", "--schedule", str(self.steady.folder / "beat"), "--pidfile", "", "--loglevel", "WARNING")
-        self.processes["beat"] = self.steady.start("celery", "--app", "celery_worker", "--quiet", *beat, name="beat")
+        self.processes["beat"] = self.steady.start_beat()
 
     def groups(self) -> dict[str, int]:
         return {name: process.popen.pid for name, process in self.processes.items() if process.popen.poll() is None}
@@ -171,7 +171,7 @@ class Site:
 
     def _start_worker(self, host: str) -> Process:
         return self.steady.start(
-            "celery", "--app", "celery_worker", "--quiet", "worker", "--queues", "mail,maintenance",
+            "celery", "--app", "celery_worker", "--quiet", "worker", "--queues", ",".join(QUEUES),
             "--hostname", f"{host}@%h", "--concurrency", "1", "--loglevel", "WARNING",
             "--without-gossip", "--without-mingle", name=f"worker-{host}",
         )  # fmt: skip

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import structlog
 from celery import Celery, Task
+from celery.schedules import schedule
 from celery.signals import after_task_publish
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.filesystem import Channel, Transport
@@ -26,6 +28,8 @@ from kombu.transport.filesystem import Channel, Transport
 from vault.metrics import TASK_MESSAGES
 
 TASK_DELIVER_MAIL: Final = "mail.deliver"
+TASK_DELIVER_REGISTRATION: Final = "mail.deliver_registration"
+TASK_SKIP_MAIL: Final = "mail.skip"
 TASK_REQUEUE_MAIL: Final = "mail.requeue_due"
 TASK_REMOVE_FILE: Final = "files.remove"
 TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
@@ -34,12 +38,23 @@ TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
 TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
+# A worker takes from its queues in turn. What strangers cause has queues of its own, so that no number of messages in
+# them delays what people with accounts wait for.
+QUEUE_MAIL: Final = "mail"
+QUEUE_REGISTRATIONS: Final = "registrations"
+QUEUE_NO_OPS: Final = "noops"
+QUEUE_MAINTENANCE: Final = "maintenance"
+QUEUES: Final = (QUEUE_MAIL, QUEUE_REGISTRATIONS, QUEUE_NO_OPS, QUEUE_MAINTENANCE)
+# A message of beat's that waited for longer is one of many. Far more than clocks of different machines differ by.
+_STALE_AFTER_SECONDS: Final = 600
+
 # What a task knows of the request behind it
 _IDS: Final = ("request_id", "trace_id")
 PATIENCE_SECONDS: Final = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
 _CHECK_SECONDS: Final = 1.0
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger(__name__)
 
@@ -48,13 +63,8 @@ def _count_sent(sender: str, **_: object) -> None:
     TASK_MESSAGES.labels(sender, "sent").inc()
 
 
-# Whoever sends: a request, a task, beat.
+# Messages of requests, of tasks and of beat.
 after_task_publish.connect(_count_sent)
-
-
-def count_no_messages() -> None:
-    """For a process that Celery has forked and then closed all files of, those for counting among them."""
-    after_task_publish.disconnect(_count_sent)
 
 
 class _AtomicChannel(Channel):
@@ -90,6 +100,8 @@ def create_celery(broker_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
+        # A second attempt follows immediately: a connection from before the broker's restart fails when it is used.
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
         task_acks_late=True,
         task_time_limit=600,
         task_soft_time_limit=540,
@@ -98,21 +110,21 @@ def create_celery(broker_url: str) -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         task_routes={
-            "mail.*": {"queue": "mail"},
-            "files.*": {"queue": "maintenance"},
-            "auth.*": {"queue": "maintenance"},
-            "audit.*": {"queue": "maintenance"},
+            TASK_SKIP_MAIL: {"queue": QUEUE_NO_OPS},
+            TASK_DELIVER_REGISTRATION: {"queue": QUEUE_REGISTRATIONS},
+            "mail.*": {"queue": QUEUE_MAIL},
+            "files.*": {"queue": QUEUE_MAINTENANCE},
+            "auth.*": {"queue": QUEUE_MAINTENANCE},
+            "audit.*": {"queue": QUEUE_MAINTENANCE},
         },
+        beat_scheduler="vault.beat:SteadyScheduler",
+        beat_max_loop_interval=5,
         beat_schedule={
-            "requeue-due-mail": {"task": TASK_REQUEUE_MAIL, "schedule": 10.0, "options": {"expires": 10}},
-            "sweep-accounts": {"task": TASK_SWEEP_ACCOUNTS, "schedule": 3600.0, "options": {"expires": 3600}},
-            "reap-files": {"task": TASK_REAP_FILES, "schedule": 300.0, "options": {"expires": 300}},
-            "settle-audit": {"task": TASK_SETTLE_AUDIT, "schedule": 60.0, "options": {"expires": 60}},
-            "enforce-audit-retention": {
-                "task": TASK_ENFORCE_RETENTION,
-                "schedule": 3600.0,
-                "options": {"expires": 3600},
-            },
+            "requeue-due-mail": _every(10, TASK_REQUEUE_MAIL),
+            "sweep-accounts": _every(3600, TASK_SWEEP_ACCOUNTS),
+            "reap-files": _every(300, TASK_REAP_FILES),
+            "settle-audit": _every(60, TASK_SETTLE_AUDIT),
+            "enforce-audit-retention": _every(3600, TASK_ENFORCE_RETENTION),
         },
     )
     if broker_url.startswith("filesystem://"):
@@ -134,6 +146,19 @@ def create_celery(broker_url: str) -> Celery:
         # Without the key py-amqp verifies the chain but not the name; kombu puts the host's name in its place.
         celery.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
     return celery
+
+
+def _every(seconds: float, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "schedule": schedule(seconds, nowfun=steady_now),
+        "options": {"expires": max(seconds, _STALE_AFTER_SECONDS)},
+    }
+
+
+def steady_now() -> datetime:
+    """The time since this machine started as a date: no change of the clock moves it."""
+    return _EPOCH + timedelta(seconds=monotonic())
 
 
 def _folders(broker_url: str) -> dict[str, Any]:
@@ -260,9 +285,9 @@ class Publisher:
                 sending.set_result(None)
 
     def _send(self, task: str, row_id: uuid.UUID, ids: dict[str, str]) -> None:
-        # Once more at once: a connection from before the broker's restart is found out only when it is used.
-        policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
-        self._celery.send_task(task, args=[str(row_id)], headers=ids, retry=True, retry_policy=policy)
+        # All queues, whichever it is for: the first message to one would cost a request more than others do.
+        queues = [self._celery.amqp.queues[name] for name in QUEUES]
+        self._celery.send_task(task, args=[str(row_id)], headers=ids, declare=queues)
 
 
 def _ids() -> dict[str, str]:

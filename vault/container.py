@@ -31,8 +31,10 @@ from vault.auth.tokens import SessionTokens
 from vault.aws import AwsAccess
 from vault.broker import (
     TASK_DELIVER_MAIL,
+    TASK_DELIVER_REGISTRATION,
     TASK_REMOVE_FILE,
     TASK_REMOVE_FILES_OF,
+    TASK_SKIP_MAIL,
     Publisher,
     check_broker,
     create_celery,
@@ -57,19 +59,25 @@ from vault.files.service import FileService
 from vault.files.upload import UploadLimits, Uploads
 from vault.files.verifying import Verifier
 from vault.mail.messages import Mailer, MessageRenderer
+from vault.mail.models import Lane
 from vault.mail.outbox import Outbox
 from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.metering import MeteredKeyProvider
 from vault.metrics import count_cache_lookup
-from vault.readiness import Check, Readiness, check_database, check_migrations
+from vault.readiness import Check, Readiness, check_beat, check_database, check_migrations
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Options, S3Store
 
 KEY_PROVIDER: Final = "key_provider"
+_MAIL_TASKS: Final = {
+    Lane.ACCOUNT: TASK_DELIVER_MAIL,
+    Lane.REGISTRATION: TASK_DELIVER_REGISTRATION,
+    Lane.NO_OP: TASK_SKIP_MAIL,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +151,7 @@ def build_container(
         sessions,
         mailer=mailer or _mailer(settings),
         renderer=MessageRenderer(settings.public_url, settings.frontend_base_url),
-        enqueue=_bound(publish, TASK_DELIVER_MAIL),
+        enqueue=lambda lane, job_id: publish(_MAIL_TASKS[lane], job_id),
         clock=clock,
     )
     user_sessions = UserSessions(
@@ -330,6 +338,8 @@ def _readiness(settings: Settings, store: ObjectStore, keys: KeyRing, celery: Ce
             "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
             "object_store": Check(store.health),
             "broker": Check(check_broker(celery)),
+            # Without it, work is late and none is lost.
+            "beat": Check(check_beat(settings.database_url)),
             # Asking makes a data key, and key services count calls.
             KEY_PROVIDER: Check(keys.health, kept_seconds=30),
         }

@@ -52,11 +52,6 @@ def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
     _listener = listener
 
 
-def is_listening() -> bool:
-    """Whether this process, or the one that it was forked from, has an address."""
-    return _listener is not None
-
-
 def serve(container: Container, *, with_mail: bool) -> ThreadingHTTPServer | None:
     """Answer in a thread of this process, for as long as it lives; None if there is no address to answer at.
 

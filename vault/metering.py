@@ -19,6 +19,13 @@ class MeteredKeyProvider:
         self.name = provider.name
         self.is_remote = provider.is_remote
 
+    @property
+    def settings_ref(self) -> str:
+        return self.provider.settings_ref
+
+    def held_refs(self) -> frozenset[str]:
+        return self.provider.held_refs()
+
     def current_ref(self) -> str:
         return self.provider.current_ref()
 

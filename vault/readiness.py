@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 from alembic.script import ScriptDirectory
 
+from vault.processes import beat_is_alive
 from vault.reasons import reason_of
 
 # How long one asks before what does not answer counts as failed, and how long an answer is kept: together less than the
@@ -26,6 +27,10 @@ log = structlog.get_logger(__name__)
 
 class MigrationsMissing(Exception):
     """The database is older than this code."""
+
+
+class BeatMissing(Exception):
+    """Beat has not renewed its row for a while: it is dead, or its schedule stands still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,18 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
         known, heads = revisions()
         if not found or (found <= known and found != heads):
             raise MigrationsMissing
+
+    return ask
+
+
+def check_beat(url: str) -> Callable[[], None]:
+    """Whether beat is alive, as it says in the database: a broker cannot tell."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
+    statement = str(beat_is_alive().compile(engine, compile_kwargs={"literal_binds": True}))
+
+    def ask() -> None:
+        if not _scalars(engine, statement):
+            raise BeatMissing
 
     return ask
 

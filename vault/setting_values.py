@@ -153,8 +153,8 @@ def listen_address(text: str) -> tuple[str, int]:
     """Host and port; up to two ports further on must be ports as well."""
     host, _, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65533:
-        raise ValueError("must be an address of this machine and a port up to 65533: 127.0.0.1:9100, [::1]:9100")
+    if not is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65532:
+        raise ValueError("must be an address of this machine and a port up to 65532: 127.0.0.1:9100, [::1]:9100")
     return host, int(port)
 
 

@@ -1,12 +1,14 @@
-"""What is checked once when the API or a worker starts, beyond settings."""
+"""What the API, a worker and beat do once when they start, beyond reading settings."""
 
 import sys
+from collections.abc import Callable
 
 import structlog
 
 from vault.aws import tell_credentials
 from vault.config import Settings
-from vault.container import aws_access, build_container
+from vault.container import Container, aws_access, build_container
+from vault.processes import HeldKeys, Presence
 
 log = structlog.get_logger(__name__)
 
@@ -36,3 +38,13 @@ def tell_aws_credentials(settings: Settings) -> None:
     """Log where the credentials for S3 and KMS come from, if either is used."""
     if settings.s3_bucket_name or settings.kms_key_id or settings.kms_decrypt_key_arns:
         tell_credentials(aws_access(settings))
+
+
+def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] = lambda: True) -> None:
+    """Let the database know that this process runs, and with which keys, until it ends. Call it after the last fork."""
+    keys = container.keys
+
+    def held() -> HeldKeys:
+        return HeldKeys(keys.primary.settings_ref, keys.held_refs())
+
+    Presence(container.settings.database_url, kind, held, is_well).begin()

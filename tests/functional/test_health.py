@@ -8,10 +8,17 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.vault import Vault
+from vault.db import db_now
 from vault.errors import StorageUnavailable
+from vault.processes import STALE_SECONDS, Process
 from vault.storage.memory import MemoryStore
 
-HEALTHY = dict.fromkeys(("database", "migrations", "object_store", "broker", "key_provider"), "ok")
+HEALTHY = dict.fromkeys(("database", "migrations", "object_store", "broker", "beat", "key_provider"), "ok")
+
+
+@pytest.fixture(autouse=True)
+def _with_beat(make_vault: Callable[..., Vault]) -> None:
+    make_vault().start_beat()
 
 
 class LostStore(MemoryStore):
@@ -56,6 +63,16 @@ def test_a_database_that_newer_code_has_migrated_is_served_from(vault: Vault) ->
         answer = vault.client.get("/readyz")
 
     assert (answer.status_code, answer.json["status"]) == (200, "ready")
+
+
+def test_a_beat_that_was_killed_is_noticed_and_takes_no_node_out_of_the_balancer(vault: Vault) -> None:
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
+
+    answer = vault.client.get("/readyz")
+
+    assert answer.status_code == 200
+    assert answer.json == {"status": "degraded", "checks": {**HEALTHY, "beat": "failed"}}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

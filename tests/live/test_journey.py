@@ -19,6 +19,7 @@ from tests.support.servers import wait_until
 from tests.support.services import program
 from tests.support.stack import Stack, embedded, production
 from tests.support.vault import PASSWORD
+from vault.broker import QUEUE_MAIL, QUEUE_MAINTENANCE, QUEUE_NO_OPS, QUEUE_REGISTRATIONS
 
 # One worker runs this module, so that each stack is started once.
 pytestmark = pytest.mark.xdist_group("journey")
@@ -59,7 +60,8 @@ def production_journey(folder: Path) -> Iterator[Journey]:
     settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"}
     with mailbox() as inbox, production(folder, **settings, SMTP_PORT=str(inbox.port)) as stack:
         stack.start_api()
-        stack.start_worker()
+        stack.start_worker(QUEUE_MAIL, QUEUE_REGISTRATIONS)
+        stack.start_worker(QUEUE_MAINTENANCE, QUEUE_NO_OPS)
         yield Journey(stack, inbox.text)
 
 

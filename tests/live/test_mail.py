@@ -24,6 +24,7 @@ from tests.support.servers import wait_until
 from tests.support.stack import Stack, mailing
 from tests.support.vault import PASSWORD
 from vault.audit.service import Actor
+from vault.broker import QUEUE_MAIL, QUEUE_REGISTRATIONS
 from vault.mail.outbox import LEASE_SECONDS
 
 NAME = "Zoë Nameless"
@@ -129,10 +130,9 @@ def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(tmp_path: 
 @pytest.mark.timeout(600)
 @brokers
 def test_each_of_500_registrations_gets_one_mail(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
-    celery = ("celery", "--app", "celery_worker")
     with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        stack.start(*celery, "worker", "--queues", "mail", "--concurrency", "2", "--loglevel", "WARNING", name="worker")
-        stack.start(*celery, "beat", "--schedule", str(tmp_path / "beat"), "--loglevel", "WARNING", name="beat")
+        stack.start_worker(QUEUE_MAIL, QUEUE_REGISTRATIONS)
+        stack.start_beat()
         stack.start_api()
 
         check_each_registration(stack, broker, box, 500)
@@ -149,6 +149,7 @@ def test_a_worker_waits_for_its_broker_however_long_it_takes(
     with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
         begin(broker)
         worker = stack.start_worker()
+        stack.start_beat()
         stack.container.auth.register("early@people.example", PASSWORD, NAME, Actor())
         wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
 
@@ -166,6 +167,7 @@ def test_without_its_broker_registration_costs_no_time_and_no_mail(
 ) -> None:
     with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
         worker = stack.start_worker()
+        stack.start_beat()
         api = stack.start_api()
         known = addresses(40, "before")
         register(stack, known[:20])  # what every process does once is not measured
@@ -208,6 +210,7 @@ def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
 ) -> None:
     with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
         worker = stack.start_worker()
+        stack.start_beat()
         box.hangs.set()
         stack.container.auth.register("first@people.example", PASSWORD, NAME, Actor())
         wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
@@ -237,6 +240,7 @@ def test_a_worker_killed_20_times_loses_no_mail_of_500(open_broker: OpenBroker, 
         stack.start_api()
         assert {answer.status for answer in register(stack, people)} == {202}
 
+        stack.start_beat()
         for number in range(20):
             worker, aim = stack.start_worker(), len(box.mails) + 20
             if number % 2:
@@ -313,6 +317,7 @@ def worker(server: MailServer) -> None:
     """That of the test before, if it still runs."""
     if not any(process.popen.poll() is None for process in server.stack.processes):
         server.stack.start_worker()
+        server.stack.start_beat()
 
 
 group = pytest.mark.xdist_group("mail-server")
@@ -392,6 +397,7 @@ def test_a_mail_server_without_tls_is_told_nothing_where_tls_is_required(server:
 
     with closing(server.stack.beside(**settings)) as strict:
         strict.start_worker()
+        strict.start_beat()
         server.ask(address)
         attempt = server.attempt(address, 1)
 

@@ -18,7 +18,7 @@ from tests.support.stack import Stack, production
 pytestmark = pytest.mark.xdist_group("readiness")
 
 ADDRESS = "anna@example.org"
-CHECKS = ("database", "migrations", "object_store", "broker", "key_provider")
+CHECKS = ("database", "migrations", "object_store", "broker", "beat", "key_provider")
 ARN = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 # Within these the failure has to be named.
 SECONDS = 2.0
@@ -63,6 +63,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "KMS_ENDPOINT_URL": relays["key_provider"].url,
             "KMS_KEY_ID": ARN,
         }
+        stack.start_beat()
         stack.start_api()
         site = Site(stack, stack.sign_up(ADDRESS), relays)
         site.file_id = site.person.post(f"{stack.url}/files?name=kept.txt", data=b"kept content").json()["id"]
@@ -108,7 +109,7 @@ def without_key_provider(site: Site) -> None:
 
 # What fails with it, what /readyz then says, and what goes on without it.
 CASES = [
-    pytest.param("database", {"database", "migrations"}, (503, "unavailable"), without_database, id="database"),
+    pytest.param("database", {"database", "migrations", "beat"}, (503, "unavailable"), without_database, id="database"),
     pytest.param("object_store", {"object_store"}, (200, "degraded"), without_object_store, id="object-store"),
     pytest.param("broker", {"broker"}, (200, "degraded"), without_broker, id="broker"),
     pytest.param("key_provider", {"key_provider"}, (200, "degraded"), without_key_provider, id="key-provider"),

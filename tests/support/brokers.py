@@ -16,8 +16,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.services import amqp_url, program, redis_url
 from tests.support.stack import free_port
+from vault.broker import QUEUES
 
-QUEUES = ("mail", "maintenance")
 _BODY = re.compile(rb'"body": "([A-Za-z0-9+/=]+)"')
 
 

@@ -20,6 +20,7 @@ from tests.support.services import postgres_database, redis_url
 from tests.support.settings import environment
 from tests.support.vault import PASSWORD, accounts_agree
 from vault.audit.service import Actor
+from vault.broker import QUEUES
 from vault.config import ROOT, Settings
 from vault.container import Container, build_container
 from vault.db import db_now
@@ -36,12 +37,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _three_free_ports() -> int:
-    """The first of three in a row, for API, worker and beat; of those that no client's connection is given."""
+def _four_free_ports() -> int:
+    """The first of four in a row, for API, workers and beat; of those that no client's connection is given."""
     while True:
-        first = random.randrange(20000, 32000, 3)
+        first = random.randrange(20000, 32000, 4)
         with ExitStack() as probes, suppress(OSError):
-            for port in range(first, first + 3):
+            for port in range(first, first + 4):
                 probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
 
@@ -85,7 +86,7 @@ class Stack:
     def __post_init__(self) -> None:
         self.port = self.port or free_port()
         self.env["PORT"] = str(self.port)
-        self.env["METRICS_BIND"] = f"127.0.0.1:{_three_free_ports()}"
+        self.env["METRICS_BIND"] = f"127.0.0.1:{_four_free_ports()}"
         self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
         self.container = build_container(Settings.load(self.env, env_file=None))
 
@@ -144,12 +145,19 @@ class Stack:
         wait_until(answers, seconds=_START_SECONDS, what="the API answering")
         return api
 
-    def start_worker(self) -> Process:
+    def start_worker(self, *queues: str) -> Process:
+        """A worker for these queues, or one for all of them, as costs a test less than a worker for each."""
+        name = queues[0] if queues else "worker"
         return self.start(
-            "celery", "--app", "celery_worker", "worker", "--beat", "--schedule", str(self.folder / "beat"),
-            "--queues", "mail,maintenance", "--concurrency", "1", "--loglevel", "WARNING",
-            "--without-gossip", "--without-mingle", name="worker",
+            "celery", "--app", "celery_worker", "--quiet", "worker", "--queues", ",".join(queues or QUEUES),
+            "--hostname", f"{name}@%h", "--concurrency", "1", "--loglevel", "WARNING",
+            "--without-gossip", "--without-mingle", name=name,
         )  # fmt: skip
+
+    def start_beat(self) -> Process:
+        return self.start(
+            "celery", "--app", "celery_worker", "--quiet", "beat", "--pidfile", "", "--loglevel", "WARNING", name="beat"
+        )
 
     def sign_up(self, email: str = "anna@example.org") -> requests.Session:
         """A verified account made without mail, signed in over HTTP."""

@@ -27,15 +27,16 @@ from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
-from vault.broker import TASK_DELIVER_MAIL, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
+from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.cli import files, keys, mail, users
 from vault.container import Container, build_container
-from vault.db import Base
+from vault.db import Base, db_now
 from vault.derived import derive_key
 from vault.encryption.keyring import KeyRing
 from vault.files.models import File, FileState
 from vault.files.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
+from vault.processes import BEAT, Process
 from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
 
@@ -145,11 +146,17 @@ class Vault:
         rewrapper = self.container.rewrapper
         return rewrapper.run(rewrapper.waiting(), Actor(), **{"batch": 500, **options})
 
+    def start_beat(self) -> None:
+        """Write the row that a beat which is alive renews."""
+        row = Process(kind=BEAT, primary_ref="", key_refs=[], started_at=db_now(), seen_at=db_now())
+        with self.container.sessions.begin() as session:
+            session.add(row)
+
     def run_queue(self) -> None:
         """Do what a worker would do with every message published so far."""
         while self.queue:
             task, row_id = self.queue.pop(0)
-            if task == TASK_DELIVER_MAIL:
+            if task in (TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION):
                 self.container.outbox.deliver(row_id)
             elif task == TASK_REMOVE_FILE:
                 self.container.reaper.remove(row_id)

@@ -1281,13 +1281,13 @@ def run_wsgi(values: dict[str, str]) -> Any:
     [
         pytest.param("0.0.0.0:9200", ("0.0.0.0", 9200), id="ipv4"),
         pytest.param("[::1]:9100", ("::1", 9100), id="ipv6"),
-        pytest.param("127.0.0.1:65533", ("127.0.0.1", 65533), id="room-for-worker-and-beat"),
+        pytest.param("127.0.0.1:65532", ("127.0.0.1", 65532), id="room-for-workers-and-beat"),
     ],
 )
 def test_metrics_are_served_at_an_address_and_a_port(load: Load, text: str, bind: tuple[str, int]) -> None:
     assert load(METRICS_BIND=text).metrics_bind == bind
 
 
-@pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65534", "::1:x"])
+@pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65533", "::1:x"])
 def test_what_is_no_address_with_a_port_is_no_place_for_metrics(refusal: Refusal, text: str) -> None:
     assert list(refusal(METRICS_BIND=text).problems) == ["METRICS_BIND"]

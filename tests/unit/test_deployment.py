@@ -10,6 +10,7 @@ import yaml
 
 from tests.support import compose
 from tests.support.stack import BIN
+from vault.broker import QUEUES
 from vault.config import ROOT
 
 SECRETS = {name: f"{name.lower()}-made" for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD")}
@@ -124,7 +125,8 @@ def test_every_queue_has_a_worker_and_there_is_one_beat(services: dict[str, Any]
         command[command.index("--queues") + 1] for name in OWN if "--queues" in (command := services[name]["command"])
     ]
 
-    assert sorted(queues) == ["mail", "maintenance"]
+    assert sorted(queues) == ["mail,registrations", "maintenance,noops"]
+    assert {*QUEUES} == {name for served in queues for name in served.split(",")}
     assert [name for name in OWN if "beat" in services[name]["command"]] == ["beat"]
 
 

@@ -15,7 +15,7 @@ from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.errors import Busy, UserDisabled
-from vault.mail.models import MailKind
+from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
 
@@ -43,13 +43,13 @@ class Invitations:
         of mails.
         """
         try:
-            job_id = self._invite(address, actor)
+            owed = self._invite(address, actor)
         except IntegrityError:
             # Somebody has just registered the address.
-            job_id = self._invite(address, actor)
-        self._outbox.announce(job_id)
+            owed = self._invite(address, actor)
+        self._outbox.announce(owed)
 
-    def _invite(self, address: Address, actor: Actor) -> uuid.UUID:
+    def _invite(self, address: Address, actor: Actor) -> Owed:
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
             if user is not None and user.disabled_at is not None:

@@ -118,7 +118,7 @@ class Administration:
             if user.disabled_at is not None:
                 raise UserDisabled
             has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key)
-            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
+            owed = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
             self._audit.record(
                 session,
                 actor,
@@ -127,7 +127,7 @@ class Administration:
                 outcome=Outcome.OK if has_room else Outcome.FAILED,
                 reason=None if has_room else "too_often",
             )
-        self._outbox.announce(job_id)
+        self._outbox.announce(owed)
 
     def _change_role(self, session: Session, user: User, role: Role | None, actor: Actor) -> None:
         if role is None or role == user.role:

@@ -56,8 +56,8 @@ class Accounts:
             ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
             kill_links(session, user.id)
             self._audit.record(session, actor, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
-            job_id = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
-        self._outbox.announce(job_id)
+            owed = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
+        self._outbox.announce(owed)
 
     def change_email(self, who: SignedIn, new_email: str, password: str, actor: Actor) -> None:
         """Mail a link to the new address that confirms it, and a notice to the old one.
@@ -82,8 +82,8 @@ class Accounts:
             )
             told = self._outbox.add(session, MailKind.EMAIL_CHANGE_REQUESTED, user, request_id=actor.request_id)
             self._audit.record(session, actor, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
-        for job_id in (asked, told):
-            self._outbox.announce(job_id)
+        for owed in (asked, told):
+            self._outbox.announce(owed)
 
     def delete(self, who: SignedIn, password: str, actor: Actor) -> None:
         """Delete the account: its files are unreadable from the commit on, and their objects follow.

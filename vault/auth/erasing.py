@@ -39,12 +39,12 @@ class Eraser:
         user_id, files = user.id, shred_all_of(session, user.id)
         kill_links(session, user_id)
         self._credentials.forget(session, user.email_key)
-        job_id = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, request_id=actor.request_id)
+        owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, request_id=actor.request_id)
         self._audit.record(session, actor, action, target=("user", user_id), files=files)
         session.delete(user)
 
         def follow_up() -> None:
-            self._outbox.announce(job_id)
+            self._outbox.announce(owed)
             self._remove_files_later(user_id)
 
         return follow_up

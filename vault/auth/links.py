@@ -1,6 +1,5 @@
 """What mailed links do: confirm an address, confirm a new one, set a new password. Each works once."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -21,7 +20,7 @@ from vault.auth.sessions import UserSessions
 from vault.auth.tokens import mail_token_hash
 from vault.clocks import CLOCK_LEEWAY
 from vault.errors import InvalidToken
-from vault.mail.models import MailKind
+from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
 # A used verification link answers 200 again for this long: mail programs and people open links twice.
@@ -55,12 +54,12 @@ class MailedLinks:
         """
         with self._refusals_tallied(Action.EMAIL_VERIFIED, actor):
             try:
-                job_id = self._verify(token, actor)
+                owed = self._verify(token, actor)
             except IntegrityError as exc:
                 # Somebody else has just registered the address.
                 raise InvalidToken from exc
-        if job_id is not None:
-            self._outbox.announce(job_id)
+        if owed is not None:
+            self._outbox.announce(owed)
 
     def forgot_password(self, email: str, actor: Actor) -> None:
         """Mail a link that sets a new password; for an address without an account do the same work.
@@ -73,13 +72,13 @@ class MailedLinks:
             who = actor.known_as(user.id, user.email) if user else actor
             has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, address.key)
             to = None if user else address
-            job_id = self._outbox.add(session, MailKind.RESET_PASSWORD, user, to=to, request_id=actor.request_id)
+            owed = self._outbox.add(session, MailKind.RESET_PASSWORD, user, to=to, request_id=actor.request_id)
             if user is not None and has_room:
                 self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=("user", user.id))
             else:
                 reason = "too_often" if user else "unknown"
                 self._audit.tally(session, who, Action.PASSWORD_RESET_REQUESTED, reason=reason)
-        self._outbox.announce(job_id)
+        self._outbox.announce(owed)
 
     def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
         """Set a password by a mailed token: every session and every other link of the account ends.
@@ -89,10 +88,10 @@ class MailedLinks:
         Raises InvalidToken, and InputRefused or Busy, after which the token still works.
         """
         with self._refusals_tallied(Action.PASSWORD_RESET, actor):
-            job_id = self._reset(token, new_password, actor)
-        self._outbox.announce(job_id)
+            owed = self._reset(token, new_password, actor)
+        self._outbox.announce(owed)
 
-    def _reset(self, token: str, new_password: str, actor: Actor) -> uuid.UUID:
+    def _reset(self, token: str, new_password: str, actor: Actor) -> Owed:
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
             hints = own_words(user.email, user.full_name)
@@ -122,7 +121,7 @@ class MailedLinks:
                 session, who, Action.ADMIN_ROLE_CHANGED, target=target, reason="invitation", old=old, new=user.role
             )
 
-    def _verify(self, token: str, actor: Actor) -> uuid.UUID | None:
+    def _verify(self, token: str, actor: Actor) -> Owed | None:
         with self._sessions.begin() as session:
             found, user = self._locked(session, token, (TokenPurpose.VERIFY_EMAIL, TokenPurpose.CHANGE_EMAIL))
             if found.used_at is not None and self._clock() - found.used_at < REPEATABLE:
@@ -140,8 +139,8 @@ class MailedLinks:
             self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
             return None
 
-    def _move(self, session: Session, found: EmailToken, user: User, actor: Actor) -> uuid.UUID:
-        """Give the account the address that the token was sent to, and tell the old one; return the mail's id."""
+    def _move(self, session: Session, found: EmailToken, user: User, actor: Actor) -> Owed:
+        """Give the account the address that the token was sent to, and tell the old one; return that mail."""
         self._clear_away_unverified(session, found.email_key, actor)
         old = Address(user.email, user.email_key)
         user.email, user.email_key = found.email, found.email_key

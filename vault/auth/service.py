@@ -21,7 +21,7 @@ from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
 from vault.db import one_read, run
 from vault.errors import InvalidCredentials, NotFound, VaultError
-from vault.mail.models import MailKind
+from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 from vault.metrics import LOGIN_FAILURES
 
@@ -76,11 +76,11 @@ class AuthService:
         check_strength(password, own_words(email, full_name))
         password_hash = self._passwords.hash(password)
         try:
-            job_id = self._register(address, password_hash, full_name, actor)
+            owed = self._register(address, password_hash, full_name, actor)
         except IntegrityError:
             # Two registrations of one address at once: the other one made the account, this one starts it over.
-            job_id = self._register(address, password_hash, full_name, actor)
-        self._outbox.announce(job_id)
+            owed = self._register(address, password_hash, full_name, actor)
+        self._outbox.announce(owed)
 
     def resend_verification(self, email: str, actor: Actor) -> None:
         """Mail another verification link to an unverified account; for every other address do the same work."""
@@ -89,8 +89,8 @@ class AuthService:
             user = self._by_key(session, address.key)
             waiting = user if user is not None and user.email_verified_at is None else None
             to = None if waiting else address
-            job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
-        self._outbox.announce(job_id)
+            owed = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+        self._outbox.announce(owed)
 
     def login(self, email: str, password: str, actor: Actor) -> TokenPair:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
@@ -126,7 +126,7 @@ class AuthService:
             self._audit.record(session, actor, Action.PROFILE_CHANGED, target=("user", user_id))
             return _profile(user)
 
-    def _register(self, address: Address, password_hash: str, full_name: str, actor: Actor) -> uuid.UUID:
+    def _register(self, address: Address, password_hash: str, full_name: str, actor: Actor) -> Owed:
         with self._sessions.begin() as session:
             user = self._by_key(session, address.key, lock=True)
             known = user is not None and user.email_verified_at is not None
@@ -146,14 +146,14 @@ class AuthService:
                 session.flush()
             # For others the same work, on nobody's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
-            job_id = self._outbox.add(session, kind, user, request_id=actor.request_id)
+            owed = self._outbox.add(session, kind, user, request_id=actor.request_id)
             who = actor.known_as(user.id, user.email)
             if starts_over:
                 self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
             else:
                 reason = "known" if known else "too_often"
                 self._audit.tally(session, who, Action.USER_REGISTERED, reason=reason)
-            return job_id
+            return owed
 
     def _refuse_login(
         self, address: Address, user: User | None, reason: str, actor: Actor, lockouts: Sequence[Lockout] = ()
@@ -164,11 +164,11 @@ class AuthService:
         who = actor.known_as(user.id, user.email) if user else actor
         with self._sessions.begin() as session:
             to = None if waiting else address
-            job_id = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+            owed = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
             self._audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
-        self._outbox.announce(job_id)
+        self._outbox.announce(owed)
 
     def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:
         with self._sessions.begin() as session:

@@ -16,7 +16,7 @@ from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims,
 from vault.clocks import CLOCK_LEEWAY
 from vault.db import comes_before, one_read, run
 from vault.errors import NotFound, TokenReused, Unauthorized
-from vault.mail.models import MailKind
+from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
 
@@ -129,7 +129,7 @@ class UserSessions:
         with self._sessions.begin() as session:
             row = self._locked(session, claims)
             if row is None:
-                job_id = None
+                owed = None
                 self._tally_ended(session, claims, actor)
             else:
                 found, user = row
@@ -138,10 +138,10 @@ class UserSessions:
                     return self._pair(found)
                 if self._may_have_lost_the_answer(claims, found):
                     return self._pair(found)
-                job_id = self._end_stolen(session, found, user, actor)
-        if job_id is None:
+                owed = self._end_stolen(session, found, user, actor)
+        if owed is None:
             raise Unauthorized
-        self._outbox.announce(job_id)
+        self._outbox.announce(owed)
         raise TokenReused
 
     def list(self, who: SignedIn, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
@@ -211,7 +211,7 @@ class UserSessions:
         is_parent = claims.generation == found.refresh_generation - 1
         return is_parent and self._clock() < found.refreshed_at + self._grace
 
-    def _end_stolen(self, session: Session, found: UserSession, user: User, actor: Actor) -> uuid.UUID:
+    def _end_stolen(self, session: Session, found: UserSession, user: User, actor: Actor) -> Owed:
         found.revoked_at = self._clock()
         who = actor.known_as(user.id, user.email, found.id)
         self._audit.record(

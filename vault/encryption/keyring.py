@@ -43,6 +43,13 @@ class KeyProvider(Protocol):
     def is_remote(self) -> bool:
         """Whether unwrapping asks a service over the network, which takes its time and may fail."""
 
+    @property
+    def settings_ref(self) -> str:
+        """The key that wraps as settings name it; empty if none does."""
+
+    def held_refs(self) -> frozenset[str]:
+        """Every key that unwraps, by its ref or, before a service was asked for that, as settings name it."""
+
     def current_ref(self) -> str:
         """The key_ref that new wraps will carry. A remote provider may have to ask for it once."""
 
@@ -76,6 +83,10 @@ class KeyRing:
     def providers(self) -> frozenset[str]:
         """The names of all providers that are configured."""
         return frozenset(self._providers)
+
+    def held_refs(self) -> frozenset[str]:
+        """Every key that unwraps here; asks no service."""
+        return frozenset[str]().union(*(provider.held_refs() for provider in self._providers.values()))
 
     def generate(self, object_id: UUID) -> tuple[bytes, WrappedKey]:
         """Make a data key for a new object. There is no fall-back to another provider."""

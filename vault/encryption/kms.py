@@ -97,12 +97,20 @@ class KmsKeyProvider:
         is_arn = options.key_id is not None and KEY_ARN.fullmatch(options.key_id)
         self._current_arn = options.key_id if is_arn else None
         # An alias may be pointed at another key while this process runs: what it has wrapped stays readable to it.
-        self._own_arns = {options.key_id} if is_arn else set()
+        self._own_arns: set[str] = {options.key_id} if is_arn and options.key_id else set()
 
     @property
     def client(self) -> "KMSClient":
         with _translated("Connect"):
             return self.access.get()
+
+    @property
+    def settings_ref(self) -> str:
+        return self._options.key_id or ""
+
+    def held_refs(self) -> frozenset[str]:
+        own = self._own_arns or {self.settings_ref}
+        return frozenset({*own, *self._options.decrypt_key_arns} - {""})
 
     def current_ref(self) -> str:
         """The ARN of the key that wraps. Asked of KMS once where settings name it by id or alias."""

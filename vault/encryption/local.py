@@ -37,6 +37,13 @@ class LocalKeyProvider:
             raise ValueError("there must be at least one key")
         self._current = next(iter(self._keys))
 
+    @property
+    def settings_ref(self) -> str:
+        return self._current
+
+    def held_refs(self) -> frozenset[str]:
+        return frozenset(self._keys)
+
     def current_ref(self) -> str:
         return self._current
 

@@ -160,8 +160,10 @@ class Reaper:
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
             return False
         with self._sessions.begin() as session:
-            session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
-        REAPED.labels("removed").inc()
+            gone = session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
+        # Another pass may have been here first, and has counted it.
+        if gone.rowcount:  # type: ignore[attr-defined]
+            REAPED.labels("removed").inc()
         return True
 
     def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:

@@ -2,8 +2,9 @@
 
 import enum
 import uuid
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -24,6 +25,32 @@ class MailKind(enum.StrEnum):
     ADMIN_INVITATION = "admin_invitation"
 
 
+# What a stranger can cause for any address, with or without an account.
+REGISTRATION_KINDS: Final = (MailKind.VERIFY_EMAIL, MailKind.ALREADY_REGISTERED)
+
+
+class Lane(enum.StrEnum):
+    """Which messages a job's message waits behind, so that what strangers cause delays nobody's reset link."""
+
+    ACCOUNT = "account"
+    # Mails to addresses that their owner has not confirmed: a stranger can name as many as the limits permit.
+    REGISTRATION = "registration"
+    NO_OP = "no_op"
+
+
+def lane_of(kind: MailKind) -> Lane:
+    """The lane of a mail of this kind."""
+    return Lane.REGISTRATION if kind in REGISTRATION_KINDS else Lane.ACCOUNT
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A job as `Outbox.announce` needs it once its transaction is committed."""
+
+    job_id: uuid.UUID
+    lane: Lane
+
+
 class MailState(enum.StrEnum):
     QUEUED = "queued"
     SENDING = "sending"
@@ -37,8 +64,8 @@ class MailJob(UuidKey, Base):
 
     `recipient` is the address as it was given, `recipient_key` its canonical form.
 
-    A job without a recipient is a no-op: it makes the work for an address that gets no mail equal to the work for
-    one that does.
+    A job without a recipient is a no-op: it makes the work of a request about an address that gets no mail equal to the
+    work of one about an address that does. It is void from its insertion, so that no pass takes it for a mail.
     """
 
     __tablename__ = "mail_jobs"

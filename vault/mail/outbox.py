@@ -21,7 +21,7 @@ from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.db import db_now
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
-from vault.mail.models import MailJob, MailKind, MailState, is_due
+from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailState, Owed, is_due, lane_of
 from vault.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
@@ -75,7 +75,7 @@ class Outbox:
         *,
         mailer: Mailer,
         renderer: MessageRenderer,
-        enqueue: Callable[[uuid.UUID], None],
+        enqueue: Callable[[Lane, uuid.UUID], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
@@ -93,11 +93,11 @@ class Outbox:
         to: Address | None = None,
         asked_by: uuid.UUID | None = None,
         request_id: str | None = None,
-    ) -> uuid.UUID:
+    ) -> Owed:
         """Owe a mail, in the caller's transaction; without a user, or past the hourly limit, owe a no-op.
 
         It goes to the user's address unless `to` says otherwise; without a user, `to` is the address that it is about.
-        `asked_by` is the session that a link is for. The caller passes the returned id to `announce` after its commit.
+        `asked_by` is the session that a link is for. The caller passes what is returned to `announce` after its commit.
         """
         if to is None:
             assert user is not None
@@ -110,12 +110,13 @@ class Outbox:
             recipient_key=to.key if is_wanted else None,
             user_id=user.id if user and is_wanted else None,
             context={"session_id": str(asked_by)} if asked_by else {},
+            state=MailState.QUEUED if is_wanted else MailState.VOID,
             next_attempt_at=db_now(),
             created_at=self._clock(),
             request_id=request_id,
         )
         session.add(job)
-        return job.id
+        return Owed(job.id, lane_of(kind) if is_wanted else Lane.NO_OP)
 
     def has_room(self, session: Session, kind: MailKind, email_key: str) -> bool:
         """Whether one more mail of this kind may go to an address; others that ask wait until the caller commits."""
@@ -135,16 +136,19 @@ class Outbox:
         )
         return (recent or 0) < _JOBS_PER_HOUR
 
-    def announce(self, job_id: uuid.UUID) -> None:
+    def announce(self, owed: Owed) -> None:
         """Tell a worker about a committed job. If that fails, the periodic pass finds it."""
-        self._enqueue(job_id)
+        self._enqueue(owed.lane, owed.job_id)
 
-    def due(self, *, limit: int = 500) -> Sequence[uuid.UUID]:
-        """Jobs whose time has come, and those whose sender died."""
+    def due(self, *, limit: int = 500) -> Sequence[Owed]:
+        """Jobs whose time has come, and those whose sender died: those of accounts first, `limit` of each lane."""
+        of_registrations = MailJob.kind.in_(REGISTRATION_KINDS)
+        found: list[Owed] = []
         with self._sessions.begin() as session:
-            return session.scalars(
-                sa.select(MailJob.id).where(is_due()).order_by(MailJob.next_attempt_at).limit(limit)
-            ).all()
+            for of_lane in (~of_registrations, of_registrations):
+                jobs = sa.select(MailJob.id, MailJob.kind).where(is_due(), of_lane).order_by(MailJob.next_attempt_at)
+                found += [Owed(job_id, lane_of(MailKind(kind))) for job_id, kind in session.execute(jobs.limit(limit))]
+        return found
 
     def deliver(self, job_id: uuid.UUID) -> None:
         """Send one job's mail unless somebody else does, has done, or it is not due.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.db import db_now
-from vault.mail.models import MailJob, MailState, is_due
+from vault.mail.models import MailJob, MailKind, MailState, Owed, is_due, lane_of
 
 _BATCH: Final = 500
 
@@ -40,7 +40,7 @@ class MailQueue:
         self,
         sessions: sessionmaker[Session],
         *,
-        announce: Callable[[uuid.UUID], None],
+        announce: Callable[[Owed], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
@@ -80,11 +80,11 @@ class MailQueue:
             with self._sessions.begin() as session:
                 asked = MailJob.id.in_(job_ids[start : start + _BATCH])
                 # Waits for nobody: whoever ends links or sweeps locks several rows too, in an order of its own.
-                free = sa.select(MailJob.id).where(asked, _can_be_retried()).with_for_update(skip_locked=True)
-                ids = session.scalars(free).all()
+                free = sa.select(MailJob.id, MailJob.kind).where(asked, _can_be_retried())
+                kinds = dict(session.execute(free.with_for_update(skip_locked=True)).all())
                 session.execute(
                     sa.update(MailJob)
-                    .where(MailJob.id.in_(ids))
+                    .where(MailJob.id.in_(kinds))
                     .values(
                         state=MailState.QUEUED,
                         failure=None,
@@ -94,9 +94,9 @@ class MailQueue:
                     )
                     .execution_options(synchronize_session=False)
                 )
-            for job_id in ids:
-                self._announce(job_id)
-            retried.update(ids)
+            for job_id, kind in kinds.items():
+                self._announce(Owed(job_id, lane_of(MailKind(kind))))
+            retried.update(kinds)
         return retried
 
 

@@ -4,7 +4,7 @@ import uuid
 
 from celery import Celery
 
-from vault.broker import TASK_DELIVER_MAIL, TASK_REQUEUE_MAIL
+from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
 from vault.container import Container
 
 
@@ -15,7 +15,15 @@ def register(celery: Celery, container: Container) -> None:
     def deliver_mail(job_id: str) -> None:
         container.outbox.deliver(uuid.UUID(job_id))
 
+    @celery.task(name=TASK_DELIVER_REGISTRATION, shared=False)
+    def deliver_registration(job_id: str) -> None:
+        container.outbox.deliver(uuid.UUID(job_id))
+
+    @celery.task(name=TASK_SKIP_MAIL, shared=False)
+    def skip_mail(job_id: str) -> None:
+        """Do nothing: such a message is published so that an address without a mail costs its request as much."""
+
     @celery.task(name=TASK_REQUEUE_MAIL, shared=False)
     def requeue_due_mail() -> None:
-        for job_id in container.outbox.due():
-            container.outbox.announce(job_id)
+        for owed in container.outbox.due():
+            container.outbox.announce(owed)

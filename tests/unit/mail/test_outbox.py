@@ -19,7 +19,7 @@ from vault.auth.models import EmailToken, User
 from vault.auth.tokens import mail_token_hash
 from vault.db import create_engine, create_sessionmaker, db_now
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
-from vault.mail.models import MailJob, MailKind, MailState
+from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
 from vault.mail.outbox import LEASE_SECONDS, LINK_LIFETIMES, Outbox
 from vault.mail.queue import MailQueue
 
@@ -33,7 +33,7 @@ class Office:
     sessions: sessionmaker[Session]
     mailer: RecordingMailer = field(default_factory=RecordingMailer)
     clock: Clock = field(default_factory=Clock)
-    announced: list[uuid.UUID] = field(default_factory=list)
+    announced: list[Owed] = field(default_factory=list)
     renderer: MessageRenderer = field(
         default_factory=lambda: MessageRenderer("https://vault.example.org", "https://app.example.org")
     )
@@ -44,7 +44,7 @@ class Office:
             self.sessions,
             mailer=self.mailer,
             renderer=self.renderer,
-            enqueue=self.announced.append,
+            enqueue=lambda lane, job_id: self.announced.append(Owed(job_id, lane)),
             clock=self.clock,
         )
 
@@ -58,9 +58,12 @@ class Office:
         """A job as `Outbox.add` makes it, with some columns as if things had happened to it since."""
         with self.sessions.begin() as session:
             to = None if user else parse_address("nobody@example.org")
-            job_id = self.outbox.add(session, kind, user, to=to)
+            job_id = self.outbox.add(session, kind, user, to=to).job_id
         self.change(job_id, **values)
         return job_id
+
+    def due(self) -> list[uuid.UUID]:
+        return [owed.job_id for owed in self.outbox.due()]
 
     def change(self, job_id: uuid.UUID, **values: Any) -> None:
         if values:
@@ -135,24 +138,39 @@ def test_a_mail_is_owed_only_once_its_transaction_is_committed(office: Office) -
         session.flush()
         session.rollback()
 
-    assert office.outbox.due() == []
+    assert office.due() == []
 
 
 def test_a_job_holds_its_recipient_and_the_requests_id(office: Office) -> None:
     user = office.add_user()
 
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.ALREADY_REGISTERED, user, request_id="abc-1")
+        job_id = office.outbox.add(session, MailKind.ALREADY_REGISTERED, user, request_id="abc-1").job_id
 
     job = office.job(job_id)
     assert (job.recipient, job.user_id, job.request_id) == ("anna@example.org", user.id, "abc-1")
     assert (job.kind, job.state, job.attempts) == (MailKind.ALREADY_REGISTERED, MailState.QUEUED, 0)
 
 
-def test_announcing_passes_the_id_and_nothing_else(office: Office) -> None:
-    office.outbox.announce(uuid.UUID(int=7))
+def test_announcing_passes_the_lane_and_the_id_and_nothing_else(office: Office) -> None:
+    owed = Owed(uuid.UUID(int=7), Lane.ACCOUNT)
 
-    assert office.announced == [uuid.UUID(int=7)]
+    office.outbox.announce(owed)
+
+    assert office.announced == [owed]
+
+
+@pytest.mark.parametrize("kind", MailKind)
+def test_mails_that_strangers_cause_without_limit_and_no_ops_are_apart_from_those_of_accounts(
+    office: Office, kind: MailKind
+) -> None:
+    user, to = office.add_user(), parse_address("nobody@example.org")
+
+    with office.sessions.begin() as session:
+        lanes = [office.outbox.add(session, kind, whom, to=to).lane for whom in (user, None)]
+
+    strangers = {MailKind.VERIFY_EMAIL, MailKind.ALREADY_REGISTERED}
+    assert lanes == [Lane.REGISTRATION if kind in strangers else Lane.ACCOUNT, Lane.NO_OP]
 
 
 @pytest.mark.parametrize("kind", sorted(set(MailKind) - set(NOTICES)))
@@ -189,7 +207,7 @@ def test_the_limit_is_the_recipients_whoever_asks_and_however_it_is_spelled(offi
     jobs = []
     for asker, spelling in zip(askers, spellings, strict=True):
         with office.sessions.begin() as session:
-            jobs.append(office.outbox.add(session, MailKind.CHANGE_EMAIL, asker, to=parse_address(spelling)))
+            jobs.append(office.outbox.add(session, MailKind.CHANGE_EMAIL, asker, to=parse_address(spelling)).job_id)
 
     assert [office.job(job_id).recipient for job_id in jobs] == [*spellings[:3], None, None]
 
@@ -214,7 +232,7 @@ def test_no_ops_do_not_count_towards_anybodys_limit(office: Office) -> None:
     assert office.job(office.owe(office.add_user())).recipient == "anna@example.org"
 
 
-def test_a_job_past_the_limit_differs_from_an_owed_one_in_its_addressee_only(office: Office) -> None:
+def test_a_no_op_differs_from_an_owed_mail_in_its_addressee_and_its_state_only(office: Office) -> None:
     owed, nothing = office.job(office.owe(office.add_user())), office.job(office.owe(None))
 
     differing = {
@@ -223,7 +241,7 @@ def test_a_job_past_the_limit_differs_from_an_owed_one_in_its_addressee_only(off
         if getattr(owed, column.key) != getattr(nothing, column.key)
     }
 
-    assert differing <= {"id", "recipient", "recipient_key", "user_id", "next_attempt_at"}
+    assert differing <= {"id", "recipient", "recipient_key", "user_id", "state", "next_attempt_at"}
 
 
 # --- delivering -----------------------------------------------------------------------------------------------------
@@ -331,7 +349,7 @@ def test_a_mail_under_way_is_leased_and_nobody_else_sends_it(office: Office) -> 
     def look_and_try() -> None:
         job = office.job(job_id)
         assert job.lease_until is not None
-        seen.append((job.state, round((job.lease_until - office.now()).total_seconds(), -1), office.outbox.due()))
+        seen.append((job.state, round((job.lease_until - office.now()).total_seconds(), -1), office.due()))
         office.outbox.deliver(job_id)
 
     office.mailer = Interrupted(look_and_try)
@@ -347,7 +365,7 @@ def test_a_job_whose_sender_died_is_due_when_its_lease_ends(office: Office) -> N
         office.add_user("berta@example.org"), state=MailState.SENDING, attempts=1, lease_until=db_now(30)
     )
 
-    assert office.outbox.due() == [dead]
+    assert office.due() == [dead]
     office.outbox.deliver(dead)
     office.outbox.deliver(alive)
 
@@ -394,7 +412,7 @@ def test_a_sender_from_before_an_operators_retry_does_not_end_the_attempt_after_
     office.outbox.deliver(job_id)
 
     assert office.state(job_id) == (MailState.SENDING, None)
-    assert office.outbox.due() == []
+    assert office.due() == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -488,7 +506,7 @@ def test_a_mistake_is_seen_and_puts_the_mail_off_with_its_name(office: Office, l
     job = office.job(job_id)
     assert (job.state, job.failure, job.attempts) == (MailState.QUEUED, "ZeroDivisionError", 1)
     assert job.lease_until is None
-    assert office.outbox.due() == []
+    assert office.due() == []
     assert [(line["event"], line["reason"]) for line in log] == [("mail_delayed", "ZeroDivisionError")]
     assert "anna" not in repr(log)
 
@@ -507,7 +525,7 @@ def test_a_mail_that_kills_its_worker_counts_each_time_and_ends(office: Office, 
     outbox.deliver(job_id)
 
     assert office.state(job_id) == (MailState.FAILED, "too_many_attempts")
-    assert office.outbox.due() == []
+    assert office.due() == []
 
 
 def test_a_kind_that_this_version_does_not_know_is_put_off(office: Office) -> None:
@@ -536,7 +554,7 @@ def test_each_outcome_is_a_line_with_ids_and_without_the_address(
 ) -> None:
     user = office.add_user()
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id="abc-1")
+        job_id = office.outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id="abc-1").job_id
     office.mailer.failure = failure
 
     office.outbox.deliver(job_id)
@@ -560,7 +578,7 @@ def test_a_delayed_mail_is_queued_again_and_not_due_at_once(office: Office) -> N
     office.outbox.deliver(job_id)
 
     assert office.mailer.sent == []
-    assert office.outbox.due() == []
+    assert office.due() == []
     assert office.state(job_id) == (MailState.QUEUED, "smtp_450")
     assert (office.job(job_id).attempts, office.job(job_id).lease_until) == (1, None)
 
@@ -602,7 +620,7 @@ def test_a_delayed_mail_is_sent_when_its_time_has_come(office: Office) -> None:
     office.mailer.failure = None
     office.change(job_id, next_attempt_at=db_now(-1))
 
-    assert office.outbox.due() == [job_id]
+    assert office.due() == [job_id]
     office.outbox.deliver(job_id)
 
     assert len(office.mailer.sent) == 1
@@ -617,7 +635,7 @@ def test_a_refused_mail_has_failed_at_once(office: Office) -> None:
     office.change(job_id, next_attempt_at=db_now(-1))
 
     assert office.state(job_id) == (MailState.FAILED, "smtp_550")
-    assert office.outbox.due() == []
+    assert office.due() == []
 
 
 @pytest.mark.parametrize(("hours", "state"), [(23.9, MailState.QUEUED), (24.1, MailState.FAILED)])
@@ -643,19 +661,25 @@ def test_a_mail_that_was_tried_too_often_is_given_up_before_it_is_sent(
 
     assert office.state(job_id) == state
     assert len(office.mailer.sent) == sent
-    assert office.outbox.due() == []
+    assert office.due() == []
 
 
 # --- mails that nobody wants any more -------------------------------------------------------------------------------
 
 
-def test_a_no_op_ends_void_after_the_same_claim(office: Office) -> None:
+def test_a_no_op_is_void_from_its_insertion_and_no_pass_takes_it_for_a_mail(office: Office) -> None:
     job_id = office.owe(None)
+
+    assert office.due() == []
+    assert office.state(job_id) == (MailState.VOID, None)
+
+
+def test_a_no_op_that_earlier_code_has_queued_ends_void(office: Office) -> None:
+    job_id = office.owe(None, state=MailState.QUEUED)
 
     office.outbox.deliver(job_id)
 
-    job = office.job(job_id)
-    assert (job.state, job.attempts, job.lease_until) == (MailState.VOID, 1, None)
+    assert office.state(job_id) == (MailState.VOID, None)
     assert office.mailer.sent == []
 
 
@@ -714,7 +738,7 @@ def test_a_link_to_a_new_address_is_bound_to_it_and_to_the_session_that_asked(of
     user, asked_by = office.add_user(email_verified_at=datetime.now(UTC)), uuid.uuid4()
     new = parse_address("Anna@New.Example.org")
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=new, asked_by=asked_by)
+        job_id = office.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=new, asked_by=asked_by).job_id
 
     office.outbox.deliver(job_id)
 
@@ -741,22 +765,36 @@ def test_a_verification_mail_to_a_verified_account_is_void(office: Office) -> No
 
 def test_due_finds_queued_and_abandoned_jobs_oldest_first(office: Office) -> None:
     user = office.add_user()
-    second = office.owe(user, next_attempt_at=db_now(-20))
-    first = office.owe(user, next_attempt_at=db_now(-30))
-    third = office.owe(user, state=MailState.SENDING, lease_until=db_now(-1), next_attempt_at=db_now(-10))
-    office.owe(user, next_attempt_at=db_now(30))
-    office.owe(user, state=MailState.SENDING, lease_until=db_now(30), next_attempt_at=db_now(-60))
-    for state in (MailState.SENT, MailState.FAILED, MailState.VOID):
-        office.owe(user, state=state, next_attempt_at=db_now(-60))
 
-    assert office.outbox.due() == [first, second, third]
-    assert office.outbox.due(limit=2) == [first, second]
+    def owe(**values: Any) -> uuid.UUID:
+        return office.owe(user, MailKind.PASSWORD_CHANGED, **values)
+
+    second = owe(next_attempt_at=db_now(-20))
+    first = owe(next_attempt_at=db_now(-30))
+    third = owe(state=MailState.SENDING, lease_until=db_now(-1), next_attempt_at=db_now(-10))
+    owe(next_attempt_at=db_now(30))
+    owe(state=MailState.SENDING, lease_until=db_now(30), next_attempt_at=db_now(-60))
+    for state in (MailState.SENT, MailState.FAILED, MailState.VOID):
+        owe(state=state, next_attempt_at=db_now(-60))
+
+    assert office.due() == [first, second, third]
+    assert [owed.job_id for owed in office.outbox.due(limit=2)] == [first, second]
+
+
+def test_due_finds_mails_of_accounts_however_many_registrations_are_due_for_longer(office: Office) -> None:
+    strangers = [office.owe(office.add_user(f"{n}@example.org"), next_attempt_at=db_now(-60)) for n in range(3)]
+    reset = office.owe(office.add_user(), MailKind.RESET_PASSWORD)
+
+    due = office.outbox.due(limit=2)
+
+    assert [(owed.job_id, owed.lane) for owed in due if owed.lane is Lane.ACCOUNT] == [(reset, Lane.ACCOUNT)]
+    assert len({owed.job_id for owed in due} & {*strangers}) == 2
 
 
 def test_a_fresh_job_is_due_without_any_message(office: Office) -> None:
     job_id = office.owe(office.add_user())
 
-    assert office.outbox.due() == [job_id]
+    assert office.due() == [job_id]
 
 
 def test_the_test_mail_needs_no_row(office: Office) -> None:

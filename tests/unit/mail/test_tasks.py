@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.vault import Vault
-from vault.broker import TASK_DELIVER_MAIL, TASK_REQUEUE_MAIL
+from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
 from vault.mail.models import MailKind
 
 
@@ -13,7 +13,7 @@ def test_delivering_by_id_sends_the_mail(vault: Vault) -> None:
 
     vault.container.celery.tasks[task].apply([str(job_id)], throw=True)
 
-    assert task == TASK_DELIVER_MAIL
+    assert task == TASK_DELIVER_REGISTRATION
     assert [mail.recipient for mail in vault.mailer.sent] == ["anna@example.org"]
 
 
@@ -25,6 +25,17 @@ def test_the_periodic_pass_announces_what_is_due(vault: Vault) -> None:
     vault.container.celery.tasks[TASK_REQUEUE_MAIL].apply(throw=True)
 
     assert vault.queue == lost
+
+
+def test_a_mail_for_nobody_is_announced_like_any_other_and_its_task_does_nothing(vault: Vault) -> None:
+    body = {"email": "nobody@example.org"}
+    assert vault.client.post("/api/v1/auth/forgot-password", json=body).status_code == 202
+    ((task, job_id),) = vault.queue
+
+    vault.container.celery.tasks[task].apply([str(job_id)], throw=True)
+
+    assert task == TASK_SKIP_MAIL
+    assert vault.mailer.sent == []
 
 
 def test_an_argument_that_is_no_id_is_an_error(vault: Vault) -> None:
