@@ -20,9 +20,11 @@ from vault.audit.service import AuditService
 from vault.audit.settling import Settling
 from vault.auth.accounts import Accounts
 from vault.auth.admins import Admins
+from vault.auth.confirming import Confirmations
 from vault.auth.credentials import Credentials
 from vault.auth.erasing import Eraser
 from vault.auth.links import MailedLinks
+from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords
 from vault.auth.service import AuthService
 from vault.auth.sessions import UserSessions
@@ -96,6 +98,7 @@ class Container:
     mail_queue: MailQueue
     credentials: Credentials
     auth: AuthService
+    confirmations: Confirmations
     links: MailedLinks
     accounts: Accounts
     admins: Admins
@@ -166,6 +169,7 @@ def build_container(
     credentials = Credentials(
         sessions, passwords=passwords, key=derive_key(settings.secret_key, "counters"), clock=clock
     )
+    password_by_link = PasswordByLink(credentials=credentials, user_sessions=user_sessions, audit=audit, clock=clock)
     eraser = Eraser(
         credentials=credentials,
         remove_files_later=_bound(publish, TASK_REMOVE_FILES_OF),
@@ -212,11 +216,20 @@ def build_container(
             audit=audit,
             clock=clock,
         ),
-        links=MailedLinks(
+        confirmations=Confirmations(
             sessions,
             passwords=passwords,
             credentials=credentials,
             user_sessions=user_sessions,
+            password_by_link=password_by_link,
+            outbox=outbox,
+            audit=audit,
+            clock=clock,
+        ),
+        links=MailedLinks(
+            sessions,
+            passwords=passwords,
+            password_by_link=password_by_link,
             outbox=outbox,
             audit=audit,
             clock=clock,

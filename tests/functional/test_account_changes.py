@@ -32,7 +32,7 @@ def delete_me(person: Person, password: str = PASSWORD) -> Any:
 
 
 def verify(vault: Vault, token: str) -> Any:
-    return vault.client.post(f"{AUTH}/verify-email", json={"token": token})
+    return vault.client.post(f"{AUTH}/verify-email", json={"token": token, "password": PASSWORD})
 
 
 def login(vault: Vault, email: str, password: str = PASSWORD) -> int:
@@ -263,7 +263,7 @@ def test_opening_the_link_to_a_new_address_changes_nothing_and_its_form_does(vau
 
     opened = vault.client.get(f"/verify-email?token={token}")
     before = vault.user().email
-    posted = vault.client.post("/verify-email", data={"token": token})
+    posted = vault.client.post("/verify-email", data={"token": token, "password": PASSWORD})
 
     assert (opened.status_code, before, posted.status_code) == (200, EMAIL, 200)
     assert vault.user(NEW_EMAIL).email == NEW_EMAIL

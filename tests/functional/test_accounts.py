@@ -33,8 +33,8 @@ def login(vault: Vault, **fields: Any) -> Any:
     return vault.client.post(f"{AUTH}/login", json={"email": EMAIL, "password": PASSWORD, **fields})
 
 
-def verify(vault: Vault, token: str) -> Any:
-    return vault.client.post(f"{AUTH}/verify-email", json={"token": token})
+def verify(vault: Vault, token: str, password: str = PASSWORD) -> Any:
+    return vault.client.post(f"{AUTH}/verify-email", json={"token": token, "password": password})
 
 
 def resend(vault: Vault, email: str = EMAIL) -> Any:
@@ -79,7 +79,7 @@ def test_opening_the_mailed_link_changes_nothing_and_its_form_confirms(vault: Va
     page = vault.client.get(link[1])
     opened_again = vault.client.get(link[1])
     before = vault.user().email_verified_at
-    posted = vault.client.post("/verify-email", data={"token": token})
+    posted = vault.client.post("/verify-email", data={"token": token, "password": PASSWORD})
 
     assert (page.status_code, opened_again.status_code, posted.status_code) == (200, 200, 200)
     assert f'value="{token}"' in page.text
@@ -159,7 +159,7 @@ def test_registering_an_unverified_address_again_starts_over(vault: Vault) -> No
     second = vault.mailed_token(EMAIL)
 
     assert code(verify(vault, first)) == (400, "invalid_token")
-    assert verify(vault, second).status_code == 200
+    assert verify(vault, second, OTHER_PASSWORD).status_code == 200
     assert code(login(vault)) == (401, "invalid_credentials")
     assert login(vault, password=OTHER_PASSWORD).status_code == 200
     assert vault.user().full_name == "Second"
@@ -173,7 +173,7 @@ def test_registering_too_often_leaves_the_last_link_and_password_as_they_are(vau
     answers = [register(vault, password=f"a stranger tries words {n}") for n in range(3)]
 
     assert {answer.status_code for answer in answers} == {202}
-    assert verify(vault, token).status_code == 200
+    assert verify(vault, token, OTHER_PASSWORD).status_code == 200
     assert login(vault, password=OTHER_PASSWORD).status_code == 200
 
 
@@ -358,7 +358,7 @@ def test_any_characters_make_a_password_and_two_spellings_of_them_are_one(vault:
     assert composed != decomposed
 
     register(vault, password=composed)
-    verify(vault, vault.mailed_token(EMAIL))
+    verify(vault, vault.mailed_token(EMAIL), decomposed)
 
     assert login(vault, password=decomposed).status_code == 200
     assert login(vault, password=composed[:-1]).status_code == 401
@@ -368,7 +368,7 @@ def test_128_characters_are_accepted_and_all_of_them_count(vault: Vault) -> None
     long = "four plain words stapled " + "x" * 103
     assert len(long) == 128
     register(vault, password=long)
-    verify(vault, vault.mailed_token(EMAIL))
+    verify(vault, vault.mailed_token(EMAIL), long)
 
     assert login(vault, password=long).status_code == 200
     for wrong in (long[:-1], long + "x", long[:72]):
@@ -381,7 +381,7 @@ NOT_TEXT: list[Any] = ["a\ud800", ["a"], 5, 1.5, None, True, {"a": "b"}, [[]]]
 FIELDS = {
     "register": {"email": EMAIL, "password": PASSWORD, "full_name": ""},
     "login": {"email": EMAIL, "password": PASSWORD},
-    "verify-email": {"token": "x"},
+    "verify-email": {"token": "x", "password": PASSWORD},
     "resend-verification": {"email": EMAIL},
     "forgot-password": {"email": EMAIL},
     "reset-password": {"token": "x", "new_password": OTHER_PASSWORD},
@@ -430,7 +430,7 @@ def test_fields_that_hold_no_text_are_named(vault: Vault, anna: Person) -> None:
         ("reset-password", {"token": "x" * 257, "new_password": OTHER_PASSWORD}, ["token"]),
         ("reset-password", {"token": "x", "new_password": "x" * 10_000}, ["new_password"]),
         ("login", {"email": EMAIL, "password": PASSWORD, "a\ud800b": 1}, ["a\\ud800b"]),
-        ("verify-email", {"token": "x" * 257}, ["token"]),
+        ("verify-email", {"token": "x" * 257, "password": PASSWORD}, ["token"]),
     ],
     ids=[
         "missing",
@@ -674,7 +674,7 @@ def test_accounts_are_audited_with_who_where_and_which_request(vault: Vault) -> 
         vault.container.settling.settle(began_by=vault.clock())
 
     post("register", "r1", email=EMAIL, password=PASSWORD)
-    post("verify-email", "r2", token=vault.mailed_token(EMAIL))
+    post("verify-email", "r2", token=vault.mailed_token(EMAIL), password=PASSWORD)
     post("login", "r3", email=EMAIL, password=PASSWORD)
     post("login", "r4", email=EMAIL, password="certainly not this one")
     post("login", "r5", email="nobody@example.org", password=PASSWORD)

@@ -248,7 +248,7 @@ def test_a_search_knows_what_people_are_called_now(vault: Vault, root: Person) -
     token = vault.mailed_token("countess@example.org")
     before = [walk(root, search=text) for text in ("karen", "countess")]
 
-    vault.client.post("/api/v1/auth/verify-email", json={"token": token})
+    vault.client.post("/api/v1/auth/verify-email", json={"token": token, "password": PASSWORD})
 
     assert [len(found) for found in before] == [1, 0]
     assert [len(walk(root, search=text)) for text in ("karen", "countess", "anna@")] == [1, 1, 0]

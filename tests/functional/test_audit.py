@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from tests.support.vault import PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.auth.models import PasswordAttempts
 from vault.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.config import ROOT
 from vault.encryption.local import generate_master_key
@@ -215,9 +216,11 @@ def accounts_come(walk: Walk) -> None:
     too_often = {"outcome": "failed", "reason": "too_often", "counted": {"too_often": 1}}
     walk.left(Expected(Action.USER_REGISTERED, (user_id, email), ("user", user_id), **too_often))
 
-    walk.post("verify-email", token="nothing")
+    walk.post("verify-email", token="nothing", password=NEW)
     walk.left(walk.refused(Action.EMAIL_VERIFIED, "token"))
-    walk.post("verify-email", token=vault.mailed_token(email))
+    token = vault.mailed_token(email)
+    link_refused_for_a_password(walk, Action.EMAIL_VERIFIED, token, (user_id, email))
+    walk.post("verify-email", token=token, password=NEW)
     walk.left(Expected(Action.EMAIL_VERIFIED, (user_id, email), ("user", user_id)))
 
     walk.post("register", email=email, password=PASSWORD)
@@ -312,7 +315,9 @@ def accounts_change(walk: Walk) -> None:
     vault.register("changed@example.org")
     in_the_way = vault.user("changed@example.org").id
     walk.pass_over()
-    walk.post("verify-email", token=newest_token(vault, "changed@example.org", of="Confirm your new"))
+    token = newest_token(vault, "changed@example.org", of="Confirm your new")
+    link_refused_for_a_password(walk, Action.EMAIL_CHANGED, token, who.account)
+    walk.post("verify-email", token=token, password=NEW)
     walk.left(
         Expected(Action.USER_DELETED, None, ("user", in_the_way), reason="unverified"),
         Expected(Action.EMAIL_CHANGED, (who.account[0], "changed@example.org"), who.target, details={"sessions": 0}),
@@ -320,6 +325,22 @@ def accounts_change(walk: Walk) -> None:
 
     who.person.patch(f"{AUTH}/me", json={"full_name": "Anna"})
     walk.left(Expected(Action.PROFILE_CHANGED, (who.account[0], "changed@example.org"), who.target, who.session_id))
+
+
+def link_refused_for_a_password(walk: Walk, action: Action, token: str, account: tuple[uuid.UUID, str]) -> None:
+    """What a link that asks for a password leaves behind when it is refused."""
+    for _ in range(4):
+        walk.post("login", email=account[1], password=WRONG)
+    walk.pass_over()
+
+    refused = Expected(action, account, ("user", account[0]), None, "failed", "password", {}, {"password": 1})
+    walk.post("verify-email", token=token, password=WRONG)
+    lockout = replace(refused, action=Action.LOCKOUT, reason="network", details={"delay_seconds": 1})
+    walk.left(refused, replace(lockout, counted={"network": 1}))
+    walk.post("verify-email", token=token, password=WRONG)
+    walk.left(replace(refused, reason="delayed", counted={"delayed": 1}))
+    with walk.vault.container.sessions.begin() as session:
+        session.execute(sa.delete(PasswordAttempts))
 
 
 def refused_for_a_password(walk: Walk, action: Action, path: str, name: str, **fields: str) -> None:

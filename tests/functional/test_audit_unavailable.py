@@ -93,9 +93,9 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
     return {
         "register": post(vault, "register", email="new@example.org", password=PASSWORD),
         "register again": post(vault, "register", email=anna.email, password=PASSWORD),
-        "verify": post(vault, "verify-email", token=waiting),
-        "verify a change": post(vault, "verify-email", token=moving),
-        "verify by a bad token": post(vault, "verify-email", token="nothing"),
+        "verify": post(vault, "verify-email", token=waiting, password=PASSWORD),
+        "verify a change": post(vault, "verify-email", token=moving, password=PASSWORD),
+        "verify by a bad token": post(vault, "verify-email", token="nothing", password=PASSWORD),
         "forgot": post(vault, "forgot-password", email=anna.email),
         "forgot by nobody": post(vault, "forgot-password", email="nobody@example.org"),
         "reset": post(vault, "reset-password", token=reset, new_password=NEW),

@@ -63,7 +63,8 @@ def test_what_failed_is_listed_tried_again_and_gone(vault: Vault) -> None:
     assert chosen.stdout == rest.stdout == "Queued 1 mails again.\n"
     assert sorted(mail.recipient for mail in vault.mailer.sent) == ["anna@example.org", "bert@example.org"]
     assert after.stdout.splitlines()[0] == "1 queued, 0 sending, 2 sent, 0 failed, 0 void"
-    verified = vault.client.post("/api/v1/auth/verify-email", json={"token": vault.mailed_token("anna@example.org")})
+    fields = {"token": vault.mailed_token("anna@example.org"), "password": PASSWORD}
+    verified = vault.client.post("/api/v1/auth/verify-email", json=fields)
     assert verified.status_code == 200
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Person, Vault, works
+from tests.support.vault import PASSWORD, Person, Vault, works
 from vault.audit.service import Actor
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.mail.messages import MailRefused
@@ -81,11 +81,11 @@ def test_links_are_swept_when_they_are_answered_no_more(vault: Vault) -> None:
     vault.register("anna@example.org")
     token = vault.mailed_token("anna@example.org")
     vault.clock.advance(hours=23, minutes=59)
-    vault.client.post(f"{AUTH}/verify-email", json={"token": token})
+    vault.client.post(f"{AUTH}/verify-email", json={"token": token, "password": PASSWORD})
     vault.clock.advance(minutes=59)
 
     assert sweep(vault)["links"] == 0
-    assert vault.client.post(f"{AUTH}/verify-email", json={"token": token}).status_code == 200
+    assert vault.client.post(f"{AUTH}/verify-email", json={"token": token, "password": PASSWORD}).status_code == 200
     vault.clock.advance(minutes=3)
     assert sweep(vault)["links"] == 1
 

@@ -126,7 +126,8 @@ def test_the_journey_through_what_the_file_starts(running: Composed) -> None:
     wait_until(lambda: "token=" in running.inbox.text(), seconds=60, what="the mail")
     token = re.search(r"token=([\w-]+)", running.inbox.text())
     assert token is not None
-    assert requests.post(f"{url}/auth/verify-email", json={"token": token[1]}, timeout=10).status_code == 200
+    verified = requests.post(f"{url}/auth/verify-email", json={"token": token[1], "password": PASSWORD}, timeout=10)
+    assert verified.status_code == 200
     login = requests.post(f"{url}/auth/login", json=account, timeout=10)
     assert login.status_code == 200
     person = requests.Session()

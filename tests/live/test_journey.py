@@ -84,7 +84,8 @@ def person(journey: Journey) -> requests.Session:
     assert requests.post(f"{url}/auth/register", json=account, timeout=10).status_code == 202
     token = journey.mailed_token()
     assert requests.post(f"{url}/auth/login", json=account, timeout=10).status_code == 401
-    assert requests.post(f"{url}/auth/verify-email", json={"token": token}, timeout=10).status_code == 200
+    verified = requests.post(f"{url}/auth/verify-email", json={"token": token, "password": PASSWORD}, timeout=10)
+    assert verified.status_code == 200
     answer = requests.post(f"{url}/auth/login", json=account, timeout=10)
     assert answer.status_code == 200
     journey.secrets_seen += [answer.json()["access_token"], answer.json()["refresh_token"]]

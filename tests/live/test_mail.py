@@ -82,7 +82,8 @@ def register(stack: Stack, people: list[str], clients: int = 8) -> list[Answer]:
 
 
 def confirm(stack: Stack, token: str) -> int:
-    return requests.post(f"{stack.url}/auth/verify-email", json={"token": token}, timeout=30).status_code
+    fields = {"token": token, "password": PASSWORD}
+    return requests.post(f"{stack.url}/auth/verify-email", json=fields, timeout=30).status_code
 
 
 def states(stack: Stack) -> dict[str, int]:

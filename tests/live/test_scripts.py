@@ -212,7 +212,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_secrets_and_data(
 ) -> None:
     secrets_made = project.env_file.read_bytes()
     token = project.mailed_token(first_start, ADDRESS)
-    verified = project.post("verify-email", token=token)
+    verified = project.post("verify-email", token=token, password=PASSWORD)
 
     first_start.press_ctrl_c()
     first_start.wait_for_the_end()

@@ -246,7 +246,8 @@ class Vault:
     def sign_up(self, email: str = "anna@example.org", password: str = PASSWORD) -> "Person":
         """A verified account, signed in."""
         self.register(email, password)
-        answer = self.client.post("/api/v1/auth/verify-email", json={"token": self.mailed_token(email)})
+        fields = {"token": self.mailed_token(email), "password": password}
+        answer = self.client.post("/api/v1/auth/verify-email", json=fields)
         assert answer.status_code == 200, answer.text
         return self.sign_in(email, password)
 

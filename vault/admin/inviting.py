@@ -54,7 +54,7 @@ class Invitations:
             user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
             if user is not None and user.disabled_at is not None:
                 raise UserDisabled
-            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key):
+            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key, actor.ip):
                 raise Busy("Several invitations were mailed to this address within the hour. Wait before the next one.")
             is_new = user is None
             if user is None:
@@ -70,4 +70,4 @@ class Invitations:
             self._audit.record(
                 session, actor, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
             )
-            return self._outbox.add(session, MailKind.ADMIN_INVITATION, user, request_id=actor.request_id)
+            return self._outbox.add(session, MailKind.ADMIN_INVITATION, user, ip=actor.ip, request_id=actor.request_id)

@@ -117,8 +117,8 @@ class Administration:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
                 raise UserDisabled
-            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key)
-            owed = self._outbox.add(session, MailKind.RESET_PASSWORD, user, request_id=actor.request_id)
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key, actor.ip)
+            owed = self._outbox.add(session, MailKind.RESET_PASSWORD, user, ip=actor.ip, request_id=actor.request_id)
             self._audit.record(
                 session,
                 actor,

@@ -56,7 +56,7 @@ class Accounts:
             ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
             kill_links(session, user.id)
             self._audit.record(session, actor, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
-            owed = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, request_id=actor.request_id)
+            owed = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, ip=actor.ip, request_id=actor.request_id)
         self._outbox.announce(owed)
 
     def change_email(self, who: SignedIn, new_email: str, password: str, actor: Actor) -> None:
@@ -78,9 +78,11 @@ class Accounts:
             kind, recipient = (MailKind.ALREADY_REGISTERED, holder) if holder else (MailKind.CHANGE_EMAIL, user)
             to = None if holder else address
             asked = self._outbox.add(
-                session, kind, recipient, to=to, asked_by=who.session_id, request_id=actor.request_id
+                session, kind, recipient, to=to, asked_by=who.session_id, ip=actor.ip, request_id=actor.request_id
             )
-            told = self._outbox.add(session, MailKind.EMAIL_CHANGE_REQUESTED, user, request_id=actor.request_id)
+            told = self._outbox.add(
+                session, MailKind.EMAIL_CHANGE_REQUESTED, user, ip=actor.ip, request_id=actor.request_id
+            )
             self._audit.record(session, actor, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
         for owed in (asked, told):
             self._outbox.announce(owed)

@@ -39,7 +39,7 @@ class Eraser:
         user_id, files = user.id, shred_all_of(session, user.id)
         kill_links(session, user_id)
         self._credentials.forget(session, user.email_key)
-        owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, request_id=actor.request_id)
+        owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, ip=actor.ip, request_id=actor.request_id)
         self._audit.record(session, actor, action, target=("user", user_id), files=files)
         session.delete(user)
 

@@ -99,7 +99,8 @@ class EmailToken(UuidKey, Base):
     """A mailed one-time token: only its SHA-256 is here, bound to a purpose and to the address it was sent to.
 
     `email` is that address as it was given. `session_id` is the session that asked for it, if one did: a change of
-    address ends the others.
+    address ends the others. `password_version` is that of the password which confirms a link (auth.confirming),
+    `failures` how many wrong ones came with it.
     """
 
     __tablename__ = "email_tokens"
@@ -109,6 +110,8 @@ class EmailToken(UuidKey, Base):
     email: Mapped[str] = mapped_column(sa.String(254))
     email_key: Mapped[str] = mapped_column(sa.String(512))
     session_id: Mapped[uuid.UUID | None]
+    password_version: Mapped[int | None] = mapped_column(sa.Integer)
+    failures: Mapped[int] = mapped_column(sa.Integer, default=0, server_default="0")
     token_hash: Mapped[bytes] = mapped_column(sa.LargeBinary(32), unique=True)
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -4,7 +4,7 @@ import secrets
 
 from flask import Blueprint, Response, render_template, request
 
-from vault.errors import InputRefused, InvalidToken, VaultError
+from vault.errors import InputRefused, InvalidToken, VaultError, WrongPassword
 from vault.http.auth import container
 from vault.http.errors import status_and_headers
 from vault.http.requests import anonymous
@@ -17,29 +17,38 @@ blueprint = Blueprint("pages", __name__, template_folder="templates")
 
 @blueprint.get("/verify-email")
 def ask_to_verify() -> Response:
-    """The form that a verification link opens. Mail scanners follow links, so it consumes nothing."""
+    """The forms that a verification link opens. Mail scanners follow links, so it consumes nothing."""
     return _page("verify_email.html", token=_token(request.args.get("token")))
 
 
 @blueprint.post("/verify-email")
 def verify() -> Response:
-    """Confirm the address of the token in the form."""
-    container().links.verify_email(_token(request.form.get("token")), anonymous())
+    """Confirm the address of the token in the form, by its password or a new one; a refused one can be corrected."""
+    token, confirmations = _token(request.form.get("token")), container().confirmations
+    try:
+        if "new_password" in request.form:
+            confirmations.confirm_anew(token, _password("new_password"), anonymous())
+        else:
+            confirmations.confirm(token, _password("password"), anonymous())
+    except WrongPassword as exc:
+        return _page("verify_email.html", status=403, token=token, wrong=exc.detail)
+    except InputRefused as exc:
+        return _page("verify_email.html", status=422, token=token, refused=" ".join(exc.errors["new_password"]))
     return _page("outcome.html", title="Address confirmed", text="You can sign in with it now, and close this page.")
 
 
 @blueprint.get("/reset-password")
 def ask_for_password() -> Response:
     """The form that a reset link opens. It consumes nothing."""
-    return _page("reset_password.html", token=_token(request.args.get("token")), problem="")
+    return _page("reset_password.html", token=_token(request.args.get("token")))
 
 
 @blueprint.post("/reset-password")
 def reset_password() -> Response:
     """Set the password of the form by its token; a password that is refused can be mended in the same form."""
-    token, new_password = _token(request.form.get("token")), request.form.get("new_password", "")[:_LONGEST]
+    token = _token(request.form.get("token"))
     try:
-        container().links.reset_password(token, new_password, anonymous())
+        container().links.reset_password(token, _password("new_password"), anonymous())
     except InputRefused as exc:
         problem = " ".join(exc.errors["new_password"])
         return _page("reset_password.html", status=422, token=token, problem=problem)
@@ -66,6 +75,10 @@ def _tell(error: VaultError) -> Response:
 
 def _token(text: str | None) -> str:
     return (text or "")[:256]
+
+
+def _password(field: str) -> str:
+    return request.form.get(field, "")[:_LONGEST]
 
 
 def _page(template: str, *, status: int = 200, **values: str) -> Response:

@@ -1,12 +1,16 @@
-"""Links that are out, or about to be mailed, and how they die."""
+"""Links that are out, or about to be mailed: how they are found, and how they die."""
 
 import uuid
 from collections.abc import Collection
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.auth.models import EmailToken, TokenPurpose
+from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.tokens import mail_token_hash
+from vault.clocks import CLOCK_LEEWAY
+from vault.errors import InvalidToken
 from vault.mail.models import MailJob, MailState
 
 
@@ -41,3 +45,30 @@ def kill_links(
         )
         .execution_options(synchronize_session=False)
     )
+
+
+def has_ended(link: EmailToken, now: datetime) -> bool:
+    """Whether the time of a link is over. The worker that sent its mail wrote when, by the clock of its machine."""
+    return link.expires_at <= now - CLOCK_LEEWAY
+
+
+def lock_link(session: Session, token: str, purposes: Collection[TokenPurpose]) -> tuple[EmailToken, User]:
+    """Find a mailed token and lock its user, whose account is enabled: of concurrent uses one comes first.
+
+    Says nothing about whether the token still works. Raises InvalidToken if there is none.
+    """
+    query = sa.select(EmailToken).where(
+        EmailToken.token_hash == mail_token_hash(token), EmailToken.purpose.in_(purposes)
+    )
+    found = session.scalar(query)
+    if found is None:
+        raise InvalidToken
+    # Also the account that holds the token's address, in the order in which administrators' accounts are locked.
+    involved = sa.or_(User.id == found.user_id, User.email_key == found.email_key)
+    session.execute(sa.select(User.id).where(involved).order_by(User.id).with_for_update())
+    user = session.scalar(sa.select(User).where(User.id == found.user_id, User.disabled_at.is_(None)))
+    # The previous holder of the lock may have used the token, or ended it.
+    found = session.scalar(query.execution_options(populate_existing=True))
+    if user is None or found is None:
+        raise InvalidToken
+    return found, user

@@ -19,7 +19,7 @@ from vault.auth.schemas import (
     ResetPasswordSchema,
     SessionPageSchema,
     TokenPairSchema,
-    TokenSchema,
+    VerifyEmailSchema,
 )
 from vault.auth.service import Profile
 from vault.auth.tokens import TokenPair
@@ -51,12 +51,22 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.post("/verify-email")
-@blueprint.arguments(TokenSchema)
+@blueprint.arguments(VerifyEmailSchema)
 @blueprint.response(200, MessageSchema)
-@may_answer("audit_unavailable", "invalid_token")
+@may_answer("audit_unavailable", "invalid_token", "wrong_password", "busy")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
-    """Confirm an address by the token that was mailed to it."""
-    container().links.verify_email(fields["token"], anonymous())
+    """Confirm an address by the token that was mailed to it, and the password or a new one.
+
+    `password` is the one that the account had when the mail was asked for. The fifth wrong one ends the token.
+    `new_password` sets another password instead, and ends every session and every other link of the account. A change
+    of address takes `password` only. A token that was used within the hour answers 200 again: no password is looked at,
+    and nothing changes.
+    """
+    confirmations = container().confirmations
+    if "new_password" in fields:
+        confirmations.confirm_anew(fields["token"], fields["new_password"], anonymous())
+    else:
+        confirmations.confirm(fields["token"], fields["password"], anonymous())
     return {"message": "The address is confirmed."}
 
 

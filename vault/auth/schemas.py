@@ -1,5 +1,7 @@
 """Shapes of the auth routes."""
 
+from typing import Any
+
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
@@ -14,14 +16,14 @@ def _email() -> Text:
     return Text(required=True, validate=Length(max=MAX_ADDRESS), metadata={"format": "idn-email"})
 
 
-def _password() -> PasswordText:
+def _password(**options: Any) -> PasswordText:
     # One that is too long to be right is wrong, not malformed; a bound keeps bodies of megabytes out.
-    return PasswordText(required=True, validate=Length(max=1024))
+    return PasswordText(**{"required": True, **options}, validate=Length(max=1024))
 
 
-def _new_password() -> PasswordText:
+def _new_password(*, required: bool = True) -> PasswordText:
     return PasswordText(
-        required=True,
+        required=required,
         validate=Length(MIN_LENGTH, MAX_LENGTH, error="Must have {min} to {max} characters."),
         metadata={"description": "Characters of any kind, not easy to guess."},
     )
@@ -48,6 +50,20 @@ class TokenSchema(ma.Schema):
 
 class ResetPasswordSchema(TokenSchema):
     new_password = _new_password()
+
+
+class VerifyEmailSchema(TokenSchema):
+    """A token and either of two passwords."""
+
+    password = _password(
+        required=False, metadata={"description": "The one that the account had when the mail was asked for."}
+    )
+    new_password = _new_password(required=False)
+
+    @ma.validates_schema
+    def _has_one_password(self, fields: dict[str, Any], **_: Any) -> None:
+        if ("password" in fields) == ("new_password" in fields):
+            raise ma.ValidationError("Give this or new_password, not both.", "password")
 
 
 class ChangePasswordSchema(ma.Schema):

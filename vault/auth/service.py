@@ -89,7 +89,9 @@ class AuthService:
             user = self._by_key(session, address.key)
             waiting = user if user is not None and user.email_verified_at is None else None
             to = None if waiting else address
-            owed = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+            owed = self._outbox.add(
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+            )
         self._outbox.announce(owed)
 
     def login(self, email: str, password: str, actor: Actor) -> TokenPair:
@@ -131,7 +133,7 @@ class AuthService:
             user = self._by_key(session, address.key, lock=True)
             known = user is not None and user.email_verified_at is not None
             kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
-            has_room = self._outbox.has_room(session, kind, address.key)
+            has_room = self._outbox.has_room(session, kind, address.key, actor.ip)
             if user is None:
                 user = User(id=uuid.uuid4(), email_key=address.key)
             is_new = user.created_at is None
@@ -146,7 +148,7 @@ class AuthService:
                 session.flush()
             # For others the same work, on nobody's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
-            owed = self._outbox.add(session, kind, user, request_id=actor.request_id)
+            owed = self._outbox.add(session, kind, user, ip=actor.ip, request_id=actor.request_id)
             who = actor.known_as(user.id, user.email)
             if starts_over:
                 self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
@@ -164,7 +166,9 @@ class AuthService:
         who = actor.known_as(user.id, user.email) if user else actor
         with self._sessions.begin() as session:
             to = None if waiting else address
-            owed = self._outbox.add(session, MailKind.VERIFY_EMAIL, waiting, to=to, request_id=actor.request_id)
+            owed = self._outbox.add(
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+            )
             self._audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)

@@ -217,7 +217,7 @@ class UserSessions:
         self._audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )
-        return self._outbox.add(session, MailKind.REFRESH_REUSED, user, request_id=actor.request_id)
+        return self._outbox.add(session, MailKind.REFRESH_REUSED, user, ip=actor.ip, request_id=actor.request_id)
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
         """End those sessions that are not ended yet; return how many."""

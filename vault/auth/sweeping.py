@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
+from vault.auth.confirming import REPEATABLE
 from vault.auth.credentials import Credentials
-from vault.auth.links import REPEATABLE
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME

@@ -62,7 +62,8 @@ class MailState(enum.StrEnum):
 class MailJob(UuidKey, Base):
     """A mail that is owed. Holds what it needs and no foreign key, so it outlives the user.
 
-    `recipient` is the address as it was given, `recipient_key` its canonical form.
+    `recipient` is the address as it was given, `recipient_key` its canonical form. `network` is where the mail was
+    asked for, `password_version` that of the account's password then.
 
     A job without a recipient is a no-op: it makes the work of a request about an address that gets no mail equal to the
     work of one about an address that does. It is void from its insertion, so that no pass takes it for a mail.
@@ -79,7 +80,9 @@ class MailJob(UuidKey, Base):
     kind: Mapped[str] = mapped_column(sa.String(32))
     recipient: Mapped[str | None] = mapped_column(sa.String(254))
     recipient_key: Mapped[str | None] = mapped_column(sa.String(512))
+    network: Mapped[str | None] = mapped_column(sa.String(64))
     user_id: Mapped[uuid.UUID | None]
+    password_version: Mapped[int | None] = mapped_column(sa.Integer)
     context: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)
     state: Mapped[str] = mapped_column(sa.String(16), default=MailState.QUEUED)
     attempts: Mapped[int] = mapped_column(sa.Integer, default=0)

@@ -23,6 +23,7 @@ from vault.db import db_now
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailState, Owed, is_due, lane_of
 from vault.metrics import MAIL_ATTEMPTS
+from vault.networks import network_of
 
 LEASE_SECONDS: Final = 60
 # How long the link in a mail works. Kinds that are not here carry none.
@@ -34,7 +35,12 @@ LINK_LIFETIMES: Final = {
 }
 # What strangers can cause; a notice of something that has happened always goes out.
 _LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
-_JOBS_PER_HOUR: Final = 3
+# In an hour, to one address for one purpose: asked for from one network, so that a stranger cannot use up the owner's,
+# and from all.
+_JOBS_PER_NETWORK: Final = 3
+_JOBS_PER_ADDRESS: Final = 10
+# Links that are confirmed by the password which the account had when the mail was asked for.
+_BOUND_TO_PASSWORD: Final = {MailKind.VERIFY_EMAIL, MailKind.CHANGE_EMAIL}
 # After a mail was sent or given up; then nothing says any more to whom it went, and later on not that it was owed.
 _RECIPIENT_KEPT_FOR: Final = timedelta(days=7)
 _KEPT_FOR: Final = timedelta(days=30)
@@ -91,50 +97,55 @@ class Outbox:
         user: User | None,
         *,
         to: Address | None = None,
+        ip: str | None,
         asked_by: uuid.UUID | None = None,
         request_id: str | None = None,
     ) -> Owed:
-        """Owe a mail, in the caller's transaction; without a user, or past the hourly limit, owe a no-op.
+        """Owe a mail, in the caller's transaction; without a user, or past the hourly limits, owe a no-op.
 
         It goes to the user's address unless `to` says otherwise; without a user, `to` is the address that it is about.
-        `asked_by` is the session that a link is for. The caller passes what is returned to `announce` after its commit.
+        `ip` is where the mail is asked for; `asked_by` is the session that a link is for. The caller passes what is
+        returned to `announce` after its commit.
         """
         if to is None:
             assert user is not None
             to = Address(user.email, user.email_key)
-        is_wanted = self.has_room(session, kind, to.key) and user is not None
+        wanted_by = user if self.has_room(session, kind, to.key, ip) else None
         job = MailJob(
             id=uuid.uuid4(),
             kind=kind,
-            recipient=to.as_given if is_wanted else None,
-            recipient_key=to.key if is_wanted else None,
-            user_id=user.id if user and is_wanted else None,
+            recipient=to.as_given if wanted_by else None,
+            recipient_key=to.key if wanted_by else None,
+            network=network_of(ip),
+            user_id=wanted_by.id if wanted_by else None,
+            password_version=wanted_by.password_version if wanted_by else 0,
             context={"session_id": str(asked_by)} if asked_by else {},
-            state=MailState.QUEUED if is_wanted else MailState.VOID,
+            state=MailState.QUEUED if wanted_by else MailState.VOID,
             next_attempt_at=db_now(),
             created_at=self._clock(),
             request_id=request_id,
         )
         session.add(job)
-        return Owed(job.id, lane_of(kind) if is_wanted else Lane.NO_OP)
+        return Owed(job.id, lane_of(kind) if wanted_by else Lane.NO_OP)
 
-    def has_room(self, session: Session, kind: MailKind, email_key: str) -> bool:
-        """Whether one more mail of this kind may go to an address; others that ask wait until the caller commits."""
+    def has_room(self, session: Session, kind: MailKind, email_key: str, ip: str | None) -> bool:
+        """Whether one more mail of this kind, asked for from `ip`, may go to an address.
+
+        Concurrent callers wait until this one commits.
+        """
         if kind not in _LIMITED:
             return True
         if session.get_bind().dialect.name == "postgresql":
             lock = int.from_bytes(sha256(f"{kind} {email_key}".encode()).digest()[:8], "big", signed=True)
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
-        recent = session.scalar(
-            sa.select(sa.func.count())
-            .select_from(MailJob)
-            .where(
-                MailJob.recipient_key == email_key,
-                MailJob.kind == kind,
-                MailJob.created_at > self._clock() - timedelta(hours=1),
-            )
+        count = sa.func.count()
+        recent = sa.select(count, count.filter(MailJob.network == network_of(ip))).where(
+            MailJob.recipient_key == email_key,
+            MailJob.kind == kind,
+            MailJob.created_at > self._clock() - timedelta(hours=1),
         )
-        return (recent or 0) < _JOBS_PER_HOUR
+        in_all, from_here = session.execute(recent).one()
+        return bool(in_all < _JOBS_PER_ADDRESS and from_here < _JOBS_PER_NETWORK)
 
     def announce(self, owed: Owed) -> None:
         """Tell a worker about a committed job. If that fails, the periodic pass finds it."""
@@ -228,7 +239,7 @@ class Outbox:
         if kind not in LINK_LIFETIMES:
             return self._renderer.render(kind, job.recipient)
         user = session.get(User, job.user_id) if job.user_id else None
-        if user is None or user.disabled_at is not None or not _fits(kind, user, job.recipient):
+        if user is None or user.disabled_at is not None or not _fits(kind, user, job):
             return None
         return self._renderer.render(kind, job.recipient, token=self._mint(session, kind, user, job))
 
@@ -242,6 +253,7 @@ class Outbox:
                 email=job.recipient,
                 email_key=job.recipient_key or user.email_key,
                 session_id=uuid.UUID(session_id) if session_id else None,
+                password_version=job.password_version,
                 token_hash=mail_token_hash(token),
                 created_at=self._clock(),
                 expires_at=self._clock() + LINK_LIFETIMES[kind],
@@ -267,7 +279,7 @@ class Outbox:
             erased = session.execute(
                 sa.update(MailJob)
                 .where(MailJob.id.in_(_unlocked(is_past_erasing)))
-                .values(recipient=None, recipient_key=None, user_id=None, context={})
+                .values(recipient=None, recipient_key=None, network=None, user_id=None, context={})
                 .execution_options(synchronize_session=False)
             )
             deleted = session.execute(
@@ -320,10 +332,13 @@ def _unlocked(which: sa.ColumnElement[bool]) -> sa.Select[uuid.UUID]:
     return sa.select(MailJob.id).where(which).with_for_update(skip_locked=True)
 
 
-def _fits(kind: MailKind, user: User, recipient: str) -> bool:
+def _fits(kind: MailKind, user: User, job: MailJob) -> bool:
     """Whether the account is still in the state in which this link was asked for."""
+    # Jobs of a version before this column have none, and end with the password that they are for as well.
+    if kind in _BOUND_TO_PASSWORD and job.password_version not in (None, user.password_version):
+        return False
     if kind is MailKind.CHANGE_EMAIL:
         return user.email_verified_at is not None
     if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
         return False
-    return user.email == recipient
+    return user.email == job.recipient

@@ -58,7 +58,7 @@ class Office:
         """A job as `Outbox.add` makes it, with some columns as if things had happened to it since."""
         with self.sessions.begin() as session:
             to = None if user else parse_address("nobody@example.org")
-            job_id = self.outbox.add(session, kind, user, to=to).job_id
+            job_id = self.outbox.add(session, kind, user, to=to, ip=None).job_id
         self.change(job_id, **values)
         return job_id
 
@@ -134,7 +134,7 @@ def test_a_mail_is_owed_only_once_its_transaction_is_committed(office: Office) -
     user = office.add_user()
 
     with office.sessions() as session:
-        office.outbox.add(session, MailKind.VERIFY_EMAIL, user)
+        office.outbox.add(session, MailKind.VERIFY_EMAIL, user, ip=None)
         session.flush()
         session.rollback()
 
@@ -145,7 +145,7 @@ def test_a_job_holds_its_recipient_and_the_requests_id(office: Office) -> None:
     user = office.add_user()
 
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.ALREADY_REGISTERED, user, request_id="abc-1").job_id
+        job_id = office.outbox.add(session, MailKind.ALREADY_REGISTERED, user, request_id="abc-1", ip=None).job_id
 
     job = office.job(job_id)
     assert (job.recipient, job.user_id, job.request_id) == ("anna@example.org", user.id, "abc-1")
@@ -167,7 +167,7 @@ def test_mails_that_strangers_cause_without_limit_and_no_ops_are_apart_from_thos
     user, to = office.add_user(), parse_address("nobody@example.org")
 
     with office.sessions.begin() as session:
-        lanes = [office.outbox.add(session, kind, whom, to=to).lane for whom in (user, None)]
+        lanes = [office.outbox.add(session, kind, whom, to=to, ip=None).lane for whom in (user, None)]
 
     strangers = {MailKind.VERIFY_EMAIL, MailKind.ALREADY_REGISTERED}
     assert lanes == [Lane.REGISTRATION if kind in strangers else Lane.ACCOUNT, Lane.NO_OP]
@@ -207,7 +207,9 @@ def test_the_limit_is_the_recipients_whoever_asks_and_however_it_is_spelled(offi
     jobs = []
     for asker, spelling in zip(askers, spellings, strict=True):
         with office.sessions.begin() as session:
-            jobs.append(office.outbox.add(session, MailKind.CHANGE_EMAIL, asker, to=parse_address(spelling)).job_id)
+            jobs.append(
+                office.outbox.add(session, MailKind.CHANGE_EMAIL, asker, to=parse_address(spelling), ip=None).job_id
+            )
 
     assert [office.job(job_id).recipient for job_id in jobs] == [*spellings[:3], None, None]
 
@@ -554,7 +556,7 @@ def test_each_outcome_is_a_line_with_ids_and_without_the_address(
 ) -> None:
     user = office.add_user()
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id="abc-1").job_id
+        job_id = office.outbox.add(session, MailKind.VERIFY_EMAIL, user, request_id="abc-1", ip=None).job_id
     office.mailer.failure = failure
 
     office.outbox.deliver(job_id)
@@ -738,7 +740,7 @@ def test_a_link_to_a_new_address_is_bound_to_it_and_to_the_session_that_asked(of
     user, asked_by = office.add_user(email_verified_at=datetime.now(UTC)), uuid.uuid4()
     new = parse_address("Anna@New.Example.org")
     with office.sessions.begin() as session:
-        job_id = office.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=new, asked_by=asked_by).job_id
+        job_id = office.outbox.add(session, MailKind.CHANGE_EMAIL, user, to=new, asked_by=asked_by, ip=None).job_id
 
     office.outbox.deliver(job_id)
 

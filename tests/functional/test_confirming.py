@@ -1,0 +1,324 @@
+"""Confirming an address: the mailbox and the password are proven by one person."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import PASSWORD, Person, Vault, at_once, but_request_id, refusal
+from vault.auth.models import EmailToken
+
+pytestmark = pytest.mark.usefixtures("no_secret_stays")
+
+AUTH = "/api/v1/auth"
+EMAIL = "anna@example.org"
+NEW_EMAIL = "anna.new@example.org"
+THEIRS = "the password of a stranger"
+NEW = "seven violet kettles hum"
+WRONG = "certainly not this one"
+OWNER, STRANGER = "192.0.2.10", "203.0.113.66"
+INVALID, WRONG_PASSWORD = (400, "invalid_token"), (403, "wrong_password")
+
+
+def post(vault: Vault, path: str, *, at: str = OWNER, **fields: str) -> Any:
+    return vault.client.post(f"{AUTH}/{path}", json=fields, environ_overrides={"REMOTE_ADDR": at})
+
+
+def register(vault: Vault, password: str = PASSWORD, *, at: str = OWNER) -> None:
+    assert post(vault, "register", at=at, email=EMAIL, password=password).status_code == 202
+
+
+def verify(vault: Vault, token: str, password: str = PASSWORD, *, at: str = OWNER) -> Any:
+    return post(vault, "verify-email", at=at, token=token, password=password)
+
+
+def verify_anew(vault: Vault, token: str, new_password: str = NEW) -> Any:
+    return post(vault, "verify-email", token=token, new_password=new_password)
+
+
+def signs_in(vault: Vault, password: str, email: str = EMAIL) -> bool:
+    return bool(post(vault, "login", email=email, password=password).status_code == 200)
+
+
+def networks(count: int) -> list[str]:
+    return [f"198.18.{number}.1" for number in range(count)]
+
+
+# A stranger registers somebody's address
+
+
+def test_the_owners_registration_mails_after_a_stranger_used_up_his_mails(vault: Vault) -> None:
+    for _ in range(4):
+        register(vault, THEIRS, at=STRANGER)
+    vault.mails()
+
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    assert verify(vault, token).status_code == 200
+    assert [signs_in(vault, password) for password in (PASSWORD, THEIRS)] == [True, False]
+
+
+@pytest.mark.parametrize("first", [PASSWORD, THEIRS], ids=["the-owner-first", "the-stranger-first"])
+def test_no_link_confirms_a_password_that_its_reader_does_not_know(vault: Vault, first: str) -> None:
+    second = THEIRS if first == PASSWORD else PASSWORD
+    register(vault, first)
+    older = vault.mailed_token(EMAIL)
+    register(vault, second)
+    newer = vault.mailed_token(EMAIL)
+
+    answers = [verify(vault, token, first) for token in (older, newer)]
+
+    assert [refusal(answer) for answer in answers] == [INVALID, WRONG_PASSWORD]
+    assert not any(signs_in(vault, password) for password in (PASSWORD, THEIRS))
+    assert vault.user().email_verified_at is None
+
+
+def test_a_new_password_makes_a_strangers_registration_the_owners(vault: Vault) -> None:
+    register(vault, THEIRS, at=STRANGER)
+    token = vault.mailed_token(EMAIL)
+    post(vault, "forgot-password", email=EMAIL)
+    reset = vault.mailed_token(EMAIL)
+    post(vault, "resend-verification", email=EMAIL)
+    resent = vault.mailed_token(EMAIL)
+
+    answer = verify_anew(vault, token)
+
+    assert answer.status_code == 200
+    assert [signs_in(vault, password) for password in (NEW, THEIRS)] == [True, False]
+    assert refusal(verify_anew(vault, resent)) == INVALID
+    assert refusal(post(vault, "reset-password", token=reset, new_password=THEIRS)) == INVALID
+    assert vault.outcomes("user.password_reset") == {"ok": 1, "failed": 1}
+
+
+@pytest.mark.parametrize("how", ["resend-verification", "login"])
+def test_a_link_that_is_mailed_again_is_bound_to_the_newest_password(vault: Vault, how: str) -> None:
+    register(vault)
+    register(vault, THEIRS, at=STRANGER)
+    vault.mails()
+    fields = {"password": THEIRS} if how == "login" else {}
+    post(vault, how, email=EMAIL, **fields)
+    token = vault.mailed_token(EMAIL)
+
+    assert refusal(verify(vault, token)) == WRONG_PASSWORD
+    assert verify_anew(vault, token).status_code == 200
+    assert not signs_in(vault, THEIRS)
+
+
+def test_a_login_that_another_registration_overtakes_mails_no_link(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(vault, THEIRS, at=STRANGER)
+    vault.mails()
+    check = vault.container.credentials.check
+
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        checked = check(*args, **kwargs)
+        register(vault)
+        return checked
+
+    monkeypatch.setattr(type(vault.container.credentials), "check", lambda _self, *a, **k: overtaken(*a, **k))
+    post(vault, "login", at=STRANGER, email=EMAIL, password=THEIRS)
+    monkeypatch.undo()
+
+    # The owner's own link, and not one more for the stranger's password.
+    assert len(vault.mails()) == 1
+
+
+def test_mails_are_limited_by_network_and_altogether(vault: Vault) -> None:
+    from_one = [post(vault, "resend-verification", email=EMAIL) for _ in range(4)]
+    register(vault)
+    for network in networks(5):
+        for _ in range(4):
+            post(vault, "resend-verification", at=network, email=EMAIL)
+
+    assert {answer.status_code for answer in from_one} == {202}
+    # Nobody's address yet, so the first four were no-ops; then one for the owner, and three for each network.
+    assert len(vault.mails()) == 10
+
+
+def test_past_the_limit_of_all_networks_the_last_link_stays_good(vault: Vault) -> None:
+    for network in networks(9):
+        register(vault, THEIRS, at=network)
+    vault.mails()
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    register(vault, THEIRS, at=STRANGER)
+
+    assert verify(vault, token).status_code == 200
+
+
+# Five wrong passwords
+
+
+def test_the_fifth_wrong_password_ends_the_link_and_a_new_one_works(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    wrong = [verify(vault, token, WRONG) for _ in range(5)]
+    vault.clock.advance(minutes=1)
+    right, anew = verify(vault, token), verify_anew(vault, token)
+    post(vault, "resend-verification", email=EMAIL)
+    resent = verify(vault, vault.mailed_token(EMAIL))
+
+    assert [refusal(answer) for answer in wrong] == [WRONG_PASSWORD] * 5
+    assert (refusal(right), refusal(anew), resent.status_code) == (INVALID, INVALID, 200)
+    assert vault.refusals("user.email_verified") == {"password": 5, "token": 2}
+
+
+def test_of_wrong_passwords_at_once_five_are_told(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+    places = networks(12)
+
+    answers = at_once(len(places), lambda n: verify(vault, token, f"{WRONG} {n}", at=places[n]))
+
+    assert Counter(refusal(answer) for answer in answers) == {WRONG_PASSWORD: 5, INVALID: 7}
+    assert refusal(verify(vault, token)) == INVALID
+
+
+def test_passwords_that_come_within_a_delay_do_not_end_the_link(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+    for place in networks(60):
+        post(vault, "login", at=place, email=EMAIL, password=WRONG)
+
+    delayed = [verify(vault, token) for _ in range(6)]
+    vault.clock.advance(seconds=31)
+
+    assert {refusal(answer) for answer in delayed} == {WRONG_PASSWORD}
+    assert verify(vault, token).status_code == 200
+
+
+def test_wrong_passwords_of_links_and_of_logins_are_counted_together(vault: Vault) -> None:
+    vault.sign_up(NEW_EMAIL)
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+    for _ in range(4):
+        post(vault, "login", email=EMAIL, password=WRONG)
+
+    verify(vault, token, WRONG)
+    too_soon = verify(vault, token)
+    vault.clock.advance(seconds=1)
+
+    assert refusal(too_soon) == WRONG_PASSWORD
+    assert verify(vault, token).status_code == 200
+    assert vault.refusals("user.lockout") == {"network": 1}
+
+
+def test_a_used_link_tells_nothing_about_a_password_and_sets_none(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+    first = verify(vault, token)
+
+    again = [
+        verify(vault, token),
+        verify(vault, token, WRONG),
+        verify_anew(vault, token),
+        verify_anew(vault, token, "x" * 12),
+    ]
+
+    assert {but_request_id(answer)[2] for answer in again} == {but_request_id(first)[2]}
+    assert {answer.status_code for answer in again} == {200}
+    assert [signs_in(vault, password) for password in (PASSWORD, NEW)] == [True, False]
+    with vault.container.sessions.begin() as session:
+        assert session.scalars(sa.select(EmailToken.failures)).all() == [0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        pytest.param({}, "password", id="neither"),
+        pytest.param({"password": PASSWORD, "new_password": NEW}, "password", id="both"),
+        pytest.param({"new_password": "short"}, "new_password", id="short"),
+        pytest.param({"new_password": "anna@example.org"}, "new_password", id="weak"),
+    ],
+)
+def test_one_good_password_is_wanted(vault: Vault, fields: dict[str, str], named: str) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    answer = post(vault, "verify-email", token=token, **fields)
+
+    assert refusal(answer) == (422, "validation_failed")
+    assert list(answer.json["errors"]) == [named]
+    assert verify(vault, token).status_code == 200
+
+
+# A change of address
+
+
+def change_email(anna: Person) -> str:
+    fields = {"new_email": NEW_EMAIL, "password": PASSWORD}
+    assert anna.post(f"{AUTH}/change-email", json=fields).status_code == 202
+    return anna.vault.mailed_token(NEW_EMAIL)
+
+
+def test_a_new_address_is_confirmed_by_the_accounts_password_only(vault: Vault, anna: Person) -> None:
+    token = change_email(anna)
+
+    wrong, anew = verify(vault, token, WRONG), verify_anew(vault, token)
+
+    assert (refusal(wrong), refusal(anew)) == (WRONG_PASSWORD, (422, "validation_failed"))
+    assert list(anew.json["errors"]) == ["new_password"]
+    assert vault.user().email == EMAIL
+    assert vault.refusals("user.email_changed") == {"password": 1}
+    assert verify(vault, token).status_code == 200
+    assert signs_in(vault, PASSWORD, NEW_EMAIL)
+
+
+def test_the_reader_of_a_mistyped_address_gets_five_guesses(vault: Vault, anna: Person) -> None:
+    token = change_email(anna)
+
+    for _ in range(5):
+        verify(vault, token, WRONG, at=STRANGER)
+
+    assert refusal(verify(vault, token)) == INVALID
+    assert vault.user().email == EMAIL
+
+
+# The page
+
+
+def test_the_page_asks_for_the_password_and_says_when_it_is_wrong(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    page = vault.client.get("/verify-email", query_string={"token": token})
+    wrong = vault.client.post("/verify-email", data={"token": token, "password": WRONG})
+    nothing = vault.client.post("/verify-email", data={"token": token})
+    right = vault.client.post("/verify-email", data={"token": token, "password": PASSWORD})
+
+    assert [answer.status_code for answer in (page, wrong, nothing, right)] == [200, 403, 403, 200]
+    assert 'name="password"' in page.text
+    assert 'name="new_password"' in page.text
+    assert 'role="alert"' not in page.text
+    assert 'role="alert"' in wrong.text
+    assert f'value="{token}"' in wrong.text
+    assert WRONG not in wrong.text
+    assert "Address confirmed" in right.text
+
+
+def test_the_page_sets_a_new_password_and_says_what_is_wrong_with_it(vault: Vault) -> None:
+    register(vault, THEIRS, at=STRANGER)
+    token = vault.mailed_token(EMAIL)
+
+    weak = vault.client.post("/verify-email", data={"token": token, "new_password": "anna@example.org"})
+    strong = vault.client.post("/verify-email", data={"token": token, "new_password": NEW})
+
+    assert (weak.status_code, strong.status_code) == (422, 200)
+    assert "Too easy to guess" in weak.text
+    assert "<details open>" in weak.text
+    assert [signs_in(vault, password) for password in (NEW, THEIRS)] == [True, False]
+
+
+def test_the_page_says_when_a_link_is_dead(vault: Vault) -> None:
+    register(vault)
+    token = vault.mailed_token(EMAIL)
+
+    answers = [vault.client.post("/verify-email", data={"token": token, "password": WRONG}) for _ in range(6)]
+
+    assert [answer.status_code for answer in answers] == [403] * 5 + [400]
+    assert "This link does not work" in answers[-1].text

@@ -1,0 +1,186 @@
+"""Confirms addresses: the mailed link proves the mailbox, the password proves that the same person asked for the mail.
+
+Each link is bound to the password that the account had when the mail was asked for. So neither a stranger's link with
+the owner's password nor the owner's link with a stranger's password confirms anything.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.auth.addresses import Address
+from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.password_by_link import PasswordByLink
+from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.pending import has_ended, kill_links, lock_link
+from vault.auth.sessions import UserSessions
+from vault.errors import InputRefused, InvalidToken, WrongPassword
+from vault.mail.models import MailKind, Owed
+from vault.mail.outbox import Outbox
+
+# A used link answers again for this long: mail programs and people open links twice.
+REPEATABLE: Final = timedelta(hours=1)
+_WRONG_PASSWORDS: Final = 5
+_PURPOSES: Final = (TokenPurpose.VERIFY_EMAIL, TokenPurpose.CHANGE_EMAIL)
+
+
+class Confirmations:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        credentials: Credentials,
+        user_sessions: UserSessions,
+        password_by_link: PasswordByLink,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._credentials = credentials
+        self._user_sessions = user_sessions
+        self._password_by_link = password_by_link
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+
+    def confirm(self, token: str, password: str, actor: Actor) -> None:
+        """Confirm an address, a new account's or the new one of an old account, by a mailed token and a password.
+
+        The fifth wrong password ends the token. A token that was used within the hour changes nothing and looks at no
+        password. Raises InvalidToken, WrongPassword, Busy.
+        """
+        with self._bad_tokens_tallied(actor):
+            with self._sessions.begin() as session:
+                found, user = self._usable(session, token)
+            if found.used_at is not None:
+                return
+            checked = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
+            if checked.verdict is not Verdict.RIGHT:
+                self._refuse(token, checked, actor)
+                return
+            try:
+                with self._sessions.begin() as session:
+                    owed = self._confirm(session, token, actor)
+            except IntegrityError as exc:
+                # The address has just been registered.
+                raise InvalidToken from exc
+        if owed is not None:
+            self._outbox.announce(owed)
+
+    def confirm_anew(self, token: str, new_password: str, actor: Actor) -> None:
+        """Confirm a new account's address by a mailed token, and set a password: every session and other link ends.
+
+        A token that was used within the hour changes nothing. Raises InvalidToken, and InputRefused or Busy, after
+        which the token still works.
+        """
+        with self._bad_tokens_tallied(actor):
+            with self._sessions.begin() as session:
+                found, user = self._usable(session, token)
+            if found.used_at is not None:
+                return
+            if found.purpose != TokenPurpose.VERIFY_EMAIL:
+                # A mistyped address may be a stranger's, who must not be given the account.
+                raise InputRefused({"new_password": ["Another address is confirmed by the account's own password."]})
+            check_strength(new_password, own_words(user.email, user.full_name), field="new_password")
+            password_hash = self._passwords.hash(new_password)
+            with self._sessions.begin() as session:
+                found, user = self._usable(session, token)
+                if found.used_at is None:
+                    found.used_at = self._clock()
+                    self._password_by_link.set(session, user, password_hash, actor, but=found.id)
+
+    def _refuse(self, token: str, checked: Checked, actor: Actor) -> None:
+        """Count a wrong password against the token, under its lock. Raises WrongPassword unless it was used meanwhile.
+
+        Of any number of concurrent ones five are told that they are wrong; from then on the right one is refused as
+        well. One that came within a delay was not looked at and does not count: otherwise a stranger who guesses
+        elsewhere would end the owner's link.
+        """
+        with self._sessions.begin() as session:
+            found, user = self._usable(session, token)
+            if found.used_at is not None:
+                return
+            if checked.verdict is Verdict.WRONG:
+                found.failures += 1
+            who = actor.known_as(user.id, user.email)
+            is_change = found.purpose == TokenPurpose.CHANGE_EMAIL
+            action = Action.EMAIL_CHANGED if is_change else Action.EMAIL_VERIFIED
+            self._audit.tally(session, who, action, reason=checked.verdict.value)
+            for begun in checked.lockouts:
+                self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
+        raise WrongPassword
+
+    def _confirm(self, session: Session, token: str, actor: Actor) -> Owed | None:
+        """Use a token whose password was right. Returns the mail that is owed, if one is."""
+        found, user = self._usable(session, token)
+        if found.used_at is not None:
+            return None
+        found.used_at = self._clock()
+        if found.purpose == TokenPurpose.CHANGE_EMAIL:
+            return self._move(session, found, user, actor)
+        user.email_verified_at = user.email_verified_at or self._clock()
+        kill_links(session, user.id, purposes=[TokenPurpose.VERIFY_EMAIL], but=found.id)
+        who = actor.known_as(user.id, user.email)
+        self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
+        return None
+
+    def _move(self, session: Session, found: EmailToken, user: User, actor: Actor) -> Owed:
+        """Give the account the address that the token was sent to, and tell the old one; return that mail."""
+        self._clear_away_unverified(session, found.email_key, actor)
+        old = Address(user.email, user.email_key)
+        user.email, user.email_key = found.email, found.email_key
+        session.flush()
+        kill_links(session, user.id, but=found.id)
+        ended = self._user_sessions.end_all(session, user.id, but=found.session_id)
+        who = actor.known_as(user.id, user.email)
+        self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
+        return self._outbox.add(session, MailKind.EMAIL_CHANGED, user, to=old, ip=actor.ip, request_id=actor.request_id)
+
+    def _clear_away_unverified(self, session: Session, email_key: str, actor: Actor) -> None:
+        """Delete an account that holds the address without having confirmed it. Raises InvalidToken for any other."""
+        holder = session.scalar(sa.select(User).where(User.email_key == email_key).with_for_update())
+        if holder is None:
+            return
+        if holder.email_verified_at is not None or holder.disabled_at is not None:
+            raise InvalidToken
+        kill_links(session, holder.id)
+        session.execute(sa.delete(User).where(User.id == holder.id).execution_options(synchronize_session=False))
+        session.expunge(holder)
+        target = ("user", holder.id)
+        self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
+
+    def _usable(self, session: Session, token: str) -> tuple[EmailToken, User]:
+        """The token, which works or was used within the hour, and its user; both locked. Raises InvalidToken."""
+        found, user = lock_link(session, token, _PURPOSES)
+        now = self._clock()
+        if found.used_at is not None:
+            is_usable = now - found.used_at < REPEATABLE
+        else:
+            is_usable = not has_ended(found, now) and found.failures < _WRONG_PASSWORDS
+            # The mail of a registration that another one has followed confirms nothing any more. Links that were mailed
+            # before this column have no version: a new registration deletes them.
+            is_usable &= found.password_version in (None, user.password_version)
+            is_usable &= found.purpose == TokenPurpose.CHANGE_EMAIL or found.email_key == user.email_key
+        if not is_usable:
+            raise InvalidToken
+        return found, user
+
+    @contextmanager
+    def _bad_tokens_tallied(self, actor: Actor) -> Iterator[None]:
+        try:
+            yield
+        except InvalidToken:
+            with self._sessions.begin() as session:
+                self._audit.tally(session, actor, Action.EMAIL_VERIFIED, reason="token")
+            raise

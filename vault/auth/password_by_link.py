@@ -1,0 +1,46 @@
+"""Sets the password of an account by a mailed link, which proves who reads the mailbox."""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.auth.credentials import Credentials
+from vault.auth.models import User
+from vault.auth.pending import kill_links
+from vault.auth.sessions import UserSessions
+
+
+class PasswordByLink:
+    def __init__(
+        self,
+        *,
+        credentials: Credentials,
+        user_sessions: UserSessions,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._credentials = credentials
+        self._user_sessions = user_sessions
+        self._audit = audit
+        self._clock = clock
+
+    def set(
+        self, session: Session, user: User, password_hash: str, actor: Actor, *, but: uuid.UUID | None = None
+    ) -> None:
+        """Set the password of a locked account and confirm its address, in the caller's transaction.
+
+        Every session, every delay and every link of the account ends; the token `but` stays.
+        """
+        user.password_hash, user.password_version = password_hash, user.password_version + 1
+        is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self._clock()
+        ended = self._user_sessions.end_all(session, user.id)
+        kill_links(session, user.id, but=but)
+        self._credentials.end_delays(session, user.email_key)
+        who, target = actor.known_as(user.id, user.email), ("user", user.id)
+        self._audit.record(session, who, Action.PASSWORD_RESET, target=target, sessions=ended)
+        if not is_confirmed:
+            self._audit.record(session, who, Action.EMAIL_VERIFIED, target=target)
