@@ -15,7 +15,8 @@ from vault.encryption.eax import check_known_answer
 from vault.extensions import db, mail, migrate
 from vault.files import routes as files_routes
 from vault.files import tasks as files_tasks
-from vault.http import api, auth, clients, docs, errors, headers, health, limits, requests
+from vault.http import api, auth, bodies, clients, docs, errors, headers, health, limits, requests
+from vault.http.closing import BodiesAreClosed
 from vault.http.refusals import RefusalsReachClients
 from vault.mail import tasks as mail_tasks
 
@@ -32,7 +33,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
-    app.wsgi_app = RefusalsReachClients(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
     db.init_app(app)
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     headers.register(app, container.settings)
     clients.register(app, container.settings.trusted_proxies)
     errors.register(app)
+    bodies.register(app)
     auth.register(app, container.settings.secret_key)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app)

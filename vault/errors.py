@@ -7,6 +7,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── InputRefused          validation_failed     one field or several are not acceptable
     ├── MalformedBody         malformed_body        the request body does not parse
     │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
+    ├── UnsupportedCoding     unsupported_media_type  the body is compressed or encoded, or in another charset
     ├── TooSlow               too_slow              the client sends fewer bytes than the least rate
     ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
     ├── InvalidCredentials    invalid_credentials
@@ -78,6 +79,13 @@ class UploadTruncated(MalformedBody):
 
     code = "upload_truncated"
     detail = "The body ended before its announced length; nothing was kept."
+
+
+class UnsupportedCoding(VaultError):
+    """The body is not the content as it is. Bodies of another type than a route reads have the same code."""
+
+    code = "unsupported_media_type"
+    detail = "The body must be the content as it is, without a coding."
 
 
 class TooSlow(VaultError):

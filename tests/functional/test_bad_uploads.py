@@ -200,12 +200,13 @@ def test_names_that_are_no_text_or_missing_or_doubled_are_refused(vault: Vault, 
     queries = ["name=%ff", "name=%ED%A0%80", "name=%00", "", "Name=a", "name=a&name=b", "name=a&extra=b"]
 
     answers = {query: anna.post(FILES, query_string=query, data=b"x") for query in queries}
-    in_form = anna.post(FILES, data=part(filename=b"\xff\xfe.txt") + CLOSE, content_type=FORM)
+    # Neither UTF-8 nor Latin-1, which has controls there.
+    in_form = anna.post(FILES, data=part(filename=b"\x93notes\x94.txt") + CLOSE, content_type=FORM)
 
     assert {query: refusal(answer) for query, answer in answers.items()} == dict.fromkeys(
         queries, (422, "validation_failed")
     )
-    assert in_form.status_code in (400, 422)
+    assert refusal(in_form) == (422, "validation_failed")
     assert vault.leftovers() == {}
 
 

@@ -9,6 +9,7 @@ from vault.audit.export import Format
 from vault.audit.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, admin_required, container, signed_in
+from vault.http.closing import closed_with_answer
 from vault.http.documents import may_answer
 from vault.http.lists import page_of
 
@@ -46,7 +47,8 @@ def export(query: dict[str, Any]) -> Response:
     """
     vault, filters, format_ = container(), filters_of(query), Format(query["format"])
     # Of HEAD nobody gets a row, so it is no export.
-    rows = vault.audit_exports.open(format_, filters, actor()) if request.method == "GET" else iter(())
+    is_get = request.method == "GET"
+    rows = closed_with_answer(request, vault.audit_exports.open(format_, filters, actor())) if is_get else iter(())
     response = Response(rows, content_type=_MEDIA_TYPES[format_], direct_passthrough=True)
     name = f"audit-{vault.clock():%Y%m%dT%H%M%SZ}.{format_}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'

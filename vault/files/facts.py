@@ -7,6 +7,7 @@ from datetime import datetime
 from vault.encryption.errors import HeaderInvalid
 from vault.encryption.header import Header
 from vault.files.models import File
+from vault.files.names import sendable_content_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def info_of(row: File, digest: bytes | None = None) -> FileInfo:
         id=row.id,
         owner_id=row.owner_id,
         name=row.name,
-        content_type=row.content_type,
+        content_type=sendable_content_type(row.content_type),
         size=row.size_bytes,
         created_at=row.created_at,
         updated_at=row.updated_at,

@@ -7,9 +7,12 @@ from typing import Final
 from vault.errors import InputRefused
 
 MAX_LENGTH: Final = 255
-# RFC 9110, 8.3.1: type "/" subtype, parameters with token or quoted-string values
+DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
+# RFC 9110, 8.3.1: type "/" subtype, parameters with token or quoted-string values, here without controls and escapes.
+# Each space can match in one place only, so that no text takes long.
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_CONTENT_TYPE: Final = re.compile(rf'({_WORD}/{_WORD})((?:[ \t]*;[ \t]*{_WORD}=(?:{_WORD}|"[^"\\\r\n]*"))*)[ \t;]*')
+_VALUE: Final = rf'(?:{_WORD}|"[ !#-\[\]-~]*")'
+_CONTENT_TYPE: Final = re.compile(rf"({_WORD}/{_WORD})((?:[ \t]*;(?:[ \t]*{_WORD}={_VALUE})?)*)[ \t]*")
 
 
 def clean_name(name: str) -> str:
@@ -24,7 +27,15 @@ def clean_name(name: str) -> str:
 
 def clean_content_type(text: str) -> str:
     """The media type with type and subtype in lower case. Raises InputRefused for what RFC 9110 does not allow."""
-    match = _CONTENT_TYPE.fullmatch(text)
-    if match is None or len(text) > MAX_LENGTH or not text.isascii():
+    match = _CONTENT_TYPE.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if match is None:
         raise InputRefused({"content_type": [f"Must be a media type of at most {MAX_LENGTH} ASCII characters."]})
-    return match[1].lower() + match[2]
+    return match[1].lower() + match[2].rstrip(" \t;")
+
+
+def sendable_content_type(stored: str) -> str:
+    """The stored media type, or that of bytes in general where the row's is none, as older versions let in."""
+    try:
+        return clean_content_type(stored)
+    except InputRefused:
+        return DEFAULT_CONTENT_TYPE

@@ -22,6 +22,7 @@ from vault.files.usage import Usage
 from vault.http import downloads
 from vault.http.api import VaultBlueprint
 from vault.http.auth import actor, container, login_required, signed_in
+from vault.http.closing import closed_with_answer
 from vault.http.conditions import wanted
 from vault.http.documents import may_answer, reads_headers
 from vault.http.lists import page_of
@@ -64,8 +65,18 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
         },
     },
 )
-@may_answer("malformed_body", "upload_truncated", "digest_mismatch", "too_large", "quota_exceeded", "too_many_files")
-@may_answer("too_slow", "too_many_uploads", "upload_lost", "not_found", "busy", "installation_mismatch", *_KEY_PROBLEMS)
+@may_answer("malformed_body", "unsupported_media_type", "upload_truncated", "digest_mismatch", "too_large")
+@may_answer(
+    "quota_exceeded",
+    "too_many_files",
+    "too_slow",
+    "too_many_uploads",
+    "upload_lost",
+    "not_found",
+    "busy",
+    "installation_mismatch",
+    *_KEY_PROBLEMS,
+)
 @may_answer("audit_unavailable", "storage_unavailable", "storage_full")
 @login_required
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
@@ -156,7 +167,7 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
         return downloads.stream(info, None, inline=inline)
     choose, is_view = partial(downloads.chosen, request), partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
-    return downloads.stream(info, download, part=part, inline=inline)
+    return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
 
 
 @blueprint.delete("/<uuid:file_id>")

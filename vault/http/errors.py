@@ -17,6 +17,7 @@ from vault.errors import (
     RangeNotSatisfiable,
     RateLimited,
     Unauthorized,
+    UnsupportedCoding,
     VaultError,
 )
 from vault.metrics import PROBLEMS
@@ -164,6 +165,9 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
         headers["RateLimit-Limit"], headers["RateLimit-Remaining"] = str(error.limit), "0"
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, UnsupportedCoding):
+        # RFC 9110, 12.5.3
+        headers["Accept-Encoding"] = "identity"
     if status == 401:
         headers["WWW-Authenticate"] = CHALLENGE
     return status, headers

@@ -6,7 +6,6 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.message import Message
 from typing import Any, Final
 
 from flask import Request
@@ -16,12 +15,16 @@ from werkzeug.http import parse_options_header
 
 from vault.errors import DigestMismatch, InputRefused, MalformedBody, TooLarge, UploadTruncated
 from vault.files.names import clean_content_type, clean_name
+from vault.http.bodies import refuse_other_meanings
+from vault.http.dispositions import name_of_part, name_of_raw_body
 from vault.http.pacing import begin_transfer
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024
 # Boundaries and part headers around a file in a form.
 _FRAMING_BYTES: Final = 64 * 1024
+# The longest name takes 3060 bytes in `filename*`, and .NET sends it a second time in base64.
+_PART_HEADER_BYTES: Final = 8 * 1024
 # RFC 9530, 3: a dictionary of algorithm=:base64:
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256\s*=([^,;]*)", re.IGNORECASE)
 
@@ -48,7 +51,14 @@ class FormUpload:
     def __init__(self, request: Request, boundary: str, expected_sha256: bytes | None) -> None:
         self._body = _Body(request)
         with _form_errors():
-            self._parser = PushMultipartParser(boundary, strict=True, max_segment_count=1, max_header_count=8)
+            self._parser = PushMultipartParser(
+                boundary,
+                strict=True,
+                max_segment_count=1,
+                max_header_count=8,
+                max_header_size=_PART_HEADER_BYTES,
+                header_charset="latin-1",
+            )
         self._events: deque[Any] = deque()
         self._has_ended = False
         part = self._next_event()
@@ -56,9 +66,11 @@ class FormUpload:
             raise InputRefused({"file": ["The form has no part named file."]})
         if part.name != "file":
             raise InputRefused({"file": ["The first part of the form must be named file."]})
-        if not part.filename:
+        refuse_other_meanings(part.header)
+        name = _part_name(part)
+        if not name:
             raise InputRefused({"file": ["No file was chosen, or it has no name."]})
-        self.name = clean_name(part.filename)
+        self.name = clean_name(name)
         self.content_type = clean_content_type(part.header("Content-Type") or _DEFAULT_TYPE)
         self.expected_sha256 = expected_sha256
 
@@ -157,56 +169,24 @@ class _Body:
             raise DigestMismatch
 
 
+def _part_name(part: MultipartSegment) -> str | None:
+    headers = [name for name, _ in part.headerlist]
+    is_after = "Content-Type" in headers[: headers.index("Content-Disposition")]
+    return name_of_part(part["Content-Disposition"], stands_after_type=is_after)
+
+
 def _raw_type(request: Request) -> str:
     return request.headers.get("Content-Type") or _DEFAULT_TYPE
 
 
 def _raw_name(request: Request) -> str:
     header = request.headers.get("Content-Disposition")
-    name = _disposition_name(header) if header else None
+    name = name_of_raw_body(header) if header else None
     if name is None:
         name = request.args.get("name")
     if name is None:
         raise InputRefused({"name": ["Give a name in Content-Disposition or as ?name=."]})
     return clean_name(name)
-
-
-def _disposition_name(header: str) -> str | None:
-    """RFC 6266, 4.3: `filename*` before `filename`."""
-    message = Message()
-    message["Content-Disposition"] = header
-    plain = extended = None
-    try:
-        parameters = message.get_params([], "content-disposition")[1:]
-    except TypeError:
-        # The standard library cannot sort a filename* beside the numbered filename*0 of RFC 2231.
-        raise InputRefused({"name": ["Content-Disposition is not valid."]}) from None
-    for key, value in parameters:
-        if key.lower() == "filename":
-            if isinstance(value, tuple):
-                extended = _extended_value(value)
-            else:
-                plain = _utf8(value)
-    return extended or plain
-
-
-def _extended_value(value: tuple[str | None, str | None, str]) -> str:
-    """RFC 8187, 3.2.1: charset'language'percent-encoded; the standard library has decoded the percents as Latin-1."""
-    charset = (value[0] or "").lower()
-    if charset not in ("utf-8", "iso-8859-1"):
-        raise InputRefused({"name": ["filename* must be in UTF-8."]})
-    try:
-        return value[2].encode("latin-1").decode(charset)
-    except UnicodeError:
-        raise InputRefused({"name": ["filename* is not valid UTF-8."]}) from None
-
-
-def _utf8(value: str) -> str:
-    """Header bytes arrive as Latin-1; most clients mean UTF-8."""
-    try:
-        return value.encode("latin-1").decode()
-    except UnicodeError:
-        return value
 
 
 def _expected_digest(request: Request, header: str) -> bytes | None:

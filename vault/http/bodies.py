@@ -1,0 +1,58 @@
+"""What a request says about its body beside its type: refused where its bytes would not be those of the content.
+
+Nothing is decoded here, so what was compressed or encoded on its way would be kept as if it were the content.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from flask import Flask, abort, request
+
+from vault.errors import InputRefused, MalformedBody, UnsupportedCoding
+
+# RFC 2045, 6.2: those that change nothing. Apache HttpClient sends `binary` in forms.
+_IDENTITIES: Final = {
+    "Content-Encoding": {"identity"},
+    "Content-Transfer-Encoding": {"7bit", "8bit", "binary", "identity"},
+}
+# RFC 9530, appendix A, declares both obsolete. A client that sends them counts on a check.
+_OBSOLETE_DIGESTS: Final = ("Content-MD5", "Digest")
+_FORMS_OF_TEXT: Final = {"application/json", "application/x-www-form-urlencoded"}
+_UTF8: Final = {"utf-8", "utf8", "us-ascii"}
+
+
+def register(app: Flask) -> None:
+    """Look at every request that has a body before anything reads it."""
+    app.before_request(_look_at_body)
+
+
+def _look_at_body() -> None:
+    codings = request.headers.get("Transfer-Encoding", "")
+    if codings and codings.lower() != "chunked":
+        # gunicorn accepts `gzip, chunked` and undoes only the second (RFC 9112, 6.1).
+        abort(501)
+    if codings or request.content_length:
+        refuse_other_meanings(request.headers.get)
+        if request.mimetype in _FORMS_OF_TEXT and request.endpoint != "files.upload":
+            _refuse_other_charsets()
+
+
+def refuse_other_meanings(header: Callable[[str], str | None]) -> None:
+    """Refuse headers, of a request or of a form's part, by which the bytes of its body are not the content.
+
+    Raises UnsupportedCoding, MalformedBody, and InputRefused for digests that are not checked.
+    """
+    for name, identities in _IDENTITIES.items():
+        codings = {coding.strip().lower() for coding in (header(name) or "").split(",")} - {""}
+        if codings - identities:
+            raise UnsupportedCoding(f"{name} is not supported: send the content as it is.")
+    if header("Content-Range") is not None:
+        raise MalformedBody("Content-Range is not supported: send the whole content.")
+    for name in _OBSOLETE_DIGESTS:
+        if header(name) is not None:
+            raise InputRefused({name: ["Is obsolete and not checked: send Repr-Digest or Content-Digest."]})
+
+
+def _refuse_other_charsets() -> None:
+    if request.mimetype_params.get("charset", "utf-8").lower() not in _UTF8:
+        raise UnsupportedCoding("Text in other charsets than UTF-8 is not supported.")
