@@ -662,7 +662,7 @@ def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left
             still_free = session.scalars(
                 sa.select(User.id).where(User.id.in_([first, third])).with_for_update(skip_locked=True)
             ).all()
-        acting.result(timeout=20)
+        acting.result(timeout=120)
 
     # Somebody who has made the second one an administrator meanwhile comes behind it as well, and nobody in a circle.
     assert still_free == [third]

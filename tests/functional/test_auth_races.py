@@ -55,7 +55,7 @@ class Gathering(PasswordHasher):
         self._all_there = threading.Barrier(count)
 
     def verify(self, hash: str | bytes, password: str | bytes) -> Any:
-        self._all_there.wait(timeout=30)
+        self._all_there.wait(timeout=120)
         return super().verify(hash, password)
 
 
@@ -281,7 +281,7 @@ def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
             still_free = session.scalars(
                 sa.select(User.email).where(User.email == mover.email).with_for_update(skip_locked=True)
             ).all()
-        answer = moving.result(timeout=20)
+        answer = moving.result(timeout=120)
 
     assert (still_free, answer.status_code) == ([mover.email], 200)
     assert vault.user(holder.email).email_verified_at is not None

@@ -35,7 +35,7 @@ def flask_without_settings(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={"FLASK_APP": "vault.cli:create_cli_app", "PATH": "", "PYTHONPATH": str(Path.cwd()), **_HIDE_ENV_FILE},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -330,14 +330,14 @@ def in_parallel(count: int, act: Callable[[int], Any]) -> list[Any]:
     barrier, answers = threading.Barrier(count), [None] * count
 
     def run(number: int) -> None:
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=120)
         answers[number] = act(number)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=120)
     return answers
 
 
@@ -569,19 +569,19 @@ def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vau
     class HangingStore(MemoryStore):
         def get(self, key: str) -> bytes:
             asked.set()
-            assert answers.wait(timeout=20)
+            assert answers.wait(timeout=120)
             return super().get(key)
 
     guard = InstallationGuard(vault.container.sessions, HangingStore(), vault.clock, wait_seconds=0.01)
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(guard.require)
-        assert asked.wait(timeout=20)
+        assert asked.wait(timeout=120)
 
         with pytest.raises(Busy):
             guard.require()
 
         answers.set()
-        first.result(timeout=20)
+        first.result(timeout=120)
     guard.require()
 
 

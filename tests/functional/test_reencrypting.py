@@ -418,7 +418,7 @@ def test_reencryption_and_rewrapping_of_the_same_rows_do_not_wait_for_each_other
             report = reencrypt(back, *ids)
         finally:
             stop.set()
-            thread.join(timeout=30)
+            thread.join(timeout=120)
 
         assert errors == []
         assert (report.done + report.failed, report.gone) == (25, 0)

@@ -200,7 +200,7 @@ def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused
     before(vault.container.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
     try:
         stored = anna.upload(b"content")
-        thread.join(timeout=20)
+        thread.join(timeout=120)
 
         assert [type(found) for found in outcome] == [KeyInUse]
         assert retired(vault) == []

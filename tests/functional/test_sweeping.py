@@ -71,7 +71,7 @@ def test_sessions_and_links_that_somebody_else_has_locked_are_left_for_the_next_
     with ThreadPoolExecutor(1) as threads, vault.container.sessions.begin() as session:
         for key in (UserSession.id, EmailToken.id):
             session.execute(sa.select(key).limit(1).with_for_update())
-        first = threads.submit(sweep, vault).result(timeout=10)
+        first = threads.submit(sweep, vault).result(timeout=120)
     second = sweep(vault)
 
     assert [(found["sessions"], found["links"]) for found in (first, second)] == [(1, 1), (1, 1)]

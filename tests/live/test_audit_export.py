@@ -10,6 +10,7 @@ import pytest
 import requests
 import sqlalchemy as sa
 
+from tests.support.machine import slowness
 from tests.support.proc import group_members, peak_bytes
 from tests.support.seeding import seed_events
 from tests.support.servers import wait_until
@@ -45,7 +46,7 @@ def administrator(stack: Stack) -> requests.Session:
 
 def export(person: requests.Session, stack: Stack, format_: str, **filters: str) -> requests.Response:
     query = {"format": format_, **filters}
-    answer = person.get(f"{stack.url}/admin/audit/export", params=query, stream=True, timeout=60)
+    answer = person.get(f"{stack.url}/admin/audit/export", params=query, stream=True, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -79,7 +80,7 @@ def test_an_export_of_all_is_fast_flat_and_broken_off_rather_than_cut_short(stac
         assert lines(export(person, stack, format_, until=until)) == head + ROWS - 1
         rate = ROWS / (time.monotonic() - started)
         log.info("%s: %.0f rows/s; peak %.1f MiB, %.1f after a hundredth", format_, rate, peak() / MIB, small / MIB)
-        assert rate > RATE
+        assert rate > RATE / slowness()
         assert peak() - small < 8 * MIB
 
     # A client that goes away takes its cursor along.

@@ -47,7 +47,7 @@ def test_waiting_messages_hold_ids_only_and_a_later_worker_does_what_they_ask_fo
     stored = person.post(f"{stack.url}/files", files={"file": (NAME, b"content of the file")}).json()
     person.delete(f"{stack.url}/files/{stored['id']}").raise_for_status()
     stranger = {"email": "nobody@example.net"}
-    requests.post(f"{stack.url}/auth/resend-verification", json=stranger, timeout=10).raise_for_status()
+    requests.post(f"{stack.url}/auth/resend-verification", json=stranger, timeout=120).raise_for_status()
 
     messages = _waiting(stack)
 

@@ -108,7 +108,7 @@ def test_the_documentation_authorises_uploads_and_downloads_with_nothing_from_el
     upload = open_to_try(browser, "post_api_v1_files")
     upload.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(sent))
     uploaded = execute(browser, upload)
-    stored = anna.get(f"{stack.url}/files", timeout=10).json()["items"][0]
+    stored = anna.get(f"{stack.url}/files", timeout=120).json()["items"][0]
     download = open_to_try(browser, "get_api_v1_files__file_id__content")
     shown(browser, download, "tr[data-param-name=file_id] input").send_keys(stored["id"])
     downloaded = execute(browser, download)
@@ -149,7 +149,7 @@ def test_a_page_of_a_listed_origin_uploads_and_downloads(
 
     done = browser.execute_script(UPLOAD_AND_DOWNLOAD, f"{stack.url}/files", anna.headers["Authorization"])
 
-    stored = anna.get(f"{stack.url}/files", timeout=10).json()["items"][0]
+    stored = anna.get(f"{stack.url}/files", timeout=120).json()["items"][0]
     location = f"/api/v1/files/{stored['id']}"
     assert done == [201, location, "a.txt", 206, "bytes 5-11/17", "another"]
 

@@ -52,7 +52,7 @@ class Account:
         """What curl prints, run in the folder. It has to come to its end without an error of its own."""
         command = [program("curl", package="curl"), "-q", "-sS", "-H", f"Authorization: {self.bearer}", *arguments]
         with Path(stdin or os.devnull).open("rb") as source:
-            done = subprocess.run(command, cwd=folder, stdin=source, capture_output=True, timeout=60)
+            done = subprocess.run(command, cwd=folder, stdin=source, capture_output=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, b"")
         return done.stdout.decode()
 
@@ -109,24 +109,24 @@ def test_what_curl_stores_comes_back_to_curl_identical(
 
 
 def by_requests(account: Account, body: Any) -> dict[str, Any]:
-    answer = requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=60)
+    answer = requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=120)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
 def from_requests(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
-    with requests.get(url, headers={**account.headers, **headers}, stream=True, timeout=60) as answer:
+    with requests.get(url, headers={**account.headers, **headers}, stream=True, timeout=120) as answer:
         return answer.status_code, b"".join(answer.iter_content(64 * 1024))
 
 
 def by_httpx(account: Account, body: Any) -> dict[str, Any]:
-    answer = httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=60)
+    answer = httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=120)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
 def from_httpx(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
-    with httpx.stream("GET", url, headers={**account.headers, **headers}, timeout=60) as answer:
+    with httpx.stream("GET", url, headers={**account.headers, **headers}, timeout=120) as answer:
         return answer.status_code, b"".join(answer.iter_bytes(64 * 1024))
 
 
@@ -205,7 +205,7 @@ def cut(command: list[str], copy: Path) -> None:
     finally:
         # Not by force: aria2c writes down which pieces it has.
         running.terminate()
-        running.wait(timeout=20)
+        running.wait(timeout=120)
 
 
 @pytest.mark.parametrize("client", [CURL, WGET, ARIA2C], ids=lambda client: client.name)
@@ -216,7 +216,7 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(
     cut(client.command(anna, url, "4M"), copy)
     begun = digest(copy.read_bytes())
 
-    done = subprocess.run(client.command(anna, url, "20M"), cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(client.command(anna, url, "20M"), cwd=tmp_path, capture_output=True, timeout=120, check=True)
 
     assert begun != digest(photo.read_bytes())
     assert b"HTTP/1.1 206" in done.stdout + done.stderr
@@ -227,7 +227,7 @@ def test_aria2c_gets_four_parts_at_once(anna: Account, photo: Path, stored: dict
     # Slowly enough that no connection has the whole file before the others begin.
     slowly = ARIA2C.command(anna, anna.content(stored), "20M")
 
-    done = subprocess.run(slowly, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(slowly, cwd=tmp_path, capture_output=True, timeout=120, check=True)
 
     # The first connection asks for all, and stops where the second has begun.
     assert len(set(re.findall(rb"Content-Range: bytes (\d+)-", done.stdout))) >= 3

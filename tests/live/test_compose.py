@@ -49,7 +49,7 @@ class Composed:
         """Whether a health check, as the file or the image has it, succeeds."""
         command = ["sh", "-c", test[1]] if test[0] == "CMD-SHELL" else test[1:]
         settings = {**os.environ, **self.stack.env, "PATH": f"{BIN}:{os.environ['PATH']}"}
-        return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, timeout=60).returncode == 0
+        return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, timeout=120).returncode == 0
 
 
 def made_env_file(folder: Path, *, smtp_port: int) -> dict[str, str]:
@@ -122,21 +122,21 @@ def test_the_bootstrap_makes_the_bucket_once(composed: Composed, bootstrap: list
 
 def test_the_journey_through_what_the_file_starts(running: Composed) -> None:
     url, account = running.stack.url, {"email": ADDRESS, "password": PASSWORD}
-    assert requests.post(f"{url}/auth/register", json=account, timeout=10).status_code == 202
+    assert requests.post(f"{url}/auth/register", json=account, timeout=120).status_code == 202
     wait_until(lambda: "token=" in running.inbox.text(), seconds=60, what="the mail")
     token = re.search(r"token=([\w-]+)", running.inbox.text())
     assert token is not None
-    verified = requests.post(f"{url}/auth/verify-email", json={"token": token[1], "password": PASSWORD}, timeout=10)
+    verified = requests.post(f"{url}/auth/verify-email", json={"token": token[1], "password": PASSWORD}, timeout=120)
     assert verified.status_code == 200
-    login = requests.post(f"{url}/auth/login", json=account, timeout=10)
+    login = requests.post(f"{url}/auth/login", json=account, timeout=120)
     assert login.status_code == 200
     person = requests.Session()
     person.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
 
-    stored = person.post(f"{url}/files", files={"file": ("photo.jpg", PHOTO)}, timeout=60)
-    content = person.get(f"{url}/files/{stored.json()['id']}/content", timeout=60)
+    stored = person.post(f"{url}/files", files={"file": ("photo.jpg", PHOTO)}, timeout=120)
+    content = person.get(f"{url}/files/{stored.json()['id']}/content", timeout=120)
     objects = running.stack.objects()
-    deleted = person.delete(f"{url}/files/{stored.json()['id']}", timeout=10)
+    deleted = person.delete(f"{url}/files/{stored.json()['id']}", timeout=120)
 
     assert (stored.status_code, content.status_code, deleted.status_code) == (201, 200, 204)
     assert content.content == PHOTO

@@ -56,7 +56,7 @@ class SlowUpload:
             self.body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, b""])
         length = "Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {len(self.body)}"
         self.sent = 0
-        self._socket = socket.create_connection(("127.0.0.1", stack.port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", stack.port), timeout=120)
         self._socket.sendall(
             f"POST /api/v1/files{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
             f"Authorization: {person.headers['Authorization']!s}\r\nContent-Type: {content_type}\r\n"

@@ -81,12 +81,12 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def person(journey: Journey) -> requests.Session:
     """Registered, verified by the mailed token, signed in."""
     url, account = journey.stack.url, {"email": ADDRESS, "password": PASSWORD}
-    assert requests.post(f"{url}/auth/register", json=account, timeout=10).status_code == 202
+    assert requests.post(f"{url}/auth/register", json=account, timeout=120).status_code == 202
     token = journey.mailed_token()
-    assert requests.post(f"{url}/auth/login", json=account, timeout=10).status_code == 401
-    verified = requests.post(f"{url}/auth/verify-email", json={"token": token, "password": PASSWORD}, timeout=10)
+    assert requests.post(f"{url}/auth/login", json=account, timeout=120).status_code == 401
+    verified = requests.post(f"{url}/auth/verify-email", json={"token": token, "password": PASSWORD}, timeout=120)
     assert verified.status_code == 200
-    answer = requests.post(f"{url}/auth/login", json=account, timeout=10)
+    answer = requests.post(f"{url}/auth/login", json=account, timeout=120)
     assert answer.status_code == 200
     journey.secrets_seen += [answer.json()["access_token"], answer.json()["refresh_token"]]
     session = requests.Session()
@@ -126,12 +126,12 @@ def test_curl_uploads_and_downloads(journey: Journey, person: requests.Session, 
     for arguments in uploads:
         with photo.open("rb") as stream:
             answer = subprocess.run(
-                [curl, *bearer, *arguments], cwd=tmp_path, stdin=stream, capture_output=True, timeout=60, check=True
+                [curl, *bearer, *arguments], cwd=tmp_path, stdin=stream, capture_output=True, timeout=120, check=True
             )
         stored = json.loads(answer.stdout)
         assert stored["name"] == NAME
         content = f"{journey.stack.url}/files/{stored['id']}/content"
-        subprocess.run([curl, *bearer, content, "-o", "copy"], cwd=tmp_path, timeout=60, check=True)
+        subprocess.run([curl, *bearer, content, "-o", "copy"], cwd=tmp_path, timeout=120, check=True)
         assert (tmp_path / "copy").read_bytes() == photo.read_bytes()
 
 
@@ -167,7 +167,7 @@ def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session,
 def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.Session) -> None:
     stored = person.post(f"{journey.stack.url}/files", files={"file": (NAME, b"x")}).json()
     person.post(f"{journey.stack.url}/files", params={"name": NAME}, data=b"x").raise_for_status()
-    requests.get(f"{journey.stack.url}/nothing", params={"name": NAME, "email": ADDRESS}, timeout=10)
+    requests.get(f"{journey.stack.url}/nothing", params={"name": NAME, "email": ADDRESS}, timeout=120)
 
     # A log may escape what is not ASCII, so names and addresses are looked for by a word that stays as it is.
     private = ["loggable", PASSWORD, stored["etag"], journey.mailed_token(), *journey.secrets_seen]

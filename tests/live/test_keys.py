@@ -84,7 +84,7 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=30)
+            thread.join(timeout=120)
 
     def _repeat(self, work: Callable[[requests.Session], None], token: str) -> None:
         with requests.Session() as person:
@@ -97,7 +97,7 @@ class Traffic:
 
     def _upload(self, person: requests.Session) -> None:
         content = os.urandom(random.choice([10, 3000, 700_000]))
-        answer = person.post(f"{self._stack.url}/files?name=during.bin", data=content, timeout=30)
+        answer = person.post(f"{self._stack.url}/files?name=during.bin", data=content, timeout=120)
         if answer.status_code == 201:
             self.uploaded[answer.json()["id"]] = content
         else:
@@ -107,7 +107,7 @@ class Traffic:
         number = random.randrange(len(self._seeded))
         if number % 10 == 0:
             return
-        answer = person.get(f"{self._stack.url}/files/{self._seeded[number]}/content", timeout=30)
+        answer = person.get(f"{self._stack.url}/files/{self._seeded[number]}/content", timeout=120)
         if answer.status_code != 200 or answer.content != content_of(number):
             self.wrong.append(f"download {answer.status_code}")
         self.read += 1
@@ -117,7 +117,7 @@ class Traffic:
         if number is None:
             self._stop.wait(0.1)
             return
-        answer = person.delete(f"{self._stack.url}/files/{self._seeded[number]}", timeout=30)
+        answer = person.delete(f"{self._stack.url}/files/{self._seeded[number]}", timeout=120)
         if answer.status_code == 204:
             self.deleted.append(number)
         else:
@@ -219,7 +219,7 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
         database = stack.run("flask", "db", "current")
 
         for process in (api, worker):
-            assert process.popen.wait(timeout=40) == 1
+            assert process.popen.wait(timeout=120) == 1
             assert f"  {ref}\n" in process.output
             assert "START_DEGRADED=1" in process.output
             assert "Traceback" not in process.output

@@ -250,7 +250,7 @@ def test_fifty_refusals_of_fifty_arrive_as_what_they_are(stack: Stack, proxy: Ng
 def test_the_address_is_the_clients_and_not_what_it_says_it_is(stack: Stack, proxy: Nginx, person: object) -> None:
     context = ssl.create_default_context(cafile=str(proxy.certificate))
     client = http.client.HTTPSConnection(
-        "127.0.0.1", proxy.port, context=context, source_address=("127.0.0.2", 0), timeout=20
+        "127.0.0.1", proxy.port, context=context, source_address=("127.0.0.2", 0), timeout=120
     )
     lie = {"X-Forwarded-For": "203.0.113.9"}
 
@@ -282,7 +282,7 @@ def test_its_log_has_neither_query_nor_referer(proxy: Nginx, person: requests.Se
 
 
 def test_without_tls_there_is_only_the_way_to_it(proxy: Nginx) -> None:
-    answer = requests.get(f"http://127.0.0.1:{proxy.http_port}/docs", allow_redirects=False, timeout=5)
+    answer = requests.get(f"http://127.0.0.1:{proxy.http_port}/docs", allow_redirects=False, timeout=120)
 
     assert answer.status_code == 301
     assert answer.headers["Location"] == "https://127.0.0.1/docs"

@@ -45,7 +45,7 @@ def upload(stack: Stack, person: requests.Session, framing: str, content: bytes,
         body = {"data": pieces(content, **kwargs)}
     if framing == "form":
         body = {"files": {"file": ("file.bin", content)}}
-    return requests.post(f"{stack.url}/files?name=file.bin", headers=person.headers, timeout=60, **body)
+    return requests.post(f"{stack.url}/files?name=file.bin", headers=person.headers, timeout=120, **body)
 
 
 def give_quota(stack: Stack, email: str, quota_bytes: int) -> None:
@@ -100,7 +100,7 @@ def test_usage_is_exact_after_200_uploads_deletions_aborts_and_kills(stack: Stac
                 mine = [file_id for file_id, (owner, _) in list(acknowledged.items()) if owner is person]
                 if mine:
                     unsure.add(mine[0])
-                    requests.delete(f"{stack.url}/files/{mine[0]}", headers=person.headers, timeout=60)
+                    requests.delete(f"{stack.url}/files/{mine[0]}", headers=person.headers, timeout=120)
             else:
                 answer = upload(stack, person, kind, content)
                 assert answer.status_code in (201, 413), answer.text
@@ -126,7 +126,7 @@ def test_usage_is_exact_after_200_uploads_deletions_aborts_and_kills(stack: Stac
     assert stack.remains()[2:] == (0, 0)
     assert len(stack.objects()) == len(stack.states()) == stack.states().count("ready")
     for file_id, (person, content) in acknowledged.items():
-        answer = requests.get(f"{stack.url}/files/{file_id}/content", headers=person.headers, timeout=60)
+        answer = requests.get(f"{stack.url}/files/{file_id}/content", headers=person.headers, timeout=120)
         assert answer.content == content or (answer.status_code == 404 and file_id in unsure)
     # Also what was stored unseen, since its process was killed before the answer.
     listed = [item for person in people for item in person.get(f"{stack.url}/files?limit=200").json()["items"]]

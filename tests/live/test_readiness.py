@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from tests.support.kms import kms_server
+from tests.support.machine import slowness
 from tests.support.proxy import Act, Proxy
 from tests.support.servers import wait_until
 from tests.support.stack import Stack, production
@@ -33,13 +34,13 @@ class Site:
 
     def ready(self) -> tuple[int, str, set[str]]:
         """Status, word, and the checks that fail."""
-        answer = requests.get(f"http://127.0.0.1:{self.stack.port}/readyz", timeout=10)
+        answer = requests.get(f"http://127.0.0.1:{self.stack.port}/readyz", timeout=120)
         body = answer.json()
         assert set(body["checks"]) == set(CHECKS)
         return answer.status_code, body["status"], {name for name, state in body["checks"].items() if state != "ok"}
 
     def status(self, method: str, path: str, **kwargs: object) -> int:
-        return self.person.request(method, f"{self.stack.url}{path}", timeout=20, **kwargs).status_code  # type: ignore[arg-type]
+        return self.person.request(method, f"{self.stack.url}{path}", timeout=120, **kwargs).status_code  # type: ignore[arg-type]
 
     def upload(self) -> int:
         return self.status("POST", "/files?name=notes.txt", data=b"some content")
@@ -80,7 +81,7 @@ def site(running: Site) -> Iterator[Site]:
 
 
 def without_database(site: Site) -> None:
-    assert requests.get(f"http://127.0.0.1:{site.stack.port}/openapi.json", timeout=5).status_code == 200
+    assert requests.get(f"http://127.0.0.1:{site.stack.port}/openapi.json", timeout=120).status_code == 200
 
 
 def without_object_store(site: Site) -> None:
@@ -98,7 +99,7 @@ def without_broker(site: Site) -> None:
     newest = site.person.get(f"{site.stack.url}/files", params={"limit": 1}).json()["items"][0]["id"]
     assert site.status("DELETE", f"/files/{newest}") == 204
     assert site.status("POST", "/auth/forgot-password", json={"email": ADDRESS}) == 202
-    assert monotonic() - began < 5
+    assert monotonic() - began < 5 * slowness()
 
 
 def without_key_provider(site: Site) -> None:
@@ -134,7 +135,7 @@ def test_a_dependency_that_goes_away_is_named_and_comes_back_by_itself(
 
     wait_until(lambda: site.ready() == (*expected, failing), seconds=10, what="the failure being named")
 
-    assert monotonic() - began < SECONDS
+    assert monotonic() - began < SECONDS * slowness()
     live = requests.get(f"http://127.0.0.1:{site.stack.port}/livez", timeout=1)
     assert live.status_code == 200
     goes_on(site)
@@ -149,16 +150,16 @@ def test_why_something_fails_is_told_where_the_metrics_are_and_nowhere_else(site
     private = f"http://{site.stack.env['METRICS_BIND']}"
 
     def reason() -> object:
-        return requests.get(f"{private}/readyz", timeout=5).json()["checks"]["object_store"]["error"]
+        return requests.get(f"{private}/readyz", timeout=120).json()["checks"]["object_store"]["error"]
 
     wait_until(lambda: site.ready()[1] == "degraded", seconds=5)
     wait_until(lambda: reason() == "StorageUnavailable", seconds=5, what="the reason")
 
-    public = requests.get(f"http://127.0.0.1:{site.stack.port}/readyz", timeout=5)
+    public = requests.get(f"http://127.0.0.1:{site.stack.port}/readyz", timeout=120)
     assert set(public.json()["checks"].values()) <= {"ok", "failed"}
     assert "StorageUnavailable" not in public.text
-    assert requests.get(f"http://127.0.0.1:{site.stack.port}/metrics", timeout=5).status_code == 404
-    assert requests.get(f"{private}/livez", timeout=5).status_code == 404
+    assert requests.get(f"http://127.0.0.1:{site.stack.port}/metrics", timeout=120).status_code == 404
+    assert requests.get(f"{private}/livez", timeout=120).status_code == 404
 
 
 def test_hammering_asks_no_dependency_more_often(site: Site) -> None:

@@ -26,7 +26,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def whole_answer(stack: Stack, authorization: str, framing: str) -> bytes:
     """Send everything to the last byte, then read until the server has closed."""
     length = f"Content-Length: {BODY_MIB * MIB}" if framing == "raw" else "Transfer-Encoding: chunked"
-    with socket.create_connection(("127.0.0.1", stack.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=120) as connection:
         connection.sendall(
             f"POST /api/v1/files?name=large.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}\r\n"
             f"Authorization: {authorization}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
@@ -64,7 +64,7 @@ def test_libraries_that_send_on_regardless_get_the_problem(stack: Stack) -> None
     headers = {"Authorization": "Bearer wrong"}
 
     for kwargs in ({"data": blocks()}, {"data": bytes(BODY_MIB * MIB)}, form()) * 3:
-        answer = requests.post(f"{stack.url}/files?name=x", headers=headers, timeout=20, **kwargs)
+        answer = requests.post(f"{stack.url}/files?name=x", headers=headers, timeout=120, **kwargs)
 
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
 

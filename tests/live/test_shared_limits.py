@@ -196,7 +196,7 @@ def _visitor() -> requests.Session:
 
 
 def _login(visitor: requests.Session, stack: Stack, address: str, password: str) -> requests.Response:
-    return visitor.post(f"{stack.url}/auth/login", json={"email": address, "password": password}, timeout=10)
+    return visitor.post(f"{stack.url}/auth/login", json={"email": address, "password": password}, timeout=120)
 
 
 def _change_attempts(stack: Stack, statement: str) -> int:

@@ -66,7 +66,7 @@ def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: A
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     try:
-        yield listening.result(timeout=10)
+        yield listening.result(timeout=120)
     finally:
         loop.call_soon_threadsafe(stopped.set)
         thread.join()

@@ -38,5 +38,11 @@ class ScriptsProject:
         """Run a script to its end. Whatever packages are missing must not be fetched in a test."""
         basics = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"}
         return subprocess.run(
-            command, cwd=self.folder, env={**basics, **environ}, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=self.folder,
+            env={**basics, **environ},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )

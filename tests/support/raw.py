@@ -10,7 +10,7 @@ from time import monotonic
 TRICKLE_SECONDS = 0.1
 
 
-def connect(port: int, *, timeout: float = 20, receive_bytes: int | None = None) -> socket.socket:
+def connect(port: int, *, timeout: float = 120, receive_bytes: int | None = None) -> socket.socket:
     """A connection to loopback; with `receive_bytes`, one whose window is small."""
     connection = socket.socket()
     connection.settimeout(timeout)
@@ -63,7 +63,7 @@ def trickling(writers: Iterable[socket.socket], readers: Iterable[socket.socket]
         yield
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=120)
 
 
 def ended(connections: Iterable[socket.socket], *, seconds: float) -> dict[socket.socket, float]:

@@ -17,7 +17,7 @@ def sample(name: str, **labels: object) -> Sample:
 def scrape(bind: str, *, ports_on: int = 0) -> Counter[Sample]:
     """All samples that a process of the service tells at METRICS_BIND, or so many ports further on."""
     host, _, port = bind.rpartition(":")
-    answer = requests.get(f"http://{host}:{int(port) + ports_on}/metrics", timeout=10)
+    answer = requests.get(f"http://{host}:{int(port) + ports_on}/metrics", timeout=120)
     assert answer.status_code == 200, answer.text
     families = text_string_to_metric_families(answer.text)
     return Counter({sample(s.name, **s.labels): s.value for family in families for s in family.samples})

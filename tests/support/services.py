@@ -95,7 +95,7 @@ def amqp_url() -> Iterator[str]:
         return
 
     def tell(*words: str) -> None:
-        subprocess.run([rabbitmqctl, "--quiet", *words], check=True, capture_output=True, timeout=60)
+        subprocess.run([rabbitmqctl, "--quiet", *words], check=True, capture_output=True, timeout=120)
 
     base, _, _ = AMQP_URL.removesuffix("/").rpartition("/")
     user = base.removeprefix("amqp://").partition(":")[0]

@@ -110,7 +110,7 @@ class Stack:
             env=self._environ(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=check,
         )
 
@@ -161,7 +161,7 @@ class Stack:
 
     def sign_up(self, email: str = "anna@example.org") -> requests.Session:
         """A verified account made without mail, signed in over HTTP."""
-        register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=10)
+        register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=120)
         assert register.status_code == 202, register.text
         with self.container.engine.begin() as connection:
             connection.execute(
@@ -170,7 +170,7 @@ class Stack:
         return self.sign_in(email)
 
     def sign_in(self, email: str) -> requests.Session:
-        answer = requests.post(f"{self.url}/auth/login", json={"email": email, "password": PASSWORD}, timeout=10)
+        answer = requests.post(f"{self.url}/auth/login", json={"email": email, "password": PASSWORD}, timeout=120)
         assert answer.status_code == 200, answer.text
         person = requests.Session()
         person.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

@@ -368,7 +368,7 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
     start = threading.Barrier(count)
 
     def act_together(number: int) -> Any:
-        start.wait(timeout=20)
+        start.wait(timeout=120)
         return act(number)
 
     with ThreadPoolExecutor(count) as threads:

@@ -31,6 +31,7 @@ from cryptography import x509
 from kombu.exceptions import OperationalError
 from structlog.testing import capture_logs
 
+from tests.support.machine import slowness
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.services import redis_url
@@ -203,7 +204,7 @@ def test_a_published_message_is_consumed_by_kombu(celery: Celery, queue: Path) -
 
     with celery.connection_for_read() as connection:
         simple = connection.SimpleQueue("mail")
-        message = simple.get(timeout=5)
+        message = simple.get(timeout=120)
         message.ack()
         simple.close()
 
@@ -351,7 +352,7 @@ def test_publishing_to_a_broker_that_is_down_costs_a_moment(url: str, port: Call
             taken.append(time.monotonic() - started)
             clock.now += 6
 
-    assert max(taken) < A_MOMENT
+    assert max(taken) < A_MOMENT * slowness()
 
 
 @urls
@@ -362,7 +363,7 @@ def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
         list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(24)))
         taken = time.monotonic() - started
 
-    assert taken < 2 * A_MOMENT
+    assert taken < 2 * A_MOMENT * slowness()
 
 
 def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
@@ -374,7 +375,7 @@ def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
     taken = time.monotonic() - started
     celery.released.set()
 
-    assert PATIENCE_SECONDS <= taken < A_MOMENT
+    assert PATIENCE_SECONDS <= taken < A_MOMENT * slowness()
 
 
 HANGING_AT_ITS_END = """
@@ -390,7 +391,7 @@ Publisher(Hanging()).publish("mail.deliver", uuid.uuid4())
 
 def test_a_process_ends_whatever_its_broker_still_owes_it() -> None:
     # Such as the opening of a channel, for which nothing in amqp has a time limit.
-    done = subprocess.run([sys.executable, "-c", HANGING_AT_ITS_END], cwd=ROOT, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", HANGING_AT_ITS_END], cwd=ROOT, timeout=120, check=False)
 
     assert done.returncode == 0
 

@@ -1268,7 +1268,7 @@ def run_wsgi(values: dict[str, str]) -> Any:
         env=values,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -8,6 +8,7 @@ import pytest
 import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
+from tests.support.machine import slowness
 from tests.support.servers import wait_until
 from tests.support.settings import make_settings
 from vault import exporter
@@ -41,7 +42,9 @@ def test_metrics_and_readiness_are_served_and_nothing_else(port: int, tmp_path: 
     server = exporter.serve(container, with_mail=False)
     assert server is not None
 
-    answers = {path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=5) for path in ("/metrics", "/readyz", "/")}
+    answers = {
+        path: requests.get(f"http://127.0.0.1:{port}{path}", timeout=120) for path in ("/metrics", "/readyz", "/")
+    }
     server.shutdown()
 
     assert {path: answer.status_code for path, answer in answers.items()} == {"/metrics": 200, "/readyz": 503, "/": 404}
@@ -105,7 +108,7 @@ def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeyp
     texts = [generate_latest(registry).decode() for _ in range(5)]
 
     assert texts == [""] * 5
-    assert monotonic() - began < 2
+    assert monotonic() - began < 2 * slowness()
     assert len(asked) - asked_at_first <= 1
     answers.set()
     wait_until(lambda: 'vault_mail_jobs{state="queued"} 1.0' in generate_latest(registry).decode(), what="its answer")

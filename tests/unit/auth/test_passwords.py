@@ -9,6 +9,7 @@ import pytest
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
+from tests.support.machine import slowness
 from tests.support.vault import CHEAP_HASHER, PASSWORD
 from vault.auth.passwords import MAX_LENGTH, Passwords, check_strength, normalise
 from vault.errors import Busy, InputRefused
@@ -150,7 +151,7 @@ def test_no_more_hashes_run_at_once_than_allowed(hasher: SlowHasher) -> None:
     with ThreadPoolExecutor(8) as pool:
         done = [pool.submit(passwords.hash, PASSWORD) for _ in range(8)]
         hasher.go_on.set()
-        hashes = {future.result(timeout=20) for future in done}
+        hashes = {future.result(timeout=120) for future in done}
 
     assert len(hashes) == 8
     assert hasher.most_at_once <= 2
@@ -163,7 +164,7 @@ def test_a_hash_that_waits_too_long_is_refused_as_busy_and_the_next_one_runs(has
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(passwords.hash, PASSWORD)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while hasher.running == 0:
             assert time.monotonic() < deadline
         with pytest.raises(Busy):
@@ -171,7 +172,7 @@ def test_a_hash_that_waits_too_long_is_refused_as_busy_and_the_next_one_runs(has
         with pytest.raises(Busy):
             passwords.matches(kept, PASSWORD)
         hasher.go_on.set()
-        first.result(timeout=20)
+        first.result(timeout=120)
 
     assert passwords.matches(kept, PASSWORD) is True
 
@@ -278,4 +279,4 @@ def test_judging_a_hostile_password_is_quick(pattern: str) -> None:
         except InputRefused:
             continue
 
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 3 * slowness()

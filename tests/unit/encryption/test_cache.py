@@ -16,7 +16,7 @@ from vault.encryption.cache import DekCache
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyRing, WrappedKey
 
-BOUND_SECONDS = 10.0
+BOUND_SECONDS = 60.0
 SOON_SECONDS = 0.02
 WORKERS = 4
 FAILURES = [KeyServiceUnavailable("down"), KeyUnavailable("refused"), KeyUnwrapFailed("damaged")]

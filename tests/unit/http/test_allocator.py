@@ -96,7 +96,7 @@ def output_of(program: str, environ: dict[str, str], *arguments: str) -> str:
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     return done.stdout

@@ -8,6 +8,7 @@ import structlog
 from flask import Flask, request
 from structlog.testing import capture_logs
 
+from tests.support.machine import slowness
 from vault.http import clients
 from vault.http.clients import client_address, client_ip
 
@@ -120,7 +121,7 @@ def test_ten_thousand_hops_are_walked_at_once() -> None:
     address = found(PROXY, forwarded)
 
     assert address == CLIENT
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 2 * slowness()
 
 
 @pytest.mark.parametrize("forwarded", ["", CLIENT, PROXY])

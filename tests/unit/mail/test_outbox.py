@@ -330,7 +330,7 @@ def test_eight_threads_claim_a_job_once(office: Office) -> None:
     together = threading.Barrier(8)
 
     def deliver_all(_: int) -> None:
-        together.wait(timeout=20)
+        together.wait(timeout=120)
         for job_id in jobs:
             office.outbox.deliver(job_id)
 
@@ -425,7 +425,7 @@ def test_a_retry_waits_for_no_row_that_somebody_else_has_locked(office: Office) 
 
     with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
         session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
-        retried = pool.submit(queue.retry, [locked, free]).result(timeout=10)
+        retried = pool.submit(queue.retry, [locked, free]).result(timeout=120)
 
     assert retried == {free}
 
@@ -438,7 +438,7 @@ def test_a_sweep_waits_for_no_row_that_somebody_else_has_locked(office: Office) 
 
     with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
         session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
-        swept = pool.submit(office.outbox.sweep).result(timeout=10)
+        swept = pool.submit(office.outbox.sweep).result(timeout=120)
 
     assert swept == 1
     assert [office.job(job_id).recipient for job_id in (locked, free)] == ["anna@example.org", None]

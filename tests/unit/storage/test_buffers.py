@@ -11,7 +11,7 @@ from tests.support.servers import wait_until
 from vault.errors import Busy
 from vault.storage.buffers import BufferBudget
 
-BOUND_SECONDS = 10.0
+BOUND_SECONDS = 60.0
 MIB = 1024 * 1024
 
 
