@@ -28,4 +28,5 @@ EXPOSE 8000
 # For the API, which is what it runs by default; services that are something else bring their own.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + (os.environ.get('PORT') or '8000') + '/livez', timeout=4)"]
-CMD ["gunicorn", "--config", "gunicorn.conf.py", "wsgi:app"]
+# Outside of a container the API listens on loopback alone.
+CMD ["sh", "-c", "exec gunicorn --config gunicorn.conf.py --bind \"0.0.0.0:${PORT:-8000}\" wsgi:app"]

@@ -16,8 +16,16 @@ from vault.config import Settings, SettingsError
 from vault.container import Container
 from vault.logs import configure_logging
 from vault.processes import BEAT, WORKER
-from vault.startup import keep_presence, refuse_missing_keys, tell_aws_credentials
+from vault.startup import (
+    keep_presence,
+    refuse_missing_database,
+    refuse_missing_keys,
+    tell_aws_credentials,
+    tell_warnings,
+)
 
+# Whatever this process writes, such as messages in a folder, is for its owner alone.
+os.umask(0o077)
 try:
     settings = Settings.load()
 except SettingsError as exc:
@@ -33,6 +41,8 @@ def _configure_logging(**_: Any) -> None:
 @worker_init.connect
 @beat_init.connect
 def _check_at_start(**_: Any) -> None:
+    tell_warnings(settings)
+    refuse_missing_database(settings)
     refuse_missing_keys(settings)
     tell_aws_credentials(settings)
 

@@ -14,14 +14,23 @@ from vault import exporter
 from vault.config import Settings, SettingsError
 from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
 from vault.processes import API
-from vault.startup import keep_presence, refuse_missing_keys, tell_aws_credentials
+from vault.startup import (
+    keep_presence,
+    refuse_missing_database,
+    refuse_missing_keys,
+    tell_aws_credentials,
+    tell_warnings,
+)
 
+# Whatever this process writes, and the processes that it starts, is for its owner alone.
+os.umask(0o077)
 try:
     _settings = Settings.load()
 except SettingsError as exc:
     sys.exit(str(exc))
 
-bind = f"0.0.0.0:{_settings.port}"
+# For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.
+bind = f"127.0.0.1:{_settings.port}"
 worker_class = "vault.http.worker.Worker"
 workers = _settings.web_workers
 threads = _settings.web_threads
@@ -48,6 +57,8 @@ def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
     share_one_arena()
     keep_for_hashes(_settings.argon2_memory_kib * 1024, _settings.argon2_concurrency)
+    tell_warnings(_settings)
+    refuse_missing_database(_settings)
     refuse_missing_keys(_settings)
     tell_aws_credentials(_settings)
     exporter.remove_folder_at_exit()

@@ -1,5 +1,6 @@
 """gunicorn's entry."""
 
+import os
 import sys
 
 from vault import create_app
@@ -10,5 +11,7 @@ try:
     settings = Settings.load()
 except SettingsError as exc:
     sys.exit(str(exc))
+# Here as well as in gunicorn.conf.py, for other servers.
+os.umask(0o077)
 configure_logging(settings.log_level, settings.log_format)
 app = create_app(settings)

@@ -1,17 +1,23 @@
 """Alembic runs on the application's own engine and metadata; `flask db` provides the application."""
 
 from alembic import context
+from alembic.util import CommandError
 from flask import current_app
 
 import vault.audit.models
 import vault.auth.models
 import vault.files.models
 import vault.mail.models  # noqa: F401  # models register themselves with the metadata
-from vault.db import Base
+from vault.db import Base, DatabaseMissing, require_database
 
 
 def run() -> None:
-    engine = current_app.extensions["vault"].engine
+    container = current_app.extensions["vault"]
+    try:
+        require_database(container.settings.database_url)
+    except DatabaseMissing as exc:
+        raise CommandError(str(exc)) from exc
+    engine = container.engine
     with engine.connect() as connection:
         context.configure(
             connection=connection,

@@ -15,7 +15,7 @@ from tests.support.settings import make_settings
 from tests.support.vault import Vault
 from vault import create_app
 from vault.container import build_container
-from vault.db import Base, create_engine
+from vault.db import Base, create_database, create_engine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +42,7 @@ def _quiet_logs() -> None:
 def migrate(folder: Path, database_url: str) -> None:
     """Bring a database to head by the migrations, as an operator would."""
     container = build_container(make_settings(folder, DATABASE_URL=database_url))
+    create_database(container.settings.database_url)
     with create_app(container=container).app_context():
         upgrade()
     container.engine.dispose()

@@ -4,20 +4,21 @@ Every problem is found in one pass and told in one message, with the name of eac
 secret has a default, and nothing here is a switch that turns authentication, encryption or verification off.
 """
 
+import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from environs import Env
 from marshmallow.validate import OneOf, Range
 from sqlalchemy.engine import make_url
 
+from vault import env_file as dotenv
 from vault import setting_values as parse
 from vault.encryption.header import Suite
 
@@ -28,6 +29,11 @@ _TEST_DATABASE: Final = re.compile(r"(^|[_-])test([_-]|$)")
 _LEAST_HASHING_KIB: Final = 7168 * 5
 # What servers listen on (RFC 8314, 3.3; 25 between servers that trust each other)
 _SMTP_PORTS: Final = {"starttls": 587, "ssl": 465, "none": 25}
+# What docker-compose.yml, Compose itself and Flask read from the same file
+_NAMES_OF_OTHERS: Final = re.compile(
+    r"POSTGRES_PASSWORD|REDIS_PASSWORD|MINIO_ROOT_PASSWORD|(COMPOSE|DOCKER|FLASK)_[A-Z0-9_]+"
+)
+_VARIABLE_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{1,39}")
 SENDGRID_URL: Final = "https://api.sendgrid.com"
 T = TypeVar("T")
 
@@ -43,8 +49,13 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, typed. Secrets are kept out of the repr; so are URLs, which may hold passwords."""
+    """Every setting, typed. Secrets are kept out of the repr; so are URLs, which may hold passwords.
 
+    `warnings` are sentences about lines of `.env` that set nothing, for each program to show at its start.
+    """
+
+    warnings: tuple[str, ...]
+    var_dir: Path
     secret_key: str = field(repr=False)
     master_keys: tuple[str, ...] = field(repr=False)
     kms_key_id: str | None
@@ -112,7 +123,11 @@ class Settings:
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT / ".env") -> Self:
         """Read settings. `environ` (default: the process's own) wins over `env_file`. Raises SettingsError."""
-        return cls(**_Reader(_merged(os.environ if environ is None else environ, env_file)).read())
+        environ = os.environ if environ is None else environ
+        assignments = _assignments(env_file)
+        reader = _Reader(_merged(environ, assignments))
+        values = reader.read()
+        return cls(**values, warnings=tuple(_unknown_names(assignments, reader.known_names)))
 
 
 class _Reader:
@@ -122,9 +137,15 @@ class _Reader:
         self._env = _Values(values)
         self._problems: dict[str, list[str]] = {}
 
+    @property
+    def known_names(self) -> frozenset[str]:
+        """Every name that was asked for."""
+        return frozenset(self._env.asked)
+
     def read(self) -> dict[str, Any]:
         env = self._env
         out: dict[str, Any] = {
+            "var_dir": self._parsed("VAR_DIR", parse.path_from_root) or parse.path_from_root("var"),
             "secret_key": self._parsed("SECRET_KEY", parse.secret, required="run: flask keys generate --secret-key"),
             "master_keys": self._parsed("MASTER_KEY", parse.master_keys) or (),
             "kms_key_id": self._parsed("KMS_KEY_ID", parse.kms_key_id),
@@ -134,7 +155,7 @@ class _Reader:
             "dek_cache_seconds": self._number("DEK_CACHE_SECONDS", 60, at_least=0, at_most=3600),
             "start_degraded": env.bool("START_DEGRADED", False),
             "public_url": self._parsed(
-                "PUBLIC_URL", parse.public_url, required="set it to the address that users open"
+                "PUBLIC_URL", parse.public_origin, required="set it to the address that users open"
             ),
             "frontend_base_url": self._parsed("FRONTEND_BASE_URL", parse.public_url),
             "database_url": self._parsed(
@@ -307,8 +328,10 @@ class _Values(Env):
     def __init__(self, values: Mapping[str, str]) -> None:
         super().__init__(eager=False)
         self._given = dict(values)
+        self.asked: set[str] = set()
 
     def _get_value(self, env_key: str, default: object) -> object:
+        self.asked.add(env_key)
         return self._given.get(env_key, default)
 
     def problems(self) -> dict[str, list[str]]:
@@ -317,11 +340,30 @@ class _Values(Env):
         return {name: list(dict.fromkeys(str(text) for text in texts)) for name, texts in self._errors.items()}
 
 
-def _merged(environ: Mapping[str, str], env_file: Path | None) -> dict[str, str]:
+def _assignments(env_file: Path | None) -> list[dotenv.Assignment]:
+    try:
+        return dotenv.read(env_file) if env_file else []
+    except dotenv.EnvFileError as exc:
+        raise SettingsError(exc.problems) from exc
+
+
+def _merged(environ: Mapping[str, str], assignments: list[dotenv.Assignment]) -> dict[str, str]:
     """The environment over `.env`. An empty variable hides `.env`'s and counts as not set."""
-    values = {k: v for k, v in dotenv_values(env_file).items() if v is not None} if env_file else {}
     if not environ.get("VAR_DIR", "var").strip():
-        # `.env` says ${VAR_DIR:-var}, and an empty VAR_DIR would make that the root of the file system.
+        # Paths in `.env` begin with ${VAR_DIR:-var}, and an empty one rarely means the default.
         raise SettingsError({"VAR_DIR": ["is set but empty: name a folder or unset it"]})
-    values.update(environ)
+    values = {**dotenv.resolve(assignments, environ), **environ}
     return {name: value.strip() for name, value in values.items() if value.strip()}
+
+
+def _unknown_names(assignments: list[dotenv.Assignment], known: frozenset[str]) -> Iterator[str]:
+    for item in assignments:
+        if item.name in known or _NAMES_OF_OTHERS.fullmatch(item.name):
+            continue
+        if not _VARIABLE_NAME.fullmatch(item.name):
+            # It may be a secret on a line of its own.
+            yield f".env, line {item.line}: sets no setting and is ignored"
+            continue
+        similar = difflib.get_close_matches(item.name, known, n=1, cutoff=0.8)
+        hint = f": did you mean {similar[0]}?" if similar else ""
+        yield f".env, line {item.line}: {item.name} is not a setting and is ignored{hint}"

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -110,6 +111,7 @@ def create_engine(url: str) -> Engine:
     """
     if url.startswith("sqlite"):
         engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": 15})
+        event.listen(engine, "do_connect", open_existing_file)
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
         return engine
@@ -124,6 +126,34 @@ def create_engine(url: str) -> Engine:
     )
     event.listen(engine, "checkin", _on_postgresql_checkin)
     return engine
+
+
+class DatabaseMissing(sqlite3.OperationalError):
+    """The file of a SQLite database does not exist; the text says where it should be, and what to do."""
+
+
+def require_database(url: str) -> None:
+    """Raise DatabaseMissing if the file of a SQLite database does not exist. Asks no server."""
+    path = _sqlite_file(url)
+    if path is not None:
+        _require_file(path)
+
+
+def create_database(url: str) -> None:
+    """Make the empty file of a SQLite database, for its owner alone, if it does not exist. Its folder must."""
+    path = _sqlite_file(url)
+    if path is not None and not path.exists():
+        path.touch(mode=0o600)
+
+
+def open_existing_file(
+    _dialect: Dialect, _record: object, arguments: list[str], options: dict[str, Any]
+) -> sqlite3.Connection:
+    """Connect to a SQLite file without making one, as the driver would: an empty database looks like a lost one."""
+    path = Path(arguments[0])
+    _require_file(path)
+    connection: sqlite3.Connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, **options)
+    return connection
 
 
 def run(session: Session, statement: sa.Executable, **values: Any) -> CursorResult[*tuple[Any, ...]]:
@@ -165,6 +195,19 @@ def one_write(sessions: sessionmaker[Session]) -> Iterator[Session]:
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise DatabaseMissing(
+            f"There is no database at {path}. If it is elsewhere, VAR_DIR or DATABASE_URL is not what it was; "
+            "a new one is made by: flask db upgrade"
+        )
+
+
+def _sqlite_file(url: str) -> Path | None:
+    parsed = sa.make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 from alembic.script import ScriptDirectory
 
+from vault.db import open_existing_file
 from vault.processes import beat_is_alive
 from vault.reasons import reason_of
 
@@ -150,7 +151,7 @@ class _Probe:
 
 def check_database(url: str) -> Callable[[], None]:
     """Asks over a connection of its own, since those of a busy pool may all be in use."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
+    engine = _engine(url)
 
     def ask() -> None:
         _scalars(engine, "SELECT 1")
@@ -160,7 +161,7 @@ def check_database(url: str) -> Callable[[], None]:
 
 def check_migrations(url: str, folder: str) -> Callable[[], None]:
     """Whether the database is as this code wants it, or newer, as it is while nodes are being replaced one by one."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
+    engine = _engine(url)
 
     @cache
     def revisions() -> tuple[set[str], set[str]]:
@@ -178,7 +179,7 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
 
 def check_beat(url: str) -> Callable[[], None]:
     """Whether beat is alive, as it says in the database: a broker cannot tell."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
+    engine = _engine(url)
     statement = str(beat_is_alive().compile(engine, compile_kwargs={"literal_binds": True}))
 
     def ask() -> None:
@@ -186,6 +187,13 @@ def check_beat(url: str) -> Callable[[], None]:
             raise BeatMissing
 
     return ask
+
+
+def _engine(url: str) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "do_connect", open_existing_file)
+    return engine
 
 
 def _limits(url: str) -> dict[str, object]:

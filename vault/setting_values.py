@@ -79,6 +79,14 @@ def public_url(text: str) -> str:
     return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
 
 
+def public_origin(text: str) -> str:
+    url = public_url(text)
+    if urlsplit(url).path:
+        # The pages of one host name share what browsers keep for it, and Location, links and cookies mean its root.
+        raise ValueError("must have no path: give this service a host name of its own")
+    return url
+
+
 def origins(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     for origin in found:

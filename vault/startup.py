@@ -8,9 +8,27 @@ import structlog
 from vault.aws import tell_credentials
 from vault.config import Settings
 from vault.container import Container, aws_access, build_container
+from vault.db import DatabaseMissing, require_database
 from vault.processes import HeldKeys, Presence
 
 log = structlog.get_logger(__name__)
+
+
+def refuse_missing_database(settings: Settings) -> None:
+    """End the process where the file of a SQLite database is missing: it may be at another place than settings say.
+
+    A server that does not answer may answer later, and is waited for.
+    """
+    try:
+        require_database(settings.database_url)
+    except DatabaseMissing as exc:
+        sys.exit(f"Secure Vault cannot start. {exc}")
+
+
+def tell_warnings(settings: Settings) -> None:
+    """Log what `.env` holds and nothing reads."""
+    for warning in settings.warnings:
+        log.warning("setting_ignored", reason=warning)
 
 
 def refuse_missing_keys(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from flask.testing import FlaskCliRunner
 
 from tests.support.vault import Vault
 from vault.cli import files, keys
+from vault.db import create_database
 from vault.encryption.local import generate_master_key
 from vault.errors import StorageUnavailable
 from vault.storage import object_key
@@ -175,6 +176,7 @@ def test_a_command_on_a_database_without_tables_says_how_to_make_them(
     make_vault: Callable[..., Vault], tmp_path: Path
 ) -> None:
     bare = Vault(tmp_path, f"sqlite:///{tmp_path}/bare-test.db")
+    create_database(bare.settings.database_url)
     bare.app.cli.add_command(keys)
 
     failed = bare.app.test_cli_runner().invoke(args=["keys", "status"])

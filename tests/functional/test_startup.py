@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from tests.support.kms import SETTINGS as KMS_SETTINGS
 from tests.support.kms import played_kms
 from tests.support.vault import Person, Vault
+from vault.db import create_database
 from vault.encryption.local import generate_master_key
 from vault.files.models import FileState, RetiredKey
-from vault.startup import refuse_missing_keys
+from vault.startup import refuse_missing_database, refuse_missing_keys
 
 
 @pytest.fixture
@@ -86,9 +87,24 @@ def test_a_database_without_tables_or_that_does_not_answer_is_logged_and_passed_
     vault: Vault, tmp_path: Path, log: list[Any]
 ) -> None:
     bare = vault.rotated(DATABASE_URL=f"sqlite:///{tmp_path}/bare-test.db")
+    create_database(bare.settings.database_url)
     gone = vault.rotated(DATABASE_URL="postgresql://postgres@127.0.0.1:1/gone-test")
 
     refuse_missing_keys(bare.settings)
     refuse_missing_keys(gone.settings)
 
     assert [line["event"] for line in log] == ["keys_not_checked", "keys_not_checked"]
+
+
+def test_a_missing_sqlite_file_refuses_the_start_and_a_server_that_does_not_answer_does_not(
+    vault: Vault, tmp_path: Path
+) -> None:
+    lost = vault.rotated(DATABASE_URL=f"sqlite:///{tmp_path}/lost-test.db")
+    gone = vault.rotated(DATABASE_URL="postgresql://postgres@127.0.0.1:1/gone-test")
+
+    refuse_missing_database(gone.settings)
+    refuse_missing_database(vault.settings)
+    with pytest.raises(SystemExit) as refusal:
+        refuse_missing_database(lost.settings)
+
+    assert f"There is no database at {tmp_path}/lost-test.db" in str(refusal.value)

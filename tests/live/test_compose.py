@@ -41,8 +41,12 @@ class Composed:
         return self.stack.run(*self.services[service]["command"], check=False)
 
     def start(self, service: str) -> None:
-        # A container has its own /tmp.
-        inside = [re.sub("^/tmp/", f"{self.stack.folder}/", word) for word in self.services[service]["command"]]
+        # A container has its own /tmp, and its own addresses.
+        here = {"/tmp/": f"{self.stack.folder}/", "0.0.0.0:8000": f"127.0.0.1:{self.stack.port}"}
+        inside = [
+            re.sub("^/tmp/|^0.0.0.0:8000$", lambda found: here[found[0]], word)
+            for word in self.services[service]["command"]
+        ]
         self.stack.start(*inside, name=service)
 
     def is_healthy(self, test: list[str]) -> bool:

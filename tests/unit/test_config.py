@@ -1,4 +1,5 @@
 import ipaddress
+import re
 import secrets
 import subprocess
 import sys
@@ -460,31 +461,142 @@ def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
     assert Settings.load(environment(tmp_path), tmp_path / "absent").port == 8000
 
 
+def test_the_port_of_the_env_file_is_in_its_addresses_whatever_the_order(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(
+        tmp_path, "PUBLIC_URL=http://127.0.0.1:${PORT:-8000}", "PORT=9001", PUBLIC_URL="unset"
+    )
+
+    given = {**environ, "PORT": "9002"}
+
+    assert Settings.load(environ, env_file).public_url == "http://127.0.0.1:9001"
+    assert Settings.load(given, env_file).public_url == "http://127.0.0.1:9002"
+
+
+def test_a_name_that_the_env_file_sets_twice_is_refused_with_its_lines_and_without_its_values(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=9001", "", "  # a comment", "", "PORT=9002-hunter2")
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, env_file)
+
+    assert caught.value.problems == {"PORT": ["is set more than once in .env (lines 1, 5): keep one of them"]}
+
+
+def test_an_empty_line_before_the_value_is_no_second_value(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=", "PORT=9001")
+
+    assert Settings.load(environ, env_file).port == 9001
+
+
+def test_an_empty_line_after_the_value_is_refused(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(tmp_path, "PORT=9001", "PORT=")
+
+    with pytest.raises(SettingsError, match=r"lines 1, 2"):
+        Settings.load(environ, env_file)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(
+            b"PORT=9001\nEMAIL_FROM=Z\xfcrich <vault@example.org>\n",
+            "is not UTF-8 in line 2: save it as UTF-8",
+            id="latin-1",
+        ),
+        pytest.param("PORT=9001\n".encode("utf-16"), "is not UTF-8 in line 1: save it as UTF-8", id="utf-16"),
+        pytest.param(b"PORT=9001\n\nSECRET_KEY hunter2\n", "has lines that are not NAME=value: 3", id="no-equals-sign"),
+        pytest.param(b'EMAIL_FROM="hunter2\nPORT=9001\n', "has lines that are not NAME=value: 1", id="open-quote"),
+    ],
+)
+def test_an_env_file_that_cannot_be_read_is_refused_without_its_content(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    environ, env_file = with_env_file(tmp_path)
+    env_file.write_bytes(content)
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, env_file)
+
+    assert caught.value.problems == {".env": [problem]}
+
+
+def test_a_folder_in_the_place_of_the_env_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{tmp_path.name}: cannot be read: Is a directory"):
+        Settings.load(environment(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\xef\xbb\xbfPORT=9001\nWEB_THREADS=5\n", id="signature"),
+        pytest.param(b"PORT=9001\r\nWEB_THREADS=5\r\n", id="crlf"),
+    ],
+)
+def test_an_env_file_from_windows_is_read(tmp_path: Path, content: bytes) -> None:
+    environ, env_file = with_env_file(tmp_path)
+    env_file.write_bytes(content)
+
+    settings = Settings.load(environ, env_file)
+
+    assert (settings.port, settings.web_threads, settings.warnings) == (9001, 5, ())
+
+
+def test_a_name_that_is_no_setting_is_named_with_the_one_that_it_resembles(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(
+        tmp_path, "", "SMPT_HOST=hunter2", "HAIR_COLOUR=hunter2", f"{generate_master_key()}", "COMPOSE_PROJECT_NAME=x"
+    )
+
+    assert Settings.load(environ, env_file).warnings == (
+        ".env, line 2: SMPT_HOST is not a setting and is ignored: did you mean SMTP_HOST?",
+        ".env, line 3: HAIR_COLOUR is not a setting and is ignored",
+        ".env, line 4: sets no setting and is ignored",
+    )
+
+
+def test_every_name_of_the_example_is_known(tmp_path: Path) -> None:
+    lines = [line for line in (ROOT / ".env.example").read_text().splitlines() if re.match("[A-Z]", line)]
+    environ, env_file = with_env_file(tmp_path, *lines)
+
+    assert len(lines) > 50
+    assert Settings.load(environ, env_file).warnings == ()
+
+
+def test_names_that_refer_to_themselves_take_their_defaults(tmp_path: Path) -> None:
+    environ, env_file = with_env_file(
+        tmp_path,
+        "PORT=${PORT:-9001}",
+        "MAX_UPLOADS_PER_USER=${MAX_FILES_PER_USER:-5}",
+        "MAX_FILES_PER_USER=${MAX_UPLOADS_PER_USER:-7}",
+    )
+
+    settings = Settings.load(environ, env_file)
+
+    assert (settings.port, settings.max_uploads_per_user, settings.max_files_per_user) == (9001, 7, 5)
+
+
 def test_values_lose_the_spaces_around_them(load: Load) -> None:
     assert load(PORT=" 9001 ").port == 9001
 
 
+@pytest.mark.parametrize("remembered", [[], ["VAR_DIR=kept"]], ids=["forgotten", "remembered"])
 @pytest.mark.parametrize("given", [None, "elsewhere"], ids=["default", "set"])
-def test_the_env_file_places_everything_under_var_dir(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
-) -> None:
-    if given is None:
-        monkeypatch.delenv("VAR_DIR", raising=False)
-    else:
-        monkeypatch.setenv("VAR_DIR", str(tmp_path / given))
+def test_the_env_file_places_everything_under_var_dir(tmp_path: Path, given: str | None, remembered: list[str]) -> None:
     environ, env_file = with_env_file(
         tmp_path,
         "DATABASE_URL=sqlite:///${VAR_DIR:-var}/vault-test.db",
         "STORAGE_DIR=${VAR_DIR:-var}/store",
         "CELERY_BROKER_URL=filesystem://${VAR_DIR:-var}/queue",
+        *remembered,
         DATABASE_URL="unset",
         STORAGE_DIR="unset",
         CELERY_BROKER_URL="unset",
     )
+    if given is not None:
+        environ["VAR_DIR"] = str(tmp_path / given)
 
     settings = Settings.load(environ, env_file)
 
-    var = ROOT / "var" if given is None else tmp_path / given
+    var = ROOT / ("kept" if remembered else "var") if given is None else tmp_path / given
+    assert settings.var_dir == var
     assert settings.storage_dir == var / "store"
     assert settings.database_url == f"sqlite:///{var}/vault-test.db"
     assert settings.celery_broker_url == f"filesystem://{var}/queue"
@@ -660,7 +772,6 @@ ADDRESSES = pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
     [
         pytest.param("https://vault.example.org", "https://vault.example.org", id="https"),
         pytest.param("https://vault.example.org/", "https://vault.example.org", id="slash"),
-        pytest.param("https://example.org/vault/", "https://example.org/vault", id="path"),
         pytest.param("http://127.0.0.1:8000", "http://127.0.0.1:8000", id="loopback"),
         pytest.param("http://127.9.9.9", "http://127.9.9.9", id="loopback-network"),
         pytest.param("http://[::1]:8000", "http://[::1]:8000", id="loopback-v6"),
@@ -700,6 +811,19 @@ def test_another_address_of_ours_is_refused(refusal: Refusal, name: str, url: st
 
     assert list(error.problems) == [name]
     assert url not in str(error)
+
+
+@pytest.mark.parametrize("path", ["/vault", "/vault/", "/a/b"])
+def test_a_public_url_with_a_path_is_refused_since_no_address_of_the_api_has_it(refusal: Refusal, path: str) -> None:
+    error = refusal(PUBLIC_URL=f"https://example.org{path}", **SMTP)
+
+    assert error.problems == {"PUBLIC_URL": ["must have no path: give this service a host name of its own"]}
+
+
+def test_a_front_end_may_have_a_path(load: Load) -> None:
+    settings = load(FRONTEND_BASE_URL="https://example.org/app/", **SMTP)
+
+    assert settings.frontend_base_url == "https://example.org/app"
 
 
 @pytest.mark.parametrize("given", ["", "  "], ids=["empty", "blank"])
@@ -1014,9 +1138,9 @@ def test_a_mail_server_is_a_name_or_an_address(load: Load, host: str) -> None:
 
 @pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
 def test_links_begin_with_a_host_in_ascii(load: Load, refusal: Refusal, name: str) -> None:
-    settings = load(**{"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail", name: "https://Straße.example:8443/vault/"})
+    settings = load(**{"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail", name: "https://Straße.example:8443/"})
 
-    assert getattr(settings, name.lower()) == "https://xn--strae-oqa.example:8443/vault"
+    assert getattr(settings, name.lower()) == "https://xn--strae-oqa.example:8443"
     assert refusal(**{name: "https://☃ü-.example"}).problems == {name: ["has a host that is no domain name"]}
 
 

@@ -1,4 +1,5 @@
 import sqlite3
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -7,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import EmailToken, User
-from vault.db import UtcDateTime, create_engine, create_sessionmaker, db_now, one_read, one_write, run
+from vault.db import (
+    DatabaseMissing,
+    UtcDateTime,
+    create_database,
+    create_engine,
+    create_sessionmaker,
+    db_now,
+    one_read,
+    one_write,
+    run,
+)
 
 MOMENTS = sa.Table(
     "moments",
@@ -189,8 +200,44 @@ def test_creating_an_engine_connects_to_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def new_sqlite(folder: Path) -> Engine:
+    url = f"sqlite:///{folder}/vault.db"
+    create_database(url)
+    return create_engine(url)
+
+
+@pytest.mark.parametrize("name", ["vault.db", "with space/v#1?x=%41.db"], ids=["plain", "signs"])
+def test_connecting_to_a_missing_sqlite_file_makes_none_and_says_where_it_should_be(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    url = URL.create("sqlite", database=str(path)).render_as_string()
+    engine = create_engine(url)
+
+    with pytest.raises(OperationalError) as caught:
+        engine.connect()
+    found_before = list(path.parent.iterdir())
+    create_database(url)
+    engine.connect().close()
+    engine.dispose()
+
+    assert isinstance(caught.value.orig, DatabaseMissing)
+    assert f"There is no database at {path}." in str(caught.value.orig)
+    assert found_before == []
+    assert path in path.parent.iterdir()
+
+
+def test_a_new_sqlite_file_is_its_owners_alone_with_all_that_belongs_to_it(tmp_path: Path) -> None:
+    engine = new_sqlite(tmp_path)
+    with engine.connect() as connection:
+        MOMENTS.create(connection)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    engine.dispose()
+
+    assert modes == {"vault.db": 0o600, "vault.db-wal": 0o600, "vault.db-shm": 0o600}
+
+
 def test_every_sqlite_connection_has_its_pragmas(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    engine = new_sqlite(tmp_path)
     raw = [engine.raw_connection() for _ in range(3)]
 
     found = [
@@ -206,7 +253,7 @@ def test_every_sqlite_connection_has_its_pragmas(tmp_path: Path) -> None:
 
 
 def test_a_sqlite_transaction_takes_its_turn_at_the_beginning(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    engine = new_sqlite(tmp_path)
     other = sqlite3.connect(tmp_path / "vault.db", timeout=0, isolation_level=None)
 
     with engine.begin(), pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -218,7 +265,7 @@ def test_a_sqlite_transaction_takes_its_turn_at_the_beginning(tmp_path: Path) ->
 
 
 def test_a_sqlite_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/vault.db")
+    engine = new_sqlite(tmp_path)
     MOMENTS.create(engine)
 
     with suppress(RuntimeError), engine.begin() as connection:

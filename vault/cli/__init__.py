@@ -1,16 +1,19 @@
-"""The `flask` commands: keys, users, files and mail; `flask db` comes from Flask-Migrate.
+"""The `flask` commands: db, keys, users, files and mail.
 
 A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
 what is missing when they run.
 """
 
 import logging
+import os
 
+import click
 from flask import Flask
-from flask_migrate.cli import db as db_commands
 
 from vault import create_app
 from vault.cli.base import Unconfigured
+from vault.cli.db_commands import db
+from vault.cli.environment import given_environment
 from vault.cli.file_commands import files
 from vault.cli.key_commands import keys
 from vault.cli.mail_commands import mail
@@ -21,17 +24,21 @@ from vault.logs import configure_logging
 
 def create_cli_app() -> Flask:
     """What FLASK_APP names: the whole application, or, where settings are missing, a shell that says so on use."""
+    # Whatever a command writes, such as a new database, is for its owner alone.
+    os.umask(0o077)
     try:
-        settings = Settings.load()
+        settings = Settings.load(given_environment())
     except SettingsError as exc:
         app = Flask("vault", static_folder=None)
         app.extensions["vault"] = app.extensions["migrate"] = Unconfigured(exc)
-        app.cli.add_command(db_commands)
+        app.cli.add_command(db)
     else:
         configure_logging("WARNING", "console")
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
         # It misses a host name also where the broker is a directory.
         logging.getLogger("kombu.connection").setLevel(logging.ERROR)
+        for warning in settings.warnings:
+            click.echo(f"Warning: {warning}", err=True)
         app = create_app(settings)
     app.cli.add_command(keys)
     app.cli.add_command(files)

@@ -20,8 +20,9 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from vault.admin.service import MAX_BYTES, Quota
 from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
-from vault.config import SettingsError
+from vault.config import Settings, SettingsError
 from vault.container import Container
+from vault.db import DatabaseMissing
 from vault.errors import InputRefused, VaultError
 from vault.files.verifying import Finding, VerifyReport
 from vault.reasons import reason_of
@@ -55,6 +56,9 @@ class Commands(AppGroup):
         except VaultError as exc:
             raise click.ClickException(f"{exc.detail} ({_named(exc.code, exc)})") from exc
         except SQLAlchemyError as exc:
+            cause = getattr(exc, "orig", None)
+            if isinstance(cause, DatabaseMissing):
+                raise click.ClickException(str(cause)) from exc
             lacks_tables = isinstance(exc, ProgrammingError) or "no such table" in str(getattr(exc, "orig", ""))
             problem = "lacks its tables. Run: flask db upgrade" if lacks_tables else "does not answer or refuses"
             raise click.ClickException(f"The database {problem} ({_named(type(exc).__name__, exc)})") from exc
@@ -69,12 +73,16 @@ def _named(name: str, error: Exception) -> str:
     return name if reason is None else f"{name}: {reason}"
 
 
+def settings() -> Settings:
+    """This application's settings. Ends the command where some are missing or wrong."""
+    return cast(Container, current_app.extensions["vault"]).settings
+
+
 def container() -> Container:
     """This application's parts."""
-    found = cast(Container, current_app.extensions["vault"])
     # Touched here, so that a missing setting is told before a command prints anything.
-    _ = found.settings
-    return found
+    settings()
+    return cast(Container, current_app.extensions["vault"])
 
 
 def operator() -> Actor:
