@@ -18,6 +18,7 @@ from vault.logs import configure_logging
 from vault.processes import BEAT, WORKER
 from vault.startup import (
     keep_presence,
+    raise_epoch,
     refuse_missing_database,
     refuse_missing_keys,
     tell_aws_credentials,
@@ -58,6 +59,12 @@ def _tell_of_worker(**_: Any) -> None:
     # Not before the processes that do the work are there: a process with threads should not be forked.
     exporter.serve(container, with_mail=False)
     keep_presence(container, WORKER)
+
+
+@worker_ready.connect
+def _raise_epoch(**_: Any) -> None:
+    # For the same reason no sooner.
+    raise_epoch(container)
 
 
 @beat_init.connect

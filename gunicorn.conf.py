@@ -16,6 +16,7 @@ from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one
 from vault.processes import API
 from vault.startup import (
     keep_presence,
+    raise_epoch,
     refuse_missing_database,
     refuse_missing_keys,
     tell_aws_credentials,
@@ -71,6 +72,7 @@ def post_worker_init(worker: Any) -> None:
     container = worker.wsgi.extensions["vault"]
     exporter.serve(container, with_mail=True)
     keep_presence(container, API)
+    raise_epoch(container)
     give_back_regularly()
 
 

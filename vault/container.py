@@ -146,10 +146,10 @@ def build_container(
     audit = AuditService(clock)
     usage = KeyUsage(sessions, keys, audit=audit, clock=clock)
     cache = DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds, counted=count_cache_lookup)
-    reader = FileReader(store, cache)
+    installation = InstallationGuard(sessions, store, clock, audit=audit)
+    reader = FileReader(store, cache, installation)
     downloads = Downloads(sessions, reader=reader, audit=audit, verify_all_first=settings.download_verify == "full")
     leases = LeaseKeeper(sessions)
-    installation = InstallationGuard(sessions, store, clock)
     outbox = Outbox(
         sessions,
         mailer=mailer or _mailer(settings),
@@ -194,7 +194,7 @@ def build_container(
         audit=audit,
         clock=clock,
     )
-    readiness = _readiness(settings, store, keys, celery)
+    readiness = _readiness(settings, installation, keys, celery)
     return Container(
         settings=settings,
         engine=engine,
@@ -344,12 +344,12 @@ def aws_access(settings: Settings) -> AwsAccess:
     )
 
 
-def _readiness(settings: Settings, store: ObjectStore, keys: KeyRing, celery: Celery) -> Readiness:
+def _readiness(settings: Settings, installation: InstallationGuard, keys: KeyRing, celery: Celery) -> Readiness:
     return Readiness(
         {
             "database": Check(check_database(settings.database_url), is_vital=True),
             "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
-            "object_store": Check(store.health),
+            "object_store": Check(installation.health),
             "broker": Check(check_broker(celery)),
             # Without it, work is late and none is lost.
             "beat": Check(check_beat(settings.database_url)),

@@ -290,7 +290,15 @@ class AuditUnavailable(VaultError):
 
 
 class InstallationMismatch(VaultError):
-    """The database and the object store carry different installation ids, or only one carries one."""
+    """The database is not the store's owner: another installation's, or an older copy.
+
+    `reason` is a word for logs, `advice` a sentence for operators.
+    """
 
     code = "installation_mismatch"
     detail = "This server's database and object store do not belong together. Nothing was written."
+
+    def __init__(self, reason: str | None = None, advice: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        self.advice = advice

@@ -1,14 +1,17 @@
 """What the API, a worker and beat do once when they start, beyond reading settings."""
 
 import sys
+import threading
 from collections.abc import Callable
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from vault.aws import tell_credentials
 from vault.config import Settings
 from vault.container import Container, aws_access, build_container
 from vault.db import DatabaseMissing, require_database
+from vault.errors import VaultError
 from vault.processes import HeldKeys, Presence
 
 log = structlog.get_logger(__name__)
@@ -66,3 +69,16 @@ def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] =
         return HeldKeys(keys.primary.settings_ref, keys.held_refs())
 
     Presence(container.settings.database_url, kind, held, is_well).begin()
+
+
+def raise_epoch(container: Container) -> None:
+    """Raise the installation's epoch, as each start does, on a thread: a store that is away must not keep a process."""
+
+    def run() -> None:
+        try:
+            container.installation.raise_epoch()
+        except (VaultError, SQLAlchemyError) as exc:
+            # What is wrong refuses uploads by itself, and the next pass of the reaper raises the epoch.
+            log.warning("epoch_not_raised", exc_info=exc)
+
+    threading.Thread(target=run, name="raise-epoch", daemon=True).start()

@@ -21,6 +21,8 @@ from vault.auth.models import PasswordAttempts
 from vault.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.config import ROOT
 from vault.encryption.local import generate_master_key
+from vault.files.installation import Epoch
+from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("no_secret_stays")
@@ -603,6 +605,11 @@ def operators_act(walk: Walk) -> None:
     )
     assert after.command("files", "reap").exit_code == 0
     walk.left()
+    epoch = Epoch.parse(store.objects[EPOCH_KEY])
+    assert epoch is not None
+    store.objects[EPOCH_KEY] = b"damaged"
+    assert after.command("files", "adopt", "--yes").exit_code == 0
+    walk.left(by_operator(Action.FILES_ADOPTED, details={"epoch": epoch.number + 1, "store_epoch": 0}))
 
 
 def tasks_run(walk: Walk) -> None:

@@ -282,6 +282,10 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
 
     end_grace(vault)
     vault.reap()
+    # The new object was finished, and stays for a day.
+    assert vault.file_states() == ["ready", "shredded"]
+    end_grace(vault)
+    vault.reap()
 
     assert vault.file_states() == ["ready"]
     assert anna.download(file_id) == b"content"
@@ -304,6 +308,7 @@ def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monke
     assert report == ReencryptReport(failed=1)
     assert vault.file(file_id).object_id == before.object_id
     assert anna.download(file_id) == b"content"
+    end_grace(vault)
     vault.reap()
     assert vault.objects() == [object_key(before.object_id)]
     assert vault.file_states() == ["ready"]

@@ -44,6 +44,10 @@ class FailingStore(MemoryStore):
         self.called("put_if_absent")
         super().put_if_absent(key, content)
 
+    def put(self, key: str, content: bytes) -> None:
+        self.called("put")
+        super().put(key, content)
+
     def get(self, key: str) -> bytes:
         self.called("get")
         return super().get(key)

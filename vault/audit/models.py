@@ -52,6 +52,7 @@ class Action(enum.StrEnum):
     FILE_REENCRYPTED = "file.reencrypted"
     FILES_REAP_STARTED = "files.reap_started"
     FILES_REAPED = "files.reaped"
+    FILES_ADOPTED = "files.adopted"
     KEYS_REWRAPPED = "keys.rewrapped"
     KEY_RETIRED = "key.retired"
     KEY_RESTORED = "key.restored"

@@ -23,7 +23,7 @@ from vault.auth.addresses import Address, parse_address
 from vault.config import Settings, SettingsError
 from vault.container import Container
 from vault.db import DatabaseMissing
-from vault.errors import InputRefused, VaultError
+from vault.errors import InputRefused, InstallationMismatch, VaultError
 from vault.files.verifying import Finding, VerifyReport
 from vault.reasons import reason_of
 
@@ -53,6 +53,8 @@ class Commands(AppGroup):
         except InputRefused as exc:
             problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
             raise click.ClickException(problems) from exc
+        except InstallationMismatch as exc:
+            raise click.ClickException(f"{exc.detail} {exc.advice} ({_named(exc.code, exc)})") from exc
         except VaultError as exc:
             raise click.ClickException(f"{exc.detail} ({_named(exc.code, exc)})") from exc
         except SQLAlchemyError as exc:

@@ -1,4 +1,4 @@
-"""`flask files`: clean up, verify, give files new keys."""
+"""`flask files`: clean up, verify, give files new keys, own a store after a restore."""
 
 import sys
 import uuid
@@ -32,7 +32,7 @@ def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
     reaper = container().reaper
     if dry_run:
         report = reaper.foresee()
-        click.echo(f"Would end {report.expired} abandoned uploads and remove {report.removed} objects.")
+        click.echo(f"Would end {report.expired} abandoned uploads and remove up to {report.removed} objects.")
     else:
         with _counting("Reaping") as update:
             report = reaper.reap(operator(), progress=update)
@@ -71,6 +71,26 @@ def _counting(label: str) -> Iterator[Callable[[int], None]]:
         length=0, label=label, show_pos=True, show_percent=False, show_eta=False, file=sys.stderr
     ) as bar:
         yield bar.update
+
+
+@files.command("adopt")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def adopt(yes: bool) -> None:
+    """Make this database the owner of its store, after it was restored from a backup or copied.
+
+    Every other copy of it writes and removes nothing from then on. Stop what uses the store with another copy first.
+    """
+    installation = container().installation
+    if installation.is_owner():
+        click.echo("This database is the owner of its store. There is nothing to do.")
+        return
+    if not yes:
+        click.confirm(
+            "Files that were uploaded with another copy of this database since become orphans. Adopt the store?",
+            abort=True,
+        )
+    installation.adopt(operator())
+    click.echo("This database is the owner of its store now.")
 
 
 @files.command("verify")

@@ -105,11 +105,14 @@ class RetiredKey(Base):
 
 
 class Installation(Base):
-    """At most one row. The same id lies in the object store under `vault-id`."""
+    """At most one row. The same id lies in the object store under `vault-id`, the epoch under `vault-epoch`."""
 
     __tablename__ = "installation"
     __table_args__ = (sa.CheckConstraint("row_number = 1", name="one_row"),)
 
     row_number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, autoincrement=False, default=1)
     installation_id: Mapped[uuid.UUID]
+    # Code of before, which runs beside this while nodes are replaced, inserts neither.
+    epoch: Mapped[int] = mapped_column(server_default=sa.text("0"))
+    epoch_token: Mapped[uuid.UUID | None]
     created_at: Mapped[datetime]

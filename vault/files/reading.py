@@ -17,6 +17,7 @@ from vault.encryption.keyring import WrappedKey
 from vault.encryption.metadata import open_digest
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
 from vault.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
+from vault.files.installation import InstallationGuard
 from vault.files.models import File, FileState
 from vault.files.retired import key_is_retired
 from vault.metrics import SEGMENTS
@@ -99,9 +100,10 @@ class Unlocked:
 class FileReader:
     """Opens files by their rows. Every sign of damage is IntegrityFailed with a reason, or KeyUnwrapFailed."""
 
-    def __init__(self, store: ObjectStore, keys: DekCache) -> None:
+    def __init__(self, store: ObjectStore, keys: DekCache, installation: InstallationGuard) -> None:
         self._store = store
         self._keys = keys
+        self._installation = installation
 
     def unlock(self, file: StoredFile, *, within_seconds: float | None = None) -> Unlocked:
         """Unwrap the data key and prove what the row says. Asks the store nothing.
@@ -207,7 +209,12 @@ class FileReader:
             reader.close()
 
     def _open(self, file: StoredFile, geometry: Geometry, lo: int, hi: int, etag: str | None) -> ObjectReader:
-        reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
+        try:
+            reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
+        except ObjectNotFound:
+            # A store that is not mounted has lost nothing. It may be back since, so the object is asked for again.
+            self._installation.confirm_presence()
+            reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
         if reader.object_size != geometry.object_size:
             reader.close()
             raise IntegrityFailed("object_size")

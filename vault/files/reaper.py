@@ -2,13 +2,17 @@
 
 Objects are removed only for rows already committed as shredded. Objects that no row knows are counted; they are
 deleted only on request, since a wrong database makes every object look like one.
+
+A copy of the database is wrong as well: a file that was being uploaded when it was made may be published in the
+original since. The epoch finds copies out, but for one that was started before its original was raised again; so an
+object that was finished and not published stays for a day after its row has ended.
 """
 
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
@@ -17,13 +21,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.db import db_now
-from vault.errors import StorageError
+from vault.errors import ObjectNotFound, StorageError
 from vault.files.bulk import BATCH, rows_by_id
 from vault.files.installation import InstallationGuard
 from vault.files.models import File, FileState
 from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.metrics import REAPED
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
+
+_KEEP_FINISHED_SECONDS: Final = 24 * 60 * 60
 
 log = structlog.get_logger(__name__)
 
@@ -63,10 +69,12 @@ class Reaper:
     def reap(self, actor: Actor, *, progress: Callable[[int], None] = lambda _: None) -> ReapReport:
         """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
 
-        Raises InstallationMismatch and AuditUnavailable before anything is touched. `progress` is told of each
-        row that is done.
+        Raises AuditUnavailable before anything is touched, and InstallationMismatch, which may also end it midway.
+        `progress` is told of each row that is done.
         """
-        foreseen, report = self.foresee(), ReapReport()
+        # Also where there is nothing to do: an older copy of this database has to be found out.
+        self._installation.raise_epoch()
+        foreseen, report = self._foreseen(), ReapReport()
         if not foreseen.removed:
             return report
         # Before anything goes: what cannot be audited does not happen.
@@ -84,8 +92,11 @@ class Reaper:
         return report
 
     def foresee(self) -> ReapReport:
-        """What `reap` would do now if nothing failed. Raises InstallationMismatch."""
+        """Count what `reap` would do now if nothing failed and no object was finished. Raises InstallationMismatch."""
         self._installation.verify()
+        return self._foreseen()
+
+    def _foreseen(self) -> ReapReport:
         with self._sessions.begin() as session:
             abandoned, removable = (
                 session.scalar(sa.select(sa.func.count()).select_from(File).where(*where)) or 0
@@ -130,6 +141,7 @@ class Reaper:
         self._record(actor, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
         removed = 0
         for object_id in report.orphans:
+            self._installation.require()
             if self._unknown([object_id]):
                 self._store.delete(object_key(object_id))
                 removed += 1
@@ -142,17 +154,33 @@ class Reaper:
             self._audit.record(session, actor, action, **counts)
 
     def _expire(self, file: File) -> bool:
+        self._installation.require()
         try:
+            keeps = self._is_finished(file.object_id)
             with self._sessions.begin() as session:
                 # The lease is asked for again: the upload may have renewed it since the row was read.
                 shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
+                if keeps:
+                    kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
+                    session.execute(kept.execution_options(synchronize_session=False))
         except TransitionLost:
+            return False
+        except StorageError as exc:
+            log.warning("upload_not_ended", file_id=str(file.id), exc_info=exc)
             return False
         REAPED.labels("expired").inc()
         return True
 
+    def _is_finished(self, object_id: uuid.UUID) -> bool:
+        try:
+            self._store.open(object_key(object_id), 0, 0).close()
+        except ObjectNotFound:
+            return False
+        return True
+
     def _remove(self, file: File) -> bool:
         """The object first, then the row: a crash in between leaves a row that is found again."""
+        self._installation.require()
         try:
             self._store.delete(object_key(file.object_id))
         except StorageError as exc:

@@ -25,6 +25,8 @@ from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.metadata import seal_digest
 from vault.errors import (
+    Busy,
+    InstallationMismatch,
     IntegrityFailed,
     KeyInUse,
     NotFound,
@@ -129,7 +131,7 @@ class Reencryptor:
         store does not answer for many files in a row, and KeyServiceUnavailable when patience is over. May be ended
         anywhere: a file has either its old object or its new one.
         """
-        self._installation.require()
+        self._installation.raise_epoch()
         self._usage.require_primary()
         report, unreachable = ReencryptReport(), 0
         # Only ids are read ahead: what a file is may change while those before it are copied.
@@ -169,10 +171,12 @@ class Reencryptor:
 
     def _try(self, file: StoredFile, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> None:
         unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
+        self._installation.require()
         new, pending_id = self._reserve(suite)
         with self._leases.held(pending_id):
             try:
                 self._copy(file, unlocked, new, progress)
+                self._installation.require()
                 self._swap(file, new, pending_id, unlocked.sha256, actor)
             except BaseException:
                 self._abandon(new, pending_id)
@@ -282,8 +286,9 @@ class Reencryptor:
                     shred(session, Shreddable.of(row), end_lease=True)
             if not self._is_known(new.object_id):
                 # The reaper had ended the row, and may have removed the object before it was complete.
+                self._installation.require()
                 self._store.delete(object_key(new.object_id))
-        except (SQLAlchemyError, StorageError, TransitionLost) as exc:
+        except (SQLAlchemyError, StorageError, InstallationMismatch, Busy, TransitionLost) as exc:
             log.warning("reencryption_left_to_reaper", file_id=str(pending_id), exc_info=exc)
 
     def _is_known(self, object_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> bool:

@@ -25,8 +25,10 @@ from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
 from vault.errors import (
+    Busy,
     DatabaseUnavailable,
     DigestMismatch,
+    InstallationMismatch,
     QuotaExceeded,
     StorageError,
     TooLarge,
@@ -156,6 +158,8 @@ class Uploads:
                 self._stream(reservation, meter, incoming.declared_bytes)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
+                # Since the upload began, another copy of the database may have become the store's owner.
+                self._installation.require()
                 info = self._publish(reservation, meter, actor)
             except StorageError as exc:
                 # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
@@ -338,8 +342,9 @@ class Uploads:
                 self._remove_later(reservation.file_id)
             elif self._state(reservation) != FileState.READY:
                 # Somebody else ended the row, and may have removed the object before it was complete.
+                self._installation.require()
                 self._store.delete(object_key(reservation.new.object_id))
-        except (SQLAlchemyError, StorageError) as exc:
+        except (SQLAlchemyError, StorageError, InstallationMismatch, Busy) as exc:
             log.warning("upload_left_to_reaper", file_id=str(reservation.file_id), exc_info=exc)
         return ours
 

@@ -1,7 +1,8 @@
 """The object store seam: what every store does, and what it promises.
 
 A store knows object keys and ciphertext; it never sees a plaintext byte or a data key. Keys are
-`objects/<hh>/<object_id>` and `vault-id`, nothing else; a key is written once and never again.
+`objects/<hh>/<object_id>`, `vault-id` and `vault-epoch`, nothing else; but for the last, a key is written once and
+never again.
 """
 
 import re
@@ -13,6 +14,7 @@ from uuid import UUID
 
 OBJECTS: Final = "objects/"
 INSTALLATION_KEY: Final = "vault-id"
+EPOCH_KEY: Final = "vault-epoch"
 OBJECT_KEY: Final = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{6}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
@@ -79,6 +81,9 @@ class ObjectStore(Protocol):
 
     def put_if_absent(self, key: str, content: bytes) -> None:
         """Store a small object unless the key exists already; what exists stays."""
+
+    def put(self, key: str, content: bytes) -> None:
+        """Store a small object in the place of what is there; readers get the one or the other, whole."""
 
     def get(self, key: str) -> bytes:
         """A small object, whole. Raises ObjectNotFound."""

@@ -1,9 +1,9 @@
 """A directory as object store: for one machine, no server.
 
-Layout: `<root>/objects/<hh>/<object_id>`, `<root>/vault-id`, and `<root>/incoming/<object_id>.<random>` for writes that
-are not finished. Folders are 0700, files 0600. An object appears by rename, after its bytes and before its folder are
-flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system, which needs
-exclusive create and rename; hard links, which exFAT and many mounts lack, are not used.
+Layout: `<root>/objects/<hh>/<object_id>`, `vault-id` and `vault-epoch` in the root, `<root>/incoming/<name>.<random>`
+for writes that are not finished. Folders are 0700, files 0600. An object appears by rename, after its bytes and before
+its folder are flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system,
+which needs exclusive create and rename; hard links, which exFAT and many mounts lack, are not used.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import Final
 
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
-from vault.storage import INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -52,6 +52,14 @@ class LocalStore:
             try:
                 if _claim(self.path(key)):
                     self._publish(incoming, key)
+            finally:
+                incoming.unlink(missing_ok=True)
+
+    def put(self, key: str, content: bytes) -> None:
+        with _translated("put"):
+            incoming = self._write_incoming(key, content)
+            try:
+                self._publish(incoming, key)
             finally:
                 incoming.unlink(missing_ok=True)
 
@@ -98,7 +106,7 @@ class LocalStore:
 
     def path(self, key: str) -> Path:
         """Where an object lies. Keys are made by this service; anything else is a caller's mistake."""
-        if key != INSTALLATION_KEY and not OBJECT_KEY.fullmatch(key):
+        if key not in (INSTALLATION_KEY, EPOCH_KEY) and not OBJECT_KEY.fullmatch(key):
             raise ValueError("not an object key")
         return self._root / key
 

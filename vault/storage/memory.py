@@ -35,6 +35,11 @@ class MemoryStore:
             self.objects.setdefault(key, content)
             self._modified.setdefault(key, datetime.now(UTC))
 
+    def put(self, key: str, content: bytes) -> None:
+        with self._lock:
+            self.objects[key] = content
+            self._modified[key] = datetime.now(UTC)
+
     def get(self, key: str) -> bytes:
         with self._lock:
             if key not in self.objects:

@@ -112,6 +112,10 @@ class S3Store:
             return
         self._put_if_absent(key, content)
 
+    def put(self, key: str, content: bytes) -> None:
+        with _translated("PutObject"):
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=content)
+
     def get(self, key: str) -> bytes:
         with _translated("GetObject", missing=ObjectNotFound):
             answer = self.client.get_object(Bucket=self.bucket, Key=key)

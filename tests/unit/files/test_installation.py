@@ -11,6 +11,7 @@ from sqlalchemy.orm import sessionmaker
 
 from tests.support.faults import FailingStore
 from tests.support.vault import at_once
+from vault.audit.service import AuditService
 from vault.db import create_engine
 from vault.errors import InstallationMismatch, StorageUnavailable
 from vault.files import installation
@@ -26,7 +27,8 @@ def store() -> FailingStore:
 @pytest.fixture
 def guard(store: FailingStore, sqlite_template: Path, sqlite_url: str) -> Iterator[InstallationGuard]:
     engine = create_engine(sqlite_url)
-    yield InstallationGuard(sessionmaker(engine), store, lambda: datetime.now(UTC))
+    clock = lambda: datetime.now(UTC)  # noqa: E731
+    yield InstallationGuard(sessionmaker(engine), store, clock, audit=AuditService(clock))
     engine.dispose()
 
 

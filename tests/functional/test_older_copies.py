@@ -1,0 +1,330 @@
+"""Two databases beside one store: the store tells its owner from an older copy, which writes and removes nothing."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.copies import copied_database
+from tests.support.faults import FailingStore
+from tests.support.vault import Body, Person, Vault, at_once, refusal
+from vault import startup
+from vault.audit.service import Actor
+from vault.db import db_now
+from vault.errors import InstallationMismatch, StorageUnavailable
+from vault.files import installation
+from vault.files.installation import Epoch
+from vault.files.models import File, Installation
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
+from vault.storage.memory import MemoryStore
+
+FILES = "/api/v1/files"
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def vault(make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault(store=FailingStore())
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Vault], Vault]:
+    """Restores a copy of a vault's database as it is now, beside the same store."""
+    numbers: Iterator[int] = iter(range(100))
+
+    def copy(vault: Vault) -> Vault:
+        return vault.rotated(DATABASE_URL=copied_database(vault, tmp_path / f"copy-{next(numbers)}-test.db"))
+
+    return copy
+
+
+def end_leases(vault: Vault) -> None:
+    with vault.container.sessions.begin() as session:
+        session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(-60)))
+
+
+def epoch_of(vault: Vault) -> Epoch:
+    with vault.container.sessions.begin() as session:
+        return Epoch(*session.execute(sa.select(Installation.epoch, Installation.epoch_token)).one())
+
+
+def epoch_in(store: ObjectStore) -> Epoch | None:
+    return Epoch.parse(store.get(EPOCH_KEY))
+
+
+def copied_amid_an_upload(vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]) -> tuple[Vault, str]:
+    """A copy in which the upload is pending and its lease over, and the file's id at the side that acknowledged it."""
+    copies: list[Vault] = []
+    answer = anna.send(Body(b"hello", at=2, then=lambda: copies.append(copy_of(vault))), length=5)
+    assert answer.status_code == 201
+    assert copies[0].file_states() == ["pending"]
+    end_leases(copies[0])
+    return copies[0], answer.json["id"]
+
+
+def refuses(vault: Vault, person: Person) -> bool:
+    """Whether an upload, the reaper, a message, the search for orphans and `flask` refuse, and touch nothing."""
+    assert isinstance(vault.store, MemoryStore)
+    before = dict(vault.store.objects)
+    assert refusal(person.at(vault).send(b"more", length=4)) == (503, "installation_mismatch")
+    reaper = vault.container.reaper
+    for act in (vault.reap, reaper.find_orphans, reaper.foresee, lambda: reaper.remove(uuid.uuid4())):
+        with pytest.raises(InstallationMismatch):
+            act()
+    told = vault.command("files", "reap", "--orphans", "--yes", "--max", "100")
+    assert (told.exit_code, "installation_mismatch" in told.output) == (1, True)
+    assert "flask files adopt" in told.output
+    return vault.store.objects == before
+
+
+@on_sqlite
+def test_the_reaper_of_an_older_copy_leaves_what_its_original_has_acknowledged(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
+) -> None:
+    copy, file_id = copied_amid_an_upload(vault, anna, copy_of)
+    vault.reap()
+
+    with pytest.raises(InstallationMismatch):
+        copy.reap()
+
+    assert anna.download(file_id) == b"hello"
+    assert refuses(copy, anna)
+
+
+@on_sqlite
+def test_a_copy_that_is_raised_before_its_original_leaves_what_that_has_acknowledged(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, file_id = copied_amid_an_upload(vault, anna, copy_of)
+
+    report = copy.container.reaper.reap(Actor())
+    copy.reap()
+
+    assert (report.expired, report.removed) == (1, 0)
+    assert anna.download(file_id) == b"hello"
+    # Now the original is the one that is behind, until it is told to be the owner.
+    monkeypatch.setattr(installation, "_CONFIRMED_SECONDS", 0.0)
+    assert refuses(vault, anna)
+    assert vault.command("files", "adopt", "--yes").exit_code == 0
+    anna.upload(b"again")
+    vault.reap()
+    assert refuses(copy, anna)
+    assert anna.download(file_id) == b"hello"
+
+
+@on_sqlite
+def test_an_upload_during_which_another_copy_became_the_owner_is_not_acknowledged(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "_CONFIRMED_SECONDS", 0.0)
+    anna.upload(b"so that the installation id is there")
+    copy = copy_of(vault)
+
+    answer = anna.send(Body(b"hello", at=2, then=copy.container.installation.raise_epoch), length=5)
+
+    assert refusal(answer) == (503, "installation_mismatch")
+    assert len(anna.get(FILES).json["items"]) == 1
+    assert vault.accounts_balance()
+
+
+@on_sqlite
+def test_of_two_copies_that_are_raised_to_one_number_one_goes_on(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna.upload(b"so that the installation id is there")
+    copy = copy_of(vault)
+    put = vault.store.put
+
+    def be_overtaken(key: str, content: bytes) -> None:
+        monkeypatch.setattr(vault.store, "put", put)
+        copy.container.installation.raise_epoch()
+        put(key, content)
+
+    monkeypatch.setattr(vault.store, "put", be_overtaken)
+    vault.container.installation.raise_epoch()
+
+    assert epoch_of(vault).number == epoch_of(copy).number == 1
+    assert refuses(copy, anna)
+    vault.reap()
+
+
+@on_sqlite
+def test_a_copy_of_before_there_were_epochs_is_behind(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
+) -> None:
+    anna.upload(b"hello")
+    assert isinstance(vault.store, MemoryStore)
+    assert set(vault.store.objects) & {EPOCH_KEY} == set()
+    copy = copy_of(vault)
+
+    vault.reap()
+
+    assert refuses(copy, anna)
+
+
+@on_sqlite
+def test_adopting_is_asked_for_audited_and_lets_the_copy_work(
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
+) -> None:
+    anna.upload(b"hello")
+    vault.reap()
+    copy = copy_of(vault)
+    vault.reap()
+    vault.reap()
+
+    refused = copy.command("files", "adopt", input="n\n")
+    still = refuses(copy, anna)
+    adopted = copy.command("files", "adopt", input="y\n")
+    again = copy.command("files", "adopt")
+
+    assert (refused.exit_code, still, adopted.exit_code, again.exit_code) == (1, True, 0, 0)
+    assert "nothing to do" in again.output
+    assert epoch_of(copy) == epoch_in(copy.store)
+    [event] = copy.audit_trail("files.adopted")
+    assert (event.details["epoch"], event.details["store_epoch"], event.details["origin"]) == (4, 3, "cli")
+    anna.at(copy).upload(b"more")
+    copy.reap()
+    with pytest.raises(InstallationMismatch):
+        vault.reap()
+
+
+def test_adopting_does_not_take_a_store_of_another_installation(make_vault: Callable[..., Vault]) -> None:
+    store = MemoryStore()
+    vault = make_vault(store=store)
+    vault.member().upload(b"hello")
+    store.objects[INSTALLATION_KEY] = str(uuid.uuid4()).encode()
+    before = dict(store.objects)
+
+    told = vault.command("files", "adopt", "--yes")
+
+    assert (told.exit_code, "installation_mismatch" in told.output) == (1, True)
+    assert store.objects == before
+
+
+def test_processes_of_one_database_raise_its_epoch_together_and_none_is_behind(
+    make_vault: Callable[..., Vault],
+) -> None:
+    store = FailingStore()
+    vaults = [make_vault(store=store) for _ in range(3)]
+    guards = [vault.container.installation for vault in vaults]
+
+    def raise_and_require(number: int) -> None:
+        for _ in range(5):
+            guards[number % 3].raise_epoch()
+            guards[number % 3].verify()
+
+    at_once(6, raise_and_require)
+
+    assert epoch_of(vaults[0]).number == 30
+    assert epoch_in(store) == epoch_of(vaults[0])
+
+
+def test_a_process_that_tells_the_store_late_tells_it_the_newest(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, put = vault.container.installation, vault.store.put
+
+    def be_overtaken(key: str, content: bytes) -> None:
+        monkeypatch.setattr(vault.store, "put", put)
+        guard.raise_epoch()
+        put(key, content)
+
+    monkeypatch.setattr(vault.store, "put", be_overtaken)
+    guard.raise_epoch()
+
+    assert epoch_in(vault.store) == epoch_of(vault)
+    assert epoch_of(vault).number == 2
+
+
+def test_a_process_that_dies_before_it_tells_the_store_leaves_its_database_the_owner(
+    vault: Vault, anna: Person
+) -> None:
+    assert isinstance(vault.store, FailingStore)
+    vault.reap()
+    vault.store.failures["put"] = StorageUnavailable()
+    with pytest.raises(StorageUnavailable):
+        vault.reap()
+    vault.store.failures.clear()
+
+    anna.upload(b"hello")
+    vault.reap()
+
+    assert epoch_in(vault.store) == epoch_of(vault)
+    assert epoch_of(vault).number == 3
+
+
+def test_a_pass_that_finds_nothing_to_do_raises_the_epoch(vault: Vault) -> None:
+    for _ in range(2):
+        vault.reap()
+
+    found = epoch_in(vault.store)
+    assert found is not None
+    assert found.number == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"1", b"garbage", b"-1 x\n", b"\xff\xfe"])
+def test_an_epoch_that_is_none_is_refused_until_it_is_written_again(vault: Vault, anna: Person, content: bytes) -> None:
+    assert isinstance(vault.store, MemoryStore)
+    vault.reap()
+    vault.store.objects[EPOCH_KEY] = content
+
+    assert refuses(vault, anna)
+    assert vault.command("files", "adopt", "--yes").exit_code == 0
+    anna.upload(b"hello")
+
+
+def test_a_store_that_is_away_keeps_no_process_from_starting(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(vault.store, FailingStore)
+    vault.store.failures["get"] = StorageUnavailable()
+    threads: list[Any] = []
+
+    class Now:
+        """A thread that runs when it is started."""
+
+        def __init__(self, *, target: Callable[[], None], **_: object) -> None:
+            self.start = target
+            threads.append(self)
+
+    monkeypatch.setattr(startup.threading, "Thread", Now)
+
+    startup.raise_epoch(vault.container)
+    vault.store.failures.clear()
+    startup.raise_epoch(vault.container)
+
+    assert len(threads) == 2
+    assert epoch_of(vault).number == 1
+
+
+def test_an_empty_store_is_not_taken_for_that_of_an_installation_without_files(
+    make_vault: Callable[..., Vault],
+) -> None:
+    """A disk that is not mounted, before the first upload: what is stored there would vanish under the mount."""
+    first = make_vault(store=FailingStore())
+    first.reap()
+    store = MemoryStore()
+    vault = make_vault(store=store)
+    anna = vault.member()
+
+    answer = anna.send(b"hello", length=5)
+
+    assert refusal(answer) == (503, "installation_mismatch")
+    assert store.objects == {}
+    assert vault.command("files", "adopt", "--yes").exit_code == 0
+    anna.upload(b"hello")
+    assert store.objects[INSTALLATION_KEY] == first.store.get(INSTALLATION_KEY)
+
+
+def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault, anna: Person) -> None:
+    row = vault.file(anna.upload(b"hello")["id"])
+    vault.change_file(row.id, state="pending", lease_until=vault.clock())
+    end_leases(vault)
+
+    vault.reap()
+    vault.reap()
+    kept = vault.objects()
+    end_leases(vault)
+    vault.reap()
+
+    assert kept == [object_key(row.object_id)]
+    assert vault.objects() == []
