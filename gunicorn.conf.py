@@ -47,6 +47,13 @@ max_requests = 0
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+# No peer's headers change a request's path, prefix or scheme; X-Forwarded-For is read by vault.http.clients alone.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+proxy_protocol = "off"
+# gunicorn reads the prefix for each request; links come from PUBLIC_URL.
+os.environ.pop("SCRIPT_NAME", None)
 # It would write into the home folder.
 control_socket_disable = True
 # Our own access log has the route's pattern; gunicorn's would have paths and queries.

@@ -19,6 +19,8 @@ _EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\
 # What boto3 takes as a region, and as the host of an endpoint
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+# The widest private networks there are: 10.0.0.0/8 and fc00::/7
+_WIDEST: Final = {4: 8, 6: 7}
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -173,6 +175,8 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
         raise ValueError("must be addresses or networks (10.0.0.0/8, 192.0.2.7), separated by commas") from None
     if any(getattr(network.network_address, "ipv4_mapped", None) for network in found):
         raise ValueError("must have IPv4 addresses in their own form: 10.0.0.1, not ::ffff:10.0.0.1")
+    if any(network.prefixlen < _WIDEST[network.version] for network in found):
+        raise ValueError("would believe whole continents: name the proxies alone, since each may claim any address")
     return found
 
 

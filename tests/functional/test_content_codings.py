@@ -9,6 +9,13 @@ from tests.support.vault import Person, Vault, refusal
 FILES = "/api/v1/files"
 FORM = "multipart/form-data; boundary=edge"
 
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """SQLite alone: what headers mean does not depend on the database."""
+    return sqlite_url
+
+
 REFUSED = [
     pytest.param("Content-Encoding", "gzip", 415, "unsupported_media_type", id="gzip"),
     pytest.param("Content-Encoding", "identity, br", 415, "unsupported_media_type", id="several"),

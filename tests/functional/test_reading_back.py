@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 from gunicorn.http.wsgi import HEADER_VALUE_RE
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.vault import Person, Vault, refusal
@@ -36,6 +36,7 @@ def sent_headers(answer: Any) -> dict[str, str]:
 types = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=8).map(lambda pieces: "text/plain" + "".join(pieces)),
     st.text(BYTES, max_size=30).map(lambda text: f'text/plain; a="{text}"'),
+    st.text(BYTES[:126], max_size=6).map(lambda text: f'text/plain; a="{text}"'),
 )
 names = st.text(min_size=1, max_size=40).map(
     lambda name: f"filename*=UTF-8''{quote(name.encode(errors='surrogatepass'))}"
@@ -50,7 +51,8 @@ def database_url(sqlite_url: str) -> str:
 
 
 @given(content_type=types, filename=st.one_of(names, raw_names))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(content_type='text/plain; a="\x01"', filename='filename="a"')
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_accepted_can_be_read_back(vault: Vault, anna: Person, content_type: str, filename: str) -> None:
     answer = anna.post(FILES, data=form(content_type, filename), content_type=FORM)
 

@@ -23,7 +23,9 @@ JSON = b'{"email": "a@example.org", "password": "x"}'
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with embedded(tmp_path_factory.mktemp("attacks"), GRACEFUL_SECONDS="5") as running:
+    # Two variables that gunicorn reads by itself, and that mean nothing here.
+    own = {"SCRIPT_NAME": "/public", "FORWARDED_ALLOW_IPS": "*"}
+    with embedded(tmp_path_factory.mktemp("attacks"), GRACEFUL_SECONDS="5", **own) as running:
         running.start_api()
         yield running
 
@@ -235,6 +237,39 @@ def test_what_is_no_request_is_refused_at_once(stack: Stack, attack: bytes) -> N
     assert statuses(answer) == [400]
     assert problem(answer)["code"] == "bad_request"
     assert served(stack) == before
+
+
+# gunicorn believes some of these from loopback, where a proxy on this machine passes on what its clients send.
+FORWARDED = {
+    "prefix": ["SCRIPT_NAME: /public"],
+    "path": ["PATH_INFO: /livez"],
+    "prefix by another name": ["X-Forwarded-Prefix: /public", "X-Script-Name: /public"],
+    "scheme": ["X-Forwarded-Proto: https", "X-Forwarded-Scheme: https"],
+    "contradictory schemes": ["X-Forwarded-Proto: https", "X-Forwarded-Ssl: off", "X-Forwarded-Protocol: ssl"],
+    "host": ["X-Forwarded-Host: evil.example", "X-Forwarded-Port: 1", "Forwarded: host=evil.example;proto=https"],
+    "method": ["X-HTTP-Method-Override: DELETE"],
+    "address": ["X-Real-IP: 192.0.2.1", "REMOTE_ADDR: 192.0.2.1"],
+}
+
+
+@pytest.mark.parametrize("lines", FORWARDED.values(), ids=FORWARDED)
+def test_a_forwarded_header_moves_no_route(stack: Stack, lines: list[str]) -> None:
+    close = "Connection: close"
+
+    there = exchange(stack.port, head("GET", "/api/v1/files", close, *lines))
+    elsewhere = exchange(stack.port, head("GET", "/public/api/v1/files", close, *lines))
+    documents = [exchange(stack.port, head("GET", "/openapi.json", close, *sent)) for sent in (lines, [])]
+
+    assert (statuses(there), problem(there)["code"]) == ([401], "unauthorized")
+    assert (statuses(elsewhere), problem(elsewhere)["code"]) == ([404], "not_found")
+    bodies = [document.partition(b"\r\n\r\n")[2] for document in documents]
+    assert bodies[0] == bodies[1] != b""
+
+
+def test_a_line_of_the_proxy_protocol_is_no_request(stack: Stack) -> None:
+    line = b"PROXY TCP4 192.0.2.1 127.0.0.1 1234 80\r\n"
+
+    assert statuses(exchange(stack.port, line + SMUGGLED)) == [400]
 
 
 def test_a_tunnel_is_not_opened(stack: Stack) -> None:

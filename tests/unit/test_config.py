@@ -1014,6 +1014,11 @@ def test_a_proxy_that_is_no_address_is_refused(refusal: Refusal, text: str) -> N
     }
 
 
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0", "127.0.0.1,0.0.0.0/1", "2000::/3"])
+def test_networks_of_proxies_that_hold_everybody_are_refused(refusal: Refusal, text: str) -> None:
+    assert "name the proxies alone" in str(refusal(TRUSTED_PROXIES=text))
+
+
 def test_a_trusted_proxy_in_a_form_that_would_never_match_is_refused(refusal: Refusal) -> None:
     assert "in their own form" in str(refusal(TRUSTED_PROXIES="::ffff:10.0.0.1"))
 

@@ -24,6 +24,15 @@ def services() -> dict[str, Any]:
     return dict(compose.load(SECRETS)["services"])
 
 
+def test_the_gateway_that_documents_let_operators_trust_is_the_one_of_the_file() -> None:
+    (network,) = compose.load(SECRETS)["networks"]["default"]["ipam"]["config"]
+    pattern = r"TRUSTED_PROXIES=([\d./]+)"
+    named = {*re.findall(pattern, (ROOT / "README.md").read_text())}
+    named |= {*re.findall(pattern, (ROOT / "docs/operations.md").read_text())} - {"127.0.0.1"}
+
+    assert named == {network["gateway"]}
+
+
 @pytest.fixture(scope="module")
 def workflow() -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text()))
