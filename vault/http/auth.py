@@ -17,6 +17,7 @@ from vault.extensions import jwt
 from vault.http.api import refuse_undeclared_query
 from vault.http.documents import View, may_answer
 from vault.http.errors import CHALLENGE, CHALLENGE_FOR_BAD_TOKEN, unauthorized
+from vault.http.pacing import know_account
 from vault.http.requests import anonymous
 
 
@@ -100,4 +101,7 @@ def _load_user(_header: dict[str, Any], claims: dict[str, Any]) -> SignedIn | No
         user_id, session_id = uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return container().user_sessions.identify(user_id, session_id)
+    who = container().user_sessions.identify(user_id, session_id)
+    if who is not None:
+        know_account(request.environ, who.user_id)
+    return who

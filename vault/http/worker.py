@@ -1,8 +1,9 @@
 """gunicorn's threaded worker, made so that clients are waited for in its poller and not by its threads.
 
 gunicorn's own gives every new connection a thread, which then waits for the request. Here a thread gets a request when
-its head and a small body have arrived; what a thread may still wait for, large bodies both ways, `vault.http.pacing`
-limits. TLS and HTTP/2 are a proxy's business: the poller reads heads as they are on the wire.
+its head and a small body have arrived, also one without a declared length; what a thread may still wait for, large
+bodies both ways, `vault.http.pacing` limits. TLS and HTTP/2 are a proxy's business: the poller reads heads as they are
+on the wire.
 """
 
 import errno
@@ -13,13 +14,12 @@ import socket
 import struct
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from selectors import EVENT_READ
-from threading import BoundedSemaphore
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from gunicorn.http.errors import (
@@ -38,12 +38,18 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from vault.errors import TooSlow, VaultError
 from vault.http.errors import STATUS, problem_body
 from vault.http.headers import on_every_answer
-from vault.http.pacing import SMALL_BYTES, PacedSocket
+from vault.http.pacing import SMALL_BYTES, PacedSocket, Waits
 from vault.metrics import REQUESTS
+from vault.slots import ThreadPlan
 
-# For the head and a small body together, from their first byte on.
+# For the head, from its first byte on, and for the beginning of a body whose length is not declared.
 _REQUEST_SECONDS: Final = 10.0
+# For a small body of declared length, by the least rate of all bodies, which is 1 KiB/s.
+_BODY_SECONDS: Final = SMALL_BYTES / 1024
 _HEAD_BYTES: Final = 32 * 1024
+# A chunked body is handed on when so much has come, framing included: it is large, or cut into absurd pieces.
+_CHUNKED_BYTES: Final = 2 * SMALL_BYTES
+_CHUNK_LINE_BYTES: Final = 8190
 _RECEIVE_BYTES: Final = 64 * 1024
 # A socket that is closed while bytes lie in it unread is reset, and a reset takes the answer away from whoever has not
 # read it yet (RFC 9112, 9.6). So what still comes is discarded: for 2 s, at most what a line of 4 Gbit/s carries then.
@@ -54,9 +60,9 @@ _IDLE_SECONDS_AT_STOP: Final = 1.0
 _SWEEP_SECONDS: Final = 0.25
 
 _REQUEST_LINE: Final = re.compile(rb"(?:\r\n)?[A-Z]{3,20} [^\r\n]+ HTTP/1\.[01]\r\n")
-_SMALL_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})[ \t]*\r\n", re.IGNORECASE)
-# With these a length says nothing about what comes by itself.
-_NO_LENGTH: Final = re.compile(rb"\r\n(?:expect|transfer-encoding):", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,19})[ \t]*\r\n", re.IGNORECASE)
+_ENCODED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*(chunked)?", re.IGNORECASE)
+_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 
 _PARSER_REFUSALS: Final = {
     LimitRequestLine: (HTTPStatus.REQUEST_URI_TOO_LONG, "uri_too_long"),
@@ -72,6 +78,66 @@ _UNKNOWN: Final = "The server could not answer this request."
 log = structlog.get_logger("vault.access")
 
 
+class _Body(Protocol):
+    """What the poller waits for behind a head."""
+
+    # Whether a body that is late may still be an upload.
+    is_open_ended: bool
+
+    def has_come(self, request: bytearray) -> bool:
+        """Whether no more of it need be waited for here."""
+
+
+class _NoBody:
+    """A body that is not there, or is large, or is not for the poller to understand."""
+
+    is_open_ended = False
+
+    def has_come(self, request: bytearray) -> bool:
+        return True
+
+
+class _SizedBody:
+    """A small body of declared length."""
+
+    is_open_ended = False
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+
+    def has_come(self, request: bytearray) -> bool:
+        return len(request) >= self._end
+
+
+class _ChunkedBody:
+    """A chunked body (RFC 9112, 7.1) up to its end, or until it is no small one."""
+
+    is_open_ended = True
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        # Of the line that begins the next chunk.
+        self._at = start
+        self._size = 0
+
+    def has_come(self, request: bytearray) -> bool:
+        while self._size <= SMALL_BYTES and len(request) - self._start <= _CHUNKED_BYTES:
+            end = request.find(b"\r\n", self._at)
+            if end < 0:
+                return len(request) - self._at > _CHUNK_LINE_BYTES
+            try:
+                size = int(request[self._at : end].partition(b";")[0], 16)
+            except ValueError:
+                return True
+            if size <= 0:
+                # The trailers end with an empty line.
+                return request.find(b"\r\n\r\n", end) >= 0
+            if size <= SMALL_BYTES and len(request) < end + 2 + size + 2:
+                return False
+            self._at, self._size = end + 2 + size + 2, self._size + size
+        return True
+
+
 class Connection(TConn):  # type: ignore[misc]
     """A client's connection, with what has arrived of its next request."""
 
@@ -80,11 +146,12 @@ class Connection(TConn):  # type: ignore[misc]
         # gunicorn's threads first wait for data unless this says that there is some.
         self.data_ready = True
         self.request = bytearray()
-        self.deadline = 0.0
+        self.since = self.deadline = 0.0
         self.is_lingering = False
         self.left_to_discard = _LINGER_BYTES
         # Why a request that is not complete will not be read on, if so.
         self.refusal: Exception | None = None
+        self._expect_head()
 
     def init(self) -> None:
         super().init()
@@ -92,6 +159,7 @@ class Connection(TConn):  # type: ignore[misc]
             self.parser.unreader = _Unreader(self)
         self.parser.unreader.unread(bytes(self.request))
         self.request.clear()
+        self._expect_head()
 
     def take_pipelined(self) -> None:
         """Bytes behind the request that was answered are the beginning of the next."""
@@ -100,35 +168,60 @@ class Connection(TConn):  # type: ignore[misc]
 
     @property
     def has_head(self) -> bool:
-        return b"\r\n\r\n" in self.request
+        return self.body is not None
 
     def is_for_thread(self) -> bool:
         """Whether no more of the request need be waited for here: it is there, or is none.
 
         What it means is the parser's to say; a request that is misread here is only handed on too early or too late.
+        Each byte is looked at once, however small the pieces are in which it comes.
         """
-        head, found, body = self.request.partition(b"\r\n\r\n")
-        if not found:
-            if len(head) > _HEAD_BYTES:
-                self.refusal = LimitRequestHeaders("too long")
-            elif _is_malformed(head):
-                self.refusal = InvalidRequestLine("")
-            return self.refusal is not None
-        length = _SMALL_LENGTH.search(head + b"\r\n")
-        if length is None or int(length[1]) > SMALL_BYTES or _NO_LENGTH.search(head):
+        if self.body is None:
+            end = self.request.find(b"\r\n\r\n", max(0, self._scanned - 3))
+            if end < 0:
+                self._refuse_what_is_no_head()
+                return self.refusal is not None
+            self._read_head(bytes(self.request[: end + 2]), end + 4)
+        assert self.body is not None
+        return self.body.has_come(self.request)
+
+    def _expect_head(self) -> None:
+        self.body: _Body | None = None
+        self.expects_continue = False
+        self._scanned = 0
+        self._has_line = False
+
+    def _refuse_what_is_no_head(self) -> None:
+        if len(self.request) > _HEAD_BYTES:
+            self.refusal = LimitRequestHeaders("too long")
+        elif self._is_malformed():
+            self.refusal = InvalidRequestLine("")
+        self._scanned = len(self.request)
+
+    def _is_malformed(self) -> bool:
+        """Whether this is not the beginning of a request, which would be waited for in vain."""
+        head = self.request
+        if head and not head[:1].isupper() and not b"\r\n".startswith(head[:2]):
             return True
-        return len(body) >= int(length[1])
+        if not self._has_line and head.find(b"\n", max(2, self._scanned)) >= 0:
+            if _REQUEST_LINE.match(head) is None:
+                return True
+            self._has_line = True
+        # Where what was looked at ends amid a line's end, from there on.
+        begin = self._scanned - (head[self._scanned - 1 : self._scanned] == b"\r")
+        return head.count(b"\n", begin) != head.count(b"\r\n", begin)
 
-
-def _is_malformed(head: bytearray) -> bool:
-    """Whether this is not the beginning of a request, which would be waited for in vain."""
-    if not head:
-        return False
-    return (
-        (not head[:1].isupper() and not b"\r\n".startswith(head[:2]))
-        or (b"\n" in head[2:] and _REQUEST_LINE.match(head) is None)
-        or head.count(b"\n") != head.count(b"\r\n")
-    )
+    def _read_head(self, head: bytes, end: int) -> None:
+        length, encoded = _LENGTH.search(head), _ENCODED.search(head)
+        if encoded is not None:
+            self.body = _ChunkedBody(end) if encoded[1] and length is None else _NoBody()
+        elif length is not None and int(length[1]) <= SMALL_BYTES:
+            self.body = _SizedBody(end + int(length[1]))
+        else:
+            self.body = _NoBody()
+        # An older client does not know that answer.
+        is_known = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.1")
+        self.expects_continue = is_known and _EXPECTS_CONTINUE.search(head) is not None
 
 
 class _Unreader(SocketUnreader):  # type: ignore[misc]
@@ -148,7 +241,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._slots = BoundedSemaphore(self.cfg.threads - max(1, self.cfg.threads // 4))
+        self._waits = Waits.planned(ThreadPlan(self.cfg.threads))
         self._parked: set[Connection] = set()
         self._next_sweep = 0.0
         self._is_stopping = False
@@ -159,6 +252,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """gunicorn's has no threads for what waits beside those that work."""
+        hashes = self.app.wsgi().extensions["vault"].settings.argon2_concurrency
+        return ThreadPoolExecutor(ThreadPlan(self.cfg.threads).total(hashes))
 
     # --- in the main thread ---
 
@@ -177,13 +275,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if self.nr_conns >= self.worker_connections:
             # gunicorn's would leave the port alone until somebody goes.
             self._make_room()
-        sock = PacedSocket(accepted, self._slots)
+        sock = PacedSocket(accepted, self._waits)
         self._await_request(Connection(self.cfg, sock, client, listener.getsockname()))
 
     def _make_room(self) -> None:
-        """Drop the connection that has the least time left to say what it wants."""
+        """Drop the connection that has waited longest."""
         if self._parked:
-            conn = min(self._parked, key=lambda conn: conn.deadline)
+            conn = min(self._parked, key=lambda conn: conn.since)
             self._unpark(conn)
             self._drop(conn)
 
@@ -209,8 +307,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             if force or conn.is_lingering or not conn.request:
                 self._drop(conn)
                 continue
-            # A body may be slow, but is waited for in a slot from now on; a head may not.
-            conn.refusal = None if conn.has_head else TooSlow()
+            if conn.has_head:
+                # An upload may go on in a slot of its own; for any other body its time is over.
+                conn.sock.is_late = True
+            else:
+                conn.refusal = TooSlow()
             self.enqueue_req(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -235,11 +336,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _await_request(self, conn: Connection) -> None:
         conn.take_pipelined()
-        conn.deadline = monotonic() + (_REQUEST_SECONDS if conn.request else self._idle_seconds())
+        conn.since = monotonic()
+        conn.deadline = conn.since + (_REQUEST_SECONDS if conn.request else self._idle_seconds())
         if conn.is_for_thread():
             self.enqueue_req(conn)
         else:
+            if conn.has_head:
+                self._await_body(conn)
             self._park(conn, self._receive)
+
+    def _await_body(self, conn: Connection) -> None:
+        assert conn.body is not None
+        if not conn.body.is_open_ended:
+            conn.deadline = monotonic() + _BODY_SECONDS
+        if conn.expects_continue:
+            # What a client that has gone is told is seen when its connection is read.
+            with suppress(OSError):
+                conn.sock.tell_to_continue()
 
     def _idle_seconds(self) -> float:
         return float(self.cfg.keepalive) if self.alive else _IDLE_SECONDS_AT_STOP
@@ -252,10 +365,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         if not conn.request:
             conn.deadline = monotonic() + _REQUEST_SECONDS
+        had_head = conn.has_head
         conn.request += self._block[:count]
         if conn.is_for_thread():
             self._unpark(conn)
             self.enqueue_req(conn)
+        elif conn.has_head and not had_head:
+            self._await_body(conn)
 
     def _linger(self, conn: Connection) -> None:
         """End the sending side, then discard until the client has closed its own, for a limited time."""

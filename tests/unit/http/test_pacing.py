@@ -4,19 +4,22 @@ import socket
 import threading
 from collections.abc import Iterator
 from threading import BoundedSemaphore
+from time import monotonic
 
 import pytest
 
-from vault.errors import Busy, TooSlow
-from vault.http import pacing
-from vault.http.pacing import SMALL_BYTES, PacedSocket, begin_transfer
+from vault.errors import Busy, TooLarge, TooSlow
+from vault.http.pacing import SMALL_BYTES, Pace, PacedSocket, Waits, begin_transfer, know_account
+from vault.slots import Slots, Turns
 
 LARGE = bytes(8 * 1024 * 1024)
 
 
 @pytest.fixture
-def slots() -> BoundedSemaphore:
-    return BoundedSemaphore(1)
+def waits() -> Waits:
+    """One slot for transfers, one turn at the store, one for answers to strangers; a minute is a fifth of a second."""
+    pace = Pace(seconds=0.2, least_bytes=100, credit_seconds=0.4)
+    return Waits(Slots(1, share=1), Turns(1, patience_seconds=0), BoundedSemaphore(1), pace)
 
 
 @pytest.fixture
@@ -26,19 +29,25 @@ def theirs() -> Iterator[socket.socket]:
         yield end
 
 
-@pytest.fixture
-def ours(slots: BoundedSemaphore, theirs: socket.socket) -> Iterator[PacedSocket]:
+def connected(waits: Waits, theirs: socket.socket) -> PacedSocket:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs.settimeout(10)
         theirs.connect(listener.getsockname())
-        with PacedSocket(listener.accept()[0], slots) as connection:
-            yield connection
+        return PacedSocket(listener.accept()[0], waits)
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "_WINDOW_SECONDS", 0.2)
-    monkeypatch.setattr(pacing, "_WINDOW_BYTES", 100)
+def ours(waits: Waits, theirs: socket.socket) -> Iterator[PacedSocket]:
+    with connected(waits, theirs) as connection:
+        yield connection
+
+
+def slot_is_free(waits: Waits) -> bool:
+    """Whether the one slot for transfers is free; it is given back."""
+    if not waits.transfers.take("test"):
+        return False
+    waits.transfers.give_back("test")
+    return True
 
 
 @pytest.fixture
@@ -51,10 +60,10 @@ def later() -> Iterator[list[threading.Timer]]:
         timer.join()
 
 
-def test_bytes_that_are_there_need_no_slot(ours: PacedSocket, theirs: socket.socket, slots: BoundedSemaphore) -> None:
+def test_bytes_that_are_there_need_no_slot(ours: PacedSocket, theirs: socket.socket, waits: Waits) -> None:
     theirs.sendall(b"hello")
     theirs.shutdown(socket.SHUT_WR)
-    slots.acquire()
+    waits.transfers.take("other")
 
     received = ours.recv(5)
     ours.sendall(b"goodbye")
@@ -63,32 +72,63 @@ def test_bytes_that_are_there_need_no_slot(ours: PacedSocket, theirs: socket.soc
     assert theirs.recv(10) == b"goodbye"
 
 
-def test_bytes_are_waited_for_in_a_slot_until_the_request_ends(
-    ours: PacedSocket, theirs: socket.socket, slots: BoundedSemaphore, later: list[threading.Timer]
+def test_bytes_of_a_transfer_are_waited_for_in_its_slot_until_the_request_ends(
+    ours: PacedSocket, theirs: socket.socket, waits: Waits, later: list[threading.Timer]
 ) -> None:
     later.append(threading.Timer(0.05, theirs.sendall, [b"late"]))
     later[0].start()
+    ours.begin_transfer()
 
     received = ours.recv(100)
 
     assert received == b"late"
-    assert not slots.acquire(blocking=False)
+    assert not slot_is_free(waits)
     ours.end_request()
     ours.end_request()
-    assert slots.acquire(blocking=False)
+    assert slot_is_free(waits)
 
 
-def test_nothing_is_waited_for_without_a_slot(ours: PacedSocket, slots: BoundedSemaphore) -> None:
-    slots.acquire()
+@pytest.mark.parametrize(("is_late", "refusal"), [(False, TooLarge), (True, TooSlow)], ids=["large", "late"])
+def test_a_body_that_is_not_there_is_waited_for_by_no_other_request_and_takes_no_slot(
+    ours: PacedSocket, waits: Waits, is_late: bool, refusal: type[Exception]
+) -> None:
+    ours.know("anna")
+    ours.is_late = is_late
 
-    with pytest.raises(Busy):
+    with pytest.raises(refusal):
         ours.recv(1)
+
+    assert slot_is_free(waits)
+    ours.end_request()
+    assert not ours.is_late
+
+
+def test_an_answer_to_an_account_is_waited_for_in_a_slot_of_its_own_and_never_without(
+    ours: PacedSocket, waits: Waits
+) -> None:
+    ours.know("anna")
+    waits.transfers.take("other")
+
     with pytest.raises(BrokenPipeError):
         ours.sendall(LARGE)
 
     assert ours.is_cut
-    ours.end_request()
-    assert not slots.acquire(blocking=False)
+    assert waits.answers.acquire(blocking=False)
+
+
+def test_an_answer_to_a_stranger_is_waited_for_without_a_slot_for_transfers_and_in_its_turn(
+    ours: PacedSocket, waits: Waits
+) -> None:
+    waits.transfers.take("other")
+
+    with pytest.raises(BrokenPipeError) as for_too_long:
+        ours.sendall(LARGE)
+    waits.answers.acquire(blocking=False)
+    with pytest.raises(BrokenPipeError) as out_of_turn:
+        ours.sendall(LARGE)
+
+    assert isinstance(for_too_long.value.__cause__, TooSlow)
+    assert isinstance(out_of_turn.value.__cause__, Busy)
 
 
 def test_a_client_that_goes_is_no_longer_waited_for(
@@ -96,25 +136,27 @@ def test_a_client_that_goes_is_no_longer_waited_for(
 ) -> None:
     later.append(threading.Timer(0.05, theirs.close))
     later[0].start()
+    ours.begin_transfer()
 
     assert ours.recv(1) == b""
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_client_that_sends_nothing_is_too_slow(ours: PacedSocket) -> None:
+    ours.begin_transfer()
+
     with pytest.raises(TooSlow):
         ours.recv(1)
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_client_that_takes_nothing_is_cut(ours: PacedSocket, theirs: socket.socket) -> None:
+    ours.begin_transfer()
+
     with pytest.raises(BrokenPipeError):
         ours.sendall(LARGE)
 
     assert ours.is_cut
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
     ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]
 ) -> None:
@@ -122,6 +164,7 @@ def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
     later.extend(threading.Timer(0.02 * n, theirs.sendall, [bytes(200)]) for n in range(1, 40))
     for timer in later:
         timer.start()
+    ours.begin_transfer()
 
     received = 0
     while received < 200 * 39:
@@ -131,43 +174,110 @@ def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
         ours.recv(1)
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_trickle_is_too_slow(ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]) -> None:
     later.extend(threading.Timer(0.02 * n, theirs.sendall, [b"x"]) for n in range(1, 100))
     for timer in later:
         timer.start()
+    ours.begin_transfer()
 
     with pytest.raises(TooSlow):
         [ours.recv(100) for _ in range(100)]
 
 
-@pytest.mark.usefixtures("quick")
 def test_each_request_has_its_own_time(ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]) -> None:
     for _ in range(4):
         later.append(threading.Timer(0.1, theirs.sendall, [b"x"]))
         later[-1].start()
+        ours.begin_transfer()
 
         assert ours.recv(1) == b"x"
         ours.end_request()
 
 
+def test_a_client_that_takes_little_by_little_is_not_cut_while_the_kernel_holds_megabytes_for_it(
+    theirs: socket.socket,
+) -> None:
+    # It takes 100 kB a second, of which 40 are demanded. The kernel has room again when a third of what it holds is
+    # gone, which takes ten times as long as a client is waited for.
+    pace = Pace(seconds=1, least_bytes=40_000, credit_seconds=0)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    stopped = threading.Event()
+
+    def read_slowly() -> None:
+        while not stopped.wait(0.05) and theirs.recv(5_000):
+            pass
+
+    with connected(Waits(Slots(1, share=1), Turns(1), BoundedSemaphore(1), pace), theirs) as ours:
+        ours.begin_transfer()
+        reader = threading.Thread(target=read_slowly)
+        reader.start()
+        stop = threading.Timer(2.5, theirs.shutdown, [socket.SHUT_RDWR])
+        stop.start()
+        began = monotonic()
+        with pytest.raises(ConnectionError):
+            ours.sendall(LARGE)
+        lasted = monotonic() - began
+        stopped.set()
+        reader.join()
+        stop.join()
+
+    assert not ours.is_cut
+    assert lasted > 2
+
+
 @pytest.mark.parametrize("size", [None, SMALL_BYTES + 1])
-def test_a_large_transfer_begins_with_a_slot(ours: PacedSocket, slots: BoundedSemaphore, size: int | None) -> None:
+def test_a_large_transfer_begins_with_a_slot(ours: PacedSocket, waits: Waits, size: int | None) -> None:
     begin_transfer({"gunicorn.socket": ours}, size)
     begin_transfer({"gunicorn.socket": ours}, size)
 
-    assert not slots.acquire(blocking=False)
+    assert not slot_is_free(waits)
     ours.end_request()
-    slots.acquire()
+    waits.transfers.take("other")
     with pytest.raises(Busy):
         begin_transfer({"gunicorn.socket": ours}, size)
 
 
-def test_a_small_transfer_needs_no_slot_and_another_server_has_none(ours: PacedSocket, slots: BoundedSemaphore) -> None:
-    slots.acquire()
+def test_a_small_transfer_begins_with_a_turn_at_the_store_and_another_server_has_neither(
+    ours: PacedSocket, waits: Waits
+) -> None:
+    waits.transfers.take("other")
 
+    begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
     begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
     begin_transfer({}, None)
 
+    assert waits.small_files.begin() is None
     ours.end_request()
-    assert not slots.acquire(blocking=False)
+    turn = waits.small_files.begin()
+    assert turn is not None
+    with pytest.raises(Busy):
+        begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
+
+
+def test_an_account_has_its_share_of_the_slots_and_leaves_the_others(theirs: socket.socket) -> None:
+    waits = Waits(Slots(2, share=1), Turns(1), BoundedSemaphore(1))
+    waits.transfers.take("anna")
+
+    with connected(waits, theirs) as ours:
+        environ = {"gunicorn.socket": ours}
+        know_account(environ, "anna")
+        with pytest.raises(Busy):
+            begin_transfer(environ, None)
+        know_account(environ, "ben")
+        begin_transfer(environ, None)
+        # Whose it was is what is given back.
+        know_account(environ, "clara")
+        ours.end_request()
+
+    assert waits.transfers.take("ben")
+
+
+def test_a_client_that_was_told_to_continue_is_not_told_again(ours: PacedSocket, theirs: socket.socket) -> None:
+    ours.tell_to_continue()
+    ours.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    ours.end_request()
+    ours.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    ours.close()
+
+    with theirs.makefile("rb") as received:
+        assert received.read().count(b"100 Continue") == 2

@@ -4,24 +4,25 @@ import logging
 import selectors
 import socket
 from collections.abc import Callable, Iterator
-from threading import BoundedSemaphore
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
-from vault.http.pacing import PacedSocket
+from vault.http.pacing import PacedSocket, Waits
 from vault.http.worker import Connection, Worker
+from vault.slots import ThreadPlan
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
 def connection() -> Iterator[Callable[[bytes], Connection]]:
     ours, theirs = socket.socketpair()
-    with PacedSocket(ours, BoundedSemaphore(1)) as paced, theirs:
+    with PacedSocket(ours, Waits.planned(ThreadPlan(4))) as paced, theirs:
 
         def make(received: bytes) -> Connection:
             made = Connection(Config(), paced, ("127.0.0.1", 1), ("127.0.0.1", 2))
@@ -47,6 +48,14 @@ def connection() -> Iterator[Callable[[bytes], Connection]]:
         POST + b"\r\n123456789",
         POST.replace(b"Content-Length:", b"content-length:\t") + b"\r\n",
         POST.replace(b"10", b"65536") + b"\r\n" + bytes(65535),
+        POST + b"Expect: 100-continue\r\n\r\n",
+        CHUNKED,
+        CHUNKED + b"5",
+        CHUNKED + b"5\r\nhello",
+        CHUNKED + b"5\r\n0\r\n\r\n",
+        CHUNKED + b"5\r\nhello\r\n0\r\n",
+        CHUNKED + b"5;name=value\r\nhello\r\n0\r\nTrailer: 1\r\n",
+        CHUNKED + b"10000\r\n" + bytes(0x10000 - 1),
     ],
 )
 def test_what_is_not_complete_is_waited_for(connection: Callable[[bytes], Connection], received: bytes) -> None:
@@ -66,9 +75,17 @@ def test_what_is_not_complete_is_waited_for(connection: Callable[[bytes], Connec
         POST + b"\r\n1234567890" + GET,
         POST.replace(b"10", b"65537") + b"\r\n",
         POST.replace(b"10", b"99999999999") + b"\r\n",
-        POST + b"Expect: 100-continue\r\n\r\n",
+        POST.replace(b"10", b"65537") + b"Expect: 100-continue\r\n\r\n",
         POST + b"Transfer-Encoding: chunked\r\n\r\n",
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"gzip, chunked"),
+        CHUNKED + b"0\r\n\r\n",
+        CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + GET,
+        CHUNKED + b"5\r\nhello\r\n0\r\nTrailer: 1\r\n\r\n",
+        CHUNKED + b"10001\r\n",
+        CHUNKED + b"8000\r\n" + bytes(0x8000) + b"\r\n8000\r\n" + bytes(0x8000) + b"\r\n1\r\nx\r\n",
+        CHUNKED + b"1\r\nx\r\n" * 30_000,
+        CHUNKED + b"hello\r\n",
+        CHUNKED + b"1" * 8192,
         # Complete, so that the parser will say what is wrong with it.
         b"GET /\r\n\r\n",
         b"\r\n\r\n",
@@ -100,6 +117,57 @@ def test_what_will_never_be_a_request_is_not_waited_for(
 
     assert refused.is_for_thread()
     assert isinstance(refused.refusal, refusal)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"\r\n" + GET + b"\r\n",
+        POST + b"\r\n1234567890",
+        CHUNKED + b"5;a=b\r\nhello\r\n1\r\nx\r\n0\r\nT: 1\r\n\r\n",
+    ],
+    ids=["head", "sized", "chunked"],
+)
+def test_what_comes_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_none(
+    connection: Callable[[bytes], Connection], whole: bytes
+) -> None:
+    waiting, complete_at = connection(b""), []
+
+    for position, byte in enumerate(whole):
+        waiting.request.append(byte)
+        if waiting.is_for_thread():
+            complete_at.append(position)
+
+    assert complete_at == [len(whole) - 1]
+    assert waiting.refusal is None
+
+
+@pytest.mark.parametrize("ending", [b"X-Two: b\n", b"X-Two: b\r\r\n\n"])
+def test_a_line_that_ends_wrongly_is_refused_in_whatever_pieces_it_comes(
+    connection: Callable[[bytes], Connection], ending: bytes
+) -> None:
+    waiting = connection(GET)
+    assert not waiting.is_for_thread()
+
+    for byte in ending:
+        waiting.request.append(byte)
+        waiting.is_for_thread()
+
+    assert isinstance(waiting.refusal, InvalidRequestLine)
+
+
+@pytest.mark.parametrize(
+    ("head", "is_told"),
+    [(POST, True), (POST.replace(b"HTTP/1.1", b"HTTP/1.0"), False), (POST.replace(b" / ", b" /a HTTP/1.1 "), True)],
+)
+def test_whether_a_client_waits_to_be_told_is_in_its_head(
+    connection: Callable[[bytes], Connection], head: bytes, is_told: bool
+) -> None:
+    waiting = connection(head + b"expect:100-Continue \r\n\r\n")
+
+    waiting.is_for_thread()
+
+    assert waiting.expects_continue == is_told
 
 
 def test_what_was_received_is_parsed_and_what_is_behind_it_begins_the_next_request(
