@@ -25,7 +25,7 @@ from vault.auth.credentials import Credentials
 from vault.auth.erasing import Eraser
 from vault.auth.links import MailedLinks
 from vault.auth.password_by_link import PasswordByLink
-from vault.auth.passwords import Passwords
+from vault.auth.passwords import Judge, Passwords, judge
 from vault.auth.service import AuthService
 from vault.auth.sessions import UserSessions
 from vault.auth.sweeping import Sweeper
@@ -69,6 +69,7 @@ from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.metering import MeteredKeyProvider
 from vault.metrics import count_cache_lookup
 from vault.readiness import Check, Readiness, check_beat, check_database, check_migrations
+from vault.slots import ThreadPlan
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
@@ -128,6 +129,7 @@ def build_container(
     mailer: Mailer | None = None,
     keys: KeyRing | None = None,
     hasher: PasswordHasher | None = None,
+    judge: Judge = judge,
     clock: Callable[[], datetime] | None = None,
     publish: Callable[[str, uuid.UUID], None] | None = None,
 ) -> Container:
@@ -165,7 +167,13 @@ def build_container(
         clock=clock,
         grace_seconds=settings.refresh_grace_seconds,
     )
-    passwords = Passwords(hasher or _hasher(settings), concurrency=settings.argon2_concurrency)
+    plan = ThreadPlan(settings.web_threads)
+    passwords = Passwords(
+        hasher or _hasher(settings),
+        concurrency=settings.argon2_concurrency,
+        most_waiting=plan.password_waits,
+        judge=judge,
+    )
     credentials = Credentials(
         sessions, passwords=passwords, key=derive_key(settings.secret_key, "counters"), clock=clock
     )

@@ -13,7 +13,7 @@ from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.credentials import Credentials, Verdict
 from vault.auth.erasing import Eraser
 from vault.auth.models import Role, User
-from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import SignedIn, UserSessions
 from vault.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
@@ -47,7 +47,7 @@ class Accounts:
         Raises InputRefused, WrongPassword, Busy.
         """
         user = self._user(who)
-        check_strength(new_password, own_words(user.email, user.full_name), field="new_password")
+        self._passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, actor)
         password_hash = self._passwords.hash(new_password)
         with self._transaction(user, Action.PASSWORD_CHANGED, actor) as session:

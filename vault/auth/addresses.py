@@ -19,6 +19,9 @@ class Address:
 
 def parse_address(text: str, *, field: str = "email") -> Address:
     """Read one address. Raises InputRefused for the field; asks no name server."""
+    # First: the validator takes a tenth of a second for what a request of 64 KiB may hold.
+    if len(text) > MAX_LENGTH:
+        raise InputRefused({field: [f"Longer than {MAX_LENGTH} characters."]})
     try:
         # Domains that only one network knows (vault.internal) are fine; quoted local parts and SMTPUTF8 are not, since
         # few servers deliver to them.
@@ -27,7 +30,5 @@ def parse_address(text: str, *, field: str = "email") -> Address:
         )
     except EmailNotValidError as exc:
         raise InputRefused({field: ["Not a valid email address."]}) from exc
-    if len(text) > MAX_LENGTH:
-        raise InputRefused({field: [f"Longer than {MAX_LENGTH} characters."]})
     domain = found.ascii_domain or found.domain
     return Address(text, f"{found.local_part.lower()}@{domain.lower()}")

@@ -12,7 +12,7 @@ from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
-from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, lock_link
 from vault.errors import InvalidToken
 from vault.mail.models import MailKind, Owed
@@ -73,7 +73,7 @@ class MailedLinks:
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
             hints = own_words(user.email, user.full_name)
-        check_strength(new_password, hints, field="new_password")
+        self._passwords.require_strength(new_password, hints, field="new_password")
         password_hash = self._passwords.hash(new_password)
         with self._sessions.begin() as session:
             found, user = self._resettable(session, token)

@@ -1,14 +1,19 @@
-"""Passwords: which are accepted, and how they are hashed."""
+"""Passwords: which are accepted, and how they are hashed.
 
+Both cost as much as hundreds of other requests, so that each has turns of its own in a process.
+"""
+
+import math
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from zxcvbn import zxcvbn
+from zxcvbn.matching import L33T_TABLE
 
 from vault.errors import Busy, InputRefused
 
@@ -19,22 +24,57 @@ MIN_LENGTH: Final = 12
 MAX_LENGTH: Final = 128
 # zxcvbn raises above 72 characters and takes seconds on hostile ones; the first 32 tell enough.
 _JUDGED_LENGTH: Final = 32
+# zxcvbn tries every way to read digits and signs as letters (4 and @ as a): hundreds of them if all signs are there.
+_MOST_READINGS: Final = 16
+_NO_LETTER: Final = "~"
 _LEAST_SCORE: Final = 3
 _WAIT_SECONDS: Final = 5.0
+_MOST_WAITING: Final = 1000
+
+# The score of a password, 0 to 4, given words that a guesser tries first.
+Judge: TypeAlias = Callable[[str, Sequence[str]], int]
+
+
+def judge(password: str, hints: Sequence[str]) -> int:
+    """zxcvbn's score of the part of a password that is cheap to judge. One thread at a time.
+
+    zxcvbn keeps the hints for all threads in one place, and computes without letting other threads run.
+    """
+    judged = zxcvbn(_cheap_to_judge(password), user_inputs=[hint for hint in hints if hint])
+    return int(judged["score"])
 
 
 class Passwords:
-    """Checks and hashes. At most `concurrency` hashes run at once, since each takes the hasher's memory."""
+    """Judges, checks and hashes.
 
-    def __init__(self, hasher: PasswordHasher, *, concurrency: int, wait_seconds: float = _WAIT_SECONDS) -> None:
+    At most `concurrency` hashes run concurrently, since each takes the hasher's memory, and one judgement. At most
+    `most_waiting` threads wait for either.
+    """
+
+    def __init__(
+        self,
+        hasher: PasswordHasher,
+        *,
+        concurrency: int,
+        wait_seconds: float = _WAIT_SECONDS,
+        most_waiting: int = _MOST_WAITING,
+        judge: Judge = judge,
+    ) -> None:
         self._hasher = hasher
+        self._judge = judge
         self._slots = threading.BoundedSemaphore(concurrency)
+        self._waiting = threading.BoundedSemaphore(most_waiting)
         self._wait_seconds = wait_seconds
+        self._judging = threading.BoundedSemaphore(1)
         self._nobodys_hash = hasher.hash("a password that nobody has")
+
+    def require_strength(self, password: str, hints: Sequence[str], *, field: str = "password") -> None:
+        """Raises what `check_strength` does, and Busy if no turn to judge comes within a few seconds."""
+        check_strength(password, hints, field=field, judge=self._judge_in_turn)
 
     def hash(self, password: str) -> str:
         """Raises Busy if no slot comes free within a few seconds."""
-        with self._slot():
+        with self._slot(self._slots):
             return self._hasher.hash(normalise(password))
 
     def matches(self, password_hash: str | None, password: str) -> bool:
@@ -44,7 +84,7 @@ class Passwords:
         """
         # A password longer than any that was accepted is wrong; it is cut so that hashing it costs what others cost.
         normal = normalise(password[: MAX_LENGTH + 1])[: MAX_LENGTH + 1]
-        with self._slot():
+        with self._slot(self._slots):
             try:
                 right = self._hasher.verify(password_hash or self._nobodys_hash, normal)
             except (VerificationError, InvalidHashError):
@@ -56,14 +96,27 @@ class Passwords:
         """Whether it was made with other parameters than hashes are made with now."""
         return self._hasher.check_needs_rehash(password_hash)
 
+    def _judge_in_turn(self, password: str, hints: Sequence[str]) -> int:
+        with self._slot(self._judging):
+            return self._judge(password, hints)
+
     @contextmanager
-    def _slot(self) -> "Iterator[None]":
-        if not self._slots.acquire(timeout=self._wait_seconds):
-            raise Busy
+    def _slot(self, slots: threading.BoundedSemaphore) -> "Iterator[None]":
+        if not slots.acquire(blocking=False):
+            self._wait_for(slots)
         try:
             yield
         finally:
-            self._slots.release()
+            slots.release()
+
+    def _wait_for(self, slots: threading.BoundedSemaphore) -> None:
+        if not self._waiting.acquire(blocking=False):
+            raise Busy
+        try:
+            if not slots.acquire(timeout=self._wait_seconds):
+                raise Busy
+        finally:
+            self._waiting.release()
 
 
 def normalise(password: str) -> str:
@@ -76,10 +129,23 @@ def own_words(email: str, full_name: str) -> list[str]:
     return [email, email.rpartition("@")[0], full_name]
 
 
-def check_strength(password: str, hints: Sequence[str], *, field: str = "password") -> None:
+def check_strength(password: str, hints: Sequence[str], *, field: str = "password", judge: Judge = judge) -> None:
     """Raises InputRefused for a password that is too short, too long, or easy to guess given the person's own words."""
     if not all(MIN_LENGTH <= len(form) <= MAX_LENGTH for form in (password, normalise(password))):
         raise InputRefused({field: [f"Must have {MIN_LENGTH} to {MAX_LENGTH} characters."]})
-    judged = zxcvbn(normalise(password)[:_JUDGED_LENGTH], user_inputs=[hint for hint in hints if hint])
-    if judged["score"] < _LEAST_SCORE:
+    if judge(normalise(password), hints) < _LEAST_SCORE:
         raise InputRefused({field: ["Too easy to guess. Use a longer phrase or less common words."]})
+
+
+def _cheap_to_judge(password: str) -> str:
+    """The first characters, in which a sign that would make for too many readings is one that means nothing."""
+    first = password[:_JUDGED_LENGTH]
+    options, too_many = dict.fromkeys(L33T_TABLE, 0), {}
+    # Digits come first: all ten make for few readings, and dates and sequences are made of them.
+    for sign in sorted(set(first), key=lambda sign: (not sign.isdigit(), sign)):
+        tried = {letter: options[letter] + 1 for letter, signs in L33T_TABLE.items() if sign in signs}
+        if math.prod(count or 1 for count in {**options, **tried}.values()) > _MOST_READINGS:
+            too_many[ord(sign)] = _NO_LETTER
+        else:
+            options.update(tried)
+    return first.translate(too_many)

@@ -15,7 +15,7 @@ from vault.audit.service import Actor, AuditService
 from vault.auth.addresses import Address, parse_address
 from vault.auth.credentials import Credentials, Lockout, Verdict
 from vault.auth.models import TokenPurpose, User
-from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
@@ -73,7 +73,7 @@ class AuthService:
         Does the same work and answers the same for every address. Raises InputRefused, or Busy.
         """
         address = parse_address(email)
-        check_strength(password, own_words(email, full_name))
+        self._passwords.require_strength(password, own_words(email, full_name))
         password_hash = self._passwords.hash(password)
         try:
             owed = self._register(address, password_hash, full_name, actor)

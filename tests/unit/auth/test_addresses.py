@@ -1,5 +1,6 @@
 import pytest
 
+from vault.auth import addresses
 from vault.auth.addresses import MAX_LENGTH, parse_address
 from vault.errors import InputRefused
 
@@ -88,3 +89,13 @@ def test_an_address_may_have_254_characters_and_no_more() -> None:
 
 def test_an_address_shows_nothing_in_its_repr() -> None:
     assert "anna" not in repr(parse_address("anna@example.org"))
+
+
+@pytest.mark.parametrize("character", ["a", " ", "\u0301", '"'], ids=["letter", "space", "accent", "quote"])
+def test_an_address_that_is_too_long_is_refused_before_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, character: str
+) -> None:
+    monkeypatch.setattr(addresses, "validate_email", None)
+
+    with pytest.raises(InputRefused):
+        parse_address(character * 60_000 + "@example.org")

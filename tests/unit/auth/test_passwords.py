@@ -1,17 +1,25 @@
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
+from zxcvbn.matching import L33T_TABLE, enumerate_l33t_subs, relevant_l33t_subtable
 
 from tests.support.machine import slowness
+from tests.support.servers import wait_until
 from tests.support.vault import CHEAP_HASHER, PASSWORD
-from vault.auth.passwords import MAX_LENGTH, Passwords, check_strength, normalise
+from vault.auth.passwords import (
+    MAX_LENGTH,
+    Passwords,
+    _cheap_to_judge,
+    check_strength,
+    normalise,
+)
 from vault.errors import Busy, InputRefused
 
 STRONG = "correct giraffe battery lamp"
@@ -53,6 +61,21 @@ class SlowHasher(PasswordHasher):
         with self._lock:
             self.running -= 1
         return super().hash(password, **kwargs)
+
+
+class SlowJudge:
+    """Judges when told to go on; finds every password strong."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.running = self.most_at_once = 0
+
+    def __call__(self, password: str, hints: Sequence[str]) -> int:
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        assert self.go_on.wait(20)
+        self.running -= 1
+        return 4
 
 
 # --- hashing --------------------------------------------------------------------------------------------------------
@@ -280,3 +303,64 @@ def test_judging_a_hostile_password_is_quick(pattern: str) -> None:
             continue
 
     assert time.monotonic() - started < 3 * slowness()
+
+
+def test_one_password_is_judged_at_a_time_and_one_that_waits_too_long_is_refused_for_now() -> None:
+    judge = SlowJudge()
+    passwords = Passwords(CHEAP_HASHER, concurrency=4, wait_seconds=0.2, judge=judge)
+
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(passwords.require_strength, STRONG, [])
+        wait_until(lambda: judge.running == 1)
+        others = [threads.submit(passwords.require_strength, STRONG, []) for _ in range(7)]
+        refusals = [other.exception(timeout=20) for other in others]
+        judge.go_on.set()
+
+    assert {type(refusal) for refusal in refusals} == {Busy}
+    assert first.exception() is None
+    assert judge.most_at_once == 1
+
+
+def test_only_so_many_threads_wait_to_judge_or_to_hash_and_a_further_one_is_refused_without_a_wait() -> None:
+    judge = SlowJudge()
+    passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=20, most_waiting=1, judge=judge)
+
+    with ThreadPoolExecutor(2) as threads:
+        judged = [threads.submit(passwords.require_strength, STRONG, []) for _ in range(2)]
+        wait_until(lambda: passwords._waiting._value == 0)
+        with pytest.raises(Busy):
+            passwords.require_strength(STRONG, [])
+        with passwords._slot(passwords._slots), pytest.raises(Busy):
+            passwords.hash(STRONG)
+        judge.go_on.set()
+
+    assert [future.exception() for future in judged] == [None, None]
+
+
+def test_a_password_of_the_wrong_length_is_refused_without_a_judgement() -> None:
+    passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=0, judge=SlowJudge())
+
+    with pytest.raises(InputRefused):
+        passwords.require_strength("short", [])
+
+
+def test_the_library_is_given_only_so_many_ways_to_read_signs_as_letters() -> None:
+    # It tries them all, and each costs as much as a whole password without any.
+    every_sign = "".join(sorted({sign for signs in L33T_TABLE.values() for sign in signs}))
+
+    judged = _cheap_to_judge(every_sign)
+
+    assert readings(every_sign) > 500
+    assert readings(judged) <= 32
+    assert len(judged) == len(every_sign)
+
+
+def readings(password: str) -> int:
+    return len(enumerate_l33t_subs(relevant_l33t_subtable(password, L33T_TABLE)))
+
+
+@pytest.mark.parametrize(
+    "password", ["p4$$w0rd p4$$w0rd!", "correct giraffe b4ttery lamp", "12345678901234567890", "!@#$%^&*()_+ zebra"]
+)
+def test_a_password_that_has_few_readings_is_judged_as_it_is(password: str) -> None:
+    assert _cheap_to_judge(password) == password

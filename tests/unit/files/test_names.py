@@ -174,3 +174,21 @@ def test_whatever_media_type_is_accepted_is_fit_for_a_header(text: str) -> None:
 def test_a_hostile_media_type_costs_no_time(tail: str) -> None:
     with pytest.raises(InputRefused):
         clean_content_type("a/b" + tail + "\x01")
+
+
+def test_a_name_that_is_far_too_long_is_refused_without_being_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Accents in the wrong order are sorted one by one, which takes half a second for a request's worth of them.
+    lengths: list[int] = []
+    monkeypatch.setattr(unicodedata, "normalize", lambda _form, text: lengths.append(len(text)) or text)
+
+    for length in (4 * MAX_LENGTH, 4 * MAX_LENGTH + 1, 60_000):
+        assert refused("e\u0301\u0316"[: length % 3] + "e\u0301\u0316" * (length // 3))
+
+    assert lengths == [4 * MAX_LENGTH]
+
+
+@pytest.mark.parametrize("character", ["\u0390", "\u1f82"], ids=["of-three", "of-four"])
+def test_a_name_may_come_in_the_longest_form_that_normalising_makes_short_enough(character: str) -> None:
+    given = unicodedata.normalize("NFD", character) * MAX_LENGTH
+
+    assert clean_name(given) == character * MAX_LENGTH
