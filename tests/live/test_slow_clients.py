@@ -73,9 +73,9 @@ def start_download(stack: Stack, person: requests.Session, file_id: str) -> sock
     return connection
 
 
-def start_json(stack: Stack) -> socket.socket:
+def start_json(stack: Stack, framing: str = "Content-Length: 5000") -> socket.socket:
     connection = connect(stack.port)
-    connection.sendall(head("POST", "/api/v1/auth/login", "Content-Type: application/json", "Content-Length: 5000"))
+    connection.sendall(head("POST", "/api/v1/auth/login", "Content-Type: application/json", framing))
     return connection
 
 
@@ -104,22 +104,26 @@ def test_two_hundred_idle_and_fifty_trickling_clients_delay_a_further_one_by_les
     for connection in heads:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
     bodies = [clients.enter_context(start_json(stack)) for _ in range(12)]
-    uploads = [clients.enter_context(start_upload(stack, person)) for _ in range(12)]
-    readers = [clients.enter_context(start_download(stack, person, large_file)) for _ in range(13)]
-    assert b"".join(reader.recv(1) for reader in readers) == b"H" * 13
+    # As many as each account may have if they all come to one process.
+    senders = [stack.sign_up(f"sender{number}@example.org") for number in range(4)]
+    uploads = [clients.enter_context(start_upload(stack, sender)) for sender in senders for _ in range(5)]
+    readers = [clients.enter_context(start_download(stack, person, large_file)) for _ in range(5)]
+    assert b"".join(reader.recv(12)[-3:] for reader in readers) == b"200" * 5
 
     with trickling([*heads, *bodies, *uploads], readers):
-        wait_until(lambda: stack.states().count("pending") == 12, what="the uploads")
+        wait_until(lambda: stack.states().count("pending") == 20, what="the uploads")
         among_many = max(delays(stack, person, 10))
 
     assert among_many < alone + 1
 
 
 def test_transfers_leave_a_quarter_of_the_threads_to_others(
-    small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
 ) -> None:
     wait_until(lambda: "pending" not in small.states(), seconds=20, what="earlier uploads being given up")
-    uploads = [clients.enter_context(start_upload(small, person)) for _ in range(SLOTS)]
+    # One account has a quarter of the slots, which is one.
+    others = [stack.sign_up(f"person{number}@example.org") for number in range(SLOTS)]
+    uploads = [clients.enter_context(start_upload(small, other)) for other in others]
     wait_until(lambda: small.states().count("pending") == SLOTS, what="the uploads")
     url, headers = f"{small.url}/files/{large_file}/content", dict(person.headers)
 
@@ -137,6 +141,37 @@ def test_transfers_leave_a_quarter_of_the_threads_to_others(
         connection.close()
     wait_until(lambda: "pending" not in small.states(), seconds=20, what="their slots being free")
     assert person.post(f"{small.url}/files?name=next.bin", data=bytes(MIB)).status_code == 201
+
+
+def test_strangers_whose_bodies_do_not_come_cost_transfers_nothing(
+    small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+) -> None:
+    framings = ("Transfer-Encoding: chunked", "Content-Length: 5000", "Content-Length: 5000\r\nExpect: 100-continue")
+    bodies = [clients.enter_context(start_json(small, framing)) for framing in framings for _ in range(13)]
+    for connection in bodies[:13]:
+        connection.sendall(b"1\r\n{\r\n")
+
+    url = f"{small.url}/files/{large_file}/content"
+    down = person.get(url, timeout=20)
+    up = person.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=20)
+    told = bodies[-1].recv(100)
+
+    assert (down.status_code, up.status_code) == (200, 201)
+    assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
+    stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+) -> None:
+    unread = [clients.enter_context(start_download(small, person, large_file)) for _ in range(40)]
+    answers = [connection.recv(12) for connection in unread]
+    other = stack.sign_up("other@example.org")
+
+    up = other.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=20)
+    down = other.get(f"{small.url}/files/{up.json()['id']}/content", timeout=20)
+
+    assert (up.status_code, down.status_code) == (201, 200)
+    assert sorted(answers) == [b"HTTP/1.1 200"] + [b"HTTP/1.1 503"] * 39
 
 
 def test_more_idle_clients_than_a_process_keeps_do_not_keep_others_out(
@@ -167,16 +202,20 @@ def test_who_does_not_finish_a_head_is_refused_after_ten_seconds_and_who_does_no
 ) -> None:
     idle, slow = clients.enter_context(connect(stack.port)), clients.enter_context(connect(stack.port))
     slow.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
+    body = clients.enter_context(start_json(stack, "Transfer-Encoding: chunked"))
+    body.sendall(b"1\r\n{\r\n")
     began = monotonic()
 
     with trickling([slow]):
         answer = slow.recv(65536)
         refused_after = monotonic() - began
+        body_answer = everything(body)
         nothing = idle.recv(65536)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code": "too_slow"' in answer
     assert 9 < refused_after < 12
+    assert body_answer.startswith(b"HTTP/1.1 408 ")
     assert nothing == b""
     assert 14 < monotonic() - began < 18
 
