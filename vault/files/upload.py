@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from time import monotonic, sleep
 from typing import Final, Protocol
 
@@ -50,6 +51,9 @@ from vault.storage import ObjectStore, object_key
 
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
+# A little less than S3's 10,000 parts hold if each is of the usual size: larger parts for what may come, but does not,
+# would take the memory of all other uploads.
+_MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
 # How long a database that was lost during a commit is waited for, which is longer than a restart takes.
 _AWAY_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 0.2
@@ -86,14 +90,17 @@ log = structlog.get_logger(__name__)
 
 
 class Incoming(Protocol):
-    """What a client sends. `read(n)` gives at most n bytes, b"" at the end, and raises if the body is cut short."""
+    """What a client sends. `read(n)` gives at most n bytes, b"" at the end, and raises if the body is cut short.
+
+    `bounds` are how many bytes will come, at least and at most, if the client keeps its word; None if it gave none.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def content_type(self) -> str: ...
     @property
-    def declared_bytes(self) -> int | None: ...
+    def bounds(self) -> tuple[int, int] | None: ...
     @property
     def expected_sha256(self) -> bytes | None: ...
 
@@ -154,8 +161,8 @@ class Uploads:
         reservation = self._reserve(owner_id, incoming)
         with self._leases.held(reservation.file_id), TRANSFERS.labels("in").track_inprogress():
             try:
-                meter = _Meter(incoming, self._limits.max_upload_bytes, lambda n: self._grow(reservation, n))
-                self._stream(reservation, meter, incoming.declared_bytes)
+                meter = _Meter(incoming, self._at_most(incoming), partial(self._grow, reservation))
+                write_object(self._store, reservation.new, meter.read, at_most_bytes=meter.limit)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
                 # Since the upload began, another copy of the database may have become the store's owner.
@@ -174,8 +181,8 @@ class Uploads:
     def _refuse_early(self, owner_id: uuid.UUID, incoming: Incoming) -> None:
         """Refuse what can be refused before a remote key is made, or a row written. Only reads."""
         self._installation.require()
-        declared = incoming.declared_bytes or 0
-        if declared > self._limits.max_upload_bytes:
+        least = _least(incoming)
+        if least > self._limits.max_upload_bytes:
             raise TooLarge
         if not self._keys.primary.is_remote:
             # The reservation refuses it as well, and to make a key here costs less than to ask.
@@ -183,13 +190,13 @@ class Uploads:
         with one_read(self._sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self._limits.default_quota_bytes)
         # Files are counted once, where the count also decides: of very many that takes milliseconds.
-        if declared > free:
+        if least > free:
             raise QuotaExceeded
 
     def _reserve(self, owner_id: uuid.UUID, incoming: Incoming) -> _Reservation:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header."""
         new = NewObject.create(self._keys, self._suite)
-        now, reserved = self._clock(), incoming.declared_bytes or 0
+        now, reserved = self._clock(), _least(incoming)
         info = FileInfo(
             id=uuid.uuid4(),
             owner_id=owner_id,
@@ -240,10 +247,14 @@ class Uploads:
         if ready + running >= self._limits.max_files_per_user:
             raise TooManyFiles
 
-    def _grow(self, reservation: _Reservation, missing: int) -> int:
-        """Reserve more for a body of unknown length: a whole step, or just what is missing if a step does not fit."""
+    def _at_most(self, incoming: Incoming) -> int:
+        """The plaintext that may come of this very request, whatever others may send."""
+        return min(self._limits.max_upload_bytes, incoming.bounds[1] if incoming.bounds else _MOST_UNKNOWN_BYTES)
+
+    def _grow(self, reservation: _Reservation, missing: int, at_most: int) -> int:
+        """Reserve more for a body of unknown length: a step, or just what is missing if that does not fit."""
         try:
-            return self._grow_by(reservation, max(missing, _GROW_BYTES))
+            return self._grow_by(reservation, max(missing, min(_GROW_BYTES, at_most)))
         except QuotaExceeded:
             return self._grow_by(reservation, missing)
 
@@ -261,12 +272,6 @@ class Uploads:
             if grown.rowcount != 1:  # type: ignore[attr-defined]
                 raise UploadLost
         return more
-
-    def _stream(self, reservation: _Reservation, meter: "_Meter", declared: int | None) -> None:
-        meter.reserved = declared or 0
-        # A body of unknown length may become as large as any is allowed to be.
-        at_most = self._limits.max_upload_bytes if declared is None else declared
-        write_object(self._store, reservation.new, meter.read, at_most_bytes=at_most)
 
     def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> FileInfo:
         is_complete = False
@@ -364,26 +369,31 @@ class Uploads:
             return session.scalar(sa.select(File.state).where(File.id == reservation.file_id))
 
 
+def _least(incoming: Incoming) -> int:
+    """What is reserved before a byte is read."""
+    return incoming.bounds[0] if incoming.bounds else 0
+
+
 class _Meter:
     """Counts, limits and hashes plaintext on its way to the sealer."""
 
-    def __init__(self, incoming: Incoming, limit: int, grow: Callable[[int], int]) -> None:
+    def __init__(self, incoming: Incoming, limit: int, grow: Callable[[int, int], int]) -> None:
         self._incoming = incoming
-        self._limit = limit
         self._grow = grow
         self._hash = hashlib.sha256()
+        self.limit = limit
         self.size = 0
-        self.reserved = 0
+        self.reserved = _least(incoming)
 
     def read(self, length: int) -> bytes:
         piece = self._incoming.read(length)
         self._hash.update(piece)
         self.size += len(piece)
         CONTENT_BYTES.labels("in").inc(len(piece))
-        if self.size > self._limit:
+        if self.size > self.limit:
             raise TooLarge
         if self.size > self.reserved:
-            self.reserved += self._grow(self.size - self.reserved)
+            self.reserved += self._grow(self.size - self.reserved, self.limit - self.reserved)
         return piece
 
     def digest(self) -> bytes:

@@ -21,6 +21,8 @@ from vault.http.pacing import begin_transfer
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024
+# Until it is known what a form holds; a browser's header of a part has some hundred bytes.
+_HEAD_BYTES: Final = 16 * 1024
 # Boundaries and part headers around a file in a form.
 _FRAMING_BYTES: Final = 64 * 1024
 # The longest name takes 3060 bytes in `filename*`, and .NET sends it a second time in base64.
@@ -37,6 +39,7 @@ class RawUpload:
         self.name = name
         self.content_type = content_type
         self.declared_bytes = self._body.declared
+        self.bounds = None if self.declared_bytes is None else (self.declared_bytes, self.declared_bytes)
         self.expected_sha256 = expected_sha256
 
     def read(self, length: int, /) -> bytes:
@@ -44,12 +47,17 @@ class RawUpload:
 
 
 class FormUpload:
-    """A file as the one part of a multipart form, parsed while it arrives."""
+    """A file as the one part of a multipart form, parsed while it arrives.
+
+    The length of the form tells that of the file, but for what may follow the last boundary.
+    """
 
     declared_bytes = None
 
     def __init__(self, request: Request, boundary: str, expected_sha256: bytes | None) -> None:
         self._body = _Body(request)
+        # From the form's beginning, until the part's header has come.
+        self._head, self._is_at_head = bytearray(), True
         with _form_errors():
             self._parser = PushMultipartParser(
                 boundary,
@@ -62,6 +70,7 @@ class FormUpload:
         self._events: deque[Any] = deque()
         self._has_ended = False
         part = self._next_event()
+        self._is_at_head = False
         if not isinstance(part, MultipartSegment):
             raise InputRefused({"file": ["The form has no part named file."]})
         if part.name != "file":
@@ -73,6 +82,7 @@ class FormUpload:
         self.name = clean_name(name)
         self.content_type = clean_content_type(part.header("Content-Type") or _DEFAULT_TYPE)
         self.expected_sha256 = expected_sha256
+        self.bounds = self._bounds(boundary)
 
     def read(self, length: int, /) -> bytes:
         if self._has_ended:
@@ -87,10 +97,21 @@ class FormUpload:
             piece = piece[:length]
         return bytes(piece)
 
+    def _bounds(self, boundary: str) -> tuple[int, int] | None:
+        """What of the declared length is neither the part's header nor the last boundary."""
+        if self._body.declared is None:
+            return None
+        begin = self._head.index(b"\r\n\r\n", self._head.index(boundary.encode())) + len(b"\r\n\r\n")
+        most = max(self._body.declared - begin - len(f"\r\n--{boundary}--".encode()), 0)
+        # Nearly all clients end the form with a line's end.
+        return max(most - len(b"\r\n"), 0), most
+
     def _next_event(self) -> Any:
         """The next part, bytes of it, or None at its end."""
         while not self._events:
-            chunk = self._body.read(_READ_BYTES)
+            chunk = self._body.read(_HEAD_BYTES if self._is_at_head else _READ_BYTES)
+            if self._is_at_head:
+                self._head += chunk
             with _form_errors():
                 if not chunk:
                     self._parser.close()

@@ -23,6 +23,8 @@ from vault.storage.buffers import BufferBudget
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _INCOMING: Final = "incoming"
 _PROBE: Final = "writable"
+# A file grows by any amount, so that what S3 wants of a part is no reason for a larger buffer.
+_WRITE_BYTES: Final = 1024 * 1024
 # How long a process that has claimed a key may take to rename a file: then it is taken to have died.
 _CLAIM_SECONDS: Final = 2.0
 
@@ -34,7 +36,7 @@ class LocalStore:
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
         with _translated("create"):
-            return _LocalWriter(self, key, part_size, self._budget)
+            return _LocalWriter(self, key, min(part_size, _WRITE_BYTES), self._budget)
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
         with _translated("open", missing=ObjectNotFound):

@@ -249,6 +249,7 @@ def test_a_raw_body_is_read_to_its_end(chunked: bool, size: int) -> None:
     upload = raw(body=body, chunked=chunked)
 
     assert upload.declared_bytes == (None if chunked else size)
+    assert upload.bounds == (None if chunked else (size, size))
     assert read_all(upload, 65_536) == body
 
 
@@ -366,8 +367,38 @@ def test_a_forms_file_is_read_to_its_end(chunked: bool, size: int) -> None:
     upload = open_form(form(content), chunked=chunked)
 
     assert upload.declared_bytes is None
+    assert upload.bounds == (None if chunked else (size, size + 2))
     assert (upload.name, upload.content_type) == ("notes.txt", "text/plain")
     assert read_all(upload, 65_536) == content
+
+
+@pytest.mark.parametrize(
+    ("end", "beyond"), [("", 2), ("\r\n", 0), ("\r\nepilogue", -8)], ids=["no-line-end", "line-end", "epilogue"]
+)
+def test_what_follows_the_last_boundary_is_all_that_a_forms_length_leaves_open(end: str, beyond: int) -> None:
+    content = b"content\r\n\r\n" * 10
+
+    upload = open_form(form(content, end=f"\r\n--{BOUNDARY}--{end}".encode()))
+
+    least, most = upload.bounds or (0, 0)
+    assert len(content) - least == beyond
+    assert len(read_all(upload)) <= most
+
+
+def test_little_of_a_form_is_read_before_it_is_known_what_it_holds() -> None:
+    class Watched(Chunks):
+        taken = 0
+
+        def read(self, length: int = -1) -> bytes:
+            piece = super().read(length)
+            self.taken += len(piece)
+            return piece
+
+    stream = Watched([form(bytes(4 * 1024 * 1024))])
+
+    open_form(stream, declared=4 * 1024 * 1024 + 200)
+
+    assert stream.taken <= 64 * 1024
 
 
 @pytest.mark.parametrize(

@@ -707,3 +707,14 @@ class TestBeforeTheFirstWrite:
             store.health()
 
         assert_tells_no_path(caught.value, root)
+
+
+def test_the_buffer_of_a_file_does_not_grow_with_the_parts_that_s3_would_want(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path, BufferBudget(4 * 1024 * 1024))
+    writers = [store.writer(new_key(), part_size=1024**3) for _ in range(4)]
+
+    sizes = [len(writer.buffer()) for writer in writers]
+
+    assert sizes == [1024 * 1024] * 4
+    for writer in writers:
+        writer.abort()

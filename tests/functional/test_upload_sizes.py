@@ -1,0 +1,78 @@
+"""What an upload takes before its body comes: as much as it says that it is, whatever the largest may be."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.faults import FailingStore
+from tests.support.vault import Body, Person, Vault, refusal
+from vault.storage import ObjectWriter
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="notes.txt"\r\n\r\n'
+END = b"\r\n--b--\r\n"
+FORM = "multipart/form-data; boundary=b"
+
+
+class MeasuringStore(FailingStore):
+    """Remembers the parts that it was asked to prepare for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part_sizes: list[int] = []
+
+    def writer(self, key: str, *, part_size: int) -> ObjectWriter:
+        self.part_sizes.append(part_size)
+        return super().writer(key, part_size=part_size)
+
+
+def send(person: Person, size: int, framing: str) -> Any:
+    if framing == "raw":
+        return person.send(bytes(size), length=size)
+    if framing == "chunked":
+        return person.send(bytes(size), length=None)
+    body = HEAD + bytes(size) + END
+    return person.send(body, length=len(body), content_type=FORM)
+
+
+@pytest.mark.parametrize(
+    ("framing", "at_most"), [("raw", MIB), ("form", MIB), ("chunked", 8 * MIB)], ids=["raw", "form", "chunked"]
+)
+def test_a_small_file_prepares_for_its_own_size_where_files_may_be_of_terabytes(
+    make_vault: Any, framing: str, at_most: int
+) -> None:
+    store = MeasuringStore()
+    vault: Vault = make_vault(store=store, MAX_UPLOAD_BYTES=str(5000 * GIB), DEFAULT_QUOTA_BYTES=str(5000 * GIB))
+
+    answer = send(vault.member(), 300_000, framing)
+
+    assert answer.status_code == 201
+    assert len(store.part_sizes) == 1
+    assert store.part_sizes[0] <= at_most
+
+
+@pytest.mark.parametrize("framing", ["raw", "form"])
+def test_a_body_that_says_it_does_not_fit_is_refused_before_it_is_read(make_vault: Any, framing: str) -> None:
+    vault: Vault = make_vault(DEFAULT_QUOTA_BYTES=str(40 * MIB))
+    person, body = vault.member(), Body(HEAD + bytes(2 * MIB))
+
+    answer = person.send(body, length=400 * MIB, content_type=FORM if framing == "form" else "text/plain")
+
+    assert refusal(answer) == (413, "quota_exceeded")
+    assert body.position <= 64 * 1024
+    assert vault.counted() == (0, 0)
+
+
+@pytest.mark.parametrize("end", [END, END.removesuffix(b"\r\n")], ids=["line-end", "no-line-end"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_form_whose_file_fits_to_the_byte_is_stored_and_no_larger_one(
+    make_vault: Any, end: bytes, missing: int
+) -> None:
+    vault: Vault = make_vault(DEFAULT_QUOTA_BYTES=str(100_000 - missing))
+    body = HEAD + bytes(100_000) + end
+
+    answer = vault.member().send(body, length=len(body), content_type=FORM)
+
+    assert answer.status_code == (413 if missing else 201)
+    assert vault.counted() == ((0, 0) if missing else (100_000, 0))
