@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition, Lock
+from threading import Condition
 from time import monotonic
 from typing import Final
 
 from vault.errors import Busy, VaultError
 
 _PATIENCE_SECONDS: Final = 1.0
+_SLOT_PATIENCE_SECONDS: Final = 5.0
 # A turn that lasts longer than this shows that the dependency hangs. Half of what /livez may be delayed by.
 _HANGS_AFTER_SECONDS: Final = 0.5
 # An installation of few threads still rewraps eight keys concurrently.
@@ -23,27 +24,50 @@ KEY_WAITS: Final = 8
 
 
 class Slots:
-    """At most `count` slots are taken, and at most `share` of them by one holder. Nothing waits for one."""
+    """At most `count` slots are taken, and at most `share` of them by one holder.
 
-    def __init__(self, count: int, *, share: int) -> None:
+    Up to `waiting` threads wait for one, for `patience_seconds` at most: a burst of short uploads is no reason to
+    refuse any.
+    """
+
+    def __init__(
+        self, count: int, *, share: int, waiting: int = 0, patience_seconds: float = _SLOT_PATIENCE_SECONDS
+    ) -> None:
         self._count = count
         self._share = share
-        self._lock = Lock()
+        self._most_waiting = waiting
+        self._patience_seconds = patience_seconds
+        self._changed = Condition()
+        self.waiting = 0
         self._taken: Counter[Hashable] = Counter()
 
     def take(self, holder: Hashable) -> bool:
-        """Take a slot. False if all are taken, or the holder has its share already."""
-        with self._lock:
-            if self._taken.total() >= self._count or self._taken[holder] >= self._share:
+        """Take a slot. False if none has come free, or the holder has its share."""
+        with self._changed:
+            if not self._has_room(holder) and not self._wait_for_room(holder):
                 return False
             self._taken[holder] += 1
             return True
 
     def give_back(self, holder: Hashable) -> None:
-        with self._lock:
+        with self._changed:
             self._taken[holder] -= 1
             if not self._taken[holder]:
                 del self._taken[holder]
+            # All, since the one that is told first may have its share.
+            self._changed.notify_all()
+
+    def _has_room(self, holder: Hashable) -> bool:
+        return self._taken.total() < self._count and self._taken[holder] < self._share
+
+    def _wait_for_room(self, holder: Hashable) -> bool:
+        if self.waiting >= self._most_waiting:
+            return False
+        self.waiting += 1
+        try:
+            return self._changed.wait_for(lambda: self._has_room(holder), self._patience_seconds)
+        finally:
+            self.waiting -= 1
 
 
 class Turns:
@@ -139,6 +163,11 @@ class ThreadPlan:
         return max(1, self.transfers // 4)
 
     @property
+    def transfer_waits(self) -> int:
+        """Requests that wait for a slot of a transfer that ends."""
+        return self.quarter
+
+    @property
     def small_files(self) -> int:
         """Uploads and downloads that wait for the object store but not for their clients."""
         return self.workers
@@ -161,4 +190,5 @@ class ThreadPlan:
     def total(self, hashes: int) -> int:
         """All threads, where so many passwords are hashed at a time."""
         passwords = self.password_waits + 1 + hashes
-        return self.workers + self.small_files + self.keys + KEY_WAITS + passwords + self.answers
+        files = self.transfer_waits + self.small_files
+        return self.workers + files + self.keys + KEY_WAITS + passwords + self.answers

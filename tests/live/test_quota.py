@@ -21,8 +21,8 @@ CONTENT = random.Random(5).randbytes(MIB)
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with production(tmp_path_factory.mktemp("quota")) as running:
-        # So that one process has room for as many uploads at once.
-        running.env |= {"WEB_THREADS": "48", "MAX_UPLOADS_PER_USER": "64"}
+        # So that one process has room for as many concurrent uploads of one account.
+        running.env |= {"WEB_THREADS": "160", "MAX_UPLOADS_PER_USER": "64"}
         running.start_api()
         yield running
 

@@ -26,6 +26,30 @@ def test_slots_are_taken_up_to_their_number_and_by_one_holder_up_to_its_share() 
     assert slots.take("clara")
 
 
+def test_a_slot_that_is_given_back_goes_to_a_thread_that_waits_and_may_have_it(threads: ThreadPoolExecutor) -> None:
+    slots = Slots(2, share=1, waiting=2, patience_seconds=20)
+    slots.take("anna")
+    slots.take("ben")
+
+    again, first = threads.submit(slots.take, "anna"), threads.submit(slots.take, "clara")
+    wait_until(lambda: slots.waiting == 2)
+    refused = slots.take("dora")
+    slots.give_back("ben")
+
+    assert not refused
+    assert first.result(timeout=20)
+    assert not again.done()
+    slots.give_back("anna")
+    assert again.result(timeout=20)
+
+
+def test_a_slot_is_waited_for_a_while_only() -> None:
+    slots = Slots(1, share=1, waiting=1, patience_seconds=0.01)
+    slots.take("anna")
+
+    assert not slots.take("ben")
+
+
 def test_a_turn_that_ends_goes_to_a_thread_that_waits(threads: ThreadPoolExecutor) -> None:
     turns = Turns(1, patience_seconds=20, hangs_after_seconds=20)
     first = turns.begin()
@@ -78,7 +102,9 @@ def test_a_block_without_a_turn_is_refused_and_one_with_a_turn_ends_it_whatever_
 def test_a_quarter_of_the_workers_is_free_whatever_hangs(workers: int) -> None:
     plan, hashes = ThreadPlan(workers), 2
 
-    waiting = plan.small_files + plan.keys + KEY_WAITS + plan.password_waits + plan.answers + hashes + 1
+    waiting = (
+        plan.transfer_waits + plan.small_files + plan.keys + KEY_WAITS + plan.password_waits + plan.answers + hashes + 1
+    )
 
     assert plan.total(hashes) - waiting - plan.transfers == plan.quarter >= 1
     assert 1 <= plan.transfers_of_one_account <= max(1, plan.transfers / 4)

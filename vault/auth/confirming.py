@@ -19,7 +19,7 @@ from vault.auth.addresses import Address
 from vault.auth.credentials import Checked, Credentials, Verdict
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
-from vault.auth.passwords import Passwords, check_strength, own_words
+from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
 from vault.errors import InputRefused, InvalidToken, WrongPassword
@@ -92,7 +92,8 @@ class Confirmations:
             if found.purpose != TokenPurpose.VERIFY_EMAIL:
                 # A mistyped address may be a stranger's, who must not be given the account.
                 raise InputRefused({"new_password": ["Another address is confirmed by the account's own password."]})
-            check_strength(new_password, own_words(user.email, user.full_name), field="new_password")
+            hints = own_words(user.email, user.full_name)
+            self._passwords.require_strength(new_password, hints, field="new_password")
             password_hash = self._passwords.hash(new_password)
             with self._sessions.begin() as session:
                 found, user = self._usable(session, token)

@@ -52,7 +52,7 @@ class Waits:
     @classmethod
     def planned(cls, plan: ThreadPlan) -> Self:
         return cls(
-            Slots(plan.transfers, share=plan.transfers_of_one_account),
+            Slots(plan.transfers, share=plan.transfers_of_one_account, waiting=plan.transfer_waits),
             Turns(plan.small_files),
             BoundedSemaphore(plan.answers),
         )
