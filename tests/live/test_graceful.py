@@ -119,27 +119,34 @@ def test_connections_that_are_kept_alive_do_not_delay_a_stop(stack: Stack, api: 
 def test_a_graceful_stop_during_ten_uploads_and_ten_downloads_loses_none(
     stack: Stack, api: Process, person: requests.Session, stored: str
 ) -> None:
-    headers, started, go_on = dict(person.headers), threading.Semaphore(0), threading.Event()
+    started, go_on = threading.Semaphore(0), threading.Event()
+    # As many for each account as it may have if they all come to one process.
+    senders = [stack.sign_up(f"sender{number}@example.org") for number in range(2)]
+    other = stack.sign_up("reader@example.org")
+    also_stored = str(other.post(f"{stack.url}/files?name=stored.bin", data=BODY).json()["id"])
 
     def blocks() -> Iterator[bytes]:
         yield BODY[: 8 * MIB]
         assert go_on.wait(60)
         yield BODY[8 * MIB :]
 
-    def upload() -> tuple[int, str]:
+    def upload(sender: requests.Session) -> tuple[int, str]:
+        headers = dict(sender.headers)
         answer = requests.post(f"{stack.url}/files?name=u.bin", data=blocks(), headers=headers, timeout=120)
         return answer.status_code, answer.json().get("sha256")
 
-    def download() -> bool:
-        answer = requests.get(f"{stack.url}/files/{stored}/content", headers=headers, stream=True, timeout=120)
+    def download(reader: requests.Session, file_id: str) -> bool:
+        headers = dict(reader.headers)
+        answer = requests.get(f"{stack.url}/files/{file_id}/content", headers=headers, stream=True, timeout=120)
         received = answer.raw.read(MIB)
         started.release()
         assert go_on.wait(60)
         return bool(received + answer.raw.read() == BODY)
 
     with ThreadPoolExecutor(20) as pool:
-        uploads = [pool.submit(upload) for _ in range(10)]
-        downloads = [pool.submit(download) for _ in range(10)]
+        uploads = [pool.submit(upload, sender) for sender in senders for _ in range(5)]
+        files = ((person, stored), (other, also_stored))
+        downloads = [pool.submit(download, *file) for file in files for _ in range(5)]
         for _ in range(10):
             assert started.acquire(timeout=120)
         wait_until(lambda: stack.states().count("pending") == 10, what="the uploads")
@@ -153,7 +160,7 @@ def test_a_graceful_stop_during_ten_uploads_and_ten_downloads_loses_none(
 
     assert stored_as == [(201, SHA256)] * 10
     assert contents == [True] * 10
-    assert stack.states() == ["ready"] * 11
+    assert stack.states() == ["ready"] * 12
 
 
 @pytest.mark.slow
