@@ -27,7 +27,7 @@ _PRIVATE: Final = frozenset(
 _SECRET: Final = re.compile(
     r"""
       \beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)*                      # JWT
-    | \b(?:Bearer|Basic)\s+[\w.~+/=-]+                         # Authorization
+    | \b(?:(?i:Bearer)|Basic)\s+[\w.~+/=-]+                         # Authorization
     | \bgAAAAA[\w-]{20,}=*                                     # Fernet token
     | (?<![\w-])(?=[\w-]*[A-Z])(?=[\w-]*[a-z])(?=[\w-]*[0-9])[\w-]{43,}=?  # 32 random bytes: keys, mailed tokens
     | \bobjects/[0-9a-f]{2}/[0-9a-f-]{36}                      # object key

@@ -133,7 +133,7 @@ def test_a_link_that_is_expired_or_unknown_or_void_is_refused(vault: Vault) -> N
     token = vault.mailed_token(EMAIL)
 
     unknown = [verify(vault, text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
-    vault.clock.advance(hours=24)
+    vault.clock.advance(hours=24, seconds=10)
     expired = verify(vault, token)
 
     assert {code(answer) for answer in [*unknown, expired]} == {(400, "invalid_token")}
@@ -604,6 +604,13 @@ def test_every_bad_token_gets_one_401_and_a_missing_one_a_challenge_without_erro
     assert {what: but_request_id(a) for what, a in answers.items() if but_request_id(a) != expected} == {}
     assert {challenges.pop(what) for what in without} == {'Bearer realm="secure-vault"'}
     assert set(challenges.values()) == {'Bearer realm="secure-vault", error="invalid_token"'}
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR", "Bearer "])
+def test_the_case_of_the_scheme_does_not_matter(anna: Person, scheme: str) -> None:
+    answer = anna.vault.client.get(f"{AUTH}/me", headers={"Authorization": f"{scheme} {anna.access_token}"})
+
+    assert answer.status_code == 200
 
 
 def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Person, bert: Person) -> None:

@@ -14,7 +14,7 @@ from argon2 import PasswordHasher
 
 from tests.support.machine import slowness
 from tests.support.services import redis_url
-from tests.support.vault import PASSWORD, Vault, but_request_id, refusal
+from tests.support.vault import PASSWORD, Vault, at_once, but_request_id, refusal
 from vault.db import Base
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -76,6 +76,73 @@ def test_every_route_of_accounts_refuses_a_network_that_asks_too_often(make_vaul
         assert "Too many requests. Wait before the next one." in refused.text
         assert refused.mimetype == ("text/html" if is_page(path) else "application/problem+json")
         assert is_page(path) or refused.json["code"] == "rate_limited"
+
+
+def test_what_succeeds_for_people_is_not_counted(make_vault: MakeVault) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="2")
+    anna = vault.member()
+
+    seen = [anna.get(f"{AUTH}/me").status_code for _ in range(6)]
+    signed_in = [ask(vault, password=PASSWORD) for _ in range(6)]
+    pair = signed_in[-1].json
+    for _ in range(6):
+        pair = vault.client.post(f"{AUTH}/refresh", json={"refresh_token": pair["refresh_token"]}).json
+
+    assert seen == [200] * 6
+    assert [answer.status_code for answer in signed_in] == [200] * 6
+    assert "access_token" in pair
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "refused"),
+    [
+        pytest.param("login", {"email": EMAIL, "password": WRONG}, 401, id="login"),
+        pytest.param("refresh", {"refresh_token": "nothing"}, 401, id="refresh"),
+        pytest.param(
+            "change-password",
+            {"current_password": WRONG, "new_password": "seven violet kettles hum"},
+            403,
+            id="password",
+        ),
+    ],
+)
+def test_failures_of_people_are_counted(make_vault: MakeVault, path: str, fields: dict[str, str], refused: int) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="2")
+    anna = vault.member()
+
+    answers = [anna.post(f"{AUTH}/{path}", json=fields) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [refused, refused, 429]
+
+
+def test_wrong_passwords_at_once_do_not_pass_the_limit(make_vault: MakeVault) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="4")
+
+    answers = at_once(16, lambda n: ask(vault, email=f"person{n}@example.org"))
+
+    failed = [answer.status_code for answer in answers].count(401)
+    assert 1 <= failed <= 4
+    assert {refusal(answer) for answer in answers} == {(401, "invalid_credentials"), LIMITED}
+
+
+def test_a_place_that_an_answer_held_is_free_again(make_vault: MakeVault) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="1")
+    vault.member()
+
+    answers = [ask(vault, password=PASSWORD) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [ask(vault).status_code for _ in range(2)] == [401, 429]
+
+
+def test_a_browsers_question_before_a_request_is_not_counted(make_vault: MakeVault) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="1", CORS_ORIGINS="https://app.example.org")
+    asked = {"Origin": "https://app.example.org", "Access-Control-Request-Method": "POST"}
+
+    answers = [vault.client.options(f"{AUTH}/register", headers=asked) for _ in range(3)]
+
+    assert {answer.status_code for answer in answers} <= {200, 204}
+    assert ask(vault, "register", password=PASSWORD).status_code == 202
 
 
 def test_each_route_is_counted_by_itself(make_vault: MakeVault) -> None:

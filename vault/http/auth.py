@@ -72,7 +72,15 @@ def register(app: Flask, secret_key: str) -> None:
         JWT_DECODE_LEEWAY=CLOCK_LEEWAY,
         JWT_TOKEN_LOCATION=["headers"],
     )
+    app.before_request(_spell_scheme)
     jwt.init_app(app)
+
+
+def _spell_scheme() -> None:
+    """Write the scheme as flask-jwt-extended expects it: its case does not matter (RFC 9110, 11.1)."""
+    scheme, space, credentials = request.headers.get("Authorization", "").partition(" ")
+    if space and scheme.lower() == "bearer":
+        request.environ["HTTP_AUTHORIZATION"] = f"Bearer {credentials}"
 
 
 @jwt.unauthorized_loader

@@ -1,18 +1,27 @@
-"""How often one network may ask, and how often about one address: Flask-Limiter on every route of accounts.
+"""How often one network may ask, and how often about one address, on every route of accounts.
 
-The second limit is for an address as asked about from one network. Were it for the address alone, ten requests a
-minute from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.credentials.
+The first limit counts what needs no account, before it is done, and failures. What succeeds for a session, a login or a
+refresh does not count, so that an office behind one address is not shut out by its own work.
+
+The second limit is for an address as asked about from one network. Were it for the address alone, ten requests a minute
+from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.credentials.
 """
 
 import hashlib
 import hmac
 import math
+import threading
 import time
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 from flask_jwt_extended import current_user, verify_jwt_in_request
+from flask_jwt_extended.exceptions import JWTExtendedException
 from flask_limiter import Limiter, RequestLimit
+from jwt import PyJWTError
+from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
 
 from vault.auth.addresses import parse_address
@@ -25,6 +34,8 @@ from vault.networks import network_of
 _STORE_TIMEOUT_SECONDS: Final = 0.3
 # What only somebody who is signed in may ask, and is answered by a look at his password.
 _ASK_FOR_PASSWORD: Final = {"auth.change_password", "auth.change_email", "auth.delete_me"}
+# What needs no access token, and is answered by a look at a password or a token in the body.
+_SIGN_IN: Final = {"auth.login", "auth.refresh"}
 
 
 def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> None:
@@ -38,22 +49,88 @@ def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) 
     )
     key = derive_key(settings.secret_key, "limits")
 
-    def by_network() -> str:
-        return _mac(key, "network", _network())
-
     def by_address() -> str:
         return _mac(key, "address", _network(), _address() or "")
 
     for blueprint in blueprints:
-        limiter.limit(f"{settings.auth_limit_per_ip}/minute", key_func=by_network)(blueprint)
         limiter.limit(
             f"{settings.auth_limit_per_address}/minute",
             key_func=by_address,
             scope="address",
             exempt_when=lambda: _address() is None,
         )(blueprint)
+    names = {blueprint.name for blueprint in blueprints}
+    by_network = _NetworkLimit(limiter, settings.auth_limit_per_ip, names, key)
+    app.before_request(by_network.admit)
+    app.after_request(by_network.count_failure)
+    app.teardown_request(by_network.release)
     limiter.init_app(app)
     app.register_error_handler(StorageError, _fail_closed)
+
+
+class _NetworkLimit:
+    """A number of requests a minute to each route from one network: of failures, and of what needs no account.
+
+    Failures are counted when they are known. Until then a request that shows a password or a refresh token holds a
+    place, so that concurrent ones do not pass the limit together. Places are of one process: several processes can
+    exceed the limit by what they answer at one moment.
+    """
+
+    def __init__(self, limiter: Limiter, per_minute: int, blueprints: Collection[str], key: bytes) -> None:
+        self._limiter = limiter
+        self._limit = RateLimitItemPerMinute(per_minute)
+        self._blueprints = blueprints
+        self._key = key
+        self._lock = threading.Lock()
+        self._held: Counter[tuple[str, str]] = Counter()
+
+    def admit(self) -> None:
+        """Raises RateLimited where the network has used up its requests to this route."""
+        # The browser's question before a request of another origin asks nothing of an account.
+        if request.blueprint not in self._blueprints or request.method == "OPTIONS":
+            return
+        place = (_mac(self._key, "network", _network()), str(request.endpoint))
+        if request.endpoint in _SIGN_IN or _has_good_token():
+            self._hold(place, is_guess=request.endpoint in _SIGN_IN | _ASK_FOR_PASSWORD)
+        elif not self._limiter.limiter.hit(self._limit, *place):
+            raise self._refusal(place)
+
+    def count_failure(self, response: Response) -> Response:
+        """Count a request that was let in without being counted, if the client's part of it was wrong."""
+        place = g.get("limited_place")
+        if place is None or not 400 <= response.status_code < 500:
+            return response
+        try:
+            self._limiter.limiter.hit(self._limit, *place)
+        except StorageError as exc:
+            return current_app.make_response(_fail_closed(exc))
+        return response
+
+    def release(self, _error: BaseException | None = None) -> None:
+        """Give the place of this request to the next one."""
+        place = g.pop("held_place", None)
+        if place is not None:
+            with self._lock:
+                self._held[place] -= 1
+                if not self._held[place]:
+                    del self._held[place]
+
+    def _hold(self, place: tuple[str, str], *, is_guess: bool) -> None:
+        with self._lock:
+            taken = self._held[place]
+            if is_guess:
+                self._held[place] += 1
+                g.held_place = place
+        # Asked outside the lock, since Redis may take its time.
+        if not self._limiter.limiter.test(self._limit, *place, cost=1 + taken):
+            raise self._refusal(place)
+        g.limited_place = place
+
+    def _refusal(self, place: tuple[str, str]) -> RateLimited:
+        window = self._limiter.limiter.get_window_stats(self._limit, *place)
+        # With requests left, it was concurrent ones that held the places.
+        wait = window.reset_time - time.time() if window.remaining <= 0 else 0
+        return RateLimited(limit=self._limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
 
 
 def _storage_options(uri: str) -> dict[str, Any]:
@@ -75,6 +152,14 @@ def _fail_closed(error: StorageError) -> Any:
     unavailable = LimitsUnavailable()
     unavailable.__cause__ = error
     return current_app.handle_user_exception(unavailable)
+
+
+def _has_good_token() -> bool:
+    try:
+        return verify_jwt_in_request(optional=True) is not None
+    except (JWTExtendedException, PyJWTError):
+        # The view refuses it.
+        return False
 
 
 def _network() -> str:
