@@ -73,8 +73,13 @@ class _AtomicChannel(Channel):
         folder = Path(self.data_folder_out)
         name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
         unfinished = folder / f".{name}.partial"
-        unfinished.write_text(json.dumps(payload))
-        os.rename(unfinished, folder / name)
+        try:
+            unfinished.write_text(json.dumps(payload))
+            os.rename(unfinished, folder / name)
+        except OSError:
+            # A part of a message is never sent, and on a full disk it would stay.
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 class AtomicFilesystemTransport(Transport):

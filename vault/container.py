@@ -4,11 +4,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from argon2 import PasswordHasher
 from celery import Celery
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.admin.inviting import Invitations
@@ -73,6 +74,7 @@ from vault.slots import ThreadPlan
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
+from vault.storage.room import UPLOAD_BYTES, DiskReserve
 from vault.storage.s3 import S3Options, S3Store
 
 KEY_PROVIDER: Final = "key_provider"
@@ -92,6 +94,7 @@ class Container:
     sessions: sessionmaker[Session]
     celery: Celery
     store: ObjectStore
+    room: DiskReserve
     keys: KeyRing
     audit: AuditService
     settling: Settling
@@ -143,6 +146,7 @@ def build_container(
     celery = create_celery(settings.celery_broker_url)
     publish = publish or Publisher(celery).publish
     store = store or _store(settings)
+    room = _room(settings)
     # The readiness is made last, since it asks after the others.
     keys = keys or _keys(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     audit = AuditService(clock)
@@ -188,6 +192,7 @@ def build_container(
     uploads = Uploads(
         sessions,
         store=store,
+        room=room,
         keys=keys,
         suite=settings.file_suite,
         limits=UploadLimits(
@@ -202,13 +207,14 @@ def build_container(
         audit=audit,
         clock=clock,
     )
-    readiness = _readiness(settings, installation, keys, celery)
+    readiness = _readiness(settings, installation, room, keys, celery)
     return Container(
         settings=settings,
         engine=engine,
         sessions=sessions,
         celery=celery,
         store=store,
+        room=room,
         keys=keys,
         audit=audit,
         settling=Settling(sessions, clock=clock),
@@ -342,6 +348,16 @@ def _store(settings: Settings) -> ObjectStore:
     )
 
 
+def _room(settings: Settings) -> DiskReserve:
+    """Of what lies on disks of this machine."""
+    others = []
+    if settings.database_facts[0] == "sqlite":
+        others.append(Path(make_url(settings.database_url).database or "").parent)
+    if settings.celery_broker_url.startswith("filesystem://"):
+        others.append(Path(settings.celery_broker_url.removeprefix("filesystem://")))
+    return DiskReserve(None if settings.s3_bucket_name else settings.storage_dir, *others)
+
+
 def aws_access(settings: Settings) -> AwsAccess:
     """The credentials of S3 and KMS alike."""
     return AwsAccess(
@@ -352,12 +368,19 @@ def aws_access(settings: Settings) -> AwsAccess:
     )
 
 
-def _readiness(settings: Settings, installation: InstallationGuard, keys: KeyRing, celery: Celery) -> Readiness:
+def _readiness(
+    settings: Settings, installation: InstallationGuard, room: DiskReserve, keys: KeyRing, celery: Celery
+) -> Readiness:
+    def check_store() -> None:
+        installation.health()
+        # Told before the last small uploads are refused as well: somebody has to make room.
+        room.require(UPLOAD_BYTES)
+
     return Readiness(
         {
             "database": Check(check_database(settings.database_url), is_vital=True),
             "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
-            "object_store": Check(installation.health),
+            "object_store": Check(check_store),
             "broker": Check(check_broker(celery)),
             # Without it, work is late and none is lost.
             "beat": Check(check_beat(settings.database_url)),

@@ -94,6 +94,8 @@ _SQLITE_PRAGMAS: Final = (
     "PRAGMA foreign_keys = ON",
     # A shredded key must not survive in a free page.
     "PRAGMA secure_delete = ON",
+    # Or the log keeps for ever the size that one large transaction gave it.
+    "PRAGMA journal_size_limit = 16777216",
 )
 
 

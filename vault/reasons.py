@@ -35,14 +35,15 @@ _ADDRESS_CODES: Final = {int(getattr(socket, name)): name for name in dir(socket
 def reason_of(error: BaseException) -> str | None:
     """The first code among an error and its causes, with the operation that failed where the error knows it.
 
-    Without any code it is the class of the first cause; None for an error that stands alone.
+    Without any code it is the class of the first cause; None if that is the error's own.
     """
     chain = list(causes(error))
     for link in chain:
         if (word := word_of(link)) is not None:
             operation = getattr(link, "operation", None)
             return f"{word} ({operation})" if operation else word
-    return type(chain[-1]).__name__ if len(chain) > 1 else None
+    last = type(chain[-1]).__name__
+    return last if last != type(error).__name__ else None
 
 
 def word_of(error: BaseException) -> str | None:

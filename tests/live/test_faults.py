@@ -607,7 +607,7 @@ def test_an_s3_on_a_full_disk_that_only_says_500_is_a_502_until_there_is_room_ag
 
 @pytest.mark.slow
 @on_small_disks
-def test_a_database_on_a_full_disk_is_a_503_until_there_is_room_again(tmp_path: Path) -> None:
+def test_a_database_on_a_full_disk_is_a_507_until_there_is_room_again(tmp_path: Path) -> None:
     database = tmp_path / "database" / "vault-test.db"
     with small_disk(database.parent, 24 * MIB), embedded(tmp_path, DATABASE_URL=f"sqlite:///{database}") as stack:
         stack.start_api()
@@ -625,7 +625,7 @@ def test_a_database_on_a_full_disk_is_a_503_until_there_is_room_again(tmp_path: 
         from_the_start = [site.send(SMALL, framing) for framing in FRAMINGS]
         listed = list(site.files())
 
-        assert {upload.outcome for upload in (amid, *from_the_start)} == {DATABASE_UNAVAILABLE}
+        assert {upload.outcome for upload in (amid, *from_the_start)} == {STORAGE_FULL}
         assert listed == [kept.name]
         (database.parent / "ballast").unlink()
         again = site.send(SMALL)

@@ -1,5 +1,6 @@
 """Disks so small that a test can fill them: a tmpfs, mounted by root or in a namespace of the user's own."""
 
+import errno
 import os
 import re
 import subprocess
@@ -59,9 +60,23 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all room that is left on the folder's disk, by one file; removing it frees the room again."""
+    """Take all room that is left on the folder's disk, by one file; removing it frees the room again.
+
+    In ever smaller steps, since others may write to the disk meanwhile.
+    """
     ballast = folder / "ballast"
-    facts = os.statvfs(folder)
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, facts.f_bavail * facts.f_frsize)
+        for step in (1024 * 1024, 4096):
+            while _grow(file.fileno(), step):
+                pass
     return ballast
+
+
+def _grow(fd: int, step: int) -> bool:
+    try:
+        os.posix_fallocate(fd, os.fstat(fd).st_size, step)
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        return False
+    return True

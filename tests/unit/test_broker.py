@@ -1,4 +1,5 @@
 import base64
+import errno
 import ipaddress
 import json
 import os
@@ -146,6 +147,20 @@ def test_an_unfinished_message_is_not_read_as_one(celery: Celery, queue: Path, m
         connection.default_channel._get("mail")
 
     assert [path.suffix for path in (queue / "messages").iterdir()] == [".partial"]
+
+
+def test_nothing_stays_of_a_message_that_found_no_room(
+    celery: Celery, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_a_part(path: Path, text: str) -> None:
+        path.write_bytes(text.encode()[:10])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_text", write_a_part)
+
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+
+    assert [*(queue / "messages").iterdir()] == []
 
 
 def test_a_message_that_could_not_be_renamed_is_a_failure_to_publish(

@@ -43,9 +43,11 @@ _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way t
 @blueprint.post("/register")
 @blueprint.arguments(RegisterSchema)
 @blueprint.response(202, MessageSchema)
-@may_answer("audit_unavailable", "busy")
+@may_answer("audit_unavailable", "busy", "storage_full")
 def register(fields: dict[str, Any]) -> dict[str, str]:
     """Create an account. The answer is the same whether or not the address has one."""
+    # Strangers' rows must not use up what is kept for signing in and deleting.
+    container().room.require()
     container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
     return _LOOK_FOR_MAIL
 

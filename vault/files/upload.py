@@ -48,6 +48,7 @@ from vault.files.writing import NewObject, write_object
 from vault.folding import fold
 from vault.metrics import CONTENT_BYTES, TRANSFERS
 from vault.storage import ObjectStore, object_key
+from vault.storage.room import DiskReserve
 
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
@@ -131,6 +132,7 @@ class Uploads:
         sessions: sessionmaker[Session],
         *,
         store: ObjectStore,
+        room: DiskReserve,
         keys: KeyRing,
         suite: Suite,
         limits: UploadLimits,
@@ -142,6 +144,7 @@ class Uploads:
     ) -> None:
         self._sessions = sessions
         self._store = store
+        self._room = room
         self._keys = keys
         self._suite = suite
         self._limits = limits
@@ -161,7 +164,7 @@ class Uploads:
         reservation = self._reserve(owner_id, incoming)
         with self._leases.held(reservation.file_id), TRANSFERS.labels("in").track_inprogress():
             try:
-                meter = _Meter(incoming, self._at_most(incoming), partial(self._grow, reservation))
+                meter = _Meter(incoming, self._at_most(incoming), partial(self._grow, reservation), self._room)
                 write_object(self._store, reservation.new, meter.read, at_most_bytes=meter.limit)
                 if incoming.expected_sha256 not in (None, meter.digest()):
                     raise DigestMismatch
@@ -184,6 +187,7 @@ class Uploads:
         least = _least(incoming)
         if least > self._limits.max_upload_bytes:
             raise TooLarge
+        self._room.require(least)
         if not self._keys.primary.is_remote:
             # The reservation refuses it as well, and to make a key here costs less than to ask.
             return
@@ -377,15 +381,18 @@ def _least(incoming: Incoming) -> int:
 class _Meter:
     """Counts, limits and hashes plaintext on its way to the sealer."""
 
-    def __init__(self, incoming: Incoming, limit: int, grow: Callable[[int, int], int]) -> None:
+    def __init__(self, incoming: Incoming, limit: int, grow: Callable[[int, int], int], room: DiskReserve) -> None:
         self._incoming = incoming
         self._grow = grow
+        self._room = room
         self._hash = hashlib.sha256()
         self.limit = limit
         self.size = 0
         self.reserved = _least(incoming)
 
     def read(self, length: int) -> bytes:
+        # Other uploads, and all else that fills disks, go on meanwhile.
+        self._room.require()
         piece = self._incoming.read(length)
         self._hash.update(piece)
         self.size += len(piece)

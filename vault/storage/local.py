@@ -19,6 +19,7 @@ from typing import Final
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget
+from vault.storage.room import require_room
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _INCOMING: Final = "incoming"
@@ -158,6 +159,8 @@ class _LocalWriter:
 
     def write(self, part: memoryview, length: int) -> None:
         with _translated("write"):
+            # Where the disk is fuller than the reserve allows, what is left serves to delete.
+            require_room(os.fstatvfs(self._fd), length)
             rest = part[:length]
             while rest:
                 rest = rest[os.write(self._fd, rest) :]

@@ -1,0 +1,109 @@
+"""The embedded default on one disk that uploads fill: what frees room, and signing in for it, still work."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+
+from tests.support.disks import on_small_disks, small_disk
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded
+from tests.support.vault import PASSWORD
+
+MIB = 1024 * 1024
+CONTENT = os.urandom(3 * MIB)
+FULL = (507, "storage_full")
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """A body whose length the server is not told."""
+    for start in range(0, len(content), MIB):
+        yield content[start : start + MIB]
+
+
+def upload(stack: Stack, person: requests.Session, *, is_chunked: bool) -> tuple[int, str]:
+    answer = requests.post(
+        f"{stack.url}/files",
+        params={"name": "notes.bin"},
+        headers={**person.headers, "Content-Type": "application/octet-stream"},
+        data=pieces(CONTENT) if is_chunked else CONTENT,
+        timeout=60,
+    )
+    return answer.status_code, answer.json()["id" if answer.status_code == 201 else "code"]
+
+
+def readiness(stack: Stack) -> tuple[str, str]:
+    """The whole's status, which is degraded without a beat in any case, and that of the store."""
+    body = requests.get(f"http://127.0.0.1:{stack.port}/readyz", timeout=10).json()
+    return body["status"], body["checks"]["object_store"]
+
+
+def use_up(stack: Stack, person: requests.Session) -> list[tuple[int, str]]:
+    """Upload from several clients at once until each is refused; returns every answer."""
+
+    def until_refused(number: int) -> list[tuple[int, str]]:
+        answers: list[tuple[int, str]] = []
+        while not answers or answers[-1][0] == 201:
+            answers.append(upload(stack, person, is_chunked=bool(number % 2)))
+        return answers
+
+    with ThreadPoolExecutor(4) as clients:
+        return [answer for answers in clients.map(until_refused, range(4)) for answer in answers]
+
+
+@on_small_disks
+def test_signing_in_and_deleting_work_when_uploads_have_filled_the_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64 * MIB), embedded(disk) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        first = upload(stack, person, is_chunked=False)
+        at_first = readiness(stack)
+
+        answers = [first, *use_up(stack, person)]
+        when_full = readiness(stack)
+        signed_in = stack.sign_in("anna@example.org")
+        logout = signed_in.post(f"{stack.url}/auth/logout", timeout=20)
+        stored = [file_id for status, file_id in answers if status == 201]
+        deleted = {person.delete(f"{stack.url}/files/{file_id}", timeout=20).status_code for file_id in stored}
+        stack.end_leases()
+        stack.reap()
+
+        assert at_first[1] == "ok"
+        assert stored
+        assert set(answers) - {(201, file_id) for file_id in stored} == {FULL}
+        assert when_full == ("degraded", "failed")
+        assert logout.status_code == 204
+        assert deleted == {204}
+        wait_until(lambda: readiness(stack)[1] == "ok", what="the readiness of the disk that was emptied")
+        assert upload(stack, person, is_chunked=False)[0] == 201
+        assert stack.accounts_agree()
+        assert stack.container.store.unfinished() == 0
+
+
+@on_small_disks
+def test_a_disk_that_something_else_fills_refuses_uploads_unread_and_strangers_rows(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 24 * MIB), embedded(disk) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        ballast = disk / "something-else"
+        with ballast.open("wb") as file:
+            facts = os.statvfs(disk)
+            os.posix_fallocate(file.fileno(), 0, facts.f_bavail * facts.f_frsize - 3 * MIB)
+
+        # Without a body: an answer can only come if none is waited for.
+        refused = requests.Request(
+            "POST", f"{stack.url}/files", params={"name": "a"}, headers={**person.headers, "Content-Length": "1000000"}
+        ).prepare()
+        refused.headers["Content-Length"] = "1000000"
+        answer = requests.Session().send(refused, timeout=20)
+        stranger = requests.post(
+            f"{stack.url}/auth/register", json={"email": "bert@example.org", "password": PASSWORD}, timeout=20
+        )
+
+        assert (answer.status_code, answer.json()["code"]) == FULL
+        assert (stranger.status_code, stranger.json()["code"]) == FULL
+        assert stack.sign_in("anna@example.org").get(f"{stack.url}/files", timeout=20).status_code == 200
