@@ -15,7 +15,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine
+from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -99,6 +100,17 @@ _SQLITE_PRAGMAS: Final = (
 )
 
 
+# How long a statement waits for a lock that another one holds.
+_LOCK_SECONDS: Final = 15
+# A server, or what leads to it, that vanished without a word is noticed after so long; TCP has sent again what was not
+# acknowledged four times by then.
+_SILENCE_SECONDS: Final = 5
+# SQLSTATEs after which a connection is of no use, whatever the driver makes of them: those of a lost connection (08),
+# of a server that ends, or ended, the session (57P, 25P03, 25P04), and of one that has become read-only (25006), as
+# when a fail-over has made it a standby. A lack of resources (53, 58) ends with the statement and is an outage only.
+_DISCONNECTS: Final = ("08", "57P", "25006", "25P03", "25P04")
+
+
 def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
     """That a row's columns, taken together, are less than these values: where a list in falling order goes on."""
     bound = [sa.bindparam(None, value, column.type) for value, column in zip(values, columns, strict=True)]
@@ -112,7 +124,7 @@ def create_engine(url: str) -> Engine:
     quote some, which is one more reason why no log holds an exception's text.
     """
     if url.startswith("sqlite"):
-        engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": 15})
+        engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _LOCK_SECONDS})
         event.listen(engine, "do_connect", open_existing_file)
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
@@ -124,10 +136,31 @@ def create_engine(url: str) -> Engine:
         pool_size=10,
         max_overflow=30,
         pool_timeout=10,
-        connect_args={"connect_timeout": 3},
+        connect_args=postgresql_options(connect_seconds=3, silence_seconds=_SILENCE_SECONDS),
     )
+    event.listen(engine, "connect", _on_postgresql_connect)
+    event.listen(engine, "checkout", _on_postgresql_checkout)
     event.listen(engine, "checkin", _on_postgresql_checkin)
+    event.listen(engine, "handle_error", _on_postgresql_error)
     return engine
+
+
+def postgresql_options(*, connect_seconds: int, silence_seconds: int) -> dict[str, object]:
+    """What each connection to PostgreSQL is made with: it leads to a server that takes writes, and does not hang.
+
+    Without them, a connection to a server that vanished waits for the quarter of an hour after which TCP gives up,
+    when something was sent, and for ever when nothing was. With several hosts in the URL, the first that takes writes
+    is used.
+    """
+    return {
+        "connect_timeout": connect_seconds,
+        "target_session_attrs": "read-write",
+        "keepalives_idle": silence_seconds,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        # In milliseconds. Keepalives are not sent while data waits to be acknowledged.
+        "tcp_user_timeout": silence_seconds * 1000,
+    }
 
 
 class DatabaseMissing(sqlite3.OperationalError):
@@ -195,6 +228,13 @@ def one_write(sessions: sessionmaker[Session]) -> Iterator[Session]:
         session.commit()
 
 
+def is_read_only(error: Exception) -> bool:
+    """Whether a statement failed since its database takes no writes."""
+    cause = getattr(error, "orig", None)
+    refused_by_sqlite = str(getattr(cause, "sqlite_errorname", "")).startswith("SQLITE_READONLY")
+    return refused_by_sqlite or getattr(cause, "pgcode", None) == "25006"
+
+
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
 
@@ -222,6 +262,29 @@ def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
 
 def _on_sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _on_postgresql_connect(connection: Any, _record: object) -> None:
+    # In a transaction it would end with it.
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
+    connection.autocommit = False
+
+
+def _on_postgresql_checkout(connection: Any, _record: object, _fairy: object) -> None:
+    # The server tells of these whenever they change (from release 14 on), so that this asks nothing; the check of the
+    # connection right before has just listened.
+    told = (connection.info.parameter_status(name) for name in ("default_transaction_read_only", "in_hot_standby"))
+    if "on" in told:
+        raise InvalidatePoolError("this server takes no writes any more")
+
+
+def _on_postgresql_error(context: ExceptionContext) -> None:
+    state = getattr(context.original_exception, "pgcode", None)
+    if state is not None and state.startswith(_DISCONNECTS):
+        # The pool drops this connection, and all that were made before this.
+        context.is_disconnect = True
 
 
 def _on_postgresql_checkin(connection: Any, _record: object) -> None:

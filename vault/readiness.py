@@ -3,6 +3,7 @@
 Nothing here knows HTTP. What failed is told by its class and code; a library's text may hold a host name or a password.
 """
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Final
 import sqlalchemy as sa
 import structlog
 from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
 
-from vault.db import open_existing_file
+from vault.db import open_existing_file, postgresql_options
 from vault.processes import beat_is_alive
 from vault.reasons import reason_of
 
@@ -32,6 +34,10 @@ class MigrationsMissing(Exception):
 
 class BeatMissing(Exception):
     """Beat has not renewed its row for a while: it is dead, or its schedule stands still."""
+
+
+class DatabaseReadOnly(Exception):
+    """The database answers but takes no writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +156,22 @@ class _Probe:
 
 
 def check_database(url: str) -> Callable[[], None]:
-    """Asks over a connection of its own, since those of a busy pool may all be in use."""
+    """Asks whether the database takes writes, over a connection of its own, since a busy pool may have none left."""
     engine = _engine(url)
 
-    def ask() -> None:
-        _scalars(engine, "SELECT 1")
+    def ask_postgresql() -> None:
+        # On for a standby as well as where an operator, or a provider whose disk is full, wants no writes.
+        if _scalars(engine, "SHOW transaction_read_only") != ["off"]:
+            raise DatabaseReadOnly
 
-    return ask
+    def ask_sqlite() -> None:
+        _scalars(engine, "SELECT 1")
+        # It makes files beside its own. Not a trial: a transaction would wait for others' writes.
+        path = make_url(url).database or ""
+        if not (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)):
+            raise DatabaseReadOnly
+
+    return ask_sqlite if url.startswith("sqlite") else ask_postgresql
 
 
 def check_migrations(url: str, folder: str) -> Callable[[], None]:
@@ -199,8 +214,8 @@ def _engine(url: str) -> sa.Engine:
 def _limits(url: str) -> dict[str, object]:
     if url.startswith("sqlite"):
         return {"timeout": ANSWER_SECONDS}
-    # A server that vanished while it was asked must not keep the one thread that asks for the hours that TCP waits.
-    return {"connect_timeout": 2, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2}
+    # A server that vanished while it was asked must not keep the one thread that asks for as long as TCP waits.
+    return postgresql_options(connect_seconds=2, silence_seconds=2)
 
 
 def _scalars(engine: sa.Engine, statement: str) -> list[str]:

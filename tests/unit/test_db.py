@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 from sqlalchemy.orm import Session, sessionmaker
 
+from vault import setting_values as parse
 from vault.auth.models import EmailToken, User
 from vault.db import (
     DatabaseMissing,
@@ -422,3 +423,94 @@ def test_a_session_that_ends_early_in_a_single_statement_leaves_its_connection_w
             assert driver is not None
             assert driver.autocommit is False
     engine.dispose()
+
+
+# --- PostgreSQL that answers and cannot serve, or does not answer -----------------------------------------------------
+
+
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[Engine]:
+    engine = create_engine(psycopg2_url(postgres_url))
+    yield engine
+    engine.dispose()
+
+
+def backend(connection: sa.Connection) -> int:
+    return int(connection.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+
+
+def test_a_pooled_connection_that_has_become_read_only_is_not_handed_out(postgres: Engine) -> None:
+    with postgres.connect() as connection:
+        before = backend(connection)
+        connection.execute(sa.text("SET default_transaction_read_only = on"))
+        connection.commit()
+
+    with postgres.connect() as connection:
+        after = backend(connection)
+        read_only = connection.scalar(sa.text("SHOW transaction_read_only"))
+
+    assert after != before
+    assert read_only == "off"
+
+
+def test_a_write_that_is_refused_as_read_only_drops_the_pool(postgres: Engine) -> None:
+    with postgres.connect() as other:
+        idle = backend(other)
+        with postgres.connect() as connection:
+            connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+            with pytest.raises(DBAPIError) as caught:
+                connection.execute(sa.text("DELETE FROM retired_keys"))
+    with postgres.connect() as connection:
+        after = backend(connection)
+
+    assert caught.value.connection_invalidated
+    assert after != idle
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "is_disconnect"),
+    [
+        pytest.param("08006", True, id="connection-failure"),
+        pytest.param("08P01", True, id="pooler-lost-its-server"),
+        pytest.param("25006", True, id="read-only"),
+        pytest.param("25P03", True, id="idle-too-long"),
+        pytest.param("57P01", True, id="shutdown"),
+        pytest.param("57P02", True, id="crash"),
+        pytest.param("57P03", True, id="starting-up"),
+        pytest.param("53300", False, id="too-many-connections"),
+        pytest.param("53100", False, id="disk-full"),
+        pytest.param("58030", False, id="io-error"),
+        pytest.param("55P03", False, id="lock"),
+        pytest.param("57014", False, id="cancelled"),
+        pytest.param("23505", False, id="constraint"),
+    ],
+)
+def test_only_what_makes_a_connection_useless_is_a_disconnect(
+    postgres: Engine, sqlstate: str, is_disconnect: bool
+) -> None:
+    with postgres.connect() as connection, pytest.raises(DBAPIError) as caught:
+        connection.execute(sa.text(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$"))
+
+    assert caught.value.connection_invalidated is is_disconnect
+
+
+def test_no_statement_waits_for_a_lock_without_end(postgres: Engine) -> None:
+    with postgres.connect() as connection:
+        first = connection.scalar(sa.text("SHOW lock_timeout"))
+        connection.rollback()
+        later = connection.scalar(sa.text("SHOW lock_timeout"))
+
+    assert (first, later) == ("15s", "15s")
+
+
+def test_of_several_hosts_the_first_that_takes_writes_is_used(postgres_url: str) -> None:
+    url = sa.make_url(postgres_url)
+    hosts = ["127.0.0.1:1", f"{url.host}:{url.port or 5432}"]
+    several = url.set(host=None, port=None, query={"host": hosts}).render_as_string(hide_password=False)
+    engine = create_engine(parse.database_url(several))
+
+    with engine.connect() as connection:
+        found = connection.scalar(sa.text("SELECT current_database()"))
+    engine.dispose()
+
+    assert found == url.database

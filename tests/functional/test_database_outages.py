@@ -1,0 +1,109 @@
+"""What a request and readiness say of a database that answers and cannot serve."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import PASSWORD, Vault, refusal
+from vault.audit.export import Format
+from vault.audit.listing import Filters
+from vault.audit.service import Actor
+
+REGISTER = {"email": "new@example.org", "password": PASSWORD}
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@contextmanager
+def failing_with(vault: Vault, sqlstate: str) -> Iterator[None]:
+    """Whatever makes an account fails so."""
+    body = f"BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{sqlstate}'; END"
+    with vault.container.engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+        connection.execute(sa.text("CREATE TRIGGER fail BEFORE INSERT ON users EXECUTE FUNCTION fail()"))
+    try:
+        yield
+    finally:
+        with vault.container.engine.begin() as connection:
+            connection.execute(sa.text("DROP FUNCTION fail CASCADE"))
+
+
+@on_postgresql
+@pytest.mark.parametrize("sqlstate", ["25006", "25P03", "57P01", "57P03", "08006", "53300", "53100", "58030", "55P03"])
+def test_what_keeps_a_database_from_serving_is_a_503_with_a_time_to_come_back(vault: Vault, sqlstate: str) -> None:
+    with failing_with(vault, sqlstate):
+        answer = vault.client.post("/api/v1/auth/register", json=REGISTER)
+
+    assert refusal(answer) == (503, "database_unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert vault.client.post("/api/v1/auth/register", json=REGISTER).status_code == 202
+
+
+@on_postgresql
+def test_readiness_asks_whether_the_database_takes_writes(vault: Vault) -> None:
+    name = sa.text(f'ALTER DATABASE "{vault.container.engine.url.database}" SET default_transaction_read_only = on')
+    with vault.container.engine.begin() as connection:
+        connection.execute(name)
+    try:
+        answer = vault.client.get("/readyz")
+    finally:
+        with vault.container.engine.begin() as connection:
+            connection.execute(sa.text(name.text.replace("SET", "RESET").removesuffix(" = on")))
+
+    assert answer.status_code == 503
+    assert (answer.json["status"], answer.json["checks"]["database"]) == ("unavailable", "failed")
+
+
+@on_sqlite
+def test_readiness_asks_whether_the_file_may_be_written(
+    vault: Vault, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may, path = os.access, database_url.removeprefix("sqlite:///")
+    # Root may write whatever the mode says; a disk that is mounted read-only refuses root as well.
+    monkeypatch.setattr(os, "access", lambda asked, mode: asked != path and may(asked, mode))
+
+    answer = vault.client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert (answer.json["status"], answer.json["checks"]["database"]) == ("unavailable", "failed")
+
+
+@on_postgresql
+def test_every_connection_to_postgresql_notices_a_server_that_vanished(
+    tmp_path: Path, database_url: str, vaults: list[Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    lock, connect = threading.Lock(), psycopg2.connect
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            made.append(kwargs)
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(psycopg2, "connect", recording)
+    vault = Vault(tmp_path, database_url, AUDIT_ADMIN_DATABASE_URL=database_url, AUDIT_RETENTION_DAYS="30")
+    vaults.append(vault)
+    vault.container.engine.dispose()
+    steps = {
+        "requests": lambda: vault.member(),
+        "readiness": lambda: vault.client.get("/readyz"),
+        "export": lambda: vault.container.audit_exports.open(Format.CSV, Filters(), Actor()).close(),
+        "retention": lambda: vault.container.audit_retention.enforce(Actor()),
+    }
+    for step in steps.values():
+        step()
+
+    # One of the pool, two of readiness, one of the export, one of retention.
+    assert len(made) >= 4
+    for options in made:
+        assert 1 <= options["connect_timeout"] <= 3
+        assert 1000 <= options["tcp_user_timeout"] <= 10_000
+        assert options["keepalives_idle"] + options["keepalives_interval"] * options["keepalives_count"] <= 10
+        assert options["target_session_attrs"] == "read-write"

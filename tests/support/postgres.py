@@ -1,0 +1,97 @@
+"""A PostgreSQL server of a test's own, for what would disturb others on the shared one."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+
+from tests.support.servers import wait_until
+from tests.support.services import missing
+from tests.support.stack import free_port
+
+
+@dataclass(frozen=True)
+class OwnPostgres:
+    """`url` names its database `vault_test`."""
+
+    url: str
+
+    def execute(self, *statements: str) -> None:
+        connection = psycopg2.connect(self.url, connect_timeout=3)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+        finally:
+            connection.close()
+
+    def take_no_writes(self) -> None:
+        """Make all sessions read-only, those that are open too, as a provider does whose disk is full."""
+        self.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+
+    def take_writes(self) -> None:
+        self.execute(
+            "SET default_transaction_read_only = off",
+            "ALTER SYSTEM RESET default_transaction_read_only",
+            "SELECT pg_reload_conf()",
+        )
+
+
+@contextmanager
+def own_postgres(*, host: str = "127.0.0.1") -> Iterator[OwnPostgres]:
+    """Start a server on a free port of `host`; end it afterwards."""
+    binaries = _binaries()
+    # It refuses to run as root. Not below pytest's folders, which only their owner may enter.
+    user = _unprivileged_user() if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="svault-postgres-") as folder:
+        data, port = Path(folder, "data"), free_port()
+        if user is not None:
+            shutil.chown(folder, user)
+        subprocess.run(
+            [binaries / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata", data],
+            cwd=folder, user=user, check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        options = {"listen_addresses": host, "port": port, "unix_socket_directories": "", "fsync": "off"}
+        process = subprocess.Popen(
+            [binaries / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())],
+            cwd=folder, user=user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        server = OwnPostgres(f"postgresql://postgres@{host}:{port}/postgres")
+        try:
+            wait_until(lambda: _answers(server), seconds=30, what="PostgreSQL answering")
+            server.execute("CREATE DATABASE vault_test")
+            yield OwnPostgres(server.url.removesuffix("postgres") + "vault_test")
+        finally:
+            # Its fast shutdown: at SIGTERM it waits for its clients.
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
+
+
+def _binaries() -> Path:
+    beside = [path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    found = shutil.which("initdb")
+    if not (found or beside):
+        missing("PostgreSQL", "initdb is not installed (Debian package postgresql)")
+    return Path(found).parent if found else beside[-1]
+
+
+def _unprivileged_user() -> str:
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def _answers(server: OwnPostgres) -> bool:
+    try:
+        server.execute("SELECT 1")
+    except psycopg2.OperationalError:
+        return False
+    return True
