@@ -1,14 +1,26 @@
 """Alembic runs on the application's own engine and metadata; `flask db` provides the application."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+import sqlalchemy as sa
 from alembic import context
 from alembic.util import CommandError
 from flask import current_app
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 import vault.audit.models
 import vault.auth.models
 import vault.files.models
 import vault.mail.models  # noqa: F401  # models register themselves with the metadata
 from vault.db import Base, DatabaseMissing, require_database
+
+# PostgreSQL's advisory locks are numbers; nothing else of the vault's takes one for a session.
+_LOCK = int.from_bytes(b"migrate", "big")
+_PAUSE_SECONDS = 0.2
 
 
 def run() -> None:
@@ -18,7 +30,9 @@ def run() -> None:
     except DatabaseMissing as exc:
         raise CommandError(str(exc)) from exc
     engine = container.engine
-    with engine.connect() as connection:
+    alone = _alone_on_postgresql if engine.dialect.name == "postgresql" else _alone_on_sqlite
+    with alone(engine) as connection:
+        # What the database is at is read here: a process that waited finds what the one before it has done.
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
@@ -28,6 +42,70 @@ def run() -> None:
         )
         with context.begin_transaction():
             context.run_migrations()
+
+
+@contextmanager
+def _alone_on_postgresql(engine: Engine) -> Iterator[Connection]:
+    """A connection to migrate over, while other processes that would migrate wait."""
+    with _own_connection(engine) as guard, _own_connection(engine) as connection:
+        _wait(lambda: _locked(guard))
+        # Making an index waits for transactions to end, however long they take.
+        connection.exec_driver_sql("SET lock_timeout = 0")
+        connection.commit()
+        yield connection
+
+
+@contextmanager
+def _alone_on_sqlite(engine: Engine) -> Iterator[Connection]:
+    """A connection in one transaction for all migrations, for which other writers wait."""
+    with _own_connection(engine) as connection:
+        # To change a table, SQLite copies it and drops the old one, which would delete what refers to its rows. This
+        # has no effect inside of a transaction.
+        connection.connection.cursor().execute("PRAGMA foreign_keys = OFF")
+        _wait(lambda: _begun(connection))
+        yield connection
+        broken = {row[0] for row in connection.exec_driver_sql("PRAGMA foreign_key_check")}
+        if broken:
+            raise SystemExit(f"Nothing was changed: rows would refer to others that do not exist, in {sorted(broken)}.")
+        connection.commit()
+
+
+@contextmanager
+def _own_connection(engine: Engine) -> Iterator[Connection]:
+    """A connection that no pool gets back, since its settings are changed."""
+    with engine.connect() as connection:
+        try:
+            yield connection
+        finally:
+            connection.invalidate()
+
+
+def _locked(guard: Connection) -> bool:
+    """Take the lock, which the session then holds to its end.
+
+    It is asked for again and again: CREATE INDEX CONCURRENTLY would wait for a transaction that waits for the lock.
+    """
+    locked = bool(guard.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK))))
+    guard.rollback()
+    return locked
+
+
+def _begun(connection: Connection) -> bool:
+    try:
+        connection.begin()
+    except OperationalError as exc:
+        if getattr(exc.orig, "sqlite_errorname", None) != "SQLITE_BUSY":
+            raise
+        return False
+    return True
+
+
+def _wait(is_our_turn: Callable[[], bool]) -> None:
+    if is_our_turn():
+        return
+    click.echo("Another process is migrating this database; waiting for it.", err=True)
+    while not is_our_turn():
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _belongs_here(obj: object, _name: str | None, type_: str, reflected: bool, _compare_to: object) -> bool:

@@ -7,6 +7,8 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("audit_events", "files", "mail_jobs", "users", "email_tokens", "sessions")
 
 
 def upgrade() -> None:

@@ -7,6 +7,8 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("retired_keys",)
 
 
 def upgrade() -> None:

@@ -7,6 +7,8 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("password_attempts", "email_tokens.session_id", "mail_jobs.recipient_key")
 
 
 def upgrade() -> None:

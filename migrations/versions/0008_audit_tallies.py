@@ -7,6 +7,8 @@ revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("audit_tallies",)
 
 
 def upgrade() -> None:

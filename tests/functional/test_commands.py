@@ -117,9 +117,9 @@ def test_reap_reports_orphans_and_deletes_them_only_on_request(vault: Vault, run
 
     reported = runner.invoke(args=["files", "reap"])
     refused = runner.invoke(args=["files", "reap", "--orphans", "--yes"])
-    declined = runner.invoke(args=["files", "reap", "--orphans", "--max", "100"], input="n\n")
+    declined = vault.command("files", "reap", "--orphans", "--max", "100", input="n\n")
     left = set(store.objects)
-    deleted = runner.invoke(args=["files", "reap", "--orphans", "--max", "100"], input="y\n")
+    deleted = vault.command("files", "reap", "--orphans", "--max", "100", input="y\n")
 
     assert "1 of 3 objects are known to no row" in reported.output
     assert "1 objects have names that are not ours" in reported.output

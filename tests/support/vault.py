@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
@@ -28,7 +29,7 @@ from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
-from vault.cli import files, keys, mail, users
+from vault.cli import db, files, keys, mail, users
 from vault.container import Container, build_container
 from vault.db import Base, db_now
 from vault.derived import derive_key
@@ -128,10 +129,11 @@ class Vault:
         _idle_engines[self.settings.database_url].append(self.container.engine)
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
-        """Run a `flask` command as an operator would; `output` has both streams."""
-        for group in (keys, users, files, mail):
+        """Run a `flask` command as an operator would, with `input` at a terminal; `output` has both streams."""
+        for group in (db, keys, users, files, mail):
             self.app.cli.add_command(group)
-        return self.app.test_cli_runner().invoke(args=arguments, input=input)
+        with patch("vault.cli.base.is_at_a_terminal", lambda: input is not None):
+            return self.app.test_cli_runner().invoke(args=arguments, input=input)
 
     def rotated(self, **settings: str) -> "Vault":
         """The same installation, started again with other settings: same database, store and clock."""

@@ -15,14 +15,14 @@ from typing import Any, Final, NoReturn, cast
 import click
 from flask import current_app
 from flask.cli import AppGroup
-from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from vault.admin.service import MAX_BYTES, Quota
 from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
 from vault.config import Settings, SettingsError
 from vault.container import Container
-from vault.db import DatabaseMissing
+from vault.db import DatabaseMissing, is_read_only
 from vault.errors import InputRefused, InstallationMismatch, VaultError
 from vault.files.verifying import Finding, VerifyReport
 from vault.reasons import reason_of
@@ -31,6 +31,8 @@ from vault.reasons import reason_of
 _INTERRUPTED: Final = 130
 _LINE_EVERY_SECONDS: Final = 10.0
 _SAMPLE: Final = 100
+# PostgreSQL's words for a table and for a column that is not there.
+_LACKING: Final = ("42P01", "42703")
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 
 
@@ -44,29 +46,45 @@ class Unconfigured:
         raise click.ClickException(str(self._error))
 
 
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End a command with a sentence and status 1 when the vault or its database refuses."""
+    try:
+        yield
+    except InputRefused as exc:
+        problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
+        raise click.ClickException(problems) from exc
+    except InstallationMismatch as exc:
+        raise click.ClickException(f"{exc.detail} {exc.advice} ({_named(exc.code, exc)})") from exc
+    except VaultError as exc:
+        raise click.ClickException(f"{exc.detail} ({_named(exc.code, exc)})") from exc
+    except SQLAlchemyError as exc:
+        cause = getattr(exc, "orig", None)
+        if isinstance(cause, DatabaseMissing):
+            raise click.ClickException(str(cause)) from exc
+        raise click.ClickException(f"The database {_problem(exc)} ({_named(type(exc).__name__, exc)})") from exc
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
+        sys.exit(_INTERRUPTED)
+
+
 class Commands(AppGroup):
-    """A group whose commands end with a sentence and status 1 when the vault or its database refuses."""
+    """A group whose commands tell their errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with errors_told():
             return super().invoke(ctx)
-        except InputRefused as exc:
-            problems = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in exc.errors.items())
-            raise click.ClickException(problems) from exc
-        except InstallationMismatch as exc:
-            raise click.ClickException(f"{exc.detail} {exc.advice} ({_named(exc.code, exc)})") from exc
-        except VaultError as exc:
-            raise click.ClickException(f"{exc.detail} ({_named(exc.code, exc)})") from exc
-        except SQLAlchemyError as exc:
-            cause = getattr(exc, "orig", None)
-            if isinstance(cause, DatabaseMissing):
-                raise click.ClickException(str(cause)) from exc
-            lacks_tables = isinstance(exc, ProgrammingError) or "no such table" in str(getattr(exc, "orig", ""))
-            problem = "lacks its tables. Run: flask db upgrade" if lacks_tables else "does not answer or refuses"
-            raise click.ClickException(f"The database {problem} ({_named(type(exc).__name__, exc)})") from exc
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
-            sys.exit(_INTERRUPTED)
+
+
+def _problem(error: SQLAlchemyError) -> str:
+    """What is wrong with the database, and what to do about it where that is known."""
+    text = str(getattr(error, "orig", ""))
+    # The second is libpq's word for a server that was asked for as one that takes writes; SQLite has one of its own.
+    if is_read_only(error) or "session is read-only" in text or "server is in hot standby mode" in text:
+        return "is read-only: a standby, or closed for writes. Point DATABASE_URL to the server that takes writes"
+    if getattr(getattr(error, "orig", None), "pgcode", None) in _LACKING or "no such table" in text:
+        return "lacks its tables. Run: flask db upgrade"
+    return "does not answer or refuses"
 
 
 def _named(name: str, error: Exception) -> str:
@@ -85,6 +103,19 @@ def container() -> Container:
     # Touched here, so that a missing setting is told before a command prints anything.
     settings()
     return cast(Container, current_app.extensions["vault"])
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; `yes` is the answer of --yes. Without a terminal there is nobody to ask."""
+    if yes:
+        return
+    if not is_at_a_terminal():
+        raise click.ClickException(f"Refused, since there is no terminal to ask at: {question} --yes says so.")
+    click.confirm(question, abort=True)
+
+
+def is_at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def operator() -> Actor:

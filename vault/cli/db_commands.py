@@ -1,27 +1,111 @@
-"""`flask db`: Flask-Migrate's commands, of which `upgrade` alone makes a database that is not there."""
+"""`flask db`: Flask-Migrate's commands, with outages told in a sentence, and a question before what cannot be undone.
 
-from collections.abc import Callable
+`upgrade` alone makes a database that is not there.
+
+Flask finds the group before it loads this application, so the commands are changed in place, when this is imported;
+they read their options after that.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final
 
 import click
-from flask_migrate.cli import db as migrate_commands
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionError
+from flask_migrate.cli import db
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from vault.cli.base import settings
-from vault.db import create_database
+from vault.cli.base import confirm, container, errors_told, settings
+from vault.config import ROOT
+from vault.db import create_database, is_read_only
 
-db: Final[click.Group] = migrate_commands
+__all__ = ("db",)
+# What a migration lists of what its downgrade deletes: tables, and columns as table.column.
+_LOSES: Final = "loses"
 
 
-def _making_the_database(upgrade: Callable[..., None]) -> Callable[..., None]:
+def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
+    """Refuse what loses rows, and ask before anything else, unless --yes is given."""
+    with container().engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        lost = list(_lost(connection, current, revision))
+    if lost and not yes:
+        raise click.ClickException(
+            f"Refused: from {current} down to {revision}, this would be deleted for ever: {', '.join(lost)}. Take a"
+            " backup; with --yes it is done all the same."
+        )
+    confirm(f"Take the database from {current} down to {revision}? Code of today does not run with it.", yes=yes)
+
+
+def _ask_before_stamp(revision: str, *, yes: bool) -> None:
+    confirm(f"Write down that the database is at {revision}, and change no table? Migrations believe it.", yes=yes)
+
+
+def _lost(connection: Connection, current: str | None, revision: str) -> Iterator[str]:
+    """Which rows and values a downgrade deletes that nothing can make again, counted."""
+    for script in _steps(current, revision):
+        for name in getattr(script.module, _LOSES, ()):
+            table, _, column = name.partition(".")
+            count = sa.select(sa.func.count(sa.column(column) if column else sa.text("*"))).select_from(sa.table(table))
+            if found := connection.scalar(count):
+                yield f"{found} of {name}"
+
+
+def _steps(current: str | None, revision: str) -> list[Script]:
+    try:
+        scripts = ScriptDirectory(str(ROOT / "migrations"))
+        return list(scripts.iterate_revisions(current, revision, select_for_downgrade=True))
+    except RevisionError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def _asks_first(name: str, ask: Callable[..., None]) -> None:
+    command = db.commands[name]
+    change = command.callback
+    assert change is not None
+
+    @wraps(change)
+    def changed(*, yes: bool, **options: Any) -> None:
+        if not options["sql"]:
+            ask(options["revision"], yes=yes)
+        change(**options)
+
+    command.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask."))
+    command.callback = changed
+
+
+def _makes_the_database(name: str) -> None:
+    upgrade = db.commands[name].callback
+    assert upgrade is not None
+
     @wraps(upgrade)
-    def command(*args: Any, **kwargs: Any) -> None:
+    def making(**options: Any) -> None:
         create_database(settings().database_url)
-        upgrade(*args, **kwargs)
+        upgrade(**options)
 
-    return command
+    db.commands[name].callback = making
 
 
-_upgrade = db.commands["upgrade"]
-assert _upgrade.callback is not None
-_upgrade.callback = _making_the_database(_upgrade.callback)
+@contextmanager
+def _outages_told() -> Iterator[None]:
+    """Tell of an outage in a sentence. Of a migration's own failure the traceback is wanted."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if isinstance(exc, OperationalError) or is_read_only(exc):
+            with errors_told():
+                raise
+        raise
+
+
+_makes_the_database("upgrade")
+_asks_first("downgrade", _ask_before_downgrade)
+_asks_first("stamp", _ask_before_stamp)
+for _command in db.commands.values():
+    assert _command.callback is not None
+    _command.callback = _outages_told()(_command.callback)

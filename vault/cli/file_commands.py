@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 
 import click
 
-from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, operator, progress, sample_options
+from vault.cli.base import (
+    KEY_REF,
+    Commands,
+    Findings,
+    confirm,
+    container,
+    json_option,
+    operator,
+    progress,
+    sample_options,
+)
 from vault.encryption.header import Suite
 from vault.files.reaper import OrphanReport
 from vault.files.reencrypting import Selection
@@ -57,8 +67,7 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percen
     if dry_run:
         click.echo(f"Would delete {len(found.orphans)} orphaned objects.")
         return
-    if not yes:
-        click.confirm(f"Delete {len(found.orphans)} objects for ever?", abort=True)
+    confirm(f"Delete {len(found.orphans)} objects for ever?", yes=yes)
     with progress("Deleting", len(found.orphans)) as update:
         removed = container().reaper.remove_orphans(found, operator(), progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")

@@ -11,7 +11,7 @@ from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.service import Quota, UserChanges
 from vault.auth.addresses import Address
 from vault.auth.models import Role
-from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, container, json_option, operator
+from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator
 from vault.errors import NotFound
 
 _PAGE = 200
@@ -31,10 +31,8 @@ def create_admin(address: Address, yes: bool) -> None:
     An account that exists already loses its password and its sessions at once, and keeps its files; the role comes
     with the new password.
     """
-    if _exists(address) and not yes:
-        click.confirm(
-            "It has an account. End its sessions and take its password away until the link is used?", abort=True
-        )
+    if _exists(address):
+        confirm("It has an account. End its sessions and take its password away until the link is used?", yes=yes)
     container().invitations.invite(address, operator())
     click.echo("Mailed a link. Whoever sets a password with it within 24 hours is an administrator from then on.")
 
@@ -92,8 +90,7 @@ def set_quota(address: Address, quota: Quota) -> None:
 def delete(address: Address, yes: bool) -> None:
     """Delete EMAIL's account and everything in it. The person gets a mail."""
     user = _find(address)
-    if not yes:
-        click.confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", abort=True)
+    confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", yes=yes)
     container().administration.delete(user.id, operator())
     click.echo("Deleted. Its files cannot be read any more; their objects follow.")
 

@@ -1,0 +1,41 @@
+"""Several processes that migrate one database, and going back."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.services import postgres_database
+from tests.support.settings import environment
+from tests.support.stack import Stack
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
+    """An installation whose database is empty."""
+    with ExitStack() as servers:
+        settings = {}
+        if request.param == "postgresql":
+            settings["DATABASE_URL"] = servers.enter_context(postgres_database())
+        stack = Stack(tmp_path, environment(tmp_path, TESTING="", **settings))
+        yield stack
+        stack.close()
+
+
+def indexes(stack: Stack) -> set[str]:
+    with stack.container.engine.connect() as connection:
+        found = sa.inspect(connection)
+        return {str(index["name"]) for table in found.get_table_names() for index in found.get_indexes(table)}
+
+
+def test_three_upgrades_at_once_all_end_well_and_the_schema_is_whole(stack: Stack) -> None:
+    started = [stack.start("flask", "db", "upgrade", name=f"upgrade-{number}") for number in range(3)]
+
+    ended = [process.popen.wait(timeout=120) for process in started]
+
+    assert ended == [0, 0, 0], "\n".join(process.output for process in started)
+    assert "ix_files_wrapped_by" in indexes(stack)
+    assert stack.run("flask", "db", "check").returncode == 0
+    assert sum("Running upgrade  -> 0001" in process.output for process in started) == 1
