@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 import vault.audit.models
 import vault.auth.models
+import vault.deletion_clock
 import vault.files.models
 import vault.mail.models  # noqa: F401  # models register themselves with the metadata
 from vault.db import Base, DatabaseMissing, require_database

@@ -44,6 +44,7 @@ from vault.broker import (
 )
 from vault.config import ROOT, Settings
 from vault.db import create_engine, create_sessionmaker
+from vault.deletion_clock import DeletionClock, database_time
 from vault.derived import derive_key
 from vault.encryption.cache import DekCache
 from vault.encryption.keyring import KeyProvider, KeyRing
@@ -120,6 +121,7 @@ class Container:
     audit_log: AuditLog
     audit_exports: Exports
     audit_retention: Retention
+    deletion_clock: DeletionClock
     readiness: Readiness
     clock: Callable[[], datetime]
 
@@ -140,6 +142,7 @@ def build_container(
 
     Connects to nothing. `publish(task, row_id)` sends a background task.
     """
+    read_clock = database_time if clock is None else _reading(clock)
     clock = clock or _utc_now
     engine = engine or create_engine(settings.database_url)
     sessions = create_sessionmaker(engine)
@@ -150,6 +153,7 @@ def build_container(
     # The readiness is made last, since it asks after the others.
     keys = keys or _keys(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     audit = AuditService(clock)
+    deletion_clock = DeletionClock(sessions, read_clock=read_clock)
     usage = KeyUsage(sessions, keys, audit=audit, clock=clock)
     cache = DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds, counted=count_cache_lookup)
     installation = InstallationGuard(sessions, store, clock, audit=audit)
@@ -268,7 +272,7 @@ def build_container(
             default_quota_bytes=settings.default_quota_bytes,
         ),
         invitations=Invitations(sessions, user_sessions=user_sessions, outbox=outbox, audit=audit, clock=clock),
-        sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=clock),
+        sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=deletion_clock),
         user_sessions=user_sessions,
         files=FileService(
             sessions,
@@ -304,8 +308,9 @@ def build_container(
             else sessions,
             days=settings.audit_retention_days,
             audit=audit,
-            clock=clock,
+            clock=deletion_clock,
         ),
+        deletion_clock=deletion_clock,
         readiness=readiness,
         clock=clock,
     )
@@ -411,6 +416,10 @@ def _hasher(settings: Settings) -> PasswordHasher:
 
 def _bound(publish: Callable[[str, uuid.UUID], None], task: str) -> Callable[[uuid.UUID], None]:
     return lambda row_id: publish(task, row_id)
+
+
+def _reading(clock: Callable[[], datetime]) -> Callable[[Session], datetime]:
+    return lambda _session: clock()
 
 
 def _utc_now() -> datetime:

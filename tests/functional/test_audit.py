@@ -638,3 +638,9 @@ def tasks_run(walk: Walk) -> None:
     keeping.container.celery.tasks[TASK_ENFORCE_RETENTION]()
     pruned = {"events": old, "before": bound.isoformat()}
     walk.left(Expected(Action.AUDIT_PRUNED, origin=WORKER, details=pruned))
+
+    last = vault.clock()
+    vault.clock.advance(days=15)
+    assert vault.command("audit", "accept-clock", "--yes").exit_code == 0
+    accepted = {"now": vault.clock().isoformat(), "last_pass": last.isoformat()}
+    walk.left(Expected(Action.CLOCK_ACCEPTED, origin=OPERATOR, details=accepted))

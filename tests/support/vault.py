@@ -29,7 +29,7 @@ from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
-from vault.cli import db, files, keys, mail, users
+from vault.cli import audit, db, files, keys, mail, users
 from vault.container import Container, build_container
 from vault.db import Base, db_now
 from vault.derived import derive_key
@@ -130,7 +130,7 @@ class Vault:
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
         """Run a `flask` command as an operator would, with `input` at a terminal; `output` has both streams."""
-        for group in (db, keys, users, files, mail):
+        for group in (db, keys, users, files, mail, audit):
             self.app.cli.add_command(group)
         with patch("vault.cli.base.is_at_a_terminal", lambda: input is not None):
             return self.app.test_cli_runner().invoke(args=arguments, input=input)

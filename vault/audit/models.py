@@ -58,6 +58,7 @@ class Action(enum.StrEnum):
     KEY_RESTORED = "key.restored"
     AUDIT_EXPORTED = "audit.exported"
     AUDIT_PRUNED = "audit.pruned"
+    CLOCK_ACCEPTED = "audit.clock_accepted"
 
 
 class Outcome(enum.StrEnum):

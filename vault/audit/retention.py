@@ -1,6 +1,5 @@
 """How long events are kept: what is older is deleted, and the deletion is an event."""
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -9,6 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent
 from vault.audit.service import Actor, AuditService
+from vault.deletion_clock import DeletionClock
 
 _BATCH: Final = 5000
 
@@ -17,7 +17,7 @@ class Retention:
     """`sessions` are of a role that may delete events, as the application's need not. 0 days keep them for ever."""
 
     def __init__(
-        self, sessions: sessionmaker[Session], *, days: int, audit: AuditService, clock: Callable[[], datetime]
+        self, sessions: sessionmaker[Session], *, days: int, audit: AuditService, clock: DeletionClock
     ) -> None:
         self._sessions = sessions
         self._days = days
@@ -25,10 +25,13 @@ class Retention:
         self._clock = clock
 
     def enforce(self, actor: Actor, *, batch: int = _BATCH) -> int:
-        """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm."""
+        """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm.
+
+        Raises ClockNotPlausible before anything is deleted.
+        """
         if self._days == 0:
             return 0
-        before = self._clock() - timedelta(days=self._days)
+        before = self._clock.now() - timedelta(days=self._days)
         deleted = 0
         while True:
             done = self._delete_some(before, batch, actor)

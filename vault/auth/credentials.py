@@ -184,9 +184,8 @@ class Credentials:
         of_account = self._lock_all(session, email_key)
         session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
 
-    def sweep(self) -> int:
+    def sweep(self, now: datetime) -> int:
         """Delete rows that nothing depends on any more; return how many."""
-        now = self._clock()
         key = sa.tuple_(PasswordAttempts.account_key, PasswordAttempts.network_key)
         over = (
             sa.select(PasswordAttempts.account_key, PasswordAttempts.network_key)

@@ -1,6 +1,5 @@
 """Deletes what has ended: sessions, links, attempts, traces of mails, and accounts whose address nobody confirmed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,6 +14,8 @@ from vault.auth.credentials import Credentials
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
+from vault.clocks import CLOCK_LEEWAY
+from vault.deletion_clock import DeletionClock
 from vault.mail.outbox import Outbox
 
 _UNVERIFIED_FOR: Final = timedelta(days=7)
@@ -40,7 +41,7 @@ class Sweeper:
         credentials: Credentials,
         outbox: Outbox,
         audit: AuditService,
-        clock: Callable[[], datetime],
+        clock: DeletionClock,
     ) -> None:
         self._sessions = sessions
         self._credentials = credentials
@@ -49,18 +50,24 @@ class Sweeper:
         self._clock = clock
 
     def sweep(self, actor: Actor) -> SweepReport:
-        """Delete everything whose time is over. A second one beside it does no harm."""
+        """Delete everything whose time is over. A second one beside it does no harm.
+
+        Raises ClockNotPlausible before anything is deleted.
+        """
+        now = self._clock.now()
+        # On a machine whose clock is behind, they work for as long.
+        over = now - CLOCK_LEEWAY
         return SweepReport(
             sessions=self._delete(
                 UserSession,
                 UserSession.revoked_at.is_not(None)
-                | (UserSession.expires_at <= self._clock())
-                | (UserSession.refreshed_at <= self._clock() - REFRESH_LIFETIME),
+                | (UserSession.expires_at <= over)
+                | (UserSession.refreshed_at <= over - REFRESH_LIFETIME),
             ),
-            links=self._delete(EmailToken, EmailToken.expires_at <= self._clock() - REPEATABLE),
-            attempts=self._credentials.sweep(),
-            mails=self._outbox.sweep(),
-            accounts=self._delete_unverified(actor),
+            links=self._delete(EmailToken, EmailToken.expires_at <= now - REPEATABLE),
+            attempts=self._credentials.sweep(now),
+            mails=self._outbox.sweep(now),
+            accounts=self._delete_unverified(actor, now - _UNVERIFIED_FOR),
         )
 
     def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool]) -> int:
@@ -72,15 +79,15 @@ class Sweeper:
             )
         return int(done.rowcount)  # type: ignore[attr-defined]
 
-    def _delete_unverified(self, actor: Actor) -> int:
+    def _delete_unverified(self, actor: Actor, before: datetime) -> int:
         deleted = 0
         while True:
-            batch = self._delete_some_unverified(actor)
+            batch = self._delete_some_unverified(actor, before)
             deleted += batch
             if batch < _BATCH:
                 return deleted
 
-    def _delete_some_unverified(self, actor: Actor) -> int:
+    def _delete_some_unverified(self, actor: Actor, before: datetime) -> int:
         with self._sessions.begin() as session:
             user_ids = session.scalars(
                 sa.select(User.id)
@@ -88,7 +95,7 @@ class Sweeper:
                     User.email_verified_at.is_(None),
                     # Who was shut out is not let in again by registering once more.
                     User.disabled_at.is_(None),
-                    User.created_at <= self._clock() - _UNVERIFIED_FOR,
+                    User.created_at <= before,
                 )
                 .limit(_BATCH)
                 .with_for_update(skip_locked=True)

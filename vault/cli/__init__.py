@@ -1,4 +1,4 @@
-"""The `flask` commands: db, keys, users, files and mail.
+"""The `flask` commands: db, keys, users, files, mail and audit.
 
 A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
 what is missing when they run.
@@ -11,6 +11,7 @@ import click
 from flask import Flask
 
 from vault import create_app
+from vault.cli.audit_commands import audit
 from vault.cli.base import Unconfigured
 from vault.cli.db_commands import db
 from vault.cli.environment import given_environment
@@ -44,4 +45,5 @@ def create_cli_app() -> Flask:
     app.cli.add_command(files)
     app.cli.add_command(users)
     app.cli.add_command(mail)
+    app.cli.add_command(audit)
     return app

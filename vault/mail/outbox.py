@@ -261,9 +261,8 @@ class Outbox:
         )
         return token
 
-    def sweep(self) -> int:
+    def sweep(self, now: datetime) -> int:
         """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows."""
-        now = self._clock()
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
