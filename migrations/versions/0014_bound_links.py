@@ -10,6 +10,8 @@ revision = "0014"
 down_revision = "0013"
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("email_tokens.password_version", "mail_jobs.password_version")
 
 
 def upgrade() -> None:
