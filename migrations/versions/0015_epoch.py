@@ -10,6 +10,8 @@ revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
+# What the downgrade deletes and nothing can make again: tables, and columns as table.column.
+loses = ("installation.epoch", "installation.epoch_token")
 
 
 def upgrade() -> None:

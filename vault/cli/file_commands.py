@@ -93,11 +93,7 @@ def adopt(yes: bool) -> None:
     if installation.is_owner():
         click.echo("This database is the owner of its store. There is nothing to do.")
         return
-    if not yes:
-        click.confirm(
-            "Files that were uploaded with another copy of this database since become orphans. Adopt the store?",
-            abort=True,
-        )
+    confirm("Files uploaded with another copy of this database since become orphans. Adopt the store?", yes=yes)
     installation.adopt(operator())
     click.echo("This database is the owner of its store now.")
 
