@@ -172,7 +172,7 @@ class InstallationGuard:
         if ours is None:
             return
         if theirs is None:
-            raise StorageUnavailable("NoInstallationId")
+            raise StorageUnavailable("no_id", "open")
         if error := _mismatch(theirs, ours):
             _refuse(error)
 

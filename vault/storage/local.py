@@ -34,6 +34,8 @@ class LocalStore:
     def __init__(self, root: Path, budget: BufferBudget) -> None:
         self._root = root
         self._budget = budget
+        # Whether this process has seen the root to be a store: when it is none any more, its disk is not mounted.
+        self._was_store = False
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
         with _translated("create"):
@@ -71,6 +73,8 @@ class LocalStore:
             content = self.path(key).read_bytes()
         if not content:
             raise ObjectNotFound  # no more than a claim
+        if key == INSTALLATION_KEY:
+            self._was_store = True
         return content
 
     def delete(self, key: str) -> None:
@@ -115,6 +119,9 @@ class LocalStore:
 
     def create_incoming(self, key: str) -> tuple[int, Path]:
         """Create the file that an object grows in; its name leads back to the key, for `delete`."""
+        # Before a folder is made: what is stored where a disk should be mounted vanishes when it is.
+        if self._was_store and not _is_whole(self.path(INSTALLATION_KEY)):
+            raise StorageUnavailable("no_id", "create")
         _make_folder(self.path(key).parent, self._root)
         path = self._root / _INCOMING / f"{self.path(key).name}.{secrets.token_hex(8)}"
         _make_folder(path.parent, self._root)

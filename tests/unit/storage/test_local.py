@@ -596,6 +596,19 @@ class TestPutIfAbsent:
         assert files(root) == set()
 
 
+def test_what_is_no_store_any_more_is_not_written_into(store: LocalStore, root: Path) -> None:
+    """A disk that is not mounted any more, while the id was confirmed a moment ago."""
+    store.put_if_absent(INSTALLATION_KEY, b"an id")
+    store.get(INSTALLATION_KEY)
+    root.rename(root.with_name("elsewhere"))
+    root.mkdir()
+
+    with pytest.raises(StorageUnavailable):
+        store.writer(KEY, part_size=PART)
+
+    assert list(root.iterdir()) == []
+
+
 class TestHealth:
     @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
     def test_a_store_that_cannot_be_written_is_not_healthy(

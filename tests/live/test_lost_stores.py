@@ -1,0 +1,109 @@
+"""A store that is not mounted, or only for reading, is a store that fails: it is not one that has lost its objects."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+import sqlalchemy as sa
+
+from tests.support.disks import on_small_disks, small_disk
+from tests.support.servers import wait_until
+from tests.support.stack import Stack, embedded, production
+
+MIB = 1024 * 1024
+
+
+def store_folder(stack: Stack) -> Path:
+    return stack.s3.data_folder / stack.env["S3_BUCKET_NAME"] if stack.s3 else Path(stack.env["STORAGE_DIR"])
+
+
+@contextmanager
+def unmounted(folder: Path) -> Iterator[None]:
+    """What is seen where nothing is mounted: an empty folder."""
+    away = folder.with_name("mounted-elsewhere")
+    folder.rename(away)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        away.rename(folder)
+
+
+def ready(stack: Stack) -> tuple[int, str, str]:
+    answer = requests.get(f"http://127.0.0.1:{stack.port}/readyz", timeout=10)
+    return answer.status_code, answer.json()["status"], answer.json()["checks"]["object_store"]
+
+
+def damage_told(stack: Stack) -> int:
+    with stack.container.engine.begin() as connection:
+        query = sa.text("SELECT count(*) FROM audit_events WHERE action = 'file.integrity_failed'")
+        return int(connection.scalar(query) or 0)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(embedded, id="directory"), pytest.param(production, id="s3")])
+def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path) -> None:
+    with kind(tmp_path) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        small = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
+        large = person.post(f"{stack.url}/files?name=large.bin", data=bytes(9 * MIB)).json()["id"]
+        wait_until(lambda: ready(stack)[1:] != ("degraded", "failed"), seconds=20, what="the store being well")
+
+        with unmounted(store_folder(stack)):
+            wait_until(lambda: ready(stack) == (200, "degraded", "failed"), seconds=10, what="the failure being named")
+            answers = [person.get(f"{stack.url}/files/{file_id}/content") for file_id in (small, large)]
+            ranged = person.get(f"{stack.url}/files/{large}/content", headers={"Range": "bytes=0-9"})
+            verified = stack.run("flask", "files", "verify", "--all", "--json", check=False)
+            if not stack.s3:
+                refused = [person.post(f"{stack.url}/files?name=x", data=b"x") for _ in range(4)]
+                assert {answer.status_code for answer in refused} <= {502, 503}
+                # It would vanish when the disk is mounted.
+                assert list(store_folder(stack).iterdir()) == []
+
+        findings = [json.loads(line) for line in verified.stdout.splitlines()]
+        assert [(a.status_code, a.json()["code"]) for a in (*answers, ranged)] == [(502, "storage_unavailable")] * 3
+        assert verified.returncode == 1
+        assert {finding.get("damaged") for finding in findings} <= {False}
+        assert findings[-1]["unchecked"] == 2
+        assert damage_told(stack) == 0
+        wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the recovery")
+        assert person.get(f"{stack.url}/files/{small}/content").content == b"small"
+        stack.run("flask", "files", "verify", "--all")
+
+
+def test_an_object_that_is_missing_from_a_store_that_is_there_is_damage(tmp_path: Path) -> None:
+    with embedded(tmp_path) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        file_id = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
+        [key] = stack.objects()
+        (store_folder(stack) / key).unlink()
+
+        answer = person.get(f"{stack.url}/files/{file_id}/content")
+
+        assert (answer.status_code, answer.json()["code"]) == (500, "integrity_failed")
+        assert damage_told(stack) == 1
+
+
+@on_small_disks
+def test_a_store_that_can_only_be_read_is_not_well_and_serves_what_it_has(tmp_path: Path) -> None:
+    disk = tmp_path / "store"
+    with small_disk(disk, 24 * MIB), embedded(tmp_path) as stack:
+        stack.start_api()
+        person = stack.sign_up()
+        file_id = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
+        wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the store being well")
+
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+        wait_until(lambda: ready(stack) == (200, "degraded", "failed"), seconds=40, what="the failure being named")
+        refused = person.post(f"{stack.url}/files?name=x", data=b"x")
+        assert (refused.status_code, refused.json()["code"]) == (502, "storage_unavailable")
+        assert person.get(f"{stack.url}/files/{file_id}/content").content == b"small"
+        assert damage_told(stack) == 0
