@@ -55,6 +55,10 @@ _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
 _CHECK_SECONDS: Final = 1.0
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+# How long a task of maintenance works before others get their turn, and how often one that beat has started goes on:
+# less than the time to its next start, so that there are never many of a kind.
+SLICE_SECONDS: Final = 5.0
+SLICES: Final = 10
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +104,8 @@ def create_celery(broker_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
+        # A queue that is not available, or a login that is refused while the server starts, ends by itself as well.
+        broker_channel_error_retry=True,
         # A RabbitMQ that has gone without a word is missed after two of these.
         broker_heartbeat=10,
         task_serializer="json",
@@ -198,6 +204,29 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
                 raise
 
     celery.Task = ContextTask
+
+
+class TimeSlice:
+    """Says no once a task has had its seconds, and remembers in `is_over` that something was left undone."""
+
+    def __init__(self, seconds: float = SLICE_SECONDS) -> None:
+        self.is_over = False
+        self._ends = monotonic() + seconds
+
+    def __call__(self) -> bool:
+        self.is_over = monotonic() >= self._ends
+        return not self.is_over
+
+
+def go_on_later(task: Task, *args: object) -> None:
+    """Put a task at the end of its queue for what it has left, so that others get their turn.
+
+    If that fails, the periodic pass goes on.
+    """
+    try:
+        task.apply_async(args=args)
+    except Exception as exc:  # every transport has errors of its own; rows say what is left
+        log.warning("publish_failed", task=task.name, exc_info=exc)
 
 
 def _forget_the_way(exc: BaseException | None) -> None:

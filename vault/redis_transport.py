@@ -1,8 +1,12 @@
-"""kombu's Redis transport, without files of messages that Redis did not take back. Imported only where Redis is."""
+"""kombu's Redis transport, for which a Redis that refuses to serve is lost, and which writes no files of messages.
+
+Imported only where Redis is the broker.
+"""
 
 from typing import Any
 
 from kombu.transport import redis, virtual
+from redis.exceptions import ResponseError
 
 
 class _QoS(virtual.QoS):
@@ -24,3 +28,6 @@ class Channel(redis.Channel):
 
 class Transport(redis.Transport):
     Channel = Channel
+    # A replica, a server that loads its data, has no memory or no replicas left, or wants another password answers, and
+    # cannot serve. Another server may serve at its address by now: drop the connection, and connect again.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)

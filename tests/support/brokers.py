@@ -2,8 +2,10 @@
 
 import base64
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -90,8 +92,12 @@ class RedisServer:
             self._is_hanging = False
             return
         command = [program("redis-server", package="redis-server"), "--port", str(self._port), "--bind", "127.0.0.1"]
+        # Where a replica writes its master's data.
+        self._folder = tempfile.mkdtemp(prefix="redis-")
         self._process = subprocess.Popen(
-            [*command, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--save", "", "--appendonly", "no", "--dir", self._folder],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         with redis.Redis.from_url(self.url, retry=None) as client:
 
@@ -103,10 +109,19 @@ class RedisServer:
 
             wait_until(answers, what="redis-server answering")
 
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, retry=None)
+
+    def follow(self, master: "RedisServer | None") -> None:
+        """Become a replica, which refuses to write; of None, a master again."""
+        with self.client() as client:
+            client.replicaof("NO", "ONE") if master is None else client.replicaof("127.0.0.1", str(master._port))
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def hang(self) -> None:
         assert self._process is not None

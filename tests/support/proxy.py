@@ -105,6 +105,10 @@ class Proxy:
             self._faults.append(fault)
         return fault
 
+    def redirect(self, url: str) -> None:
+        """Lead new connections to another server. Those that are open stay, as they do where an address moves."""
+        self._parts = urlsplit(url)
+
     def cut(self) -> None:
         """End all connections; new ones are served."""
         with self._lock:

@@ -23,6 +23,9 @@ from flask_limiter import Limiter, RequestLimit
 from jwt import PyJWTError
 from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+from redis.retry import Retry
 
 from vault.auth.addresses import parse_address
 from vault.config import Settings
@@ -133,13 +136,17 @@ class _NetworkLimit:
         return RateLimited(limit=self._limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
 
 
-def _storage_options(uri: str) -> dict[str, Any]:
+def _storage_options(uri: str) -> Any:
     if not uri.startswith("redis"):
         return {}
     return {
         "wrap_exceptions": True,
         "socket_connect_timeout": _STORE_TIMEOUT_SECONDS,
         "socket_timeout": _STORE_TIMEOUT_SECONDS,
+        # One more attempt, over a new connection. A server that answers and cannot serve, such as one that became a
+        # replica, may have been replaced at its address.
+        "retry": Retry(NoBackoff(), 1),
+        "retry_on_error": [ResponseError],
     }
 
 
