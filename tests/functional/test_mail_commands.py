@@ -116,7 +116,7 @@ def test_a_list_that_is_cut_says_so(vault: Vault) -> None:
 
 def erase(vault: Vault, job_id: uuid.UUID) -> None:
     vault.clock.advance(days=8)
-    assert vault.container.outbox.sweep(vault.clock()) == 1
+    assert vault.container.outbox.sweep(vault.clock(), 500) == 1
 
 
 def send(vault: Vault, job_id: uuid.UUID) -> None:

@@ -1,5 +1,6 @@
 """How long events are kept: what is older is deleted, and the deletion is an event."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -24,10 +25,11 @@ class Retention:
         self._audit = audit
         self._clock = clock
 
-    def enforce(self, actor: Actor, *, batch: int = _BATCH) -> int:
+    def enforce(self, actor: Actor, *, batch: int = _BATCH, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm.
 
-        Raises ClockNotPlausible before anything is deleted.
+        `may_go_on` is asked for each but the first batch, and the rest is left to the next pass. Raises
+        ClockNotPlausible before anything is deleted.
         """
         if self._days == 0:
             return 0
@@ -36,7 +38,7 @@ class Retention:
         while True:
             done = self._delete_some(before, batch, actor)
             deleted += done
-            if done < batch:
+            if done < batch or not may_go_on():
                 return deleted
 
     def _delete_some(self, before: datetime, batch: int, actor: Actor) -> int:

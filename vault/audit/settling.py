@@ -22,15 +22,17 @@ class Settling:
         self._sessions = sessions
         self._clock = clock
 
-    def settle(self, *, began_by: datetime | None = None) -> int:
+    def settle(self, *, began_by: datetime | None = None, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Turn the tallies of minutes that are over into one event for each action, network, account and minute.
 
         Returns how many events. A second one beside it waits, and finds nothing. `began_by` takes those of minutes that
-        began by then, over or not. Raises AuditUnavailable; then the tallies stay.
+        began by then, over or not. `may_go_on` is asked for each but the first batch, and the rest is left to the next
+        pass. Raises AuditUnavailable; then the tallies stay.
         """
         began_by = began_by or self._clock() - _OVER_AFTER
-        written = 0
-        while made := self._settle_some(began_by):
+        written = made = self._settle_some(began_by)
+        while made and may_go_on():
+            made = self._settle_some(began_by)
             written += made
         return written
 

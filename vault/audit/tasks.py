@@ -6,7 +6,7 @@ from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
 from vault.audit.service import WORKER
-from vault.broker import TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT
+from vault.broker import SLICES, TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT, TimeSlice, go_on_later
 from vault.container import Container
 
 log = structlog.get_logger(__name__)
@@ -16,13 +16,17 @@ def register(celery: Celery, container: Container) -> None:
     """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
 
     @celery.task(name=TASK_SETTLE_AUDIT, shared=False)
-    def settle_audit() -> None:
-        container.settling.settle()
+    def settle_audit(slices: int = SLICES) -> None:
+        time = TimeSlice()
+        container.settling.settle(may_go_on=time)
+        if time.is_over and slices > 1:
+            go_on_later(settle_audit, slices - 1)
 
     @celery.task(name=TASK_ENFORCE_RETENTION, shared=False)
-    def enforce_retention() -> None:
+    def enforce_retention(slices: int = SLICES) -> None:
+        time = TimeSlice()
         try:
-            deleted = container.audit_retention.enforce(WORKER)
+            deleted = container.audit_retention.enforce(WORKER, may_go_on=time)
         except ProgrammingError as exc:
             if isinstance(exc.orig, InsufficientPrivilege):
                 log.error(
@@ -31,3 +35,5 @@ def register(celery: Celery, container: Container) -> None:
             raise
         if deleted:
             log.info("audit_pruned", events=deleted)
+        if time.is_over and slices > 1:
+            go_on_later(enforce_retention, slices - 1)

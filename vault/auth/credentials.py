@@ -184,8 +184,8 @@ class Credentials:
         of_account = self._lock_all(session, email_key)
         session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
 
-    def sweep(self, now: datetime) -> int:
-        """Delete rows that nothing depends on any more; return how many."""
+    def sweep(self, now: datetime, batch: int) -> int:
+        """Delete rows that nothing depends on any more, at most `batch`; return how many."""
         key = sa.tuple_(PasswordAttempts.account_key, PasswordAttempts.network_key)
         over = (
             sa.select(PasswordAttempts.account_key, PasswordAttempts.network_key)
@@ -193,6 +193,7 @@ class Credentials:
                 PasswordAttempts.last_attempt_at < now - _WINDOW,
                 sa.or_(PasswordAttempts.signed_in_at.is_(None), PasswordAttempts.signed_in_at < now - _KNOWN_FOR),
             )
+            .limit(batch)
             # One that is locked is about to be used again.
             .with_for_update(skip_locked=True)
         )

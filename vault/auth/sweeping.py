@@ -1,7 +1,9 @@
 """Deletes what has ended: sessions, links, attempts, traces of mails, and accounts whose address nobody confirmed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
@@ -49,45 +51,46 @@ class Sweeper:
         self._audit = audit
         self._clock = clock
 
-    def sweep(self, actor: Actor) -> SweepReport:
-        """Delete everything whose time is over. A second one beside it does no harm.
+    def sweep(self, actor: Actor, *, may_go_on: Callable[[], bool] = lambda: True) -> SweepReport:
+        """Delete everything whose time is over, in batches. A second one beside it does no harm.
 
-        Raises ClockNotPlausible before anything is deleted.
+        Each kind gets a batch; for a further one `may_go_on` is asked, and the rest is left to the next pass. Raises
+        ClockNotPlausible before anything is deleted.
         """
+
+        def in_batches(delete_some: Callable[[int], int]) -> int:
+            deleted = done = delete_some(_BATCH)
+            while done >= _BATCH and may_go_on():
+                done = delete_some(_BATCH)
+                deleted += done
+            return deleted
+
         now = self._clock.now()
         # On a machine whose clock is behind, they work for as long.
         over = now - CLOCK_LEEWAY
+        session_is_over = (
+            UserSession.revoked_at.is_not(None)
+            | (UserSession.expires_at <= over)
+            | (UserSession.refreshed_at <= over - REFRESH_LIFETIME)
+        )
         return SweepReport(
-            sessions=self._delete(
-                UserSession,
-                UserSession.revoked_at.is_not(None)
-                | (UserSession.expires_at <= over)
-                | (UserSession.refreshed_at <= over - REFRESH_LIFETIME),
-            ),
-            links=self._delete(EmailToken, EmailToken.expires_at <= now - REPEATABLE),
-            attempts=self._credentials.sweep(now),
-            mails=self._outbox.sweep(now),
-            accounts=self._delete_unverified(actor, now - _UNVERIFIED_FOR),
+            sessions=in_batches(partial(self._delete, UserSession, session_is_over)),
+            links=in_batches(partial(self._delete, EmailToken, EmailToken.expires_at <= now - REPEATABLE)),
+            attempts=in_batches(partial(self._credentials.sweep, now)),
+            mails=in_batches(partial(self._outbox.sweep, now)),
+            accounts=in_batches(partial(self._delete_unverified, actor, now - _UNVERIFIED_FOR)),
         )
 
-    def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool]) -> int:
+    def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool], batch: int) -> int:
         with self._sessions.begin() as session:
             # Whoever ends an account's sessions and links locks them in another order; the next pass finds what he had.
-            unlocked = sa.select(table.id).where(over).with_for_update(skip_locked=True)
+            unlocked = sa.select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
             done = session.execute(
                 sa.delete(table).where(table.id.in_(unlocked)).execution_options(synchronize_session=False)
             )
         return int(done.rowcount)  # type: ignore[attr-defined]
 
-    def _delete_unverified(self, actor: Actor, before: datetime) -> int:
-        deleted = 0
-        while True:
-            batch = self._delete_some_unverified(actor, before)
-            deleted += batch
-            if batch < _BATCH:
-                return deleted
-
-    def _delete_some_unverified(self, actor: Actor, before: datetime) -> int:
+    def _delete_unverified(self, actor: Actor, before: datetime, batch: int) -> int:
         with self._sessions.begin() as session:
             user_ids = session.scalars(
                 sa.select(User.id)
@@ -97,7 +100,7 @@ class Sweeper:
                     User.disabled_at.is_(None),
                     User.created_at <= before,
                 )
-                .limit(_BATCH)
+                .limit(batch)
                 .with_for_update(skip_locked=True)
             ).all()
             kill_links(session, *user_ids)

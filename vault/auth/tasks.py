@@ -6,7 +6,7 @@ import structlog
 from celery import Celery
 
 from vault.audit.service import WORKER
-from vault.broker import TASK_SWEEP_ACCOUNTS
+from vault.broker import SLICES, TASK_SWEEP_ACCOUNTS, TimeSlice, go_on_later
 from vault.container import Container
 
 log = structlog.get_logger(__name__)
@@ -16,7 +16,10 @@ def register(celery: Celery, container: Container) -> None:
     """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
 
     @celery.task(name=TASK_SWEEP_ACCOUNTS, shared=False)
-    def sweep_accounts() -> None:
-        swept = asdict(container.sweeper.sweep(WORKER))
+    def sweep_accounts(slices: int = SLICES) -> None:
+        time = TimeSlice()
+        swept = asdict(container.sweeper.sweep(WORKER, may_go_on=time))
+        if time.is_over and slices > 1:
+            go_on_later(sweep_accounts, slices - 1)
         if any(swept.values()):
             log.info("accounts_swept", **swept)

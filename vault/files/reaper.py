@@ -66,11 +66,18 @@ class Reaper:
         self._installation = installation
         self._audit = audit
 
-    def reap(self, actor: Actor, *, progress: Callable[[int], None] = lambda _: None) -> ReapReport:
+    def reap(
+        self,
+        actor: Actor,
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ) -> ReapReport:
         """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
 
         Raises AuditUnavailable before anything is touched, and InstallationMismatch, which may also end it midway.
-        `progress` is told of each row that is done.
+        `progress` is told of each row that is done; `may_go_on` is asked before each, and the rest is left to the next
+        pass.
         """
         # Also where there is nothing to do: an older copy of this database has to be found out.
         self._installation.raise_epoch()
@@ -80,9 +87,13 @@ class Reaper:
         # Before anything goes: what cannot be audited does not happen.
         self._record(actor, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
+            if not may_go_on():
+                break
             report.expired += self._expire(file)
             progress(1)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_removable())):
+            if not may_go_on():
+                break
             if self._remove(file):
                 report.removed += 1
             else:
@@ -111,11 +122,18 @@ class Reaper:
             file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
         return file is not None and self._remove(file)
 
-    def remove_all_of(self, owner_id: uuid.UUID) -> None:
-        """Remove the objects and rows of a deleted person; what cannot be removed yet is left to the periodic pass."""
+    def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
+        """Remove the objects and rows of a deleted person, and return how many, for as long as `may_go_on` says so.
+
+        What cannot be removed yet is left to the periodic pass.
+        """
         self._installation.require()
+        removed = 0
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
-            self._remove(file)
+            if not may_go_on():
+                break
+            removed += self._remove(file)
+        return removed
 
     def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
         """Ask the database about each key after it was listed: the other way round, new uploads would look lost.

@@ -6,7 +6,14 @@ import structlog
 from celery import Celery
 
 from vault.audit.service import WORKER
-from vault.broker import TASK_REAP_FILES, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
+from vault.broker import (
+    SLICES,
+    TASK_REAP_FILES,
+    TASK_REMOVE_FILE,
+    TASK_REMOVE_FILES_OF,
+    TimeSlice,
+    go_on_later,
+)
 from vault.container import Container
 
 log = structlog.get_logger(__name__)
@@ -21,10 +28,16 @@ def register(celery: Celery, container: Container) -> None:
 
     @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
     def remove_files_of(owner_id: str) -> None:
-        container.reaper.remove_all_of(uuid.UUID(owner_id))
+        time = TimeSlice()
+        # While nothing can be removed the periodic pass tries again.
+        if container.reaper.remove_all_of(uuid.UUID(owner_id), may_go_on=time) and time.is_over:
+            go_on_later(remove_files_of, owner_id)
 
     @celery.task(name=TASK_REAP_FILES, shared=False)
-    def reap_files() -> None:
-        report = container.reaper.reap(WORKER)
+    def reap_files(slices: int = SLICES) -> None:
+        time = TimeSlice()
+        report = container.reaper.reap(WORKER, may_go_on=time)
+        if time.is_over and slices > 1:
+            go_on_later(reap_files, slices - 1)
         if report.expired or report.removed or report.failed:
             log.info("files_reaped", expired=report.expired, removed=report.removed, failed=report.failed)

@@ -261,8 +261,11 @@ class Outbox:
         )
         return token
 
-    def sweep(self, now: datetime) -> int:
-        """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows."""
+    def sweep(self, now: datetime, batch: int) -> int:
+        """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows.
+
+        `batch` of each at most.
+        """
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
@@ -277,13 +280,13 @@ class Outbox:
         with self._sessions.begin() as session:
             erased = session.execute(
                 sa.update(MailJob)
-                .where(MailJob.id.in_(_unlocked(is_past_erasing)))
+                .where(MailJob.id.in_(_unlocked(is_past_erasing, batch)))
                 .values(recipient=None, recipient_key=None, network=None, user_id=None, context={})
                 .execution_options(synchronize_session=False)
             )
             deleted = session.execute(
                 sa.delete(MailJob)
-                .where(MailJob.id.in_(_unlocked(is_done_with)))
+                .where(MailJob.id.in_(_unlocked(is_done_with, batch)))
                 .execution_options(synchronize_session=False)
             )
         return int(erased.rowcount + deleted.rowcount)  # type: ignore[attr-defined]
@@ -326,9 +329,9 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
-def _unlocked(which: sa.ColumnElement[bool]) -> sa.Select[uuid.UUID]:
+def _unlocked(which: sa.ColumnElement[bool], batch: int) -> sa.Select[uuid.UUID]:
     """Locks these rows but those that somebody else has locked, who would lock them in another order."""
-    return sa.select(MailJob.id).where(which).with_for_update(skip_locked=True)
+    return sa.select(MailJob.id).where(which).limit(batch).with_for_update(skip_locked=True)
 
 
 def _fits(kind: MailKind, user: User, job: MailJob) -> bool:

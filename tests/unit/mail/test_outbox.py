@@ -438,7 +438,7 @@ def test_a_sweep_waits_for_no_row_that_somebody_else_has_locked(office: Office) 
 
     with ThreadPoolExecutor(1) as pool, office.sessions.begin() as session:
         session.execute(sa.select(MailJob.id).where(MailJob.id == locked).with_for_update())
-        swept = pool.submit(office.outbox.sweep).result(timeout=120)
+        swept = pool.submit(office.outbox.sweep, office.clock(), 500).result(timeout=120)
 
     assert swept == 1
     assert [office.job(job_id).recipient for job_id in (locked, free)] == ["anna@example.org", None]

@@ -1,0 +1,128 @@
+"""Maintenance in small tasks: each does a part, and goes behind what else waits for what it has left."""
+
+import uuid
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from tests.support.vault import PASSWORD, Vault
+from vault.auth.models import User
+from vault.broker import (
+    SLICES,
+    TASK_ENFORCE_RETENTION,
+    TASK_REAP_FILES,
+    TASK_REMOVE_FILES_OF,
+    TASK_SETTLE_AUDIT,
+    TASK_SWEEP_ACCOUNTS,
+    TimeSlice,
+)
+from vault.errors import StorageUnavailable
+from vault.storage.memory import MemoryStore
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+class TwoRows(TimeSlice):
+    """A slice that is over after two rows, however fast they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 2
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        self.is_over = self._left < 0
+        return not self.is_over
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[object, ...]]]:
+    """The tasks that go on later, instead of a queue."""
+    found: list[tuple[str, tuple[object, ...]]] = []
+    for feature in ("files", "auth", "audit"):
+        # By its name, since the package `vault` has an attribute `auth` that is another module.
+        tasks = import_module(f"vault.{feature}.tasks")
+        monkeypatch.setattr(tasks, "TimeSlice", TwoRows)
+        monkeypatch.setattr(tasks, "go_on_later", lambda task, *args: found.append((task.name, args)))
+    return found
+
+
+def run(vault: Vault, task: str, *args: object) -> Any:
+    return vault.container.celery.tasks[task].apply(args, throw=True)
+
+
+def delete_account_with_files(vault: Vault, count: int) -> uuid.UUID:
+    anna = vault.member()
+    for number in range(count):
+        anna.upload(b"content", name=f"{number}.txt")
+    user_id = vault.user().id
+    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+    return user_id
+
+
+def test_the_files_of_a_deleted_account_are_removed_in_turns_with_other_tasks(
+    vault: Vault, again: list[tuple[str, tuple[object, ...]]]
+) -> None:
+    owner = str(delete_account_with_files(vault, 5))
+    left = []
+
+    for _ in range(3):
+        run(vault, TASK_REMOVE_FILES_OF, owner)
+        left.append(len(vault.objects()))
+
+    assert left == [3, 1, 0]
+    assert again == [(TASK_REMOVE_FILES_OF, (owner,))] * 2
+
+
+def test_a_pass_goes_on_a_bounded_number_of_times_until_beat_starts_the_next(
+    vault: Vault, again: list[tuple[str, tuple[object, ...]]]
+) -> None:
+    delete_account_with_files(vault, 5)
+
+    run(vault, TASK_REAP_FILES)
+    run(vault, TASK_REAP_FILES, 1)
+
+    assert again == [(TASK_REAP_FILES, (SLICES - 1,))]
+    assert len(vault.objects()) == 1
+
+
+class Lost(MemoryStore):
+    def delete(self, key: str) -> None:
+        raise StorageUnavailable
+
+
+def test_what_a_store_that_is_down_keeps_is_left_to_the_periodic_pass(
+    make_vault: Callable[..., Vault], again: list[tuple[str, tuple[object, ...]]]
+) -> None:
+    vault = make_vault(store=Lost())
+    owner = str(delete_account_with_files(vault, 5))
+
+    run(vault, TASK_REMOVE_FILES_OF, owner)
+
+    assert again == []
+
+
+@pytest.mark.parametrize("task", [TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, TASK_ENFORCE_RETENTION])
+def test_a_pass_that_has_done_everything_does_not_go_on(
+    vault: Vault, again: list[tuple[str, tuple[object, ...]]], task: str
+) -> None:
+    run(vault, task)
+
+    assert again == []
+
+
+def test_a_sweep_deletes_in_batches_until_its_time_is_over(
+    vault: Vault, again: list[tuple[str, tuple[object, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("vault.auth.sweeping"), "_BATCH", 2)
+    for number in range(8):
+        vault.register(f"stranger-{number}@example.org")
+    vault.clock.advance(days=8)
+
+    run(vault, TASK_SWEEP_ACCOUNTS)
+
+    assert again == [(TASK_SWEEP_ACCOUNTS, (SLICES - 1,))]
+    with vault.container.sessions.begin() as session:
+        assert session.query(User).count() == 2
