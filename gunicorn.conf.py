@@ -10,12 +10,13 @@ if "vault" not in sys.modules:
     # Before the first import of what counts, which looks whether processes share their numbers. Not on SIGHUP.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
-from vault import exporter
-from vault.config import Settings, SettingsError
+from vault import create_app, exporter
 from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
+from vault.logs import configure_logging
 from vault.processes import API
 from vault.startup import (
     keep_presence,
+    load_settings,
     raise_epoch,
     refuse_missing_database,
     refuse_missing_keys,
@@ -25,10 +26,7 @@ from vault.startup import (
 
 # Whatever this process writes, and the processes that it starts, is for its owner alone.
 os.umask(0o077)
-try:
-    _settings = Settings.load()
-except SettingsError as exc:
-    sys.exit(str(exc))
+_settings, _are_fresh = load_settings()
 
 # For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.
 bind = f"127.0.0.1:{_settings.port}"
@@ -73,6 +71,16 @@ def on_starting(_server: object) -> None:
     exporter.listen(_settings.metrics_bind)
     # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
     gc.freeze()
+
+
+def on_reload(server: Any) -> None:
+    """SIGHUP, in the master: new processes get an application of the settings as they are now, with the same code."""
+    if not _are_fresh:
+        return
+    # gunicorn keeps the application that it has preloaded.
+    server.app.callable = create_app(_settings)
+    configure_logging(_settings.log_level, _settings.log_format)
+    server.log.warning("Settings were read again. Code, METRICS_BIND and ARGON2 limits of memory stay until a restart.")
 
 
 def post_worker_init(worker: Any) -> None:

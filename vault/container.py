@@ -70,6 +70,7 @@ from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.metering import MeteredKeyProvider
 from vault.metrics import count_cache_lookup
+from vault.processes import Processes
 from vault.readiness import Check, Readiness, check_beat, check_database, check_migrations
 from vault.slots import ThreadPlan
 from vault.storage import ObjectStore
@@ -114,6 +115,7 @@ class Container:
     files: FileService
     reaper: Reaper
     key_usage: KeyUsage
+    processes: Processes
     rewrapper: Rewrapper
     verifier: Verifier
     reencryptor: Reencryptor
@@ -154,7 +156,8 @@ def build_container(
     keys = keys or _keys(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     audit = AuditService(clock)
     deletion_clock = DeletionClock(sessions, read_clock=read_clock)
-    usage = KeyUsage(sessions, keys, audit=audit, clock=clock)
+    processes = Processes(sessions)
+    usage = KeyUsage(sessions, keys, processes=processes, audit=audit, clock=clock)
     cache = DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds, counted=count_cache_lookup)
     installation = InstallationGuard(sessions, store, clock, audit=audit)
     reader = FileReader(store, cache, installation)
@@ -284,6 +287,7 @@ def build_container(
             default_quota_bytes=settings.default_quota_bytes,
         ),
         key_usage=usage,
+        processes=processes,
         rewrapper=Rewrapper(sessions, keys=keys, usage=usage, audit=audit, clock=clock),
         verifier=Verifier(sessions, reader=reader, downloads=downloads, keys=keys),
         reencryptor=Reencryptor(

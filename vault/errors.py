@@ -39,6 +39,7 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     ├── EncryptionError       (drawn in vault.encryption.errors)
     ├── KeyInUse              key_in_use            it cannot be retired while something depends on it
     ├── KeyNotKnown           key_not_known         no key of this installation has that ref
+    ├── KeyNotEverywhere      key_not_everywhere    running processes do not hold the key that rows are to move to
     ├── DatabaseUnavailable   database_unavailable
     ├── AuditUnavailable      audit_unavailable     what is asked for cannot be audited, so it does not happen
     └── InstallationMismatch  installation_mismatch this database and this store do not belong together
@@ -267,6 +268,17 @@ class StorageUnavailable(StorageError):
 class StorageFull(StorageError):
     code = "storage_full"
     detail = "The object store is full."
+
+
+class KeyNotEverywhere(VaultError):
+    code = "key_not_everywhere"
+
+    def __init__(self, processes: int) -> None:
+        super().__init__(
+            f"{processes} running processes of the API or of workers do not hold the primary key, so files that are"
+            " wrapped by it would be unavailable there. Restart them with the settings that this command has. A process"
+            " that was killed counts for less than a minute."
+        )
 
 
 class KeyInUse(VaultError):

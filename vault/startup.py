@@ -2,19 +2,56 @@
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from vault.aws import tell_credentials
-from vault.config import Settings
+from vault.config import Settings, SettingsError
 from vault.container import Container, aws_access, build_container
 from vault.db import DatabaseMissing, require_database
 from vault.errors import VaultError
 from vault.processes import HeldKeys, Presence
 
 log = structlog.get_logger(__name__)
+
+# Those that gunicorn's master has started or reloaded with.
+_in_use: Settings | None = None
+
+
+def load_settings() -> tuple[Settings, bool]:
+    """Read settings for gunicorn's master: at its start, and again on SIGHUP. Returns them, and whether they are fresh.
+
+    Wrong ones end the process at its start. On SIGHUP they are refused and those in use stay, since a service that runs
+    must not end by a slip in `.env`.
+    """
+    global _in_use
+    problems: Sequence[str]
+    try:
+        fresh = Settings.load()
+    except SettingsError as exc:
+        if _in_use is None:
+            sys.exit(str(exc))
+        problems = sorted(exc.problems)
+    else:
+        # At the start these are told once logging is set up.
+        problems = _not_to_be_served_with(fresh) if _in_use is not None else ()
+        if not problems:
+            _in_use = fresh
+            return fresh, True
+    assert _in_use is not None
+    log.error("reload_refused", settings=problems, hint="the old ones stay in use; flask keys status tells more")
+    return _in_use, False
+
+
+def _not_to_be_served_with(settings: Settings) -> Sequence[str]:
+    """Name the settings that would end a process at its start although each is well-formed."""
+    try:
+        require_database(settings.database_url)
+    except DatabaseMissing:
+        return ["DATABASE_URL"]
+    return ["MASTER_KEY"] if _missing_keys(settings) and not settings.start_degraded else []
 
 
 def refuse_missing_database(settings: Settings) -> None:
@@ -39,12 +76,7 @@ def refuse_missing_keys(settings: Settings) -> None:
 
     Compares refs in the database with settings: unwraps nothing, asks no key service.
     """
-    container = build_container(settings)
-    try:
-        missing = container.key_usage.missing_at_start()
-    finally:
-        # Before the first fork: a connection may not be shared.
-        container.engine.dispose()
+    missing = _missing_keys(settings)
     if missing and not settings.start_degraded:
         sys.exit(
             "Secure Vault cannot start: files are wrapped by keys that MASTER_KEY does not hold:\n"
@@ -53,6 +85,15 @@ def refuse_missing_keys(settings: Settings) -> None:
         )
     for ref in missing:
         log.warning("key_missing", key_ref=ref)
+
+
+def _missing_keys(settings: Settings) -> list[str]:
+    container = build_container(settings)
+    try:
+        return container.key_usage.missing_at_start()
+    finally:
+        # Before the next fork: a connection may not be shared.
+        container.engine.dispose()
 
 
 def tell_aws_credentials(settings: Settings) -> None:

@@ -3,6 +3,9 @@
 import base64
 import os
 import random
+import shutil
+import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -17,10 +20,11 @@ from tests.support.seeding import content_of, seed_files
 from tests.support.servers import wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
-from tests.support.stack import Process, Stack, embedded
+from tests.support.stack import BIN, Process, Stack, embedded
 from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User
+from vault.config import ROOT
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
@@ -236,6 +240,75 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
         assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
 
 
+def start_with_env_file(stack: Stack) -> Process:
+    """The API with its settings in `.env`, as an operator has them, in a copy of the project."""
+    project = stack.folder / "project"
+    shutil.copytree(ROOT / "vault", project / "vault", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("gunicorn.conf.py", "wsgi.py"):
+        shutil.copy(ROOT / name, project)
+    write_env_file(stack)
+    log = stack.folder / "api-with-env-file.log"
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [BIN / "gunicorn", "--config", "gunicorn.conf.py", "--bind", f"127.0.0.1:{stack.port}", "wsgi:app"],
+            cwd=project,
+            env={"PATH": os.environ["PATH"], "TMPDIR": str(stack.folder)},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    stack.processes.append(process := Process(popen, log))
+    return process
+
+
+def write_env_file(stack: Stack, **settings: str) -> None:
+    lines = [f"{name}='{value}'" for name, value in {**stack.env, **settings}.items()]
+    (stack.folder / "project" / ".env").write_text("\n".join(lines))
+
+
+def test_keys_move_to_a_new_one_only_when_every_process_holds_it_as_it_does_after_a_reload(tmp_path: Path) -> None:
+    with embedded(tmp_path) as stack:
+        api = start_with_env_file(stack)
+        wait_until(lambda: answers(stack), seconds=60, what="the API")
+        person = stack.sign_up()
+        stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
+        content = f"{stack.url}/files/{stored['id']}/content"
+        old = stack.container.key_usage.primary()[1]
+        wait_until(lambda: stack.container.processes.lacking([]) == 2, seconds=30, what="a row of each process")
+        stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
+        write_env_file(stack)
+
+        refused = stack.run("flask", "keys", "rewrap", check=False)
+
+        assert refused.returncode == 1
+        assert "2 running processes" in refused.stderr
+        assert person.get(content).content == b"content"
+        api.popen.send_signal(signal.SIGHUP)
+
+        def has_moved() -> bool:
+            return stack.run("flask", "keys", "rewrap", check=False).returncode == 0
+
+        wait_until(has_moved, seconds=90, what="the new processes in place of the old")
+        assert old not in {use.key_ref for use in stack.container.key_usage.by_ref()}
+        assert person.get(content).content == b"content"
+        assert person.post(f"{stack.url}/files?name=b", data=b"new").status_code == 201
+
+        write_env_file(stack, MASTER_KEY="a slip of the hand")
+        api.popen.send_signal(signal.SIGHUP)
+
+        wait_until(lambda: "reload_refused" in api.output, seconds=30, what="the refusal in the log")
+        assert person.get(content).content == b"content"
+        assert api.popen.poll() is None
+        assert "a slip" not in api.output
+
+
+def answers(stack: Stack) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{stack.port}/livez", timeout=2).ok
+    except requests.ConnectionError:
+        return False
+
+
 class Keys:
     """Every data key, wrapped key and derived key that the installation has had, gathered as it goes."""
 
@@ -297,6 +370,10 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
         commands += [f"files reencrypt {ids[3]} {ids[0]}"]
         stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
         old = stack.container.key_usage.primary()[1]
+        # Those that run hold the old key alone, and no file may move to one that they lack.
+        for process in stack.processes:
+            process.popen.terminate()
+            process.popen.wait(timeout=60)
         for command in [*commands, f"keys retire {old}"]:
             done = stack.run("flask", *command.split(), check=False)
             texts[command] = (done.stdout + done.stderr).encode()
@@ -318,6 +395,7 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
             texts[path.name] = path.read_bytes()
 
     assert len(keys.raw) > 12
+    assert b"Moved" in texts["keys rewrap --batch 1"]
     assert any(b"integrity_failed" in text for name, text in texts.items() if name.startswith("api"))
     assert b"key_unwrap_failed" in texts["answers"]
     assert {name: found for name, text in texts.items() if (found := keys.found_in(text))} == {}

@@ -16,9 +16,10 @@ from vault.audit.service import Actor, AuditService
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.errors import IntegrityFailed, KeyInUse, KeyNotKnown, VaultError
+from vault.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
 from vault.files.models import File, FileState, RetiredKey
 from vault.files.retired import block_use, refuse_retired
+from vault.processes import Processes
 
 # Rows of one key that `check` tries before it takes the key for bad
 _TRIED_ROWS: Final = 5
@@ -94,11 +95,13 @@ class KeyUsage:
         sessions: sessionmaker[Session],
         keys: KeyRing,
         *,
+        processes: Processes,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._keys = keys
+        self._processes = processes
         self._audit = audit
         self._clock = clock
 
@@ -140,13 +143,17 @@ class KeyUsage:
     def retire(self, key_ref: str, actor: Actor) -> bool:
         """Let a configured key neither wrap nor unwrap any more; False if it was retired before.
 
-        Raises KeyInUse while a row uses it and for the primary, KeyNotKnown if it is not configured, and Busy.
+        Raises KeyInUse while a row uses it, for the primary, and while it is that of a running process, KeyNotKnown if
+        it is not configured, and Busy.
         """
         if key_ref == self.primary()[1]:
             raise KeyInUse("The primary wraps new files. Make another key the primary first.")
         rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
         if rows:
             raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
+        wrapping = self._processes.wrapping_with(key_ref)
+        if wrapping:
+            raise KeyInUse(f"{wrapping} running processes wrap new files by this key. Restart them with another first.")
         states = [self._state(provider, key_ref) for provider in self._keys.providers]
         with self._sessions.begin() as session:
             block_use(session)
@@ -179,6 +186,12 @@ class KeyUsage:
         with self._sessions.begin() as session:
             refuse_retired(session, self._keys.primary.current_ref())
         self._keys.check_primary()
+
+    def require_everywhere(self) -> None:
+        """Raise KeyNotEverywhere while a running process could not read what the primary wraps."""
+        lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
+        if lacking:
+            raise KeyNotEverywhere(lacking)
 
     def missing_at_start(self) -> list[str]:
         """Refs of local keys that ready files need and that are neither configured nor retired.

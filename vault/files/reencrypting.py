@@ -127,12 +127,13 @@ class Reencryptor:
     ) -> ReencryptReport:
         """Reencrypt the files one by one; one that fails keeps what it had. `progress` is told of plaintext bytes.
 
-        Raises InstallationMismatch or KeyUnavailable before anything is read, StorageFull, StorageUnavailable when the
-        store does not answer for many files in a row, and KeyServiceUnavailable when patience is over. May be ended
-        anywhere: a file has either its old object or its new one.
+        Raises InstallationMismatch, KeyUnavailable or KeyNotEverywhere before anything is read, StorageFull,
+        StorageUnavailable when the store does not answer for many files in a row, and KeyServiceUnavailable when
+        patience is over. May be ended anywhere: a file has either its old object or its new one.
         """
         self._installation.raise_epoch()
         self._usage.require_primary()
+        self._usage.require_everywhere()
         report, unreachable = ReencryptReport(), 0
         # Only ids are read ahead: what a file is may change while those before it are copied.
         for (file_id,) in rows_by_id(self._sessions, sa.select(File.id).where(*self._selected(selection))):

@@ -114,10 +114,11 @@ class Rewrapper:
         """Move the rows of these keys, all or the first `limit`. May be ended anywhere and run again; two may run.
 
         Each batch is one transaction. `progress` is told of rows that are done with; `report`, if one is given, tells
-        what was done also when this raises: KeyServiceUnavailable once patience is over, and KeyUnavailable, before any
-        row is touched, if the primary cannot wrap.
+        what was done also when this raises: KeyServiceUnavailable once patience is over, and, before any
+        row is touched, KeyUnavailable if the primary cannot wrap and KeyNotEverywhere if a running process lacks it.
         """
         self._usage.require_primary()
+        self._usage.require_everywhere()
         report = report or RewrapReport()
         with _Storing(self._store, report) as storing:
             for use in uses:

@@ -40,6 +40,7 @@ STATUS: Final = {
     "key_not_known": 404,
     "too_slow": 408,
     "key_in_use": 409,
+    "key_not_everywhere": 409,
     "last_admin": 409,
     "user_disabled": 409,
     "upload_lost": 409,
