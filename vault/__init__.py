@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     bodies.register(app)
     auth.register(app, container.settings.secret_key)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
-    rest = api.register(app)
+    rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
     rest.register_blueprint(files_routes.blueprint)
     rest.register_blueprint(admin_routes.blueprint)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.support.faults import FailingDatabase, FailingStore
 from tests.support.vault import Vault
@@ -58,7 +59,7 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
                 part in path
                 for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files", "/admin")
             )
-            assert operation.get("security", []) == ([{"bearer": []}] if closed else []), where
+            assert operation["security"] == ([{"bearer": []}] if closed else []), where
     for response in document["components"]["responses"].values():
         assert list(response["content"]) == ["application/problem+json"]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
@@ -75,7 +76,7 @@ def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_t
             del failures["default"]
             takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
             assert {"422", "503"} <= failures.keys()
-            assert ("security" not in operation) or "401" in failures
+            assert not operation["security"] or "401" in failures
             assert ("{" not in path) or "404" in failures
             assert ("/admin/" not in path) or "403" in failures
             assert ("/auth/" not in path) or "429" in failures
@@ -85,6 +86,50 @@ def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_t
                 schema = answer["content"]["application/problem+json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Problem"}
                 assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
+
+
+def test_every_operation_has_a_name_of_its_own(vault: Vault) -> None:
+    document = vault.client.get("/openapi.json").json
+
+    names = [
+        operation["operationId"]
+        for item in document["paths"].values()
+        for method, operation in item.items()
+        if method != "parameters"
+    ]
+    assert len(set(names)) == len(names)
+    assert {"auth_login", "files_upload", "files_content", "files_content_head", "admin_list_files"} <= set(names)
+
+
+def test_the_document_names_the_server_by_its_public_address(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(PUBLIC_URL="http://localhost:8123")
+
+    assert vault.client.get("/openapi.json").json["servers"] == [{"url": "http://localhost:8123"}]
+
+
+def test_downloads_are_bytes_to_the_makers_of_clients(vault: Vault) -> None:
+    paths = vault.client.get("/openapi.json").json["paths"]
+
+    for path, statuses in (
+        (f"{BASE}/files/{{file_id}}/content", ("200", "206")),
+        (f"{BASE}/admin/audit/export", ("200",)),
+    ):
+        for status in statuses:
+            content = paths[path]["get"]["responses"][status]["content"]
+            assert content["application/octet-stream"]["schema"] == {"type": "string", "format": "binary"}
+
+
+def test_every_schema_has_an_example_that_follows_it(vault: Vault) -> None:
+    document = vault.client.get("/openapi.json").json
+    schemas = document["components"]["schemas"]
+
+    assert {name for name, schema in schemas.items() if "examples" not in schema} == set()
+    for name, schema in schemas.items():
+        # The document beside it is what references lead into.
+        whole = {**document, "$ref": f"#/components/schemas/{name}"}
+        checker = Draft202012Validator(whole, format_checker=FormatChecker())
+        for example in schema["examples"]:
+            assert [error.message for error in checker.iter_errors(example)] == [], name
 
 
 def test_every_reference_in_the_document_leads_somewhere(vault: Vault) -> None:

@@ -29,11 +29,15 @@ def program(name: str, *, package: str) -> str:
     """The path of a program; where it is not installed the test skips (fails with REQUIRE_PROGRAMS=1) and says why."""
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is not installed (Debian package {package})"
-        if os.environ.get("REQUIRE_PROGRAMS") == "1":
-            pytest.fail(f"REQUIRE_PROGRAMS=1, but {reason}")
-        pytest.skip(reason)
+        missing_program(f"{name} is not installed (Debian package {package})")
     return path
+
+
+def missing_program(reason: str) -> NoReturn:
+    """Skip with the reason, or fail where the environment says that programs must be there."""
+    if os.environ.get("REQUIRE_PROGRAMS") == "1":
+        pytest.fail(f"REQUIRE_PROGRAMS=1, but {reason}")
+    pytest.skip(reason)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from flask import Response, request
 
 from vault.audit.export import Format
 from vault.audit.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
-from vault.http.api import VaultBlueprint
+from vault.http.api import VaultBlueprint, sends_bytes
 from vault.http.auth import actor, admin_required, container, signed_in
 from vault.http.closing import closed_with_answer
 from vault.http.documents import may_answer
@@ -33,13 +33,7 @@ def list_events(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.get("/export")
 @admin_required
 @blueprint.arguments(ExportQuerySchema, location="query")
-@blueprint.response(
-    200,
-    {"type": "string", "format": "binary"},
-    content_type="*/*",
-    description="The file",
-    headers={"Content-Disposition": {"required": True, "schema": {"type": "string"}}},
-)
+@sends_bytes(blueprint, 200, "The file", {"Content-Disposition": {"required": True, "schema": {"type": "string"}}})
 def export(query: dict[str, Any]) -> Response:
     """The same as a file, CSV or NDJSON, sent while it is read. An end without the last chunk means that it broke off.
 

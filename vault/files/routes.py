@@ -20,7 +20,7 @@ from vault.files.schemas import (
 )
 from vault.files.usage import Usage
 from vault.http import downloads
-from vault.http.api import VaultBlueprint
+from vault.http.api import BINARY, VaultBlueprint, sends_bytes
 from vault.http.auth import actor, container, login_required, signed_in
 from vault.http.closing import closed_with_answer
 from vault.http.conditions import wanted
@@ -31,7 +31,6 @@ from vault.http.versions import version_tag, wanted_versions
 
 blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
 
-_BINARY = {"type": "string", "format": "binary"}
 _TEXT = {"schema": {"type": "string"}}
 _ETAG = {"ETag": {"required": True, **_TEXT}}
 _CONTENT_HEADERS = {
@@ -59,9 +58,9 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
         "description": "A form, or the content as it is; any Content-Type but that of a form is kept with the file.",
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}},
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}},
             },
-            "application/octet-stream": {"schema": _BINARY},
+            "application/octet-stream": {"schema": BINARY},
         },
     },
 )
@@ -140,14 +139,8 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
 
 @blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
 @blueprint.arguments(ContentQuerySchema, location="query")
-@blueprint.response(200, _BINARY, content_type="*/*", description="The bytes", headers=_CONTENT_HEADERS)
-@blueprint.alt_response(
-    206,
-    schema=_BINARY,
-    content_type="*/*",
-    description="The range",
-    headers={**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}},
-)
+@sends_bytes(blueprint, 200, "The bytes", _CONTENT_HEADERS)
+@sends_bytes(blueprint, 206, "The range", {**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}})
 @blueprint.alt_response(304, description="The client has this version", headers=_ETAG)
 @reads_headers(
     Range="One range of bytes; several are answered whole.",

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Final, NoReturn, cast
 from urllib.parse import parse_qsl
 
 import marshmallow as ma
@@ -13,9 +13,13 @@ from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
+from vault.config import Settings
 from vault.errors import InputRefused, VaultError
-from vault.http.documents import ProblemSchema, may_answer, parameters, responses
+from vault.http.documents import ProblemSchema, View, may_answer, parameters, responses
 from vault.http.errors import on_http_error
+from vault.http.examples import EXAMPLES
+
+BINARY: Final = {"type": "string", "format": "binary"}
 
 
 class MalformedJson(VaultError):
@@ -41,6 +45,9 @@ class VaultApi(Api):  # type: ignore[misc]
                 blueprint = self._undescribed.pop(0)
                 blueprint.register_views_in_doc(self, self._app, self._spec, name=blueprint.name, parameters=None)
                 self._spec.tag({"name": blueprint.name, "description": blueprint.description})
+            for name, schema in self._spec.components.schemas.items():
+                if name in EXAMPLES:
+                    schema["examples"] = [EXAMPLES[name]]
             return self._spec
 
     @spec.setter
@@ -187,15 +194,44 @@ class VaultBlueprint(Blueprint):  # type: ignore[misc]
 
         return wrap
 
+    def _store_endpoint_docs(self, endpoint: str, obj: View, parameters: Any, tags: Any, **options: Any) -> None:
+        super()._store_endpoint_docs(endpoint, obj, parameters, tags, **options)
+        for method, doc_info in self._docs[endpoint].items():
+            if method != "parameters":
+                # Generated clients name their functions by it.
+                doc_info["operation_id"] = f"{self.name}_{obj.__name__}" + ("_head" if method == "head" else "")
+
     def _prepare_own_doc(self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
         problems = responses((*self._problems, *doc_info.get("problems", ())))
         answers = {**doc.get("responses", {}), **problems}
         headers = parameters(doc_info.get("headers", ()))
         return {
             **doc,
+            "operationId": doc_info["operation_id"],
+            # Empty: no token is needed. What `login_required` says about it comes after this.
+            "security": [],
             "parameters": [*doc.get("parameters", []), *headers],
             "responses": dict(sorted(answers.items(), key=lambda answer: str(answer[0]))),
         }
+
+
+def sends_bytes(
+    blueprint: VaultBlueprint, status: int, description: str, headers: dict[str, Any]
+) -> Callable[[View], View]:
+    """Document an answer of bytes of whatever type; the view returns a Response itself.
+
+    Generated clients read bytes from `application/octet-stream` alone. What is sent has a type of its own.
+    """
+
+    def decorate(view: View) -> View:
+        decorated: Any = view
+        for content_type in ("application/octet-stream", "*/*"):
+            decorated = blueprint.alt_response(
+                status, schema=BINARY, content_type=content_type, description=description, headers=headers
+            )(decorated)
+        return cast(View, decorated)
+
+    return decorate
 
 
 def _look_at_query_first() -> None:
@@ -224,7 +260,7 @@ def refuse_undeclared_query() -> None:
         raise InputRefused({name: ["May come only once."] for name in sorted(repeated)})
 
 
-def register(app: Flask) -> VaultApi:
+def register(app: Flask, settings: Settings) -> VaultApi:
     """Bind the API and its documentation to an application."""
     app.config.update(
         API_TITLE="Secure Vault",
@@ -233,7 +269,9 @@ def register(app: Flask) -> VaultApi:
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
         API_SPEC_OPTIONS={
-            "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
+            "info": {"description": "Encrypted files of the people who sign in. Errors are RFC 9457 problems."},
+            "servers": [{"url": settings.public_url}],
+            "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
         },
     )
     app.before_request(_look_at_query_first)

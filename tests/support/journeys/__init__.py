@@ -1,0 +1,1 @@
+"""Programs that are run with generated clients: none of this is imported."""
