@@ -417,7 +417,7 @@ def test_content_comes_with_every_header_of_the_contract(vault: Vault, anna: Per
         "ETag": f'"{stored["etag"]}"',
         "Repr-Digest": repr_digest(content),
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-store",
+        "Cache-Control": "private, no-store, no-transform",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "same-origin",

@@ -74,7 +74,7 @@ def test_content_keeps_the_policy_of_its_own(vault: Vault, anna: Person) -> None
     headers = anna.get(f"{FILES}/{file_id}/content", buffered=True).headers
 
     assert headers.getlist("Content-Security-Policy") == ["sandbox; default-src 'none'"]
-    assert headers.getlist("Cache-Control") == ["private, no-store"]
+    assert headers.getlist("Cache-Control") == ["private, no-store, no-transform"]
     assert {name: headers.get(name) for name in STRICT} == STRICT
 
 
@@ -136,6 +136,7 @@ def test_a_listed_origin_reads_answers_and_refusals(shared: Vault, path: str, st
     assert answer.headers.getlist("Access-Control-Allow-Origin") == [APP]
     assert answer.headers["Vary"] == "Origin"
     assert exposed >= {"ETag", "Location", "Content-Disposition", "Content-Range", "Repr-Digest", "Retry-After"}
+    assert exposed >= {"Accept-Ranges", "Content-Encoding", "Content-Length", "WWW-Authenticate", "RateLimit-Reset"}
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
@@ -160,6 +161,42 @@ def test_an_origin_that_is_not_listed_is_told_nothing(shared: Vault, origin: str
     assert [allowed(answer.headers) for answer in answers] == [set(), set()]
     # Also here, or a cache could give this answer to a listed origin.
     assert [answer.headers["Vary"] for answer in answers] == ["Origin", "Origin"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "policy"),
+    [(APP, "cross-origin"), (STRANGER, "same-origin"), (None, "same-origin")],
+    ids=["listed", "another", "none"],
+)
+def test_content_may_be_embedded_by_the_origins_that_may_read_it(
+    shared: Vault, origin: str | None, policy: str
+) -> None:
+    anna = shared.member("anna@example.org")
+    path = f"{FILES}/{anna.upload(b'content')['id']}/content"
+    headers = {} if origin is None else {"Origin": origin}
+
+    answers = [
+        anna.get(path, headers=headers, buffered=True),
+        anna.get(path, headers={**headers, "Range": "bytes=0-1"}, buffered=True),
+        anna.head(path, headers=headers),
+    ]
+
+    assert [answer.status_code for answer in answers] == [200, 206, 200]
+    assert {answer.headers["Cross-Origin-Resource-Policy"] for answer in answers} == {policy}
+
+
+def test_what_an_etag_comes_with_may_not_be_transformed_on_its_way(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"content")["id"]
+    facts, content = anna.get(f"{FILES}/{file_id}"), anna.get(f"{FILES}/{file_id}/content", buffered=True)
+    unchanged = anna.get(f"{FILES}/{file_id}/content", headers={"If-None-Match": content.headers["ETag"]})
+    renamed = anna.patch(f"{FILES}/{file_id}", json={"name": "b"}, headers={"If-Match": facts.headers["ETag"]})
+
+    answers = (facts, content, unchanged, renamed)
+    assert [answer.status_code for answer in answers] == [200, 200, 304, 200]
+    for answer in answers:
+        assert "ETag" in answer.headers
+        assert "no-transform" in answer.headers["Cache-Control"].split(", ")
+        assert "no-store" in answer.headers["Cache-Control"].split(", ")
 
 
 @pytest.mark.parametrize("path", ["/verify-email", "/reset-password", "/docs", "/livez"])

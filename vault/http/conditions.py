@@ -38,7 +38,7 @@ def not_modified(tag: str) -> Response:
     """A 304, with what a cache needs to renew what it has."""
     response = Response(status=304)
     response.headers.clear()
-    response.headers.extend({"ETag": f'"{tag}"', "Cache-Control": "private, no-store"})
+    response.headers.extend({"ETag": f'"{tag}"', "Cache-Control": "private, no-store, no-transform"})
     return response
 
 

@@ -51,7 +51,7 @@ def stream(
             "Content-Disposition": disposition(info.name, "inline" if is_shown(info, inline=inline) else "attachment"),
             "ETag": f'"{info.object_id}"',
             "Repr-Digest": repr_digest(info.sha256),
-            "Cache-Control": "private, no-store",
+            "Cache-Control": "private, no-store, no-transform",
             "X-Content-Type-Options": "nosniff",
             "Content-Security-Policy": "sandbox; default-src 'none'",
             "Cross-Origin-Resource-Policy": "same-origin",

@@ -14,7 +14,7 @@ _ON_EVERY_ANSWER: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Of what a page embeds without asking. What it fetches is a matter of CORS.
+    # Of what a page embeds without asking. Origins that CORS lets read an answer may embed it as well.
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -22,7 +22,11 @@ _ON_EVERY_ANSWER: Final = {
 _HSTS: Final = {"Strict-Transport-Security": "max-age=31536000"}
 # What other origins may use at all: the pages behind mailed links and the documentation are this origin's own.
 _SHARED: Final = ("/api/", "/openapi.json")
-_EXPOSED: Final = "Content-Disposition, Content-Range, ETag, Location, Repr-Digest, Retry-After, X-Request-ID"
+# What a client of the API needs to read: how to go on after a refusal, and of content its parts and its version.
+_EXPOSED: Final = (
+    "Accept-Ranges, Content-Disposition, Content-Encoding, Content-Length, Content-Range, ETag, Location, "
+    "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Repr-Digest, Retry-After, WWW-Authenticate, X-Request-ID"
+)
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Disposition, Content-Digest, If-Match, "
@@ -36,19 +40,29 @@ def on_every_answer(settings: Settings) -> dict[str, str]:
     return _ON_EVERY_ANSWER | (_HSTS if settings.public_url.startswith("https:") else {})
 
 
+def for_origin(settings: Settings, origin: str | None, path: str) -> dict[str, str]:
+    """What an answer says beyond that to a page of another origin, which is nothing unless settings list it."""
+    if origin is None or origin not in settings.cors_origins or not path.startswith(_SHARED):
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": _EXPOSED,
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+
+
 def register(app: Flask, settings: Settings) -> None:
     """Add to every answer what it does not say itself, and let the listed origins read those of the API.
 
     Tokens are in a header that a page has to set, so no answer allows credentials in the sense of CORS.
     """
-    origins = frozenset(settings.cors_origins)
     defaults = on_every_answer(settings)
 
-    def is_allowed() -> bool:
-        return request.headers.get("Origin") in origins and request.path.startswith(_SHARED)
+    def granted() -> dict[str, str]:
+        return for_origin(settings, request.headers.get("Origin"), request.path)
 
     def answer_preflight() -> Response | None:
-        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers or not is_allowed():
+        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers or not granted():
             return None
         response = Response(status=204, headers=_PREFLIGHT)
         del response.headers["Content-Type"]
@@ -57,11 +71,12 @@ def register(app: Flask, settings: Settings) -> None:
     def add(response: Response) -> Response:
         for name, value in defaults.items():
             response.headers.setdefault(name, value)
-        if origins:
+        if "ETag" in response.headers and response.headers["Cache-Control"] == defaults["Cache-Control"]:
+            # A proxy that compresses makes the tag weak, and If-Match would fail for ever (RFC 9110, 8.8.1).
+            response.headers["Cache-Control"] += ", no-transform"
+        if settings.cors_origins:
             response.vary.add("Origin")
-        if is_allowed():
-            response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
-            response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+        response.headers.update(granted())
         return response
 
     app.before_request(answer_preflight)

@@ -37,7 +37,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from vault.errors import TooSlow, VaultError
 from vault.http.errors import STATUS, problem_body
-from vault.http.headers import on_every_answer
+from vault.http.headers import for_origin, on_every_answer
 from vault.http.pacing import SMALL_BYTES, PacedSocket, Waits
 from vault.metrics import REQUESTS
 from vault.slots import ThreadPlan
@@ -448,7 +448,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
             f"Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n"
         )
-        strict = on_every_answer(self.wsgi.extensions["vault"].settings)
-        head += "".join(f"{name}: {value}\r\n" for name, value in strict.items()) + "\r\n"
+        headers = self._headers_for(req)
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
         with suppress(OSError):
             client.sendall(head.encode() + body)
+
+    def _headers_for(self, req: Any) -> dict[str, str]:
+        """What the application adds to its answers. `req` is None where no head could be read."""
+        settings = self.wsgi.extensions["vault"].settings
+        headers = on_every_answer(settings) | ({"Vary": "Origin"} if settings.cors_origins else {})
+        if req is None:
+            return headers
+        origins = [value for name, value in req.headers if name == "ORIGIN"]
+        return headers | for_origin(settings, origins[0] if len(origins) == 1 else None, req.path)
