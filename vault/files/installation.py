@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
 from typing import Final, NoReturn, Self
@@ -114,6 +114,7 @@ class InstallationGuard:
         if theirs is None:
             self._first_start()
             theirs, ours = self._both()
+        self._confirmed = None
         if error := _mismatch(theirs, ours):
             _refuse(error)
         self._confirmed = theirs
@@ -179,18 +180,21 @@ class InstallationGuard:
     def health(self) -> None:
         """Raise unless the store can be read and written, and belongs to this database.
 
-        Asks the database only where the store has changed since both were compared.
+        Asks the database only where nothing was confirmed yet, or the last comparison failed: readiness must not blame
+        the store for a database that hangs. So an older copy is known to be one from its start or first upload on.
         """
-        theirs = self._in_store()
+        theirs, ours = self._in_store(), self._confirmed
         if monotonic() >= self._writable_until:
             self._store.health()
             self._writable_until = monotonic() + _WRITABLE_SECONDS
-        if theirs is not None and theirs == self._confirmed:
-            return
-        try:
-            ours = self._in_database()
-        except SQLAlchemyError:
-            return  # readiness asks the database by itself
+        if ours is not None and theirs is not None:
+            # Every process raises it.
+            ours = replace(ours, epoch=theirs.epoch)
+        elif ours is None:
+            try:
+                ours = self._in_database()
+            except SQLAlchemyError:
+                return  # readiness asks the database by itself
         if (theirs or ours) and (error := _mismatch(theirs, ours)):
             raise error
 

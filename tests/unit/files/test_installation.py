@@ -2,6 +2,7 @@
 
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,8 @@ from vault.audit.service import AuditService
 from vault.db import create_engine
 from vault.errors import InstallationMismatch, StorageUnavailable
 from vault.files import installation
-from vault.files.installation import InstallationGuard
-from vault.storage import INSTALLATION_KEY
+from vault.files.installation import Epoch, InstallationGuard
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY
 
 
 @pytest.fixture
@@ -69,6 +70,16 @@ def test_the_stores_own_code_reaches_those_who_wait_for_the_answer(
     assert (caught.value.reason, caught.value.operation) == ("NoSuchBucket", "GetObject")
 
 
+def test_a_mismatch_keeps_its_reason_for_those_who_wait(guard: InstallationGuard, store: FailingStore) -> None:
+    guard.raise_epoch()
+    store.put(EPOCH_KEY, Epoch(7, uuid.uuid4()).to_bytes())
+
+    with pytest.raises(InstallationMismatch) as caught:
+        guard.require()
+
+    assert caught.value.reason == "older_copy"
+
+
 def test_a_failure_is_asked_about_again_at_once(guard: InstallationGuard, store: FailingStore) -> None:
     store.failures["get"] = StorageUnavailable()
     for _ in range(2):
@@ -106,3 +117,60 @@ def test_those_who_wait_for_a_store_that_hangs_share_its_answer(
 
     assert at_once(8, require) == [StorageUnavailable] * 8
     assert asked == [1]
+
+
+def test_health_asks_only_the_store_once_both_were_compared(guard: InstallationGuard, store: FailingStore) -> None:
+    guard.verify()
+    guard._sessions = forbidden  # type: ignore[assignment]
+    # Another process has raised the epoch.
+    store.put(EPOCH_KEY, Epoch(7, uuid.uuid4()).to_bytes())
+
+    guard.health()
+
+    store.delete(INSTALLATION_KEY)
+    with pytest.raises(InstallationMismatch) as caught:
+        guard.health()
+    assert caught.value.reason == "no_id"
+
+
+def test_health_fails_for_an_older_copy_once_it_was_found_out(guard: InstallationGuard, store: FailingStore) -> None:
+    guard.raise_epoch()
+    own = store.get(EPOCH_KEY)
+    store.put(EPOCH_KEY, Epoch(7, uuid.uuid4()).to_bytes())
+    with pytest.raises(InstallationMismatch):
+        guard.verify()
+
+    with pytest.raises(InstallationMismatch) as caught:
+        guard.health()
+
+    assert caught.value.reason == "older_copy"
+    store.put(EPOCH_KEY, own)
+    guard.health()
+
+
+def test_health_before_the_first_start_makes_no_id(guard: InstallationGuard, store: FailingStore) -> None:
+    guard.health()
+
+    assert store.objects == {}
+
+
+def test_health_asks_now_and_then_whether_the_store_can_be_written(
+    guard: InstallationGuard, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(store, "health", lambda: asked.append(1))
+    guard.verify()
+
+    for _ in range(3):
+        guard.health()
+    often = len(asked)
+    monkeypatch.setattr(installation, "_WRITABLE_SECONDS", 0.0)
+    guard._writable_until = 0.0
+    for _ in range(3):
+        guard.health()
+
+    assert (often, len(asked)) == (1, 4)
+
+
+def forbidden() -> None:
+    raise AssertionError("the database was asked")
