@@ -6,15 +6,17 @@ variables from earlier lines only. Messages name lines and never quote them, sin
 
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dotenv.parser import Binding, parse_stream
+from dotenv.parser import parse_stream
 from dotenv.variables import Variable, parse_variables
 
+_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _UTF8_SIGNATURE: Final = b"\xef\xbb\xbf"
 
 
@@ -28,35 +30,51 @@ class EnvFileError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One line that sets a variable, or, with an empty value, leaves it unset."""
+    """One line that sets a variable, or, with an empty value, leaves it unset; `start` and `end` are its place."""
 
     name: str
     value: str
     line: int
-    text: str
+    start: int
+    end: int
 
 
 def read(path: Path) -> list[Assignment]:
-    """Read a file's assignments in their order; none where it does not exist.
+    """Read a file's assignments in their order; none where it does not exist. Raises EnvFileError."""
+    return parse(text_of(path), path.name)
 
-    Raises EnvFileError if the file cannot be read, is not UTF-8, holds a line that sets nothing, or sets a name twice.
-    """
+
+def text_of(path: Path) -> str:
+    """Return a file's text, empty where it does not exist. Raises EnvFileError if it is not UTF-8 or cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return []
+        return ""
     except OSError as exc:
         raise EnvFileError({path.name: [f"cannot be read: {os.strerror(exc.errno or 0)}"]}) from exc
-    bindings = list(parse_stream(io.StringIO(_decoded(content, path.name), newline="")))
-    unread = [str(_line_of(binding)) for binding in bindings if binding.error]
+    return _decoded(content, path.name)
+
+
+def parse(text: str, file_name: str) -> list[Assignment]:
+    """Parse a text's assignments. Raises EnvFileError if a line is not one, or if a name is set twice."""
+    found: list[Assignment] = []
+    unread: list[str] = []
+    position, line = 0, 1
+    for binding in parse_stream(io.StringIO(text, newline="")):
+        original = binding.original.string
+        # python-dotenv counts blank lines before a name to it.
+        blank = original[: len(original) - len(original.lstrip())]
+        here = line + len(_LINE_END.findall(blank))
+        if binding.error:
+            unread.append(str(here))
+        elif binding.key is not None:
+            start, end = position + len(blank), position + len(original.rstrip())
+            found.append(Assignment(name=binding.key, value=binding.value or "", line=here, start=start, end=end))
+        position += len(original)
+        line += len(_LINE_END.findall(original))
     if unread:
-        raise EnvFileError({path.name: [f"has lines that are not NAME=value: {', '.join(unread)}"]})
-    found = [
-        Assignment(name=binding.key, value=binding.value or "", line=_line_of(binding), text=binding.original.string)
-        for binding in bindings
-        if binding.key is not None
-    ]
-    _refuse_second_values(found, path.name)
+        raise EnvFileError({file_name: [f"has lines that are not NAME=value: {', '.join(unread)}"]})
+    _refuse_second_values(found, file_name)
     return found
 
 
@@ -92,12 +110,6 @@ def _decoded(content: bytes, name: str) -> str:
     except UnicodeDecodeError as exc:
         line = content.count(b"\n", 0, exc.start) + 1
         raise EnvFileError({name: [f"is not UTF-8 in line {line}: save it as UTF-8"]}) from None
-
-
-def _line_of(binding: Binding) -> int:
-    """The line of a binding's name: python-dotenv counts blank lines before it to it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _refuse_second_values(assignments: list[Assignment], file_name: str) -> None:

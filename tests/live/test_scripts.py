@@ -1,12 +1,13 @@
 """scripts/run as somebody types it who has just unpacked the project: first start, second start, Ctrl-C, mistakes."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,19 @@ class Terminal:
     def press_ctrl_c(self) -> None:
         os.write(self._keyboard, b"\x03")
 
+    def hang_up(self) -> None:
+        """Close the window: the terminal is gone, for reading, for writing, and with a SIGHUP."""
+        os.close(self._keyboard)
+        self._keyboard = -1
+
     def find(self, program: str) -> list[int]:
         """Ids of this terminal's live processes whose command line has that word, whatever their process group."""
         return [pid for pid, command in self._processes() if program in command]
+
+    @property
+    def children(self) -> dict[int, str]:
+        """The processes that scripts/run itself has started, with their command lines."""
+        return {pid: command for pid, command in self._processes() if _parent_of(pid) == self.popen.pid}
 
     def kill(self, program: str) -> None:
         for pid in self.find(program):
@@ -80,7 +91,8 @@ class Terminal:
         for _ in range(3):
             self.kill("")
         self.popen.wait()
-        os.close(self._keyboard)
+        if self._keyboard >= 0:
+            os.close(self._keyboard)
 
     def _processes(self) -> Iterator[tuple[int, str]]:
         for folder in Path("/proc").glob("[0-9]*"):
@@ -88,6 +100,19 @@ class Terminal:
                 # A zombie has no command line.
                 if os.getsid(int(folder.name)) == self.popen.pid and (command := (folder / "cmdline").read_text()):
                     yield int(folder.name), command.replace("\0", " ")
+
+
+def _parent_of(pid: int) -> int:
+    found = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def _is_free(path: Path) -> bool:
+    with path.open() as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 class Project:
@@ -98,7 +123,7 @@ class Project:
         self.port = free_port()
         self.data = folder / "data"
         shutil.copytree(ROOT, self.path, ignore=_not_shipped)
-        link_environment(self.path / ".venv")
+        link_environment(self.path)
         basics = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         self.env = {
             **basics,
@@ -129,11 +154,18 @@ class Project:
         finally:
             terminal.close()
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a script that is expected to fail at once."""
+    def run(self, *command: str, without: Sequence[str] = (), **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the project to its end, without some of the environment and with some more."""
+        env = {name: value for name, value in self.env.items() if name not in without}
         return subprocess.run(
-            command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.path, env={**env, **environ}, capture_output=True, text=True, timeout=120, check=False
         )
+
+    def is_up(self) -> bool:
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}/livez", timeout=2).ok
+        except requests.ConnectionError:
+            return False
 
     def post(self, route: str, **fields: str) -> requests.Response:
         return requests.post(f"http://127.0.0.1:{self.port}/api/v1/auth/{route}", json=fields, timeout=20)
@@ -178,14 +210,105 @@ def test_at_the_first_start_everything_is_ready_before_anything_is_stored(
         return dict(requests.get(f"http://127.0.0.1:{project.port}/readyz", timeout=10).json())
 
     # The API is the first to answer; beat says that it is alive a moment later.
-    wait_until(lambda: findings()["checks"]["beat"] == "ok", seconds=_START_SECONDS, what="beat")
-    assert findings()["status"] == "ready", findings()
+    wait_until(lambda: findings()["status"] == "ready", seconds=_START_SECONDS, what="readiness")
 
 
-def test_a_killed_worker_is_replaced_and_mail_goes_out(project: Project, first_start: Terminal) -> None:
-    first_start.kill("celery")
+def test_a_killed_worker_leaves_nothing_and_is_replaced_and_mail_goes_out(
+    project: Project, first_start: Terminal
+) -> None:
+    workers = {pid for pid, command in first_start.children.items() if " worker " in command}
+    family = [pid for pid in first_start.find("celery") if pid in workers or _parent_of(pid) in workers]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
 
+    # Their own processes, too, which would otherwise be more at each such death.
+    wait_until(lambda: not set(family) & set(first_start.find("")), what="the worker's processes being gone")
+    assert len(workers) == 2
+    assert len(family) > len(workers)
     assert project.mailed_token(first_start, "killed@example.org")
+
+
+def test_a_second_start_on_the_same_folder_is_refused_in_one_line(project: Project, first_start: Terminal) -> None:
+    answer = project.run("scripts/run", PORT=str(free_port()))
+
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        f"run: Secure Vault runs on {project.data} already (process {first_start.popen.pid}, port {project.port}). "
+        "Stop it, or choose another folder: VAR_DIR=…\n"
+    )
+    assert first_start.popen.poll() is None
+
+
+def test_later_commands_find_the_installation_without_being_told_where_it_is(
+    project: Project, first_start: Terminal
+) -> None:
+    assert project.post("register", email="found@example.org", password=PASSWORD).status_code == 202
+
+    listed = project.run(".venv/bin/flask", "users", "list", without=["VAR_DIR", "PORT"])
+
+    assert listed.returncode == 0, listed.stderr
+    assert "found@example.org" in listed.stdout
+    assert f"\nVAR_DIR={project.data}\n" in project.env_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [["users", "list"], ["files", "verify"], ["keys", "status"], ["mail", "queue"], ["db", "current"]]
+)
+def test_a_command_on_a_missing_database_says_so_and_makes_none(
+    project: Project, first_start: Terminal, tmp_path: Path, command: list[str]
+) -> None:
+    answer = project.run(".venv/bin/flask", *command, VAR_DIR=str(tmp_path / "elsewhere"))
+
+    assert answer.returncode == 1
+    assert f"There is no database at {tmp_path}/elsewhere/vault.db" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "elsewhere/vault.db").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gunicorn", "--config", "gunicorn.conf.py", "wsgi:app"],
+        ["celery", "--app", "celery_worker", "worker", "--queues", "maintenance"],
+        ["celery", "--app", "celery_worker", "beat"],
+    ],
+    ids=["api", "worker", "beat"],
+)
+def test_no_process_starts_on_a_missing_database(
+    project: Project, first_start: Terminal, tmp_path: Path, command: list[str]
+) -> None:
+    answer = project.run(
+        f".venv/bin/{command[0]}", *command[1:], VAR_DIR=str(tmp_path / "elsewhere"), PORT=str(free_port())
+    )
+
+    assert answer.returncode != 0
+    assert f"There is no database at {tmp_path}/elsewhere/vault.db" in answer.stderr
+    assert not (tmp_path / "elsewhere/vault.db").exists()
+
+
+def test_a_database_that_flask_makes_is_its_owners_alone(
+    project: Project, first_start: Terminal, tmp_path: Path
+) -> None:
+    made = project.run(".venv/bin/flask", "db", "upgrade", VAR_DIR=str(tmp_path / "new"))
+
+    assert made.returncode == 0, made.stderr
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
+    assert found["vault.db"] == 0o600
+    assert {name: mode for name, mode in found.items() if mode & 0o077} == {}
+
+
+def test_another_folders_env_file_is_not_taken_for_the_projects(project: Project, first_start: Terminal) -> None:
+    inner = project.path / "docs"
+    (inner / ".env").write_text("DATABASE_URL=sqlite:////nowhere/vault.db\n")
+
+    answer = subprocess.run(
+        [str(project.path / ".venv/bin/flask"), "users", "list"],
+        cwd=inner, env={**project.env, "PYTHONPATH": str(project.path)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    (inner / ".env").unlink()
+
+    assert answer.returncode == 1
+    assert f".env: Flask has read that of another folder, {inner}: run this command in {project.path}" in answer.stderr
 
 
 def test_a_port_in_use_is_told_in_one_line(project: Project, first_start: Terminal) -> None:
@@ -216,18 +339,47 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_secrets_and_data(
 
     first_start.press_ctrl_c()
     first_start.wait_for_the_end()
+    with project.env_file.open("a") as file:
+        file.write(f"PORT={project.port}\nSMPT_HOST=mail\n")
+    del project.env["PORT"], project.env["VAR_DIR"]
     with project.running() as second_start:
         login = project.post("login", email=ADDRESS, password=PASSWORD)
-        second_start.kill("gunicorn")
+        (api,) = [pid for pid, command in second_start.children.items() if "gunicorn" in command]
+        os.kill(api, signal.SIGKILL)
+        wait_until(lambda: project.is_up() and api not in second_start.children, what="another API")
+        second_start.hang_up()
         second_start.wait_for_the_end()
 
     assert first_start.popen.returncode == 0
     assert "Traceback" not in first_start.output
     assert (verified.status_code, login.status_code) == (200, 200)
-    assert project.env_file.read_bytes() == secrets_made
-    assert ".env" not in second_start.output
-    # Without its API the script has nothing to run, and whoever started it must see that something went wrong.
-    assert second_start.popen.returncode != 0
+    assert project.env_file.read_bytes().startswith(secrets_made)
+    assert "Wrote .env" not in second_start.output
+    assert f"Secure Vault is running at http://127.0.0.1:{project.port} " in second_start.output
+    assert "SMPT_HOST is not a setting and is ignored: did you mean SMTP_HOST?" in second_start.output
+
+
+def test_whoever_kills_the_script_ends_all_that_it_started_and_the_next_start_is_free(project: Project) -> None:
+    with project.running() as terminal:
+        os.kill(terminal.popen.pid, signal.SIGKILL)
+        terminal.wait_for_the_end()
+
+    # The file stays, the lock does not: the kernel lets it go with the last process that has it open.
+    wait_until(lambda: _is_free(project.data / "run.lock"), what="the lock being free")
+    assert not project.is_up()
+
+
+def test_an_env_file_that_is_not_utf_8_is_told_in_a_sentence(project: Project) -> None:
+    whole = project.env_file.read_bytes()
+    project.env_file.write_bytes(whole + b"EMAIL_FROM=Z\xfcrich <vault@localhost>\n")
+
+    answers = [project.run("scripts/run"), project.run("scripts/generate-secrets")]
+    project.env_file.write_bytes(whole)
+
+    for answer in answers:
+        assert answer.returncode == 1
+        assert "not UTF-8 in line" in answer.stderr
+        assert "Traceback" not in answer.stderr
 
 
 @pytest.mark.slow

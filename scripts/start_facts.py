@@ -1,0 +1,33 @@
+"""What scripts/supervise.py has to know of the settings, as JSON: python -m scripts.start_facts
+
+A process of its own, so that the one that only watches others does not hold the whole application in memory.
+"""
+
+import json
+import sys
+
+from scripts import env_file
+from vault.config import Settings, SettingsError
+from vault.env_file import EnvFileError
+
+
+def main() -> None:
+    """Keep VAR_DIR in `.env`, take `.env` away from others, and print facts; problems end it with their message."""
+    for notice in (env_file.remember_var_dir(), env_file.tighten().strip()):
+        if notice:
+            print(f"run: {notice}", file=sys.stderr)
+    settings = Settings.load()
+    facts = {
+        "port": settings.port,
+        "public_url": settings.public_url,
+        "var_dir": str(settings.var_dir),
+        "graceful_seconds": settings.graceful_seconds,
+    }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (EnvFileError, SettingsError) as exc:
+        sys.exit(str(exc))
