@@ -174,11 +174,16 @@ def require_database(url: str) -> None:
         _require_file(path)
 
 
-def create_database(url: str) -> None:
-    """Make the empty file of a SQLite database, for its owner alone, if it does not exist. Its folder must."""
+def create_database(url: str) -> Path | None:
+    """Make the empty file of a SQLite database, for its owner alone, if it does not exist. Its folder must.
+
+    Returns where, if it was made.
+    """
     path = _sqlite_file(url)
-    if path is not None and not path.exists():
-        path.touch(mode=0o600)
+    if path is None or path.exists():
+        return None
+    path.touch(mode=0o600)
+    return path
 
 
 def open_existing_file(

@@ -103,9 +103,11 @@ class Terminal:
 
 
 def _parent_of(pid: int) -> int:
-    found = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    """The process that has started another; 0 if that has ended meanwhile."""
+    with suppress(OSError):
+        found = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def _is_free(path: Path) -> bool:
@@ -216,15 +218,19 @@ def test_at_the_first_start_everything_is_ready_before_anything_is_stored(
 def test_a_killed_worker_leaves_nothing_and_is_replaced_and_mail_goes_out(
     project: Project, first_start: Terminal
 ) -> None:
-    workers = {pid for pid, command in first_start.children.items() if " worker " in command}
-    family = [pid for pid in first_start.find("celery") if pid in workers or _parent_of(pid) in workers]
-    for pid in workers:
+    def workers() -> set[int]:
+        return {pid for pid, command in first_start.children.items() if " worker " in command}
+
+    def work_horses() -> set[int]:
+        return {pid for pid in first_start.find("celery") if _parent_of(pid) in workers()}
+
+    wait_until(lambda: len(work_horses()) == 2, seconds=_START_SECONDS, what="both workers being ready")
+    killed, left = workers(), work_horses()
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
 
     # Their own processes, too, which would otherwise be more at each such death.
-    wait_until(lambda: not set(family) & set(first_start.find("")), what="the worker's processes being gone")
-    assert len(workers) == 2
-    assert len(family) > len(workers)
+    wait_until(lambda: not (killed | left) & set(first_start.find("")), what="the workers' processes being gone")
     assert project.mailed_token(first_start, "killed@example.org")
 
 
@@ -292,6 +298,7 @@ def test_a_database_that_flask_makes_is_its_owners_alone(
     made = project.run(".venv/bin/flask", "db", "upgrade", VAR_DIR=str(tmp_path / "new"))
 
     assert made.returncode == 0, made.stderr
+    assert f"Made a new, empty database: {tmp_path}/new/vault.db\n" in made.stderr
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
     assert found["vault.db"] == 0o600
     assert {name: mode for name, mode in found.items() if mode & 0o077} == {}

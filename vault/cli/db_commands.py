@@ -85,7 +85,10 @@ def _makes_the_database(name: str) -> None:
 
     @wraps(upgrade)
     def making(**options: Any) -> None:
-        create_database(settings().database_url)
+        made = create_database(settings().database_url)
+        if made is not None:
+            # Where there should have been one, an empty one would otherwise say nothing.
+            click.echo(f"Made a new, empty database: {made}", err=True)
         upgrade(**options)
 
     db.commands[name].callback = making
