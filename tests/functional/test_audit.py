@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from tests.support.vault import PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.auth.erasing import Eraser
 from vault.auth.models import PasswordAttempts
 from vault.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.config import ROOT
@@ -386,6 +387,19 @@ def accounts_go(walk: Walk) -> None:
     walk.left(Expected(Action.USER_DELETED, admin.account, admin.target, admin.session_id, "failed", "last_admin"))
     who.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
     walk.left(Expected(Action.USER_DELETED, who.account, who.target, who.session_id, details={"files": 0}))
+    large = walk.member("large@example.org")
+    large.person.upload(b"content")
+    walk.pass_over()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Eraser, "batch", 1)
+        large.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+    ended = Expected(Action.USER_DELETED, large.account, large.target, large.session_id, details={"files": 0})
+    if walk.vault.container.engine.dialect.name == "sqlite":
+        walk.left(replace(ended, action=Action.USER_FILES_DELETED, details={"files": 1}), ended)
+    else:
+        # All of them in one transaction, since others can write beside it.
+        walk.left(replace(ended, details={"files": 1}))
+        walk.observed[Action.USER_FILES_DELETED] = ({("ok", None)}, {"files"})
 
 
 def sessions_end(walk: Walk) -> None:

@@ -101,12 +101,16 @@ class Administration:
 
         Raises NotFound, LastAdmin.
         """
+        while (follow_up := self._delete(user_id, actor)) is None:
+            self._eraser.let_others_write()
+        follow_up()
+
+    def _delete(self, user_id: uuid.UUID, actor: Actor) -> Callable[[], None] | None:
         with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, actor), self._sessions.begin() as session:
             admins = lock_active_admins(session, user_id)
             user = _locked(session, user_id)
             refuse_last_admin(admins, user)
-            follow_up = self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, actor)
-        follow_up()
+            return self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, actor)
 
     def send_password_reset(self, user_id: uuid.UUID, actor: Actor) -> None:
         """Mail a person a link that sets a new password, unless too many have been mailed within the hour.

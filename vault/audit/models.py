@@ -23,6 +23,7 @@ class Action(enum.StrEnum):
     PASSWORD_CHANGED = "user.password_changed"  # noqa: S105
     EMAIL_CHANGE_REQUESTED = "user.email_change_requested"
     EMAIL_CHANGED = "user.email_changed"
+    USER_FILES_DELETED = "user.files_deleted"
     USER_DELETED = "user.deleted"
     PROFILE_CHANGED = "user.profile_changed"
     LOGIN = "user.login"

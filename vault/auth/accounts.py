@@ -1,6 +1,6 @@
 """What people change about their own accounts with their password: the password, the address, or that they have one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
@@ -94,6 +94,11 @@ class Accounts:
         """
         user = self._user(who)
         self._require_password(user, password, Action.USER_DELETED, actor)
+        while (follow_up := self._delete(who, user, actor)) is None:
+            self._eraser.let_others_write()
+        follow_up()
+
+    def _delete(self, who: SignedIn, user: User, actor: Actor) -> Callable[[], None] | None:
         with self._transaction(user, Action.USER_DELETED, actor) as session:
             admins = lock_active_admins(session, who.user_id) if who.role == Role.ADMIN else None
             user = self._locked(session, who, user.password_version)
@@ -102,8 +107,7 @@ class Accounts:
             elif user.role == Role.ADMIN:
                 # Made one since the request began: the others cannot be locked any more, in the order of all.
                 raise Busy
-            follow_up = self._eraser.erase(session, user, Action.USER_DELETED, actor)
-        follow_up()
+            return self._eraser.erase(session, user, Action.USER_DELETED, actor)
 
     def _user(self, who: SignedIn) -> User:
         with self._sessions.begin() as session:

@@ -76,6 +76,34 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     )
 
 
+def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
+    """Shred the oldest ready files of a person whose row the caller has locked, `limit` at most; return how many.
+
+    In the order in which they were stored: neighbours share pages, so a batch writes few of them.
+    """
+    oldest = (
+        sa.select(File.id)
+        .where(File.owner_id == owner_id, File.state == FileState.READY)
+        .order_by(File.created_at, File.id)
+        .limit(limit)
+    )
+    count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(File.size_bytes), 0)).where(File.id.in_(oldest))
+    files, size_bytes = session.execute(count).one()
+    session.execute(
+        sa.update(File)
+        .where(File.id.in_(oldest))
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        sa.update(User)
+        .where(User.id == owner_id)
+        .values(used_bytes=User.used_bytes - size_bytes, file_count=User.file_count - files)
+        .execution_options(synchronize_session=False)
+    )
+    return int(files)
+
+
 def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
     """Shred every file of a person whose row the caller has locked, and is about to delete; return how many.
 

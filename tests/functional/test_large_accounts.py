@@ -1,0 +1,84 @@
+"""Deleting an account with many files: on SQLite in several transactions, so that others can write in between."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.vault import PASSWORD, Person, Vault, refusal
+from vault.auth.erasing import Eraser
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+BATCH, FILES = 3, 8
+
+
+@pytest.fixture
+def owner(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> Person:
+    """Somebody with files of more than two batches."""
+    monkeypatch.setattr(Eraser, "batch", BATCH)
+    for number in range(FILES):
+        anna.upload(b"content", f"{number}.txt")
+    return anna
+
+
+def delete(owner: Person) -> Any:
+    return owner.delete("/api/v1/auth/me", json={"password": PASSWORD})
+
+
+def test_others_write_between_the_batches_of_a_large_deletion(
+    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balanced: list[bool] = []
+
+    def write() -> None:
+        vault.member(f"person{len(balanced)}@example.org").upload(b"of somebody else")
+        balanced.append(vault.accounts_balance())
+
+    owner_id = vault.user().id
+
+    with ThreadPoolExecutor(1) as threads:
+        # On a thread of its own, as another client's request.
+        monkeypatch.setattr(Eraser, "let_others_write", staticmethod(lambda: threads.submit(write).result(timeout=20)))
+        answer = delete(owner)
+
+    assert answer.status_code == 204
+    assert balanced == [True, True]
+    rows = [row for row in vault.files() if row.owner_id == owner_id]
+    assert [(row.state, row.encrypted_data_key) for row in rows] == [("shredded", None)] * FILES
+    assert [event.details["files"] for event in vault.audit_trail("user.files_deleted")] == [BATCH, BATCH]
+    assert [event.details["files"] for event in vault.audit_trail("user.deleted")] == [FILES - 2 * BATCH]
+    vault.run_queue()
+    assert len(vault.objects()) == 2
+
+
+def test_an_interrupted_deletion_leaves_an_account_that_can_be_deleted_again(
+    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Eraser, "let_others_write", staticmethod(interrupt))
+        interrupted = delete(owner)
+    left = len(owner.get("/api/v1/files").json["items"])
+    balanced = vault.accounts_balance()
+
+    again = delete(owner)
+
+    assert (refusal(interrupted), left, balanced) == ((500, "internal_error"), FILES - BATCH, True)
+    assert again.status_code == 204
+    assert {row.state for row in vault.files()} == {"shredded"}
+
+
+def test_an_administrator_deletes_a_large_account_likewise(
+    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[None] = []
+    monkeypatch.setattr(Eraser, "let_others_write", staticmethod(lambda: pauses.append(None)))
+    root = vault.member("root@example.org", role="admin")
+
+    answer = root.delete(f"/api/v1/admin/users/{vault.user().id}")
+
+    assert (answer.status_code, len(pauses)) == (204, 2)
+    assert {row.state for row in vault.files()} == {"shredded"}
