@@ -70,6 +70,25 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
     assert found == {name: fold(f"{email}\n{name}") for email, name in users}
 
 
+def test_indexes_that_upgrades_beside_each_other_have_lost_are_made_again(tmp_path: Path) -> None:
+    with postgres_database() as url:
+        container = build_container(make_settings(tmp_path, DATABASE_URL=url))
+        with create_app(container=container).app_context():
+            upgrade(revision="0016")
+            with container.engine.begin() as connection:
+                connection.execute(sa.text("DROP INDEX ix_files_wrapped_by"))
+                # As an upgrade leaves it that is killed while it makes the index.
+                broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_users_admins'::regclass"
+                connection.execute(sa.text(broken))
+            upgrade()
+            check()
+            with container.engine.connect() as connection:
+                invalid = connection.scalar(sa.text("SELECT count(*) FROM pg_index WHERE NOT indisvalid"))
+        container.engine.dispose()
+
+    assert invalid == 0
+
+
 def test_there_is_one_head() -> None:
     assert len(ScriptDirectory(str(ROOT / "migrations")).get_heads()) == 1
 
