@@ -24,6 +24,10 @@ from vault.encryption.header import Suite
 
 ROOT: Final = parse.ROOT
 GIB: Final = 1024**3
+# What a column of bytes holds (bigint)
+_BIGINT: Final = 2**63 - 1
+# Requests a minute: for as good as none
+_LIMIT: Final = 1_000_000_000
 _TEST_DATABASE: Final = re.compile(r"(^|[_-])test([_-]|$)")
 # The cheapest of OWASP's equal argon2id profiles: 7 MiB and five passes.
 _LEAST_HASHING_KIB: Final = 7168 * 5
@@ -187,23 +191,23 @@ class _Reader:
             ),
             "download_verify": self._one_of("DOWNLOAD_VERIFY", ("segment", "full"), "segment"),
             "max_upload_bytes": self._number("MAX_UPLOAD_BYTES", 10 * GIB, at_least=1, at_most=5 * 1024 * GIB),
-            "default_quota_bytes": self._number("DEFAULT_QUOTA_BYTES", 10 * GIB, at_least=0),
-            "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1),
-            "max_files_per_user": self._number("MAX_FILES_PER_USER", 100_000, at_least=1),
-            "upload_buffer_bytes": self._number("UPLOAD_BUFFER_BYTES", 128 * 1024**2, at_least=1),
+            "default_quota_bytes": self._number("DEFAULT_QUOTA_BYTES", 10 * GIB, at_least=0, at_most=_BIGINT),
+            "max_uploads_per_user": self._number("MAX_UPLOADS_PER_USER", 16, at_least=1, at_most=10_000),
+            "max_files_per_user": self._number("MAX_FILES_PER_USER", 100_000, at_least=1, at_most=1_000_000_000),
+            "upload_buffer_bytes": self._number("UPLOAD_BUFFER_BYTES", 128 * 1024**2, at_least=1, at_most=1024 * GIB),
             "argon2_memory_kib": self._number("ARGON2_MEMORY_KIB", 19456, at_least=7168, at_most=4 * 1024**2),
             "argon2_time_cost": self._number("ARGON2_TIME_COST", 2, at_least=1, at_most=100),
             "argon2_parallelism": self._number("ARGON2_PARALLELISM", 1, at_least=1, at_most=16),
-            "argon2_concurrency": self._number("ARGON2_CONCURRENCY", os.cpu_count() or 1, at_least=1),
+            "argon2_concurrency": self._number("ARGON2_CONCURRENCY", os.cpu_count() or 1, at_least=1, at_most=1024),
             "refresh_grace_seconds": self._number("REFRESH_GRACE_SECONDS", 30, at_least=0, at_most=600),
-            "auth_limit_per_ip": self._number("AUTH_LIMIT_PER_IP", 60, at_least=1),
-            "auth_limit_per_address": self._number("AUTH_LIMIT_PER_ADDRESS", 10, at_least=1),
+            "auth_limit_per_ip": self._number("AUTH_LIMIT_PER_IP", 60, at_least=1, at_most=_LIMIT),
+            "auth_limit_per_address": self._number("AUTH_LIMIT_PER_ADDRESS", 10, at_least=1, at_most=_LIMIT),
             "ratelimit_storage_uri": self._parsed("RATELIMIT_STORAGE_URI", parse.limits_url) or "memory://",
             "cors_origins": self._parsed("CORS_ORIGINS", parse.origins) or (),
             "trusted_proxies": self._parsed("TRUSTED_PROXIES", parse.networks) or (),
-            "web_workers": self._number("WEB_WORKERS", 2, at_least=1),
-            "web_threads": self._number("WEB_THREADS", 32, at_least=4),
-            "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1),
+            "web_workers": self._number("WEB_WORKERS", 2, at_least=1, at_most=1024),
+            "web_threads": self._number("WEB_THREADS", 32, at_least=4, at_most=4096),
+            "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1, at_most=86_400),
             "port": self._number("PORT", 8000, at_least=1, at_most=65535),
             "metrics_bind": self._parsed("METRICS_BIND", parse.listen_address) or ("127.0.0.1", 9100),
             "allow_http_endpoints": env.bool("ALLOW_HTTP_ENDPOINTS", False),
@@ -299,9 +303,10 @@ class _Reader:
         check = OneOf(choices, error="must be " + " or ".join(choices))
         return self._env.str(name, default, validate=check)
 
-    def _number(self, name: str, default: int, *, at_least: int, at_most: int | None = None) -> int | None:
-        top = f" and at most {at_most}" if at_most is not None else ""
-        check = Range(min=at_least, max=at_most, error=f"must be a whole number of at least {at_least}{top}")
+    def _number(self, name: str, default: int, *, at_least: int, at_most: int) -> int | None:
+        """Every number has an upper bound: one that fits its column, or that no machine needs more of."""
+        bounds = f"must be a whole number of at least {at_least} and at most {at_most}"
+        check = Range(min=at_least, max=at_most, error=bounds)
         return self._env.int(name, default, validate=check)
 
     def _endpoint(self, text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.settings import environment
+from vault import config
 from vault.config import GIB, ROOT, Settings, SettingsError
 from vault.container import _mailer, _store
 from vault.encryption.header import Suite
@@ -1247,6 +1248,19 @@ def test_other_senders_are_refused(refusal: Refusal, text: str) -> None:
         ("DEK_CACHE_SIZE", "1000001"),
         ("DEK_CACHE_SECONDS", "-1"),
         ("DEK_CACHE_SECONDS", "3601"),
+        ("MAX_UPLOAD_BYTES", str(5 * 1024**4 + 1)),
+        ("DEFAULT_QUOTA_BYTES", str(2**63)),
+        ("DEFAULT_QUOTA_BYTES", "99999999999999999999"),
+        ("MAX_UPLOADS_PER_USER", "10001"),
+        ("MAX_FILES_PER_USER", "1000000001"),
+        ("UPLOAD_BUFFER_BYTES", str(1024**4 + 1)),
+        ("ARGON2_CONCURRENCY", "1025"),
+        ("AUTH_LIMIT_PER_IP", "1000000001"),
+        ("AUTH_LIMIT_PER_ADDRESS", "1000000001"),
+        ("WEB_WORKERS", "1025"),
+        ("WEB_THREADS", "4097"),
+        ("GRACEFUL_SECONDS", "86401"),
+        ("REFRESH_GRACE_SECONDS", "601"),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_bounds(refusal: Refusal, name: str, value: str) -> None:
@@ -1275,6 +1289,27 @@ def test_a_number_that_is_none_is_refused(refusal: Refusal, name: str, value: st
 
     assert list(error.problems) == [name]
     assert value not in str(error)
+
+
+NUMBERS = sorted(set(re.findall(r'_number\(\s*"([A-Z0-9_]+)"', Path(config.__file__).read_text())))
+
+
+def test_every_number_has_a_lower_and_an_upper_bound(refusal: Refusal) -> None:
+    for value in ("9" * 20, "9" * 5000, "-1"):
+        assert sorted(refusal(**dict.fromkeys(NUMBERS, value)).problems) == NUMBERS
+
+
+def test_numbers_at_their_upper_bounds_are_accepted(load: Load) -> None:
+    settings = load(
+        DEFAULT_QUOTA_BYTES=str(2**63 - 1),
+        MAX_FILES_PER_USER="1000000000",
+        UPLOAD_BUFFER_BYTES=str(1024**4),
+        WEB_WORKERS="1024",
+        WEB_THREADS="4096",
+        GRACEFUL_SECONDS="86400",
+    )
+
+    assert (settings.default_quota_bytes, settings.web_threads, settings.graceful_seconds) == (2**63 - 1, 4096, 86400)
 
 
 def test_numbers_at_their_bounds_are_accepted(load: Load) -> None:
