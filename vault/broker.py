@@ -26,6 +26,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.filesystem import Channel, Transport
 
 from vault.metrics import TASK_MESSAGES
+from vault.slots import Turns
 
 TASK_DELIVER_MAIL: Final = "mail.deliver"
 TASK_DELIVER_REGISTRATION: Final = "mail.deliver_registration"
@@ -53,6 +54,8 @@ _IDS: Final = ("request_id", "trace_id")
 PATIENCE_SECONDS: Final = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
+# Requests that may wait for the broker; of one beyond them the row alone says what is owed, as while it is away.
+_MOST_PUBLISHING: Final = 8
 _CHECK_SECONDS: Final = 1.0
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 # How long a task of maintenance works before others get their turn, and how often one that beat has started goes on:
@@ -277,11 +280,13 @@ class Publisher:
         self._threads = 0
         self._starting = threading.Lock()
         self._silent_until = 0.0
+        self._turns = Turns(_MOST_PUBLISHING, waiting=0)
         # The transport's library is imported here, or else at a request's expense.
         celery.connection_for_write().get_transport_cls()
 
     def publish(self, task: str, row_id: uuid.UUID) -> None:
-        if self._clock() < self._silent_until:
+        turn = None if self._clock() < self._silent_until else self._turns.begin()
+        if turn is None:
             TASK_MESSAGES.labels(task, "skipped").inc()
             return
         started = monotonic()
@@ -295,6 +300,8 @@ class Publisher:
             self._silent_until = self._clock() + _PAUSE_AFTER_FAILURE_SECONDS
             TASK_MESSAGES.labels(task, "failed").inc()
             log.warning("publish_failed", task=task, seconds=round(monotonic() - started, 3), exc_info=exc)
+        finally:
+            self._turns.end(turn)
 
     def _submit(self, call: Callable[[], None]) -> Future[None]:
         sending: Future[None] = Future()

@@ -72,7 +72,7 @@ from vault.metering import MeteredKeyProvider
 from vault.metrics import count_cache_lookup
 from vault.processes import Processes
 from vault.readiness import Check, Readiness, check_beat, check_database, check_migrations
-from vault.slots import ThreadPlan
+from vault.slots import ThreadPlan, Turns
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
@@ -336,7 +336,8 @@ def _keys(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
                 access=aws_access(settings),
             )
         )
-    metered = {name: MeteredKeyProvider(provider, failed=failed) for name, provider in providers.items()}
+    turns = Turns(ThreadPlan(settings.web_threads).keys)
+    metered = {name: MeteredKeyProvider(provider, failed=failed, turns=turns) for name, provider in providers.items()}
     return KeyRing(metered, primary="aws-kms" if settings.kms_key_id else "local")
 
 

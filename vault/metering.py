@@ -1,21 +1,26 @@
-"""Key providers as the container hands them out: each call is timed, and a failure is passed on to whoever cares."""
+"""Key providers as the container hands them out: calls are timed, bounded in number, and their failures passed on."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from uuid import UUID
 
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import DataKey, KeyProvider
 from vault.metrics import KEY_SECONDS
+from vault.slots import Turns
 
 
 class MeteredKeyProvider:
-    """A provider with its calls counted. `failed` is told when it could not be used."""
+    """A provider with its calls counted. `failed` is told when it could not be used.
 
-    def __init__(self, provider: KeyProvider, *, failed: Callable[[], None]) -> None:
+    Calls of a service take turns; beyond those, and once it hangs, it counts as unavailable.
+    """
+
+    def __init__(self, provider: KeyProvider, *, failed: Callable[[], None], turns: Turns | None = None) -> None:
         self.provider = provider
         self._failed = failed
+        self._turns = turns
         self.name = provider.name
         self.is_remote = provider.is_remote
 
@@ -52,7 +57,8 @@ class MeteredKeyProvider:
     def _timed(self, operation: str) -> Iterator[None]:
         began, outcome = monotonic(), "ok"
         try:
-            yield
+            with self._turn():
+                yield
         except EncryptionError as exc:
             outcome = exc.code
             if isinstance(exc, KeyServiceUnavailable | KeyUnavailable):
@@ -60,3 +66,8 @@ class MeteredKeyProvider:
             raise
         finally:
             KEY_SECONDS.labels(self.name, operation, outcome).observe(monotonic() - began)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        if self._turns is None or not self.is_remote:
+            return nullcontext()
+        return self._turns.taken(refusal=lambda: KeyServiceUnavailable("busy"))

@@ -54,6 +54,8 @@ from vault.broker import (
     run_in_context,
 )
 from vault.config import ROOT
+from vault.metrics import TASK_MESSAGES
+from vault.slots import Turns
 
 ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 # What a busy machine adds to PATIENCE_SECONDS; the libraries' own limits are 2, 3 or no seconds.
@@ -470,6 +472,28 @@ def test_publishing_never_raises(error: Exception) -> None:
     Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
 
     assert celery.attempts == 1
+
+
+def test_only_so_many_requests_wait_for_a_broker_and_one_more_leaves_its_message_to_the_next_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(broker, "PATIENCE_SECONDS", 20)
+    celery = HangingCelery(broker="memory://")
+    publisher = Publisher(celery)
+    publisher._turns = Turns(1, waiting=0)
+    skipped = TASK_MESSAGES.labels(TASK_DELIVER_MAIL, "skipped")._value
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(publisher.publish, TASK_DELIVER_MAIL, ROW_ID)
+        wait_until(lambda: len(publisher._turns._running) == 1)
+        before = skipped.get()
+        publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+        was_waiting = not first.done()
+        celery.released.set()
+        first.result(timeout=20)
+
+    assert was_waiting
+    assert skipped.get() == before + 1
 
 
 def test_a_failure_is_logged_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:

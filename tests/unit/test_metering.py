@@ -1,17 +1,37 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
 import pytest
 
+from tests.support.servers import wait_until
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import KeyRing
+from vault.encryption.keyring import DataKey, KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.metering import MeteredKeyProvider
 from vault.metrics import REGISTRY
+from vault.slots import Turns
 
 
 class Away(LocalKeyProvider):
     def generate(self, object_id: UUID) -> object:  # type: ignore[override]
         raise KeyServiceUnavailable("slow")
+
+
+class Remote(LocalKeyProvider):
+    """A provider over the network that answers when told to."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        super().__init__([generate_master_key()])
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def generate(self, object_id: UUID) -> DataKey:
+        self.asked += 1
+        assert self.go_on.wait(20)
+        return super().generate(object_id)
 
 
 def count(operation: str, outcome: str) -> float:
@@ -61,3 +81,29 @@ def test_a_damaged_key_says_nothing_about_its_provider() -> None:
 
     assert count("unwrap", "key_unwrap_failed") >= 1
     assert failures == []
+
+
+def test_only_so_many_threads_wait_for_a_key_service_and_a_further_one_learns_without_asking_it() -> None:
+    provider, failures = Remote(), list[str]()
+    turns = Turns(2, patience_seconds=20, hangs_after_seconds=0.05)
+    metered = MeteredKeyProvider(provider, failed=lambda: failures.append("failed"), turns=turns)
+
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(metered.generate, uuid4()) for _ in range(2)]
+        wait_until(lambda: provider.asked == 2)
+        with pytest.raises(KeyServiceUnavailable) as refused:
+            metered.generate(uuid4())
+        provider.go_on.set()
+        made = [call.result(timeout=20) for call in waiting]
+
+    assert refused.value.reason == "busy"
+    assert (provider.asked, len(made)) == (2, 2)
+    assert failures == ["failed"]
+
+
+def test_keys_of_this_process_take_no_turns() -> None:
+    metered = MeteredKeyProvider(
+        LocalKeyProvider([generate_master_key()]), failed=lambda: None, turns=Turns(0, patience_seconds=0)
+    )
+
+    metered.health()

@@ -14,6 +14,7 @@ from cachetools import TTLCache
 
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.slots import KEY_WAITS, Turns
 
 _WAITING_THREADS: Final = 4
 
@@ -47,26 +48,31 @@ class DekCache:
         self._lock = threading.Lock()
         # Starts no thread before it is used, so it may be made before a fork.
         self._pool = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="key-service")
+        self._turns = Turns(KEY_WAITS)
 
     def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
         """Return the data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
         return self._kept(key, object_id) or self._fetch(key, object_id)
 
     def unwrap_within(self, seconds: float, key: WrappedKey, object_id: UUID) -> bytes:
-        """The same, but a key service that takes longer than that is told as KeyServiceUnavailable."""
+        """The same, but a key service that takes longer than that is told as KeyServiceUnavailable.
+
+        It is also where as many threads wait for one as may.
+        """
         # What is kept needs no thread: all of them may be waiting for a service that hangs.
         kept = self._kept(key, object_id)
         if kept is not None:
             return kept
         if not self._keys.is_remote(key.provider):
             return self._fetch(key, object_id)
-        # With the request's context, which is where its log lines take their id from.
-        waiting = self._pool.submit(copy_context().run, self._fetch, key, object_id)
-        try:
-            return waiting.result(timeout=seconds)
-        except FutureTimeout as exc:
-            waiting.cancel()
-            raise KeyServiceUnavailable("slow") from exc
+        with self._turns.taken(refusal=lambda: KeyServiceUnavailable("busy")):
+            # With the request's context, which is where its log lines take their id from.
+            waiting = self._pool.submit(copy_context().run, self._fetch, key, object_id)
+            try:
+                return waiting.result(timeout=seconds)
+            except FutureTimeout as exc:
+                waiting.cancel()
+                raise KeyServiceUnavailable("slow") from exc
 
     def evict(self, object_id: UUID) -> None:
         """Forget an object's key, since its file is gone or has another one."""

@@ -23,7 +23,6 @@ from vault.http import downloads
 from vault.http.api import BINARY, VaultBlueprint, sends_bytes
 from vault.http.auth import actor, container, login_required, signed_in
 from vault.http.closing import closed_with_answer
-from vault.http.conditions import wanted
 from vault.http.documents import may_answer, reads_headers
 from vault.http.lists import page_of
 from vault.http.uploads import open_upload
@@ -156,7 +155,7 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     files, owner_id = container().files, signed_in().user_id
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
-        info = files.head(owner_id, file_id, actor(), choose=partial(wanted, request))
+        info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
         return downloads.stream(info, None, inline=inline)
     choose, is_view = partial(downloads.chosen, request), partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)

@@ -31,6 +31,13 @@ def chosen(request: Request, info: FileInfo) -> ByteRange | None:
     return part
 
 
+def looked_at(request: Request, info: FileInfo) -> ByteRange | None:
+    """The part that a HEAD asks for: all. Raises as `chosen` does, since a key may have to be waited for."""
+    part = wanted(request, info)
+    begin_transfer(request.environ, 0)
+    return part
+
+
 def stream(
     info: FileInfo, download: Download | None, *, part: ByteRange | None = None, inline: bool = False
 ) -> Response:

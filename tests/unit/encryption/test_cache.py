@@ -15,6 +15,7 @@ from tests.unit.encryption.test_keyring import OBJECT_ID, OTHER_ID, shows, told_
 from vault.encryption.cache import DekCache
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyRing, WrappedKey
+from vault.slots import KEY_WAITS
 
 BOUND_SECONDS = 60.0
 SOON_SECONDS = 0.02
@@ -433,3 +434,17 @@ def test_a_kept_key_is_given_while_every_thread_waits_for_a_service_that_hangs(
             cache.unwrap_within(SOON_SECONDS, ONE, UUID(int=number))
 
     assert cache.unwrap_within(SOON_SECONDS, ONE, OBJECT_ID) == kept
+
+
+def test_only_so_many_reads_wait_for_a_service_that_hangs(cache: DekCache, service: CountingProvider) -> None:
+    service.may_answer.clear()
+    count = KEY_WAITS + 4
+
+    with ThreadPoolExecutor(count) as threads:
+        reads = [threads.submit(cache.unwrap_within, BOUND_SECONDS, ONE, UUID(int=number)) for number in range(count)]
+        wait_until(lambda: sum(read.done() for read in reads) == 4, what="those beyond the bound being refused")
+        refusals = [read.exception() for read in reads if read.done()]
+        service.may_answer.set()
+
+    assert [getattr(refusal, "reason", None) for refusal in refusals] == ["busy"] * 4
+    assert [read.exception() for read in reads].count(None) == KEY_WAITS
