@@ -24,11 +24,12 @@ pytestmark = pytest.mark.xdist_group("nginx")
 MIB = 1024 * 1024
 BLOCK = os.urandom(MIB)
 LARGE = 48
+ORIGIN = "https://app.example.org"
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    settings = {"TRUSTED_PROXIES": "127.0.0.1", "GRACEFUL_SECONDS": "5"}
+    settings = {"TRUSTED_PROXIES": "127.0.0.1", "GRACEFUL_SECONDS": "5", "CORS_ORIGINS": ORIGIN}
     with embedded(tmp_path_factory.mktemp("behind"), **settings) as running:
         running.start_api()
         yield running
@@ -279,6 +280,17 @@ def test_its_log_has_neither_query_nor_referer(proxy: Nginx, person: requests.Se
     assert '"GET /verify-email HTTP/1.1" 200' in proxy.access_log
     assert "secret-in" not in proxy.access_log
     assert str(person.headers["Authorization"]) not in proxy.access_log
+
+
+def test_the_longest_name_and_type_fit_into_the_answers_head(proxy: Nginx, person: requests.Session) -> None:
+    name, kind = "🐘" * 255, f"application/{'x' * 243}"
+    stored = person.post(f"{proxy.url}/files", params={"name": name}, data=b"x", headers={"Content-Type": kind})
+
+    # Together with what each of these adds, it is more than the 4 KiB that nginx has for a head by itself.
+    headers = {"Range": "bytes=0-0", "Origin": ORIGIN, "X-Request-ID": "x" * 64}
+    answer = person.get(f"{proxy.url}/files/{stored.json()['id']}/content", headers=headers)
+
+    assert (answer.status_code, answer.headers.get("Content-Type")) == (206, kind)
 
 
 def test_without_tls_there_is_only_the_way_to_it(proxy: Nginx) -> None:
