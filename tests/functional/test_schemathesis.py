@@ -192,7 +192,7 @@ def operations(vault: Vault, *, closed: bool | None = None) -> set[str]:
         f"{method.upper()} {path}"
         for path, item in vault.client.get("/openapi.json").json["paths"].items()
         for method, operation in item.items()
-        if method != "parameters" and closed in (None, "security" in operation)
+        if method != "parameters" and closed in (None, bool(operation["security"]))
     }
 
 

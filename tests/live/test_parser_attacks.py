@@ -143,6 +143,17 @@ def test_a_request_whose_end_can_be_read_in_two_ways_is_refused(stack: Stack, at
     assert served(stack) == before
 
 
+def test_a_body_that_was_compressed_on_its_way_is_not_kept(stack: Stack, token: str) -> None:
+    before, objects = served(stack), stack.objects()
+    upload = ("POST", "/api/v1/files?name=smuggled-name", token, "Transfer-Encoding: gzip, chunked")
+
+    answer = exchange(stack.port, head(*upload) + b"5\r\nhello\r\n0\r\n\r\n" + SMUGGLED)
+
+    assert statuses(answer) == [501]
+    assert problem(answer)["code"] == "not_implemented"
+    assert (served(stack), stack.objects()) == (before, objects)
+
+
 CHUNKS = {
     "negative": b"-1\r\n",
     "signed": b"+0\r\n\r\n",
