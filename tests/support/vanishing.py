@@ -6,7 +6,6 @@ A relay on loopback cannot play that: the kernel goes on to acknowledge what arr
 import ctypes
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import threading
@@ -17,6 +16,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.support.services import program
 
 _CLONE_NEWNET: Final = 0x40000000
 _PORT: Final = 5432
@@ -42,8 +43,9 @@ class VanishingHost:
 @contextmanager
 def vanishing_host(url: str) -> Iterator[VanishingHost]:
     """A host in front of the server of `url`. Skips where network namespaces are not allowed."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and ip (Debian package iproute2)")
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace of another host takes root to make")
+    program("ip", package="iproute2")
     name = f"svt{secrets.token_hex(4)}"
     # Of the block for benchmarks between networks (RFC 2544), which is routed nowhere: four addresses.
     block = f"198.18.{secrets.randbelow(256)}.{4 * secrets.randbelow(64)}".rpartition(".")

@@ -2,8 +2,7 @@
 
 `upgrade` alone makes a database that is not there.
 
-Flask finds the group before it loads this application, so the commands are changed in place, when this is imported;
-they read their options after that.
+Flask-Migrate registers its own group with the application, so its commands are changed in place, when this is imported.
 """
 
 from collections.abc import Callable, Iterator
