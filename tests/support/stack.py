@@ -107,7 +107,7 @@ class Stack:
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             cwd=ROOT,
-            env=self._environ(),
+            env=self.environ(),
             capture_output=True,
             text=True,
             timeout=120,
@@ -120,7 +120,7 @@ class Stack:
             popen = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
                 cwd=ROOT,
-                env=self._environ(),
+                env=self.environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -223,7 +223,7 @@ class Stack:
             process.kill()
         self.container.engine.dispose()
 
-    def _environ(self) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         """The settings, and an empty variable for each other one, which hides a developer's .env."""
         names = [line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line]
         hidden = {name: "" for name in names if name.isupper() and name.isascii()}

@@ -1,0 +1,307 @@
+"""The commands of README.md and docs/ as they stand there: each block of a shell's commands is run, or says why not.
+
+Only what a reader has to put in himself is put in: the port, a token, an id, the folder of a backup.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import textwrap
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+import psycopg2
+import pytest
+import requests
+import sqlalchemy as sa
+
+from tests.support.servers import wait_until
+from tests.support.services import missing, postgres_database
+from tests.support.stack import BIN, Process, Stack, embedded
+from vault.cli import create_cli_app
+from vault.config import ROOT
+from vault.encryption.local import generate_master_key
+
+# One worker runs this module: its runs follow each other on one installation.
+pytestmark = pytest.mark.xdist_group("documents")
+
+DOCUMENTS: Final = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+_BLOCK: Final = re.compile(r"^(?P<indent> *)```sh\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> dict[str, str]:
+    """Each block of commands by its document and its first line."""
+    found = {}
+    for path in DOCUMENTS:
+        for block in _BLOCK.finditer(path.read_text()):
+            text = textwrap.dedent(block["text"])
+            found[f"{path.relative_to(ROOT)}: {text.splitlines()[0].split('  ')[0]}"] = text
+    return found
+
+
+BLOCKS: Final = blocks()
+
+
+@dataclass
+class Place:
+    """An installation, and a folder to type commands in."""
+
+    stack: Stack
+    folder: Path
+    running: list[Process]
+
+    def type(
+        self, text: str, *, put_in: Mapping[str, str] | None = None, cwd: Path | None = None, **environ: str
+    ) -> str:
+        """Run a block of commands by bash, which ends at the first that fails; returns what it printed."""
+        for mark, value in (put_in or {}).items():
+            assert mark in text, mark
+            text = text.replace(mark, value)
+        env = {**self.stack.environ(), **environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=cwd or ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def stop_all(self) -> None:
+        for process in self.running:
+            process.popen.terminate()
+        for process in self.running:
+            process.popen.wait(timeout=60)
+        self.running.clear()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with embedded(tmp_path_factory.mktemp("documents")) as stack:
+        folder = tmp_path_factory.mktemp("typed")
+        yield Place(stack, folder, [stack.start_api(), stack.start_worker()])
+
+
+def start_here(place: Place, _start: str) -> None:
+    """tests/live/test_scripts.py runs the first line in terminals; whoever reads this has run the second."""
+    assert 'Terminal(self.path, "scripts/run", self.env)' in (ROOT / "tests/live/test_scripts.py").read_text()
+
+
+def first_file(place: Place, names: str, token: str, journey: str) -> None:
+    put_in = {"127.0.0.1:8000": f"127.0.0.1:{place.stack.port}"}
+    place.type(names, put_in=put_in, cwd=place.folder)
+    mail = re.compile(r"verify-email\?token=([\w-]+)")
+    wait_until(lambda: mail.search(place.running[1].output), seconds=60, what="the mail")
+    (found,) = mail.findall(place.running[1].output)
+
+    shown = place.type(
+        "\n".join((names.partition("curl")[0], token, journey)),
+        put_in={**put_in, "the-token-from-the-link": found},
+        cwd=place.folder,
+    )
+
+    assert "The copy is identical." in shown
+    assert shown.endswith("204\n")
+
+
+def an_export(place: Place, export: str) -> None:
+    person = place.stack.sign_up("boss@example.org")
+    with place.stack.container.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE users SET role = 'admin' WHERE email = 'boss@example.org'"))
+    token = str(person.headers["Authorization"]).removeprefix("Bearer ")
+
+    place.type(export, cwd=place.folder, TOKEN=token)
+
+    (exported,) = place.folder.glob("*.csv")
+    assert "boss@example.org" in exported.read_text()
+
+
+def an_administrator(place: Place, create: str) -> None:
+    place.type(create, put_in={"boss@example.org": "other-boss@example.org"})
+
+
+def keys_and_files(place: Place, see: str, leak: str) -> None:
+    """With a file that the old key wraps. No process runs meanwhile that does not know the new one."""
+    place.stack.sign_up("keys@example.org").post(f"{place.stack.url}/files?name=x", data=b"content", timeout=30)
+    place.stop_all()
+    old = place.stack.env["MASTER_KEY"]
+    ref = place.stack.container.key_usage.primary()[1]
+    assert ref in place.type(see)
+
+    place.stack.env["MASTER_KEY"] = f"{generate_master_key()},{old}"
+    place.type(leak, put_in={"local:…": ref})
+
+    place.stack.env["MASTER_KEY"] = place.stack.env["MASTER_KEY"].partition(",")[0]
+    assert "1 files: 1 whole" in place.type("flask files verify --all")
+
+
+def queued_mail(place: Place, queue: str) -> None:
+    place.type("flask users create-admin third@example.org")
+    with place.stack.container.engine.begin() as connection:
+        job = connection.scalar(sa.text("SELECT id FROM mail_jobs ORDER BY created_at DESC LIMIT 1"))
+        connection.execute(sa.text("UPDATE mail_jobs SET state = 'failed' WHERE id = :id"), {"id": job})
+
+    place.type(queue, put_in={"JOB_ID": str(uuid.UUID(str(job)))})
+
+
+def workers(place: Place, text: str) -> None:
+    processes(place, text)
+
+
+def processes(place: Place, text: str) -> None:
+    """Each line in a terminal of its own, until all of them say that they run."""
+    place.stop_all()
+    lines = [line.replace(".venv/bin/", "") for line in text.splitlines()]
+    started = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:3] == ["flask", "db", "upgrade"]:
+            place.type(line)
+        else:
+            started.append(place.stack.start(*words, name=words[0]))
+    place.running.extend(started)
+
+    def are_there() -> bool:
+        for process in started:
+            assert process.popen.poll() is None, process.output
+        with place.stack.container.engine.begin() as connection:
+            kinds = sorted(connection.scalars(sa.text("SELECT kind FROM processes")))
+        return {"beat", "worker"} <= set(kinds) and kinds.count("worker") >= 2
+
+    wait_until(are_there, seconds=100, what="the processes being there")
+    if any("gunicorn" in line for line in lines):
+        assert requests.get(f"http://127.0.0.1:{place.stack.port}/livez", timeout=10).ok
+    place.stop_all()
+
+
+def postgresql_backup(place: Place, backup: str, restore: str) -> None:
+    client = _program("pg_dump", package="postgresql-client")
+    _program("pg_restore", package="postgresql-client")
+    folder, store = place.folder / "postgresql", place.folder / "remote"
+    folder.mkdir()
+    (store / "vault").mkdir(parents=True)
+    (store / "vault/object").write_bytes(b"sealed")
+    (folder / "rclone.conf").write_text(f"[vault-s3]\ntype = alias\nremote = {store}\n")
+    with postgres_database() as source, postgres_database() as target:
+        _require_client_of(client, source)
+        _execute(source, "CREATE TABLE kept (id int); INSERT INTO kept VALUES (42)")
+
+        environ = {"RCLONE_CONFIG": str(folder / "rclone.conf"), "DATABASE_URL": source}
+        place.type(backup, put_in={"/backup": f"{folder}/backup"}, cwd=folder, **environ)
+        place.type(restore, cwd=folder, DATABASE_URL=target)
+
+        assert _execute(target, "SELECT id FROM kept") == [(42,)]
+    assert (folder / "backup/objects/object").read_bytes() == b"sealed"
+
+
+def sqlite_backup(place: Place, backup: str) -> None:
+    _program("sqlite3", package="sqlite3")
+    _program("rsync", package="rsync")
+    target = place.folder / "backup"
+    target.mkdir()
+    database, store = place.stack.container.settings.database_url, place.stack.container.settings.storage_dir
+
+    place.type(
+        backup,
+        put_in={"var/vault.db": database.removeprefix("sqlite:///"), "var/store": str(store), "/backup": str(target)},
+    )
+
+    there = {"DATABASE_URL": f"sqlite:///{target}/vault.db", "STORAGE_DIR": f"{target}/store"}
+    assert "keys@example.org" in place.type("flask users list", **there)
+    assert "1 files: 1 whole" in place.type("flask files verify --all", **there)
+
+
+def _program(name: str, *, package: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        missing(name, f"it is not installed (package {package})")
+    return found
+
+
+def _require_client_of(program: str, url: str) -> None:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    client = re.search(r"(\d+)\.", version)
+    assert client is not None
+    server = str(_execute(url, "SHOW server_version")[0][0])
+    if int(client[1]) < int(server.partition(".")[0]):
+        pytest.skip(f"pg_dump {client[1]} takes no copy of PostgreSQL {server}")
+
+
+def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+# A block is named by its document and how its first line begins. The order matters: the later ones stop what the first
+# ones ask. Each function gets the texts of its blocks.
+RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [
+    (start_here, ["README.md: ./scripts/run"]),
+    (first_file, ["README.md: VAULT=", "README.md: TOKEN=", 'README.md: curl -H "$JSON" $VAULT/auth/verify-email']),
+    (an_export, ["docs/operations.md: curl -fOJ"]),
+    (an_administrator, ["docs/operations.md: flask users create-admin"]),
+    (keys_and_files, ["docs/operations.md: flask keys status", "docs/operations.md: flask keys generate"]),
+    (queued_mail, ["docs/operations.md: flask mail queue"]),
+    (processes, ["README.md: .venv/bin/flask db upgrade"]),
+    (workers, ["docs/operations.md: celery --app celery_worker worker"]),
+    (postgresql_backup, ["docs/operations.md: pg_dump", "docs/operations.md: pg_restore"]),
+    (sqlite_backup, ["docs/operations.md: sqlite3"]),
+]
+NOT_RUN: Final = {
+    "README.md: scripts/generate-secrets": "wants Docker; tests/live/test_compose.py runs the services' commands",
+    "docs/operations.md: docker compose exec -T postgres pg_dump": "wants Docker; the same without is run",
+    "docs/operations.md: docker compose exec -T postgres pg_restore": "wants Docker; the same without is run",
+    "docs/benchmarks-soak.md: python -m bench soak": "takes a quarter of an hour",
+    "docs/benchmarks-soak.md: python -m bench large": "takes 20 GiB and as many minutes",
+}
+
+
+def text_of(name: str) -> str:
+    (text,) = [text for block, text in BLOCKS.items() if block.startswith(name)]
+    return text
+
+
+def test_every_block_of_commands_is_run_or_says_why_not() -> None:
+    registered = [name for _, names in RUN for name in names] + list(NOT_RUN)
+
+    new = [block for block in BLOCKS if sum(block.startswith(name) for name in registered) != 1]
+    gone = [name for name in registered if not any(block.startswith(name) for block in BLOCKS)]
+
+    assert new == [], "Add these blocks to RUN above, with a function that runs them, or to NOT_RUN with the reason."
+    assert gone == [], "No document has these blocks any more: take them out of RUN or NOT_RUN above."
+
+
+@pytest.mark.parametrize(("run", "names"), [pytest.param(*row, id=row[0].__name__) for row in RUN])
+def test_the_documents_commands_work_as_they_stand(place: Place, run: Callable[..., None], names: list[str]) -> None:
+    run(place, *(text_of(name) for name in names))
+
+
+def test_every_flask_command_of_the_documents_exists_with_its_options() -> None:
+    app = create_cli_app()
+    spans = {
+        span for path in DOCUMENTS for span in re.findall(r"`(?:\.venv/bin/)?(flask [a-z][^`]*)`", path.read_text())
+    }
+
+    wrong = [span for span in sorted(spans) if not _is_known(app.cli, shlex.split(span.replace("|", " "))[1:])]
+
+    assert len(spans) > 20
+    assert wrong == []
+
+
+def _is_known(command: click.Command, words: list[str]) -> bool:
+    for word in words:
+        if isinstance(command, click.Group):
+            if word not in command.commands:
+                return word.startswith(("…", "["))
+            command = command.commands[word]
+        elif word.startswith("--") and not any(word.partition("=")[0] in option.opts for option in command.params):
+            return word == "--help"
+    return True
