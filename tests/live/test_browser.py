@@ -1,6 +1,7 @@
 """Chromium with the running API: the documentation at /docs, and a page of another origin."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +18,19 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.browser import chromium
 from tests.support.servers import wait_until
+from tests.support.services import program
 from tests.support.stack import Stack, embedded
 
 SIZE = 700_001
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        # Pages that isolate themselves load from elsewhere only what says that it may be.
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        super().end_headers()
+
     def log_message(self, *_: object) -> None:
         """Nobody reads it."""
 
@@ -38,8 +46,13 @@ def site(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def other_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with site(tmp_path_factory.mktemp("site")) as origin:
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def other_origin(other_folder: Path) -> Iterator[str]:
+    with site(other_folder) as origin:
         yield origin
 
 
@@ -165,3 +178,86 @@ def test_a_page_of_another_origin_reads_no_answer_and_uploads_nothing(
 
     assert done == ["TypeError"]
     assert stack.states() == before
+
+
+READ_AS_A_VIEWER_DOES = """
+const [url, id, token] = arguments;
+const bearer = {Authorization: token};
+return (async () => {
+    const part = await fetch(url + "/" + id + "/content", {headers: {...bearer, Range: "bytes=0-4"}});
+    const refused = await fetch(url);
+    const names = ["Accept-Ranges", "Content-Length", "Content-Range", "Content-Disposition", "ETag", "Repr-Digest"];
+    return [names.filter((name) => !part.headers.get(name)), refused.status,
+            ["WWW-Authenticate", "X-Request-ID"].filter((name) => !refused.headers.get(name))];
+})();
+"""
+
+
+def test_a_page_of_a_listed_origin_reads_what_a_viewer_of_parts_needs(
+    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, other_origin: str
+) -> None:
+    stored = anna.post(f"{stack.url}/files?name=a.txt", data=b"in parts", timeout=60).json()
+    browser.get(other_origin)
+
+    found = browser.execute_script(
+        READ_AS_A_VIEWER_DOES, f"{stack.url}/files", stored["id"], anna.headers["Authorization"]
+    )
+
+    assert found == [[], 401, []]
+
+
+# A service worker adds the token, which no element can, and passes on what the API answers to each range.
+SERVICE_WORKER = """
+let source;
+self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("message", (event) => { source = event.data; event.ports[0].postMessage("ready"); });
+self.addEventListener("fetch", (event) => {
+    if (!new URL(event.request.url).pathname.startsWith("/media")) return;
+    const headers = {Authorization: source.token, Range: event.request.headers.get("Range") || "bytes=0-"};
+    event.respondWith(fetch(source.url, {headers, mode: "cors"}));
+});
+"""
+PLAY = """
+const [url, token, done] = arguments;
+const once = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, {once: true}));
+(async () => {
+    const registration = await navigator.serviceWorker.register("/worker.js");
+    await navigator.serviceWorker.ready;
+    if (!navigator.serviceWorker.controller) await once(navigator.serviceWorker, "controllerchange");
+    const channel = new MessageChannel();
+    const ready = new Promise((resolve) => { channel.port1.onmessage = resolve; });
+    navigator.serviceWorker.controller.postMessage({url, token}, [channel.port2]);
+    await ready;
+    const video = document.createElement("video");
+    video.crossOrigin = "anonymous";
+    video.muted = true;
+    const ended = Promise.race([once(video, "loadeddata"), once(video, "error")]);
+    video.src = "/media";
+    document.body.append(video);
+    await ended;
+    if (video.error) return done(["error", video.error.message]);
+    video.currentTime = 3;
+    await once(video, "seeked");
+    done([window.crossOriginIsolated, video.videoWidth, video.currentTime]);
+})().catch((error) => done(["error", String(error)]));
+"""
+
+
+def test_an_isolated_page_of_a_listed_origin_plays_a_video(
+    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, other_folder: Path, other_origin: str
+) -> None:
+    video = other_folder / "made.webm"
+    make = [program("ffmpeg", package="ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc=d=4:s=160x120:r=10"]
+    subprocess.run([*make, "-c:v", "libvpx", str(video)], check=True, timeout=60)
+    stored = anna.post(
+        f"{stack.url}/files?name=a.webm", data=video.read_bytes(), headers={"Content-Type": "video/webm"}, timeout=60
+    ).json()
+    (other_folder / "worker.js").write_text(SERVICE_WORKER)
+    url = f"{stack.url}/files/{stored['id']}/content?disposition=inline"
+    browser.get(other_origin)
+    browser.set_script_timeout(60)
+
+    played = browser.execute_async_script(PLAY, url, anna.headers["Authorization"])
+
+    assert played == [True, 160, 3]

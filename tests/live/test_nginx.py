@@ -1,5 +1,6 @@
 """The documented nginx in front of the API: it streams both ways, keeps nothing, and passes on what the API says."""
 
+import base64
 import hashlib
 import http.client
 import json
@@ -307,3 +308,30 @@ def test_its_workers_and_the_apis_outlive_all_of_this(stack: Stack, proxy: Nginx
     assert "exited on signal" not in proxy.error_log
     assert "Traceback" not in log
     assert stack.logged(["example.org", "stored.bin", "slow.bin", "gone.bin"]) == []
+
+
+def test_compression_for_all_other_sites_leaves_tags_strong_and_digests_true(stack: Stack, tmp_path: Path) -> None:
+    content = b"what compresses well " * 10_000
+    compress = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1; gzip_http_version 1.0;"
+    with nginx(stack, tmp_path, beside=compress) as proxy:
+        person = proxy.session(like=stack.sign_up("compressed@example.org"))
+        text = {"Content-Type": "text/plain"}
+        stored = person.post(f"{proxy.url}/files?name=a.txt", data=content, headers=text, timeout=60).json()
+        address = f"{proxy.url}/files/{stored['id']}"
+        encoded = {"Accept-Encoding": "gzip, br"}
+
+        with person.get(f"{address}/content", headers=encoded, stream=True, timeout=60) as answer:
+            received = answer.raw.read(decode_content=False)
+        facts = person.get(address, headers=encoded, timeout=60)
+        tag = answer.headers["ETag"]
+        again = person.get(f"{address}/content", headers={**encoded, "If-Match": tag}, timeout=60)
+        renamed = person.patch(
+            address, json={"name": "b.txt"}, headers={**encoded, "If-Match": facts.headers["ETag"]}, timeout=60
+        )
+
+    digest = base64.b64encode(hashlib.sha256(received).digest()).decode()
+    assert received == content
+    assert answer.headers["Repr-Digest"] == f"sha-256=:{digest}:"
+    assert (tag, answer.headers.get("Content-Encoding")) == (f'"{stored["etag"]}"', None)
+    assert "no-transform" in answer.headers["Cache-Control"]
+    assert [again.status_code, renamed.status_code] == [200, 200]

@@ -38,6 +38,7 @@ http {{
     fastcgi_temp_path {folder}/other;
     uwsgi_temp_path {folder}/other;
     scgi_temp_path {folder}/other;
+    {beside}
     {documented}
 }}
 """
@@ -93,8 +94,11 @@ class Nginx:
 
 
 @contextmanager
-def nginx(stack: Stack, folder: Path, *, without: str = "(?!)") -> Iterator[Nginx]:
-    """nginx in front of the stack, without the lines of the configuration that match."""
+def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = "") -> Iterator[Nginx]:
+    """nginx in front of the stack, without the lines of the configuration that match.
+
+    `beside` is what the machine's administrator has set for all sites.
+    """
     path, port, http_port = _path(), free_port(), free_port()
     _make_certificate(folder)
     text = "\n".join(line for line in documented().splitlines() if not re.search(without, line))
@@ -109,7 +113,8 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)") -> Iterator[Ngin
     }.items():
         assert old in text, old
         text = text.replace(old, new)
-    (folder / "nginx.conf").write_text(_AROUND.format(folder=folder, user=getpass.getuser(), documented=text))
+    text = _AROUND.format(folder=folder, user=getpass.getuser(), beside=beside, documented=text)
+    (folder / "nginx.conf").write_text(text)
     with (folder / "nginx.out").open("wb") as out:
         popen = subprocess.Popen(
             [path, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")],

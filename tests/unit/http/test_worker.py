@@ -4,12 +4,16 @@ import logging
 import selectors
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
+from tests.support.settings import make_settings
+from vault.errors import Busy
 from vault.http.pacing import PacedSocket, Waits
 from vault.http.worker import Connection, Worker
 from vault.slots import ThreadPlan
@@ -227,3 +231,29 @@ def test_a_connection_that_makes_room_in_the_turn_in_which_it_sends_is_forgotten
             first.settimeout(5)
             with pytest.raises(ConnectionResetError):
                 first.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "policy"),
+    [
+        ("https://app.example.org", b"https://app.example.org", b"cross-origin"),
+        ("https://evil.example.org", None, b"same-origin"),
+    ],
+    ids=["listed", "another"],
+)
+def test_what_the_worker_refuses_itself_is_read_by_listed_origins_and_no_other(
+    tmp_path: Path, worker: Worker, origin: str, allowed: bytes | None, policy: bytes
+) -> None:
+    settings = make_settings(tmp_path, CORS_ORIGINS="https://app.example.org")
+    worker.wsgi = SimpleNamespace(extensions={"vault": SimpleNamespace(settings=settings)})
+    request = SimpleNamespace(headers=[("ORIGIN", origin)], path="/api/v1/files")
+    sent: list[bytes] = []
+
+    worker.handle_error(request, SimpleNamespace(sendall=sent.append), None, Busy())  # type: ignore[arg-type]
+
+    lines = sent[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    fields = dict(line.split(b": ", 1) for line in lines[1:])
+    assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
+    assert fields.get(b"Access-Control-Allow-Origin") == allowed
+    assert fields[b"Cross-Origin-Resource-Policy"] == policy
+    assert fields[b"Vary"] == b"Origin"
