@@ -9,12 +9,16 @@ from time import monotonic
 
 import pytest
 import requests
+import sqlalchemy as sa
 
 from tests.support.kms import kms_server
 from tests.support.machine import slowness
 from tests.support.proxy import Act, Proxy
 from tests.support.servers import wait_until
+from tests.support.stack import Process as Running
 from tests.support.stack import Stack, production
+from vault.db import db_now
+from vault.processes import STALE_SECONDS, Process
 
 pytestmark = pytest.mark.xdist_group("readiness")
 
@@ -28,6 +32,7 @@ SECONDS = 2.0
 @dataclass
 class Site:
     stack: Stack
+    api: Running
     person: requests.Session
     relays: dict[str, Proxy]
     file_id: str = ""
@@ -65,8 +70,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "KMS_KEY_ID": ARN,
         }
         stack.start_beat()
-        stack.start_api()
-        site = Site(stack, stack.sign_up(ADDRESS), relays)
+        api = stack.start_api()
+        site = Site(stack, api, stack.sign_up(ADDRESS), relays)
         site.file_id = site.person.post(f"{stack.url}/files?name=kept.txt", data=b"kept content").json()["id"]
         yield site
 
@@ -145,6 +150,21 @@ def test_a_dependency_that_goes_away_is_named_and_comes_back_by_itself(
     assert site.status("GET", f"/files/{site.file_id}/content") == 200
 
 
+def test_a_beat_that_ends_or_is_killed_is_missed_until_it_is_started_again(site: Site) -> None:
+    first = site.stack.processes[0]
+
+    first.popen.terminate()
+    wait_until(lambda: site.ready() == (200, "degraded", {"beat"}), seconds=20, what="the end of beat")
+    second = site.stack.start_beat()
+    wait_until(lambda: site.ready() == (200, "ready", set()), seconds=60, what="the next beat")
+    second.kill()
+    with site.stack.container.engine.begin() as connection:
+        connection.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
+    wait_until(lambda: site.ready() == (200, "degraded", {"beat"}), seconds=20, what="the killed beat")
+
+    site.stack.start_beat()
+
+
 def test_why_something_fails_is_told_where_the_metrics_are_and_nowhere_else(site: Site) -> None:
     site.relays["object_store"].refuse()
     private = f"http://{site.stack.env['METRICS_BIND']}"
@@ -176,7 +196,7 @@ def test_hammering_asks_no_dependency_more_often(site: Site) -> None:
 
 def test_the_log_tells_of_a_failure_once_and_of_its_end(site: Site) -> None:
     def told(event: str) -> int:
-        lines = [json.loads(line) for line in site.stack.processes[0].output.splitlines()]
+        lines = [json.loads(line) for line in site.api.output.splitlines()]
         return sum(line["event"] == event and line["check"] == "broker" for line in lines if "check" in line)
 
     failed = told("dependency_failed")

@@ -45,6 +45,7 @@ from vault.broker import (
     TASK_ENFORCE_RETENTION,
     TASK_REAP_FILES,
     TASK_REMOVE_FILE,
+    TASK_REMOVE_FILES_OF,
     TASK_REQUEUE_MAIL,
     TASK_SETTLE_AUDIT,
     TASK_SKIP_MAIL,
@@ -263,6 +264,47 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_o
         {"task": TASK_DELIVER_MAIL, "request_id": "request-1", "trace_id": "trace-1"},
         {"task": TASK_DELIVER_MAIL, "request_id": "request-2", "trace_id": "trace-2"},
     ]
+
+
+def test_a_task_goes_on_behind_what_else_waits_in_its_queue(celery: Celery, queue: Path) -> None:
+    @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
+    def remove(owner_id: str) -> None:
+        """Never run here."""
+
+    Publisher(celery).publish(TASK_REMOVE_FILE, ROW_ID)
+    broker.go_on_later(remove, str(ROW_ID))
+
+    waiting = [json.loads(path.read_text()) for path in messages(queue)]
+    assert [message["headers"]["task"] for message in waiting] == [TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF]
+    assert body(waiting[1])[0] == [str(ROW_ID)]
+
+
+def test_a_task_that_cannot_go_on_is_left_to_the_periodic_pass(
+    celery: Celery, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
+    def remove(owner_id: str) -> None:
+        """Never run here."""
+
+    monkeypatch.setattr(broker.os, "rename", lambda *_: (_ for _ in ()).throw(OSError()))
+
+    broker.go_on_later(remove, str(ROW_ID))
+
+    assert messages(queue) == []
+
+
+def test_every_message_of_a_request_declares_every_queue_so_that_the_first_to_one_costs_no_more(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared: list[list[str]] = []
+    monkeypatch.setattr(
+        celery, "send_task", lambda *_, declare, **__: declared.append([queue.name for queue in declare])
+    )
+
+    for task in (TASK_DELIVER_MAIL, TASK_SKIP_MAIL):
+        Publisher(celery).publish(task, ROW_ID)
+
+    assert declared == [[*broker.QUEUES]] * 2
 
 
 def test_a_failed_task_leaves_celery_no_more_than_where_it_was_raised(tmp_path: Path) -> None:

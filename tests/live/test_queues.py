@@ -1,0 +1,73 @@
+"""What strangers cause waits in queues of its own, so that no number of it delays what people wait for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.mailbox import mailbox
+from tests.support.servers import wait_until
+from tests.support.services import redis_url
+from tests.support.stack import Stack, mailing
+from vault.audit.service import Actor
+from vault.auth.models import User
+from vault.mail.models import MailKind
+
+NO_OPS = 100
+REGISTRATIONS = 30
+OWNER = "owner@example.org"
+
+
+@contextmanager
+def in_a_folder() -> Iterator[dict[str, str]]:
+    yield {}
+
+
+@contextmanager
+def in_redis() -> Iterator[dict[str, str]]:
+    with redis_url() as url:
+        yield {"CELERY_BROKER_URL": url}
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        pytest.param(in_a_folder, id="folder", marks=pytest.mark.xdist_group("queues-folder")),
+        pytest.param(in_redis, id="redis", marks=pytest.mark.xdist_group("queues-redis")),
+    ],
+)
+def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caused(
+    tmp_path: Path, broker: Callable[[], AbstractContextManager[dict[str, str]]]
+) -> None:
+    with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
+        for number in range(NO_OPS):
+            stack.container.links.forgot_password(f"nobody-{number}@example.org", Actor())
+        register_strangers(stack)
+        stack.container.links.forgot_password(OWNER, Actor())
+
+        stack.start_worker("mail", "registrations")
+
+        wait_until(lambda: len(inbox.mails) == REGISTRATIONS + 1, seconds=90, what="all mails")
+        recipients = [mail.recipient for mail in inbox.mails]
+        # In turns, and behind what the worker had in hand.
+        assert recipients.index(OWNER) <= 5
+        # A process that only mails has nothing to do with them.
+        with stack.container.celery.connection_for_read() as connection:
+            waiting = connection.default_channel.queue_declare("noops", passive=True).message_count
+        assert waiting == NO_OPS
+
+
+def register_strangers(stack: Stack) -> None:
+    """As many registrations as the limits of many networks permit, and the account of the owner."""
+    clock, outbox = stack.container.clock, stack.container.outbox
+    with stack.container.sessions.begin() as session:
+        strangers = [User(email=f"stranger-{n}@example.org", email_key=f"{n}") for n in range(REGISTRATIONS)]
+        owner = User(email=OWNER, email_key=OWNER, email_verified_at=clock())
+        for user in (*strangers, owner):
+            user.created_at = clock()
+            session.add(user)
+        session.flush()
+        owed = [outbox.add(session, MailKind.VERIFY_EMAIL, user, ip=None) for user in strangers]
+    for mail in owed:
+        outbox.announce(mail)
