@@ -27,6 +27,7 @@ from vault import create_app
 from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
+from vault.auth.passwords import Judge, judge
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.cli import audit, db, files, keys, mail, users
@@ -96,6 +97,7 @@ class Vault:
         store: ObjectStore | None = None,
         keys: KeyRing | None = None,
         hasher: PasswordHasher | None = CHEAP_HASHER,
+        judge: Judge = judge,
         **settings: str,
     ) -> None:
         self._folder = folder
@@ -115,6 +117,7 @@ class Vault:
             keys=keys,
             mailer=self.mailer,
             hasher=hasher,
+            judge=judge,
             clock=self.clock,
             publish=lambda task, row_id: self.queue.append((task, row_id)),
         )

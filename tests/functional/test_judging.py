@@ -1,0 +1,61 @@
+"""New passwords are judged one at a time, and none before its request is counted."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.support.servers import wait_until
+from tests.support.vault import PASSWORD, Vault, refusal
+
+
+class SlowJudge:
+    """Finds every password strong, when told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def __call__(self, password: str, hints: Sequence[str]) -> int:
+        self.asked += 1
+        assert self.go_on.wait(60)
+        return 4
+
+
+def register(vault: Vault, number: int) -> Any:
+    fields = {"email": f"person{number}@example.org", "password": PASSWORD}
+    return vault.app.test_client().post("/api/v1/auth/register", json=fields)
+
+
+def test_a_password_that_takes_long_to_judge_keeps_one_thread_and_the_next_are_told_to_come_again(
+    make_vault: Callable[..., Vault],
+) -> None:
+    judge = SlowJudge()
+    vault = make_vault(judge=judge)
+    for service in (vault.container.auth, vault.container.links, vault.container.accounts):
+        service._passwords._wait_seconds = 0.05
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(register, vault, 0)
+        wait_until(lambda: judge.asked == 1)
+        others = [register(vault, number) for number in range(1, 4)]
+        lively = vault.client.get("/livez")
+        judge.go_on.set()
+
+    assert first.result().status_code == 202
+    assert [refusal(answer) for answer in others] == [(503, "busy")] * 3
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in others)
+    assert lively.status_code == 200
+    assert judge.asked == 1
+
+
+def test_a_registration_past_the_limit_is_not_judged(make_vault: Callable[..., Vault]) -> None:
+    judge = SlowJudge()
+    judge.go_on.set()
+    vault = make_vault(judge=judge, AUTH_LIMIT_PER_IP="1")
+
+    answers = [register(vault, number) for number in range(3)]
+
+    assert answers[0].status_code == 202
+    assert [refusal(answer) for answer in answers[1:]] == [(429, "rate_limited")] * 2
+    assert judge.asked == 1
