@@ -264,6 +264,7 @@ def test_a_client_that_limits_its_rate_is_not_cut(
 ) -> None:
     # What the kernel holds for it before it says that it holds too much lasts for more than a minute.
     kept = tmp_path / "kept.bin"
+    kept.touch()
     wget = subprocess.Popen(
         [
             *(program("wget", package="wget"), "--no-config", "--quiet", "--tries=1", "--limit-rate=16k"),
