@@ -230,6 +230,11 @@ def test_people_are_found_by_role_and_state(vault: Vault, root: Person) -> None:
         ("00% s", {"a_b"}),
         ("%@e", set()),
         ("___", set()),
+        ("机密", {"MAX"}),
+        ("密文", {"MAX"}),
+        ("机", {"MAX"}),
+        ("密", set()),
+        ("r", {"root"}),
         ("nobody", set()),
         ("@example.org", {"root", "zoë", "a_b", "axb", "MAX", "off", "chief", "gone"}),
     ],
@@ -257,7 +262,7 @@ def test_a_search_knows_what_people_are_called_now(vault: Vault, root: Person) -
 @SQLITE
 def test_what_a_list_does_not_take_is_named(root: Person) -> None:
     bad = {
-        "search": ["", "ab", "a\0b", "x" * 255, "%_"],
+        "search": ["", "a\0b", "x" * 255],
         "role": ["root", "", "ADMIN", "admin,user"],
         "disabled": ["", "1", "yes", "True", "maybe"],
         "limit": ["0", "201", "-1", "x"],

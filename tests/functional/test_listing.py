@@ -127,7 +127,8 @@ SEARCHES = [
     "notes", "NOTES", "otes.t", "Straße", "STRASSE", "sse", "ßE.", "ßß", "İst", "ist", "i\u0307s", "ISTANBUL",
     "ıst", "Zoë", "zoë.p", "zoe", unicodedata.normalize("NFD", "ZOË"), "ΣΈΑΣ", "σσέας", "机密文", "سري", "गोप", "секр",
     "крет.", "\ufb01l", "fil", "%_\\", "%%%", "___", "\\\\\\", "100%", "0 p", "'; D", "nothing like it", "𝔵𝔵𝔵",
-    "𝔵" * 255, "///", "...",
+    "𝔵" * 255, "///", "...", "机密", "密文", "机", "密", "No", "ot", "n", "N", "ı", "İ", "%", "_",
+    "\\", "é", "𝔵", "\U0010ffff", "\ud7ff", "ｎｏｔ", "ｎ",
 ]  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def test_a_search_finds_what_python_finds(vault: Vault, anna: Person, bert: Pers
     everything = walk(anna, limit=200, sort="name", order="asc")
 
     for text in SEARCHES:
-        expected = [item["name"] for item in everything if fold(text) in fold(item["name"])]
+        has = str.startswith if len(fold(text)) == 1 else str.__contains__
+        expected = [item["name"] for item in everything if has(fold(item["name"]), fold(text))]
         assert [i["name"] for i in walk(anna, search=text, sort="name", order="asc", limit=2)] == expected, text
     assert len(walk(anna, search="%_\\")) == 1
     assert len(walk(anna, search="strasse")) == 2
@@ -157,7 +159,7 @@ BAD = {
     "limit": ["0", "10000", "201", "-1", "1_0", "+5", " 5", "٥", "5.0", "9" * 5000],
     "sort": ["password_hash", "id", "", "NAME", "name_folded", "name desc", "size,name"],
     "order": ["up", "", "DESC", "asc;"],
-    "search": ["x" * 10_240, "x" * 256, "", "a", "ab", "%_", "é" * 2, unicodedata.normalize("NFD", "é"), "a\0b"],
+    "search": ["x" * 10_240, "x" * 256, "", "a\0b"],
     "page": ["2"], "offset": ["0"], "owner_id": ["1"],
 }  # fmt: skip
 

@@ -37,20 +37,28 @@ class UserPage:
     next_after: tuple[datetime, uuid.UUID] | None
 
 
+def _has(text: str) -> sa.ColumnElement[bool]:
+    """That an address or a name begins with a single character, or one of them holds a longer text."""
+    # The escape keeps the wildcards of LIKE from being any.
+    if len(text) > 1:
+        return User.search_text.contains(text, autoescape=True)
+    # The name stands on the second line.
+    return User.search_text.startswith(text, autoescape=True) | User.search_text.contains(f"\n{text}", autoescape=True)
+
+
 @dataclass(frozen=True, slots=True)
 class UserFilter:
-    """Which people; None is any. `search` is part of the address or the name, as it was given."""
+    """Which people; None is any. `search` is part of the address or the name, or the first character of one."""
 
     search: str | None = None
     role: Role | None = None
     disabled: bool | None = None
 
     def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User]:
-        """The rows behind `after`, in order. Raises InputRefused for a search that is too short."""
+        """The rows behind `after`, in order. Raises InputRefused for a search that finds nothing."""
         query = sa.select(User)
         if self.search is not None:
-            # The escape keeps the wildcards of LIKE from being any.
-            query = query.where(User.search_text.contains(clean_search(self.search), autoescape=True))
+            query = query.where(_has(clean_search(self.search)))
         if self.role is not None:
             query = query.where(User.role == self.role)
         if self.disabled is not None:

@@ -11,7 +11,6 @@ from vault.auth.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.auth.models import Role
 from vault.files.key_usage import KeyState
 from vault.files.schemas import FileSchema
-from vault.folding import MIN_SEARCH
 from vault.http.api import Text
 from vault.http.lists import ListQuerySchema, PageSchema
 
@@ -61,7 +60,10 @@ class UserQuerySchema(ListQuerySchema):
     search = Text(
         load_default=None,
         validate=Length(max=MAX_ADDRESS),
-        metadata={"description": "Part of the address or the name in whatever case.", "minLength": MIN_SEARCH},
+        metadata={
+            "description": "Part of the address or the name; a single character begins one.",
+            "minLength": 1,
+        },
     )
     role = ma.fields.String(load_default=None, validate=OneOf(list(Role)))
     disabled = ma.fields.Boolean(load_default=None, truthy={"true"}, falsy={"false"})

@@ -38,7 +38,7 @@ def create_admin(address: Address, yes: bool) -> None:
 
 
 @users.command("list")
-@click.option("--search", metavar="TEXT", help="Part of the address or the name, 3 characters at least.")
+@click.option("--search", metavar="TEXT", help="Part of the address or the name; a single character begins one.")
 @click.option("--role", type=click.Choice([role.value for role in Role]), help="Only these.")
 @click.option("--disabled/--enabled", "disabled", default=None, help="Only these.")
 @json_option

@@ -43,14 +43,14 @@ _COLUMNS: Final[dict[Sort, InstrumentedAttribute[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which files, in which order. `search` is part of the name, as it was given; case does not matter."""
+    """Which files, in which order. `search` is part of the name, or its first character; case does not matter."""
 
     sort: Sort = Sort.CREATED_AT
     descending: bool = True
     search: str | None = None
 
     def query(self, owner_id: uuid.UUID, after: tuple[SortKey, uuid.UUID] | None, limit: int) -> sa.Select[File]:
-        """`limit` rows at most behind `after`, in order. Raises InputRefused for a search that is too short."""
+        """`limit` rows at most behind `after`, in order. Raises InputRefused for a search that finds nothing."""
         key = sa.tuple_(_COLUMNS[self.sort], File.id)
         conditions = [File.owner_id == owner_id, File.state == FileState.READY]
         if after is not None:
@@ -59,8 +59,7 @@ class Listing:
         order = [part.desc() if self.descending else part.asc() for part in key]
         if self.search is None:
             return sa.select(File).where(*conditions).order_by(*order).limit(limit)
-        # The escape keeps the wildcards of LIKE from being any.
-        conditions.append(File.name_folded.contains(clean_search(self.search), autoescape=True))
+        conditions.append(_has(clean_search(self.search), self.sort))
         # First the ids, which the sort's index alone tells: rows that are passed over are never read.
         found = sa.select(File.id).where(*conditions).order_by(*order).limit(limit).subquery()
         return sa.select(File).join(found, found.c.id == File.id).order_by(*order)
@@ -68,6 +67,20 @@ class Listing:
     def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
         """Where a list goes on behind this row."""
         return getattr(row, _COLUMNS[self.sort].key), row.id
+
+
+def _has(text: str, sort: Sort) -> sa.ColumnElement[bool]:
+    """That a folded name begins with a single character, or holds a longer text."""
+    # The escape keeps the wildcards of LIKE from being any.
+    if len(text) > 1:
+        return File.name_folded.contains(text, autoescape=True)
+    if sort is not Sort.NAME:
+        # No range: SQLite would read all of it and sort, instead of walking the sort's index until a page is full.
+        return File.name_folded.startswith(text, autoescape=True)
+    # UTF-8 has no surrogates.
+    after = {0xD7FF: 0xE000, 0x10FFFF: None}.get(ord(text), ord(text) + 1)
+    begins = File.name_folded >= text
+    return begins if after is None else sa.and_(begins, File.name_folded < chr(after))
 
 
 @dataclass(frozen=True, slots=True)

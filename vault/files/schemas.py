@@ -10,7 +10,6 @@ from marshmallow.validate import Length, OneOf, Range
 from vault.encryption.header import Suite
 from vault.files.listing import Sort
 from vault.files.names import MAX_LENGTH, clean_name
-from vault.folding import MIN_SEARCH
 from vault.http.api import Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
 from vault.http.lists import ListQuerySchema, PageSchema
@@ -80,7 +79,10 @@ class FileListQuerySchema(ListQuerySchema):
     search = Text(
         load_default=None,
         validate=Length(max=MAX_LENGTH),
-        metadata={"description": "Part of the name in whatever case.", "minLength": MIN_SEARCH},
+        metadata={
+            "description": "Part of the name in whatever case; a single character begins it.",
+            "minLength": 1,
+        },
     )
 
 
