@@ -213,7 +213,7 @@ self.addEventListener("install", () => self.skipWaiting());
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 self.addEventListener("message", (event) => { source = event.data; event.ports[0].postMessage("ready"); });
 self.addEventListener("fetch", (event) => {
-    if (!new URL(event.request.url).pathname.startsWith("/media")) return;
+    if (!source || event.request.url !== source.url) return;
     const headers = {Authorization: source.token, Range: event.request.headers.get("Range") || "bytes=0-"};
     event.respondWith(fetch(source.url, {headers, mode: "cors"}));
 });
@@ -230,10 +230,9 @@ const once = (target, name) => new Promise((resolve) => target.addEventListener(
     navigator.serviceWorker.controller.postMessage({url, token}, [channel.port2]);
     await ready;
     const video = document.createElement("video");
-    video.crossOrigin = "anonymous";
     video.muted = true;
     const ended = Promise.race([once(video, "loadeddata"), once(video, "error")]);
-    video.src = "/media";
+    video.src = url;
     document.body.append(video);
     await ended;
     if (video.error) return done(["error", video.error.message]);
