@@ -4,18 +4,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from tests.support.postgres import OwnPostgres, own_postgres
+from tests.support.postgres import OwnPostgres, copy_of, own_postgres
 from tests.support.servers import wait_until
 from tests.support.services import postgres_database
 from tests.support.stack import Stack, embedded
 from tests.support.vanishing import vanishing_host
 from tests.support.vault import PASSWORD
 
+# Where processes of pytest share the work, these do not each start a server and a vault.
+on_one_stack = pytest.mark.xdist_group("read-only-database")
 UNAVAILABLE = (503, "database_unavailable")
+WELL = {"login": 200, "register": 202, "upload": 201, "list": 200}
 # Twice what a request may take where the host has vanished, with room for a busy machine.
 _PATIENCE_SECONDS = 60.0
 
@@ -38,15 +42,16 @@ def stack(server: OwnPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def read_only(server: OwnPostgres, stack: Stack) -> Iterator[requests.Session]:
     """Every session of the server has become read-only, those in pools too; yields a person who signed in before."""
-    person = stack.sign_in("anna@example.org") if stack.processes and _is_known(stack) else stack.sign_up()
+    person = signed_in(stack)
     server.take_no_writes()
     yield person
     server.take_writes()
 
 
-def _is_known(stack: Stack) -> bool:
+def signed_in(stack: Stack) -> requests.Session:
     body = {"email": "anna@example.org", "password": PASSWORD}
-    return requests.post(f"{stack.url}/auth/login", json=body, timeout=10).status_code == 200
+    known = requests.post(f"{stack.url}/auth/login", json=body, timeout=10).status_code == 200
+    return stack.sign_in("anna@example.org") if known else stack.sign_up()
 
 
 def outcome(answer: requests.Response) -> tuple[int, str]:
@@ -69,6 +74,11 @@ def ask_everything(stack: Stack, person: requests.Session) -> dict[str, tuple[in
     }
 
 
+def statuses(answers: dict[str, tuple[int, str]]) -> dict[str, int]:
+    return {name: status for name, (status, _) in answers.items()}
+
+
+@on_one_stack
 def test_a_database_that_has_become_read_only_is_an_outage_and_ends_by_itself(
     server: OwnPostgres, stack: Stack, read_only: requests.Session
 ) -> None:
@@ -81,15 +91,10 @@ def test_a_database_that_has_become_read_only_is_an_outage_and_ends_by_itself(
     assert ready(stack) == (503, "failed")
     server.take_writes()
     wait_until(lambda: ready(stack) == (200, "ok"), seconds=10, what="readiness after it")
-    again = ask_everything(stack, read_only)
-    assert {name: status for name, (status, _) in again.items()} == {
-        "login": 200,
-        "register": 202,
-        "upload": 201,
-        "list": 200,
-    }
+    assert statuses(ask_everything(stack, read_only)) == WELL
 
 
+@on_one_stack
 def test_a_worker_outlives_a_database_that_takes_no_writes(
     server: OwnPostgres, stack: Stack, read_only: requests.Session
 ) -> None:
@@ -105,6 +110,7 @@ def test_a_worker_outlives_a_database_that_takes_no_writes(
     wait_until(lambda: worker.output.count("To: anna@example.org") > shown, seconds=30, what="the mail")
 
 
+@on_one_stack
 def test_a_command_says_that_the_database_is_read_only(stack: Stack, read_only: requests.Session) -> None:
     listed = stack.run("flask", "users", "list", check=False)
     migrated = stack.run("flask", "db", "upgrade", check=False)
@@ -113,6 +119,28 @@ def test_a_command_says_that_the_database_is_read_only(stack: Stack, read_only: 
         assert done.returncode == 1
         assert "The database is read-only" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@on_one_stack
+def test_after_a_fail_over_requests_go_to_the_server_that_takes_writes_without_a_restart(
+    server: OwnPostgres, stack: Stack
+) -> None:
+    person = signed_in(stack)
+    with copy_of(server) as promoted:
+        hosts = "&".join(f"host={urlsplit(one.url).netloc.rpartition('@')[2]}" for one in (server, promoted))
+        node = stack.beside(DATABASE_URL=f"postgresql://postgres@/vault_test?{hosts}")
+        node.start_api()
+        before = statuses(ask_everything(node, person))
+
+        server.take_no_writes()
+        try:
+            wait_until(lambda: statuses(ask_everything(node, person)) == WELL, seconds=20, what="the other server")
+            after = [statuses(ask_everything(node, person)) for _ in range(5)]
+        finally:
+            server.take_writes()
+        node.close()
+
+    assert (before, after) == (WELL, [WELL] * 5)
 
 
 def test_a_database_host_that_vanishes_fails_within_a_bound_and_is_found_again(tmp_path: Path) -> None:

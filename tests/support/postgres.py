@@ -47,8 +47,25 @@ class OwnPostgres:
 
 
 @contextmanager
-def own_postgres(*, host: str = "127.0.0.1") -> Iterator[OwnPostgres]:
-    """Start a server on a free port of `host`; end it afterwards."""
+def own_postgres() -> Iterator[OwnPostgres]:
+    """Start a server on a free port of loopback; end it afterwards."""
+    fill = ("initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata")
+    with _server(*fill, database="postgres") as server:
+        server.execute("CREATE DATABASE vault_test")
+        yield OwnPostgres(server.url.rpartition("/")[0] + "/vault_test")
+
+
+@contextmanager
+def copy_of(server: OwnPostgres) -> Iterator[OwnPostgres]:
+    """Start a second server with what the first one holds now, as a standby that has been promoted."""
+    fill = ("pg_basebackup", "--dbname", server.url, "--checkpoint=fast", "--no-sync", "--pgdata")
+    with _server(*fill, database="vault_test") as copy:
+        yield copy
+
+
+@contextmanager
+def _server(*fill: str, database: str) -> Iterator[OwnPostgres]:
+    """Run a server over the folder that the command `fill` is given as its last argument."""
     binaries = _binaries()
     # It refuses to run as root. Not below pytest's folders, which only their owner may enter.
     user = _unprivileged_user() if os.geteuid() == 0 else None
@@ -56,20 +73,17 @@ def own_postgres(*, host: str = "127.0.0.1") -> Iterator[OwnPostgres]:
         data, port = Path(folder, "data"), free_port()
         if user is not None:
             shutil.chown(folder, user)
-        subprocess.run(
-            [binaries / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata", data],
-            cwd=folder, user=user, check=True, capture_output=True, timeout=60,
-        )  # fmt: skip
-        options = {"listen_addresses": host, "port": port, "unix_socket_directories": "", "fsync": "off"}
+        command = [binaries / fill[0], *fill[1:], data]
+        subprocess.run(command, cwd=folder, user=user, check=True, capture_output=True, timeout=60)
+        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
         process = subprocess.Popen(
             [binaries / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())],
             cwd=folder, user=user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        server = OwnPostgres(f"postgresql://postgres@{host}:{port}/postgres")
+        server = OwnPostgres(f"postgresql://postgres@127.0.0.1:{port}/{database}")
         try:
             wait_until(lambda: _answers(server), seconds=30, what="PostgreSQL answering")
-            server.execute("CREATE DATABASE vault_test")
-            yield OwnPostgres(server.url.removesuffix("postgres") + "vault_test")
+            yield server
         finally:
             # Its fast shutdown: at SIGTERM it waits for its clients.
             process.send_signal(signal.SIGINT)
@@ -81,7 +95,7 @@ def _binaries() -> Path:
     found = shutil.which("initdb")
     if not (found or beside):
         missing("PostgreSQL", "initdb is not installed (Debian package postgresql)")
-    return Path(found).parent if found else beside[-1]
+    return Path(found).resolve().parent if found else beside[-1]
 
 
 def _unprivileged_user() -> str:
