@@ -119,7 +119,7 @@ def empty(bucket: Path) -> None:
     for entry in bucket.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != "vault-id":
+        elif entry.name not in ("vault-id", "vault-epoch"):
             entry.unlink()
 
 

@@ -14,7 +14,7 @@ from tests.support.vault import Body, Person, Vault, at_once, refusal
 from vault import startup
 from vault.audit.service import Actor
 from vault.db import db_now
-from vault.errors import InstallationMismatch, StorageUnavailable
+from vault.errors import InstallationMismatch, StorageFull, StorageUnavailable
 from vault.files import installation
 from vault.files.installation import Epoch
 from vault.files.models import File, Installation
@@ -252,6 +252,16 @@ def test_a_process_that_dies_before_it_tells_the_store_leaves_its_database_the_o
 
     assert epoch_in(vault.store) == epoch_of(vault)
     assert epoch_of(vault).number == 3
+
+
+def test_a_store_that_is_full_is_given_room_all_the_same(vault: Vault, anna: Person) -> None:
+    assert isinstance(vault.store, FailingStore)
+    anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
+    vault.store.failures["put"] = StorageFull()
+
+    vault.reap()
+
+    assert vault.objects() == []
 
 
 def test_a_pass_that_finds_nothing_to_do_raises_the_epoch(vault: Vault) -> None:

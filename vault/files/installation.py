@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.errors import Busy, InstallationMismatch, ObjectNotFound, StorageUnavailable, VaultError
+from vault.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
 from vault.files.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
 
@@ -114,10 +114,10 @@ class InstallationGuard:
         if theirs is None:
             self._first_start()
             theirs, ours = self._both()
-        self._confirmed = None
-        if error := _mismatch(theirs, ours):
+        error = _mismatch(theirs, ours)
+        self._confirmed = None if error else theirs
+        if error:
             _refuse(error)
-        self._confirmed = theirs
 
     def raise_epoch(self) -> None:
         """Verify, and raise the epoch of both sides: from now on every older copy of the database is behind.
@@ -127,7 +127,11 @@ class InstallationGuard:
         self.verify()
         with self._sessions.begin() as session:
             _raise_to(session, Installation.epoch + 1)
-        self._tell_store()
+        try:
+            self._tell_store()
+        except StorageFull as exc:
+            # What is verified to be the owner may go on to make room: copies are found out by the next raise.
+            log.warning("epoch_not_told", exc_info=exc)
         # Another database may have been raised at the same moment: the one that told the store last goes on.
         self.verify()
 

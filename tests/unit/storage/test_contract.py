@@ -15,7 +15,7 @@ from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
 from vault.aws import AwsAccess
 from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
-from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.memory import MemoryStore
@@ -473,6 +473,15 @@ class TestSmallObjects:
         store.put_if_absent(INSTALLATION_KEY, b"the second")
 
         assert store.get(INSTALLATION_KEY) == b"the second"
+
+
+def test_put_replaces_what_is_there(store: ObjectStore) -> None:
+    store.put(EPOCH_KEY, b"the first, which is longer")
+
+    store.put(EPOCH_KEY, b"the second")
+
+    assert store.get(EPOCH_KEY) == b"the second"
+    assert store.unfinished() == 0
 
 
 def test_a_store_that_answers_is_healthy(store: ObjectStore) -> None:
