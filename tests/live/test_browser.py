@@ -118,11 +118,11 @@ def test_the_documentation_authorises_uploads_and_downloads_with_nothing_from_el
     shown(browser, browser, ".auth-container input").send_keys(bearer_of(anna))
     shown(browser, browser, ".auth-btn-wrapper .authorize").click()
     shown(browser, browser, ".auth-btn-wrapper .btn-done").click()
-    upload = open_to_try(browser, "post_api_v1_files")
+    upload = open_to_try(browser, "files_upload")
     upload.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(sent))
     uploaded = execute(browser, upload)
     stored = anna.get(f"{stack.url}/files", timeout=120).json()["items"][0]
-    download = open_to_try(browser, "get_api_v1_files__file_id__content")
+    download = open_to_try(browser, "files_content")
     shown(browser, download, "tr[data-param-name=file_id] input").send_keys(stored["id"])
     downloaded = execute(browser, download)
     shown(browser, download, ".live-responses-table a[download]").click()
