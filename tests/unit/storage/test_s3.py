@@ -685,6 +685,8 @@ class TestErrors:
             pytest.param(refusal(507, "InsufficientStorage"), StorageFull, id="InsufficientStorage"),
             pytest.param(refusal(507, "XMinioStorageFull"), StorageFull, id="XMinioStorageFull"),
             pytest.param(Answer(507), StorageFull, id="bare-507"),
+            pytest.param(refusal(403, "QuotaExceeded"), StorageFull, id="quota-of-ceph"),
+            pytest.param(refusal(400, "XMinioAdminBucketQuotaExceeded"), StorageFull, id="quota-of-minio"),
             pytest.param(refusal(404, "NoSuchBucket"), StorageUnavailable, id="NoSuchBucket"),
             pytest.param(Answer(404), StorageUnavailable, id="bare-404"),
             pytest.param(refusal(403, "SignatureDoesNotMatch"), StorageUnavailable, id="SignatureDoesNotMatch"),
