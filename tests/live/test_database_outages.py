@@ -16,8 +16,6 @@ from tests.support.stack import Stack, embedded
 from tests.support.vanishing import vanishing_host
 from tests.support.vault import PASSWORD
 
-# Where processes of pytest share the work, these do not each start a server and a vault.
-on_one_stack = pytest.mark.xdist_group("read-only-database")
 UNAVAILABLE = (503, "database_unavailable")
 WELL = {"login": 200, "register": 202, "upload": 201, "list": 200}
 # Twice what a request may take where the host has vanished, with room for a busy machine.
@@ -78,7 +76,6 @@ def statuses(answers: dict[str, tuple[int, str]]) -> dict[str, int]:
     return {name: status for name, (status, _) in answers.items()}
 
 
-@on_one_stack
 def test_a_database_that_has_become_read_only_is_an_outage_and_ends_by_itself(
     server: OwnPostgres, stack: Stack, read_only: requests.Session
 ) -> None:
@@ -94,7 +91,6 @@ def test_a_database_that_has_become_read_only_is_an_outage_and_ends_by_itself(
     assert statuses(ask_everything(stack, read_only)) == WELL
 
 
-@on_one_stack
 def test_a_worker_outlives_a_database_that_takes_no_writes(
     server: OwnPostgres, stack: Stack, read_only: requests.Session
 ) -> None:
@@ -110,7 +106,6 @@ def test_a_worker_outlives_a_database_that_takes_no_writes(
     wait_until(lambda: worker.output.count("To: anna@example.org") > shown, seconds=30, what="the mail")
 
 
-@on_one_stack
 def test_a_command_says_that_the_database_is_read_only(stack: Stack, read_only: requests.Session) -> None:
     listed = stack.run("flask", "users", "list", check=False)
     migrated = stack.run("flask", "db", "upgrade", check=False)
@@ -121,7 +116,6 @@ def test_a_command_says_that_the_database_is_read_only(stack: Stack, read_only: 
         assert "Traceback" not in done.stderr
 
 
-@on_one_stack
 def test_after_a_fail_over_requests_go_to_the_server_that_takes_writes_without_a_restart(
     server: OwnPostgres, stack: Stack
 ) -> None:
