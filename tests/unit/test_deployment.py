@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support import compose
+from tests.support.settings import environment
 from tests.support.stack import BIN
 from vault.broker import QUEUES
 from vault.config import ROOT
@@ -87,6 +88,26 @@ def test_only_the_api_is_published_and_to_this_machine_alone(services: dict[str,
         "api": ["127.0.0.1:8000:8000"]
     }
     assert compose.load({**SECRETS, "PORT": "8001"})["services"]["api"]["ports"] == ["127.0.0.1:8001:8000"]
+
+
+def test_the_api_listens_on_loopback_unless_its_command_says_otherwise(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    command = [str(BIN / "gunicorn"), "--config", "gunicorn.conf.py", "--print-config", "wsgi:app"]
+    shown = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path, PORT="8123"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+
+    assert re.search(r"^bind +: \['127\.0\.0\.1:8123'\]|^bind += \['127\.0\.0\.1:8123'\]", shown.stdout, re.MULTILINE)
+    # Inside of a container, where loopback is the container's own.
+    assert "--bind 0.0.0.0:8000" in " ".join(services["api"]["command"])
+    assert '--bind \\"0.0.0.0:${PORT:-8000}\\"' in DOCKERFILE
 
 
 def test_nothing_may_do_more_than_it_has_to(services: dict[str, Any]) -> None:
