@@ -6,7 +6,6 @@ Only what a reader has to put in himself is put in: the port, a token, an id, th
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import textwrap
 import uuid
@@ -22,7 +21,7 @@ import requests
 import sqlalchemy as sa
 
 from tests.support.servers import wait_until
-from tests.support.services import missing, postgres_database
+from tests.support.services import postgres_database, program
 from tests.support.stack import BIN, Process, Stack, embedded
 from vault.cli import create_cli_app
 from vault.config import ROOT
@@ -179,8 +178,8 @@ def processes(place: Place, text: str) -> None:
 
 
 def postgresql_backup(place: Place, backup: str, restore: str) -> None:
-    client = _program("pg_dump", package="postgresql-client")
-    _program("pg_restore", package="postgresql-client")
+    client = program("pg_dump", package="postgresql-client")
+    program("pg_restore", package="postgresql-client")
     folder, store = place.folder / "postgresql", place.folder / "remote"
     folder.mkdir()
     (store / "vault").mkdir(parents=True)
@@ -199,8 +198,8 @@ def postgresql_backup(place: Place, backup: str, restore: str) -> None:
 
 
 def sqlite_backup(place: Place, backup: str) -> None:
-    _program("sqlite3", package="sqlite3")
-    _program("rsync", package="rsync")
+    program("sqlite3", package="sqlite3")
+    program("rsync", package="rsync")
     target = place.folder / "backup"
     target.mkdir()
     database, store = place.stack.container.settings.database_url, place.stack.container.settings.storage_dir
@@ -213,13 +212,6 @@ def sqlite_backup(place: Place, backup: str) -> None:
     there = {"DATABASE_URL": f"sqlite:///{target}/vault.db", "STORAGE_DIR": f"{target}/store"}
     assert "keys@example.org" in place.type("flask users list", **there)
     assert "1 files: 1 whole" in place.type("flask files verify --all", **there)
-
-
-def _program(name: str, *, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        missing(name, f"it is not installed (package {package})")
-    return found
 
 
 def _require_client_of(program: str, url: str) -> None:
