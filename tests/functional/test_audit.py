@@ -471,6 +471,16 @@ def files_come_and_go(walk: Walk) -> None:
     )
     who.person.get(f"{FILES}/{page['id']}/content?disposition=inline", buffered=True)
     assert {event.action for event in walk.pass_over()} == {"file.download_started", "file.download_ended"}
+    for _ in range(4):
+        who.person.get(f"{path}/content", headers={"Range": "bytes=100-199"}, buffered=True)
+    # What follows the first of a window is counted, and becomes one event.
+    counted = {"begun": 3, "ended": 3, "broken_off": 0, "bytes_served": 300}
+    read_on = expected(Action.FILE_READ_ON, **counted)
+    walk.left(
+        expected(Action.FILE_DOWNLOAD_STARTED, size_bytes=300_000, first_byte=100, bytes_wanted=100),
+        expected(Action.FILE_DOWNLOAD_ENDED, bytes_served=100),
+        replace(read_on, details={"after": "file.download_started", **counted}),
+    )
     who.person.head(f"{path}/content")
     who.person.get(f"{path}/content", headers={"If-None-Match": f'"{stored["etag"]}"'})
     who.person.get(f"{path}/content", headers={"Range": "bytes=300000-"})

@@ -1,5 +1,5 @@
 """The audit table, whose rows are inserted, never updated, and point at nothing by foreign key; and beside it the
-tallies of what is still being counted.
+counts of what is still going on: failures of strangers, and reads of one file.
 """
 
 import enum
@@ -47,6 +47,7 @@ class Action(enum.StrEnum):
     FILE_VIEW_ENDED = "file.view_ended"
     FILE_DOWNLOAD_STARTED = "file.download_started"
     FILE_DOWNLOAD_ENDED = "file.download_ended"
+    FILE_READ_ON = "file.read_on"
     FILE_RENAMED = "file.renamed"
     FILE_DELETED = "file.deleted"
     FILE_INTEGRITY_FAILED = "file.integrity_failed"
@@ -115,6 +116,34 @@ class AuditTally(UuidKey, Base):
     last_at: Mapped[datetime]
     actor_email: Mapped[str | None] = mapped_column(sa.String(254))
     ip: Mapped[str | None] = mapped_column(sa.String(45))
+    user_agent: Mapped[str | None] = mapped_column(sa.String(255))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)
+
+
+class AuditRead(UuidKey, Base):
+    """Views and ranges of one file by one session, counted while their ten minutes last.
+
+    The first of them is an event by itself. The others become one event: `count` began, `ended` ended, `broken_off` of
+    these before their last byte. `count` includes the first, the rest of the counts does not. Without an `ip` it is
+    empty, since NULLs would not conflict.
+    """
+
+    __tablename__ = "audit_reads"
+    __table_args__ = (sa.UniqueConstraint("window", "file_id", "session_id", "ip", "action"),)
+
+    window: Mapped[datetime]
+    file_id: Mapped[uuid.UUID]
+    session_id: Mapped[uuid.UUID]
+    ip: Mapped[str] = mapped_column(sa.String(45))
+    action: Mapped[str] = mapped_column(sa.String(48))
+    count: Mapped[int]
+    ended: Mapped[int]
+    broken_off: Mapped[int]
+    bytes_served: Mapped[int]
+    last_at: Mapped[datetime]
+    actor_id: Mapped[uuid.UUID]
+    actor_email: Mapped[str | None] = mapped_column(sa.String(254))
     user_agent: Mapped[str | None] = mapped_column(sa.String(255))
     request_id: Mapped[str | None] = mapped_column(sa.String(64))
     details: Mapped[dict[str, Any]] = mapped_column(sa.JSON, default=dict)

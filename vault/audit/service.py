@@ -12,13 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from vault.audit.models import Action, AuditEvent, AuditTally, Outcome
+from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcome
 from vault.db import insert_into
 from vault.errors import AuditUnavailable
 from vault.networks import network_of
 
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
+_READ_KEY: Final = ("window", "file_id", "session_id", "ip", "action")
+# Views and ranges of one file by one session within these are one event after the first.
+WINDOW_MINUTES: Final = 10
 _INSERT: Final = sa.insert(AuditEvent)
 # The newest event once more, which is there already: needs all that an event needs, the consent of checks and triggers
 # to a row among it, and leaves nothing. An insert that is undone to a savepoint would take five times as long.
@@ -126,6 +129,55 @@ class AuditService:
         with _unavailable_told():
             session.execute(_NO_EVENT)
             session.connection().execute(upsert, first)
+
+
+def count_read(session: Session, actor: Actor, action: Action, file_id: uuid.UUID, at: datetime) -> uuid.UUID | None:
+    """Count a view or range of a file, in the caller's transaction, which commits before the first byte.
+
+    Returns the row that counts it, or None for the first of its session in these ten minutes: that one is an event.
+    Raises AuditUnavailable.
+    """
+    first = {
+        "id": uuid.uuid4(),
+        "window": at.replace(minute=at.minute // WINDOW_MINUTES * WINDOW_MINUTES, second=0, microsecond=0),
+        "file_id": file_id,
+        "session_id": actor.session_id or NOBODY,
+        "ip": actor.ip or "",
+        "action": action,
+        "count": 1,
+        "ended": 0,
+        "broken_off": 0,
+        "bytes_served": 0,
+        "last_at": at,
+        "actor_id": actor.user_id or NOBODY,
+        "actor_email": actor.email,
+        "user_agent": actor.user_agent,
+        "request_id": actor.request_id,
+        "details": actor.details(),
+    }
+    insert = insert_into(session, AuditRead)
+    upsert = insert.on_conflict_do_update(
+        index_elements=_READ_KEY, set_={"count": AuditRead.count + 1, "last_at": insert.excluded.last_at}
+    ).returning(AuditRead.id, AuditRead.count)
+    session.flush()
+    with _unavailable_told():
+        session.execute(_NO_EVENT)
+        row_id, count = session.connection().execute(upsert, first).one()
+    return None if count == 1 else row_id
+
+
+def end_read(session: Session, row_id: uuid.UUID, *, served: int, complete: bool) -> bool:
+    """Count the end of a read in the row that counted its beginning; False if that has become an event by now."""
+    done = session.connection().execute(
+        sa.update(AuditRead)
+        .where(AuditRead.id == row_id)
+        .values(
+            ended=AuditRead.ended + 1,
+            broken_off=AuditRead.broken_off + (0 if complete else 1),
+            bytes_served=AuditRead.bytes_served + served,
+        )
+    )
+    return bool(done.rowcount)
 
 
 def write(session: Session, events: Sequence[dict[str, Any]]) -> None:

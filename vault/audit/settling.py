@@ -1,4 +1,4 @@
-"""Makes audit events of tallies whose minute is over."""
+"""Makes audit events of tallies whose minute is over, and of reads whose ten minutes are."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -8,8 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.audit.models import AuditTally, Outcome
-from vault.audit.service import NOBODY, write
+from vault.audit.models import Action, AuditRead, AuditTally, Outcome
+from vault.audit.service import NOBODY, WINDOW_MINUTES, write
 
 # A minute, and what clocks differ by and transactions take.
 _OVER_AFTER: Final = timedelta(seconds=90)
@@ -25,16 +25,22 @@ class Settling:
     def settle(self, *, began_by: datetime | None = None, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Turn the tallies of minutes that are over into one event for each action, network, account and minute.
 
-        Returns how many events. A second one beside it waits, and finds nothing. `began_by` takes those of minutes that
-        began by then, over or not. `may_go_on` is asked for each but the first batch, and the rest is left to the next
-        pass. Raises AuditUnavailable; then the tallies stay.
+        Likewise the reads of ten minutes that are over, into one for each file and session. Returns how many counts
+        were settled. A second one beside it waits, and finds nothing. `began_by` takes those of times that began by
+        then, over or not. `may_go_on` is asked for each but the first batch, and the rest is left to the next pass.
+        Raises AuditUnavailable; then the counts stay.
         """
-        began_by = began_by or self._clock() - _OVER_AFTER
-        written = made = self._settle_some(began_by)
-        while made and may_go_on():
-            made = self._settle_some(began_by)
-            written += made
-        return written
+        minutes_by = began_by or self._clock() - _OVER_AFTER
+        windows_by = began_by or minutes_by - timedelta(minutes=WINDOW_MINUTES)
+        settled, is_first = 0, True
+        for settle_some, until in ((self._settle_some, minutes_by), (self._settle_some_reads, windows_by)):
+            while is_first or may_go_on():
+                is_first = False
+                made = settle_some(until)
+                settled += made
+                if not made:
+                    break
+        return settled
 
     def _settle_some(self, began_by: datetime) -> int:
         with self._sessions.begin() as session:
@@ -56,6 +62,53 @@ class Settling:
                     sa.delete(AuditTally).where(AuditTally.id.in_(ids)).execution_options(synchronize_session=False)
                 )
         return len(groups)
+
+    def _settle_some_reads(self, began_by: datetime) -> int:
+        """Settle a batch of reads; return how many rows. One that counts nothing but its first makes no event."""
+        with self._sessions.begin() as session:
+            reads = session.scalars(
+                sa.select(AuditRead)
+                .where(AuditRead.window <= began_by)
+                .order_by(AuditRead.window, AuditRead.id)
+                .limit(_BATCH)
+                .with_for_update()
+            ).all()
+            if events := [_event_of_reads(read) for read in reads if read.count > 1]:
+                write(session, events)
+            session.execute(
+                sa.delete(AuditRead)
+                .where(AuditRead.id.in_([read.id for read in reads]))
+                .execution_options(synchronize_session=False)
+            )
+        return len(reads)
+
+
+def _event_of_reads(read: AuditRead) -> dict[str, Any]:
+    """One event for what followed the first view or range; who and where are the same for all of them."""
+    return {
+        # Nothing can make two events of one row.
+        "id": read.id,
+        "at": read.last_at,
+        "actor_id": read.actor_id,
+        "actor_email": read.actor_email,
+        "ip": read.ip or None,
+        "user_agent": read.user_agent,
+        "request_id": read.request_id,
+        "session_id": read.session_id,
+        "action": Action.FILE_READ_ON,
+        "target_type": "file",
+        "target_id": read.file_id,
+        "outcome": Outcome.OK,
+        "reason": None,
+        "details": {
+            **read.details,
+            "after": read.action,
+            "begun": read.count - 1,
+            "ended": read.ended,
+            "broken_off": read.broken_off,
+            "bytes_served": read.bytes_served,
+        },
+    }
 
 
 def _event_key(tally: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """A download: everything that can be refused is refused before the first byte; every byte that leaves is verified."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Self
@@ -10,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import Actor, AuditService, count_read, end_read
 from vault.db import one_write
 from vault.encryption.errors import KeyUnwrapFailed
 from vault.errors import AuditUnavailable, IntegrityFailed, NotFound
@@ -56,16 +57,7 @@ class Downloads:
             pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
         wanted = file.size_bytes if part is None else part.size
         try:
-            with one_write(self._sessions) as session:
-                self._audit.record(
-                    session,
-                    actor,
-                    started,
-                    target=("file", file.file_id),
-                    size_bytes=file.size_bytes,
-                    first_byte=0 if part is None else part.first,
-                    bytes_wanted=wanted,
-                )
+            counted_by = self._record_start(file, actor, started, part, can_be_merged=is_view or part is not None)
         except BaseException:
             close()
             raise
@@ -75,8 +67,33 @@ class Downloads:
             pieces,
             close,
             watched=lambda: self._watched(file, actor),
-            ended=lambda served, complete: self._record_end(file, actor, ended, served=served, complete=complete),
+            ended=lambda served, complete: self._record_end(
+                file, actor, ended, counted_by, served=served, complete=complete
+            ),
         )
+
+    def _record_start(
+        self, file: StoredFile, actor: Actor, action: Action, part: ByteRange | None, *, can_be_merged: bool
+    ) -> uuid.UUID | None:
+        """Commit that bytes are about to leave: an event, or a count of reads that follow one (viewers ask in ranges).
+
+        Returns the row that counts it, if one does.
+        """
+        with self._sessions.begin() if can_be_merged else one_write(self._sessions) as session:
+            if can_be_merged:
+                counted_by = count_read(session, actor, action, file.file_id, self._audit.clock())
+                if counted_by is not None:
+                    return counted_by
+            self._audit.record(
+                session,
+                actor,
+                action,
+                target=("file", file.file_id),
+                size_bytes=file.size_bytes,
+                first_byte=0 if part is None else part.first,
+                bytes_wanted=file.size_bytes if part is None else part.size,
+            )
+        return None
 
     def forget(self, file: StoredFile) -> None:
         """Drop the key of a file that is gone from this process's cache."""
@@ -115,9 +132,20 @@ class Downloads:
         INTEGRITY_FAILURES.inc()
         log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
 
-    def _record_end(self, file: StoredFile, actor: Actor, action: Action, *, served: int, complete: bool) -> None:
+    def _record_end(
+        self,
+        file: StoredFile,
+        actor: Actor,
+        action: Action,
+        counted_by: uuid.UUID | None,
+        *,
+        served: int,
+        complete: bool,
+    ) -> None:
         try:
-            with one_write(self._sessions) as session:
+            with self._sessions.begin() if counted_by else one_write(self._sessions) as session:
+                if counted_by and end_read(session, counted_by, served=served, complete=complete):
+                    return
                 self._audit.record(
                     session,
                     actor,

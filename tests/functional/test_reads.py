@@ -1,0 +1,129 @@
+"""Views and ranges of one file: the first is an event, and what follows within ten minutes is one more."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.vault import Person, Vault, at_once, refusal
+from vault.audit.models import AuditEvent, AuditRead
+
+SIZE = 132 * 100
+
+
+@pytest.fixture
+def path(anna: Person) -> str:
+    return f"/api/v1/files/{anna.upload(b'x' * SIZE, 'book.pdf', 'application/pdf')['id']}/content"
+
+
+def read(person: Person, path: str, number: int, **kwargs: Any) -> Any:
+    """One range of a hundred bytes, as a viewer asks for them."""
+    headers = {"Range": f"bytes={number * 100}-{number * 100 + 99}"}
+    return person.get(path, headers=headers, **{"buffered": True, **kwargs})
+
+
+def actions(vault: Vault) -> list[str]:
+    """Of the events about reading, in the order in which they came."""
+    with vault.container.sessions.begin() as session:
+        query = sa.select(AuditEvent.action).where(AuditEvent.action.like("file.%")).order_by(AuditEvent.at)
+        return sorted(action for action in session.scalars(query) if action != "file.uploaded")
+
+
+def read_on(vault: Vault) -> list[dict[str, Any]]:
+    return [event.details for event in vault.audit_trail("file.read_on")]
+
+
+def test_a_file_that_is_read_by_many_ranges_leaves_three_events(vault: Vault, anna: Person, path: str) -> None:
+    answers = [read(anna, path, number) for number in range(132)]
+
+    assert {answer.status_code for answer in answers} == {206}
+    assert actions(vault) == ["file.download_ended", "file.download_started"]
+    (details,) = read_on(vault)
+    assert details.items() >= {"begun": 131, "ended": 131, "broken_off": 0, "bytes_served": 13_100}.items()
+    (event,) = vault.audit_trail("file.read_on")
+    assert (event.actor_email, str(event.target_id)) == (anna.email, path.split("/")[4])
+
+
+def test_ranges_at_once_have_one_first(vault: Vault, anna: Person, path: str) -> None:
+    answers = at_once(8, lambda number: read_alone(vault, anna, path, number))
+
+    assert answers == [206] * 8
+    assert actions(vault) == ["file.download_ended", "file.download_started"]
+    assert [(found["begun"], found["ended"]) for found in read_on(vault)] == [(7, 7)]
+
+
+def read_alone(vault: Vault, anna: Person, path: str, number: int) -> int:
+    headers = {**anna.headers, "Range": f"bytes={number * 100}-{number * 100 + 99}"}
+    return int(vault.app.test_client().get(path, headers=headers, buffered=True).status_code)
+
+
+def test_each_read_is_committed_before_its_first_byte(vault: Vault, anna: Person, path: str) -> None:
+    read(anna, path, 0)
+
+    answer = read(anna, path, 1, buffered=False)
+    with vault.container.sessions.begin() as session:
+        counted = session.execute(sa.select(AuditRead.count, AuditRead.ended)).all()
+    answer.close()
+
+    assert counted == [(2, 0)]
+    (details,) = read_on(vault)
+    assert details.items() >= {"begun": 1, "ended": 1, "broken_off": 1}.items()
+
+
+def test_a_read_that_ends_after_its_window_was_settled_is_an_event(vault: Vault, anna: Person, path: str) -> None:
+    read(anna, path, 0)
+    answer = read(anna, path, 1, buffered=False)
+
+    (details,) = read_on(vault)
+    answer.close()
+
+    assert (details["begun"], details["ended"]) == (1, 0)
+    assert actions(vault).count("file.download_ended") == 2
+
+
+def test_other_sessions_files_kinds_and_whole_downloads_are_told_apart(vault: Vault, anna: Person, path: str) -> None:
+    elsewhere = vault.sign_in(anna.email)
+    other = path.replace(path.split("/")[4], anna.upload(b"y" * SIZE)["id"])
+
+    for person, which in ((anna, path), (elsewhere, path), (anna, other)):
+        read(person, which, 0)
+    anna.get(other, query_string={"disposition": "inline"}, buffered=True)
+    for _ in range(2):
+        anna.get(path, buffered=True)
+
+    assert actions(vault).count("file.download_started") == 5
+    assert actions(vault).count("file.view_started") == 1
+    assert read_on(vault) == []
+
+
+def test_reads_are_settled_when_their_ten_minutes_are_over(vault: Vault, anna: Person, path: str) -> None:
+    now = vault.clock()
+    window = now.replace(minute=now.minute // 10 * 10, second=0, microsecond=0)
+    for number in range(3):
+        read(anna, path, number)
+
+    vault.clock.now = window + timedelta(minutes=11, seconds=29)
+    early = vault.container.settling.settle()
+    vault.clock.advance(seconds=1)
+    late = vault.container.settling.settle()
+
+    assert (early, late) == (0, 1)
+    assert actions(vault).count("file.read_on") == 1
+    with vault.container.sessions.begin() as session:
+        assert session.scalars(sa.select(AuditRead)).all() == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_read_that_cannot_be_audited_sends_nothing_though_the_first_one_could(
+    vault: Vault, anna: Person, path: str
+) -> None:
+    read(anna, path, 0)
+    with vault.container.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "CREATE TRIGGER refuse_events BEFORE INSERT ON audit_events BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            )
+        )
+
+    assert refusal(read(anna, path, 1)) == (503, "audit_unavailable")
