@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     small, large = arguments.sizes
     samples: list[dict[str, Any]] = []
-    with rclone_s3() as s3, running_vault(s3=s3, WEB_WORKERS="1") as stack:
+    # One account may have a quarter of the slots for transfers: nine, where eight are wanted.
+    with rclone_s3() as s3, running_vault(s3=s3, WEB_WORKERS="1", WEB_THREADS="48") as stack:
         stack.start_api()
         sign_up(stack)
         # Once the ids of database and store are made, no transfer has to wait for that.
