@@ -163,6 +163,22 @@ def test_strangers_whose_bodies_do_not_come_cost_transfers_nothing(
     assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+def test_a_client_that_waits_to_be_told_sends_its_small_body_then_and_is_told_once(
+    stack: Stack, person: requests.Session, clients: ExitStack
+) -> None:
+    body = b'{"full_name": "Anna"}'
+    client = clients.enter_context(connect(stack.port))
+    lines = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Expect: 100-continue")
+    client.sendall(head("PATCH", "/api/v1/auth/me", token(person), *lines, "Connection: close"))
+
+    told = client.recv(100)
+    client.sendall(body)
+    answer = everything(client)
+
+    assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
     stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
 ) -> None:
