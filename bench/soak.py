@@ -426,8 +426,7 @@ def _check_leftovers(site: Site) -> list[Check]:
     left_open = site.connections()
     temporary = [path for each in (stack, *stack.others) for path in (each.folder / "tmp").rglob("*")]
     before = Counter(stack.states())
-    stack.end_leases()
-    stack.reap()
+    stack.reap_all()
     with stack.container.sessions.begin() as session:
         rows = session.scalars(sa.select(File)).all()
     keys = sorted(object_key(row.object_id) for row in rows if row.state == FileState.READY)

@@ -166,8 +166,7 @@ def assert_all_agrees(site: Site, *uploads: Sent, unknown: bool = False) -> None
     """
     site.restore()
     stack = site.stack
-    stack.end_leases()
-    stack.reap()
+    stack.reap_all()
 
     with stack.container.sessions.begin() as session:
         rows = session.scalars(sa.select(File)).all()

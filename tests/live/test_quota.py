@@ -119,8 +119,7 @@ def test_usage_is_exact_after_200_uploads_deletions_aborts_and_kills(stack: Stac
                 stack.processes[0] = stack.start_api()
         for future in running:
             future.result()
-    stack.end_leases()
-    stack.reap()
+    stack.reap_all()
 
     assert stack.accounts_agree()
     assert stack.remains()[2:] == (0, 0)

@@ -195,6 +195,12 @@ class Stack:
         """What `flask files reap` does, from this process, which the running ones know as little about."""
         return self.container.reaper.reap(Actor())
 
+    def reap_all(self) -> None:
+        """Reap once every lease is over, and again once the day is over for which a finished object is kept."""
+        for _ in range(2):
+            self.end_leases()
+            self.reap()
+
     def objects(self) -> list[str]:
         return sorted(stat.key for stat in self.container.store.list("objects/"))
 
