@@ -176,7 +176,9 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
     if any(getattr(network.network_address, "ipv4_mapped", None) for network in found):
         raise ValueError("must have IPv4 addresses in their own form: 10.0.0.1, not ::ffff:10.0.0.1")
     if any(network.prefixlen < _WIDEST[network.version] for network in found):
-        raise ValueError("would believe whole continents: name the proxies alone, since each may claim any address")
+        raise ValueError(
+            "has a network wider than any private one: name the proxies alone, since they may claim any address"
+        )
     return found
 
 

@@ -1016,7 +1016,7 @@ def test_a_proxy_that_is_no_address_is_refused(refusal: Refusal, text: str) -> N
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0", "127.0.0.1,0.0.0.0/1", "2000::/3"])
-def test_networks_of_proxies_that_hold_everybody_are_refused(refusal: Refusal, text: str) -> None:
+def test_networks_of_proxies_wider_than_private_ones_are_refused(refusal: Refusal, text: str) -> None:
     assert "name the proxies alone" in str(refusal(TRUSTED_PROXIES=text))
 
 
