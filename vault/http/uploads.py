@@ -98,13 +98,12 @@ class FormUpload:
         return bytes(piece)
 
     def _bounds(self, boundary: str) -> tuple[int, int] | None:
-        """What of the declared length is neither the part's header nor the last boundary."""
+        """At most all that follows the part's header; at least what is not the last boundary with its line's end."""
         if self._body.declared is None:
             return None
         begin = self._head.index(b"\r\n\r\n", self._head.index(boundary.encode())) + len(b"\r\n\r\n")
-        most = max(self._body.declared - begin - len(f"\r\n--{boundary}--".encode()), 0)
-        # Nearly all clients end the form with a line's end.
-        return max(most - len(b"\r\n"), 0), most
+        rest = self._body.declared - begin
+        return max(rest - len(f"\r\n--{boundary}--\r\n".encode()), 0), rest
 
     def _next_event(self) -> Any:
         """The next part, bytes of it, or None at its end."""
