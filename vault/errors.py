@@ -272,13 +272,7 @@ class StorageFull(StorageError):
 
 class KeyNotEverywhere(VaultError):
     code = "key_not_everywhere"
-
-    def __init__(self, processes: int) -> None:
-        super().__init__(
-            f"{processes} running processes of the API or of workers do not hold the primary key, so files that are"
-            " wrapped by it would be unavailable there. Restart them with the settings that this command has. A process"
-            " that was killed counts for less than a minute."
-        )
+    detail = "Running processes do not hold the primary key."
 
 
 class KeyInUse(VaultError):

@@ -326,7 +326,7 @@ def test_an_address_is_found_in_every_body_that_the_route_would_read(make_vault:
     vault = make_vault(AUTH_LIMIT_PER_ADDRESS="1", TRUSTED_PROXIES="127.0.0.1")
     text = json.dumps({"email": EMAIL, "password": WRONG})
     bodies = [text.encode(), text.encode("utf-16"), b'{"email": "bert@example.org", ' + text[1:].encode()]
-    types = ["application/json", "Application/JSON; charset=latin-1"]
+    types = ["application/json", "Application/JSON; charset=UTF-8"]
 
     answers = [vault.client.post(f"{AUTH}/login", data=body, content_type=kind) for body in bodies for kind in types]
 

@@ -49,8 +49,7 @@ def test_metrics_and_readiness_are_served_and_nothing_else(port: int, tmp_path: 
 
     assert {path: answer.status_code for path, answer in answers.items()} == {"/metrics": 200, "/readyz": 503, "/": 404}
     assert answers["/metrics"].headers["Content-Type"].startswith("text/plain")
-    # There is no table in this database.
-    assert answers["/readyz"].json()["checks"]["migrations"]["error"] == "OperationalError"
+    assert answers["/readyz"].json()["checks"]["migrations"]["error"] == "DatabaseMissing"
 
 
 def test_an_address_that_is_taken_costs_the_metrics_and_not_the_service(port: int, tmp_path: Path) -> None:

@@ -191,7 +191,11 @@ class KeyUsage:
         """Raise KeyNotEverywhere while a running process could not read what the primary wraps."""
         lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
         if lacking:
-            raise KeyNotEverywhere(lacking)
+            raise KeyNotEverywhere(
+                f"{lacking} running processes of the API or of workers do not hold the primary key, so files that are"
+                " wrapped by it would be unavailable there. Restart them with the settings that this command has. A"
+                " process that was killed counts for less than a minute."
+            )
 
     def missing_at_start(self) -> list[str]:
         """Refs of local keys that ready files need and that are neither configured nor retired.

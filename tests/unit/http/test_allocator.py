@@ -84,7 +84,9 @@ SERVER = """
 import runpy, threading
 from types import SimpleNamespace
 conf = runpy.run_path("gunicorn.conf.py")
-conf["post_worker_init"](SimpleNamespace(wsgi=SimpleNamespace(extensions={"vault": None})))
+from vault import create_app
+from vault.config import Settings
+conf["post_worker_init"](SimpleNamespace(wsgi=create_app(Settings.load(env_file=None))))
 print("allocator" in [thread.name for thread in threading.enumerate()])
 """
 
@@ -151,6 +153,7 @@ def test_what_is_free_before_a_block_that_is_not_is_given_back_regularly() -> No
     ],
 )
 def test_the_api_gives_back_regularly_unless_the_operator_says_otherwise(
-    environ: dict[str, str], gives_back: str, tmp_path: Path
+    environ: dict[str, str], gives_back: str, tmp_path: Path, sqlite_url: str
 ) -> None:
-    assert output_of(SERVER, {**environment(tmp_path), "TMPDIR": str(tmp_path), **environ}).strip() == gives_back
+    settings = environment(tmp_path, DATABASE_URL=sqlite_url)
+    assert output_of(SERVER, {**settings, "TMPDIR": str(tmp_path), **environ}).strip() == gives_back
