@@ -179,6 +179,25 @@ def test_a_client_that_waits_to_be_told_sends_its_small_body_then_and_is_told_on
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"], ids=["length", "chunked"])
+def test_a_small_body_that_ends_early_is_refused_and_what_came_of_it_is_not_done(
+    stack: Stack, person: requests.Session, clients: ExitStack, framing: str
+) -> None:
+    # Whole JSON, but not the whole body.
+    body = b'{"full_name": "Not Anna"}'
+    if framing.endswith("chunked"):
+        body = b"%x\r\n%s\r\n" % (len(body), body)
+    client = clients.enter_context(connect(stack.port))
+    client.sendall(head("PATCH", "/api/v1/auth/me", token(person), "Content-Type: application/json", framing) + body)
+
+    client.shutdown(socket.SHUT_WR)
+    answer = everything(client)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "upload_truncated"' in answer
+    assert person.get(f"{stack.url}/auth/me").json()["full_name"] != "Not Anna"
+
+
 def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
     stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
 ) -> None:

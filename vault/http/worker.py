@@ -35,7 +35,7 @@ from gunicorn.http.errors import (
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from vault.errors import TooSlow, VaultError
+from vault.errors import TooSlow, UploadTruncated, VaultError
 from vault.http.errors import STATUS, problem_body
 from vault.http.headers import for_origin, on_every_answer
 from vault.http.pacing import SMALL_BYTES, PacedSocket, Waits
@@ -360,8 +360,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _receive(self, conn: Connection) -> None:
         count = conn.sock.recv_into(self._block, _RECEIVE_BYTES)
         if not count:
-            self._unpark(conn)
-            self._drop(conn)
+            self._end_of_request(conn)
             return
         if not conn.request:
             conn.deadline = monotonic() + _REQUEST_SECONDS
@@ -372,6 +371,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.enqueue_req(conn)
         elif conn.has_head and not had_head:
             self._await_body(conn)
+
+    def _end_of_request(self, conn: Connection) -> None:
+        """The client has gone. A request whose head has come gets its line in the log, and none is taken for whole."""
+        self._unpark(conn)
+        if conn.has_head:
+            conn.refusal = UploadTruncated()
+            self.enqueue_req(conn)
+        else:
+            self._drop(conn)
 
     def _linger(self, conn: Connection) -> None:
         """End the sending side, then discard until the client has closed its own, for a limited time."""
@@ -401,8 +409,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 return
             except OSError:
                 # The client has reset the connection.
-                self._unpark(conn)
-                self._drop(conn)
+                self._end_of_request(conn)
 
         self._parked.add(conn)
         self.poller.register(conn.sock, EVENT_READ, on_readable)
