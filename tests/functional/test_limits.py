@@ -115,6 +115,17 @@ def test_failures_of_people_are_counted(make_vault: MakeVault, path: str, fields
     assert [answer.status_code for answer in answers] == [refused, refused, 429]
 
 
+@pytest.mark.parametrize("path", ["forgot-password", "resend-verification", "register"])
+def test_a_good_token_spares_nobody_the_limit_of_what_needs_no_account(make_vault: MakeVault, path: str) -> None:
+    vault = make_vault(AUTH_LIMIT_PER_IP="3")
+    anna = vault.member(EMAIL)
+    fields = {"password": PASSWORD} if path == "register" else {}
+
+    answers = [anna.post(f"{AUTH}/{path}", json={"email": f"p{n}@example.org", **fields}) for n in range(4)]
+
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+
+
 def test_wrong_passwords_at_once_do_not_pass_the_limit(make_vault: MakeVault) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="4")
 

@@ -38,8 +38,12 @@ def actor() -> Actor:
 
 
 def login_required(view: View) -> View:
-    """Let a view run only for a living access token; documents the security scheme."""
+    """Let a view run only for a living access token; documents the security scheme.
+
+    The view gets the attribute `needs_token`, by which limits know what needs an account.
+    """
     guarded: Any = may_answer("unauthorized")(jwt_required()(view))
+    guarded.needs_token = True
     guarded._apidoc["manual_doc"] = {**guarded._apidoc.get("manual_doc", {}), "security": [{"bearer": []}]}
     return cast(View, guarded)
 

@@ -93,7 +93,7 @@ class _NetworkLimit:
         if request.blueprint not in self._blueprints or request.method == "OPTIONS":
             return
         place = (_mac(self._key, "network", _network()), str(request.endpoint))
-        if request.endpoint in _SIGN_IN or _has_good_token():
+        if request.endpoint in _SIGN_IN or (_needs_token() and _has_good_token()):
             self._hold(place, is_guess=request.endpoint in _SIGN_IN | _ASK_FOR_PASSWORD)
         elif not self._limiter.limiter.hit(self._limit, *place):
             raise self._refusal(place)
@@ -159,6 +159,12 @@ def _fail_closed(error: StorageError) -> Any:
     unavailable = LimitsUnavailable()
     unavailable.__cause__ = error
     return current_app.handle_user_exception(unavailable)
+
+
+def _needs_token() -> bool:
+    """Whether the route is for accounts alone: on every other one a token shows nothing, and must spare no limit."""
+    assert request.endpoint is not None
+    return getattr(current_app.view_functions[request.endpoint], "needs_token", False)
 
 
 def _has_good_token() -> bool:
