@@ -179,7 +179,7 @@ class ThreadPlan:
 
     @property
     def password_waits(self) -> int:
-        """Requests that wait until a password can be judged or hashed."""
+        """Requests that wait until a password can be judged, and as many until one can be hashed."""
         return self.workers
 
     @property
@@ -189,6 +189,6 @@ class ThreadPlan:
 
     def total(self, hashes: int) -> int:
         """All threads, where so many passwords are hashed at a time."""
-        passwords = self.password_waits + 1 + hashes
+        passwords = 2 * self.password_waits + 1 + hashes
         files = self.transfer_waits + self.small_files
         return self.workers + files + self.keys + KEY_WAITS + passwords + self.answers

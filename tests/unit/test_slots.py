@@ -103,7 +103,14 @@ def test_a_quarter_of_the_workers_is_free_whatever_hangs(workers: int) -> None:
     plan, hashes = ThreadPlan(workers), 2
 
     waiting = (
-        plan.transfer_waits + plan.small_files + plan.keys + KEY_WAITS + plan.password_waits + plan.answers + hashes + 1
+        plan.transfer_waits
+        + plan.small_files
+        + plan.keys
+        + KEY_WAITS
+        + 2 * plan.password_waits
+        + plan.answers
+        + hashes
+        + 1
     )
 
     assert plan.total(hashes) - waiting - plan.transfers == plan.quarter >= 1

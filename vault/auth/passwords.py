@@ -48,7 +48,8 @@ class Passwords:
     """Judges, checks and hashes.
 
     At most `concurrency` hashes run concurrently, since each takes the hasher's memory, and one judgement. At most
-    `most_waiting` threads wait for either.
+    `most_waiting` threads wait to hash, and as many to judge: strangers' registrations leave the first to those who
+    sign in.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Passwords:
         self._waiting = threading.BoundedSemaphore(most_waiting)
         self._wait_seconds = wait_seconds
         self._judging = threading.BoundedSemaphore(1)
+        self._waiting_to_judge = threading.BoundedSemaphore(most_waiting)
         self._nobodys_hash = hasher.hash("a password that nobody has")
 
     def require_strength(self, password: str, hints: Sequence[str], *, field: str = "password") -> None:
@@ -74,7 +76,7 @@ class Passwords:
 
     def hash(self, password: str) -> str:
         """Raises Busy if no slot comes free within a few seconds."""
-        with self._slot(self._slots):
+        with self._slot(self._slots, self._waiting):
             return self._hasher.hash(normalise(password))
 
     def matches(self, password_hash: str | None, password: str) -> bool:
@@ -84,7 +86,7 @@ class Passwords:
         """
         # A password longer than any that was accepted is wrong; it is cut so that hashing it costs what others cost.
         normal = normalise(password[: MAX_LENGTH + 1])[: MAX_LENGTH + 1]
-        with self._slot(self._slots):
+        with self._slot(self._slots, self._waiting):
             try:
                 right = self._hasher.verify(password_hash or self._nobodys_hash, normal)
             except (VerificationError, InvalidHashError):
@@ -97,26 +99,26 @@ class Passwords:
         return self._hasher.check_needs_rehash(password_hash)
 
     def _judge_in_turn(self, password: str, hints: Sequence[str]) -> int:
-        with self._slot(self._judging):
+        with self._slot(self._judging, self._waiting_to_judge):
             return self._judge(password, hints)
 
     @contextmanager
-    def _slot(self, slots: threading.BoundedSemaphore) -> "Iterator[None]":
+    def _slot(self, slots: threading.BoundedSemaphore, waiting: threading.BoundedSemaphore) -> "Iterator[None]":
         if not slots.acquire(blocking=False):
-            self._wait_for(slots)
+            self._wait_for(slots, waiting)
         try:
             yield
         finally:
             slots.release()
 
-    def _wait_for(self, slots: threading.BoundedSemaphore) -> None:
-        if not self._waiting.acquire(blocking=False):
+    def _wait_for(self, slots: threading.BoundedSemaphore, waiting: threading.BoundedSemaphore) -> None:
+        if not waiting.acquire(blocking=False):
             raise Busy
         try:
             if not slots.acquire(timeout=self._wait_seconds):
                 raise Busy
         finally:
-            self._waiting.release()
+            waiting.release()
 
 
 def normalise(password: str) -> str:
