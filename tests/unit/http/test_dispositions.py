@@ -54,6 +54,7 @@ def in_raw_body(rest: bytes) -> str | None:
         pytest.param(b'filename="=?utf-8?Q?caf?= =?iso-8859-1?Q?=E9?="', "café", id="encoded-words"),
         pytest.param(b'filename="=?utf-8?B?YQ==?=.txt"', "=?utf-8?B?YQ==?=.txt", id="encoded-word-in-a-name"),
         pytest.param(b'filename="=?no-charset?B?YQ==?="', "=?no-charset?B?YQ==?=", id="encoded-word-of-no-charset"),
+        pytest.param(b'filename="=?\xc3\xa9?Q?a?="', "=?é?Q?a?=", id="encoded-word-of-a-charset-beyond-ascii"),
         pytest.param(b"filename=notes.txt", "notes.txt", id="dotnet-token"),
         pytest.param(b"filename=100%25.txt", "100%25.txt", id="dotnet-token-with-percent"),
         pytest.param(b'filename="C:\\dir\\a.txt"', "a.txt", id="internet-explorer"),
