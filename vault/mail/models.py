@@ -38,8 +38,8 @@ class Lane(enum.StrEnum):
     NO_OP = "no_op"
 
 
-def lane_of(kind: MailKind) -> Lane:
-    """The lane of a mail of this kind."""
+def lane_of(kind: str) -> Lane:
+    """The lane of a mail of this kind, also of one that only a newer version knows."""
     return Lane.REGISTRATION if kind in REGISTRATION_KINDS else Lane.ACCOUNT
 
 

@@ -158,7 +158,7 @@ class Outbox:
         with self._sessions.begin() as session:
             for of_lane in (~of_registrations, of_registrations):
                 jobs = sa.select(MailJob.id, MailJob.kind).where(is_due(), of_lane).order_by(MailJob.next_attempt_at)
-                found += [Owed(job_id, lane_of(MailKind(kind))) for job_id, kind in session.execute(jobs.limit(limit))]
+                found += [Owed(job_id, lane_of(kind)) for job_id, kind in session.execute(jobs.limit(limit))]
         return found
 
     def deliver(self, job_id: uuid.UUID) -> None:

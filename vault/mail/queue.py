@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.db import db_now
-from vault.mail.models import MailJob, MailKind, MailState, Owed, is_due, lane_of
+from vault.mail.models import MailJob, MailState, Owed, is_due, lane_of
 
 _BATCH: Final = 500
 
@@ -95,7 +95,7 @@ class MailQueue:
                     .execution_options(synchronize_session=False)
                 )
             for job_id, kind in kinds.items():
-                self._announce(Owed(job_id, lane_of(MailKind(kind))))
+                self._announce(Owed(job_id, lane_of(kind)))
             retried.update(kinds)
         return retried
 

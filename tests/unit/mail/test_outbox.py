@@ -793,6 +793,14 @@ def test_due_finds_mails_of_accounts_however_many_registrations_are_due_for_long
     assert len({owed.job_id for owed in due} & {*strangers}) == 2
 
 
+def test_a_kind_that_this_version_does_not_know_keeps_no_other_mail_from_being_due(office: Office) -> None:
+    """A newer process beside this one may owe mails of kinds of its own."""
+    newer = office.owe(office.add_user(), kind="newsletter", next_attempt_at=db_now(-60))
+    reset = office.owe(office.add_user("berta@example.org"), MailKind.RESET_PASSWORD)
+
+    assert office.due() == [newer, reset]
+
+
 def test_a_fresh_job_is_due_without_any_message(office: Office) -> None:
     job_id = office.owe(office.add_user())
 
