@@ -14,7 +14,7 @@ from tests.support.vault import Body, Person, Vault, at_once, refusal
 from vault import startup
 from vault.audit.service import Actor
 from vault.db import db_now
-from vault.errors import InstallationMismatch, StorageFull, StorageUnavailable
+from vault.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
 from vault.files import installation
 from vault.files.installation import Epoch
 from vault.files.models import File, Installation
@@ -338,3 +338,15 @@ def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault,
 
     assert kept == [object_key(row.object_id)]
     assert vault.objects() == []
+
+
+def test_an_upload_whose_object_a_disk_has_emptied_is_ended(vault: Vault, anna: Person) -> None:
+    assert isinstance(vault.store, FailingStore)
+    row = vault.file(anna.upload(b"hello")["id"])
+    vault.change_file(row.id, state="pending", lease_until=vault.clock())
+    end_leases(vault)
+    vault.store.failures["open"] = ObjectChanged()
+
+    vault.reap()
+
+    assert vault.file(str(row.id)).state == "shredded"
