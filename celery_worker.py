@@ -13,7 +13,7 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-
 from vault import create_app, exporter
 from vault.broker import QUEUE_MAIL
 from vault.config import Settings, SettingsError
-from vault.container import Container
+from vault.container import Container, build_container
 from vault.logs import configure_logging
 from vault.processes import BEAT, WORKER
 from vault.startup import (
@@ -56,15 +56,12 @@ def _take_address(**_: Any) -> None:
 
 @worker_ready.connect
 def _tell_of_worker(**_: Any) -> None:
-    # Not before the processes that do the work are there: a process with threads should not be forked.
-    exporter.serve(container, with_mail=False)
-    keep_presence(container, WORKER)
-
-
-@worker_ready.connect
-def _raise_epoch(**_: Any) -> None:
-    # For the same reason no sooner.
-    raise_epoch(container)
+    # Not before the processes that do the work are there: a process with threads should not be forked. One of them that
+    # dies is forked again, though, and must find no connection of this process in the pool of its container.
+    own = build_container(settings)
+    exporter.serve(own, with_mail=False)
+    keep_presence(own, WORKER)
+    raise_epoch(own)
 
 
 @beat_init.connect

@@ -1,11 +1,16 @@
 """Old processes beside new state: what is refused while a process that runs holds other keys than a command has."""
 
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from tests.support.settings import environment
 from tests.support.vault import Vault
+from vault.config import ROOT
 from vault.db import db_now
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import generate_master_key
@@ -127,3 +132,29 @@ def test_a_process_renews_its_row_takes_stale_ones_away_and_leaves_none_behind(v
     presence.leave()
 
     assert len(rows(vault)) == 1
+
+
+WORKER_THAT_IS_READY = """
+import threading
+from celery.signals import worker_ready
+import celery_worker
+worker_ready.send(sender=None)
+for thread in threading.enumerate():
+    if thread.name == "raise-epoch":
+        thread.join()
+print(celery_worker.container.engine.pool.status())
+"""
+
+
+def test_a_process_of_the_pool_that_is_forked_later_finds_no_connection_of_its_parent(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """In place of one that was killed: two of these would talk over one connection, each reading the other's rows."""
+    env = environment(tmp_path, DATABASE_URL=postgres_url)
+
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER_THAT_IS_READY], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
+
+    assert (tmp_path / "store" / "vault-epoch").exists(), done.stderr
+    assert "Connections in pool: 0 " in done.stdout
