@@ -157,7 +157,9 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     if request.method == "HEAD":
         info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
         return downloads.stream(info, None, inline=inline)
-    choose, is_view = partial(downloads.chosen, request), partial(downloads.is_shown, inline=inline)
+    reads_all = container().settings.download_verify == "full"
+    choose = partial(downloads.chosen, request, reads_all=reads_all)
+    is_view = partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
     return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
 

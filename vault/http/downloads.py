@@ -24,10 +24,13 @@ _INLINE_TYPES: Final = {
 }
 
 
-def chosen(request: Request, info: FileInfo) -> ByteRange | None:
-    """The part that a GET asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as may."""
+def chosen(request: Request, info: FileInfo, *, reads_all: bool) -> ByteRange | None:
+    """The part that a GET asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as may.
+
+    `reads_all` tells that a part of a large file lasts as long as all of it, which is read before the first byte.
+    """
     part = wanted(request, info)
-    begin_transfer(request.environ, info.size if part is None else part.size)
+    begin_transfer(request.environ, info.size if part is None or reads_all else part.size)
     return part
 
 

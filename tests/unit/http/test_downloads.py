@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
@@ -14,7 +14,9 @@ from tests.support.names import NAMES
 from vault.errors import InputRefused
 from vault.files.facts import FileInfo
 from vault.files.names import clean_name
-from vault.http.downloads import ascii_fallback, disposition, repr_digest, stream
+from vault.files.reading import ByteRange
+from vault.http.downloads import ascii_fallback, chosen, disposition, repr_digest, stream
+from vault.http.pacing import SMALL_BYTES
 
 
 def with_email(header: str) -> str | None:
@@ -107,6 +109,19 @@ def file_info(**changes: Any) -> FileInfo:
         "sha256": bytes(32),
     }
     return FileInfo(**{**values, **changes})
+
+
+@pytest.mark.parametrize(("reads_all", "slots"), [(False, 0), (True, 1)], ids=["segment", "full"])
+def test_a_byte_of_a_large_file_takes_a_slot_if_all_of_it_is_read_before(
+    monkeypatch: pytest.MonkeyPatch, reads_all: bool, slots: int
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("vault.http.downloads.begin_transfer", lambda _environ, size: sizes.append(size))
+    with Flask("x").test_request_context(headers={"Range": "bytes=0-0"}):
+        part = chosen(request, file_info(size=SMALL_BYTES + 1), reads_all=reads_all)
+
+    assert part == ByteRange(0, 0)
+    assert sum(size > SMALL_BYTES for size in sizes) == slots
 
 
 def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
