@@ -74,7 +74,7 @@ def register(stack: Stack, people: list[str], clients: int = 8) -> list[Answer]:
     def one(address: str) -> Answer:
         fields = {"email": address, "password": PASSWORD, "full_name": NAME}
         started = time.monotonic()
-        answer = requests.post(f"{stack.url}/auth/register", json=fields, timeout=30)
+        answer = requests.post(f"{stack.url}/auth/register", json=fields, timeout=120)
         return Answer(address, answer.status_code, time.monotonic() - started)
 
     with ThreadPoolExecutor(clients) as pool:
@@ -83,7 +83,7 @@ def register(stack: Stack, people: list[str], clients: int = 8) -> list[Answer]:
 
 def confirm(stack: Stack, token: str) -> int:
     fields = {"token": token, "password": PASSWORD}
-    return requests.post(f"{stack.url}/auth/verify-email", json=fields, timeout=30).status_code
+    return requests.post(f"{stack.url}/auth/verify-email", json=fields, timeout=120).status_code
 
 
 def states(stack: Stack) -> dict[str, int]:

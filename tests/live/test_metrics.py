@@ -72,7 +72,7 @@ class Script:
     def call(self, method: str, route: str, status: int, path: str | None = None, **kwargs: Any) -> requests.Response:
         url = f"http://127.0.0.1:{self.stack.port}{path or route}"
         headers = {"Authorization": self.person.headers["Authorization"], **kwargs.pop("headers", {})}
-        answer = requests.request(method, url, headers=headers, timeout=60, **kwargs)
+        answer = requests.request(method, url, headers=headers, timeout=120, **kwargs)
         assert answer.status_code == status, answer.text
         # Where no route fits, the method may be any text as well.
         self.count("vault_http_requests_total", route=route, method="-" if route == "-" else method, status=status)
@@ -120,7 +120,7 @@ class Script:
 
     def send_nonsense(self) -> None:
         """What the parser refuses, before the application sees it."""
-        with socket.create_connection(("127.0.0.1", self.stack.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", self.stack.port), timeout=120) as connection:
             connection.sendall(b"private-name.txt\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
         self.count("vault_http_requests_total", route="-", method="-", status=400)
@@ -321,7 +321,7 @@ def test_transfers_in_progress_are_those_that_run_and_a_killed_process_has_none(
     file_id = script.upload(LARGE)
     downloads = [
         requests.get(
-            f"{site.stack.url}/files/{file_id}/content", headers=dict(site.person.headers), stream=True, timeout=60
+            f"{site.stack.url}/files/{file_id}/content", headers=dict(site.person.headers), stream=True, timeout=120
         )
         for _ in range(3)
     ]
@@ -374,7 +374,7 @@ def _running(site: Site) -> tuple[float, float]:
 def test_no_log_holds_what_is_private_and_ids_lead_from_a_request_to_its_mail(site: Site) -> None:
     ids = {"X-Request-ID": "follow-me"}
     body = {"email": "carl@example.org"}
-    requests.post(f"{site.stack.url}/auth/forgot-password", json=body, headers=ids, timeout=10).raise_for_status()
+    requests.post(f"{site.stack.url}/auth/forgot-password", json=body, headers=ids, timeout=120).raise_for_status()
     wait_until(lambda: '"follow-me"' in site.worker.output, seconds=20, what="the worker's line")
 
     authorization = str(site.person.headers["Authorization"]).removeprefix("Bearer ")
@@ -401,7 +401,7 @@ def test_beat_tells_what_it_has_sent(site: Site) -> None:
 
     wait_until(has_sent, seconds=40, what="the beat's first message")
     beat.popen.terminate()
-    beat.popen.wait(timeout=20)
+    beat.popen.wait(timeout=120)
     # Those of the API and the worker.
     assert len([*site.stack.folder.glob("tmp/vault-metrics-*")]) == 2
 

@@ -83,7 +83,7 @@ class Terminal:
 
     def wait_for_the_end(self) -> None:
         """Wait until the command and everything that it started are gone."""
-        self.popen.wait(timeout=30)
+        self.popen.wait(timeout=120)
         wait_until(lambda: not self.find(""), what="every process being gone")
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class Project:
             return False
 
     def post(self, route: str, **fields: str) -> requests.Response:
-        return requests.post(f"http://127.0.0.1:{self.port}/api/v1/auth/{route}", json=fields, timeout=20)
+        return requests.post(f"http://127.0.0.1:{self.port}/api/v1/auth/{route}", json=fields, timeout=120)
 
     def mailed_token(self, terminal: Terminal, address: str) -> str:
         """Register, and read the token off the terminal."""
@@ -209,7 +209,7 @@ def test_at_the_first_start_everything_is_ready_before_anything_is_stored(
     project: Project, first_start: Terminal
 ) -> None:
     def findings() -> dict[str, Any]:
-        return dict(requests.get(f"http://127.0.0.1:{project.port}/readyz", timeout=10).json())
+        return dict(requests.get(f"http://127.0.0.1:{project.port}/readyz", timeout=120).json())
 
     # The API is the first to answer; beat says that it is alive a moment later.
     wait_until(lambda: findings()["status"] == "ready", seconds=_START_SECONDS, what="readiness")
@@ -308,7 +308,7 @@ def test_another_folders_env_file_is_not_taken_for_the_projects(project: Project
 
     answer = subprocess.run(
         [str(project.path / ".venv/bin/flask"), "users", "list"],
-        cwd=inner, env={**project.env, "PYTHONPATH": str(project.path)}, capture_output=True, text=True, timeout=60,
+        cwd=inner, env={**project.env, "PYTHONPATH": str(project.path)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     (inner / ".env").unlink()
 

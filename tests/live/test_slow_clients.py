@@ -87,10 +87,10 @@ def delays(stack: Stack, person: requests.Session, times: int) -> list[float]:
     found = []
     for _ in range(times):
         began = monotonic()
-        answer = requests.get(f"{stack.url}/files", headers=dict(person.headers), timeout=60)
+        answer = requests.get(f"{stack.url}/files", headers=dict(person.headers), timeout=120)
         assert answer.status_code == 200
         login = requests.post(
-            f"{stack.url}/auth/login", json={"email": "anna@example.org", "password": PASSWORD}, timeout=60
+            f"{stack.url}/auth/login", json={"email": "anna@example.org", "password": PASSWORD}, timeout=120
         )
         assert login.status_code == 200
         found.append(monotonic() - began)
@@ -131,8 +131,8 @@ def test_transfers_leave_a_quarter_of_the_threads_to_others(
     url, headers = f"{small.url}/files/{large_file}/content", dict(person.headers)
 
     upload = everything(clients.enter_context(start_upload(small, person)))
-    download = requests.get(url, headers=headers, timeout=20)
-    part = requests.get(url, headers={**headers, "Range": "bytes=0-999"}, timeout=20)
+    download = requests.get(url, headers=headers, timeout=120)
+    part = requests.get(url, headers={**headers, "Range": "bytes=0-999"}, timeout=120)
 
     assert upload.startswith(b"HTTP/1.1 503 ")
     assert b'"code": "busy"' in upload
@@ -155,8 +155,8 @@ def test_strangers_whose_bodies_do_not_come_cost_transfers_nothing(
         connection.sendall(b"1\r\n{\r\n")
 
     url = f"{small.url}/files/{large_file}/content"
-    down = person.get(url, timeout=20)
-    up = person.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=20)
+    down = person.get(url, timeout=120)
+    up = person.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=120)
     told = bodies[-1].recv(100)
 
     assert (down.status_code, up.status_code) == (200, 201)
@@ -205,8 +205,8 @@ def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
     answers = [connection.recv(12) for connection in unread]
     other = stack.sign_up("other@example.org")
 
-    up = other.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=20)
-    down = other.get(f"{small.url}/files/{up.json()['id']}/content", timeout=20)
+    up = other.post(f"{small.url}/files?name=next.bin", data=bytes(MIB), timeout=120)
+    down = other.get(f"{small.url}/files/{up.json()['id']}/content", timeout=120)
 
     assert (up.status_code, down.status_code) == (201, 200)
     assert sorted(answers) == [b"HTTP/1.1 200"] + [b"HTTP/1.1 503"] * 39
