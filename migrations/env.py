@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 import sqlalchemy as sa
 from alembic import context
 from alembic.util import CommandError
 from flask import current_app
+from psycopg2.errors import LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
@@ -22,6 +24,9 @@ from vault.db import Base, DatabaseMissing, require_database
 # PostgreSQL's advisory locks are numbers; nothing else of the vault's takes one for a session.
 _LOCK = int.from_bytes(b"migrate", "big")
 _PAUSE_SECONDS = 0.2
+# How long a change of a table waits for those who use it, such as a dump, since all others wait for the change.
+_IN_THE_WAY_SECONDS = 2
+_TRY_AGAIN_SECONDS = 3
 
 
 def run() -> None:
@@ -33,16 +38,29 @@ def run() -> None:
     engine = container.engine
     alone = _alone_on_postgresql if engine.dialect.name == "postgresql" else _alone_on_sqlite
     with alone(engine) as connection:
-        # What the database is at is read here: a process that waited finds what the one before it has done.
-        context.configure(
-            connection=connection,
-            target_metadata=Base.metadata,
-            compare_type=True,
-            render_as_batch=True,
-            include_object=_belongs_here,
-        )
+        while not _migrated(connection):
+            time.sleep(_TRY_AGAIN_SECONDS)
+
+
+def _migrated(connection: Connection) -> bool:
+    """Run the migrations; False if tables are in use for longer than others can wait, which undoes the last of them."""
+    # What the database is at is read here: a process that waited finds what the one before it has done.
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_type=True,
+        render_as_batch=True,
+        include_object=_belongs_here,
+    )
+    try:
         with context.begin_transaction():
             context.run_migrations()
+    except OperationalError as exc:
+        if not isinstance(exc.orig, LockNotAvailable):
+            raise
+        click.echo("A table is in use, perhaps by a dump; trying again until it is not.", err=True)
+        return False
+    return True
 
 
 @contextmanager
@@ -50,10 +68,15 @@ def _alone_on_postgresql(engine: Engine) -> Iterator[Connection]:
     """A connection to migrate over, while other processes that would migrate wait."""
     with _own_connection(engine) as guard, _own_connection(engine) as connection:
         _wait(lambda: _locked(guard))
-        # Making an index waits for transactions to end, however long they take.
-        connection.exec_driver_sql("SET lock_timeout = 0")
-        connection.commit()
+        sa.event.listen(connection, "before_cursor_execute", _limit_wait)
         yield connection
+
+
+def _limit_wait(_connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+    """Making an index concurrently waits for all transactions, however long they take, and nobody waits for it."""
+    if statement.lstrip().startswith(("CREATE", "DROP", "ALTER")):
+        seconds = 0 if " CONCURRENTLY " in statement else _IN_THE_WAY_SECONDS
+        cursor.execute(f"SET lock_timeout = '{seconds}s'")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.support.servers import wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import Stack
@@ -39,3 +40,24 @@ def test_three_upgrades_at_once_all_end_well_and_the_schema_is_whole(stack: Stac
     assert "ix_files_wrapped_by" in indexes(stack)
     assert stack.run("flask", "db", "check").returncode == 0
     assert sum("Running upgrade  -> 0001" in process.output for process in started) == 1
+
+
+def test_an_upgrade_that_waits_for_a_dump_keeps_nobody_from_the_tables_for_long(tmp_path: Path) -> None:
+    with postgres_database() as url:
+        stack = Stack(tmp_path, environment(tmp_path, TESTING="", DATABASE_URL=url))
+        stack.run("flask", "db", "upgrade", "0012")
+        engine = stack.container.engine
+        with engine.connect() as dump:
+            dump.execute(sa.text("LOCK TABLE installation, email_tokens IN ACCESS SHARE MODE"))
+            upgrade = stack.start("flask", "db", "upgrade", name="upgrade")
+            waits = sa.text("SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'email_tokens'::regclass")
+            wait_until(lambda: dump.scalar(waits) == 1, seconds=60, what="the upgrade waiting for the dump")
+            with engine.connect() as reader:
+                # Behind the upgrade, for as long as that waits; a query of the service gives up after 15 s.
+                reader.execute(sa.text("SELECT * FROM email_tokens"))
+            assert upgrade.popen.poll() is None
+
+        assert upgrade.popen.wait(timeout=120) == 0, upgrade.output
+        assert "A table is in use, perhaps by a dump" in upgrade.output
+        assert stack.run("flask", "db", "check").returncode == 0
+        stack.close()
