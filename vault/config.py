@@ -1,6 +1,6 @@
 """Settings: read once from the environment and `.env`, checked as a whole, frozen.
 
-Every problem is found in one pass and told in one message, with the name of each variable and how to mend it. No
+Every problem is found in one pass and told in one message, with the name of each variable and how to fix it. No
 secret has a default, and nothing here is a switch that turns authentication, encryption or verification off.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from environs import Env
-from marshmallow.validate import OneOf, Range
+from marshmallow.validate import OneOf
 from sqlalchemy.engine import make_url
 
 from vault import env_file as dotenv
@@ -48,7 +48,7 @@ class SettingsError(Exception):
     def __init__(self, problems: Mapping[str, list[str]]) -> None:
         self.problems = dict(problems)
         lines = [f"  {name}: {text}" for name, texts in sorted(self.problems.items()) for text in texts]
-        super().__init__("Secure Vault cannot start. Mend these settings (see .env.example):\n" + "\n".join(lines))
+        super().__init__("Secure Vault cannot start. Fix these settings (see .env.example):\n" + "\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ class _Reader:
             "kms_endpoint_url": self._parsed("KMS_ENDPOINT_URL", self._endpoint),
             "dek_cache_size": self._number("DEK_CACHE_SIZE", 1024, at_least=0, at_most=1_000_000),
             "dek_cache_seconds": self._number("DEK_CACHE_SECONDS", 60, at_least=0, at_most=3600),
-            "start_degraded": env.bool("START_DEGRADED", False),
+            "start_degraded": self._switch("START_DEGRADED"),
             "public_url": self._parsed(
                 "PUBLIC_URL", parse.public_origin, required="set it to the address that users open"
             ),
@@ -210,10 +210,10 @@ class _Reader:
             "graceful_seconds": self._number("GRACEFUL_SECONDS", 30, at_least=1, at_most=86_400),
             "port": self._number("PORT", 8000, at_least=1, at_most=65535),
             "metrics_bind": self._parsed("METRICS_BIND", parse.listen_address) or ("127.0.0.1", 9100),
-            "allow_http_endpoints": env.bool("ALLOW_HTTP_ENDPOINTS", False),
+            "allow_http_endpoints": self._switch("ALLOW_HTTP_ENDPOINTS"),
             "log_level": self._one_of("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             "log_format": self._one_of("LOG_FORMAT", ("json", "console"), "json"),
-            "testing": env.bool("TESTING", False),
+            "testing": self._switch("TESTING"),
         }
         usual_port = _SMTP_PORTS.get(out["smtp_security"], 0)
         out["smtp_port"] = self._number("SMTP_PORT", usual_port, at_least=1, at_most=65535)
@@ -305,9 +305,12 @@ class _Reader:
 
     def _number(self, name: str, default: int, *, at_least: int, at_most: int) -> int | None:
         """Every number has an upper bound: one that fits its column, or that no machine needs more of."""
-        bounds = f"must be a whole number of at least {at_least} and at most {at_most}"
-        check = Range(min=at_least, max=at_most, error=bounds)
-        return self._env.int(name, default, validate=check)
+        if self._env.str(name, None) is None:
+            return default
+        return self._parsed(name, lambda text: parse.whole_number(text, at_least, at_most))
+
+    def _switch(self, name: str) -> bool:
+        return self._parsed(name, parse.switch) or False
 
     def _endpoint(self, text: str) -> str:
         url = parse.http_url(text)
@@ -316,7 +319,7 @@ class _Reader:
             raise ValueError("must have a host name of letters, digits, hyphens and dots")
         if not url.isascii() or not url.isprintable():
             raise ValueError("must be ASCII: write other characters of its path as %XX")
-        allowed = self._env.bool("ALLOW_HTTP_ENDPOINTS", False) and parse.is_private(host)
+        allowed = self._switch("ALLOW_HTTP_ENDPOINTS") and parse.is_private(host)
         if url.startswith("http:") and not parse.is_loopback(host) and not allowed:
             raise ValueError(
                 "must be https, or http to this machine; http to a private address needs ALLOW_HTTP_ENDPOINTS=1"
@@ -324,7 +327,10 @@ class _Reader:
         return url
 
     def _problem(self, name: str, text: str) -> None:
-        self._problems.setdefault(name, []).append(text)
+        texts = self._problems.setdefault(name, [])
+        # A variable that is read twice has its error twice.
+        if text not in texts:
+            texts.append(text)
 
 
 class _Values(Env):
@@ -341,8 +347,7 @@ class _Values(Env):
 
     def problems(self) -> dict[str, list[str]]:
         """What environs found, without the values, which may be secrets."""
-        # A variable that is read twice has its error twice.
-        return {name: list(dict.fromkeys(str(text) for text in texts)) for name, texts in self._errors.items()}
+        return {name: [str(text) for text in texts] for name, texts in self._errors.items()}
 
 
 def _assignments(env_file: Path | None) -> list[dotenv.Assignment]:

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import idna
+from marshmallow.fields import Boolean
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -22,6 +23,25 @@ HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 # The widest private networks there are: 10.0.0.0/8 and fc00::/7
 _WIDEST: Final = {4: 8, 6: 7}
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def whole_number(text: str, at_least: int, at_most: int) -> int:
+    bounds = f"must be a whole number of at least {at_least} and at most {at_most}"
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(bounds) from None
+    if not at_least <= number <= at_most:
+        raise ValueError(bounds)
+    return number
+
+
+def switch(text: str) -> bool:
+    if text in Boolean.truthy:
+        return True
+    if text in Boolean.falsy:
+        return False
+    raise ValueError("must be 1 or 0")
 
 
 def secret(text: str) -> str:

@@ -68,11 +68,11 @@ def test_generate_needs_no_settings() -> None:
     assert master.returncode == secret.returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["keys", "status"], ["files", "reap"], ["db", "upgrade"]])
-def test_a_command_without_settings_says_what_is_missing(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["keys", "status"], ["files", "reap"], ["users", "list"], ["db", "upgrade"]])
+def test_a_command_without_settings_says_what_is_missing_and_nothing_else(arguments: list[str]) -> None:
     failed = flask_without_settings(*arguments)
 
-    assert failed.returncode == 1
+    assert (failed.returncode, failed.stdout) == (1, "")
     assert "SECRET_KEY: is required" in failed.stderr
     assert "Traceback" not in failed.stderr
 

@@ -106,7 +106,7 @@ def container() -> Container:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone; `yes` is the answer of --yes. Without a terminal there is nobody to ask."""
+    """Ask before what cannot be undone; `yes` is the answer of --yes. Without a terminal it refuses."""
     if yes:
         return
     if not is_at_a_terminal():

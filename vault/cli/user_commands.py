@@ -11,7 +11,7 @@ from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.service import Quota, UserChanges
 from vault.auth.addresses import Address
 from vault.auth.models import Role
-from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator
+from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator, settings
 from vault.errors import NotFound
 
 _PAGE = 200
@@ -28,13 +28,13 @@ def create_admin(address: Address, yes: bool) -> None:
     """Invite EMAIL to be an administrator.
 
     Mails a link that sets a password, confirms the address and gives its account the role. It works for 24 hours.
-    An account that exists already loses its password and its sessions at once, and keeps its files; the role comes
+    An account that exists already loses its password and its sessions immediately, and keeps its files; the role comes
     with the new password.
     """
     if _exists(address):
         confirm("It has an account. End its sessions and take its password away until the link is used?", yes=yes)
     container().invitations.invite(address, operator())
-    click.echo("Mailed a link. Whoever sets a password with it within 24 hours is an administrator from then on.")
+    click.echo("Mailed a link. The person who sets a password with it within 24 hours becomes an administrator.")
 
 
 @users.command("list")
@@ -45,6 +45,8 @@ def create_admin(address: Address, yes: bool) -> None:
 def list_(search: str | None, role: str | None, disabled: bool | None, as_json: bool) -> None:
     """List accounts, newest first. With --json, one object a line."""
     which = UserFilter(search, Role(role) if role else None, disabled)
+    # Settings that are missing or wrong are told before the heading is printed.
+    settings()
     if not as_json:
         click.echo(
             f"{'CREATED':<10}  {'LAST LOGIN':<10}  {'ROLE':<5}  {'STATE':<11}  {'USED':>10} of {'QUOTA':<10}  EMAIL"
@@ -56,7 +58,7 @@ def list_(search: str | None, role: str | None, disabled: bool | None, as_json: 
 @users.command("disable")
 @_email
 def disable(address: Address) -> None:
-    """Keep EMAIL's account from signing in. Its sessions and links end at once; its files stay."""
+    """Keep EMAIL's account from signing in. Its sessions and links end immediately; its files stay."""
     _switch(address, disabled=True)
 
 
