@@ -1,0 +1,31 @@
+"""findings/: scripts are named in their list, and install what is pinned."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vault.config import ROOT
+
+FOLDER = ROOT / "findings"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+
+
+def test_the_list_names_every_script_and_files_that_exist() -> None:
+    text = (FOLDER / "README.md").read_text()
+
+    assert set(re.findall(r"\]\(([a-z-]+\.sh)\)", text)) == {script.name for script in SCRIPTS}
+    assert [name for name in re.findall(r"\(`([a-z_/]+\.py)`\)", text) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_installs_pinned_releases_that_its_comment_names(script: Path) -> None:
+    text = script.read_text()
+    comment = "".join(line for line in text.splitlines() if line.startswith("#"))
+
+    packages = re.findall(r"pip\" install(?: --[a-z-]+)*((?: '?[A-Za-z-]+==[0-9.]+'?)+)(?: 2>.*)?$", text, re.MULTILINE)
+
+    assert len(packages) == text.count('pip" install') == 1
+    for pin in packages[0].replace("'", "").split():
+        name, _, release = pin.partition("==")
+        assert f"{name} {release}" in comment
