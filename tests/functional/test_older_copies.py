@@ -350,3 +350,16 @@ def test_an_upload_whose_object_a_disk_has_emptied_is_ended(vault: Vault, anna: 
     vault.reap()
 
     assert vault.file(str(row.id)).state == "shredded"
+
+
+def test_an_epoch_that_no_raising_reaches_is_overwritten_by_adopting(vault: Vault, anna: Person) -> None:
+    """Such as a stranger with access to the store may write: the next number would be too long to be read."""
+    vault.reap()
+    vault.store.put(EPOCH_KEY, Epoch(10**15 - 1, uuid.uuid4()).to_bytes())
+
+    assert vault.command("files", "adopt", "--yes").exit_code == 0
+    vault.reap()
+    anna.upload(b"hello")
+
+    assert epoch_of(vault).number == 3
+    assert epoch_in(vault.store) == epoch_of(vault)

@@ -32,6 +32,8 @@ _CONFIRMED_SECONDS: Final = 10.0
 _WAIT_SECONDS: Final = 5.0
 # How long readiness believes that a store can be written: S3 charges for each try.
 _WRITABLE_SECONDS: Final = 15.0
+# More than can be reached by raising. Above it `adopt` would come to numbers that are too long to be read again.
+_MOST_RAISED: Final = 10**12
 _EPOCH: Final = re.compile(r"([0-9]{1,15}) ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\n")
 
 _IS_IT_MOUNTED: Final = "Is it mounted, and the right one?"
@@ -145,6 +147,9 @@ class InstallationGuard:
         theirs, ours = self._both()
         assert ours is not None
         epoch = theirs.epoch if theirs is not None and theirs.epoch is not None else Epoch()
+        if epoch.number > _MOST_RAISED:
+            # Not by a database: it is overwritten, and not outbid.
+            epoch = Epoch()
         with self._sessions.begin() as session:
             above = sa.case((Installation.epoch > epoch.number, Installation.epoch), else_=epoch.number) + 1
             number = _raise_to(session, above)
