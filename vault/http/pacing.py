@@ -115,8 +115,7 @@ class PacedSocket(socket.socket):
     def end_request(self) -> None:
         if self._holds_slot:
             self._waits.transfers.give_back(self._holder)
-        if self._turn is not None:
-            self._waits.small_files.end(self._turn)
+        self._end_small_file()
         self._forget_request()
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
@@ -153,9 +152,15 @@ class PacedSocket(socket.socket):
         self._account = self._holder = self._turn = None
         self._received = self._handed_over = 0
 
+    def _end_small_file(self) -> None:
+        if self._turn is not None:
+            self._waits.small_files.end(self._turn)
+            self._turn = None
+
     def _wait_to_send(self) -> None:
         if self._account is not None:
-            # Such as a long list.
+            # Such as a long list, or a small file behind answers that were not read: no store is waited for any more.
+            self._end_small_file()
             self.begin_transfer()
         if self._holds_slot:
             self._wait(select.POLLOUT, self._sending, self._taken_bytes)

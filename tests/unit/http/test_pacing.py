@@ -254,6 +254,22 @@ def test_a_small_transfer_begins_with_a_turn_at_the_store_and_another_server_has
         begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
 
 
+def test_a_small_answer_that_is_not_read_keeps_a_slot_of_its_account_and_no_turn_at_the_store(
+    ours: PacedSocket, waits: Waits
+) -> None:
+    environ = {"gunicorn.socket": ours}
+    know_account(environ, "anna")
+    begin_transfer(environ, SMALL_BYTES)
+
+    with pytest.raises(BrokenPipeError):
+        ours.sendall(LARGE)
+
+    assert not slot_is_free(waits)
+    assert waits.small_files.begin() is not None
+    ours.end_request()
+    assert slot_is_free(waits)
+
+
 def test_an_account_has_its_share_of_the_slots_and_leaves_the_others(theirs: socket.socket) -> None:
     waits = Waits(Slots(2, share=1), Turns(1), BoundedSemaphore(1))
     waits.transfers.take("anna")
