@@ -373,7 +373,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._await_body(conn)
 
     def _end_of_request(self, conn: Connection) -> None:
-        """The client has gone. A request whose head has come gets its line in the log, and none is taken for whole."""
+        """Hand on a request whose client has left amid its body: it gets its line in the log, and its body is refused.
+
+        Without a head there is no request, and the connection is dropped.
+        """
         self._unpark(conn)
         if conn.has_head:
             conn.refusal = UploadTruncated()
