@@ -243,12 +243,21 @@ def test_checks_and_tests_run_on_every_python_that_is_supported(workflow: dict[s
     assert any(command.startswith("docker build ") for command in commands)
 
 
-def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[str, Any]) -> None:
-    sources = "".join(
-        path.read_text() for folder in ("support", "live") for path in (ROOT / "tests" / folder).glob("*.py")
-    )
+def packages_of_programs() -> set[str]:
+    """The Debian packages of all programs that a test asks for."""
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     wanted = set(re.findall(r'program\("[\w-]+", package="([\w-]+)"\)', sources))
-    wanted |= set(re.findall(r'Downloader\(\s*"\w+", "(\w+)"', sources))
+    return wanted | set(re.findall(r'Downloader\(\s*"\w+", "(\w+)"', sources))
+
+
+def test_every_program_of_the_tests_is_installed_where_all_are_required() -> None:
+    (programs,) = re.findall(r"^programs='([^']+)'", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+
+    assert {program.partition(":")[2] for program in programs.split()} == packages_of_programs()
+
+
+def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[str, Any]) -> None:
+    wanted = packages_of_programs()
     (install,) = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "apt-get install" in step.get("run", "")]
 
     assert {"nginx-light", "redis-server", "aria2"} <= wanted
