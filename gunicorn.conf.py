@@ -80,7 +80,10 @@ def on_reload(server: Any) -> None:
     # gunicorn keeps the application that it has preloaded.
     server.app.callable = create_app(_settings)
     configure_logging(_settings.log_level, _settings.log_format)
-    server.log.warning("Settings were read again. Code, METRICS_BIND and ARGON2 limits of memory stay until a restart.")
+    tell_warnings(_settings)
+    server.log.warning(
+        "Settings were read again. Code, PORT, METRICS_BIND and ARGON2 limits of memory stay until a restart."
+    )
 
 
 def post_worker_init(worker: Any) -> None:

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +25,8 @@ def load_settings() -> tuple[Settings, bool]:
     """Read settings for gunicorn's master: at its start, and again on SIGHUP. Returns them, and whether they are fresh.
 
     Wrong ones end the process at its start. On SIGHUP they are refused and those in use stay, since a service that runs
-    must not end by a slip in `.env`.
+    must not end by a slip in `.env`. PORT stays on SIGHUP: gunicorn would close its sockets, and end if the new port is
+    in use.
     """
     global _in_use
     problems: Sequence[str]
@@ -38,8 +40,8 @@ def load_settings() -> tuple[Settings, bool]:
         # At the start these are told once logging is set up.
         problems = _not_to_be_served_with(fresh) if _in_use is not None else ()
         if not problems:
-            _in_use = fresh
-            return fresh, True
+            _in_use = fresh if _in_use is None else replace(fresh, port=_in_use.port)
+            return _in_use, True
     assert _in_use is not None
     log.error("reload_refused", settings=problems, hint="the old ones stay in use; flask keys status tells more")
     return _in_use, False
@@ -49,9 +51,13 @@ def _not_to_be_served_with(settings: Settings) -> Sequence[str]:
     """Name the settings that would end a process at its start although each is well-formed."""
     try:
         require_database(settings.database_url)
+        missing = _missing_keys(settings)
     except DatabaseMissing:
         return ["DATABASE_URL"]
-    return ["MASTER_KEY"] if _missing_keys(settings) and not settings.start_degraded else []
+    except OSError:
+        # The folder of a broker cannot be made.
+        return ["CELERY_BROKER_URL"]
+    return ["MASTER_KEY"] if missing and not settings.start_degraded else []
 
 
 def refuse_missing_database(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """What a process finds out about its keys before it serves: by comparing refs, without unwrapping anything."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from structlog.testing import capture_logs
 from tests.support.kms import SETTINGS as KMS_SETTINGS
 from tests.support.kms import played_kms
 from tests.support.vault import Person, Vault
+from vault import startup
+from vault.config import Settings
 from vault.db import create_database
 from vault.encryption.local import generate_master_key
 from vault.files.models import FileState, RetiredKey
-from vault.startup import refuse_missing_database, refuse_missing_keys
+from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
 
 
 @pytest.fixture
@@ -108,3 +111,33 @@ def test_a_missing_sqlite_file_refuses_the_start_and_a_server_that_does_not_answ
         refuse_missing_database(lost.settings)
 
     assert f"There is no database at {tmp_path}/lost-test.db" in str(refusal.value)
+
+
+@pytest.fixture
+def reload(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], tuple[Settings, bool]]:
+    """What gunicorn's master, which runs with the vault's settings, reads on SIGHUP where `.env` now holds these."""
+    monkeypatch.setattr(startup, "_in_use", vault.settings)
+
+    def read(settings: Settings) -> tuple[Settings, bool]:
+        monkeypatch.setattr(Settings, "load", lambda: settings)
+        return load_settings()
+
+    return read
+
+
+def test_a_reload_with_a_broker_folder_that_cannot_be_made_is_refused(
+    vault: Vault, reload: Callable[[Settings], tuple[Settings, bool]], tmp_path: Path, log: list[Any]
+) -> None:
+    (tmp_path / "file").touch()
+    slip = dataclasses.replace(vault.settings, celery_broker_url=f"filesystem://{tmp_path}/file/queue")
+
+    assert reload(slip) == (vault.settings, False)
+    assert [(line["event"], line["settings"]) for line in log] == [("reload_refused", ["CELERY_BROKER_URL"])]
+
+
+def test_a_reload_takes_new_settings_and_keeps_the_port(
+    vault: Vault, reload: Callable[[Settings], tuple[Settings, bool]]
+) -> None:
+    changed = dataclasses.replace(vault.settings, port=vault.settings.port + 1, web_workers=7)
+
+    assert reload(changed) == (dataclasses.replace(vault.settings, web_workers=7), True)
