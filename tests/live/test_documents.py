@@ -1,6 +1,6 @@
 """The commands of README.md and docs/ as they stand there: each block of a shell's commands is run, or says why not.
 
-Only what a reader has to put in himself is put in: the port, a token, an id, the folder of a backup.
+Only what readers have to put in themselves is put in: the port, a token, an id, the folder of a backup.
 """
 
 import os

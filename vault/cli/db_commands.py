@@ -38,7 +38,7 @@ def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
             f"Refused: from {current} down to {revision}, this would be deleted for ever: {', '.join(lost)}. Take a"
             " backup; with --yes it is done all the same."
         )
-    confirm(f"Take the database from {current} down to {revision}? Code of today does not run with it.", yes=yes)
+    confirm(f"Take the database from {current} down to {revision}? The current code does not run with it.", yes=yes)
 
 
 def _ask_before_stamp(revision: str, *, yes: bool) -> None:
