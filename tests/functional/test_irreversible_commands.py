@@ -188,3 +188,11 @@ def test_a_migration_names_the_rows_that_its_downgrade_deletes(path: Path) -> No
     assert source.count("drop_column(") == len(columns)
     dropped = {*tables, *columns} - NOT_MISSED
     assert dropped == set(getattr(module, "loses", ()))
+
+
+def test_printing_the_statements_of_an_upgrade_makes_no_database(tmp_path: Path) -> None:
+    lacking = build_container(make_settings(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/lacking-test.db"))
+
+    create_app(container=lacking).test_cli_runner().invoke(args=["db", "upgrade", "--sql", "0001"])
+
+    assert list(tmp_path.glob("lacking-test.db*")) == []
