@@ -32,22 +32,25 @@ def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
     """Refuse what loses rows, and ask before anything else, unless --yes is given."""
     with container().engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-        lost = list(_lost(connection, current, revision))
+        steps = _steps(current, revision)
+        lost = list(_lost(connection, steps))
+    # The default is -1, which tells an operator no migration.
+    target = (steps[-1].down_revision or "base") if steps else revision
     if lost and not yes:
         raise click.ClickException(
-            f"Refused: from {current} down to {revision}, this would be deleted for ever: {', '.join(lost)}. Take a"
+            f"Refused: from {current} down to {target}, this would be deleted for ever: {', '.join(lost)}. Take a"
             " backup; with --yes it is done all the same."
         )
-    confirm(f"Take the database from {current} down to {revision}? The current code does not run with it.", yes=yes)
+    confirm(f"Take the database from {current} down to {target}? The current code does not run with it.", yes=yes)
 
 
 def _ask_before_stamp(revision: str, *, yes: bool) -> None:
     confirm(f"Write down that the database is at {revision}, and change no table? Migrations believe it.", yes=yes)
 
 
-def _lost(connection: Connection, current: str | None, revision: str) -> Iterator[str]:
+def _lost(connection: Connection, steps: list[Script]) -> Iterator[str]:
     """Which rows and values a downgrade deletes that nothing can make again, counted."""
-    for script in _steps(current, revision):
+    for script in steps:
         for name in getattr(script.module, _LOSES, ()):
             table, _, column = name.partition(".")
             count = sa.select(sa.func.count(sa.column(column) if column else sa.text("*"))).select_from(sa.table(table))
