@@ -31,6 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def worker(stack: Stack) -> Process:
+    stack.start_beat()
     return stack.start_worker()
 
 

@@ -52,6 +52,7 @@ def embedded_journey(folder: Path) -> Iterator[Journey]:
     with embedded(folder) as stack:
         stack.start_api()
         worker = stack.start_worker()
+        stack.start_beat()
         yield Journey(stack, lambda: worker.output)
 
 
@@ -62,6 +63,7 @@ def production_journey(folder: Path) -> Iterator[Journey]:
         stack.start_api()
         stack.start_worker(QUEUE_MAIL, QUEUE_REGISTRATIONS)
         stack.start_worker(QUEUE_MAINTENANCE, QUEUE_NO_OPS)
+        stack.start_beat()
         yield Journey(stack, inbox.text)
 
 

@@ -61,6 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         stack.env |= {"S3_ENDPOINT_URL": s3.url, "AUTH_LIMIT_PER_IP": str(REGISTRATIONS // 2)}
         stack.start_api()
         stack.start_worker()
+        stack.start_beat()
         made = Site(stack, s3, stack.sign_up(), stack.sign_up("other@example.org"))
         made.small_file = upload(made, SMALL)
         made.large_file = upload(made, bytes(LARGE))

@@ -38,8 +38,10 @@ def in_redis() -> Iterator[dict[str, str]]:
     ],
 )
 def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caused(
-    tmp_path: Path, broker: Callable[[], AbstractContextManager[dict[str, str]]]
+    tmp_path: Path, broker: Callable[[], AbstractContextManager[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No beat looks for what a busy machine hands over too late.
+    monkeypatch.setattr("vault.broker.PATIENCE_SECONDS", 60.0)
     with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
         for number in range(NO_OPS):
             stack.container.links.forgot_password(f"nobody-{number}@example.org", Actor())
