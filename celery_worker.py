@@ -27,6 +27,7 @@ from vault.startup import (
 
 # Whatever this process writes, such as messages in a folder, is for its owner alone.
 os.umask(0o077)
+exporter.remove_folder_at_exit()
 try:
     settings = Settings.load()
 except SettingsError as exc:
@@ -71,7 +72,6 @@ def _tell_of_beat(sender: Any, **_: Any) -> None:
     keep_presence(container, BEAT, lambda: sender.scheduler.is_ticking)
 
 
-exporter.remove_folder_at_exit()
 configure_logging(settings.log_level, settings.log_format)
 container: Container = create_app(settings).extensions["vault"]
 app = container.celery

@@ -26,6 +26,8 @@ from vault.startup import (
 
 # Whatever this process writes, and the processes that it starts, is for its owner alone.
 os.umask(0o077)
+# Here for a start that fails, which may be tried every few seconds; below for a master that has become a daemon.
+exporter.remove_folder_at_exit()
 _settings, _are_fresh = load_settings()
 
 # For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.

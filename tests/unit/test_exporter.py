@@ -1,4 +1,6 @@
+import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +12,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.support.machine import slowness
 from tests.support.servers import wait_until
-from tests.support.settings import make_settings
+from tests.support.settings import environment, make_settings
+from tests.support.stack import BIN
 from vault import exporter
+from vault.config import ROOT
 from vault.container import build_container
 from vault.exporter import _MailCollector
 from vault.mail.queue import Backlog
@@ -111,3 +115,22 @@ def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeyp
     assert len(asked) - asked_at_first <= 1
     answers.set()
     wait_until(lambda: 'vault_mail_jobs{state="queued"} 1.0' in generate_latest(registry).decode(), what="its answer")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("gunicorn", "--config", "gunicorn.conf.py", "wsgi:app"), ("celery", "--app", "celery_worker", "beat")],
+    ids=["gunicorn", "celery"],
+)
+def test_a_start_that_settings_refuse_leaves_no_folder(tmp_path: Path, command: tuple[str, ...]) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    given = environment(tmp_path, PORT="none", TMPDIR=str(folder), PATH=os.environ["PATH"])
+
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=ROOT, env=given, capture_output=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 1
+    assert b"PORT: " in done.stderr
+    assert list(folder.glob("vault-metrics-*")) == []
