@@ -1,7 +1,8 @@
 """Uploads that must not succeed: whatever fails, and wherever, nothing of them stays, and the answer says why."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -539,7 +540,6 @@ def test_a_database_that_is_away_from_the_start_answers_503(vault: Vault, anna: 
 
 def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, sqlite_url: str) -> None:
     vault = Vault(tmp_path, sqlite_url)
-    impatient(vault.container.engine)
     anna = vault.member()
     anna.delete(f"{FILES}/{anna.upload(b'x')['id']}")
     other = sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)
@@ -547,7 +547,8 @@ def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, 
     def lock() -> None:
         other.execute("BEGIN IMMEDIATE")
 
-    answer = anna.send(Body(b"hello", at=2, then=lock), length=5)
+    with impatient(vault.container.engine):
+        answer = anna.send(Body(b"hello", at=2, then=lock), length=5)
     other.execute("ROLLBACK")
     other.close()
 
@@ -561,10 +562,20 @@ def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, 
     vault.close()
 
 
-def impatient(engine: Engine) -> None:
-    """Wait for SQLite's lock a moment, not a quarter of a minute."""
-    sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout = 20"))
+@contextmanager
+def impatient(engine: Engine) -> Iterator[None]:
+    """Wait for SQLite's lock a moment, not a quarter of a minute. Other vaults use the engine afterwards."""
+
+    def shorten(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA busy_timeout = 20")
+
+    sa.event.listen(engine, "connect", shorten)
     engine.dispose()
+    try:
+        yield
+    finally:
+        sa.event.remove(engine, "connect", shorten)
+        engine.dispose()
 
 
 def test_connections_that_postgresql_ended_are_replaced_in_mid_upload(tmp_path: Path, postgres_url: str) -> None:
