@@ -30,9 +30,10 @@ pytestmark = [
 ]
 
 
-def _hear_ctrl_c() -> None:
-    """A program that is started in the background inherits that SIGINT is ignored, and a shell cannot undo it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _hear_the_terminal() -> None:
+    """Undo what tests in the background, or under nohup, hand on: a shell cannot listen to an ignored signal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Terminal:
@@ -51,7 +52,7 @@ class Terminal:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_hear_ctrl_c,
+                preexec_fn=_hear_the_terminal,
             )
         os.close(screen)
 
