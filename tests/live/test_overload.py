@@ -60,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with production(tmp_path_factory.mktemp("overload")) as stack, Proxy(stack.env["S3_ENDPOINT_URL"]) as s3:
         stack.env |= {"S3_ENDPOINT_URL": s3.url, "AUTH_LIMIT_PER_IP": str(REGISTRATIONS // 2)}
         stack.start_api()
-        stack.start_worker()
+        stack.start_worker("mail", "registrations")
         stack.start_beat()
         made = Site(stack, s3, stack.sign_up(), stack.sign_up("other@example.org"))
         made.small_file = upload(made, SMALL)
@@ -171,7 +171,7 @@ def stopping(stop: threading.Event) -> Iterator[None]:
 
 
 def was_mailed(site: Site, text: str) -> bool:
-    return any(text in process.output for process in site.stack.processes if process.log.name.startswith("worker"))
+    return any(text in process.output for process in site.stack.processes if process.log.name.startswith("mail"))
 
 
 def test_strangers_and_a_store_that_hangs_delay_the_sign_of_life_by_less_than_1_s_and_a_list_by_less_than_2(
