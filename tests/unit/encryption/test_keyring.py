@@ -14,7 +14,7 @@ import pytest
 from tests.support.kms import played_kms
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, WrappedKey
-from vault.encryption.local import LocalKeyProvider
+from vault.encryption.local import LocalKeyProvider, generate_master_key
 
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")
@@ -361,3 +361,11 @@ def test_repr_of_a_data_key_shows_its_ref_alone() -> None:
 
 def test_repr_of_a_wrapped_key_leaves_out_the_blob() -> None:
     assert repr(WrappedKey("local", "ref-1", "c2VjcmV0")) == "WrappedKey(provider='local', key_ref='ref-1')"
+
+
+def test_a_ring_holds_every_key_of_its_providers() -> None:
+    keys = [generate_master_key(), generate_master_key()]
+
+    ring = KeyRing({"local": LocalKeyProvider(keys)}, primary="local")
+
+    assert ring.held_refs() == {LocalKeyProvider([key]).current_ref() for key in keys}

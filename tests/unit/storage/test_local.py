@@ -731,3 +731,19 @@ def test_the_buffer_of_a_file_does_not_grow_with_the_parts_that_s3_would_want(tm
     assert sizes == [1024 * 1024] * 4
     for writer in writers:
         writer.abort()
+
+
+def test_an_object_stays_whole_when_the_one_that_replaces_it_cannot_be_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path / "store", BufferBudget(8 * 1024**2))
+    store.put("vault-epoch", b"before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "refused")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(StorageUnavailable):
+        store.put("vault-epoch", b"after")
+
+    assert store.get("vault-epoch") == b"before"

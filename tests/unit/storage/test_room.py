@@ -111,3 +111,13 @@ def test_a_disk_that_does_not_answer_is_an_unavailable_store(tmp_path: Path, mon
         DiskReserve(tmp_path).require()
 
     assert caught.value.reason == "EIO"
+
+
+def test_a_folder_without_any_file_system_is_an_unavailable_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_folder: Path) -> os.statvfs_result:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "statvfs", missing)
+
+    with pytest.raises(StorageUnavailable):
+        DiskReserve(Path("/nowhere")).require()
