@@ -31,7 +31,7 @@ from bench.measuring import Spread, cpu_seconds
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import Stack
-from tests.support.vault import PASSWORD
+from tests.support.vault import PASSWORD, migrate
 from vault.auth.models import PasswordAttempts, User
 from vault.config import Settings
 
@@ -134,7 +134,7 @@ def _running_stack() -> Iterator[Stack]:
         env = environment(Path(folder), DATABASE_URL=url, TESTING="", WEB_WORKERS=str(_WORKERS))
         stack = Stack(Path(folder), env)
         try:
-            stack.run("flask", "db", "upgrade")
+            migrate(stack.container)
             stack.start_api()
             yield stack
         finally:

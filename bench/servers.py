@@ -23,6 +23,7 @@ from tests.support.servers import RcloneS3, wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import Stack, free_port
+from tests.support.vault import migrate
 
 _RCLONE: Final = str(Path(sys.executable).parent / "rclone")
 _NO_LIMIT: Final = str(2**50)
@@ -47,7 +48,7 @@ def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **setti
             env["DATABASE_URL"] = parts.enter_context(postgres_database())
         stack = Stack(folder, {**env, **settings}, s3=s3)
         parts.callback(stack.close)
-        stack.run("flask", "db", "upgrade")
+        migrate(stack.container)
         yield stack
 
 

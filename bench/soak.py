@@ -36,6 +36,7 @@ from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import Process, Stack
+from tests.support.vault import migrate
 from vault.broker import QUEUES
 from vault.files.models import File, FileState
 from vault.storage import OBJECTS, object_key
@@ -254,7 +255,7 @@ def _running_site() -> Iterator[Site]:
         )
         steady = Stack(folder, env, s3=s3)
         try:
-            steady.run("flask", "db", "upgrade")
+            migrate(steady.container)
             # This program itself asks the database directly.
             steady.env["DATABASE_URL"] = f"{database.url}?sslmode=disable"
             site = Site(steady, steady.beside(), database, redis, s3)

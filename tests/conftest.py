@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import structlog
-from flask_migrate import upgrade
 
-from tests.support.services import postgres_database
+from tests.support.services import postgres_database, postgres_is_there
 from tests.support.settings import make_settings
-from tests.support.vault import Vault
-from vault import create_app
+from tests.support.vault import Vault, migrate
 from vault.container import build_container
-from vault.db import Base, create_database, create_engine
+from vault.db import Base, create_engine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +27,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow: run ./scripts/test --slow"))
 
 
+# Before pytest looks at what the fixture itself says.
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `one_database` on PostgreSQL where it answers, else on SQLite."""
+    given = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}
+    is_marked = metafunc.definition.get_closest_marker("one_database") is not None
+    if is_marked and "database_url" in set(metafunc.fixturenames) - given:
+        metafunc.definition.add_marker(pytest.mark.parametrize("database_url", ["one"], indirect=True))
+
+
 @pytest.fixture(autouse=True)
 def _quiet_logs() -> None:
     """Keep quiet: an unconfigured structlog draws every exception, for a second each. Log tests configure it.
@@ -39,12 +47,10 @@ def _quiet_logs() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-def migrate(folder: Path, database_url: str) -> None:
+def migrate_url(folder: Path, database_url: str) -> None:
     """Bring a database to head by the migrations, as an operator would."""
     container = build_container(make_settings(folder, DATABASE_URL=database_url))
-    create_database(container.settings.database_url)
-    with create_app(container=container).app_context():
-        upgrade()
+    migrate(container)
     container.engine.dispose()
 
 
@@ -52,14 +58,14 @@ def migrate(folder: Path, database_url: str) -> None:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     path = folder / "vault-test.db"
-    migrate(folder, f"sqlite:///{path}")
+    migrate_url(folder, f"sqlite:///{path}")
     return path
 
 
 @pytest.fixture(scope="session")
 def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with postgres_database() as url:
-        migrate(tmp_path_factory.mktemp("postgres"), url)
+        migrate_url(tmp_path_factory.mktemp("postgres"), url)
         yield url
 
 
@@ -87,8 +93,9 @@ def postgres_url(migrated_postgres: str) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """Each test runs on both databases."""
-    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+    """Each test runs on both databases, but for those that are marked `one_database`."""
+    is_server = request.param == "postgresql" or (request.param == "one" and postgres_is_there())
+    return str(request.getfixturevalue("postgres_url" if is_server else "sqlite_url"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from vault.auth.models import EmailToken, User
 from vault.derived import derive_key
 from vault.mail.models import MailJob, MailKind
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
-from tests.conftest import migrate
+from tests.conftest import migrate_url
 from tests.support.seeding import insert_events
 from tests.support.services import POSTGRES_URL, postgres_database
 from tests.support.vault import PASSWORD, Vault, refusal
@@ -107,7 +107,7 @@ def documented_roles(folder: Path) -> Iterator[Roles]:
             with as_superuser(POSTGRES_URL) as run:
                 run(f'ALTER DATABASE "{url.rpartition("/")[2]}" OWNER TO {names[0]}')
             roles = Roles(*(_as(url, name, password) for name in names))
-            migrate(folder, roles.owner)
+            migrate_url(folder, roles.owner)
             with as_superuser(url) as run:
                 run(statements)
             yield roles

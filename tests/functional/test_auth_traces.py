@@ -9,7 +9,7 @@ import pytest
 from tests.support.vault import PASSWORD, Person, Vault, refusal, works
 from vault.derived import derive_key
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
 AUTH = "/api/v1/auth"
 NEW = "seven violet kettles hum"

@@ -19,6 +19,8 @@ from vault.encryption.keyring import DataKey, KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.errors import Busy, StorageFull, StorageUnavailable
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 MIB = 1024 * 1024
 FORM = "multipart/form-data; boundary=edge"

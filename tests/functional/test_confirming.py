@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tests.support.vault import PASSWORD, Person, Vault, at_once, but_request_id, refusal
 from vault.auth.models import EmailToken
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

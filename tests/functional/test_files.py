@@ -23,6 +23,8 @@ from vault.errors import StorageUnavailable
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 HEADER = 96
 # Plaintext bytes of a full segment, per cipher.

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.vault import Person, Vault, but_request_id
 
+pytestmark = pytest.mark.one_database
+
 SOME_ID = "00112233-4455-6677-8899-aabbccddeeff"
 FILE_ROUTES = [("get", ""), ("get", "/content"), ("head", "/content"), ("delete", "")]
 

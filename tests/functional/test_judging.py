@@ -5,8 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from tests.support.servers import wait_until
 from tests.support.vault import PASSWORD, Vault, refusal
+
+pytestmark = pytest.mark.one_database
 
 
 class SlowJudge:

@@ -18,6 +18,8 @@ from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import generate_master_key
 from vault.files.models import RetiredKey
 
+pytestmark = pytest.mark.one_database
+
 
 def with_new_key(vault: Vault) -> Vault:
     return vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))

@@ -21,6 +21,8 @@ from vault.files.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -13,6 +13,8 @@ from tests.support.vault import Vault
 from vault.errors import StorageUnavailable
 from vault.http.errors import STATUS
 
+pytestmark = pytest.mark.one_database
+
 BASE = "/api/v1"
 PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}
 

@@ -10,7 +10,7 @@ from tests.support.vault import PASSWORD, Person, Vault, but_request_id, refusal
 from vault.auth.models import EmailToken
 from vault.mail.models import MailJob
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.vault import Person, Vault, at_once, refusal
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 
 

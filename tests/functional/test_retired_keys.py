@@ -17,6 +17,8 @@ from vault.encryption.local import generate_master_key
 from vault.errors import Busy, KeyInUse, KeyNotKnown
 from vault.files.models import RetiredKey
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 UNAVAILABLE = (503, "key_unavailable")
 NEW = generate_master_key()

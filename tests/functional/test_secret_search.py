@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.vault import PASSWORD, Person, Vault
 
+pytestmark = pytest.mark.one_database
+
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqrs"
 
 

@@ -12,6 +12,8 @@ from tests.support.vault import Person, Vault
 from vault.encryption.local import generate_master_key
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.one_database
+
 HEADER = 96
 SEGMENT = 262_144
 # Plaintext bytes of a full segment, per cipher.

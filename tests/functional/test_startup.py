@@ -20,6 +20,8 @@ from vault.encryption.local import generate_master_key
 from vault.files.models import FileState, RetiredKey
 from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def log() -> Iterator[list[Any]]:

@@ -12,6 +12,8 @@ from vault.encryption.local import generate_master_key
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 CONTENT = b"what nobody else may read " * 20
 INTEGRITY = (500, "integrity_failed")

@@ -8,6 +8,8 @@ from tests.support.faults import FailingStore
 from tests.support.vault import Body, Person, Vault, refusal
 from vault.storage import ObjectWriter
 
+pytestmark = pytest.mark.one_database
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="notes.txt"\r\n\r\n'

@@ -21,6 +21,8 @@ from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.one_database
+
 FILES = "/api/v1/files"
 
 

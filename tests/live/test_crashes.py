@@ -13,7 +13,7 @@ import requests
 
 from tests.support.servers import wait_until
 from tests.support.stack import Stack, embedded, production
-from tests.support.vault import PASSWORD
+from tests.support.vault import PASSWORD, migrate
 from vault.files.reaper import ReapReport
 
 # One worker runs this module, so that each stack is started once.
@@ -203,7 +203,7 @@ def test_an_empty_database_beside_a_full_store_writes_and_deletes_nothing(
     person.post(f"{stack.url}/files?name=precious.bin", data=b"precious")
     before = _fingerprint(stack)
     stranger = Stack(tmp_path, {**stack.env, "DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"})
-    stranger.run("flask", "db", "upgrade")
+    migrate(stranger.container)
     try:
         stranger.start_api()
         somebody = stranger.sign_up()

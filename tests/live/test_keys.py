@@ -21,6 +21,7 @@ from tests.support.servers import wait_until
 from tests.support.services import postgres_database
 from tests.support.settings import environment
 from tests.support.stack import BIN, Process, Stack, embedded
+from tests.support.vault import migrate
 from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User
@@ -44,7 +45,7 @@ def rotated(tmp_path: Path) -> Iterator[Callable[[int], Stack]]:
             env = environment(tmp_path, TESTING="", DATABASE_URL=url, WEB_WORKERS="1", WEB_THREADS="16")
             old = Stack(tmp_path, dict(env))
             stacks.append(old)
-            old.run("flask", "db", "upgrade")
+            migrate(old.container)
             new = Stack(tmp_path, {**env, "MASTER_KEY": f"{generate_master_key()},{env['MASTER_KEY']}"})
             stacks.append(new)
             new.start_api()

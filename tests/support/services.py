@@ -6,6 +6,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NoReturn
 
 import kombu
@@ -38,6 +39,18 @@ def missing_program(reason: str) -> NoReturn:
     if os.environ.get("REQUIRE_PROGRAMS") == "1":
         pytest.fail(f"REQUIRE_PROGRAMS=1, but {reason}")
     pytest.skip(reason)
+
+
+@cache
+def postgres_is_there() -> bool:
+    """Whether tests have PostgreSQL; always where they have to, so that they fail without it."""
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        return True
+    try:
+        psycopg2.connect(POSTGRES_URL, connect_timeout=3).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.support.servers import RcloneS3, rclone_s3, wait_until
 from tests.support.services import postgres_database, redis_url
 from tests.support.settings import environment
-from tests.support.vault import PASSWORD, accounts_agree
+from tests.support.vault import PASSWORD, accounts_agree, migrate
 from vault.audit.service import Actor
 from vault.broker import QUEUES
 from vault.config import ROOT, Settings
@@ -243,7 +243,7 @@ class Stack:
 def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
     """SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
     stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="32", **settings))
-    stack.run("flask", "db", "upgrade")
+    migrate(stack.container)
     try:
         yield stack
     finally:
@@ -273,7 +273,7 @@ def production(folder: Path, **settings: str) -> Iterator[Stack]:
             **settings,
         )
         stack = Stack(folder, env, s3=s3)
-        stack.run("flask", "db", "upgrade")
+        migrate(stack.container)
         try:
             yield stack
         finally:
@@ -299,7 +299,7 @@ def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
             **{**quick, **mail, "SMTP_SECURITY": "none", **settings},
         )
         stack = Stack(folder, env)
-        stack.run("flask", "db", "upgrade")
+        migrate(stack.container)
         try:
             yield stack
         finally:

@@ -19,6 +19,7 @@ from argon2 import PasswordHasher
 from click.testing import Result
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
+from flask_migrate import upgrade
 from sqlalchemy.engine import Engine
 from werkzeug.exceptions import HTTPException
 
@@ -32,7 +33,7 @@ from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
 from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.cli import audit, db, files, keys, mail, users
 from vault.container import Container, build_container
-from vault.db import Base, db_now
+from vault.db import Base, create_database, db_now
 from vault.derived import derive_key
 from vault.encryption.keyring import KeyRing
 from vault.files.models import File, FileState
@@ -44,6 +45,13 @@ from vault.storage.memory import MemoryStore
 
 PASSWORD = "four plain words stapled"
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+def migrate(container: Container) -> None:
+    """Bring a database to head, as `flask db upgrade` does, without the seconds that a command takes to start."""
+    create_database(container.settings.database_url)
+    with create_app(container=container).app_context():
+        upgrade()
 
 
 @dataclass
