@@ -85,7 +85,7 @@ def test_events_are_not_deleted_if_that_cannot_be_audited(make_vault: Callable[.
 
 @dataclass
 class Roles:
-    """URLs of one migrated database as the three roles of docs/operations.md."""
+    """URLs of one migrated database as the three roles of docs/operate/audit-log.md."""
 
     owner: str
     app: str
@@ -95,7 +95,7 @@ class Roles:
 @contextmanager
 def documented_roles(folder: Path) -> Iterator[Roles]:
     """Make the roles by the documented statements, under names of this run's own."""
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "operate" / "audit-log.md").read_text()
     (statements,) = re.findall(r"```sql\n(CREATE ROLE vault_app.*?)```", text, re.DOTALL)
     prefix, password = f"svault_test_{secrets.token_hex(6)}", secrets.token_hex(8)
     statements = statements.replace("vault_", f"{prefix}_").replace("…", password)

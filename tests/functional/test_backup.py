@@ -1,4 +1,4 @@
-"""What docs/operations.md says of backups: the database's copy first, then the store's, while people go on working."""
+"""What docs/operate/backup.md says: the database's copy first, then the store's, while people go on working."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing

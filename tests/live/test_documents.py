@@ -40,7 +40,9 @@ def blocks() -> dict[str, str]:
     for path in DOCUMENTS:
         for block in _BLOCK.finditer(path.read_text()):
             text = textwrap.dedent(block["text"])
-            found[f"{path.relative_to(ROOT)}: {text.splitlines()[0].split('  ')[0]}"] = text
+            name = f"{path.relative_to(ROOT)}: {text.splitlines()[0].split('  ')[0]}"
+            assert name not in found, name
+            found[name] = text
     return found
 
 
@@ -77,6 +79,12 @@ class Place:
             process.popen.wait(timeout=60)
         self.running.clear()
 
+    def mailed(self, page: str, number: int) -> str:
+        """The token of the link to a page in the mail of this number, from 1, once the worker has printed it."""
+        link = re.compile(rf"{page}\?token=([\w-]+)")
+        wait_until(lambda: len(link.findall(self.running[1].output)) >= number, seconds=60, what="the mail")
+        return str(link.findall(self.running[1].output)[number - 1])
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -85,21 +93,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(stack, folder, [stack.start_api(), stack.start_worker()])
 
 
-def start_here(place: Place, _start: str) -> None:
-    """tests/live/test_scripts.py runs the first line in terminals; whoever reads this has run the second."""
+def start_here(place: Place, _readme: str, _install: str) -> None:
+    """tests/live/test_scripts.py runs this line in terminals."""
     assert 'Terminal(self.path, "scripts/run", self.env)' in (ROOT / "tests/live/test_scripts.py").read_text()
 
 
 def first_file(place: Place, names: str, token: str, journey: str) -> None:
     put_in = {"127.0.0.1:8000": f"127.0.0.1:{place.stack.port}"}
     place.type(names, put_in=put_in, cwd=place.folder)
-    mail = re.compile(r"verify-email\?token=([\w-]+)")
-    wait_until(lambda: mail.search(place.running[1].output), seconds=60, what="the mail")
-    (found,) = mail.findall(place.running[1].output)
 
     shown = place.type(
         "\n".join((names.partition("curl")[0], token, journey)),
-        put_in={**put_in, "the-token-from-the-link": found},
+        put_in={**put_in, "the-token-from-the-link": place.mailed("verify-email", 1)},
         cwd=place.folder,
     )
 
@@ -107,11 +112,43 @@ def first_file(place: Place, names: str, token: str, journey: str) -> None:
     assert shown.endswith("204\n")
 
 
-def an_export(place: Place, export: str) -> None:
-    person = place.stack.sign_up("boss@example.org")
+def the_api(place: Place, start: str, signing_in: str, *pages: str) -> None:
+    """The pages one after the other: the last two as an administrator, the others as people of their own."""
+    strict = f'curl() {{ command curl --fail --show-error "$@"; }}\n{start}'
+    put_in = {"127.0.0.1:8000": f"127.0.0.1:{place.stack.port}"}
+
+    def type_page(text: str, **environ: str) -> str:
+        return place.type(f"{strict}\n{text}", put_in=put_in, cwd=place.folder, **environ)
+
+    registering, confirming, resetting = re.split(r"^(?=TOKEN=|RESET=)", signing_in, flags=re.MULTILINE)
+    type_page(registering)
+    token = place.mailed("verify-email", 2)
+    assert "anna@example.org" in type_page(confirming.replace("the-token-from-the-link", token))
+    type_page(resetting.replace("the-token-from-the-reset-link", place.mailed("reset-password", 1)))
+
+    files, lists, account, audit, administration = pages
+    assert type_page(files, AUTH=header_of(place, "otto@example.org")).count("204\n") == 1
+    assert "report.pdf" in type_page(lists, AUTH=header_of(place, "ida@example.org"))
+    assert type_page(account, AUTH=header_of(place, "berta@example.org")).endswith("204\n")
+    administrator = header_of(place, "api-boss@example.org", role="admin")
+    assert '"items"' in type_page(audit, AUTH=administrator)
+    assert "204\n" in type_page(administration, AUTH=administrator)
+    (exported,) = place.folder.glob("*.csv")
+    assert "user.registered" in exported.read_text()
+    exported.unlink()
+
+
+def header_of(place: Place, email: str, *, role: str = "user") -> str:
+    person = place.stack.sign_up(email)
     with place.stack.container.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE users SET role = 'admin' WHERE email = 'boss@example.org'"))
-    token = str(person.headers["Authorization"]).removeprefix("Bearer ")
+        connection.execute(
+            sa.text("UPDATE users SET role = :role WHERE email = :email"), {"role": role, "email": email}
+        )
+    return f"Authorization: {person.headers['Authorization']}"
+
+
+def an_export(place: Place, export: str) -> None:
+    token = header_of(place, "boss@example.org", role="admin").rpartition(" ")[2]
 
     place.type(export, cwd=place.folder, TOKEN=token)
 
@@ -135,7 +172,7 @@ def keys_and_files(place: Place, see: str, leak: str) -> None:
     place.type(leak, put_in={"local:…": ref})
 
     place.stack.env["MASTER_KEY"] = place.stack.env["MASTER_KEY"].partition(",")[0]
-    assert "1 files: 1 whole" in place.type("flask files verify --all")
+    assert re.search(r"([1-9]\d*) files: \1 whole, 0 damaged", place.type("flask files verify --all"))
 
 
 def queued_mail(place: Place, queue: str) -> None:
@@ -234,32 +271,47 @@ def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-# A block is named by its document and how its first line begins. The order matters: the later ones stop what the first
-# ones ask. Each function gets the texts of its blocks.
+# A block is named by its document and how its first line begins, all blocks of a page by the document alone. The order
+# matters: the later ones stop what the first ones ask. Each function gets the texts.
 RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [
-    (start_here, ["README.md: ./scripts/run"]),
+    (start_here, ["README.md: ./scripts/run", "docs/operate/install.md: ./scripts/run"]),
     (first_file, ["README.md: VAULT=", "README.md: TOKEN=", 'README.md: curl -H "$JSON" $VAULT/auth/verify-email']),
-    (an_export, ["docs/operations.md: curl -fOJ"]),
-    (an_administrator, ["docs/operations.md: flask users create-admin"]),
-    (keys_and_files, ["docs/operations.md: flask keys status", "docs/operations.md: flask keys generate"]),
-    (queued_mail, ["docs/operations.md: flask mail queue"]),
-    (processes, ["README.md: .venv/bin/flask db upgrade"]),
-    (workers, ["docs/operations.md: celery --app celery_worker worker"]),
-    (postgresql_backup, ["docs/operations.md: pg_dump", "docs/operations.md: pg_restore"]),
-    (sqlite_backup, ["docs/operations.md: sqlite3"]),
+    (
+        the_api,
+        [
+            "docs/api/README.md",
+            "docs/api/sign-in.md",
+            "docs/api/files.md",
+            "docs/api/lists.md",
+            "docs/api/account.md",
+            "docs/api/audit.md",
+            "docs/api/administration.md",
+        ],
+    ),
+    (an_export, ["docs/operate/audit-log.md: curl -fOJ"]),
+    (an_administrator, ["docs/operate/administrators.md: flask users create-admin"]),
+    (keys_and_files, ["docs/operate/keys.md: flask keys status", "docs/operate/keys.md: flask keys generate"]),
+    (queued_mail, ["docs/operate/mail.md: flask mail queue"]),
+    (processes, ["docs/operate/install.md: .venv/bin/flask db upgrade"]),
+    (workers, ["docs/operate/processes.md: celery --app celery_worker worker"]),
+    (postgresql_backup, ["docs/operate/backup.md: pg_dump", "docs/operate/backup.md: pg_restore"]),
+    (sqlite_backup, ["docs/operate/backup.md: sqlite3"]),
 ]
 NOT_RUN: Final = {
     "README.md: scripts/generate-secrets": "wants Docker; tests/live/test_compose.py runs the services' commands",
-    "docs/operations.md: docker compose exec -T postgres pg_dump": "wants Docker; the same without is run",
-    "docs/operations.md: docker compose exec -T postgres pg_restore": "wants Docker; the same without is run",
+    "README.md: ./scripts/test": "runs this suite; CI runs both scripts",
+    "docs/operate/install.md: scripts/generate-secrets": "wants Docker, as above",
+    "docs/operate/backup.md: docker compose exec -T postgres pg_dump": "wants Docker; the same without is run",
+    "docs/operate/backup.md: docker compose exec -T postgres pg_restore": "wants Docker; the same without is run",
     "docs/benchmarks-soak.md: python -m bench soak": "takes a quarter of an hour",
     "docs/benchmarks-soak.md: python -m bench large": "takes 20 GiB and as many minutes",
 }
 
 
 def text_of(name: str) -> str:
-    (text,) = [text for block, text in BLOCKS.items() if block.startswith(name)]
-    return text
+    texts = [text for block, text in BLOCKS.items() if block.startswith(name)]
+    assert len(texts) == 1 or name.endswith(".md"), name
+    return "\n".join(texts)
 
 
 def test_every_block_of_commands_is_run_or_says_why_not() -> None:

@@ -1,4 +1,4 @@
-"""Debian's nginx with the configuration of docs/operations.md, in front of a stack."""
+"""Debian's nginx with the configuration of docs/operate/proxy.md, in front of a stack."""
 
 import datetime as dt
 import getpass
@@ -45,7 +45,7 @@ http {{
 
 
 def documented() -> str:
-    found = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    found = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operate" / "proxy.md").read_text(), re.DOTALL)
     assert len(found) == 1
     return str(found[0])
 

@@ -28,8 +28,8 @@ def services() -> dict[str, Any]:
 def test_the_gateway_that_documents_let_operators_trust_is_the_one_of_the_file() -> None:
     (network,) = compose.load(SECRETS)["networks"]["default"]["ipam"]["config"]
     pattern = r"TRUSTED_PROXIES=([\d./]+)"
-    named = {*re.findall(pattern, (ROOT / "README.md").read_text())}
-    named |= {*re.findall(pattern, (ROOT / "docs/operations.md").read_text())} - {"127.0.0.1"}
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {found for path in documents for found in re.findall(pattern, path.read_text())} - {"127.0.0.1"}
 
     assert named == {network["gateway"]}
 

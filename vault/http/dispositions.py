@@ -1,6 +1,6 @@
 """Content-Disposition as clients write it: one reader of file names, for raw bodies and for the parts of forms.
 
-The rules, in this order, are those of docs/operations.md, "Names of uploads".
+The rules, in this order, are those of docs/api/files.md, "Names of uploads".
 """
 
 import re
