@@ -244,7 +244,7 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
 def start_with_env_file(stack: Stack) -> Process:
     """The API with its settings in `.env`, as an operator has them, in a copy of the project."""
     project = stack.folder / "project"
-    shutil.copytree(ROOT / "vault", project / "vault", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "vault", project / "vault")
     for name in ("gunicorn.conf.py", "wsgi.py"):
         shutil.copy(ROOT / name, project)
     write_env_file(stack)

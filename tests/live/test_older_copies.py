@@ -71,7 +71,7 @@ def test_a_copy_that_is_behind_removes_nothing_and_takes_no_uploads(
     stack: Stack, person: requests.Session, copy_and_file: tuple[Stack, str]
 ) -> None:
     copy, file_id = copy_and_file
-    stack.run("flask", "files", "reap")
+    stack.reap()
     before = stack.objects()
 
     reaped = copy.run("flask", "files", "reap", "--orphans", "--yes", "--max", "100", check=False)
@@ -84,7 +84,7 @@ def test_a_copy_that_is_behind_removes_nothing_and_takes_no_uploads(
     assert (refused.status_code, refused.json()["code"]) == (503, "installation_mismatch")
     # To have started, and to have been asked, has not made it the owner.
     assert person.post(f"{stack.url}/files?name=x", data=b"x").status_code == 201
-    stack.run("flask", "files", "reap")
+    stack.reap()
 
 
 def test_a_copy_that_works_before_its_original_does_again_removes_nothing_that_was_acknowledged(
@@ -93,7 +93,7 @@ def test_a_copy_that_works_before_its_original_does_again_removes_nothing_that_w
     copy, file_id = copy_and_file
 
     for _ in range(2):
-        copy.run("flask", "files", "reap")
+        copy.reap()
 
     assert person.get(f"{stack.url}/files/{file_id}/content").content == BODY
 

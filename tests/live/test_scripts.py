@@ -404,6 +404,9 @@ def test_ctrl_c_during_the_start_leaves_no_process(project: Project, tmp_path: P
 
 
 def _not_shipped(_folder: str, names: list[str]) -> list[str]:
-    """What a fresh copy of the project does not have, and what its start does not need."""
+    """What a fresh copy of the project does not have, and what its start does not need.
+
+    It gets what Python has compiled: four processes at once would do it again.
+    """
     hidden = {name for name in names if name.startswith(".") and name not in (".flaskenv", ".env.example")}
-    return sorted(hidden | ({"var", "tests", "bench", "__pycache__"} & set(names)))
+    return sorted(hidden | ({"var", "tests", "bench"} & set(names)))

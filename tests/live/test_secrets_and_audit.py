@@ -143,6 +143,7 @@ def test_the_folder_of_the_data_is_kept_and_found_again(project: ScriptsProject,
 # The virtual environment
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_again_where_the_project_was_moved_or_its_python_is_gone(tmp_path: Path) -> None:
     project = ScriptsProject(tmp_path / "before")
     for name in ("requirements.txt", "requirements-dev.txt"):
