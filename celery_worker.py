@@ -10,12 +10,12 @@ from celery.signals import beat_init, setup_logging, worker_init, worker_ready
 # Before the first import of what counts, which looks whether processes share their numbers.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
-from vault import create_app, exporter
-from vault.broker import QUEUE_MAIL
-from vault.config import Settings, SettingsError
-from vault.container import Container, build_container
-from vault.logs import configure_logging
-from vault.processes import BEAT, WORKER
+from vault import create_app
+from vault.background.broker import QUEUE_MAIL
+from vault.observe import exporter
+from vault.observe.logs import configure_logging
+from vault.observe.processes import BEAT, WORKER
+from vault.settings.config import Settings, SettingsError
 from vault.startup import (
     keep_presence,
     raise_epoch,
@@ -24,6 +24,7 @@ from vault.startup import (
     tell_aws_credentials,
     tell_warnings,
 )
+from vault.wiring import Container, build_container
 
 # Whatever this process writes, such as messages in a folder, is for its owner alone.
 os.umask(0o077)

@@ -10,10 +10,11 @@ if "vault" not in sys.modules:
     # Before the first import of what counts, which looks whether processes share their numbers. Not on SIGHUP.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
-from vault import create_app, exporter
-from vault.http.allocator import give_back_regularly, keep_for_hashes, share_one_arena
-from vault.logs import configure_logging
-from vault.processes import API
+from vault import create_app
+from vault.observe import exporter
+from vault.observe.logs import configure_logging
+from vault.observe.processes import API
+from vault.server.allocator import give_back_regularly, keep_for_hashes, share_one_arena
 from vault.startup import (
     keep_presence,
     load_settings,
@@ -32,7 +33,7 @@ _settings, _are_fresh = load_settings()
 
 # For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.
 bind = f"127.0.0.1:{_settings.port}"
-worker_class = "vault.http.worker.Worker"
+worker_class = "vault.server.worker.Worker"
 workers = _settings.web_workers
 threads = _settings.web_threads
 graceful_timeout = _settings.graceful_seconds
@@ -40,14 +41,14 @@ timeout = 60
 keepalive = 15
 # One copy of the code for all workers; nothing that the application makes at import holds a connection or a thread.
 preload_app = True
-# The kernel would send files past the least rate that clients have to keep (vault.http.pacing).
+# The kernel would send files past the least rate that clients have to keep (vault.server.pacing).
 sendfile = False
 # Recycling would cut transfers that outlast the graceful time.
 max_requests = 0
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
-# No peer's headers change a request's path, prefix or scheme; X-Forwarded-For is read by vault.http.clients alone.
+# No peer's headers change a request's path, prefix or scheme; X-Forwarded-For is read by vault.http alone.
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
@@ -58,7 +59,7 @@ os.environ.pop("SCRIPT_NAME", None)
 control_socket_disable = True
 # Our own access log has the route's pattern; gunicorn's would have paths and queries.
 accesslog = None
-logger_class = "vault.http.server.QuietLogger"
+logger_class = "vault.server.logger.QuietLogger"
 
 
 def on_starting(_server: object) -> None:

@@ -4,8 +4,8 @@ import os
 import sys
 
 from vault import create_app
-from vault.config import Settings, SettingsError
-from vault.logs import configure_logging
+from vault.observe.logs import configure_logging
+from vault.settings.config import Settings, SettingsError
 
 try:
     settings = Settings.load()

@@ -21,10 +21,10 @@ from typing import Any, Final
 from bench.charts import OURS, Figure
 from bench.measuring import GIB, MIB, cpu_seconds
 from bench.processes import Watch
-from tests.support.proc import group_members, peak_bytes
-from tests.support.proxy import Proxy
-from tests.support.servers import wait_until
-from tests.support.stack import Process, Stack, embedded
+from testing.proc import group_members, peak_bytes
+from testing.proxy import Proxy
+from testing.servers import wait_until
+from testing.stack import Process, Stack, embedded
 
 _SMALL_BYTES: Final = 64 * MIB
 # curl: the peer ended the transfer early, or reset the connection.

@@ -28,12 +28,12 @@ from argon2 import PasswordHasher
 
 from bench.charts import GOAL, OURS, PEER, Figure
 from bench.measuring import Spread, cpu_seconds
-from tests.support.services import postgres_database
-from tests.support.settings import environment
-from tests.support.stack import Stack
-from tests.support.vault import PASSWORD, migrate
+from testing.services import postgres_database
+from testing.settings import environment
+from testing.stack import Stack
+from testing.vault import PASSWORD, migrate
 from vault.auth.models import PasswordAttempts, User
-from vault.config import Settings
+from vault.settings.config import Settings
 
 _WORKERS: Final = 2
 _CLIENTS: Final = 8

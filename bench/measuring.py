@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.proc import group_members, peak_bytes
+from testing.proc import group_members, peak_bytes
 
 MIB: Final = 1024**2
 GIB: Final = 1024**3

@@ -13,8 +13,8 @@ from typing import Any, Final
 from bench.charts import GOAL, OTHER, OURS, PEER, Figure
 from bench.measuring import MIB, Spread, peak_mib, percentile, progress, table
 from bench.servers import another, running_peer, running_vault, sign_in, sign_up
-from tests.support.servers import RcloneS3, rclone_s3
-from tests.support.stack import Stack
+from testing.servers import RcloneS3, rclone_s3
+from testing.stack import Stack
 
 _STREAMS: Final = 8
 _GROWTH_GOAL_MIB: Final = 16

@@ -21,13 +21,13 @@ from flask_migrate import upgrade
 
 from bench.charts import GOAL, OURS, Figure
 from bench.measuring import MIB, Spread, progress
-from tests.support.seeding import seed_files
-from tests.support.services import postgres_database
-from tests.support.settings import environment
+from testing.seeding import seed_files
+from testing.services import postgres_database
+from testing.settings import environment
 from vault import create_app
-from vault.config import ROOT, Settings
-from vault.container import build_container
 from vault.encryption.local import generate_master_key
+from vault.settings.config import ROOT, Settings
+from vault.wiring import build_container
 
 _GOAL: Final = 3000
 

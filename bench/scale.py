@@ -23,12 +23,12 @@ from bench.charts import GOAL, OURS, Figure, shades
 from bench.clients import VaultClient
 from bench.measuring import Spread, percentile, progress, table
 from bench.servers import running_vault, sign_in, sign_up
-from tests.support.seeding import seed_events
-from tests.support.stack import Stack
+from testing.seeding import seed_events
+from testing.stack import Stack
 from vault.auth.models import User
 from vault.files.listing import Listing, Sort
-from vault.files.models import File
 from vault.http.cursors import Cursors
+from vault.objects.models import File
 
 _UPLOAD_GOAL: Final = 1.2
 _PAGE_GOAL: Final = 2.0

@@ -19,11 +19,11 @@ from typing import Final
 
 from bench.clients import Client, VaultClient
 from bench.measuring import cpu_seconds
-from tests.support.servers import RcloneS3, wait_until
-from tests.support.services import postgres_database
-from tests.support.settings import environment
-from tests.support.stack import Stack, free_port
-from tests.support.vault import migrate
+from testing.servers import RcloneS3, wait_until
+from testing.services import postgres_database
+from testing.settings import environment
+from testing.stack import Stack, free_port
+from testing.vault import migrate
 
 _RCLONE: Final = str(Path(sys.executable).parent / "rclone")
 _NO_LIMIT: Final = str(2**50)

@@ -16,8 +16,8 @@ from bench.charts import GOAL, OURS, PEER, Figure, ratio_note
 from bench.clients import Client
 from bench.measuring import Spread, cpu_seconds, progress, table
 from bench.servers import Peer, another, running_peer, running_vault, sign_in, sign_up
-from tests.support.servers import rclone_s3
-from tests.support.stack import Stack
+from testing.servers import rclone_s3
+from testing.stack import Stack
 
 _CLIENTS: Final = 8
 _BYTES: Final = 1024

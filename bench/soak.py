@@ -30,15 +30,15 @@ from bench.charts import GOAL, OTHER, OURS, Figure
 from bench.measuring import GIB, percentile, table
 from bench.processes import History, Sample, Watch, slope_a_minute
 from bench.soak_clients import MIB, Blob, Client, Journal, Request, at_once
-from tests.support.brokers import RedisServer, redis_server
-from tests.support.proxy import Proxy
-from tests.support.servers import RcloneS3, rclone_s3, wait_until
-from tests.support.services import postgres_database
-from tests.support.settings import environment
-from tests.support.stack import Process, Stack
-from tests.support.vault import migrate
-from vault.broker import QUEUES
-from vault.files.models import File, FileState
+from testing.brokers import RedisServer, redis_server
+from testing.proxy import Proxy
+from testing.servers import RcloneS3, rclone_s3, wait_until
+from testing.services import postgres_database
+from testing.settings import environment
+from testing.stack import Process, Stack
+from testing.vault import migrate
+from vault.background.broker import QUEUES
+from vault.objects.models import File, FileState
 from vault.storage import OBJECTS, object_key
 
 _DOWN_SECONDS: Final = 5.0

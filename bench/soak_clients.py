@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final
 
-from tests.support.vault import PASSWORD
+from testing.vault import PASSWORD
 
 MIB: Final = 1024**2
 _LEAST_BYTES, _MOST_BYTES = 1024, 64 * MIB

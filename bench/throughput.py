@@ -16,8 +16,8 @@ from bench.charts import GOAL, OURS, PEER, Figure, ratio_note
 from bench.clients import Client
 from bench.measuring import GIB, MIB, Spread, cpu_seconds, peak_mib, progress, table
 from bench.servers import Peer, empty, running_peer, running_vault, sign_in, sign_up
-from tests.support.servers import RcloneS3, rclone_s3
-from tests.support.stack import Process, Stack
+from testing.servers import RcloneS3, rclone_s3
+from testing.stack import Process, Stack
 
 _GOALS: Final = {
     ("upload", "EAX"): 1.3,

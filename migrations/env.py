@@ -16,10 +16,10 @@ from sqlalchemy.exc import OperationalError
 
 import vault.audit.models
 import vault.auth.models
-import vault.deletion_clock
-import vault.files.models
-import vault.mail.models  # noqa: F401  # models register themselves with the metadata
-from vault.db import Base, DatabaseMissing, require_database
+import vault.core.deletion_clock
+import vault.mail.models
+import vault.objects.models  # noqa: F401  # models register themselves with the metadata
+from vault.core.db import Base, DatabaseMissing, require_database
 
 # PostgreSQL's advisory locks are numbers; nothing else of the vault's takes one for a session.
 _LOCK = int.from_bytes(b"migrate", "big")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vault import env_file
-from vault.config import ROOT, SettingsError
 from vault.encryption.local import generate_master_key
+from vault.settings import env_file
+from vault.settings.config import ROOT, SettingsError
 
 ENV_FILE: Final = Path(".env")
 _MAKERS: Final[dict[str, Callable[[], str]]] = {

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from vault.config import Settings, SettingsError
-from vault.container import build_container
+from vault.settings.config import Settings, SettingsError
 from vault.storage.s3 import S3Store
+from vault.wiring import build_container
 
 _WAIT_SECONDS: Final = 60.0
 _MISSING: Final = {"404", "NoSuchBucket"}

@@ -7,8 +7,8 @@ import json
 import sys
 
 from scripts import env_file
-from vault.config import Settings, SettingsError
-from vault.env_file import EnvFileError
+from vault.settings.config import Settings, SettingsError
+from vault.settings.env_file import EnvFileError
 
 
 def main() -> None:

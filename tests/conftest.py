@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
-from tests.support.services import postgres_database, postgres_is_there
-from tests.support.settings import make_settings
-from tests.support.vault import Vault, migrate
-from vault.container import build_container
-from vault.db import Base, create_engine
+from testing.services import postgres_database, postgres_is_there
+from testing.settings import make_settings
+from testing.vault import Vault, migrate
+from vault.core.db import Base, create_engine
+from vault.wiring import build_container
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,12 +8,12 @@ from dataclasses import replace
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from vault.aws import tell_credentials
-from vault.config import Settings, SettingsError
-from vault.container import Container, aws_access, build_container
-from vault.db import DatabaseMissing, require_database
-from vault.errors import VaultError
-from vault.processes import HeldKeys, Presence
+from vault.core.aws import tell_credentials
+from vault.core.db import DatabaseMissing, require_database
+from vault.core.errors import VaultError
+from vault.observe.processes import HeldKeys, Presence
+from vault.settings.config import Settings, SettingsError
+from vault.wiring import Container, aws_access, build_container
 
 log = structlog.get_logger(__name__)
 

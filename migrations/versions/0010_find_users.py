@@ -1,6 +1,6 @@
 """Lists of everybody, and search in addresses and names: what administrators ask for.
 
-The texts that are searched are folded here as vault.folding did when this was written. Indexes are made while people
+The texts that are searched are folded here as vault.core.text did when this was written. Indexes are made while people
 sign in, and what an interrupted attempt has done is not done again.
 """
 

@@ -1,6 +1,6 @@
 """Folds stored names again: widths and the dots of Turkish letters do not matter any more.
 
-Texts are folded here as vault.folding did when this was written. Rows are changed in short transactions while people
+Texts are folded here as vault.core.text did when this was written. Rows are changed in short transactions while people
 work on PostgreSQL, and what an interrupted attempt has done is not done again.
 """
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.vault import Person, Vault
+from testing.vault import Person, Vault
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Body, Person, Vault, but_request_id, refusal, works
+from testing.vault import PASSWORD, Body, Person, Vault, but_request_id, refusal, works
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.mail.models import MailJob
 

@@ -13,9 +13,9 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Person, Vault, but_request_id
+from testing.vault import PASSWORD, Person, Vault, but_request_id
 from vault.auth.models import EmailToken, User
-from vault.derived import derive_key
+from vault.core.derived import derive_key
 from vault.mail.models import MailJob, MailKind
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]

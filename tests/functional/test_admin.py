@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.kms import SETTINGS as KMS_SETTINGS
-from tests.support.kms import played_kms
-from tests.support.seeding import insert_rows
-from tests.support.servers import wait_until
-from tests.support.vault import PASSWORD, Body, Person, Vault, at_once, refusal, works
+from testing.kms import SETTINGS as KMS_SETTINGS
+from testing.kms import played_kms
+from testing.seeding import insert_rows
+from testing.servers import wait_until
+from testing.vault import PASSWORD, Body, Person, Vault, at_once, refusal, works
 from vault.admin.listing import UserFilter
 from vault.admin.service import UserChanges
 from vault.audit.models import AuditEvent
 from vault.auth.addresses import parse_address
 from vault.auth.models import Role, User
 from vault.cli.base import operator
+from vault.core.errors import LastAdmin
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.kms import KmsKeyProvider
-from vault.errors import LastAdmin
 from vault.files.listing import ListingOfAll
 
 ADMIN = "/api/v1/admin"

@@ -14,15 +14,15 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Person, Vault
+from testing.vault import PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.credentials import Checked, Credentials, Verdict
 from vault.auth.erasing import Eraser
 from vault.auth.models import PasswordAttempts
-from vault.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
-from vault.config import ROOT
+from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.encryption.local import generate_master_key
-from vault.files.installation import Epoch
+from vault.objects.installation import Epoch
+from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 

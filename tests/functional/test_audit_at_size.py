@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.seeding import BUSY_ID, OTHER_ID, seed_events
-from tests.support.vault import Vault
+from testing.seeding import BUSY_ID, OTHER_ID, seed_events
+from testing.vault import Vault
 from vault.audit.listing import EventPage, Filters
 from vault.audit.models import Action, Outcome
 

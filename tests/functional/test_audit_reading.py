@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from tests.support.seeding import insert_events
-from tests.support.vault import PASSWORD, Person, Vault, refusal
+from testing.seeding import insert_events
+from testing.vault import PASSWORD, Person, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome

@@ -18,16 +18,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
+from testing.seeding import insert_events
+from testing.services import POSTGRES_URL, postgres_database
+from testing.vault import PASSWORD, Vault, refusal
 from tests.conftest import migrate_url
-from tests.support.seeding import insert_events
-from tests.support.services import POSTGRES_URL, postgres_database
-from tests.support.vault import PASSWORD, Vault, refusal
 from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
-from vault.broker import TASK_ENFORCE_RETENTION
-from vault.config import ROOT
-from vault.db import create_engine
-from vault.errors import AuditUnavailable
+from vault.background.broker import TASK_ENFORCE_RETENTION
+from vault.core.db import create_engine
+from vault.core.errors import AuditUnavailable
+from vault.settings.config import ROOT
 
 
 def ages(vault: Vault, *days: float) -> None:

@@ -10,15 +10,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
-from tests.support.vault import PASSWORD, Person, Vault, refusal, works
+from testing.vault import PASSWORD, Person, Vault, refusal, works
 from vault.audit.models import AuditEvent, AuditTally
 from vault.auth.models import PasswordAttempts
-from vault.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
-from vault.db import Base
-from vault.deletion_clock import DeletionPass
+from vault.background.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
+from vault.core.db import Base
+from vault.core.deletion_clock import DeletionPass
+from vault.core.errors import AuditUnavailable
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.errors import AuditUnavailable
-from vault.files.models import Installation
+from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 
-from tests.support.servers import wait_until
-from tests.support.vault import PASSWORD, Vault, at_once, refusal, works
+from testing.servers import wait_until
+from testing.vault import PASSWORD, Vault, at_once, refusal, works
 from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.mail.models import MailJob, MailKind, MailState

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import jwt
 import pytest
 
-from tests.support.vault import PASSWORD, Person, Vault, refusal, works
-from vault.derived import derive_key
+from testing.vault import PASSWORD, Person, Vault, refusal, works
+from vault.core.derived import derive_key
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 

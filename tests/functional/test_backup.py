@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.copies import copied_database
-from tests.support.vault import Person, Vault
+from testing.copies import copied_database
+from testing.vault import Person, Vault
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 

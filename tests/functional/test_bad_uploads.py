@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
-from tests.support.faults import FailingDatabase, FailingStore
-from tests.support.vault import Body, Person, Vault
+from testing.faults import FailingDatabase, FailingStore
+from testing.vault import Body, Person, Vault
+from vault.core.errors import Busy, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import DataKey, KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.errors import Busy, StorageFull, StorageUnavailable
 
 pytestmark = pytest.mark.one_database
 

@@ -3,9 +3,9 @@
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Vault, refusal, works
+from testing.vault import Vault, refusal, works
 from vault.auth.models import UserSession
-from vault.clocks import CLOCK_LEEWAY
+from vault.core.clock import CLOCK_LEEWAY
 
 AUTH = "/api/v1/auth"
 LEEWAY = CLOCK_LEEWAY.total_seconds()

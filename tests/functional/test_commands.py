@@ -11,11 +11,11 @@ import pytest
 from cryptography.fernet import Fernet
 from flask.testing import FlaskCliRunner
 
-from tests.support.vault import Vault
+from testing.vault import Vault
 from vault.cli import files, keys
-from vault.db import create_database
+from vault.core.db import create_database
+from vault.core.errors import StorageUnavailable
 from vault.encryption.local import generate_master_key
-from vault.errors import StorageUnavailable
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

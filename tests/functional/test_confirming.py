@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Person, Vault, at_once, but_request_id, refusal
+from testing.vault import PASSWORD, Person, Vault, at_once, but_request_id, refusal
 from vault.auth.models import EmailToken
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.vault import Person, Vault, refusal
+from testing.vault import Person, Vault, refusal
 
 FILES = "/api/v1/files"
 FORM = "multipart/form-data; boundary=edge"

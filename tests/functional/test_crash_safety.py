@@ -13,16 +13,16 @@ import pytest
 import sqlalchemy as sa
 from flask import Response, request_finished
 
-from tests.support.faults import FailingDatabase, FailingStore
-from tests.support.servers import wait_until
-from tests.support.vault import Body, Person, Vault
+from testing.faults import FailingDatabase, FailingStore
+from testing.servers import wait_until
+from testing.vault import Body, Person, Vault
 from vault.audit.service import Actor
 from vault.auth.models import User
-from vault.errors import Busy, InstallationMismatch, StorageUnavailable
-from vault.files.installation import InstallationGuard
-from vault.files.leases import LEASE_SECONDS, LeaseKeeper
-from vault.files.models import File, FileState, Installation
-from vault.files.shredding import Shreddable, shred
+from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
+from vault.objects.installation import InstallationGuard
+from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
+from vault.objects.models import File, FileState, Installation
+from vault.objects.shredding import Shreddable, shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 from vault.storage.memory import MemoryStore
 

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Vault, refusal
+from testing.vault import PASSWORD, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import Filters
 from vault.audit.service import Actor

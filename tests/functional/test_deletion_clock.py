@@ -9,12 +9,12 @@ import sqlalchemy as sa
 import structlog
 from structlog.testing import capture_logs
 
-from tests.support.seeding import insert_events
-from tests.support.vault import Vault
+from testing.seeding import insert_events
+from testing.vault import Vault
 from vault.audit.models import AuditEvent
 from vault.auth.models import User, UserSession
-from vault.broker import TASK_ENFORCE_RETENTION, TASK_SWEEP_ACCOUNTS
-from vault.deletion_clock import DeletionClock
+from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_SWEEP_ACCOUNTS
+from vault.core.deletion_clock import DeletionClock
 from vault.mail.models import MailJob
 
 KEPT = (AuditEvent, User, UserSession, MailJob)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.support import oracle
-from tests.support.faults import FailingDatabase, FailingStore
-from tests.support.vault import Person, Vault
+from testing import oracle
+from testing.faults import FailingDatabase, FailingStore
+from testing.vault import Person, Vault
+from vault.core.errors import StorageUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.errors import StorageUnavailable
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

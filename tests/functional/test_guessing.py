@@ -6,10 +6,10 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher, extract_parameters
 
-from tests.support.vault import CHEAP_HASHER, PASSWORD, Person, Vault, but_request_id, refusal
+from testing.vault import CHEAP_HASHER, PASSWORD, Person, Vault, but_request_id, refusal
 from vault.auth.credentials import Checked, Credentials, Verdict
 from vault.auth.models import PasswordAttempts
-from vault.networks import network_of
+from vault.core.networks import network_of
 
 pytestmark = pytest.mark.usefixtures("no_secret_stays")
 

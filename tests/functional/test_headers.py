@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.vault import Person, Vault
+from testing.vault import Person, Vault
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Vault
-from vault.db import db_now
-from vault.errors import StorageUnavailable
-from vault.processes import STALE_SECONDS, Process
+from testing.vault import Vault
+from vault.core.db import db_now
+from vault.core.errors import StorageUnavailable
+from vault.observe.processes import STALE_SECONDS, Process
 from vault.storage.memory import MemoryStore
 
 HEALTHY = dict.fromkeys(("database", "migrations", "object_store", "broker", "beat", "key_provider"), "ok")

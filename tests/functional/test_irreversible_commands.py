@@ -10,11 +10,11 @@ from alembic.script import ScriptDirectory
 from click.testing import Result
 from flask_migrate import downgrade, upgrade
 
-from tests.support.settings import make_settings
-from tests.support.vault import Vault
+from testing.settings import make_settings
+from testing.vault import Vault
 from vault import create_app
-from vault.config import ROOT
-from vault.container import Container, build_container
+from vault.settings.config import ROOT
+from vault.wiring import Container, build_container
 
 MIGRATIONS = ROOT / "migrations"
 # Nothing is lost with these: later code fills them again from others, or they count for a while.

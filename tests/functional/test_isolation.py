@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from tests.support.vault import Person, Vault, but_request_id
+from testing.vault import Person, Vault, but_request_id
 
 pytestmark = pytest.mark.one_database
 

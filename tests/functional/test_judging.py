@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import wait_until
-from tests.support.vault import PASSWORD, Vault, refusal
+from testing.servers import wait_until
+from testing.vault import PASSWORD, Vault, refusal
 
 pytestmark = pytest.mark.one_database
 

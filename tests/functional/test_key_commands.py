@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.kms import SETTINGS as KMS_SETTINGS
-from tests.support.kms import PlayedKms, played_kms
-from tests.support.seeding import seed_files
-from tests.support.vault import Person, Vault
+from testing.kms import SETTINGS as KMS_SETTINGS
+from testing.kms import PlayedKms, played_kms
+from testing.seeding import seed_files
+from testing.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import generate_master_key
-from vault.files.models import RetiredKey
+from vault.objects.models import RetiredKey
 
 pytestmark = pytest.mark.one_database
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.kms import SETTINGS as KMS_SETTINGS
-from tests.support.kms import PlayedKms, played_kms
-from tests.support.vault import Person, Vault
+from testing.kms import SETTINGS as KMS_SETTINGS
+from testing.kms import PlayedKms, played_kms
+from testing.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import KeyRing
 from vault.encryption.kms import KmsKeyProvider

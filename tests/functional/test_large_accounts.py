@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.vault import PASSWORD, Person, Vault, refusal
+from testing.vault import PASSWORD, Person, Vault, refusal
 from vault.auth.erasing import Eraser
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

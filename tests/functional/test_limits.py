@@ -12,10 +12,10 @@ import redis
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 
-from tests.support.machine import slowness
-from tests.support.services import redis_url
-from tests.support.vault import PASSWORD, Vault, at_once, but_request_id, refusal
-from vault.db import Base
+from testing.machine import slowness
+from testing.services import redis_url
+from testing.vault import PASSWORD, Vault, at_once, but_request_id, refusal
+from vault.core.db import Base
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.seeding import insert_rows
-from tests.support.vault import Person, Vault, refusal
+from testing.seeding import insert_rows
+from testing.vault import Person, Vault, refusal
+from vault.core.text import fold
 from vault.files.listing import Listing, Sort
-from vault.files.models import File, FileState
-from vault.folding import fold
+from vault.objects.models import File, FileState
 
 FILES = "/api/v1/files"
 SORTS = ["name", "created_at", "size", "content_type"]

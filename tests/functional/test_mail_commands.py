@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 from click.testing import Result
 
-from tests.support.mail_servers import Inbox, sendgrid_server, smtp_server
-from tests.support.settings import make_settings
-from tests.support.vault import PASSWORD, Person, Vault
+from testing.mail_servers import Inbox, sendgrid_server, smtp_server
+from testing.settings import make_settings
+from testing.vault import PASSWORD, Person, Vault
 from vault import create_app
 from vault.cli import mail
 from vault.mail.messages import MailDelayed, MailRefused

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from flask_migrate import check, downgrade, stamp, upgrade
 
-from tests.support.services import postgres_database
-from tests.support.settings import make_settings
-from tests.support.vault import Vault
+from testing.services import postgres_database
+from testing.settings import make_settings
+from testing.vault import Vault
 from vault import create_app
-from vault.config import ROOT
-from vault.container import build_container
-from vault.db import create_database
-from vault.folding import fold
+from vault.core.db import create_database
+from vault.core.text import fold
+from vault.settings.config import ROOT
+from vault.wiring import build_container
 
 
 def up_and_down(folder: Path, database_url: str) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.copies import copied_database
-from tests.support.faults import FailingStore
-from tests.support.vault import Body, Person, Vault, at_once, refusal
+from testing.copies import copied_database
+from testing.faults import FailingStore
+from testing.vault import Body, Person, Vault, at_once, refusal
 from vault import startup
 from vault.audit.service import Actor
-from vault.db import db_now
-from vault.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
-from vault.files import installation
-from vault.files.installation import Epoch
-from vault.files.models import File, Installation
+from vault.core.db import db_now
+from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
+from vault.objects import installation
+from vault.objects.installation import Epoch
+from vault.objects.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
 from vault.storage.memory import MemoryStore
 

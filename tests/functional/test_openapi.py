@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from tests.support.faults import FailingDatabase, FailingStore
-from tests.support.vault import Vault
-from vault.errors import StorageUnavailable
-from vault.http.errors import STATUS
+from testing.faults import FailingDatabase, FailingStore
+from testing.vault import Vault
+from vault.core.errors import StorageUnavailable
+from vault.http.problems import STATUS
 
 pytestmark = pytest.mark.one_database
 

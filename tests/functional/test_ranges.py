@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.vault import Person, Vault, refusal
-from vault.errors import IntegrityFailed
+from testing.vault import Person, Vault, refusal
+from vault.core.errors import IntegrityFailed
 from vault.storage import ObjectReader
 from vault.storage.memory import MemoryStore
 

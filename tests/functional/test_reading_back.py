@@ -9,10 +9,10 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.vault import Person, Vault, refusal
-from vault.files import routes
-from vault.http.dispositions import name_of_raw_body
-from vault.metrics import TRANSFERS
+from testing.vault import Person, Vault, refusal
+from vault.files.rest import routes
+from vault.files.rest.dispositions import name_of_raw_body
+from vault.observe.metrics import TRANSFERS
 
 FILES = "/api/v1/files"
 FORM = "multipart/form-data; boundary=edge"

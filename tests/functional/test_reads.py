@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Person, Vault, at_once, refusal
+from testing.vault import Person, Vault, at_once, refusal
 from vault.audit.models import AuditEvent, AuditRead
 
 SIZE = 132 * 100

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.faults import FailingDatabase, FailingStore
-from tests.support.vault import Person, Vault
+from testing.faults import FailingDatabase, FailingStore
+from testing.vault import Person, Vault
 from vault.audit.service import Actor
+from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
 from vault.encryption.header import Suite
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
-from vault.errors import KeyInUse, StorageFull, StorageUnavailable
-from vault.files.models import File, FileState
-from vault.files.reencrypting import ReencryptReport, Selection
+from vault.keys.reencrypting import ReencryptReport, Selection
+from vault.objects.models import File, FileState
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

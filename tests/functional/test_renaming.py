@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.vault import Person, Vault, at_once, refusal
+from testing.vault import Person, Vault, at_once, refusal
 
 pytestmark = pytest.mark.one_database
 

@@ -7,8 +7,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from tests.support.vault import Person, Vault
-from vault.metrics import REGISTRY
+from testing.vault import Person, Vault
+from vault.observe.metrics import REGISTRY
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

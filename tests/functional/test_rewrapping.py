@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.faults import FailingDatabase
-from tests.support.kms import SETTINGS as KMS_SETTINGS
-from tests.support.kms import PlayedKms, played_kms
-from tests.support.seeding import content_of, seed_files
-from tests.support.vault import Body, Person, Vault
+from testing.faults import FailingDatabase
+from testing.kms import SETTINGS as KMS_SETTINGS
+from testing.kms import PlayedKms, played_kms
+from testing.seeding import content_of, seed_files
+from testing.vault import Body, Person, Vault
 from vault.audit.service import Actor
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.files.rewrapping import NotMoved, Rewrapper, RewrapReport
+from vault.keys.rewrapping import NotMoved, Rewrapper, RewrapReport
 
 FILES = "/api/v1/files"
 NEW = generate_master_key()

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.support.settings import environment
-from tests.support.vault import Vault
-from vault.config import ROOT
-from vault.db import db_now
+from testing.settings import environment
+from testing.vault import Vault
+from vault.core.db import db_now
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import generate_master_key
-from vault.processes import API, BEAT, STALE_SECONDS, WORKER, HeldKeys, Presence, Process
+from vault.observe.processes import API, BEAT, STALE_SECONDS, WORKER, HeldKeys, Presence, Process
+from vault.settings.config import ROOT
 
 ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 

@@ -13,7 +13,7 @@ import schemathesis
 from schemathesis.engine import Status, StopReason, events, from_schema
 from schemathesis.transport.wsgi import WSGITransport
 
-from tests.support.vault import PASSWORD, Person, Vault
+from testing.vault import PASSWORD, Person, Vault
 
 CONTENT = b"what is in the file"
 PHASES = dict.fromkeys(("coverage", "fuzzing", "stateful", "examples"), Status.SUCCESS)

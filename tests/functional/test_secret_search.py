@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from tests.support.vault import PASSWORD, Person, Vault
+from testing.vault import PASSWORD, Person, Vault
 
 pytestmark = pytest.mark.one_database
 

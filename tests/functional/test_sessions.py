@@ -8,9 +8,9 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.support.vault import Person, Vault, at_once, refusal
+from testing.vault import Person, Vault, at_once, refusal
 from vault.auth.models import UserSession
-from vault.derived import derive_key
+from vault.core.derived import derive_key
 
 pytestmark = pytest.mark.usefixtures("no_secret_stays")
 

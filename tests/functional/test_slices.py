@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.vault import PASSWORD, Vault
+from testing.vault import PASSWORD, Vault
 from vault.auth.models import User
-from vault.broker import (
+from vault.background.broker import (
     SLICES,
     TASK_ENFORCE_RETENTION,
     TASK_REAP_FILES,
@@ -18,7 +18,7 @@ from vault.broker import (
     TASK_SWEEP_ACCOUNTS,
     TimeSlice,
 )
-from vault.errors import StorageUnavailable
+from vault.core.errors import StorageUnavailable
 from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -41,7 +41,7 @@ class TwoRows(TimeSlice):
 def again(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[object, ...]]]:
     """The tasks that go on later, instead of a queue."""
     found: list[tuple[str, tuple[object, ...]]] = []
-    for feature in ("files", "auth", "audit"):
+    for feature in ("objects", "auth", "audit"):
         # By its name, since the package `vault` has an attribute `auth` that is another module.
         tasks = import_module(f"vault.{feature}.tasks")
         monkeypatch.setattr(tasks, "TimeSlice", TwoRows)

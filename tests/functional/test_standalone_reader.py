@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tests.support import oracle
-from tests.support.vault import Person, Vault
+from testing import oracle
+from testing.vault import Person, Vault
 from vault.encryption.local import generate_master_key
 from vault.storage.memory import MemoryStore
 

@@ -10,14 +10,14 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from tests.support.kms import SETTINGS as KMS_SETTINGS
-from tests.support.kms import played_kms
-from tests.support.vault import Person, Vault
+from testing.kms import SETTINGS as KMS_SETTINGS
+from testing.kms import played_kms
+from testing.vault import Person, Vault
 from vault import startup
-from vault.config import Settings
-from vault.db import create_database
+from vault.core.db import create_database
 from vault.encryption.local import generate_master_key
-from vault.files.models import FileState, RetiredKey
+from vault.objects.models import FileState, RetiredKey
+from vault.settings.config import Settings
 from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
 
 pytestmark = pytest.mark.one_database

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Person, Vault, works
+from testing.vault import PASSWORD, Person, Vault, works
 from vault.audit.service import Actor
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.mail.messages import MailRefused

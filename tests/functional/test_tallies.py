@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import PASSWORD, Person, Vault, at_once, refusal
+from testing.vault import PASSWORD, Person, Vault, at_once, refusal
 from vault.audit import settling
 from vault.audit.models import Action, AuditEvent, AuditTally
 from vault.audit.service import Actor
-from vault.broker import TASK_SETTLE_AUDIT
-from vault.errors import InvalidCredentials
+from vault.background.broker import TASK_SETTLE_AUDIT
+from vault.core.errors import InvalidCredentials
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

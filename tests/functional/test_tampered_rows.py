@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.support.faults import FailingDatabase
-from tests.support.vault import Person, Vault
+from testing.faults import FailingDatabase
+from testing.vault import Person, Vault
 from vault.encryption.local import generate_master_key
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Person, Vault
-from vault.errors import IntegrityFailed
+from testing.vault import Person, Vault
+from vault.core.errors import IntegrityFailed
 from vault.storage import OBJECTS
 from vault.storage.memory import MemoryStore
 

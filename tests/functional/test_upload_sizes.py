@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.faults import FailingStore
-from tests.support.vault import Body, Person, Vault, refusal
+from testing.faults import FailingStore
+from testing.vault import Body, Person, Vault, refusal
 from vault.storage import ObjectWriter
 
 pytestmark = pytest.mark.one_database

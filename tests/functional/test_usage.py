@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.vault import Body, Person, Vault, at_once, refusal
+from testing.vault import Body, Person, Vault, at_once, refusal
 
 FILES = "/api/v1/files"
 

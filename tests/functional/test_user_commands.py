@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.vault import PASSWORD, Person, Vault, at_once, refusal, works
+from testing.vault import PASSWORD, Person, Vault, at_once, refusal, works
 from vault.audit.service import Actor
 from vault.auth.addresses import parse_address
 from vault.auth.models import User

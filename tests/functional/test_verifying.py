@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.seeding import seed_files
-from tests.support.vault import Person, Vault
+from testing.seeding import seed_files
+from testing.vault import Person, Vault
 from vault.audit.service import Actor
+from vault.core.errors import StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.errors import StorageUnavailable
-from vault.files.models import FileState
-from vault.files.verifying import Finding, VerifyReport
+from vault.keys.verifying import Finding, VerifyReport
+from vault.objects.models import FileState
 from vault.storage import object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore

@@ -10,12 +10,12 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.machine import slowness
-from tests.support.proc import group_members, peak_bytes
-from tests.support.seeding import seed_events
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database
-from tests.support.stack import Stack, embedded
+from testing.machine import slowness
+from testing.proc import group_members, peak_bytes
+from testing.seeding import seed_events
+from testing.servers import wait_until
+from testing.services import postgres_database
+from testing.stack import Stack, embedded
 
 MIB = 1024 * 1024
 ROWS = 1_000_000

@@ -13,11 +13,11 @@ import pytest
 import redis
 import requests
 
-from tests.support.servers import wait_until
-from tests.support.services import amqp_url
-from tests.support.stack import Stack, embedded, production
-from tests.support.vault import PASSWORD
-from vault.broker import QUEUES
+from testing.servers import wait_until
+from testing.services import amqp_url
+from testing.stack import Stack, embedded, production
+from testing.vault import PASSWORD
+from vault.background.broker import QUEUES
 
 ADDRESS = "zoe@example.org"
 NAME = "отпуск 😀 «лето».jpg"

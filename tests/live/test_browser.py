@@ -16,10 +16,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.browser import chromium
-from tests.support.servers import wait_until
-from tests.support.services import program
-from tests.support.stack import Stack, embedded
+from testing.browser import chromium
+from testing.servers import wait_until
+from testing.services import program
+from testing.stack import Stack, embedded
 
 SIZE = 700_001
 

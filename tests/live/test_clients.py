@@ -18,11 +18,11 @@ import requests
 import sqlalchemy as sa
 from selenium import webdriver
 
-from tests.support.browser import chromium
-from tests.support.names import NAMES
-from tests.support.servers import wait_until
-from tests.support.services import program
-from tests.support.stack import Stack, embedded
+from testing.browser import chromium
+from testing.names import NAMES
+from testing.servers import wait_until
+from testing.services import program
+from testing.stack import Stack, embedded
 
 # One worker runs this module, so that the stack is started once.
 pytestmark = pytest.mark.xdist_group("clients")

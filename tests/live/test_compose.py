@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support import compose
-from tests.support.mailbox import Mailbox, mailbox
-from tests.support.project import ScriptsProject
-from tests.support.servers import rclone_s3, wait_until
-from tests.support.services import postgres_database, redis_url
-from tests.support.stack import BIN, Stack
-from tests.support.vault import PASSWORD
-from vault.config import ROOT
+from testing import compose
+from testing.mailbox import Mailbox, mailbox
+from testing.project import ScriptsProject
+from testing.servers import rclone_s3, wait_until
+from testing.services import postgres_database, redis_url
+from testing.stack import BIN, Stack
+from testing.vault import PASSWORD
+from vault.settings.config import ROOT
 
 # One worker runs this module, so that the services are started once.
 pytestmark = pytest.mark.xdist_group("compose")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded, production
-from tests.support.vault import PASSWORD, migrate
-from vault.files.reaper import ReapReport
+from testing.servers import wait_until
+from testing.stack import Stack, embedded, production
+from testing.vault import PASSWORD, migrate
+from vault.objects.reaper import ReapReport
 
 # One worker runs this module, so that each stack is started once.
 pytestmark = pytest.mark.xdist_group("crashes")

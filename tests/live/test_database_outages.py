@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.support.postgres import OwnPostgres, copy_of, own_postgres
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database
-from tests.support.stack import Stack, embedded
-from tests.support.vanishing import vanishing_host
-from tests.support.vault import PASSWORD
+from testing.postgres import OwnPostgres, copy_of, own_postgres
+from testing.servers import wait_until
+from testing.services import postgres_database
+from testing.stack import Stack, embedded
+from testing.vanishing import vanishing_host
+from testing.vault import PASSWORD
 
 UNAVAILABLE = (503, "database_unavailable")
 WELL = {"login": 200, "register": 202, "upload": 201, "list": 200}

@@ -20,12 +20,12 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database, program
-from tests.support.stack import BIN, Process, Stack, embedded
+from testing.servers import wait_until
+from testing.services import postgres_database, program
+from testing.stack import BIN, Process, Stack, embedded
 from vault.cli import create_cli_app
-from vault.config import ROOT
 from vault.encryption.local import generate_master_key
+from vault.settings.config import ROOT
 
 # One worker runs this module: its runs follow each other on one installation.
 pytestmark = pytest.mark.xdist_group("documents")

@@ -11,11 +11,11 @@ import redis
 import requests
 from kombu.exceptions import OperationalError
 
-from tests.support.brokers import RedisServer, redis_server
-from tests.support.proxy import Proxy
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded
-from vault.broker import QUEUE_NO_OPS, TASK_SKIP_MAIL
+from testing.brokers import RedisServer, redis_server
+from testing.proxy import Proxy
+from testing.servers import wait_until
+from testing.stack import Stack, embedded
+from vault.background.broker import QUEUE_NO_OPS, TASK_SKIP_MAIL
 
 pytestmark = pytest.mark.xdist_group("failover")
 

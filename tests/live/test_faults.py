@@ -22,16 +22,16 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.disks import fill, on_small_disks, small_disk
-from tests.support.proc import group_members
-from tests.support.proxy import Act, Proxy, http_answer
-from tests.support.servers import wait_until
-from tests.support.stack import Process, Stack, embedded, production
-from tests.support.vault import PASSWORD
+from testing.disks import fill, on_small_disks, small_disk
+from testing.proc import group_members
+from testing.proxy import Act, Proxy, http_answer
+from testing.servers import wait_until
+from testing.stack import Process, Stack, embedded, production
+from testing.vault import PASSWORD
 from vault.auth.models import User
-from vault.db import db_now
-from vault.files.models import File, FileState
-from vault.files.reaper import ReapReport
+from vault.core.db import db_now
+from vault.objects.models import File, FileState
+from vault.objects.reaper import ReapReport
 from vault.storage import object_key
 
 # One worker runs this module, so that the processes are started once.

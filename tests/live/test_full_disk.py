@@ -7,10 +7,10 @@ from pathlib import Path
 
 import requests
 
-from tests.support.disks import on_small_disks, small_disk
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded
-from tests.support.vault import PASSWORD
+from testing.disks import on_small_disks, small_disk
+from testing.servers import wait_until
+from testing.stack import Stack, embedded
+from testing.vault import PASSWORD
 
 MIB = 1024 * 1024
 CONTENT = os.urandom(3 * MIB)

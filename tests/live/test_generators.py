@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support import journeys
-from tests.support.servers import wait_until
-from tests.support.stack import Process, Stack, embedded
-from tests.support.tools import generators, linters
-from tests.support.vault import PASSWORD
+from testing import journeys
+from testing.servers import wait_until
+from testing.stack import Process, Stack, embedded
+from testing.tools import generators, linters
+from testing.vault import PASSWORD
 
 # One worker runs this module, so that the stack is started once.
 pytestmark = pytest.mark.xdist_group("generators")

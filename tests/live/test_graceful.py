@@ -12,10 +12,10 @@ from time import monotonic
 import pytest
 import requests
 
-from tests.support.machine import slowness
-from tests.support.servers import wait_until
-from tests.support.services import REDIS_URL
-from tests.support.stack import Process, Stack, production
+from testing.machine import slowness
+from testing.servers import wait_until
+from testing.services import REDIS_URL
+from testing.stack import Process, Stack, production
 
 pytestmark = pytest.mark.xdist_group("graceful")
 

@@ -13,13 +13,13 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.support.mailbox import mailbox
-from tests.support.proc import files_with, group_members
-from tests.support.servers import wait_until
-from tests.support.services import program
-from tests.support.stack import Stack, embedded, production
-from tests.support.vault import PASSWORD
-from vault.broker import QUEUE_MAIL, QUEUE_MAINTENANCE, QUEUE_NO_OPS, QUEUE_REGISTRATIONS
+from testing.mailbox import mailbox
+from testing.proc import files_with, group_members
+from testing.servers import wait_until
+from testing.services import program
+from testing.stack import Stack, embedded, production
+from testing.vault import PASSWORD
+from vault.background.broker import QUEUE_MAIL, QUEUE_MAINTENANCE, QUEUE_NO_OPS, QUEUE_REGISTRATIONS
 
 # One worker runs this module, so that each stack is started once.
 pytestmark = pytest.mark.xdist_group("journey")

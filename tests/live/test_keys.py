@@ -16,21 +16,21 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.seeding import content_of, seed_files
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database
-from tests.support.settings import environment
-from tests.support.stack import BIN, Process, Stack, embedded
-from tests.support.vault import migrate
+from testing.seeding import content_of, seed_files
+from testing.servers import wait_until
+from testing.services import postgres_database
+from testing.settings import environment
+from testing.stack import BIN, Process, Stack, embedded
+from testing.vault import migrate
 from vault.audit.models import AuditEvent
 from vault.audit.service import Actor
 from vault.auth.models import User
-from vault.config import ROOT
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
-from vault.files.models import File, FileState, RetiredKey
 from vault.mail.models import MailJob
+from vault.objects.models import File, FileState, RetiredKey
+from vault.settings.config import ROOT
 from vault.storage import object_key
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proc import files_with, group_members, peak_bytes
-from tests.support.stack import Stack, embedded, production
+from testing.proc import files_with, group_members, peak_bytes
+from testing.stack import Stack, embedded, production
 
 MIB = 1024 * 1024
 PEAK_LIMIT = 200 * MIB

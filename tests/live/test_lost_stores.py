@@ -11,11 +11,11 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.disks import on_small_disks, small_disk
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded, production
+from testing.disks import on_small_disks, small_disk
+from testing.servers import wait_until
+from testing.stack import Stack, embedded, production
 from vault.audit.service import Actor
-from vault.files.verifying import VerifyReport
+from vault.keys.verifying import VerifyReport
 
 MIB = 1024 * 1024
 

@@ -17,14 +17,14 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.brokers import Broker, RelayedBroker, amqp_broker, redis_broker, redis_server
-from tests.support.mailbox import Mailbox, mailbox
-from tests.support.proxy import Proxy
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, mailing
-from tests.support.vault import PASSWORD
+from testing.brokers import Broker, RelayedBroker, amqp_broker, redis_broker, redis_server
+from testing.mailbox import Mailbox, mailbox
+from testing.proxy import Proxy
+from testing.servers import wait_until
+from testing.stack import Stack, mailing
+from testing.vault import PASSWORD
 from vault.audit.service import Actor
-from vault.broker import QUEUE_MAIL, QUEUE_REGISTRATIONS
+from vault.background.broker import QUEUE_MAIL, QUEUE_REGISTRATIONS
 from vault.mail.outbox import LEASE_SECONDS
 
 NAME = "Zoë Nameless"

@@ -18,13 +18,13 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.proc import group_members
-from tests.support.scrape import Sample, increase, sample, scrape
-from tests.support.servers import wait_until
-from tests.support.services import redis_url
-from tests.support.stack import Process, Stack, embedded
-from tests.support.vault import PASSWORD
-from vault.broker import TASK_REAP_FILES
+from testing.proc import group_members
+from testing.scrape import Sample, increase, sample, scrape
+from testing.servers import wait_until
+from testing.services import redis_url
+from testing.stack import Process, Stack, embedded
+from testing.vault import PASSWORD
+from vault.background.broker import TASK_REAP_FILES
 from vault.encryption.header import Suite
 from vault.encryption.segments import Geometry
 from vault.storage import object_key

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database
-from tests.support.settings import environment
-from tests.support.stack import Stack
+from testing.servers import wait_until
+from testing.services import postgres_database
+from testing.settings import environment
+from testing.stack import Stack
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

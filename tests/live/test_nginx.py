@@ -14,11 +14,11 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.nginx import Nginx, nginx
-from tests.support.raw import connect, everything, head
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded
-from tests.support.vault import PASSWORD
+from testing.nginx import Nginx, nginx
+from testing.raw import connect, everything, head
+from testing.servers import wait_until
+from testing.stack import Stack, embedded
+from testing.vault import PASSWORD
 
 pytestmark = pytest.mark.xdist_group("nginx")
 

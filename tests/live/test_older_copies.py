@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.servers import wait_until
-from tests.support.services import postgres_database, program
-from tests.support.stack import Stack, production
+from testing.servers import wait_until
+from testing.services import postgres_database, program
+from testing.stack import Stack, production
 
 pytestmark = pytest.mark.xdist_group("older_copies")
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.machine import slowness
-from tests.support.proxy import Proxy
-from tests.support.raw import connect, everything, head, trickling
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, production
+from testing.machine import slowness
+from testing.proxy import Proxy
+from testing.raw import connect, everything, head, trickling
+from testing.servers import wait_until
+from testing.stack import Stack, production
 
 pytestmark = [pytest.mark.xdist_group("overload"), pytest.mark.timeout(300)]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.raw import connect, exchange, head
-from tests.support.servers import wait_until
-from tests.support.stack import Stack, embedded
+from testing.raw import connect, exchange, head
+from testing.servers import wait_until
+from testing.stack import Stack, embedded
 
 pytestmark = pytest.mark.xdist_group("parser_attacks")
 

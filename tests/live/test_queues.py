@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mailbox import mailbox
-from tests.support.servers import wait_until
-from tests.support.services import redis_url
-from tests.support.stack import Stack, mailing
+from testing.mailbox import mailbox
+from testing.servers import wait_until
+from testing.services import redis_url
+from testing.stack import Stack, mailing
 from vault.audit.service import Actor
 from vault.auth.models import User
 from vault.mail.models import MailKind
@@ -41,7 +41,7 @@ def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caus
     tmp_path: Path, broker: Callable[[], AbstractContextManager[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No beat looks for what a busy machine hands over too late.
-    monkeypatch.setattr("vault.broker.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("vault.background.broker.PATIENCE_SECONDS", 60.0)
     with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
         for number in range(NO_OPS):
             stack.container.links.forgot_password(f"nobody-{number}@example.org", Actor())

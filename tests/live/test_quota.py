@@ -9,8 +9,8 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.stack import Stack, production
-from tests.support.vault import at_once
+from testing.stack import Stack, production
+from testing.vault import at_once
 
 pytestmark = [pytest.mark.xdist_group("quota"), pytest.mark.timeout(180)]
 

@@ -11,14 +11,14 @@ import pytest
 import requests
 import sqlalchemy as sa
 
-from tests.support.kms import kms_server
-from tests.support.machine import slowness
-from tests.support.proxy import Act, Proxy
-from tests.support.servers import wait_until
-from tests.support.stack import Process as Running
-from tests.support.stack import Stack, production
-from vault.db import db_now
-from vault.processes import STALE_SECONDS, Process
+from testing.kms import kms_server
+from testing.machine import slowness
+from testing.proxy import Act, Proxy
+from testing.servers import wait_until
+from testing.stack import Process as Running
+from testing.stack import Stack, production
+from vault.core.db import db_now
+from vault.observe.processes import STALE_SECONDS, Process
 
 pytestmark = pytest.mark.xdist_group("readiness")
 

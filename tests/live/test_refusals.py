@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.stack import Stack, embedded
+from testing.stack import Stack, embedded
 
 pytestmark = pytest.mark.xdist_group("refusals")
 

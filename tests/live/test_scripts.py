@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.project import link_environment
-from tests.support.servers import wait_until
-from tests.support.stack import free_port
-from tests.support.vault import PASSWORD
-from vault.config import ROOT
+from testing.project import link_environment
+from testing.servers import wait_until
+from testing.stack import free_port
+from testing.vault import PASSWORD
+from vault.settings.config import ROOT
 
 ADDRESS = "zoe@example.org"
 _START_SECONDS = 60

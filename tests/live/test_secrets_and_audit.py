@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import compose
-from tests.support.project import ScriptsProject
-from vault.config import ROOT, Settings
+from testing import compose
+from testing.project import ScriptsProject
+from vault.settings.config import ROOT, Settings
 
 # One worker runs this module, so that the copy is made once.
 pytestmark = pytest.mark.xdist_group("secrets")

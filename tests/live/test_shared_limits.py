@@ -9,10 +9,10 @@ import requests
 import sqlalchemy as sa
 from flask_migrate import upgrade
 
-from tests.support.services import postgres_database, redis_url
-from tests.support.settings import environment
-from tests.support.stack import Stack, free_port
-from tests.support.vault import PASSWORD
+from testing.services import postgres_database, redis_url
+from testing.settings import environment
+from testing.stack import Stack, free_port
+from testing.vault import PASSWORD
 from vault import create_app
 
 # One worker runs this module, so that the processes are started once.

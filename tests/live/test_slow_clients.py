@@ -10,11 +10,11 @@ from time import monotonic
 import pytest
 import requests
 
-from tests.support.raw import connect, ended, everything, head, trickling
-from tests.support.servers import wait_until
-from tests.support.services import program
-from tests.support.stack import Stack, embedded
-from tests.support.vault import PASSWORD
+from testing.raw import connect, ended, everything, head, trickling
+from testing.servers import wait_until
+from testing.services import program
+from testing.stack import Stack, embedded
+from testing.vault import PASSWORD
 
 pytestmark = pytest.mark.xdist_group("slow_clients")
 

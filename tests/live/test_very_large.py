@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.proc import group_members, peak_bytes
-from tests.support.stack import Stack, embedded, production
+from testing.proc import group_members, peak_bytes
+from testing.stack import Stack, embedded, production
 from vault.audit.service import Actor
-from vault.config import Settings
-from vault.container import build_container
-from vault.files.reading import ByteRange
+from vault.objects.reading import ByteRange
+from vault.settings.config import Settings
 from vault.storage import ObjectReader, ObjectStore
+from vault.wiring import build_container
 
 MIB = 1024 * 1024
 SIZE = 5 * 1024 * MIB

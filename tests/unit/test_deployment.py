@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import compose
-from tests.support.settings import environment
-from tests.support.stack import BIN
-from vault.broker import QUEUES
-from vault.config import ROOT
+from testing import compose
+from testing.settings import environment
+from testing.stack import BIN
+from vault.background.broker import QUEUES
+from vault.settings.config import ROOT
 
 SECRETS = {name: f"{name.lower()}-made" for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD")}
 OWN = {"migrate", "bucket", "api", "mail", "maintenance", "beat"}
@@ -245,7 +245,8 @@ def test_checks_and_tests_run_on_every_python_that_is_supported(workflow: dict[s
 
 def packages_of_programs() -> set[str]:
     """The Debian packages of all programs that a test asks for."""
-    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    folders = (ROOT / "tests", ROOT / "testing")
+    sources = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     wanted = set(re.findall(r'program\("[\w-]+", package="([\w-]+)"\)', sources))
     return wanted | set(re.findall(r'Downloader\(\s*"\w+", "(\w+)"', sources))
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from vault.config import ROOT
-from vault.http.errors import _CODES, _RETRY_AFTER, STATUS
+from vault.http.problems import _CODES, _RETRY_AFTER, STATUS
+from vault.settings.config import ROOT
 
 DOCUMENTS: Final = sorted([ROOT / "README.md", ROOT / "findings/README.md", *(ROOT / "docs").rglob("*.md")])
 _CODE_BLOCK: Final = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vault.config import ROOT
+from vault.settings.config import ROOT
 
 FOLDER = ROOT / "findings"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from scripts import make_bucket
-from tests.support.settings import environment
+from testing.settings import environment
 
 Run = Callable[..., str]
 

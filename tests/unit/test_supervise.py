@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from scripts import supervise
-from vault.config import ROOT
+from vault.settings.config import ROOT
 
 _WAITING = """
 import signal, sys

@@ -14,7 +14,7 @@ from vault.auth.addresses import Address
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
-from vault.errors import Busy, UserDisabled
+from vault.core.errors import Busy, UserDisabled
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

@@ -8,8 +8,8 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from vault.auth.models import Role, User
-from vault.db import comes_before
-from vault.folding import clean_search
+from vault.core.db import comes_before
+from vault.core.text import clean_search
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from vault.auth.erasing import Eraser
 from vault.auth.models import Role, TokenPurpose, User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
-from vault.errors import InputRefused, LastAdmin, NotFound, UserDisabled
+from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent, Outcome
-from vault.db import comes_before
-from vault.errors import InputRefused
+from vault.core.db import comes_before
+from vault.core.errors import InputRefused
 
 Key = tuple[datetime, uuid.UUID]
 

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from vault.db import Base, UuidKey
+from vault.core.db import Base, UuidKey
 
 
 class Action(enum.StrEnum):

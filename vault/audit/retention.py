@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent
 from vault.audit.service import Actor, AuditService
-from vault.deletion_clock import DeletionClock
+from vault.core.deletion_clock import DeletionClock
 
 _BATCH: Final = 5000
 

@@ -13,9 +13,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcome
-from vault.db import insert_into
-from vault.errors import AuditUnavailable
-from vault.networks import network_of
+from vault.core.db import insert_into
+from vault.core.errors import AuditUnavailable
+from vault.core.networks import network_of
 
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")

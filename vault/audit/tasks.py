@@ -6,8 +6,8 @@ from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
 from vault.audit.service import WORKER
-from vault.broker import SLICES, TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT, TimeSlice, go_on_later
-from vault.container import Container
+from vault.background.broker import SLICES, TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT, TimeSlice, go_on_later
+from vault.wiring import Container
 
 log = structlog.get_logger(__name__)
 

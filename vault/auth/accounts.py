@@ -16,7 +16,7 @@ from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import SignedIn, UserSessions
-from vault.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
+from vault.core.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from email_validator import EmailNotValidError, validate_email
 
-from vault.errors import InputRefused
+from vault.core.errors import InputRefused
 
 MAX_LENGTH = 254
 

@@ -9,7 +9,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import Role, User
 from vault.auth.sessions import SignedIn
-from vault.errors import Forbidden, LastAdmin
+from vault.core.errors import Forbidden, LastAdmin
 
 
 class Admins:

@@ -22,7 +22,7 @@ from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
-from vault.errors import InputRefused, InvalidToken, WrongPassword
+from vault.core.errors import InputRefused, InvalidToken, WrongPassword
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

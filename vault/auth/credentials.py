@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
-from vault.db import run
-from vault.errors import Busy
-from vault.networks import network_of
+from vault.core.db import run
+from vault.core.errors import Busy
+from vault.core.networks import network_of
 
 _WINDOW: Final = timedelta(hours=1)
 _KNOWN_FOR: Final = timedelta(days=30)

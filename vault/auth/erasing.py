@@ -16,9 +16,9 @@ from vault.audit.service import Actor, AuditService
 from vault.auth.credentials import Credentials
 from vault.auth.models import User
 from vault.auth.pending import kill_links
-from vault.files.shredding import shred_all_of, shred_some_of
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
+from vault.objects.shredding import shred_all_of, shred_some_of
 
 # SQLite has one writer. Shredding so many files takes it a few tenths of a second, 100,000 at once ten seconds.
 _BATCH: Final = 5000

@@ -14,7 +14,7 @@ from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, lock_link
-from vault.errors import InvalidToken
+from vault.core.errors import InvalidToken
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

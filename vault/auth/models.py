@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapped, mapped_column
 
-from vault.db import Base, UuidKey
-from vault.folding import fold
+from vault.core.db import Base, UuidKey
+from vault.core.text import fold
 
 
 class Role(enum.StrEnum):

@@ -15,7 +15,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from zxcvbn import zxcvbn
 from zxcvbn.matching import L33T_TABLE
 
-from vault.errors import Busy, InputRefused
+from vault.core.errors import Busy, InputRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash
-from vault.clocks import CLOCK_LEEWAY
-from vault.errors import InvalidToken
+from vault.core.clock import CLOCK_LEEWAY
+from vault.core.errors import InvalidToken
 from vault.mail.models import MailJob, MailState
 
 

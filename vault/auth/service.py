@@ -19,11 +19,11 @@ from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
-from vault.db import one_read, run
-from vault.errors import InvalidCredentials, NotFound, VaultError
+from vault.core.db import one_read, run
+from vault.core.errors import InvalidCredentials, NotFound, VaultError
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
-from vault.metrics import LOGIN_FAILURES
+from vault.observe.metrics import LOGIN_FAILURES
 
 _SIGN_IN: Final = (
     sa.update(User)

@@ -13,9 +13,9 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
-from vault.clocks import CLOCK_LEEWAY
-from vault.db import comes_before, one_read, run
-from vault.errors import NotFound, TokenReused, Unauthorized
+from vault.core.clock import CLOCK_LEEWAY
+from vault.core.db import comes_before, one_read, run
+from vault.core.errors import NotFound, TokenReused, Unauthorized
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

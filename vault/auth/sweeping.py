@@ -16,8 +16,8 @@ from vault.auth.credentials import Credentials
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
-from vault.clocks import CLOCK_LEEWAY
-from vault.deletion_clock import DeletionClock
+from vault.core.clock import CLOCK_LEEWAY
+from vault.core.deletion_clock import DeletionClock
 from vault.mail.outbox import Outbox
 
 _UNVERIFIED_FOR: Final = timedelta(days=7)

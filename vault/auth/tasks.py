@@ -6,8 +6,8 @@ import structlog
 from celery import Celery
 
 from vault.audit.service import WORKER
-from vault.broker import SLICES, TASK_SWEEP_ACCOUNTS, TimeSlice, go_on_later
-from vault.container import Container
+from vault.background.broker import SLICES, TASK_SWEEP_ACCOUNTS, TimeSlice, go_on_later
+from vault.wiring import Container
 
 log = structlog.get_logger(__name__)
 

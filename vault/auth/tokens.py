@@ -10,8 +10,8 @@ from typing import Final
 
 import jwt
 
-from vault.clocks import CLOCK_LEEWAY
-from vault.errors import Unauthorized
+from vault.core.clock import CLOCK_LEEWAY
+from vault.core.errors import Unauthorized
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "secure-vault"

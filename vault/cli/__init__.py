@@ -10,7 +10,7 @@ import os
 import click
 from flask import Flask
 
-from vault import create_app
+from vault.app import create_app
 from vault.cli.audit_commands import audit
 from vault.cli.base import Unconfigured
 from vault.cli.db_commands import db
@@ -19,8 +19,8 @@ from vault.cli.file_commands import files
 from vault.cli.key_commands import keys
 from vault.cli.mail_commands import mail
 from vault.cli.user_commands import users
-from vault.config import Settings, SettingsError
-from vault.logs import configure_logging
+from vault.observe.logs import configure_logging
+from vault.settings.config import Settings, SettingsError
 
 
 def create_cli_app() -> Flask:

@@ -20,12 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from vault.admin.service import MAX_BYTES, Quota
 from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
-from vault.config import Settings, SettingsError
-from vault.container import Container
-from vault.db import DatabaseMissing, is_read_only
-from vault.errors import InputRefused, InstallationMismatch, VaultError
-from vault.files.verifying import Finding, VerifyReport
-from vault.reasons import reason_of
+from vault.core.db import DatabaseMissing, is_read_only
+from vault.core.errors import InputRefused, InstallationMismatch, VaultError
+from vault.core.reasons import reason_of
+from vault.keys.verifying import Finding, VerifyReport
+from vault.settings.config import Settings, SettingsError
+from vault.wiring import Container
 
 # What shells report for a program that Ctrl-C has ended: 128 and the signal's number.
 _INTERRUPTED: Final = 130

@@ -20,8 +20,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from vault.cli.base import confirm, container, errors_told, settings
-from vault.config import ROOT
-from vault.db import create_database, is_read_only
+from vault.core.db import create_database, is_read_only
+from vault.settings.config import ROOT
 
 __all__ = ("db",)
 # What a migration lists of what its downgrade deletes: tables, and columns as table.column.

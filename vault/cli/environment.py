@@ -10,7 +10,7 @@ from pathlib import Path
 from dotenv import dotenv_values, find_dotenv
 from flask.helpers import get_load_dotenv
 
-from vault.config import ROOT, SettingsError
+from vault.settings.config import ROOT, SettingsError
 
 
 def given_environment() -> dict[str, str]:

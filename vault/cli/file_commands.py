@@ -20,8 +20,8 @@ from vault.cli.base import (
     sample_options,
 )
 from vault.encryption.header import Suite
-from vault.files.reaper import OrphanReport
-from vault.files.reencrypting import Selection
+from vault.keys.reencrypting import Selection
+from vault.objects.reaper import OrphanReport
 
 files = Commands("files", help="Stored files: clean up what crashes left behind, verify, give files new keys.")
 

@@ -12,8 +12,8 @@ import click
 from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, operator, progress, sample_options
 from vault.encryption.errors import KeyFailure
 from vault.encryption.local import generate_master_key
-from vault.files.key_usage import KeyState, KeyUse
-from vault.files.rewrapping import NotMoved, RewrapReport
+from vault.keys.rewrapping import NotMoved, RewrapReport
+from vault.keys.usage import KeyState, KeyUse
 
 keys = Commands("keys", help="Encryption keys: make them, see which files depend on which, move files between them.")
 

@@ -10,10 +10,10 @@ import click
 
 from vault.auth.addresses import Address
 from vault.cli.base import MAIL_ADDRESS, Commands, container, json_option
-from vault.config import Settings
 from vault.mail.messages import MailDelayed, MailRefused
 from vault.mail.models import MailState
 from vault.mail.queue import QueuedMail
+from vault.settings.config import Settings
 
 mail = Commands("mail", help="Mail: send a test, see what is owed, try again what failed.")
 

@@ -12,7 +12,7 @@ from vault.admin.service import Quota, UserChanges
 from vault.auth.addresses import Address
 from vault.auth.models import Role
 from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator, settings
-from vault.errors import NotFound
+from vault.core.errors import NotFound
 
 _PAGE = 200
 

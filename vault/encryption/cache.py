@@ -12,9 +12,9 @@ from uuid import UUID
 
 from cachetools import TTLCache
 
+from vault.core.slots import KEY_WAITS, Turns
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.slots import KEY_WAITS, Turns
 
 _WAITING_THREADS: Final = 4
 

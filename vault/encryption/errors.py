@@ -1,4 +1,4 @@
-"""What can go wrong with keys and sealed bytes. See `vault.errors` for the rest of the tree.
+"""What can go wrong with keys and sealed bytes. See `vault.core.errors` for the rest of the tree.
 
 EncryptionError
 ├── HeaderInvalid            the first 96 bytes are not a header that this version reads
@@ -9,7 +9,7 @@ EncryptionError
     └── KeyUnwrapFailed        key_unwrap_failed        the wrapped key, or what it opens to, is wrong
 """
 
-from vault.errors import VaultError
+from vault.core.errors import VaultError
 
 
 class EncryptionError(VaultError):

@@ -26,7 +26,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from vault.aws import AwsAccess, AwsClient
+from vault.core.aws import AwsAccess, AwsClient
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey

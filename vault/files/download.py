@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService, count_read, end_read
-from vault.db import one_write
+from vault.core.db import one_write
+from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
 from vault.encryption.errors import KeyUnwrapFailed
-from vault.errors import AuditUnavailable, IntegrityFailed, NotFound
-from vault.files.models import File, FileState
-from vault.files.reading import ByteRange, FileReader, StoredFile, integrity_proven
-from vault.metrics import CONTENT_BYTES, INTEGRITY_FAILURES, TRANSFERS
+from vault.objects.models import File, FileState
+from vault.objects.reading import ByteRange, FileReader, StoredFile, integrity_proven
+from vault.observe.metrics import CONTENT_BYTES, INTEGRITY_FAILURES, TRANSFERS
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from vault.encryption.errors import HeaderInvalid
 from vault.encryption.header import Header
-from vault.files.models import File
 from vault.files.names import sendable_content_type
+from vault.objects.models import File
 
 
 @dataclass(frozen=True, slots=True)

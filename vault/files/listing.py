@@ -14,9 +14,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
-from vault.db import comes_before
-from vault.files.models import File, FileState
-from vault.folding import clean_search
+from vault.core.db import comes_before
+from vault.core.text import clean_search
+from vault.objects.models import File, FileState
 
 SortKey = str | int | datetime
 

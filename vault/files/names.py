@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Final
 
-from vault.errors import InputRefused
+from vault.core.errors import InputRefused
 
 MAX_LENGTH: Final = 255
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"

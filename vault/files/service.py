@@ -14,19 +14,19 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.db import one_read
+from vault.core.db import one_read
+from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
+from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
-from vault.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.files.download import Download, Downloads
 from vault.files.facts import FileInfo, info_of
 from vault.files.listing import Listing, ListingOfAll, SortKey
-from vault.files.models import File, FileState
 from vault.files.names import clean_name
-from vault.files.reading import ByteRange, StoredFile, ready_files
-from vault.files.shredding import Shreddable, TransitionLost, shred
 from vault.files.upload import Incoming, Uploads
-from vault.files.usage import Usage, usage_of
-from vault.folding import fold
+from vault.objects.models import File, FileState
+from vault.objects.quota import Usage, usage_of
+from vault.objects.reading import ByteRange, StoredFile, ready_files
+from vault.objects.shredding import Shreddable, TransitionLost, shred
 
 # Of a file's facts: the object's id and the row's version.
 Version = tuple[uuid.UUID, int]

@@ -21,11 +21,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.auth.models import User
-from vault.db import db_now, one_read, run
-from vault.encryption.header import Suite
-from vault.encryption.keyring import KeyRing
-from vault.encryption.metadata import seal_digest
-from vault.errors import (
+from vault.core.db import db_now, one_read, run
+from vault.core.errors import (
     Busy,
     DatabaseUnavailable,
     DigestMismatch,
@@ -37,16 +34,19 @@ from vault.errors import (
     TooManyUploads,
     UploadLost,
 )
+from vault.core.text import fold
+from vault.encryption.header import Suite
+from vault.encryption.keyring import KeyRing
+from vault.encryption.metadata import seal_digest
 from vault.files.facts import FileInfo
-from vault.files.installation import InstallationGuard
-from vault.files.leases import LEASE_SECONDS, LeaseKeeper
-from vault.files.models import File, FileState
-from vault.files.retired import refuse_retired
-from vault.files.shredding import Shreddable, TransitionLost, lock_user, shred
-from vault.files.usage import FILES, OWNER, QUOTA, count_of, free_bytes_of
-from vault.files.writing import NewObject, write_object
-from vault.folding import fold
-from vault.metrics import CONTENT_BYTES, TRANSFERS
+from vault.objects.installation import InstallationGuard
+from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
+from vault.objects.models import File, FileState
+from vault.objects.quota import FILES, OWNER, QUOTA, count_of, free_bytes_of
+from vault.objects.retired import refuse_retired
+from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
+from vault.objects.writing import NewObject, write_object
+from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
 from vault.storage import ObjectStore, object_key
 from vault.storage.room import DiskReserve
 

@@ -13,11 +13,11 @@ from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
-from vault.config import Settings
-from vault.errors import InputRefused, VaultError
-from vault.http.documents import ProblemSchema, View, may_answer, parameters, responses
-from vault.http.errors import on_http_error
+from vault.core.errors import InputRefused, VaultError
 from vault.http.examples import EXAMPLES
+from vault.http.openapi import ProblemSchema, View, may_answer, parameters, responses
+from vault.http.problems import on_http_error
+from vault.settings.config import Settings
 
 BINARY: Final = {"type": "string", "format": "binary"}
 

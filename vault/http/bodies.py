@@ -8,7 +8,7 @@ from typing import Final
 
 from flask import Flask, abort, request
 
-from vault.errors import InputRefused, MalformedBody, UnsupportedCoding
+from vault.core.errors import InputRefused, MalformedBody, UnsupportedCoding
 
 # RFC 2045, 6.2: those that change nothing. Apache HttpClient sends `binary` in forms.
 _IDENTITIES: Final = {

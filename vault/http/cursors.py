@@ -6,8 +6,8 @@ from typing import Final, TypeVar
 
 from itsdangerous import BadData, URLSafeSerializer
 
-from vault.derived import derive_key
-from vault.errors import InvalidCursor
+from vault.core.derived import derive_key
+from vault.core.errors import InvalidCursor
 
 # A name of 255 characters folds to at most six bytes for each; a request line has room for 4094 characters.
 MAX_LENGTH: Final = 2304

@@ -8,7 +8,7 @@ from typing import Final
 
 from flask import Flask, Response, request
 
-from vault.config import Settings
+from vault.settings.config import Settings
 
 _ON_EVERY_ANSWER: Final = {
     "Cache-Control": "no-store",

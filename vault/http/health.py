@@ -4,7 +4,7 @@ from typing import cast
 
 from flask import Blueprint, Response, current_app, jsonify
 
-from vault.container import Container
+from vault.wiring import Container
 
 blueprint = Blueprint("health", __name__)
 

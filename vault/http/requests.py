@@ -10,8 +10,8 @@ import structlog
 from flask import Flask, Response, g, request
 
 from vault.audit.service import Actor
-from vault.http.clients import client_ip
-from vault.metrics import REQUESTS
+from vault.http.client_address import client_ip
+from vault.observe.metrics import REQUESTS
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import idna
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
-from vault.errors import VaultError
+from vault.core.errors import VaultError
 from vault.mail.models import MailKind
 
 # The folder of `templates/` with the texts, subjects included. Another language is another folder, with all of them.

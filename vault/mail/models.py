@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from vault.db import Base, UuidKey, db_now
+from vault.core.db import Base, UuidKey, db_now
 
 
 class MailKind(enum.StrEnum):

@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.auth.addresses import Address
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
-from vault.db import db_now
+from vault.core.db import db_now
+from vault.core.networks import network_of
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailState, Owed, is_due, lane_of
-from vault.metrics import MAIL_ATTEMPTS
-from vault.networks import network_of
+from vault.observe.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
 # How long the link in a mail works. Kinds that are not here carry none.

@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.db import db_now
+from vault.core.db import db_now
 from vault.mail.models import MailJob, MailState, Owed, is_due, lane_of
 
 _BATCH: Final = 500

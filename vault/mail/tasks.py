@@ -4,8 +4,8 @@ import uuid
 
 from celery import Celery
 
-from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
-from vault.container import Container
+from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
+from vault.wiring import Container
 
 
 def register(celery: Celery, container: Container) -> None:

@@ -69,7 +69,7 @@ class ObjectReader(Protocol):
 
 
 class ObjectStore(Protocol):
-    """All methods are safe to call from several threads and raise only errors of `vault.errors`."""
+    """All methods are safe to call from several threads and raise only errors of `vault.core.errors`."""
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
 
-from vault.errors import Busy
+from vault.core.errors import Busy
 
 _WAIT_SECONDS: Final = 30.0
 # A fresh 8 MiB costs a page fault for every 4 KiB, so some are kept.

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
-from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget
 from vault.storage.room import require_room

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from vault.errors import ObjectChanged, ObjectNotFound, StorageUnavailable
+from vault.core.errors import ObjectChanged, ObjectNotFound, StorageUnavailable
 from vault.storage import ObjectReader, ObjectStat, ObjectWriter
 
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from vault.errors import StorageFull, StorageUnavailable
+from vault.core.errors import StorageFull, StorageUnavailable
 
 _RESERVE_BYTES: Final = 64 * 1024**2
 # 1 % of a disk on which 64 MiB are more

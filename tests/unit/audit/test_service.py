@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
-from vault.errors import AuditUnavailable
+from vault.core.errors import AuditUnavailable
 
 
 class Refusing:

@@ -2,7 +2,7 @@ import pytest
 
 from vault.auth import addresses
 from vault.auth.addresses import MAX_LENGTH, parse_address
-from vault.errors import InputRefused
+from vault.core.errors import InputRefused
 
 
 @pytest.mark.parametrize(

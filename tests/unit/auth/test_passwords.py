@@ -10,9 +10,9 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 from zxcvbn.matching import L33T_TABLE, enumerate_l33t_subs, relevant_l33t_subtable
 
-from tests.support.machine import slowness
-from tests.support.servers import wait_until
-from tests.support.vault import CHEAP_HASHER, PASSWORD
+from testing.machine import slowness
+from testing.servers import wait_until
+from testing.vault import CHEAP_HASHER, PASSWORD
 from vault.auth.passwords import (
     MAX_LENGTH,
     Passwords,
@@ -20,7 +20,7 @@ from vault.auth.passwords import (
     check_strength,
     normalise,
 )
-from vault.errors import Busy, InputRefused
+from vault.core.errors import Busy, InputRefused
 
 STRONG = "correct giraffe battery lamp"
 

@@ -6,7 +6,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.support.vault import Clock
+from testing.vault import Clock
 from vault.auth.tokens import (
     ALGORITHM,
     AUDIENCE,

@@ -10,12 +10,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.support.servers import wait_until
+from testing.servers import wait_until
 from tests.unit.encryption.test_keyring import OBJECT_ID, OTHER_ID, shows, told_by
+from vault.core.slots import KEY_WAITS
 from vault.encryption.cache import DekCache
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyRing, WrappedKey
-from vault.slots import KEY_WAITS
 
 BOUND_SECONDS = 60.0
 SOON_SECONDS = 0.02

@@ -14,8 +14,8 @@ from botocore.stub import Stubber
 from Crypto.Cipher import AES
 from Crypto.Hash import CMAC
 
-from tests.support import oracle
-from vault.aws import AwsAccess
+from testing import oracle
+from vault.core.aws import AwsAccess
 from vault.encryption.eax import Eax
 from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
 from vault.encryption.keyring import KeyRing, WrappedKey
@@ -31,7 +31,7 @@ from vault.encryption.segments import (
     plaintext_size,
     seal_stream,
 )
-from vault.files.models import File
+from vault.objects.models import File
 from vault.storage import object_key
 
 ROOT: Final = Path(__file__).parents[3]
@@ -205,7 +205,7 @@ class TestLayout:
         assert set(columns) <= set(File.__table__.columns.keys())
 
     def test_has_every_section_that_the_code_refers_to(self) -> None:
-        code = [path.read_text() for folder in ("vault", "tests") for path in (ROOT / folder).rglob("*.py")]
+        code = [path.read_text() for folder in ("vault", "testing", "tests") for path in (ROOT / folder).rglob("*.py")]
 
         titles = {title for text in code for title in re.findall(r"object-format\.md, \"([^\"]+)\"", text)}
 

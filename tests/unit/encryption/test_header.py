@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import oracle
+from testing import oracle
 from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
 from vault.encryption.header import (
     HEADER_SIZE,

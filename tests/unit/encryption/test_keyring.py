@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.support.kms import played_kms
+from testing.kms import played_kms
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, WrappedKey
 from vault.encryption.local import LocalKeyProvider, generate_master_key

@@ -35,14 +35,14 @@ from botocore.stub import Stubber
 from structlog.testing import capture_logs
 from urllib3.exceptions import ProtocolError
 
-from tests.support.kms import ACCESS, REGION, PlayedKms, played_kms
+from testing.kms import ACCESS, REGION, PlayedKms, played_kms
 from tests.unit.encryption.test_keyring import DEK, OBJECT_ID, OTHER_ID, master_key, shows, told_by
-from vault.aws import AwsAccess
+from vault.core.aws import AwsAccess
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import LocalKeyProvider
-from vault.logs import exception_facts
+from vault.observe.logs import exception_facts
 
 if TYPE_CHECKING:
     from mypy_boto3_kms.client import KMSClient

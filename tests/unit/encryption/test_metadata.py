@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.support import oracle
+from testing import oracle
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import FileKeys, Suite, create_header, open_keys
 from vault.encryption.metadata import open_digest, seal_digest

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support import oracle
+from testing import oracle
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
 from vault.encryption.segments import (

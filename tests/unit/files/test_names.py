@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vault.errors import InputRefused
+from vault.core.errors import InputRefused
 from vault.files.names import MAX_LENGTH, clean_content_type, clean_name
 
 

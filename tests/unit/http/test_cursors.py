@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from itsdangerous import URLSafeSerializer
 
-from vault.derived import derive_key
-from vault.errors import InvalidCursor
+from vault.core.derived import derive_key
+from vault.core.errors import InvalidCursor
 from vault.http.cursors import MAX_LENGTH, Cursors
 
 SECRET_KEY = "a secret key that is only for these tests"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browser import chromium
+from testing.browser import chromium
 from tests.unit.mail.test_messages import TOKEN, every_mail
 from vault.mail.messages import MessageRenderer
 from vault.mail.models import MailKind

@@ -13,11 +13,11 @@ import structlog
 from sqlalchemy.orm import Session, sessionmaker
 from structlog.testing import capture_logs
 
-from tests.support.vault import Clock, RecordingMailer
+from testing.vault import Clock, RecordingMailer
 from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, User
 from vault.auth.tokens import mail_token_hash
-from vault.db import create_engine, create_sessionmaker, db_now
+from vault.core.db import create_engine, create_sessionmaker, db_now
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
 from vault.mail.outbox import LEASE_SECONDS, LINK_LIFETIMES, Outbox

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine import slowness
-from tests.support.mail_servers import SendGrid, SendGridHandler, make_certificate, sendgrid_server, server_side
+from testing.machine import slowness
+from testing.mail_servers import SendGrid, SendGridHandler, make_certificate, sendgrid_server, server_side
 from tests.unit.mail.test_transports import MAIL, mail_to
 from vault.mail import sendgrid
 from vault.mail.messages import MailDelayed, MailRefused

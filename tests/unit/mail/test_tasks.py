@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.vault import Vault
-from vault.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
+from testing.vault import Vault
+from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
 from vault.mail.models import MailKind
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support.machine import slowness
+from testing.machine import slowness
 from vault.mail.time_limits import TimeLimit
 
 

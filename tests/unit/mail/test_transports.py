@@ -14,8 +14,8 @@ from cryptography import x509
 from flask import Flask
 from flask_mail import Mail
 
-from tests.support.machine import slowness
-from tests.support.mail_servers import (
+from testing.machine import slowness
+from testing.mail_servers import (
     DROP,
     HANG,
     TRICKLE,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.servers import wait_until
-from vault.errors import Busy
+from testing.servers import wait_until
+from vault.core.errors import Busy
 from vault.storage.buffers import BufferBudget
 
 BOUND_SECONDS = 60.0

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from moto import mock_aws
 
-from tests.support.servers import RcloneS3, rclone_s3, wait_until
-from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
-from vault.aws import AwsAccess
-from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
+from testing.servers import RcloneS3, rclone_s3, wait_until
+from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from vault.core.aws import AwsAccess
+from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore

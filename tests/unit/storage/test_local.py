@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.stores import PART, add_part, begin, new_key
-from tests.support.vault import at_once
-from vault.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from testing.stores import PART, add_part, begin, new_key
+from testing.vault import at_once
+from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, OBJECTS, ObjectWriter, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore

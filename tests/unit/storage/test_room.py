@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.settings import make_settings
-from vault.container import build_container
-from vault.errors import StorageFull, StorageUnavailable
+from testing.settings import make_settings
+from vault.core.errors import StorageFull, StorageUnavailable
 from vault.storage import room
 from vault.storage.room import DiskReserve, require_room
+from vault.wiring import build_container
 
 MIB = 1024**2
 GIB = 1024**3

@@ -22,10 +22,10 @@ from botocore.stub import Stubber
 from moto import mock_aws
 from urllib3.exceptions import SSLError
 
-from tests.support.servers import wait_until
-from tests.support.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
-from vault.aws import AwsAccess
-from vault.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
+from testing.servers import wait_until
+from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from vault.core.aws import AwsAccess
+from vault.core.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.s3 import S3Options, S3Store

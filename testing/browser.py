@@ -1,0 +1,37 @@
+"""Chromium as people have it, driven from tests."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+
+from testing.services import program
+
+
+@contextmanager
+def chromium(downloads: Path | None = None) -> Iterator[webdriver.Chrome]:
+    """Chromium without a window, which finds no host but this machine and writes into folders of its own.
+
+    What it saves goes to `downloads`.
+    """
+    options = webdriver.ChromeOptions()
+    options.binary_location = program("chromium", package="chromium")
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--window-size=1300,2000")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    if downloads is not None:
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromedriver = program("chromedriver", package="chromium-driver")
+    # Not pytest's: the path of a socket in it may not be long.
+    with tempfile.TemporaryDirectory(prefix="chromium-") as folder:
+        environ = {**os.environ, "HOME": folder, "TMPDIR": folder}
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver, env=environ))
+        try:
+            yield driver
+        finally:
+            driver.quit()

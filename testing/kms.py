@@ -1,0 +1,111 @@
+"""AWS KMS as moto plays it in this process, and as a server of our own on loopback, which knows what a vault asks."""
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from unittest.mock import patch
+
+import boto3
+from moto import mock_aws
+from moto.kms.exceptions import AccessDeniedException, InvalidCiphertextException
+from moto.kms.utils import decrypt as moto_decrypt
+
+from vault.core.aws import AwsAccess
+from vault.encryption.kms import KmsKeyProvider, KmsOptions
+
+REGION = "eu-central-1"
+ACCESS = ("key-of-moto", "secret-of-moto")
+# What settings need besides KMS_KEY_ID.
+SETTINGS = {
+    "AWS_REGION": REGION,
+    "AWS_ACCESS_KEY_ID": ACCESS[0],
+    "AWS_SECRET_ACCESS_KEY": ACCESS[1],
+}
+
+
+@dataclass(frozen=True)
+class PlayedKms:
+    """A running KMS with one key, which has an alias as well, and further keys on request."""
+
+    arn: str
+    alias: str
+
+    def provider(self, key_id: str | None = None, *decrypt_key_arns: str) -> KmsKeyProvider:
+        return KmsKeyProvider(KmsOptions(key_id or self.arn, REGION, decrypt_key_arns, None, AwsAccess(*ACCESS)))
+
+    def decrypting_provider(self, *arns: str) -> KmsKeyProvider:
+        """One that wraps nothing."""
+        return KmsKeyProvider(KmsOptions(None, REGION, arns, None, AwsAccess(*ACCESS)))
+
+    def another_key(self) -> str:
+        """The ARN of a fresh key."""
+        return str(_client().create_key()["KeyMetadata"]["Arn"])
+
+    def point_alias_at(self, arn: str) -> None:
+        _client().update_alias(AliasName=self.alias, TargetKeyId=arn)
+
+
+@contextmanager
+def played_kms() -> Iterator[PlayedKms]:
+    """Answers as KMS does, where moto by itself does not: a blob that names no key of its own is no ciphertext."""
+    with mock_aws(), patch("moto.kms.models.decrypt", _decrypt):
+        arn = _client().create_key()["KeyMetadata"]["Arn"]
+        _client().create_alias(AliasName="alias/vault", TargetKeyId=arn)
+        yield PlayedKms(arn, "alias/vault")
+
+
+def _decrypt(**arguments: Any) -> Any:
+    try:
+        return moto_decrypt(**arguments)
+    except AccessDeniedException as exc:
+        raise InvalidCiphertextException from exc
+
+
+def _client() -> Any:
+    return boto3.client("kms", region_name=REGION, aws_access_key_id=ACCESS[0], aws_secret_access_key=ACCESS[1])
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Wraps by hiding nothing: the blob is the data key, behind a mark. Not for tests of secrets."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        operation = self.headers["X-Amz-Target"].rpartition(".")[2]
+        if operation == "Decrypt":
+            dek = base64.b64decode(asked["CiphertextBlob"]).removeprefix(b"wrapped:")
+        else:
+            dek = os.urandom(32) if operation == "GenerateDataKey" else base64.b64decode(asked["Plaintext"])
+        answer = {
+            "KeyId": asked["KeyId"],
+            "Plaintext": base64.b64encode(dek).decode(),
+            "CiphertextBlob": base64.b64encode(b"wrapped:" + dek).decode(),
+        }
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to see."""
+
+
+@contextmanager
+def kms_server() -> Iterator[str]:
+    """The URL of a KMS for other processes, which takes every ARN for a key of its own."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,169 @@
+"""Debian's nginx with the configuration of docs/operate/proxy.md, in front of a stack."""
+
+import datetime as dt
+import getpass
+import ipaddress
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from testing.proc import group_members
+from testing.servers import wait_until
+from testing.services import program
+from testing.stack import Stack, free_port
+from vault.settings.config import ROOT
+
+# What a distribution's nginx.conf has around conf.d, with every path in the test's folder.
+_AROUND = """
+daemon off;
+user {user};
+worker_processes 2;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log info;
+events {{ worker_connections 1024; }}
+http {{
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/answers;
+    fastcgi_temp_path {folder}/other;
+    uwsgi_temp_path {folder}/other;
+    scgi_temp_path {folder}/other;
+    {beside}
+    {documented}
+}}
+"""
+
+
+def documented() -> str:
+    found = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operate" / "proxy.md").read_text(), re.DOTALL)
+    assert len(found) == 1
+    return str(found[0])
+
+
+@dataclass
+class Nginx:
+    folder: Path
+    popen: subprocess.Popen[bytes]
+    port: int
+    http_port: int
+    certificate: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.certificate = self.folder / "certificate.pem"
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}/api/v1"
+
+    @property
+    def access_log(self) -> str:
+        return (self.folder / "access.log").read_text()
+
+    @property
+    def error_log(self) -> str:
+        return (self.folder / "error.log").read_text()
+
+    def written_bytes(self) -> int:
+        """What its processes have written to files since they began: sockets do not count."""
+        found = 0
+        for pid in group_members(self.popen.pid):
+            match = re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)
+            assert match is not None
+            found += int(match[1])
+        return found
+
+    def session(self, like: requests.Session | None = None) -> requests.Session:
+        """A client that trusts the certificate; with the token of another one."""
+        session = requests.Session()
+        session.verify = str(self.certificate)
+        # A bundle that the environment names would win.
+        session.trust_env = False
+        if like is not None:
+            session.headers.update(like.headers)
+        return session
+
+
+@contextmanager
+def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = "") -> Iterator[Nginx]:
+    """nginx in front of the stack, without the lines of the configuration that match.
+
+    `beside` is what the machine's administrator has set for all sites.
+    """
+    path, port, http_port = _path(), free_port(), free_port()
+    _make_certificate(folder)
+    text = "\n".join(line for line in documented().splitlines() if not re.search(without, line))
+    for old, new in {
+        "server 127.0.0.1:8000": f"server 127.0.0.1:{stack.port}",
+        "listen 80;": f"listen 127.0.0.1:{http_port};",
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "server_name vault.example.org;": "server_name 127.0.0.1;",
+        "/var/log/nginx/vault.log": f"{folder}/access.log",
+        "/etc/ssl/vault.example.org.pem": f"{folder}/certificate.pem",
+        "/etc/ssl/private/vault.example.org.key": f"{folder}/key.pem",
+    }.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    text = _AROUND.format(folder=folder, user=getpass.getuser(), beside=beside, documented=text)
+    (folder / "nginx.conf").write_text(text)
+    with (folder / "nginx.out").open("wb") as out:
+        popen = subprocess.Popen(
+            [path, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    server = Nginx(folder, popen, port, http_port)
+    try:
+        wait_until(lambda: _answers(server), what="nginx answering")
+        yield server
+    finally:
+        os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
+
+
+def _path() -> str:
+    # Debian keeps it out of the path of everybody but root.
+    return "/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else program("nginx", package="nginx-light")
+
+
+def _answers(server: Nginx) -> bool:
+    assert server.popen.poll() is None, (server.folder / "nginx.out").read_text()
+    try:
+        return server.session().get(f"https://127.0.0.1:{server.port}/livez", timeout=2).ok
+    except requests.ConnectionError:
+        return False
+
+
+def _make_certificate(folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Secure Vault tests")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = folder / "key.pem"
+    private.touch(mode=0o600)
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )

@@ -1,0 +1,166 @@
+"""Many stored files or events at once, written as the service writes them but without its round trips."""
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from vault.audit.models import Action, AuditEvent, Outcome
+from vault.auth.models import User
+from vault.core.text import fold
+from vault.encryption.header import Suite, create_header, open_keys
+from vault.encryption.metadata import seal_digest
+from vault.encryption.segments import ContentKey, seal_stream
+from vault.objects.models import File, FileState
+from vault.storage import object_key
+from vault.wiring import Container
+
+_BATCH = 1000
+
+
+def content_of(number: int) -> bytes:
+    """The content of the file with that number: different for each, some 100 bytes."""
+    return hashlib.sha512(number.to_bytes(8, "big")).digest() + b"." * (number % 97)
+
+
+def seed_files(
+    container: Container, owner_id: uuid.UUID, count: int, *, store_dir: Path | None, suite: Suite = Suite.AES_256_EAX
+) -> list[uuid.UUID]:
+    """Insert `count` ready files of one person under the container's primary; objects only where there is a folder.
+
+    The owner's used bytes are brought up to date.
+    """
+    ids: list[uuid.UUID] = []
+    for start in range(0, count, _BATCH):
+        numbers = range(start, min(start + _BATCH, count))
+        rows = list(_rows(container, owner_id, numbers, store_dir, suite))
+        ids += [row["id"] for row in rows]
+        with container.sessions.begin() as session:
+            session.execute(sa.insert(File), rows)
+            session.execute(
+                sa.text(
+                    "UPDATE users SET used_bytes = used_bytes + :more, file_count = file_count + :rows WHERE id = :id"
+                ).bindparams(
+                    sa.bindparam("id", owner_id, sa.Uuid),
+                    more=sum(row["size_bytes"] for row in rows),
+                    rows=len(rows),
+                )
+            )
+    return ids
+
+
+def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
+    """Insert ready rows of nothing but facts, for lists: no key of theirs opens anything, and no object exists.
+
+    Each mapping has a `name` and whatever columns are to be special.
+    """
+    now = container.clock()
+    facts = {
+        "owner_id": owner_id,
+        "content_type": "text/plain",
+        "state": FileState.READY,
+        "size_bytes": 0,
+        "object_size_bytes": 0,
+        "header": bytes(96),
+        "encrypted_data_key": "none",
+        "key_provider": "local",
+        "key_ref": "local:none",
+        "wrapped_at": now,
+        "sealed_digest": b"",
+        "created_at": now,
+        "updated_at": now,
+    }
+    made = [
+        {**facts, "id": uuid.uuid4(), "object_id": uuid.uuid4(), "name_folded": fold(str(row["name"])), **row}
+        for row in rows
+    ]
+    with container.sessions.begin() as session:
+        session.execute(sa.insert(File), made)
+        session.execute(sa.update(User).where(User.id == owner_id).values(file_count=User.file_count + len(made)))
+    return [row["id"] for row in made]  # type: ignore[misc]
+
+
+def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
+    """Insert events of nobody in particular; each mapping has whatever columns are to be special."""
+    facts: dict[str, object] = dict.fromkeys(AuditEvent.__table__.columns.keys())
+    facts |= {"at": container.clock(), "action": Action.LOGIN, "outcome": Outcome.OK, "details": {}}
+    made = [{**facts, "id": uuid.uuid4(), **row} for row in rows]
+    with container.sessions.begin() as session:
+        session.execute(sa.insert(AuditEvent), made)
+    return [row["id"] for row in made]  # type: ignore[misc]
+
+
+# Whose the events of `seed_events` are: a third one person's, some seven hundred each other's, every tenth nobody's.
+BUSY_ID, OTHER_ID = uuid.UUID(int=1), uuid.UUID(int=10)
+_EVENTS = """
+INSERT INTO audit_events (id, at, actor_id, actor_email, ip, user_agent, request_id, session_id, action, target_type,
+    target_id, outcome, reason, details)
+SELECT gen_random_uuid(), CAST(:newest AS timestamptz) - (:rows - n) * interval '1 second',
+    CASE WHEN n % 10 = 9 THEN NULL ELSE person END, 'person' || n % 1000 || '@example.org', '192.0.2.' || n % 250,
+    'Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0', md5(CAST(n AS text)), gen_random_uuid(),
+    CASE WHEN n % 200 = 0 THEN 'key.retired' ELSE (ARRAY['file.download_started', 'file.download_ended',
+        'file.uploaded', 'user.login', 'user.logout'])[1 + n % 5] END,
+    CASE WHEN n % 5 >= 3 THEN 'user' ELSE 'file' END, CASE WHEN n % 5 >= 3 THEN person ELSE gen_random_uuid() END,
+    CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'ok' END, NULL, json_build_object('size_bytes', n, 'bytes_wanted', n)
+FROM (
+    SELECT n, CAST(lpad(to_hex(CASE WHEN n % 3 = 0 THEN 1 ELSE 2 + n % (:rows / 1000) END), 32, '0') AS uuid) AS person
+    FROM generate_series(1, :rows) AS n
+) AS made
+"""
+
+
+def seed_events(engine: Engine, rows: int, newest: datetime) -> None:
+    """Insert so many events into PostgreSQL, a second apart; of a rare action is one of 200, and one of 100 failed."""
+    with engine.begin() as connection:
+        connection.execute(sa.text(_EVENTS), {"rows": rows, "newest": newest})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE audit_events"))
+
+
+def _rows(
+    container: Container, owner_id: uuid.UUID, numbers: range, store_dir: Path | None, suite: Suite
+) -> Iterator[dict[str, object]]:
+    now = container.clock()
+    for number in numbers:
+        content, file_id, object_id = content_of(number), uuid.uuid4(), uuid.uuid4()
+        dek, wrapped = container.keys.generate(object_id)
+        header = create_header(dek, suite, object_id)
+        keys = open_keys(dek, header)
+        object_size = 96 + len(content) + suite.overhead
+        if store_dir is not None:
+            path = store_dir / object_key(object_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_sealed(ContentKey(keys, header), content))
+        yield {
+            "id": file_id,
+            "owner_id": owner_id,
+            "name": f"{number}.bin",
+            "name_folded": f"{number}.bin",
+            "content_type": "application/octet-stream",
+            "state": FileState.READY,
+            "size_bytes": len(content),
+            "object_size_bytes": object_size,
+            "object_id": object_id,
+            "header": header.to_bytes(),
+            "encrypted_data_key": wrapped.blob,
+            "key_provider": wrapped.provider,
+            "key_ref": wrapped.key_ref,
+            "wrapped_at": now,
+            "sealed_digest": seal_digest(
+                keys, hashlib.sha256(content).digest(), object_id=object_id, file_id=file_id, owner_id=owner_id
+            ),
+            "created_at": now,
+            "updated_at": now,
+        }
+
+
+def _sealed(key: ContentKey, content: bytes) -> bytes:
+    rest = [content]
+    ((part, length),) = seal_stream(
+        key, lambda _: rest.pop() if rest else b"", lambda: memoryview(bytearray(key.segment_size))
+    )
+    return bytes(part[:length])

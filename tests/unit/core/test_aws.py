@@ -1,0 +1,300 @@
+"""The credentials that AWS users have, as the gateways of S3 and KMS send them."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+import vault.core.aws
+from testing.recorder import Asked, Recorder, recorder
+from testing.settings import make_settings
+from vault.core.aws import AwsAccess, tell_credentials
+from vault.core.errors import StorageUnavailable
+from vault.encryption.errors import KeyFailure
+from vault.storage.s3 import S3Store
+from vault.wiring import Container, build_container
+
+REGION = "eu-central-1"
+KMS_KEY = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+LISTED = b"<ListBucketResult></ListBucketResult>"
+TOKEN = "x-amz-security-token"
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine where boto3 finds nothing, until a test puts something there."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+
+
+@pytest.fixture
+def aws() -> Iterator[Recorder]:
+    """S3 and KMS at one address."""
+    with recorder() as server:
+        server.answer = lambda asked: (400, b"{}") if "x-amz-target" in asked.headers else (200, LISTED)
+        yield server
+
+
+@pytest.fixture
+def make_container(aws: Recorder, tmp_path: Path) -> Iterator[Callable[..., Container]]:
+    made: list[Container] = []
+
+    def make(**settings: str) -> Container:
+        both = {
+            "S3_BUCKET_NAME": "vault",
+            "S3_ENDPOINT_URL": aws.url,
+            "KMS_KEY_ID": KMS_KEY,
+            "KMS_ENDPOINT_URL": aws.url,
+        }
+        made.append(build_container(make_settings(tmp_path, AWS_REGION=REGION, **both, **settings)))
+        return made[-1]
+
+    yield make
+    for container in made:
+        container.engine.dispose()
+
+
+def ask_both(container: Container) -> None:
+    container.store.health()
+    with pytest.raises(KeyFailure):
+        container.keys.health()
+
+
+def key_of(asked: Asked) -> str:
+    """The access key that a request is signed with."""
+    return asked.headers["authorization"].partition("Credential=")[2].partition("/")[0]
+
+
+def write_profile(tmp_path: Path, name: str, key: str, token: str = "a-token") -> None:
+    (tmp_path / "credentials").write_text(
+        f"[{name}]\naws_access_key_id = {key}\naws_secret_access_key = a-secret\naws_session_token = {token}\n"
+    )
+
+
+def test_a_session_token_in_settings_is_sent_to_s3_and_to_kms(
+    aws: Recorder, make_container: Callable[..., Container]
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_SESSION_TOKEN": "a-token"}
+
+    ask_both(make_container(**keys))
+
+    assert {"x-amz-target" in asked.headers for asked in aws.asked} == {True, False}
+    assert set(aws.headers(TOKEN)) == {"a-token"}
+
+
+def test_keys_in_settings_win_over_a_token_in_the_processs_environment(
+    aws: Recorder, make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-something-else")
+
+    ask_both(make_container(AWS_ACCESS_KEY_ID="AKIAEXAMPLE", AWS_SECRET_ACCESS_KEY="a-secret"))
+
+    assert set(map(key_of, aws.asked)) == {"AKIAEXAMPLE"}
+    assert set(aws.headers(TOKEN)) == {None}
+
+
+def test_a_profile_that_settings_name_is_used_by_s3_and_by_kms(
+    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path
+) -> None:
+    write_profile(tmp_path, "vault", "ASIAPROFILE")
+
+    ask_both(make_container(AWS_PROFILE="vault"))
+
+    assert set(map(key_of, aws.asked)) == {"ASIAPROFILE"}
+    assert set(aws.headers(TOKEN)) == {"a-token"}
+
+
+def test_an_empty_profile_in_the_environment_counts_as_not_set(
+    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "")
+    write_profile(tmp_path, "default", "ASIADEFAULT")
+
+    ask_both(make_container())
+
+    assert set(map(key_of, aws.asked)) == {"ASIADEFAULT"}
+
+
+def test_credentials_of_a_container_are_renewed_before_they_end(
+    aws: Recorder, make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def give(_asked: Asked) -> tuple[int, bytes]:
+        given.append(f"ASIA{len(given)}")
+        # Within the ten minutes in which botocore insists on new ones.
+        ends = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+        return 200, json.dumps(
+            {"AccessKeyId": given[-1], "SecretAccessKey": "a-secret", "Token": "a-token", "Expiration": ends}
+        ).encode()
+
+    with recorder() as agent:
+        agent.answer = give
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
+        store = make_container().store
+
+        store.health()
+        store.health()
+
+    assert key_of(aws.asked[-1]) == given[-1]
+    assert key_of(aws.asked[0]) != key_of(aws.asked[-1])
+
+
+def test_a_role_whose_new_credentials_have_ended_as_well_is_an_unavailable_store(
+    make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    body = {"AccessKeyId": "ASIA", "SecretAccessKey": "a-secret", "Token": "a-token", "Expiration": ended}
+    with recorder() as agent:
+        agent.answer = lambda _: (200, json.dumps(body).encode())
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
+
+        with pytest.raises(StorageUnavailable) as caught:
+            make_container().store.health()
+
+    assert caught.value.reason == "RuntimeError"
+
+
+def test_expired_credentials_are_named_by_their_code(aws: Recorder, make_container: Callable[..., Container]) -> None:
+    aws.answer = lambda asked: (
+        (400, json.dumps({"__type": "ExpiredTokenException"}).encode())
+        if "x-amz-target" in asked.headers
+        else (400, b"<Error><Code>ExpiredToken</Code></Error>")
+    )
+    container = make_container(
+        AWS_ACCESS_KEY_ID="ASIAEXAMPLE", AWS_SECRET_ACCESS_KEY="a-secret", AWS_SESSION_TOKEN="a-token"
+    )
+
+    with pytest.raises(StorageUnavailable) as of_s3:
+        container.store.health()
+    with pytest.raises(KeyFailure) as of_kms:
+        container.keys.health()
+
+    assert of_s3.value.reason == "ExpiredToken"
+    assert of_kms.value.reason == "ExpiredTokenException"
+    assert of_kms.value.code == "key_unavailable"
+
+
+def test_a_file_of_credentials_is_read_again_when_they_have_expired(
+    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault.core.aws, "_ASK_AGAIN_SECONDS", 0.0)
+    aws.answer = lambda asked: (
+        (400, b"<Error><Code>ExpiredToken</Code></Error>") if key_of(asked) == "ASIAOLD" else (200, LISTED)
+    )
+    write_profile(tmp_path, "vault", "ASIAOLD")
+    store = make_container(AWS_PROFILE="vault").store
+    with pytest.raises(StorageUnavailable):
+        store.health()
+
+    write_profile(tmp_path, "vault", "ASIANEW")
+    store.health()
+
+    assert key_of(aws.asked[0]) == "ASIAOLD"
+    assert key_of(aws.asked[-1]) == "ASIANEW"
+
+
+def test_credentials_that_appear_later_are_found_without_a_restart(
+    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault.core.aws, "_ASK_AGAIN_SECONDS", 0.0)
+    store = make_container().store
+    with pytest.raises(StorageUnavailable) as caught:
+        store.health()
+
+    write_profile(tmp_path, "default", "ASIALATE")
+    store.health()
+
+    assert caught.value.reason == "NoCredentialsError"
+    assert set(map(key_of, aws.asked)) == {"ASIALATE"}
+
+
+class TestTelling:
+    @pytest.fixture(autouse=True)
+    def _plain_structlog(self) -> None:
+        structlog.reset_defaults()
+
+    def told(self, access: AwsAccess) -> Any:
+        with capture_logs() as lines:
+            tell_credentials(access)
+        (line,) = lines
+        return line
+
+    def test_the_kind_is_told_and_no_value(self, tmp_path: Path) -> None:
+        write_profile(tmp_path, "vault", "ASIAPROFILE")
+
+        by_settings = self.told(AwsAccess("AKIAEXAMPLE", "a-secret"))
+        temporary = self.told(AwsAccess("ASIAEXAMPLE", "a-secret", "a-token"))
+        by_profile = self.told(AwsAccess(profile="vault"))
+
+        assert (by_settings["kind"], by_settings["is_temporary"]) == ("settings", False)
+        assert (temporary["kind"], temporary["is_temporary"]) == ("settings", True)
+        assert by_profile["kind"] == "shared-credentials-file"
+        text = str([by_settings, temporary, by_profile])
+        assert not [part for part in ("EXAMPLE", "ASIAPROFILE", "a-secret", "a-token") if part in text]
+
+    def test_the_role_of_an_instance_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ends = (datetime.now(UTC) + timedelta(hours=6)).isoformat()
+        keys = {"Code": "Success", "AccessKeyId": "ASIA", "SecretAccessKey": "a-secret", "Token": "a-token"}
+
+        def answer(asked: Asked) -> tuple[int, bytes]:
+            if asked.path.endswith("/security-credentials/"):
+                return 200, b"the-role"
+            return 200, json.dumps({**keys, "Expiration": ends}).encode()
+
+        with recorder() as service:
+            service.answer = answer
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
+
+            line = self.told(AwsAccess())
+
+        assert (line["kind"], line["is_temporary"]) == ("iam-role", True)
+
+    def test_a_metadata_service_that_is_silent_is_not_waited_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            began = monotonic()
+
+            line = self.told(AwsAccess())
+
+        assert (line["event"], line["reason"]) == ("aws_credentials_missing", "NoCredentialsError")
+        # Two questions of a second each, and a busy machine.
+        assert monotonic() - began < 8
+
+    def test_a_profile_that_is_not_there_is_told(self) -> None:
+        line = self.told(AwsAccess(profile="absent"))
+
+        assert (line["event"], line["reason"]) == ("aws_credentials_missing", "ProfileNotFound")
+
+
+def test_a_store_with_no_credentials_asks_no_more_than_once_in_a_while(
+    make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        store = make_container().store
+        assert isinstance(store, S3Store)
+        with pytest.raises(StorageUnavailable):
+            store.health()
+        # Somebody else would have to be asked now, and would raise.
+        monkeypatch.setattr("vault.core.aws.botocore.session.get_session", None)
+
+        with pytest.raises(StorageUnavailable) as caught:
+            store.health()
+
+    assert caught.value.reason == "NoCredentialsError"

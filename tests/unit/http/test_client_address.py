@@ -1,0 +1,231 @@
+import ipaddress
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from flask import Flask, request
+from structlog.testing import capture_logs
+
+from testing.machine import slowness
+from vault.http import client_address as clients
+from vault.http.client_address import client_address, client_ip
+
+STRANGER = "198.51.100.9"
+CLIENT = "203.0.113.5"
+# Two networks of proxies, and a single one
+TRUSTED = tuple(ipaddress.ip_network(text) for text in ("10.0.0.0/8", "fd00::/8", "127.0.0.1"))
+PROXY = "10.0.0.1"
+
+
+def found(peer: str | None, forwarded: str) -> str | None:
+    return client_address(ipaddress.ip_address(peer) if peer else None, forwarded, TRUSTED)
+
+
+# --- the walk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", [STRANGER, "2001:db8::9", "11.0.0.1", "127.0.0.2", "fe80::1"])
+@pytest.mark.parametrize("forwarded", ["", CLIENT, "10.0.0.2", f"{CLIENT}, 10.0.0.2"])
+def test_what_an_untrusted_peer_forwards_is_ignored(peer: str, forwarded: str) -> None:
+    assert found(peer, forwarded) == peer
+
+
+def test_without_trusted_proxies_the_header_means_nothing() -> None:
+    assert client_address(ipaddress.ip_address("127.0.0.1"), CLIENT, ()) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        pytest.param(CLIENT, CLIENT, id="one-hop"),
+        pytest.param(f"{CLIENT}, 10.2.3.4", CLIENT, id="past-a-proxy"),
+        pytest.param(f"{CLIENT}, 10.2.3.4, fd00::7, 127.0.0.1", CLIENT, id="past-proxies"),
+        pytest.param(f"{CLIENT},10.2.3.4", CLIENT, id="no-space"),
+        pytest.param(f"  {CLIENT}\t ,  10.2.3.4  ", CLIENT, id="spaces"),
+        pytest.param("10.9.9.9, 10.2.3.4, 10.0.0.2", "10.9.9.9", id="all-trusted"),
+        pytest.param("fd00::9, 10.2.3.4", "fd00::9", id="all-trusted-v6"),
+        pytest.param(f"192.0.2.1, {CLIENT}", CLIENT, id="forged"),
+        pytest.param(f"10.0.0.7, {CLIENT}", CLIENT, id="forged-as-a-proxy"),
+        pytest.param(f"192.0.2.1, 10.0.0.7, {CLIENT}, 10.2.3.4", CLIENT, id="forged-before-a-proxy"),
+        pytest.param(f"junk, \0, {CLIENT}", CLIENT, id="forged-with-junk"),
+    ],
+)
+def test_the_client_is_the_first_from_the_right_that_is_no_trusted_proxy(forwarded: str, client: str) -> None:
+    assert found(PROXY, forwarded) == client
+
+
+@pytest.mark.parametrize(
+    ("hop", "address"),
+    [
+        pytest.param("2001:db8::5", "2001:db8::5", id="v6"),
+        pytest.param("2001:DB8:0:0::0005", "2001:db8::5", id="v6-spelled-otherwise"),
+        pytest.param("[2001:db8::5]", "2001:db8::5", id="v6-in-brackets"),
+        pytest.param("[2001:db8::5]:4711", "2001:db8::5", id="v6-with-a-port"),
+        pytest.param(f"{CLIENT}:4711", CLIENT, id="v4-with-a-port"),
+        pytest.param(f"::ffff:{CLIENT}", CLIENT, id="mapped"),
+        pytest.param("::ffff:cb00:7105", CLIENT, id="mapped-in-hex"),
+        pytest.param(f"[::ffff:{CLIENT}]:4711", CLIENT, id="mapped-with-a-port"),
+        pytest.param("fe80::5%eth0", "fe80::5", id="zone"),
+        pytest.param("[fe80::5%25eth0]:4711", "fe80::5", id="zone-with-a-port"),
+        pytest.param("2001:db8::5%" + "z" * 40, "2001:db8::5", id="long-zone"),
+    ],
+)
+def test_a_hop_is_one_address_however_it_is_written(hop: str, address: str) -> None:
+    assert found(PROXY, hop) == address
+
+
+def test_a_proxy_is_recognised_however_it_is_written() -> None:
+    assert found(PROXY, f"{CLIENT}, ::ffff:10.2.3.4, [fd00::7]:443, 10.2.3.5:80, fd00::8%eth0") == CLIENT
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("unknown", id="word"),
+        pytest.param("_hidden", id="obfuscated"),
+        pytest.param(f'for="{CLIENT}"', id="forwarded-syntax"),
+        pytest.param("203.0.113.256", id="v4-too-large"),
+        pytest.param("203.0.113", id="v4-too-short"),
+        pytest.param("203.0.113.05", id="leading-zero"),
+        pytest.param("3405803781", id="number"),
+        pytest.param("203.0.113.5/32", id="network"),
+        pytest.param("2001:db8::5::1", id="v6-twice-short"),
+        pytest.param("[]:80", id="empty-brackets"),
+        pytest.param(":80", id="port-alone"),
+        pytest.param("%eth0", id="zone-alone"),
+        pytest.param("203.0.113.5:80:90", id="two-ports"),
+        pytest.param("203.0.113.5\0", id="nul"),
+        pytest.param("203.0.113.5 192.0.2.1", id="two-in-one"),
+        pytest.param("\udcff", id="surrogate"),
+        pytest.param("٢٠٣.0.113.5", id="digits-of-another-script"),
+        pytest.param("1" * 100_000, id="very-long"),
+        pytest.param("2001:db8::5%" + "z" * 100_000, id="very-long-zone"),
+    ],
+)
+def test_the_walk_ends_before_what_is_no_address(junk: str) -> None:
+    assert found(PROXY, junk) == PROXY
+    assert found(PROXY, f"{CLIENT}, {junk}, 10.2.3.4") == "10.2.3.4"
+
+
+def test_commas_alone_name_nobody() -> None:
+    assert found(PROXY, ",,, ,") == PROXY
+
+
+def test_ten_thousand_hops_are_walked_at_once() -> None:
+    forwarded = ", ".join([CLIENT] + ["10.2.3.4"] * 10_000)
+    started = time.monotonic()
+
+    address = found(PROXY, forwarded)
+
+    assert address == CLIENT
+    assert time.monotonic() - started < 2 * slowness()
+
+
+@pytest.mark.parametrize("forwarded", ["", CLIENT, PROXY])
+def test_where_there_are_no_addresses_there_is_none(forwarded: str) -> None:
+    assert found(None, forwarded) is None
+
+
+# --- in a request ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def ask(log: list[Any]) -> Callable[..., Any]:
+    """What an application behind trusted proxies thinks of a request: client_ip, host, scheme and root."""
+    app = Flask("clients")
+    clients.register(app, TRUSTED)
+
+    @app.get("/")
+    def tell() -> list[str | None]:
+        return [client_ip(), request.host, request.scheme, request.root_path, request.remote_addr]
+
+    def send(peer: str | None, *lines: str, **headers: str) -> Any:
+        given = [("X-Forwarded-For", line) for line in lines] + [(k.replace("_", "-"), v) for k, v in headers.items()]
+        return app.test_client().get("/", headers=given, environ_overrides={"REMOTE_ADDR": peer}).json
+
+    return send
+
+
+def test_a_request_through_a_trusted_proxy_comes_from_the_client(ask: Callable[..., Any], log: list[Any]) -> None:
+    assert ask(PROXY, f"192.0.2.1, {CLIENT}")[0] == CLIENT
+    assert log == []
+
+
+def test_a_request_without_the_header_comes_from_the_peer(ask: Callable[..., Any], log: list[Any]) -> None:
+    assert [ask(peer)[0] for peer in (STRANGER, PROXY, "2001:DB8::0:9", f"::ffff:{STRANGER}")] == [
+        STRANGER,
+        PROXY,
+        "2001:db8::9",
+        STRANGER,
+    ]
+    assert log == []
+
+
+@pytest.mark.parametrize("peer", [None, "", "unix:", "localhost"])
+def test_a_peer_without_an_address_is_nobody_and_not_trusted(
+    ask: Callable[..., Any], log: list[Any], peer: str | None
+) -> None:
+    assert ask(peer, CLIENT)[0] is None
+    assert log == []
+
+
+def test_a_proxy_in_mapped_form_is_trusted(ask: Callable[..., Any]) -> None:
+    assert ask(f"::ffff:{PROXY}", CLIENT)[0] == CLIENT
+
+
+def test_the_last_of_several_header_lines_was_written_last(ask: Callable[..., Any]) -> None:
+    assert ask(PROXY, "192.0.2.1", CLIENT)[0] == CLIENT
+    assert ask(PROXY, "192.0.2.1", f"{CLIENT}, 10.2.3.4")[0] == CLIENT
+    assert ask(PROXY, f"192.0.2.1, {CLIENT}", "10.2.3.4", "10.2.3.5")[0] == CLIENT
+
+
+def test_an_untrusted_peer_that_forwards_is_warned_about_once_and_without_what_it_said(
+    ask: Callable[..., Any], log: list[Any]
+) -> None:
+    addresses = [ask(peer, "192.0.2.77, tax-return-of-anna")[0] for peer in (STRANGER, STRANGER, "2001:db8::9")]
+
+    assert addresses == [STRANGER, STRANGER, "2001:db8::9"]
+    (line,) = log
+    assert (line["event"], line["log_level"]) == ("forwarded_for_ignored", "warning")
+    assert STRANGER not in str(line)
+    assert "192.0.2.77" not in repr(log)
+    assert "anna" not in repr(log)
+
+
+def test_an_untrusted_peer_before_the_first_warning_leaves_it_to_come(ask: Callable[..., Any], log: list[Any]) -> None:
+    ask(STRANGER)
+    ask(PROXY, CLIENT)
+    assert log == []
+
+    ask(STRANGER, CLIENT)
+
+    assert len(log) == 1
+
+
+@pytest.mark.parametrize("peer", [PROXY, STRANGER], ids=["trusted", "untrusted"])
+def test_other_headers_of_proxies_are_ignored(ask: Callable[..., Any], log: list[Any], peer: str) -> None:
+    plain = ask(peer)
+
+    told = ask(
+        peer,
+        X_Forwarded_Host="evil.example.org",
+        X_Forwarded_Proto="https",
+        X_Forwarded_Port="443",
+        X_Forwarded_Prefix="/evil",
+        X_Real_IP=CLIENT,
+        Forwarded=f"for={CLIENT};host=evil.example.org;proto=https",
+        True_Client_IP=CLIENT,
+    )
+
+    assert told == plain == [peer, "localhost", "http", "", peer]
+    assert log == []

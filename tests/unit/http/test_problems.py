@@ -1,0 +1,298 @@
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from http import HTTPStatus
+from importlib import import_module
+from typing import Any
+
+import pytest
+import structlog
+from flask import Flask, abort, g, redirect
+from gunicorn.http.errors import InvalidChunkSize
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.testing import capture_logs
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestedRangeNotSatisfiable, TooManyRequests
+
+from vault.core.errors import (
+    Busy,
+    InputRefused,
+    IntegrityFailed,
+    InvalidCredentials,
+    NotFound,
+    RangeNotSatisfiable,
+    RateLimited,
+    StorageError,
+    StorageFull,
+    VaultError,
+)
+from vault.encryption.errors import AuthenticationFailed, EncryptionError, KeyFailure
+from vault.http import problems as errors
+from vault.http.problems import CHALLENGE, STATUS, problem, unauthorized
+
+SECRET = "tax-return-of-anna.pdf"
+# By their names, since the package has another module as its attribute `errors`.
+DOMAIN = [import_module("vault.core.errors"), import_module("vault.encryption.errors")]
+ABSTRACT = {VaultError, StorageError, EncryptionError, KeyFailure}
+TOLD_TO_CLIENTS = [
+    found
+    for module in [*DOMAIN, import_module("vault.http.api")]
+    for _, found in inspect.getmembers(module, inspect.isclass)
+    if issubclass(found, VaultError) and found.__module__ == module.__name__ and found not in ABSTRACT
+]
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def answer(log: list[Any]) -> Callable[..., Any]:
+    """What a client gets when a view raises this error."""
+    app = Flask("errors")
+    errors.register(app)
+
+    def ask(error: BaseException | Callable[[], Any], *, method: str = "GET") -> Any:
+        def view() -> Any:
+            g.request_id = "abc-1"
+            if isinstance(error, BaseException):
+                raise error
+            return error()
+
+        app.view_functions["view"] = view
+        return app.test_client().open("/", method=method)
+
+    app.add_url_rule("/", "view", lambda: "", methods=["GET", "HEAD"])
+    return ask
+
+
+def made(error: type[VaultError]) -> VaultError:
+    if issubclass(error, InputRefused):
+        return error({"name": ["Not good."]})
+    if issubclass(error, IntegrityFailed | KeyFailure):
+        return error(SECRET)
+    if issubclass(error, RangeNotSatisfiable):
+        return error(7)
+    if issubclass(error, RateLimited):
+        return error(limit=10, retry_after_seconds=7)
+    return error()
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", TOLD_TO_CLIENTS, ids=lambda error: error.__name__)
+def test_every_error_of_the_domain_has_a_status(error: type[VaultError]) -> None:
+    assert "code" in vars(error)
+    assert 400 <= STATUS[error.code] < 600
+    assert HTTPStatus(STATUS[error.code])
+
+
+def test_every_status_is_of_an_error_that_exists() -> None:
+    assert set(STATUS) == {error.code for error in TOLD_TO_CLIENTS} - {"internal_error"}
+
+
+def test_every_error_that_clients_are_told_to_repeat_is_one_that_passes() -> None:
+    assert {STATUS[code] for code in errors._RETRY_AFTER} <= {429, 502, 503}
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    for module in DOMAIN:
+        for error in TOLD_TO_CLIENTS:
+            if error.__module__ == module.__name__:
+                assert error.__name__ in str(module.__doc__)
+
+
+@pytest.mark.parametrize("error", TOLD_TO_CLIENTS, ids=lambda error: error.__name__)
+def test_every_error_is_answered_as_a_problem(answer: Callable[..., Any], error: type[VaultError]) -> None:
+    response = answer(made(error))
+
+    body = json.loads(response.data)
+    status = STATUS[error.code]
+    assert response.status_code == status
+    assert response.mimetype == "application/problem+json"
+    assert body == {
+        "type": f"urn:secure-vault:problem:{error.code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": "abc-1",
+    } | ({"errors": {"name": ["Not good."]}} if error is InputRefused else {})
+    assert SECRET.encode() not in response.data
+
+
+@pytest.mark.parametrize("error", sorted(ABSTRACT, key=lambda error: error.__name__))
+def test_an_error_that_nobody_named_is_answered_without_detail(
+    answer: Callable[..., Any], error: type[VaultError]
+) -> None:
+    response = answer(made(error))
+
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+
+
+def test_an_errors_own_detail_is_told(answer: Callable[..., Any]) -> None:
+    assert answer(NotFound("No such list.")).json["detail"] == "No such list."
+
+
+# --- headers and logs -----------------------------------------------------------------------------------------------
+
+
+def test_where_trying_again_helps_the_answer_says_when(answer: Callable[..., Any]) -> None:
+    assert answer(Busy()).headers["Retry-After"] == "2"
+    assert "Retry-After" not in answer(StorageFull()).headers
+    assert "Retry-After" not in answer(NotFound()).headers
+
+
+def test_a_401_names_the_scheme(answer: Callable[..., Any]) -> None:
+    assert answer(InvalidCredentials()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
+    assert answer(partial(unauthorized, CHALLENGE)).headers["WWW-Authenticate"] == CHALLENGE
+    assert answer(partial(unauthorized, CHALLENGE)).json["code"] == "unauthorized"
+    assert "WWW-Authenticate" not in answer(NotFound()).headers
+
+
+def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..., Any], log: list[Any]) -> None:
+    errors = [AuthenticationFailed(), IntegrityFailed("object_size")]
+
+    answer(NotFound())
+    answer(InputRefused({}))
+    for error in errors:
+        answer(error)
+
+    assert log == [
+        {
+            "event": "request_failed",
+            "code": "integrity_failed",
+            "reason": reason,
+            "exc_info": error,
+            "log_level": "error",
+        }
+        for error, reason in zip(errors, [None, "object_size"], strict=True)
+    ]
+
+
+def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Callable[..., Any], log: list[Any]) -> None:
+    response = answer(InvalidChunkSize(SECRET.encode()))
+
+    assert (response.status_code, response.json["code"]) == (400, "malformed_body")
+    assert SECRET not in response.text
+    assert log == []
+
+
+def test_an_unknown_error_is_logged_and_answered_without_detail(answer: Callable[..., Any], log: list[Any]) -> None:
+    error = ValueError(SECRET)
+
+    response = answer(error)
+
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+    assert SECRET not in response.text
+    assert log == [{"event": "unexpected_error", "exc_info": error, "log_level": "error"}]
+
+
+# --- the database ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(OperationalError(SECRET, {}, Exception(SECRET)), id="operational"),
+        pytest.param(InterfaceError(SECRET, {}, Exception(SECRET)), id="interface"),
+        pytest.param(PoolTimeout(SECRET), id="pool"),
+        pytest.param(DBAPIError(SECRET, {}, Exception(SECRET), connection_invalidated=True), id="invalidated"),
+    ],
+)
+def test_a_database_that_does_not_answer_is_503(answer: Callable[..., Any], log: list[Any], error: Exception) -> None:
+    response = answer(error)
+
+    assert (response.status_code, response.json["code"]) == (503, "database_unavailable")
+    assert response.headers["Retry-After"] == "5"
+    assert SECRET not in response.text
+    assert log[0]["code"] == "database_unavailable"
+    assert log[0]["exc_info"].__cause__ is error
+
+
+@pytest.mark.parametrize("error", [IntegrityError, ProgrammingError])
+def test_a_database_that_answers_with_an_error_is_a_fault_of_ours(
+    answer: Callable[..., Any], log: list[Any], error: type[DBAPIError]
+) -> None:
+    response = answer(error(SECRET, {}, Exception(SECRET)))
+
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+    assert SECRET not in response.text
+    assert log[0]["event"] == "unexpected_error"
+
+
+# --- Werkzeug's own -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "bad_request"),
+        (401, "unauthorized"),
+        (403, "forbidden"),
+        (404, "not_found"),
+        (408, "request_timeout"),
+        (413, "too_large"),
+        (414, "uri_too_long"),
+        (415, "unsupported_media_type"),
+        (416, "range_not_satisfiable"),
+        (422, "validation_failed"),
+        (429, "too_many_requests"),
+        (503, "service_unavailable"),
+    ],
+)
+def test_werkzeugs_errors_are_problems_without_their_texts(answer: Callable[..., Any], status: int, code: str) -> None:
+    response = answer(lambda: abort(status, SECRET))
+
+    assert (response.status_code, response.mimetype) == (status, "application/problem+json")
+    assert response.json["code"] == code
+    assert response.json["request_id"] == "abc-1"
+    assert response.json["detail"]
+    assert SECRET not in response.text
+
+
+@pytest.mark.parametrize(
+    ("error", "header", "value"),
+    [
+        (MethodNotAllowed(["GET", "HEAD"]), "Allow", "GET, HEAD"),
+        (RequestedRangeNotSatisfiable(42), "Content-Range", "bytes */42"),
+        (TooManyRequests(retry_after=7), "Retry-After", "7"),
+    ],
+    ids=["allow", "content-range", "retry-after"],
+)
+def test_the_headers_of_a_status_stay_with_it(
+    answer: Callable[..., Any], error: HTTPException, header: str, value: str
+) -> None:
+    response = answer(error)
+
+    assert response.headers[header] == value
+    assert response.mimetype == "application/problem+json"
+
+
+def test_a_method_that_a_route_does_not_know_is_a_problem(answer: Callable[..., Any]) -> None:
+    response = answer(lambda: "", method="DELETE")
+
+    assert (response.status_code, response.json["code"]) == (405, "method_not_allowed")
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert response.json["request_id"] is None
+
+
+def test_an_error_that_is_a_whole_response_is_passed_on(answer: Callable[..., Any]) -> None:
+    response = answer(lambda: abort(redirect("/elsewhere")))
+
+    assert (response.status_code, response.headers["Location"]) == (302, "/elsewhere")
+
+
+def test_a_problem_may_have_fields_and_headers() -> None:
+    with Flask("x").test_request_context():
+        g.request_id = "abc-1"
+        response = problem(422, "validation_failed", "No.", errors={"name": ["Long."]}, headers={"X-Y": "z"})
+
+    assert response.json is not None
+    assert response.json["errors"] == {"name": ["Long."]}
+    assert response.headers["X-Y"] == "z"

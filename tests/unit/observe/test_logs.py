@@ -1,0 +1,425 @@
+import io
+import json
+import linecache
+import logging
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from gunicorn.config import Config
+from gunicorn.http.errors import InvalidHeader, InvalidRequestLine
+from gunicorn.workers.base import Worker
+
+from testing.machine import slowness
+from vault.observe.logs import configure_logging, exception_facts
+from vault.server.logger import QuietLogger
+
+SECRET = "tax-return-of-anna.pdf"
+QUIETED = ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery")
+
+
+class NameLost(Exception):
+    """An error whose text would give something away."""
+
+
+@pytest.fixture
+def stderr() -> Iterator[io.StringIO]:
+    """What `configure` makes standard error; leaves every logger as it was before."""
+    root, error, access = logging.getLogger(), logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
+    before = root.handlers, root.level
+    levels = {name: logging.getLogger(name).level for name in QUIETED}
+    propagate = {log: (log.propagate, log.level, list(log.handlers)) for log in (error, access)}
+    yield io.StringIO()
+    root.handlers, root.level = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for log, (propagates, level, handlers) in propagate.items():
+        log.propagate, log.level, log.handlers = propagates, level, handlers
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def json_log(stderr: io.StringIO) -> io.StringIO:
+    configure(stderr, "DEBUG", "json")
+    return stderr
+
+
+def configure(out: io.StringIO, level: str, log_format: str) -> None:
+    with redirect_stderr(out):
+        configure_logging(level, log_format)
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def fail_for_a_reason() -> None:
+    """Raise an error with a cause, which was itself raised while another was handled."""
+    try:
+        try:
+            raise KeyError(SECRET)
+        except KeyError:
+            Path(f"/nonexistent/{SECRET}").read_bytes()
+    except OSError as exc:
+        raise NameLost(SECRET) from exc
+
+
+# --- exceptions -----------------------------------------------------------------------------------------------------
+
+
+def test_structlog_exceptions_are_classes_and_places(json_log: io.StringIO) -> None:
+    try:
+        fail_for_a_reason()
+    except NameLost as exc:
+        structlog.get_logger("vault.x").error("it_failed", exc_info=exc)
+
+    (line,) = lines(json_log)
+    assert SECRET not in json_log.getvalue()
+    assert line["event"] == "it_failed"
+    assert [fact.split(" at ")[0] for fact in line["exception"]] == [
+        f"{__name__}.NameLost",
+        "builtins.FileNotFoundError(ENOENT)",
+        "builtins.KeyError",
+    ]
+    assert "test_logs.py:" in line["exception"][0]
+    assert line["exception"][0].endswith("in fail_for_a_reason")
+
+
+@pytest.mark.parametrize("how", ["exception", "exc_info"])
+def test_structlogs_own_ways_to_log_the_current_exception_keep_its_text_out(json_log: io.StringIO, how: str) -> None:
+    log = structlog.get_logger("vault.x")
+    try:
+        fail_for_a_reason()
+    except NameLost:
+        if how == "exception":
+            log.exception("it_failed")
+        else:
+            log.warning("it_failed", exc_info=True)
+
+    (line,) = lines(json_log)
+    assert SECRET not in json_log.getvalue()
+    assert len(line["exception"]) == 3
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_standard_loggers_exceptions_are_classes_and_places(stderr: io.StringIO, log_format: str) -> None:
+    configure(stderr, "INFO", log_format)
+    try:
+        fail_for_a_reason()
+    except NameLost:
+        logging.getLogger("some.library").exception("it failed in %s", "its way")
+
+    assert SECRET not in stderr.getvalue()
+    assert "Traceback" not in stderr.getvalue()
+    assert "it failed in its way" in stderr.getvalue()
+    assert "NameLost at" in stderr.getvalue()
+    assert "FileNotFoundError(ENOENT) at" in stderr.getvalue()
+
+
+def test_a_record_that_was_formatted_before_keeps_its_text_to_itself(json_log: io.StringIO) -> None:
+    other = logging.StreamHandler(io.StringIO())
+    logging.getLogger().handlers.insert(0, other)
+    try:
+        fail_for_a_reason()
+    except NameLost:
+        logging.getLogger("some.library").exception("it failed")
+
+    assert SECRET in other.stream.getvalue()  # the plain handler has stored the traceback on the record
+    assert SECRET not in json_log.getvalue()
+
+
+def test_a_suppressed_context_is_left_out() -> None:
+    try:
+        try:
+            raise KeyError(SECRET)
+        except KeyError:
+            raise NameLost from None
+    except NameLost as exc:
+        facts = exception_facts(exc)
+
+    assert len(facts) == 1
+
+
+def test_a_long_chain_ends_after_eight() -> None:
+    error: Exception = ValueError()
+    for _ in range(20):
+        outer = ValueError()
+        outer.__cause__, error = error, outer
+
+    assert len(exception_facts(error)) == 8
+
+
+def test_to_tell_where_keeps_no_source_in_memory() -> None:
+    with pytest.raises(NameLost) as raised:
+        fail_for_a_reason()
+    linecache.clearcache()
+
+    assert len(exception_facts(raised.value)) == 3
+    assert linecache.cache == {}
+
+
+def test_an_exception_that_was_never_raised_has_no_place() -> None:
+    assert exception_facts(NameLost(SECRET)) == [f"{__name__}.NameLost"]
+
+
+def test_a_false_exc_info_adds_nothing(json_log: io.StringIO) -> None:
+    structlog.get_logger("vault.x").info("all_is_well", exc_info=False)
+    logging.getLogger("some.library").info("well", exc_info=False)
+    structlog.get_logger("vault.x").info("nothing_is_handled", exc_info=True)
+
+    assert all("exception" not in line and "exc_info" not in line for line in lines(json_log))
+
+
+# --- form -----------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines_have_event_level_logger_time_and_context(json_log: io.StringIO) -> None:
+    structlog.contextvars.bind_contextvars(request_id="abc")
+
+    structlog.get_logger("vault.x").warning("sign\nal", count=3)
+    logging.getLogger("some.library").info("line one\nline two")
+
+    ours, theirs = lines(json_log)
+    assert ours["event"] == "sign\nal"
+    assert (ours["count"], ours["level"], ours["logger"], ours["request_id"]) == (3, "warning", "vault.x", "abc")
+    assert ours["timestamp"].endswith("Z")
+    assert (theirs["event"], theirs["logger"]) == ("line one\nline two", "some.library")
+    assert theirs["request_id"] == "abc"
+    assert not [key for line in (ours, theirs) for key in line if key.startswith("_")]
+
+
+def test_console_lines_are_for_people(stderr: io.StringIO) -> None:
+    configure(stderr, "INFO", "console")
+
+    structlog.get_logger("vault.x").info("started", port=8000)
+
+    assert "started" in stderr.getvalue()
+    assert "port=8000" in stderr.getvalue()
+    assert "\x1b" not in stderr.getvalue()
+
+
+def test_lines_below_the_level_are_not_written(stderr: io.StringIO) -> None:
+    configure(stderr, "WARNING", "json")
+
+    structlog.get_logger("vault.x").info("quiet")
+    logging.getLogger("some.library").info("quiet")
+    structlog.get_logger("vault.x").warning("loud")
+
+    assert [line["event"] for line in lines(stderr)] == ["loud"]
+
+
+@pytest.mark.parametrize("name", [*QUIETED, "botocore.endpoint", "celery.worker.strategy"])
+def test_libraries_that_write_bodies_and_headers_are_quiet_below_warning(json_log: io.StringIO, name: str) -> None:
+    logging.getLogger(name).info("body: %s", SECRET)
+
+    assert json_log.getvalue() == ""
+
+
+def test_a_failed_tasks_line_has_its_name_and_id_but_no_text(json_log: io.StringIO) -> None:
+    context = {"name": "mail.deliver", "id": "1234", "exc": repr(NameLost(SECRET)), "args": [SECRET]}
+    try:
+        fail_for_a_reason()
+    except NameLost:
+        logging.getLogger("celery.app.trace").error(
+            "Task %(name)s[%(id)s] raised unexpected: %(exc)s", context, exc_info=True
+        )
+
+    (line,) = lines(json_log)
+    assert SECRET not in json_log.getvalue()
+    assert line["event"] == "task_failed mail.deliver 1234"
+    assert len(line["exception"]) == 3
+
+
+def test_an_exception_in_a_librarys_message_is_told_by_its_class(json_log: io.StringIO) -> None:
+    logging.getLogger("celery.beat").error("Message Error: %s (%d)", NameLost(SECRET), 7)
+
+    (line,) = lines(json_log)
+    assert line["event"] == "Message Error: NameLost (7)"
+
+
+# --- gunicorn -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gunicorn_config() -> Config:
+    return Config()
+
+
+@pytest.fixture
+def worker(json_log: io.StringIO, gunicorn_config: Config) -> Any:
+    """As much of a gunicorn worker as answers a request that went wrong."""
+    gunicorn_config.set("accesslog", "-")
+    return SimpleNamespace(log=QuietLogger(gunicorn_config), cfg=gunicorn_config)
+
+
+class Client:
+    """A socket that takes everything."""
+
+    def sendall(self, data: bytes) -> None: ...
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 8000
+
+
+def request_for(target: str) -> Any:
+    path, _, query = target.partition("?")
+    return SimpleNamespace(
+        method="GET", uri=target, path=path, query=query, fragment="", version=(1, 1), headers=[], body=io.BytesIO(),
+        scheme="http", proxy_protocol_info=None, trailers=[], remote_addr=("127.0.0.1", 1), peer_addr=("127.0.0.1", 1),
+        priority_weight=None, priority_depends_on=None, must_close=False, should_close=lambda: True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(InvalidRequestLine(f"GET /verify-email?token={SECRET}"), id="request-line"),
+        pytest.param(InvalidHeader(f"Authorization: Bearer {SECRET}"), id="header"),
+    ],
+)
+def test_gunicorn_tells_of_an_invalid_request_without_quoting_it(
+    worker: Any, json_log: io.StringIO, error: Exception
+) -> None:
+    Worker.handle_error(worker, None, Client(), ("203.0.113.9", 4711), error)
+
+    assert [line["event"] for line in lines(json_log)] == ["Invalid request"]
+    assert SECRET not in json_log.getvalue()
+
+
+def test_gunicorn_tells_of_a_failed_request_without_its_address(worker: Any, json_log: io.StringIO) -> None:
+    request = request_for(f"/api/v1/files?name={SECRET}")
+
+    try:
+        fail_for_a_reason()
+    except NameLost as exc:
+        Worker.handle_error(worker, request, Client(), ("203.0.113.9", 4711), exc)
+
+    (line,) = lines(json_log)
+    assert line["event"] == "Error handling request"
+    assert len(line["exception"]) == 3
+    assert SECRET not in json_log.getvalue()
+    assert "/api" not in line["event"]
+
+
+def test_gunicorns_access_log_stays_empty_even_if_asked_for(worker: Any, json_log: io.StringIO, capfd: Any) -> None:
+    environ = {"REQUEST_METHOD": "GET", "RAW_URI": f"/?{SECRET}", "SERVER_PROTOCOL": "HTTP/1.1", "QUERY_STRING": SECRET}
+    response = SimpleNamespace(status="200 OK", sent=1, headers=[])
+    took = SimpleNamespace(seconds=0, microseconds=1)
+
+    worker.log.access(response, request_for("/"), environ, took)
+
+    assert json_log.getvalue() == ""
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_gunicorns_own_news_go_through_the_services_handlers(worker: Any, json_log: io.StringIO) -> None:
+    worker.log.info("Listening at: %s (%s)", "http://127.0.0.1:8000", 1)
+    worker.log.warning("Worker (pid:%s) was sent %s!", 7, "SIGKILL")
+    worker.log.debug("%s %s", "GET", f"/{SECRET}")
+
+    assert [(line["event"], line["level"], line["logger"]) for line in lines(json_log)] == [
+        ("Listening at: http://127.0.0.1:8000 (1)", "info", "gunicorn.error"),
+        ("Worker (pid:7) was sent SIGKILL!", "warning", "gunicorn.error"),
+    ]
+
+
+# --- the guard ------------------------------------------------------------------------------------------------------
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+FERNET = "gAAAAABlZm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZg=="
+OBJECT = "objects/0a/0a1b2c3d-0000-4000-8000-00000000abcd"
+
+
+PRIVATE_FIELDS = """
+    password new_password token access_token Authorization email actor_email name full_name file_name filename
+    recipient ip Set-Cookie secret_key dek url user
+"""
+
+
+@pytest.mark.parametrize("name", PRIVATE_FIELDS.split())
+def test_fields_that_are_private_by_name_lose_their_values(json_log: io.StringIO, name: str) -> None:
+    structlog.get_logger("vault.x").info("it_happened", **{name: "whatever it is"}, details={name: ["whatever"]})
+
+    (line,) = lines(json_log)
+    assert (line[name], line["details"]) == ("[removed]", {name: "[removed]"})
+    assert "whatever" not in json_log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        (JWT, f"Bearer {JWT}"),
+        (JWT, f"token was {JWT}."),
+        (FERNET, f"key={FERNET}"),
+        ("dXNlcjpwYXNz", "Authorization: Basic dXNlcjpwYXNz"),
+        ("anna@example.org", "mail to <anna@example.org> bounced"),
+        ("anna@münchen.example", "anna@münchen.example"),
+        ("vault:pa55", "postgresql://vault:pa55@db.example.org/vault"),
+        (OBJECT, f"no such key: {OBJECT}"),
+        ("Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWpr", "?token=Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWpr&x=1"),
+    ],
+    ids=["bearer", "jwt", "fernet", "basic", "address", "idn", "url", "object-key", "random"],
+)
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_looks_like_a_secret_is_removed_wherever_it_stands(
+    stderr: io.StringIO, secret: str, text: str, log_format: str
+) -> None:
+    configure(stderr, "INFO", log_format)
+
+    structlog.get_logger("vault.x").info("it_happened", hint=text, several=[text], mapping={"hint": text})
+    structlog.get_logger("vault.x").info(text)
+    logging.getLogger("some.library").warning("%s", text)
+
+    assert secret not in stderr.getvalue()
+    assert stderr.getvalue().count("[removed]") == 5
+
+
+def test_what_is_no_secret_stays(json_log: io.StringIO) -> None:
+    facts = {
+        "file_id": "0a1b2c3d-0000-4000-8000-00000000abcd",
+        "request_id": "fe5e01c506184c10a2af220c6f67c617",
+        "key_ref": "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+        "local": "local:0123456789abcdef",
+        "route": "/api/v1/files/<uuid:file_id>/content",
+        "reason": "smtp_550",
+        "task": "files.remove_all_of",
+        "names": 3,
+        "tokens": 0,
+        "bytes": 300000,
+        "ms": 1.5,
+        "hint": "TRUSTED_PROXIES does not name the peer that sent it",
+    }
+
+    structlog.get_logger("vault.x").info("it_happened", **facts)
+    logging.getLogger("gunicorn.error").info("Listening at: http://127.0.0.1:8000 (6366)")
+
+    first, second = lines(json_log)
+    assert {name: first[name] for name in facts} == facts
+    assert second["event"] == "Listening at: http://127.0.0.1:8000 (6366)"
+
+
+def test_the_guard_takes_no_long_time_for_a_long_text(json_log: io.StringIO) -> None:
+    began = monotonic()
+
+    for text in ("a" * 100_000, "aA1" * 30_000, "a@" * 50_000, "eyJ" * 30_000, "://" * 30_000):
+        structlog.get_logger("vault.x").info("it_happened", hint=text)
+
+    assert monotonic() - began < 5 * slowness()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_the_guard_looks_into_what_is_no_text_and_will_be_written_as_one(stderr: io.StringIO, log_format: str) -> None:
+    configure(stderr, "DEBUG", log_format)
+
+    structlog.get_logger("vault.x").info("it_happened", reason=ValueError("anna@example.org"), at=Path("objects/ab"))
+
+    assert "ValueError" in stderr.getvalue()
+    assert "objects/ab" in stderr.getvalue()
+    assert "anna" not in stderr.getvalue()

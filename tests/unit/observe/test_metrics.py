@@ -1,0 +1,46 @@
+import re
+
+from vault.observe.metrics import REGISTRY, count_cache_lookup
+from vault.settings.config import ROOT
+
+# A closed list: what a label may be about. None of it is a person, a file, an address or an id.
+LABELS = {"route", "method", "status", "code", "direction", "operation", "provider", "outcome", "result", "reason"}
+LABELS |= {"kind", "task", "le"}
+
+
+def test_every_metric_is_explained_and_has_a_row_in_the_handbook() -> None:
+    text = (ROOT / "docs" / "operate" / "monitoring.md").read_text()
+    rows = set(re.findall(r"^\| `(vault_\w+)` \|", text, re.MULTILINE))
+    families = list(REGISTRY.collect())
+
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+
+    assert names | {"vault_mail_jobs", "vault_mail_oldest_due_seconds"} == rows
+    assert all(family.documentation for family in families)
+
+
+def test_labels_are_of_the_closed_list() -> None:
+    used = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
+
+    assert used <= LABELS
+
+
+def test_what_must_raise_an_alarm_is_there_before_it_happens() -> None:
+    told = {(sample.name, *sample.labels.values()) for family in REGISTRY.collect() for sample in family.samples}
+
+    assert ("vault_integrity_failures_total",) in told
+    assert {("vault_login_failures_total", "delayed"), ("vault_reaper_rows_total", "failed")} <= told
+
+
+def test_lookups_in_the_cache_are_hits_or_misses() -> None:
+    def counts() -> list[float]:
+        values = (REGISTRY.get_sample_value("vault_dek_cache_lookups_total", {"result": r}) for r in ("hit", "miss"))
+        return [value or 0.0 for value in values]
+
+    hits, misses = counts()
+
+    count_cache_lookup(True)
+    count_cache_lookup(False)
+    count_cache_lookup(False)
+
+    assert counts() == [hits + 1, misses + 2]

@@ -1,0 +1,119 @@
+"""What the container chooses by settings: here, who wraps and who unwraps data keys."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from testing.kms import ACCESS, REGION, SETTINGS
+from testing.settings import make_settings
+from vault.encryption.keyring import KeyProvider, KeyRing
+from vault.encryption.kms import KmsKeyProvider
+from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.observe.metering import MeteredKeyProvider
+from vault.wiring import Container, build_container
+
+ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+OTHER_ARN = f"arn:aws:kms:{REGION}:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
+MASTER_KEY, OTHER_MASTER_KEY = generate_master_key(), generate_master_key()
+LOCAL_REF, OTHER_LOCAL_REF = (LocalKeyProvider([key]).current_ref() for key in (MASTER_KEY, OTHER_MASTER_KEY))
+REFS = [("local", LOCAL_REF), ("local", OTHER_LOCAL_REF), ("aws-kms", ARN), ("aws-kms", OTHER_ARN)]
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Container]:
+    """Builds a container from the settings of the embedded default, changed by keyword, where there is no network."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return lambda **overrides: build_container(make_settings(tmp_path, **{"MASTER_KEY": MASTER_KEY} | overrides))
+
+
+def known(keys: KeyRing) -> list[str]:
+    """Which of REFS the ring would unwrap."""
+    return [ref for provider, ref in REFS if keys.knows(provider, ref)]
+
+
+def behind(provider: KeyProvider) -> KeyProvider:
+    """What is metered."""
+    assert isinstance(provider, MeteredKeyProvider)
+    return provider.provider
+
+
+def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Container]) -> None:
+    keys = build().keys
+
+    assert isinstance(behind(keys.primary), LocalKeyProvider)
+    assert keys.providers == {"local"}
+    assert known(keys) == [LOCAL_REF]
+
+
+def test_of_several_master_keys_the_first_wraps_and_all_unwrap(build: Callable[..., Container]) -> None:
+    keys = build(MASTER_KEY=f"{OTHER_MASTER_KEY},{MASTER_KEY}").keys
+
+    assert keys.primary.current_ref() == OTHER_LOCAL_REF
+    assert known(keys) == [LOCAL_REF, OTHER_LOCAL_REF]
+
+
+def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Container]) -> None:
+    keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys
+
+    assert isinstance(behind(keys.primary), KmsKeyProvider)
+    assert keys.primary.current_ref() == ARN
+    assert keys.providers == {"local", "aws-kms"}
+    assert known(keys) == [LOCAL_REF, ARN]
+
+
+def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]) -> None:
+    keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys
+
+    assert isinstance(behind(keys.primary), KmsKeyProvider)
+    assert keys.providers == {"aws-kms"}
+    assert known(keys) == [ARN, OTHER_ARN]
+
+
+def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(build: Callable[..., Container]) -> None:
+    keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys
+
+    assert isinstance(behind(keys.primary), LocalKeyProvider)
+    assert keys.providers == {"local", "aws-kms"}
+    assert known(keys) == [LOCAL_REF, ARN, OTHER_ARN]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"KMS_KEY_ID": "alias/vault"}, id="alias"),
+        pytest.param({"KMS_KEY_ID": ARN, "KMS_ENDPOINT_URL": "https://kms.example.org"}, id="endpoint"),
+        pytest.param({"KMS_KEY_ID": ARN, "S3_BUCKET_NAME": "vault-bucket"}, id="bucket"),
+        pytest.param({"KMS_KEY_ID": ARN, "DATABASE_URL": "postgresql://vault@db.example.org/vault-test"}, id="server"),
+    ],
+)
+def test_nothing_is_connected_to(build: Callable[..., Container], overrides: dict[str, str]) -> None:
+    container = build(**SETTINGS, **overrides)
+
+    assert container.keys.primary.name == "aws-kms"
+
+
+def test_the_kms_client_gets_region_endpoint_and_credentials(build: Callable[..., Container]) -> None:
+    primary = behind(build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.primary)
+    assert isinstance(primary, KmsKeyProvider)
+
+    url = primary.client.generate_presigned_url("list_keys")
+
+    assert url.startswith("https://kms.example.org/")
+    assert f"X-Amz-Credential={ACCESS[0]}%2F" in url
+    assert f"%2F{REGION}%2Fkms%2F" in url
+
+
+def test_a_ring_that_is_given_takes_the_place_of_the_one_from_settings(tmp_path: Path) -> None:
+    ring = KeyRing({"local": LocalKeyProvider([OTHER_MASTER_KEY])}, primary="local")
+
+    container = build_container(make_settings(tmp_path, MASTER_KEY=MASTER_KEY), keys=ring)
+
+    assert container.keys is ring

@@ -1,0 +1,116 @@
+"""Routes under /api/v1/admin: read the input, call the service, answer."""
+
+import uuid
+from typing import Any
+
+from vault.admin.listing import UserFilter, UserInfo
+from vault.admin.rest.schemas import (
+    AdminFilePageSchema,
+    FileQuerySchema,
+    KeysSchema,
+    UserChangesSchema,
+    UserPageSchema,
+    UserQuerySchema,
+    UserSchema,
+)
+from vault.admin.service import Quota, UserChanges
+from vault.auth.models import Role
+from vault.auth.rest.schemas import MessageSchema
+from vault.files.listing import ListingOfAll
+from vault.http.access import actor, admin_required, container, signed_in
+from vault.http.api import VaultBlueprint
+from vault.http.openapi import may_answer
+from vault.http.paging import page_of
+
+blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="For administrators")
+
+
+@blueprint.get("/users")
+@admin_required
+@blueprint.arguments(UserQuerySchema, location="query")
+@blueprint.response(200, UserPageSchema)
+@may_answer("invalid_cursor")
+def list_users(query: dict[str, Any]) -> dict[str, Any]:
+    """Everybody, newest first."""
+    which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
+    # The search comes last, since it may hold anything.
+    scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
+    people = container().administration
+    return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)
+
+
+@blueprint.get("/users/<uuid:user_id>")
+@admin_required
+@blueprint.response(200, UserSchema)
+@may_answer("not_found")
+def get_user(user_id: uuid.UUID) -> UserInfo:
+    """One person."""
+    return container().administration.get(user_id)
+
+
+@blueprint.patch("/users/<uuid:user_id>")
+@admin_required
+@blueprint.arguments(UserChangesSchema)
+@blueprint.response(200, UserSchema)
+@may_answer("not_found", "last_admin")
+def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
+    """Change role, quota, or whether the account may be used. Disabling it ends its sessions at once."""
+    changes = UserChanges(
+        role=Role(fields["role"]) if "role" in fields else None,
+        disabled=fields.get("disabled"),
+        quota=Quota(fields["quota_bytes"]) if "quota_bytes" in fields else None,
+    )
+    return container().administration.change(user_id, changes, actor())
+
+
+@blueprint.delete("/users/<uuid:user_id>")
+@admin_required
+@blueprint.response(204)
+@may_answer("not_found", "last_admin")
+def delete_user(user_id: uuid.UUID) -> None:
+    """Delete an account. Its files cannot be read any more from this answer on."""
+    container().administration.delete(user_id, actor())
+
+
+@blueprint.post("/users/<uuid:user_id>/send-password-reset")
+@admin_required
+@blueprint.response(202, MessageSchema)
+@may_answer("not_found", "user_disabled")
+def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
+    """Mail somebody a link that sets a new password. An administrator neither sees nor sets one."""
+    container().administration.send_password_reset(user_id, actor())
+    return {"message": "A link is on its way, unless three have been mailed within the hour."}
+
+
+@blueprint.get("/files")
+@admin_required
+@blueprint.arguments(FileQuerySchema, location="query")
+@blueprint.response(200, AdminFilePageSchema)
+@may_answer("invalid_cursor")
+def list_files(query: dict[str, Any]) -> dict[str, Any]:
+    """Files of one person, newest first, or of everybody, person by person. Content is for owners alone."""
+    scope = f"admin files {signed_in().user_id} {query['owner_id']}"
+    files, listing, who = container().files, ListingOfAll(query["owner_id"]), actor()
+    return page_of(
+        lambda after: files.list_of_all(listing, who, limit=query["limit"], after=after),
+        query,
+        scope=scope,
+        key_type=str,
+    )
+
+
+@blueprint.delete("/files/<uuid:file_id>")
+@admin_required
+@blueprint.response(204)
+@may_answer("not_found")
+def delete_file(file_id: uuid.UUID) -> None:
+    """Shred anybody's file. Its bytes cannot be read from the moment of the answer."""
+    container().files.delete_any(file_id, actor())
+
+
+@blueprint.get("/keys")
+@admin_required
+@blueprint.response(200, KeysSchema)
+def keys() -> dict[str, Any]:
+    """Which keys wrap how many files, and which one wraps new files."""
+    return container().key_usage.overview().as_dict()

@@ -1,0 +1,81 @@
+"""Secure Vault: an encrypted file store behind a REST API."""
+
+from flask import Flask
+
+from vault.admin.rest import routes as admin_routes
+from vault.audit import tasks as audit_tasks
+from vault.audit.rest import routes as audit_routes
+from vault.auth import tasks as auth_tasks
+from vault.auth.rest import limits, pages
+from vault.auth.rest import routes as auth_routes
+from vault.background.broker import run_in_context
+from vault.encryption.eax import check_known_answer
+from vault.files.rest import routes as files_routes
+from vault.http import access as auth
+from vault.http import api, bodies, docs, headers, health, requests
+from vault.http import client_address as clients
+from vault.http import problems as errors
+from vault.http.closing import BodiesAreClosed
+from vault.http.extensions import db, mail, migrate
+from vault.mail import tasks as mail_tasks
+from vault.objects import tasks as files_tasks
+from vault.server.refusals import RefusalsReachClients
+from vault.settings.config import ROOT, Settings
+from vault.wiring import Container, build_container
+
+# JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
+_MAX_BODY_BYTES = 64 * 1024
+
+
+def create_app(settings: Settings | None = None, *, container: Container | None = None) -> Flask:
+    """Build the application. Connects to nothing; raises SettingsError, or RuntimeError if AES-EAX computes wrongly."""
+    check_known_answer()
+    container = container or build_container(settings or Settings.load())
+    app = Flask("vault", static_folder=None)
+    # Flask would redirect //api to /api, and to http even behind a proxy that speaks https; clients follow with tokens.
+    app.url_map.merge_slashes = False
+    _configure(app, container.settings)
+    app.extensions["vault"] = container
+    app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
+
+    db.init_app(app)
+    mail.init_app(app)
+    migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
+
+    requests.register(app)
+    headers.register(app, container.settings)
+    clients.register(app, container.settings.trusted_proxies)
+    errors.register(app)
+    bodies.register(app)
+    auth.register(app, container.settings.secret_key)
+    limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
+    rest = api.register(app, container.settings)
+    rest.register_blueprint(auth_routes.blueprint)
+    rest.register_blueprint(files_routes.blueprint)
+    rest.register_blueprint(admin_routes.blueprint)
+    rest.register_blueprint(audit_routes.blueprint)
+    app.register_blueprint(pages.blueprint)
+    app.register_blueprint(docs.blueprint)
+    app.register_blueprint(health.blueprint)
+
+    run_in_context(container.celery, app.app_context)
+    audit_tasks.register(container.celery, container)
+    auth_tasks.register(container.celery, container)
+    files_tasks.register(container.celery, container)
+    mail_tasks.register(container.celery, container)
+    return app
+
+
+def _configure(app: Flask, settings: Settings) -> None:
+    app.config.update(
+        TESTING=settings.testing,
+        MAX_CONTENT_LENGTH=_MAX_BODY_BYTES,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        MAIL_SERVER=settings.smtp_host or "127.0.0.1",
+        MAIL_PORT=settings.smtp_port,
+        MAIL_USERNAME=settings.smtp_username,
+        MAIL_PASSWORD=settings.smtp_password,
+        # Flask-Mail would not send anything while TESTING; tests hand in a mailer instead.
+        MAIL_SUPPRESS_SEND=False,
+    )

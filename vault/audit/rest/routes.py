@@ -1,0 +1,50 @@
+"""Routes under /api/v1/admin/audit: read the input, call the service, answer."""
+
+import json
+from typing import Any, Final
+
+from flask import Response, request
+
+from vault.audit.export import Format
+from vault.audit.rest.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
+from vault.http.access import actor, admin_required, container, signed_in
+from vault.http.api import VaultBlueprint, sends_bytes
+from vault.http.closing import closed_with_answer
+from vault.http.openapi import may_answer
+from vault.http.paging import page_of
+
+blueprint = VaultBlueprint("audit", __name__, url_prefix="/api/v1/admin/audit", description="The audit log")
+
+_MEDIA_TYPES: Final = {Format.CSV: "text/csv; charset=utf-8; header=present", Format.NDJSON: "application/x-ndjson"}
+
+
+@blueprint.get("")
+@admin_required
+@blueprint.arguments(AuditQuerySchema, location="query")
+@blueprint.response(200, EventPageSchema)
+@may_answer("invalid_cursor")
+def list_events(query: dict[str, Any]) -> dict[str, Any]:
+    """What everybody did, newest first. To look at it is not an event."""
+    log, filters = container().audit_log, filters_of(query)
+    scope = f"audit {signed_in().user_id} {json.dumps(filters.given())}"
+    return page_of(lambda after: log.page(filters, limit=query["limit"], after=after), query, scope=scope)
+
+
+@blueprint.get("/export")
+@admin_required
+@blueprint.arguments(ExportQuerySchema, location="query")
+@sends_bytes(blueprint, 200, "The file", {"Content-Disposition": {"required": True, "schema": {"type": "string"}}})
+def export(query: dict[str, Any]) -> Response:
+    """The same as a file, CSV or NDJSON, sent while it is read. An end without the last chunk means that it broke off.
+
+    In CSV a cell that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    vault, filters, format_ = container(), filters_of(query), Format(query["format"])
+    # Of HEAD nobody gets a row, so it is no export.
+    is_get = request.method == "GET"
+    rows = closed_with_answer(request, vault.audit_exports.open(format_, filters, actor())) if is_get else iter(())
+    response = Response(rows, content_type=_MEDIA_TYPES[format_], direct_passthrough=True)
+    name = f"audit-{vault.clock():%Y%m%dT%H%M%SZ}.{format_}"
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,208 @@
+"""How often one network may ask, and how often about one address, on every route of accounts.
+
+The first limit counts what needs no account, before it is done, and failures. What succeeds for a session, a login or a
+refresh does not count, so that an office behind one address is not shut out by its own work.
+
+The second limit is for an address as asked about from one network. Were it for the address alone, ten requests a minute
+from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.credentials.
+"""
+
+import hashlib
+import hmac
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, Final
+
+from flask import Blueprint, Flask, Response, current_app, g, request
+from flask_jwt_extended import current_user, verify_jwt_in_request
+from flask_jwt_extended.exceptions import JWTExtendedException
+from flask_limiter import Limiter, RequestLimit
+from jwt import PyJWTError
+from limits import RateLimitItemPerMinute
+from limits.errors import StorageError
+
+from vault.auth.addresses import parse_address
+from vault.core.derived import derive_key
+from vault.core.errors import InputRefused, LimitsUnavailable, RateLimited
+from vault.core.networks import network_of
+from vault.http.client_address import client_ip
+from vault.settings.config import Settings
+
+_STORE_TIMEOUT_SECONDS: Final = 0.3
+# What only somebody who is signed in may ask, and is answered by a look at his password.
+_ASK_FOR_PASSWORD: Final = {"auth.change_password", "auth.change_email", "auth.delete_me"}
+# What needs no access token, and is answered by a look at a password or a token in the body.
+_SIGN_IN: Final = {"auth.login", "auth.refresh"}
+
+
+def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> None:
+    """Limit every route of these blueprints. Each application has a limiter of its own: it remembers its routes."""
+    app.config["RATELIMIT_STORAGE_URI"] = settings.ratelimit_storage_uri
+    limiter = Limiter(
+        key_func=_network,
+        strategy="moving-window",
+        storage_options=_storage_options(settings.ratelimit_storage_uri),
+        on_breach=_refuse,
+    )
+    key = derive_key(settings.secret_key, "limits")
+
+    def by_address() -> str:
+        return _mac(key, "address", _network(), _address() or "")
+
+    for blueprint in blueprints:
+        limiter.limit(
+            f"{settings.auth_limit_per_address}/minute",
+            key_func=by_address,
+            scope="address",
+            exempt_when=lambda: _address() is None,
+        )(blueprint)
+    names = {blueprint.name for blueprint in blueprints}
+    by_network = _NetworkLimit(limiter, settings.auth_limit_per_ip, names, key)
+    app.before_request(by_network.admit)
+    app.after_request(by_network.count_failure)
+    app.teardown_request(by_network.release)
+    limiter.init_app(app)
+    app.register_error_handler(StorageError, _fail_closed)
+
+
+class _NetworkLimit:
+    """A number of requests a minute to each route from one network: of failures, and of what needs no account.
+
+    Failures are counted when they are known. Until then a request that shows a password or a refresh token holds a
+    place, so that concurrent ones do not pass the limit together. Places are of one process: several processes can
+    exceed the limit by what they answer at one moment.
+    """
+
+    def __init__(self, limiter: Limiter, per_minute: int, blueprints: Collection[str], key: bytes) -> None:
+        self._limiter = limiter
+        self._limit = RateLimitItemPerMinute(per_minute)
+        self._blueprints = blueprints
+        self._key = key
+        self._lock = threading.Lock()
+        self._held: Counter[tuple[str, str]] = Counter()
+
+    def admit(self) -> None:
+        """Raises RateLimited where the network has used up its requests to this route."""
+        # The browser's question before a request of another origin asks nothing of an account.
+        if request.blueprint not in self._blueprints or request.method == "OPTIONS":
+            return
+        place = (_mac(self._key, "network", _network()), str(request.endpoint))
+        if request.endpoint in _SIGN_IN or (_needs_token() and _has_good_token()):
+            self._hold(place, is_guess=request.endpoint in _SIGN_IN | _ASK_FOR_PASSWORD)
+        elif not self._limiter.limiter.hit(self._limit, *place):
+            raise self._refusal(place)
+
+    def count_failure(self, response: Response) -> Response:
+        """Count a request that was let in without being counted, if the client's part of it was wrong."""
+        place = g.get("limited_place")
+        if place is None or not 400 <= response.status_code < 500:
+            return response
+        try:
+            self._limiter.limiter.hit(self._limit, *place)
+        except StorageError as exc:
+            return current_app.make_response(_fail_closed(exc))
+        return response
+
+    def release(self, _error: BaseException | None = None) -> None:
+        """Give the place of this request to the next one."""
+        place = g.pop("held_place", None)
+        if place is not None:
+            with self._lock:
+                self._held[place] -= 1
+                if not self._held[place]:
+                    del self._held[place]
+
+    def _hold(self, place: tuple[str, str], *, is_guess: bool) -> None:
+        with self._lock:
+            taken = self._held[place]
+            if is_guess:
+                self._held[place] += 1
+                g.held_place = place
+        # Asked outside the lock, since Redis may take its time.
+        if not self._limiter.limiter.test(self._limit, *place, cost=1 + taken):
+            raise self._refusal(place)
+        g.limited_place = place
+
+    def _refusal(self, place: tuple[str, str]) -> RateLimited:
+        window = self._limiter.limiter.get_window_stats(self._limit, *place)
+        # With requests left, it was concurrent ones that held the places.
+        wait = window.reset_time - time.time() if window.remaining <= 0 else 0
+        return RateLimited(limit=self._limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
+
+
+def _storage_options(uri: str) -> Any:
+    if not uri.startswith("redis"):
+        return {}
+    # A tenth of the time that a process takes to start: for those alone that count in Redis.
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ResponseError
+    from redis.retry import Retry
+
+    return {
+        "wrap_exceptions": True,
+        "socket_connect_timeout": _STORE_TIMEOUT_SECONDS,
+        "socket_timeout": _STORE_TIMEOUT_SECONDS,
+        # One more attempt, over a new connection. A server that answers and cannot serve, such as one that became a
+        # replica, may have been replaced at its address.
+        "retry": Retry(NoBackoff(), 1),
+        "retry_on_error": [ResponseError],
+    }
+
+
+def _refuse(breached: RequestLimit) -> Response:
+    wait = max(1, math.ceil(breached.window.reset_time - time.time()))
+    raise RateLimited(limit=breached.limit.amount, retry_after_seconds=wait)
+
+
+def _fail_closed(error: StorageError) -> Any:
+    unavailable = LimitsUnavailable()
+    unavailable.__cause__ = error
+    return current_app.handle_user_exception(unavailable)
+
+
+def _needs_token() -> bool:
+    """Whether the route is for accounts alone: on every other one a token shows nothing, and must spare no limit."""
+    assert request.endpoint is not None
+    return getattr(current_app.view_functions[request.endpoint], "needs_token", False)
+
+
+def _has_good_token() -> bool:
+    try:
+        return verify_jwt_in_request(optional=True) is not None
+    except (JWTExtendedException, PyJWTError):
+        # The view refuses it.
+        return False
+
+
+def _network() -> str:
+    """IPv4 addresses one by one; IPv6 by the network that a household gets, whose addresses are beyond counting."""
+    ip = client_ip()
+    return network_of(ip) if ip is not None and ":" in ip else ip or "-"
+
+
+def _address() -> str | None:
+    """The address that a request is about: the one it names, or that of whoever shows a password."""
+    if "limited_address" not in g:
+        g.limited_address = _find_address()
+    return g.limited_address  # type: ignore[no-any-return]
+
+
+def _find_address() -> str | None:
+    if request.endpoint in _ASK_FOR_PASSWORD:
+        # Answers 401 by itself where there is a token that is no good.
+        return parse_address(current_user.email).key if verify_jwt_in_request(optional=True) else None
+    if request.mimetype != "application/json":
+        return None
+    try:
+        body: Any = request.get_json(silent=True)
+        return parse_address(body["email"]).key
+    except (InputRefused, KeyError, TypeError, AttributeError, RecursionError):
+        # Not about an address that could have an account; the route says what is wrong with it.
+        return None
+
+
+def _mac(key: bytes, *parts: str) -> str:
+    return hmac.digest(key, "\0".join(parts).encode("utf-8", "surrogatepass"), hashlib.sha256).hex()

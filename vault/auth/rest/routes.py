@@ -1,0 +1,216 @@
+"""Routes under /api/v1/auth: read the input, call the service, answer."""
+
+import uuid
+from typing import Any
+
+from vault.audit.rest.schemas import EventPageSchema
+from vault.auth.rest.schemas import (
+    ChangeEmailSchema,
+    ChangePasswordSchema,
+    EmailSchema,
+    LoginSchema,
+    LogoutSchema,
+    MessageSchema,
+    PasswordSchema,
+    ProfileChangeSchema,
+    ProfileSchema,
+    RefreshSchema,
+    RegisterSchema,
+    ResetPasswordSchema,
+    SessionPageSchema,
+    TokenPairSchema,
+    VerifyEmailSchema,
+)
+from vault.auth.service import Profile
+from vault.auth.tokens import TokenPair
+from vault.http.access import actor, container, login_required, signed_in
+from vault.http.api import VaultBlueprint
+from vault.http.openapi import may_answer
+from vault.http.paging import ListQuerySchema, page_of
+from vault.http.requests import anonymous
+
+blueprint = VaultBlueprint(
+    "auth",
+    __name__,
+    url_prefix="/api/v1/auth",
+    description="Accounts and sessions",
+    problems=("rate_limited", "limits_unavailable"),
+)
+
+_LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way to it."}
+
+
+@blueprint.post("/register")
+@blueprint.arguments(RegisterSchema)
+@blueprint.response(202, MessageSchema)
+@may_answer("audit_unavailable", "busy", "storage_full")
+def register(fields: dict[str, Any]) -> dict[str, str]:
+    """Create an account. The answer is the same whether or not the address has one."""
+    # Strangers' rows must not use up what is kept for signing in and deleting.
+    container().room.require()
+    container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
+    return _LOOK_FOR_MAIL
+
+
+@blueprint.post("/verify-email")
+@blueprint.arguments(VerifyEmailSchema)
+@blueprint.response(200, MessageSchema)
+@may_answer("audit_unavailable", "invalid_token", "wrong_password", "busy")
+def verify_email(fields: dict[str, Any]) -> dict[str, str]:
+    """Confirm an address by the token that was mailed to it, and the password or a new one.
+
+    `password` is the one that the account had when the mail was asked for. The fifth wrong one ends the token.
+    `new_password` sets another password instead, and ends every session and every other link of the account. A change
+    of address takes `password` only. A token that was used within the hour answers 200 again: no password is looked at,
+    and nothing changes.
+    """
+    confirmations = container().confirmations
+    if "new_password" in fields:
+        confirmations.confirm_anew(fields["token"], fields["new_password"], anonymous())
+    else:
+        confirmations.confirm(fields["token"], fields["password"], anonymous())
+    return {"message": "The address is confirmed."}
+
+
+@blueprint.post("/resend-verification")
+@blueprint.arguments(EmailSchema)
+@blueprint.response(202, MessageSchema)
+def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
+    """Mail another verification link. The answer is the same for every address."""
+    container().auth.resend_verification(fields["email"], anonymous())
+    return _LOOK_FOR_MAIL
+
+
+@blueprint.post("/forgot-password")
+@blueprint.arguments(EmailSchema)
+@blueprint.response(202, MessageSchema)
+@may_answer("audit_unavailable")
+def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
+    """Mail a link that sets a new password. The answer is the same for every address."""
+    container().links.forgot_password(fields["email"], anonymous())
+    return _LOOK_FOR_MAIL
+
+
+@blueprint.post("/reset-password")
+@blueprint.arguments(ResetPasswordSchema)
+@blueprint.response(204)
+@may_answer("audit_unavailable", "invalid_token", "busy")
+def reset_password(fields: dict[str, Any]) -> None:
+    """Set a new password by a mailed token. Every session of the account ends."""
+    container().links.reset_password(fields["token"], fields["new_password"], anonymous())
+
+
+@blueprint.post("/login")
+@blueprint.arguments(LoginSchema)
+@blueprint.response(200, TokenPairSchema)
+@may_answer("audit_unavailable", "invalid_credentials", "busy")
+def login(fields: dict[str, Any]) -> TokenPair:
+    """Start a session."""
+    return container().auth.login(fields["email"], fields["password"], anonymous())
+
+
+@blueprint.post("/refresh")
+@blueprint.arguments(RefreshSchema)
+@blueprint.response(200, TokenPairSchema)
+@may_answer("audit_unavailable", "unauthorized", "token_reused")
+def refresh(fields: dict[str, Any]) -> TokenPair:
+    """Carry a session on. Each refresh token works once."""
+    return container().user_sessions.refresh(fields["refresh_token"], anonymous())
+
+
+@blueprint.post("/logout")
+@blueprint.arguments(LogoutSchema, required=False)
+@blueprint.response(204)
+@may_answer("audit_unavailable")
+@login_required
+def logout(fields: dict[str, Any]) -> None:
+    """End this session (`local`), all others (`others`) or all (`global`). Their access tokens stop working at once."""
+    container().user_sessions.logout(signed_in(), fields["scope"], actor())
+
+
+@blueprint.get("/sessions")
+@blueprint.arguments(ListQuerySchema, location="query")
+@blueprint.response(200, SessionPageSchema)
+@may_answer("invalid_cursor")
+@login_required
+def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
+    """Where one is signed in, newest first."""
+    sessions, who = container().user_sessions, signed_in()
+    return page_of(
+        lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
+    )
+
+
+@blueprint.delete("/sessions/<uuid:session_id>")
+@blueprint.response(204)
+@may_answer("audit_unavailable", "not_found")
+@login_required
+def end_session(session_id: uuid.UUID) -> None:
+    """Sign one of one's own sessions out."""
+    container().user_sessions.end(signed_in(), session_id, actor())
+
+
+@blueprint.get("/me")
+@blueprint.response(200, ProfileSchema)
+@may_answer("not_found")
+@login_required
+def me() -> Profile:
+    """The signed-in person."""
+    return container().auth.profile(signed_in().user_id)
+
+
+@blueprint.patch("/me")
+@blueprint.arguments(ProfileChangeSchema)
+@blueprint.response(200, ProfileSchema)
+@may_answer("audit_unavailable", "not_found")
+@login_required
+def change_me(fields: dict[str, Any]) -> Profile:
+    """Change one's name."""
+    return container().auth.rename(signed_in().user_id, fields["full_name"], actor())
+
+
+@blueprint.delete("/me")
+@blueprint.arguments(PasswordSchema)
+@blueprint.response(204)
+@may_answer("audit_unavailable", "wrong_password", "last_admin", "busy")
+@login_required
+def delete_me(fields: dict[str, Any]) -> None:
+    """Delete the account. Its files cannot be read any more from this answer on."""
+    container().accounts.delete(signed_in(), fields["password"], actor())
+
+
+@blueprint.get("/me/activity")
+@blueprint.arguments(ListQuerySchema, location="query")
+@blueprint.response(200, EventPageSchema)
+@may_answer("invalid_cursor")
+@login_required
+def activity(query: dict[str, Any]) -> dict[str, Any]:
+    """What one did, and what was done to one's account, newest first.
+
+    Where somebody else did it, it is left out who that was and from where.
+    """
+    log, user_id = container().audit_log, signed_in().user_id
+    return page_of(
+        lambda after: log.activity(user_id, limit=query["limit"], after=after), query, scope=f"activity {user_id}"
+    )
+
+
+@blueprint.post("/change-password")
+@blueprint.arguments(ChangePasswordSchema)
+@blueprint.response(204)
+@may_answer("audit_unavailable", "wrong_password", "busy")
+@login_required
+def change_password(fields: dict[str, Any]) -> None:
+    """Change one's password. Every other session ends."""
+    container().accounts.change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
+
+
+@blueprint.post("/change-email")
+@blueprint.arguments(ChangeEmailSchema)
+@blueprint.response(202, MessageSchema)
+@may_answer("audit_unavailable", "wrong_password", "busy")
+@login_required
+def change_email(fields: dict[str, Any]) -> dict[str, str]:
+    """Ask for another address. A link that is mailed to it confirms the change; until then nothing changes."""
+    container().accounts.change_email(signed_in(), fields["new_email"], fields["password"], actor())
+    return _LOOK_FOR_MAIL

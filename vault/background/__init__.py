@@ -1,0 +1,1 @@
+"""Celery: the app, its queues and tasks by name, transports, beat."""

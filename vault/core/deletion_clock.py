@@ -1,0 +1,93 @@
+"""The time by which what is too old is deleted for ever: the database's, as long as it is plausible.
+
+A clock that jumps ahead, since a battery is empty or it was set wrongly, makes everything too old in a moment. What a
+pass has deleted by then does not come back when the clock is right again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
+
+from vault.core.db import Base, UtcDateTime, db_now, insert_into
+
+# For so long no pass may have been made; they are made every hour. Longer than a machine is switched off for a holiday.
+PLAUSIBLE_PAUSE: Final = timedelta(days=14)
+_NEWEST_EVENT: Final = sa.select(sa.func.max(sa.column("at", UtcDateTime))).select_from(sa.table("audit_events"))
+
+_HINT: Final = "set the clock; if it is right, and nothing ran for so long, say so: flask audit accept-clock"
+
+log = structlog.get_logger(__name__)
+
+
+class ClockNotPlausible(Exception):
+    """The clock is far ahead of the last pass that deleted by age, so nothing is deleted."""
+
+
+class DeletionPass(Base):
+    """When the last pass that deletes by age was made, by the database's clock. One row."""
+
+    __tablename__ = "deletion_passes"
+    __table_args__ = (sa.CheckConstraint("row_number = 1", name="one_row"),)
+
+    row_number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, autoincrement=False, default=1)
+    at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """`now` as the database tells it, and `last`, the pass before; None where nothing was ever written."""
+
+    now: datetime
+    last: datetime | None
+
+    @property
+    def is_plausible(self) -> bool:
+        return self.last is None or self.now - self.last <= PLAUSIBLE_PAUSE
+
+
+def database_time(session: Session) -> datetime:
+    """The database's clock."""
+    return session.execute(sa.select(db_now())).scalar_one()
+
+
+class DeletionClock:
+    def __init__(
+        self, sessions: sessionmaker[Session], *, read_clock: Callable[[Session], datetime] = database_time
+    ) -> None:
+        self._sessions = sessions
+        self._read_clock = read_clock
+
+    def now(self) -> datetime:
+        """The time of a pass that begins, which is remembered. Raises ClockNotPlausible, and logs it."""
+        reading = self.reading()
+        if not reading.is_plausible:
+            log.error("deletion_refused", **_facts(reading), hint=_HINT)
+            raise ClockNotPlausible
+        # Never back: a machine that starts with the time of its factory gets the right one a little later.
+        self._remember(max(reading.now, reading.last or reading.now))
+        return reading.now
+
+    def reading(self) -> ClockReading:
+        """The clock, and the last pass; where none was made yet, the newest event stands for it."""
+        with self._sessions.begin() as session:
+            last = session.scalar(sa.select(DeletionPass.at)) or session.scalar(_NEWEST_EVENT)
+            return ClockReading(self._read_clock(session), last)
+
+    def accept(self, reading: ClockReading) -> None:
+        """Take the clock for right, however far it has gone since the last pass."""
+        self._remember(reading.now)
+
+    def _remember(self, at: datetime) -> None:
+        with self._sessions.begin() as session:
+            insert = insert_into(session, DeletionPass).values(row_number=1, at=at)
+            session.execute(insert.on_conflict_do_update(index_elements=["row_number"], set_={"at": at}))
+
+
+def _facts(reading: ClockReading) -> dict[str, str]:
+    assert reading.last is not None
+    return {"now": reading.now.isoformat(), "last_pass": reading.last.isoformat()}

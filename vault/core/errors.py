@@ -1,0 +1,310 @@
+"""Every error that the domain raises, in one tree.
+
+Owns names and codes only: no HTTP status (`vault.http.problems` has that table), no framework, and in no message a
+secret, a key, a file name, an address or content. `code` is a stable slug that clients may test for.
+
+    VaultError
+    ├── InputRefused          validation_failed     one field or several are not acceptable
+    ├── MalformedBody         malformed_body        the request body does not parse
+    │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
+    ├── UnsupportedCoding     unsupported_media_type  the body is compressed or encoded, or in another charset
+    ├── TooSlow               too_slow              the client sends fewer bytes than the least rate
+    ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
+    ├── InvalidCredentials    invalid_credentials
+    ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
+    │   └── TokenReused       token_reused          a refresh token came twice; its session is over
+    ├── Forbidden             forbidden             of somebody who is signed in and is no administrator
+    ├── WrongPassword         wrong_password        of somebody who is signed in
+    ├── LastAdmin             last_admin            without this one, nobody could administer the vault
+    ├── UserDisabled          user_disabled         the account is disabled, so no link of it would work
+    ├── RateLimited           rate_limited          too many requests of one network or about one address
+    ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so none is let through
+    ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
+    ├── InvalidCursor         invalid_cursor
+    ├── NotFound              not_found             does not exist, or is somebody else's
+    ├── PreconditionFailed    precondition_failed   the file is another version than the request is about
+    ├── RangeNotSatisfiable   range_not_satisfiable the range asked for begins behind the end
+    ├── TooLarge              too_large
+    ├── QuotaExceeded         quota_exceeded
+    ├── TooManyFiles          too_many_files
+    ├── TooManyUploads        too_many_uploads
+    ├── UploadLost            upload_lost           the server ended the upload before it could be published
+    ├── Busy                  busy                  a bounded resource stayed taken for too long
+    ├── IntegrityFailed       integrity_failed      a stored object is not what was stored
+    ├── StorageError
+    │   ├── ObjectNotFound    (never leaves a service: integrity_failed to clients)
+    │   ├── ObjectChanged     (the same)
+    │   ├── StorageUnavailable storage_unavailable
+    │   └── StorageFull       storage_full
+    ├── EncryptionError       (drawn in vault.encryption.errors)
+    ├── KeyInUse              key_in_use            it cannot be retired while something depends on it
+    ├── KeyNotKnown           key_not_known         no key of this installation has that ref
+    ├── KeyNotEverywhere      key_not_everywhere    running processes do not hold the key that rows are to move to
+    ├── DatabaseUnavailable   database_unavailable
+    ├── AuditUnavailable      audit_unavailable     what is asked for cannot be audited, so it does not happen
+    └── InstallationMismatch  installation_mismatch this database and this store do not belong together
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class VaultError(Exception):
+    """Base of all errors that a client or an operator is told about."""
+
+    code = "internal_error"
+    detail = "The server could not answer this request."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail or self.detail)
+        self.detail = detail or self.detail
+
+
+class InputRefused(VaultError):
+    """Some input is well-formed but not acceptable. `errors` maps field names to messages."""
+
+    code = "validation_failed"
+    detail = "Some fields are missing, unknown or not acceptable."
+
+    def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.errors = errors
+
+
+class MalformedBody(VaultError):
+    code = "malformed_body"
+    detail = "The request body could not be parsed."
+
+
+class UploadTruncated(MalformedBody):
+    """The client stopped sending before the end of the body that it announced."""
+
+    code = "upload_truncated"
+    detail = "The body ended before its announced length; nothing was kept."
+
+
+class UnsupportedCoding(VaultError):
+    """The body is not the content as it is. Bodies of another type than a route reads have the same code."""
+
+    code = "unsupported_media_type"
+    detail = "The body must be the content as it is, without a coding."
+
+
+class TooSlow(VaultError):
+    code = "too_slow"
+    detail = "The request arrived too slowly; nothing was kept."
+
+
+class DigestMismatch(VaultError):
+    code = "digest_mismatch"
+    detail = "The body does not match its Repr-Digest or Content-Digest; nothing was kept."
+
+
+class InvalidCredentials(VaultError):
+    """One answer for every reason, so that it confirms nothing about an address."""
+
+    code = "invalid_credentials"
+    detail = "The address or the password is wrong, or the address is not verified yet: look for our mail."
+
+
+class Unauthorized(VaultError):
+    """One answer for every token that is missing, malformed, expired, revoked or not ours."""
+
+    code = "unauthorized"
+    detail = "A valid token is required."
+
+
+class TokenReused(Unauthorized):
+    code = "token_reused"
+    detail = "This refresh token was used before. The session has been ended: sign in again."
+
+
+class Forbidden(VaultError):
+    code = "forbidden"
+    detail = "Only an administrator may do this."
+
+
+class WrongPassword(VaultError):
+    """The same for a password that is wrong and for any that comes too soon after others."""
+
+    code = "wrong_password"
+    detail = "The password is wrong, or too many wrong ones came before it: wait a little."
+
+
+class LastAdmin(VaultError):
+    code = "last_admin"
+    detail = "This is the last active administrator. Make somebody else one first."
+
+
+class UserDisabled(VaultError):
+    code = "user_disabled"
+    detail = "This account is disabled. Enable it first."
+
+
+class RateLimited(VaultError):
+    """`limit` requests are allowed in a while; the next one after `retry_after_seconds`."""
+
+    code = "rate_limited"
+    detail = "Too many requests. Wait before the next one."
+
+    def __init__(self, *, limit: int, retry_after_seconds: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LimitsUnavailable(VaultError):
+    code = "limits_unavailable"
+    detail = "The server cannot count requests right now, and lets none through that must be counted."
+
+
+class InvalidToken(VaultError):
+    code = "invalid_token"
+    detail = "This link is not valid, has been used, or has expired. Ask for a new one."
+
+
+class InvalidCursor(VaultError):
+    code = "invalid_cursor"
+    detail = "The cursor does not belong to this list. Start again without it."
+
+
+class NotFound(VaultError):
+    """Missing and somebody else's are one case, told in one sentence."""
+
+    code = "not_found"
+    detail = "There is nothing here."
+
+
+class PreconditionFailed(VaultError):
+    code = "precondition_failed"
+    detail = "The file is not the version that If-Match names."
+
+
+class RangeNotSatisfiable(VaultError):
+    """`size` is that of the whole content."""
+
+    code = "range_not_satisfiable"
+    detail = "The range begins behind the end of the content."
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+class TooLarge(VaultError):
+    code = "too_large"
+    detail = "The request body is larger than this server accepts."
+
+
+class QuotaExceeded(VaultError):
+    code = "quota_exceeded"
+    detail = "There is not enough room left in your quota for this file."
+
+
+class TooManyFiles(VaultError):
+    code = "too_many_files"
+    detail = "You have as many files as one person may have. Delete some first."
+
+
+class TooManyUploads(VaultError):
+    code = "too_many_uploads"
+    detail = "Too many of your uploads are running at once. Wait for one to end."
+
+
+class UploadLost(VaultError):
+    """The pending row was taken away (lease ended, account closed) while the body was being stored."""
+
+    code = "upload_lost"
+    detail = "The upload was ended before it was complete; nothing was kept."
+
+
+class Busy(VaultError):
+    code = "busy"
+    detail = "The server has no capacity left for this right now. Try again shortly."
+
+
+class IntegrityFailed(VaultError):
+    """A stored object is damaged, truncated, extended, swapped or gone. `reason` is for logs and audit."""
+
+    code = "integrity_failed"
+    detail = "The stored file failed its integrity check. Nothing unverified was sent."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class StorageError(VaultError):
+    """Base of what the object store reports.
+
+    `reason` is the store's own code, and `operation` what the store was asked to do. Both are for operators; clients
+    are not told.
+    """
+
+    def __init__(self, reason: str | None = None, operation: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        self.operation = operation
+
+
+class ObjectNotFound(StorageError):
+    code = "integrity_failed"
+    detail = "The object is not in the store."
+
+
+class ObjectChanged(StorageError):
+    """The object is shorter than the range asked for, or is not the one that was opened before."""
+
+    code = "integrity_failed"
+    detail = "The object is not the one that was stored."
+
+
+class StorageUnavailable(StorageError):
+    """The store is unreachable, read-only, or refuses."""
+
+    code = "storage_unavailable"
+    detail = "The object store does not answer or refuses."
+
+
+class StorageFull(StorageError):
+    code = "storage_full"
+    detail = "The object store is full."
+
+
+class KeyNotEverywhere(VaultError):
+    code = "key_not_everywhere"
+    detail = "Running processes do not hold the primary key."
+
+
+class KeyInUse(VaultError):
+    code = "key_in_use"
+    detail = "This key is in use."
+
+
+class KeyNotKnown(VaultError):
+    code = "key_not_known"
+    detail = "No key with this ref is configured. `flask keys status` shows those that are in use."
+
+
+class DatabaseUnavailable(VaultError):
+    code = "database_unavailable"
+    detail = "The database does not answer."
+
+
+class AuditUnavailable(VaultError):
+    code = "audit_unavailable"
+    detail = "The audit log cannot be written, and what cannot be audited does not happen."
+
+
+class InstallationMismatch(VaultError):
+    """The database is not the store's owner: another installation's, or an older copy.
+
+    `reason` is a word for logs, `advice` a sentence for operators.
+    """
+
+    code = "installation_mismatch"
+    detail = "This server's database and object store do not belong together. Nothing was written."
+
+    def __init__(self, reason: str | None = None, advice: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        self.advice = advice

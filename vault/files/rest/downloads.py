@@ -1,0 +1,100 @@
+"""Content answers: headers, and a body that breaks the connection rather than end cleanly with a wrong byte."""
+
+import base64
+import unicodedata
+from typing import Final
+from urllib.parse import quote
+
+from flask import Request, Response
+
+from vault.files.download import Download
+from vault.files.facts import FileInfo
+from vault.files.rest.conditions import wanted
+from vault.objects.reading import ByteRange
+from vault.server.pacing import begin_transfer
+
+# What RFC 8187 lets stand unescaped in filename*.
+_ATTR_CHARS: Final = "!#$&+-.^_`|~"
+# What a browser may show: nothing that can hold script or fetch anything.
+_INLINE_TYPES: Final = {
+    "text/plain",
+    *(f"image/{kind}" for kind in ("png", "jpeg", "gif", "webp", "bmp")),
+    *(f"video/{kind}" for kind in ("mp4", "webm", "ogg")),
+    *(f"audio/{kind}" for kind in ("mpeg", "ogg", "wav")),
+}
+
+
+def chosen(request: Request, info: FileInfo, *, reads_all: bool) -> ByteRange | None:
+    """The part that a GET asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as may.
+
+    `reads_all` tells that a part of a large file lasts as long as all of it, which is read before the first byte.
+    """
+    part = wanted(request, info)
+    begin_transfer(request.environ, info.size if part is None or reads_all else part.size)
+    return part
+
+
+def looked_at(request: Request, info: FileInfo) -> ByteRange | None:
+    """The part that a HEAD asks for: all. Raises as `chosen` does, since a key may have to be waited for."""
+    part = wanted(request, info)
+    begin_transfer(request.environ, 0)
+    return part
+
+
+def stream(
+    info: FileInfo, download: Download | None, *, part: ByteRange | None = None, inline: bool = False
+) -> Response:
+    """A 200 with the whole content, or a 206 with a part; without a download (HEAD), the same headers and no body.
+
+    `inline` lets a browser show it, if it is of a type that cannot do harm. The server closes the download with the
+    response, also when the client has gone or nothing was ever read.
+    """
+    response = Response(download, status=200 if part is None else 206, direct_passthrough=True)
+    response.headers.clear()
+    if part is not None:
+        response.headers["Content-Range"] = f"bytes {part.first}-{part.last}/{info.size}"
+    response.headers.extend(
+        {
+            "Content-Type": info.content_type,
+            "Content-Length": str(info.size if part is None else part.size),
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(info.name, "inline" if is_shown(info, inline=inline) else "attachment"),
+            "ETag": f'"{info.object_id}"',
+            "Repr-Digest": repr_digest(info.sha256),
+            "Cache-Control": "private, no-store, no-transform",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+    )
+    return response
+
+
+def is_shown(info: FileInfo, *, inline: bool) -> bool:
+    """Whether a browser may show the content, where that is asked for, and not just save it."""
+    return inline and info.content_type.partition(";")[0].strip() in _INLINE_TYPES
+
+
+def repr_digest(sha256: bytes | None) -> str:
+    """RFC 9530: the whole representation's SHA-256."""
+    assert sha256 is not None
+    return f"sha-256=:{base64.b64encode(sha256).decode()}:"
+
+
+def disposition(name: str, kind: str = "attachment") -> str:
+    """RFC 6266: an ASCII `filename` for clients that know no other, the true name in `filename*`."""
+    return f"{kind}; filename=\"{ascii_fallback(name)}\"; filename*=UTF-8''{quote(name, safe=_ATTR_CHARS)}"
+
+
+def ascii_fallback(name: str) -> str:
+    """A plain name that is safe in a quoted string and as a file name; `curl -OJ` uses it.
+
+    Accents are dropped, everything else outside letters, digits, space and a few signs becomes `_`.
+    """
+    plain = unicodedata.normalize("NFKD", name)
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in " ._-()+,@=") else "_" for c in plain)
+    stem, dot, suffix = plain.rpartition(".")
+    if not (stem if dot else plain).strip("_. "):
+        return f"file.{suffix.rstrip()}" if dot and suffix.strip("_. ") else "file"
+    return plain.strip(" .") if plain.startswith(".") else plain.rstrip(" .")

@@ -1,0 +1,173 @@
+"""Routes under /api/v1/files: read the input, call the service, answer."""
+
+import uuid
+from functools import partial
+from typing import Any
+
+from flask import Response, request
+
+from vault.files.facts import FileInfo
+from vault.files.listing import Listing, Sort
+from vault.files.rest import downloads
+from vault.files.rest.schemas import (
+    ContentQuerySchema,
+    FileListQuerySchema,
+    FilePageSchema,
+    OneFileSchema,
+    RenameSchema,
+    UploadQuerySchema,
+    UsageSchema,
+    file_path,
+)
+from vault.files.rest.uploads import open_upload
+from vault.files.rest.versions import version_tag, wanted_versions
+from vault.http.access import actor, container, login_required, signed_in
+from vault.http.api import BINARY, VaultBlueprint, sends_bytes
+from vault.http.closing import closed_with_answer
+from vault.http.openapi import may_answer, reads_headers
+from vault.http.paging import page_of
+from vault.objects.quota import Usage
+
+blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
+
+_TEXT = {"schema": {"type": "string"}}
+_ETAG = {"ETag": {"required": True, **_TEXT}}
+_CONTENT_HEADERS = {
+    name: {"required": True, **_TEXT}
+    for name in ("ETag", "Content-Disposition", "Repr-Digest", "Accept-Ranges", "Content-Security-Policy")
+}
+_KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
+
+
+@blueprint.post("")
+@blueprint.arguments(UploadQuerySchema, location="query")
+@blueprint.response(
+    201,
+    OneFileSchema,
+    headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
+)
+@reads_headers(
+    Content_Disposition="The file's name where the body is raw, as `filename*` or `filename`.",
+    Repr_Digest="`sha-256=:…:` of the content, else 422.",
+    Content_Digest="`sha-256=:…:` of the body as it is sent, else 422.",
+)
+@blueprint.doc(
+    requestBody={
+        "required": False,
+        "description": "A form, or the content as it is; any Content-Type but that of a form is kept with the file.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}},
+            },
+            "application/octet-stream": {"schema": BINARY},
+        },
+    },
+)
+@may_answer("malformed_body", "unsupported_media_type", "upload_truncated", "digest_mismatch", "too_large")
+@may_answer(
+    "quota_exceeded",
+    "too_many_files",
+    "too_slow",
+    "too_many_uploads",
+    "upload_lost",
+    "not_found",
+    "busy",
+    "installation_mismatch",
+    *_KEY_PROBLEMS,
+)
+@may_answer("audit_unavailable", "storage_unavailable", "storage_full")
+@login_required
+def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
+    """Store a file: a form with one part named `file`, or a raw body with its name in Content-Disposition or ?name=."""
+    vault = container()
+    incoming = open_upload(request, max_bytes=vault.settings.max_upload_bytes)
+    info = vault.files.upload(signed_in().user_id, incoming, actor())
+    return info, 201, {"Location": file_path(info.id)}
+
+
+@blueprint.get("")
+@blueprint.arguments(FileListQuerySchema, location="query")
+@blueprint.response(200, FilePageSchema)
+@may_answer("invalid_cursor")
+@login_required
+def list_files(query: dict[str, Any]) -> dict[str, Any]:
+    """One's own files, newest first unless asked otherwise."""
+    files, owner_id = container().files, signed_in().user_id
+    listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
+    # The search comes last, since it may hold anything.
+    scope = f"files {owner_id} {query['sort']} {query['order']} {query['search'] or ''}"
+    return page_of(
+        lambda after: files.list(owner_id, listing, limit=query["limit"], after=after),
+        query,
+        scope=scope,
+        key_type=listing.sort.key_type,
+    )
+
+
+@blueprint.get("/usage")
+@blueprint.response(200, UsageSchema)
+@may_answer("not_found")
+@login_required
+def usage() -> Usage:
+    """How much of one's room is taken."""
+    return container().files.usage(signed_in().user_id)
+
+
+@blueprint.get("/<uuid:file_id>")
+@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@may_answer("not_found")
+@login_required
+def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
+    """One file's facts."""
+    info = container().files.get(signed_in().user_id, file_id, actor())
+    return info, 200, {"ETag": version_tag(info)}
+
+
+@blueprint.patch("/<uuid:file_id>")
+@blueprint.arguments(RenameSchema)
+@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@reads_headers(If_Match="The ETag of the file's facts that is to be changed, else 412.")
+@may_answer("audit_unavailable", "not_found", "precondition_failed")
+@login_required
+def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
+    """Give a file another name. Several files may have the same."""
+    versions = wanted_versions(request)
+    info = container().files.rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
+    return info, 200, {"ETag": version_tag(info)}
+
+
+@blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
+@blueprint.arguments(ContentQuerySchema, location="query")
+@sends_bytes(blueprint, 200, "The bytes", _CONTENT_HEADERS)
+@sends_bytes(blueprint, 206, "The range", {**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}})
+@blueprint.alt_response(304, description="The client has this version", headers=_ETAG)
+@reads_headers(
+    Range="One range of bytes; several are answered whole.",
+    If_Range="The ETag that the range is of; for another version all of it is sent.",
+    If_Match="Only this version, else 412.",
+    If_None_Match="Only if it is another version, else 304.",
+)
+@may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
+@may_answer("audit_unavailable", "storage_unavailable", "busy", *_KEY_PROBLEMS)
+@login_required
+def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
+    """The file's bytes or one range of them, each verified before it is sent."""
+    files, owner_id = container().files, signed_in().user_id
+    inline = query["disposition"] == "inline"
+    if request.method == "HEAD":
+        info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
+        return downloads.stream(info, None, inline=inline)
+    reads_all = container().settings.download_verify == "full"
+    choose = partial(downloads.chosen, request, reads_all=reads_all)
+    is_view = partial(downloads.is_shown, inline=inline)
+    info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
+    return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
+
+
+@blueprint.delete("/<uuid:file_id>")
+@blueprint.response(204)
+@may_answer("audit_unavailable", "not_found")
+@login_required
+def delete_file(file_id: uuid.UUID) -> None:
+    """Shred a file. Its bytes cannot be read from the moment of the answer."""
+    container().files.delete(signed_in().user_id, file_id, actor())

@@ -1,0 +1,55 @@
+"""What every list shares: the query's limit and cursor, and the form of a page."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import marshmallow as ma
+from marshmallow.validate import Length, Range
+
+from vault.http.access import container
+from vault.http.api import Count, Text
+from vault.http.cursors import Cursors
+
+
+class ListQuerySchema(ma.Schema):
+    limit = Count(load_default=50, validate=Range(1, 200))
+    cursor = Text(load_default=None, validate=Length(max=512))
+
+
+class PageSchema(ma.Schema):
+    """Subclasses say what the `items` are."""
+
+    next_cursor = ma.fields.String(required=True, allow_none=True)
+
+
+class Page(Protocol):
+    """What services answer; `next_after` is the sort key and id of the last item if there are more."""
+
+    @property
+    def items(self) -> Sequence[Any]: ...
+
+    @property
+    def next_after(self) -> tuple[str | int | datetime, uuid.UUID] | None: ...
+
+
+def page_of(
+    read: Callable[[tuple[Any, uuid.UUID] | None], Page],
+    query: dict[str, Any],
+    *,
+    scope: str,
+    key_type: type[str | int | datetime] = datetime,
+) -> dict[str, Any]:
+    """The page that `read` gives behind the query's cursor, with the cursor of the next one.
+
+    `scope` names the list, its owner, and whatever else shaped it; cursors of another are refused. Raises
+    InvalidCursor.
+    """
+    cursors = Cursors(container().settings.secret_key)
+    after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
+    page = read(after)
+    return {
+        "items": page.items,
+        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
+    }

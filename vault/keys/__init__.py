@@ -1,0 +1,1 @@
+"""Which key wraps what: usage, retiring, rewrapping, reencrypting, verifying."""

@@ -1,0 +1,267 @@
+"""Moves every row's data key under the primary. Rows only: objects are neither read nor written."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Self
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
+from vault.encryption.header import header_of, prove_commitment
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.keys.bulk import Outcomes
+from vault.keys.usage import KeyState, KeyUsage, KeyUse, reason_of
+from vault.objects.models import File
+from vault.objects.retired import refuse_retired
+
+# A key that is refused for a whole batch of at least this size is refused as such: its other rows are not tried.
+_GIVE_UP_AFTER: Final = 100
+
+# Rows are locked in one order, so that two runs cannot wait for each other, and then changed by one statement: one by
+# one, the server alone takes three times as long.
+_LOCK: Final = sa.text(
+    """
+    SELECT count(*) FROM (
+        SELECT id FROM files WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    ) AS locked
+    """
+)
+_UPDATE_AT_ONCE: Final = sa.text(
+    """
+    UPDATE files
+    SET encrypted_data_key = new.new, key_provider = new.provider, key_ref = new.ref, wrapped_at = :now
+    FROM json_to_recordset(:rows) AS new(id uuid, old text, new text, provider text, ref text)
+    WHERE files.id = new.id AND files.encrypted_data_key = new.old
+    """
+)
+_UPDATE_EACH: Final = sa.text(
+    """
+    UPDATE files SET encrypted_data_key = :new, key_provider = :provider, key_ref = :ref, wrapped_at = :now
+    WHERE id = :id AND encrypted_data_key = :old
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NotMoved:
+    """Rows that stay where they are: one that failed, or all those of a key that cannot be used."""
+
+    key_ref: str
+    reason: str
+    file_id: uuid.UUID | None = None
+
+
+@dataclass(slots=True)
+class RewrapReport:
+    """`moved` to the primary; `changed`: deleted or moved by somebody else meanwhile; `failed`; `remaining` in all."""
+
+    moved: int = 0
+    changed: int = 0
+    failed: int = 0
+    remaining: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    file_id: uuid.UUID
+    object_id: uuid.UUID
+    header: bytes
+    key: WrappedKey
+
+
+class Rewrapper:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        keys: KeyRing,
+        usage: KeyUsage,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._sessions = sessions
+        self._keys = keys
+        self._usage = usage
+        self._audit = audit
+        self._clock = clock
+        self._sleep = sleep
+
+    def waiting(self) -> Sequence[KeyUse]:
+        """The keys other than the primary that rows are wrapped by: the work that there is."""
+        primary = self._usage.primary()
+        return [use for use in self._usage.by_ref() if (use.provider, use.key_ref) != primary]
+
+    def run(
+        self,
+        uses: Sequence[KeyUse],
+        actor: Actor,
+        *,
+        batch: int,
+        limit: int | None = None,
+        report: RewrapReport | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        on_failure: Callable[[NotMoved], None] = lambda _: None,
+    ) -> RewrapReport:
+        """Move the rows of these keys, all or the first `limit`. May be ended anywhere and run again; two may run.
+
+        Each batch is one transaction. `progress` is told of rows that are done with; `report`, if one is given, tells
+        what was done also when this raises: KeyServiceUnavailable once patience is over, and, before any
+        row is touched, KeyUnavailable if the primary cannot wrap and KeyNotEverywhere if a running process lacks it.
+        """
+        self._usage.require_primary()
+        self._usage.require_everywhere()
+        report = report or RewrapReport()
+        with _Storing(self._store, report) as storing:
+            for use in uses:
+                if use.state is KeyState.AVAILABLE:
+                    self._move(use, storing, actor, batch, limit, progress, on_failure)
+                else:
+                    on_failure(NotMoved(use.key_ref, f"{use.state}; {use.rows} rows"))
+                    report.failed += use.rows
+        report.remaining = sum(use.rows for use in self.waiting())
+        return report
+
+    def _move(
+        self,
+        use: KeyUse,
+        storing: "_Storing",
+        actor: Actor,
+        batch: int,
+        limit: int | None,
+        progress: Callable[[int], None],
+        on_failure: Callable[[NotMoved], None],
+    ) -> None:
+        """Move the rows of one key, batch by batch."""
+        at_once = self._keys.is_remote(use.provider) or self._keys.primary.is_remote
+        last = uuid.UUID(int=0)
+        with Outcomes(self._rewrapped, at_once=at_once, sleep=self._sleep) as outcomes:
+            while rows := self._rows(use, last, batch if limit is None else min(batch, limit - storing.taken)):
+                last = rows[-1].file_id
+                wrapped: list[tuple[_Row, WrappedKey]] = []
+                refused = 0
+                try:
+                    found = outcomes.of(rows)
+                except KeyServiceUnavailable as exc:
+                    # Should it be the rows and not the service, the next run ends here again: say where that is.
+                    on_failure(NotMoved(use.key_ref, f"{exc.reason}, as {len(rows) - 1} behind it", rows[0].file_id))
+                    raise
+                for row, outcome in zip(rows, found, strict=True):
+                    if isinstance(outcome, WrappedKey):
+                        wrapped.append((row, outcome))
+                        continue
+                    refused += isinstance(outcome, KeyUnavailable)
+                    on_failure(NotMoved(use.key_ref, reason_of(outcome), row.file_id))
+                    storing.report.failed += 1
+                storing.store(wrapped, actor, use.key_ref)
+                progress(len(rows))
+                if refused == len(rows) >= _GIVE_UP_AFTER:
+                    on_failure(NotMoved(use.key_ref, "refused; its other rows were not tried"))
+                    return
+
+    def _rows(self, use: KeyUse, last: uuid.UUID, size: int) -> list[_Row]:
+        """The next rows of a key behind an id. The data is the cursor: rows that have moved are not there any more."""
+        query = (
+            sa.select(File.id, File.object_id, File.header, File.encrypted_data_key)
+            .where(
+                File.key_provider == use.provider,
+                File.key_ref == use.key_ref,
+                File.encrypted_data_key.is_not(None),
+                File.id > last,
+            )
+            .order_by(File.id)
+            .limit(size)
+        )
+        with self._sessions.begin() as session:
+            found = session.execute(query).all()
+        return [
+            _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob or ""))
+            for file_id, object_id, header, blob in found
+        ]
+
+    def _rewrapped(self, row: _Row) -> WrappedKey:
+        """The row's key under the primary, proven by unwrapping it again."""
+        header = header_of(row.header, row.object_id)
+        dek = self._keys.unwrap(row.key, row.object_id)
+        new = self._keys.wrap(dek, row.object_id)
+        prove_commitment(self._keys.unwrap(new, row.object_id), header)
+        return new
+
+    def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], actor: Actor, from_ref: str) -> int:
+        """Write the new keys of rows that are still as they were read; return how many."""
+        if not moved:
+            return 0
+        primary_refs = {new.key_ref for _, new in moved}
+        with self._sessions.begin() as session:
+            for key_ref in sorted(primary_refs):
+                refuse_retired(session, key_ref)
+            updated = _update(session, moved, self._clock())
+            if updated:
+                self._audit.record(
+                    session,
+                    actor,
+                    Action.KEYS_REWRAPPED,
+                    rows=updated,
+                    from_ref=from_ref,
+                    to_ref=", ".join(sorted(primary_refs)),
+                )
+        return updated
+
+
+class _Storing:
+    """Stores each batch on a thread of its own while the next is being wrapped, which is a quarter of the time."""
+
+    def __init__(
+        self, store: Callable[[Sequence[tuple[_Row, WrappedKey]], Actor, str], int], report: RewrapReport
+    ) -> None:
+        self.report = report
+        self.taken = 0
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rewrap-store")
+        self._pending: tuple[int, Future[int]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error is None:
+                self._settle()
+        finally:
+            self._pool.shutdown()
+
+    def store(self, wrapped: Sequence[tuple[_Row, WrappedKey]], actor: Actor, from_ref: str) -> None:
+        """Store a batch when the one before it is stored. Raises what that one has raised."""
+        self._settle()
+        self.taken += len(wrapped)
+        self._pending = len(wrapped), self._pool.submit(self._store, wrapped, actor, from_ref)
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            (count, stored), self._pending = self._pending, None
+            moved = stored.result()
+            self.report.moved += moved
+            self.report.changed += count - moved
+
+
+def _update(session: Session, moved: Sequence[tuple[_Row, WrappedKey]], now: datetime) -> int:
+    """Give each row its new key if it still has the one that was read; return how many had."""
+    rows = [
+        {"id": row.file_id.hex, "old": row.key.blob, "new": new.blob, "provider": new.provider, "ref": new.key_ref}
+        for row, new in moved
+    ]
+    at = sa.bindparam("now", now, File.wrapped_at.type)
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(_LOCK, {"ids": [row["id"] for row in rows]})
+        done = session.execute(_UPDATE_AT_ONCE.bindparams(at), {"rows": json.dumps(rows)})
+    else:
+        done = session.execute(_UPDATE_EACH.bindparams(at), rows)
+    return int(done.rowcount)  # type: ignore[attr-defined]

@@ -1,0 +1,289 @@
+"""Which keys the rows depend on, and the retiring of those that none does."""
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.core.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
+from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
+from vault.encryption.header import header_of, prove_commitment
+from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.objects.models import File, FileState, RetiredKey
+from vault.objects.retired import block_use, refuse_retired
+from vault.observe.processes import Processes
+
+# Rows of one key that `check` tries before it takes the key for bad
+_TRIED_ROWS: Final = 5
+
+log = structlog.get_logger(__name__)
+
+
+class KeyState(enum.StrEnum):
+    """Whether a key may unwrap; unknown where KMS has to be asked for the ARN of its own key and does not answer."""
+
+    AVAILABLE = "available"
+    RETIRED = "retired"
+    MISSING = "not configured"
+    UNKNOWN = "not known while the key service does not answer"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """Rows that are wrapped under one key."""
+
+    provider: str
+    key_ref: str
+    rows: int
+    state: KeyState
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCheck:
+    """What became of one trial of a key, `unwrap` or `wrap and unwrap`: `failure` is None, or why it failed."""
+
+    trial: str
+    provider: str
+    key_ref: str
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOverview:
+    """What rows depend on, and what new files get; `primary_ref` is None, with why, while KMS does not tell it."""
+
+    primary_provider: str
+    primary_ref: str | None
+    failure: str | None
+    uses: Sequence[KeyUse]
+    retired: Sequence[str]
+
+    @property
+    def primary_is_retired(self) -> bool:
+        return self.primary_ref in self.retired
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: the shape that the API and `flask keys status --json` show."""
+        primary = (self.primary_provider, self.primary_ref)
+        return {
+            "primary": {"provider": primary[0], "key_ref": primary[1], "retired": self.primary_is_retired},
+            "keys": [
+                {
+                    "provider": use.provider,
+                    "key_ref": use.key_ref,
+                    "rows": use.rows,
+                    "state": use.state.name.lower(),
+                    "primary": (use.provider, use.key_ref) == primary,
+                }
+                for use in self.uses
+            ],
+            "retired": list(self.retired),
+        }
+
+
+class KeyUsage:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        keys: KeyRing,
+        *,
+        processes: Processes,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._keys = keys
+        self._processes = processes
+        self._audit = audit
+        self._clock = clock
+
+    def primary(self) -> tuple[str, str]:
+        """Provider and key_ref that new files get. Raises the key errors if KMS must be asked and does not answer."""
+        return self._keys.primary.name, self._keys.primary.current_ref()
+
+    def by_ref(self) -> Sequence[KeyUse]:
+        """Every key that some row needs, with how many."""
+        query = (
+            sa.select(File.key_provider, File.key_ref, sa.func.count())
+            .where(File.encrypted_data_key.is_not(None))
+            .group_by(File.key_provider, File.key_ref)
+            .order_by(File.key_provider, File.key_ref)
+        )
+        with self._sessions.begin() as session:
+            rows = session.execute(query).all()
+            retired = set(session.scalars(sa.select(RetiredKey.key_ref)))
+        return [
+            KeyUse(provider, ref, count, KeyState.RETIRED if ref in retired else self._state(provider, ref))
+            for provider, ref, count in rows
+        ]
+
+    def overview(self) -> KeyOverview:
+        """All of it, as far as it can be told without KMS if that does not answer."""
+        uses, retired = self.by_ref(), self.retired()
+        try:
+            provider, ref = self.primary()
+        except KeyFailure as exc:
+            return KeyOverview(self._keys.primary.name, None, exc.reason, uses, retired)
+        return KeyOverview(provider, ref, None, uses, retired)
+
+    def check(self) -> Iterator[KeyCheck]:
+        """Unwrap one file's key per ref in use, then wrap and unwrap a canary with the primary."""
+        for use in self.by_ref():
+            yield KeyCheck("unwrap", use.provider, use.key_ref, self._failure_of(use))
+        yield self._check_primary()
+
+    def retire(self, key_ref: str, actor: Actor) -> bool:
+        """Let a configured key neither wrap nor unwrap any more; False if it was retired before.
+
+        Raises KeyInUse while a row uses it, for the primary, and while it is that of a running process, KeyNotKnown if
+        it is not configured, and Busy.
+        """
+        if key_ref == self.primary()[1]:
+            raise KeyInUse("The primary wraps new files. Make another key the primary first.")
+        rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
+        if rows:
+            raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
+        wrapping = self._processes.wrapping_with(key_ref)
+        if wrapping:
+            raise KeyInUse(f"{wrapping} running processes wrap new files by this key. Restart them with another first.")
+        states = [self._state(provider, key_ref) for provider in self._keys.providers]
+        with self._sessions.begin() as session:
+            block_use(session)
+            if session.get(RetiredKey, key_ref) is not None:
+                return False
+            # Uploads wait for this transaction, so no row is counted in it; only refs are looked at.
+            if any(ref == key_ref for _, ref in self._refs(session)):
+                raise KeyInUse("A file has just been wrapped by this key. Run: flask keys rewrap")
+            if KeyState.AVAILABLE not in states:
+                raise KeyNotKnown
+            session.add(RetiredKey(key_ref=key_ref, retired_at=self._clock()))
+            self._audit.record(session, actor, Action.KEY_RETIRED, key_ref=key_ref)
+        return True
+
+    def restore(self, key_ref: str, actor: Actor) -> None:
+        """Undo `retire`. Raises KeyNotKnown if the key is not retired."""
+        with self._sessions.begin() as session:
+            gone = session.execute(sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref))
+            if gone.rowcount != 1:  # type: ignore[attr-defined]
+                raise KeyNotKnown("This key is not retired.")
+            self._audit.record(session, actor, Action.KEY_RESTORED, key_ref=key_ref)
+
+    def retired(self) -> Sequence[str]:
+        """The refs that neither wrap nor unwrap."""
+        with self._sessions.begin() as session:
+            return session.scalars(sa.select(RetiredKey.key_ref).order_by(RetiredKey.key_ref)).all()
+
+    def require_primary(self) -> None:
+        """Wrap a canary with the primary and unwrap it. Raises the key errors, also if it has been retired."""
+        with self._sessions.begin() as session:
+            refuse_retired(session, self._keys.primary.current_ref())
+        self._keys.check_primary()
+
+    def require_everywhere(self) -> None:
+        """Raise KeyNotEverywhere while a running process could not read what the primary wraps."""
+        lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
+        if lacking:
+            raise KeyNotEverywhere(
+                f"{lacking} running processes of the API or of workers do not hold the primary key, so files that are"
+                " wrapped by it would be unavailable there. Restart them with the settings that this command has. A"
+                " process that was killed counts for less than a minute."
+            )
+
+    def missing_at_start(self) -> list[str]:
+        """Refs of local keys that ready files need and that are neither configured nor retired.
+
+        Compares refs only: unwraps nothing, asks no service. A database that does not answer or has no tables yet is
+        logged and passed over; a KMS provider that is not configured is a warning.
+        """
+        try:
+            with self._sessions.begin() as session:
+                needed = self._refs_of_ready(session)
+        except DBAPIError as exc:
+            log.warning("keys_not_checked", exc_info=exc)
+            return []
+        for provider in sorted({provider for provider, _ in needed} - self._keys.providers - {"local"}):
+            log.warning("key_provider_missing", provider=provider)
+        return [ref for provider, ref in needed if provider == "local" and not self._keys.knows(provider, ref)]
+
+    def _refs_of_ready(self, session: Session) -> list[tuple[str, str]]:
+        """Those refs that are not retired and that a ready row needs."""
+        found: list[tuple[str, str]] = []
+        for provider, ref in self._refs(session):
+            is_retired = sa.exists().where(RetiredKey.key_ref == ref)
+            is_ready = sa.exists().where(*_wrapped_by(provider, ref), File.state == FileState.READY)
+            if session.scalar(sa.select(sa.and_(is_ready, ~is_retired))):
+                found.append((provider, ref))
+        return found
+
+    def _refs(self, session: Session) -> Iterator[tuple[str, str]]:
+        """Hop from ref to ref along the index, however many rows each has."""
+        order = sa.select(File.key_provider, File.key_ref).where(File.encrypted_data_key.is_not(None))
+        order = order.order_by(File.key_provider, File.key_ref).limit(1)
+        row = session.execute(order).first()
+        while row is not None:
+            provider, ref = row
+            yield provider, ref
+            behind = sa.tuple_(File.key_provider, File.key_ref) > sa.tuple_(sa.literal(provider), sa.literal(ref))
+            row = session.execute(order.where(behind)).first()
+
+    def _failure_of(self, use: KeyUse) -> str | None:
+        if use.state is KeyState.RETIRED:
+            return "retired"
+        query = sa.select(File).where(*_wrapped_by(use.provider, use.key_ref)).order_by(File.id).limit(_TRIED_ROWS)
+        with self._sessions.begin() as session:
+            rows = session.scalars(query).all()
+        failure: str | None = None
+        for row in rows:
+            try:
+                prove_key(self._keys, row)
+            except (HeaderInvalid, KeyUnwrapFailed) as exc:
+                # One damaged row does not make a key bad.
+                failure = failure or reason_of(exc)
+            except KeyFailure as exc:
+                return reason_of(exc)
+            else:
+                return None
+        return failure
+
+    def _check_primary(self) -> KeyCheck:
+        name, ref = self._keys.primary.name, "-"
+        try:
+            ref = self._keys.primary.current_ref()
+            self.require_primary()
+        except KeyFailure as exc:
+            return KeyCheck("wrap and unwrap", name, ref, exc.reason)
+        return KeyCheck("wrap and unwrap", name, ref, None)
+
+    def _state(self, provider: str, key_ref: str) -> KeyState:
+        try:
+            return KeyState.AVAILABLE if self._keys.knows(provider, key_ref) else KeyState.MISSING
+        except KeyFailure:
+            return KeyState.UNKNOWN
+
+
+def _wrapped_by(provider: str, key_ref: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return File.key_provider == provider, File.key_ref == key_ref, File.encrypted_data_key.is_not(None)
+
+
+def prove_key(keys: KeyRing, row: File) -> None:
+    """Unwrap a row's key and compare it with its header's commitment. Raises the key errors and HeaderInvalid."""
+    header = header_of(row.header, row.object_id)
+    key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")
+    prove_commitment(keys.unwrap(key, row.object_id), header)
+
+
+def reason_of(error: VaultError) -> str:
+    """A short reason for an operator and for audit: a slug of ours, or the key service's code."""
+    if isinstance(error, HeaderInvalid):
+        return "row_header"
+    if isinstance(error, IntegrityFailed | KeyFailure) and not isinstance(error, KeyUnwrapFailed):
+        return error.reason
+    return error.code

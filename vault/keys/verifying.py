@@ -1,0 +1,184 @@
+"""Verifies what is stored, without being asked for it: keys against their headers, objects against their keys."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.service import Actor
+from vault.core.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
+from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
+from vault.encryption.keyring import KeyRing
+from vault.files.download import Downloads
+from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently, rows_by_id, sampled
+from vault.keys.usage import prove_key, reason_of
+from vault.objects.models import File, FileState
+from vault.objects.reading import FileReader, StoredFile, find_ready, integrity_proven
+from vault.objects.retired import key_is_retired
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One file that did not verify. `is_damage` is false where a key or the store was not to be had."""
+
+    file_id: uuid.UUID
+    reason: str
+    is_damage: bool
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """`unchecked` files may be whole: a key or the store that they need was not to be had."""
+
+    checked: int = 0
+    damaged: int = 0
+    unchecked: int = 0
+
+
+class Verifier:
+    """`sample` is how many files to draw at random; None is all of them."""
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        reader: FileReader,
+        downloads: Downloads,
+        keys: KeyRing,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._sessions = sessions
+        self._reader = reader
+        self._downloads = downloads
+        self._keys = keys
+        self._sleep = sleep
+
+    def count_keys(self) -> int:
+        """How many rows have a key."""
+        with self._sessions.begin() as session:
+            query = sa.select(sa.func.count()).select_from(File).where(File.encrypted_data_key.is_not(None))
+            return session.scalar(query) or 0
+
+    def count_files(self) -> tuple[int, int]:
+        """How many files there are, and their plaintext bytes."""
+        with self._sessions.begin() as session:
+            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
+            count, size = session.execute(query).one()
+        return count, int(size or 0)
+
+    def verify_keys(
+        self,
+        *,
+        sample: int | None,
+        progress: Callable[[int], None] = lambda _: None,
+        on_finding: Callable[[Finding], None] = lambda _: None,
+    ) -> VerifyReport:
+        """Unwrap keys, of files that are being uploaded as well, and compare each with its header's commitment.
+
+        `progress` is told of keys. Raises KeyServiceUnavailable once patience with the key service is over.
+        """
+        report = VerifyReport()
+        query = sa.select(File, key_is_retired()).where(File.encrypted_data_key.is_not(None))
+        is_remote = any(map(self._keys.is_remote, self._keys.providers))
+        with Outcomes(self._prove_key, at_once=is_remote, sleep=self._sleep) as outcomes:
+            for found in chunks(self._rows(query, sample)):
+                for (row, _), outcome in zip(found, outcomes.of(found), strict=True):
+                    if outcome is not None:
+                        _count(report, _finding(row.id, outcome), on_finding)
+                    report.checked += 1
+                    progress(1)
+        return report
+
+    def verify_files(
+        self,
+        actor: Actor,
+        *,
+        sample: int | None,
+        progress: Callable[[int], None] = lambda _: None,
+        on_finding: Callable[[Finding], None] = lambda _: None,
+    ) -> VerifyReport:
+        """Read whole objects, authenticate every segment, and compare the plaintext with its digest.
+
+        Damage is audited. `progress` is told of plaintext bytes, or of files where they are a sample. Memory is that of
+        one download.
+        """
+        report = VerifyReport()
+        by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
+        unreachable = 0
+        # Only ids are read ahead: what a file is may change while those before it are read.
+        for (file_id,) in self._rows(sa.select(File.id).where(File.state == FileState.READY), sample):
+            try:
+                finding = self._file_finding(file_id, actor, by_bytes)
+            except NotFound:
+                continue
+            unreachable = unreachable + 1 if finding is not None and finding.reason == StorageUnavailable.code else 0
+            if finding is not None:
+                _count(report, finding, on_finding)
+            report.checked += 1
+            by_files(1)
+            if unreachable >= GIVE_UP_AFTER:
+                raise StorageUnavailable
+        return report
+
+    def _rows(self, query: sa.Select[*tuple[Any, ...]], sample: int | None) -> Iterator[Any]:
+        return rows_by_id(self._sessions, query) if sample is None else sampled(self._sessions, query, sample)
+
+    def _prove_key(self, found: tuple[File, bool]) -> None:
+        row, is_retired = found
+        if is_retired:
+            raise KeyUnavailable("retired")
+        prove_key(self._keys, row)
+
+    def _file_finding(self, file_id: uuid.UUID, actor: Actor, progress: Callable[[int], None]) -> Finding | None:
+        """What is wrong with a file, audited if it is damage. Raises NotFound for one that has gone by now."""
+        while True:
+            file = find_ready(self._sessions, file_id)
+            try:
+                with integrity_proven():
+                    self._prove(file, progress)
+                return None
+            except KeyServiceUnavailable:
+                raise
+            except (EncryptionError, StorageError, IntegrityFailed) as exc:
+                finding = _finding(file.file_id, exc)
+            # What a file has lost by being given another object while it was read is no damage: look at the new one.
+            with suppress(NotFound):
+                if finding.is_damage:
+                    self._downloads.report(file, actor, finding.reason)
+                return finding
+
+    def _prove(self, file: StoredFile, progress: Callable[[int], None]) -> None:
+        unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
+        pieces, close = self._reader.open(file, unlocked)
+        found = hashlib.sha256()
+        try:
+            for piece in pieces:
+                found.update(piece)
+                progress(len(piece))
+        finally:
+            close()
+        if found.digest() != unlocked.sha256:
+            raise IntegrityFailed("digest")
+
+
+def _nothing(_: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _finding(file_id: uuid.UUID, error: EncryptionError | StorageError | IntegrityFailed) -> Finding:
+    not_to_be_had = isinstance(error, KeyUnavailable | KeyServiceUnavailable | StorageError)
+    return Finding(file_id, reason_of(error), is_damage=not not_to_be_had)
+
+
+def _count(report: VerifyReport, finding: Finding, on_finding: Callable[[Finding], None]) -> None:
+    if finding.is_damage:
+        report.damaged += 1
+    else:
+        report.unchecked += 1
+    on_finding(finding)

@@ -1,0 +1,1 @@
+"""Sealed objects: their rows, reading and writing them, leases, shredding, quota, reaping, integrity."""

@@ -1,0 +1,313 @@
+"""The id and the epoch that tie this database to its object store.
+
+A process whose two ids differ, or that finds one missing where it cannot be the first start, neither writes nor
+removes anything: an empty or wrong database beside a full store must not make its objects look like garbage. Nor does
+one whose database is an older copy: the epoch is raised in the database and then in the store, so that a copy is behind
+the store as soon as its original, or another copy, has been raised again.
+"""
+
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from datetime import datetime
+from time import monotonic
+from typing import Final, NoReturn, Self
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
+from vault.objects.models import File, Installation
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
+
+# An upload to a store that went away since is refused only when part of its body has been read.
+_CONFIRMED_SECONDS: Final = 10.0
+_WAIT_SECONDS: Final = 5.0
+# How long readiness believes that a store can be written: S3 charges for each try.
+_WRITABLE_SECONDS: Final = 15.0
+# More than can be reached by raising. Above it `adopt` would come to numbers that are too long to be read again.
+_MOST_RAISED: Final = 10**12
+_EPOCH: Final = re.compile(r"([0-9]{1,15}) ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\n")
+
+_IS_IT_MOUNTED: Final = "Is it mounted, and the right one?"
+_ADOPT: Final = "If this one is to own it from now on: `flask files adopt`."
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How often a database has been raised. Two databases that were raised to one number differ in the token."""
+
+    number: int = 0
+    token: uuid.UUID | None = None
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self | None:
+        """Read the object `vault-epoch` (docs/object-format.md); None if it holds anything else."""
+        found = _EPOCH.fullmatch(content.decode("ascii", "replace"))
+        return cls(int(found[1]), uuid.UUID(found[2])) if found else None
+
+    def to_bytes(self) -> bytes:
+        return f"{self.number} {self.token}\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one side holds. `epoch` is None where it cannot be read."""
+
+    installation_id: str
+    epoch: Epoch | None
+
+
+class InstallationGuard:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        clock: Callable[[], datetime],
+        *,
+        audit: AuditService,
+        wait_seconds: float = _WAIT_SECONDS,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._clock = clock
+        self._audit = audit
+        self._wait_seconds = wait_seconds
+        self._lock = threading.Lock()
+        self._verified_at = float("-inf")
+        self._failure: VaultError | None = None
+        self._confirmed: _Held | None = None
+        self._writable_until = float("-inf")
+
+    def require(self) -> None:
+        """Confirm, unless that was done lately, that the store answers and belongs to this database.
+
+        Raises InstallationMismatch, what database and store raise, and Busy while another thread waits for them.
+        """
+        asked_at = monotonic()
+        if self._failure is None and self._verified_at > asked_at - _CONFIRMED_SECONDS:
+            return
+        # A store that hangs must not take one thread after another.
+        if not self._lock.acquire(timeout=self._wait_seconds):
+            raise Busy
+        try:
+            # Those who waited for an answer share it.
+            if self._verified_at < asked_at:
+                self._failure = self._verified()
+                self._verified_at = monotonic()
+            if self._failure is not None:
+                # A copy, with the store's code: an exception that is raised again grows by a traceback each time.
+                raise copy(self._failure) from self._failure
+        finally:
+            self._lock.release()
+
+    def verify(self) -> None:
+        """Compare both sides now; on the very first start, with both sides empty, make the id."""
+        theirs, ours = self._both()
+        if theirs is None:
+            self._first_start()
+            theirs, ours = self._both()
+        error = _mismatch(theirs, ours)
+        self._confirmed = None if error else theirs
+        if error:
+            _refuse(error)
+
+    def raise_epoch(self) -> None:
+        """Verify, and raise the epoch of both sides: from now on every older copy of the database is behind.
+
+        Raises what `verify` raises. Processes of one database may do it concurrently.
+        """
+        self.verify()
+        with self._sessions.begin() as session:
+            _raise_to(session, Installation.epoch + 1)
+        try:
+            self._tell_store()
+        except StorageFull as exc:
+            # What is verified to be the owner may go on to make room: copies are found out by the next raise.
+            log.warning("epoch_not_told", exc_info=exc)
+        # Another database may have been raised at the same moment: the one that told the store last goes on.
+        self.verify()
+
+    def adopt(self, actor: Actor) -> bool:
+        """Make this database the store's owner: every other copy of it is behind from now on. Audited.
+
+        False if it is the owner already. Raises InstallationMismatch where the store is another installation's.
+        """
+        if self.is_owner():
+            return False
+        theirs, ours = self._both()
+        assert ours is not None
+        epoch = theirs.epoch if theirs is not None and theirs.epoch is not None else Epoch()
+        if epoch.number > _MOST_RAISED:
+            # Not by a database: it is overwritten, and not outbid.
+            epoch = Epoch()
+        with self._sessions.begin() as session:
+            above = sa.case((Installation.epoch > epoch.number, Installation.epoch), else_=epoch.number) + 1
+            number = _raise_to(session, above)
+            self._audit.record(session, actor, Action.FILES_ADOPTED, epoch=number, store_epoch=epoch.number)
+        self._store.put_if_absent(INSTALLATION_KEY, ours.installation_id.encode())
+        self._tell_store()
+        self.verify()
+        return True
+
+    def is_owner(self) -> bool:
+        """Whether the store takes this database for its owner; False where `adopt` can make it so.
+
+        Raises InstallationMismatch where it cannot.
+        """
+        theirs, ours = self._both()
+        error = _mismatch(theirs, ours)
+        if theirs is None:
+            self._require_empty(but_epoch=True)
+            return ours is None
+        if error is not None and error.reason == "another_id":
+            _refuse(error)
+        return error is None
+
+    def confirm_presence(self) -> None:
+        """Say whether an object that was not found is missing: it is not where the whole store is.
+
+        Raises StorageUnavailable if the store carries no id, InstallationMismatch if it is not this database's.
+        """
+        theirs, ours = self._both()
+        if ours is None:
+            return
+        if theirs is None:
+            raise StorageUnavailable("no_id", "open")
+        if error := _mismatch(theirs, ours):
+            _refuse(error)
+
+    def health(self) -> None:
+        """Raise unless the store can be read and written, and belongs to this database.
+
+        Asks the database only where nothing was confirmed yet, or the last comparison failed: readiness must not blame
+        the store for a database that hangs. So an older copy is known to be one from its start or first upload on.
+        """
+        theirs, ours = self._in_store(), self._confirmed
+        if monotonic() >= self._writable_until:
+            self._store.health()
+            self._writable_until = monotonic() + _WRITABLE_SECONDS
+        if ours is not None and theirs is not None:
+            # Every process raises it.
+            ours = replace(ours, epoch=theirs.epoch)
+        elif ours is None:
+            try:
+                ours = self._in_database()
+            except SQLAlchemyError:
+                return  # readiness asks the database by itself
+        if (theirs or ours) and (error := _mismatch(theirs, ours)):
+            raise error
+
+    def _verified(self) -> VaultError | None:
+        try:
+            self.verify()
+        except VaultError as exc:
+            return exc
+        return None
+
+    def _first_start(self) -> None:
+        """Make the id, or complete a first start that was cut short: its id is in the database only."""
+        self._require_empty()
+        try:
+            with self._sessions.begin() as session:
+                if session.scalar(sa.select(Installation.installation_id)) is None:
+                    session.add(Installation(installation_id=uuid.uuid4(), created_at=self._clock()))
+        except IntegrityError:
+            pass  # another process was first; its id is read below
+        made = self._in_database()
+        assert made is not None
+        self._require_empty()
+        self._store.put_if_absent(INSTALLATION_KEY, made.installation_id.encode())
+
+    def _require_empty(self, *, but_epoch: bool = False) -> None:
+        found = self._what_is_there(but_epoch=but_epoch)
+        # Another process may have made the first start, and stored files, since the ids were read.
+        if found is not None and None in self._both():
+            _refuse(InstallationMismatch("no_id", found))
+
+    def _what_is_there(self, *, but_epoch: bool) -> str | None:
+        with self._sessions.begin() as session:
+            if session.scalar(sa.select(sa.exists().where(File.id.is_not(None)))):
+                return f"The database knows files, but the store carries no id. {_IS_IT_MOUNTED}"
+            if not but_epoch and session.scalar(sa.select(Installation.epoch)):
+                return f"The store carries no id any more. {_IS_IT_MOUNTED} If it is new: `flask files adopt`."
+        if next(iter(self._store.list(OBJECTS)), None) is not None:
+            return "The store holds objects, but carries no id. Is this the right database?"
+        return None
+
+    def _tell_store(self) -> None:
+        told: _Held | None = None
+        # Until it is true: another process of this database may have raised the epoch, and have told the store before.
+        while told != (ours := self._in_database()):
+            assert ours is not None
+            assert ours.epoch is not None
+            self._store.put(EPOCH_KEY, ours.epoch.to_bytes())
+            told = ours
+
+    def _both(self) -> tuple[_Held | None, _Held | None]:
+        """What store and database hold.
+
+        The store's first: it is told last, so that the database, read later, is never behind its own store.
+        """
+        return self._in_store(), self._in_database()
+
+    def _in_database(self) -> _Held | None:
+        with self._sessions.begin() as session:
+            row = session.execute(
+                sa.select(Installation.installation_id, Installation.epoch, Installation.epoch_token)
+            ).one_or_none()
+        return None if row is None else _Held(str(row[0]), Epoch(row[1], row[2]))
+
+    def _in_store(self) -> _Held | None:
+        installation_id = self._object(INSTALLATION_KEY)
+        if installation_id is None:
+            return None
+        epoch = self._object(EPOCH_KEY)
+        return _Held(
+            installation_id.decode("ascii", "replace").strip(),
+            # Code of before knew no epoch.
+            Epoch() if epoch is None else Epoch.parse(epoch),
+        )
+
+    def _object(self, key: str) -> bytes | None:
+        try:
+            return self._store.get(key)
+        except ObjectNotFound:
+            return None
+
+
+def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch | None:
+    """Why database and store do not belong together; None if they do."""
+    if theirs is None:
+        return InstallationMismatch("no_id", f"The store carries no id. {_IS_IT_MOUNTED}")
+    if ours is None or theirs.installation_id != ours.installation_id:
+        return InstallationMismatch(
+            "another_id", "The store carries another database's id. If it is empty, remove its object vault-id."
+        )
+    if theirs.epoch is None or ours.epoch is None:
+        return InstallationMismatch("no_epoch", "Its object vault-epoch is damaged: `flask files adopt` writes it.")
+    if theirs.epoch.number > ours.epoch.number:
+        return InstallationMismatch("older_copy", f"Since this one was copied, another has used the store. {_ADOPT}")
+    if theirs.epoch.number == ours.epoch.number and theirs.epoch.token != ours.epoch.token:
+        return InstallationMismatch("another_copy", f"Another copy of the database uses the store. {_ADOPT}")
+    return None
+
+
+def _raise_to(session: Session, epoch: sa.ColumnElement[int]) -> int:
+    """Raise the database's epoch, and return it."""
+    raised = sa.update(Installation).values(epoch=epoch, epoch_token=uuid.uuid4()).returning(Installation.epoch)
+    return session.execute(raised.execution_options(synchronize_session=False)).scalar_one()
+
+
+def _refuse(error: InstallationMismatch) -> NoReturn:
+    log.error(error.code, reason=error.reason, advice=error.advice)
+    raise error

@@ -1,0 +1,243 @@
+"""Reads stored objects: what can be proven is proven before the first byte, and each byte before it is given out."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Self
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.core.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
+from vault.encryption.cache import DekCache
+from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnavailable
+from vault.encryption.header import HEADER_SIZE, header_of, open_keys
+from vault.encryption.keyring import WrappedKey
+from vault.encryption.metadata import open_digest
+from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
+from vault.objects.installation import InstallationGuard
+from vault.objects.models import File, FileState
+from vault.objects.retired import key_is_retired
+from vault.observe.metrics import SEGMENTS
+from vault.storage import ObjectReader, ObjectStore, object_key
+
+# Up to here all that was asked for is fetched and verified before its first byte is given out.
+_WHOLE_BYTES: Final = 8 * 1024**2
+_OPENED: Final = SEGMENTS.labels("opened")
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A part of a file's plaintext, first to last byte, both included; it holds one byte at least."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A ready row's facts, copied out so that no transaction is open while bytes move."""
+
+    file_id: uuid.UUID
+    owner_id: uuid.UUID
+    object_id: uuid.UUID
+    size_bytes: int
+    object_size_bytes: int
+    header: bytes
+    key: WrappedKey
+    key_is_retired: bool
+    sealed_digest: bytes
+
+    @classmethod
+    def of(cls, file: File, *, key_is_retired: bool) -> Self:
+        """Copy a row in state ready, whose constraints say that nothing is missing."""
+        assert file.size_bytes is not None
+        assert file.object_size_bytes is not None
+        assert file.sealed_digest is not None
+        assert file.encrypted_data_key is not None
+        return cls(
+            file.id,
+            file.owner_id,
+            file.object_id,
+            file.size_bytes,
+            file.object_size_bytes,
+            file.header,
+            WrappedKey(file.key_provider, file.key_ref, file.encrypted_data_key),
+            key_is_retired,
+            file.sealed_digest,
+        )
+
+
+def ready_files(*where: sa.ColumnElement[bool]) -> sa.Select[File, bool]:
+    """Ready rows, each with whether its key is retired: what `StoredFile.of` takes."""
+    return sa.select(File, key_is_retired()).where(File.state == FileState.READY, *where)
+
+
+def find_ready(sessions: sessionmaker[Session], file_id: uuid.UUID) -> StoredFile:
+    """A file as it is now, whoever owns it. Raises NotFound."""
+    with sessions.begin() as session:
+        found = session.execute(ready_files(File.id == file_id)).one_or_none()
+    if found is None:
+        raise NotFound
+    return StoredFile.of(found[0], key_is_retired=found[1])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unlocked:
+    """A file whose row has been proven: its geometry, its content key, and the SHA-256 of its plaintext."""
+
+    geometry: Geometry
+    key: ContentKey
+    sha256: bytes
+
+
+class FileReader:
+    """Opens files by their rows. Every sign of damage is IntegrityFailed with a reason, or KeyUnwrapFailed."""
+
+    def __init__(self, store: ObjectStore, keys: DekCache, installation: InstallationGuard) -> None:
+        self._store = store
+        self._keys = keys
+        self._installation = installation
+
+    def unlock(self, file: StoredFile, *, within_seconds: float | None = None) -> Unlocked:
+        """Unwrap the data key and prove what the row says. Asks the store nothing.
+
+        Raises the key errors, and IntegrityFailed. `within_seconds` bounds the wait for a key service.
+        """
+        try:
+            header = header_of(file.header, file.object_id)
+        except HeaderInvalid as exc:
+            raise IntegrityFailed("row_header") from exc
+        try:
+            geometry = Geometry(header.suite, header.lg, file.size_bytes)
+        except ValueError as exc:
+            raise IntegrityFailed("row_sizes") from exc
+        if geometry.object_size != file.object_size_bytes:
+            raise IntegrityFailed("row_sizes")
+        keys = open_keys(self._unwrap(file, within_seconds), header)
+        try:
+            digest = open_digest(
+                keys, file.sealed_digest, object_id=file.object_id, file_id=file.file_id, owner_id=file.owner_id
+            )
+        except AuthenticationFailed as exc:
+            raise IntegrityFailed("row_digest") from exc
+        return Unlocked(geometry, ContentKey(keys, header), digest)
+
+    def open(
+        self, file: StoredFile, unlocked: Unlocked, part: ByteRange | None = None, *, verify_all_first: bool = False
+    ) -> tuple[Iterator[bytes], Callable[[], None]]:
+        """Open the object, prove its ends, and return what yields its plaintext with what closes it.
+
+        Of a part only the segments that hold it are fetched, and the first of them is proven. `verify_all_first` proves
+        every segment that is wanted before this returns; each is proven again as it is yielded.
+        """
+        geometry = unlocked.geometry
+        wanted = geometry.whole() if part is None else geometry.covering(part.first, part.last)
+        is_small = wanted.take <= _WHOLE_BYTES
+        etag = self._prove_last(file, unlocked) if part is None and not is_small else None
+        if verify_all_first and not is_small:
+            etag = self._prove_all(file, unlocked, wanted, etag, with_header=part is None)
+        reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=part is None)
+        try:
+            if is_small:
+                proven = list(pieces)
+                reader.close()
+                return iter(proven), reader.close
+            return chain([next(pieces)], pieces), reader.close
+        except BaseException:
+            reader.close()
+            raise
+
+    def evict(self, object_id: uuid.UUID) -> None:
+        """Forget the key of an object that is gone."""
+        self._keys.evict(object_id)
+
+    def _unwrap(self, file: StoredFile, within_seconds: float | None) -> bytes:
+        if file.key_is_retired:
+            raise KeyUnavailable("retired")
+        if within_seconds is None:
+            return self._keys.unwrap(file.key, file.object_id)
+        return self._keys.unwrap_within(within_seconds, file.key, file.object_id)
+
+    def _stream(
+        self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
+    ) -> tuple[ObjectReader, Iterator[bytes]]:
+        """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded.
+
+        Nothing is fetched ahead by a thread: the system's buffers do that, and handing over costs more than it gains.
+        """
+        geometry = unlocked.geometry
+        reader = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
+
+        def segments() -> Iterator[bytes]:
+            if with_header and reader.read(HEADER_SIZE) != file.header:
+                raise IntegrityFailed("header")
+            for segment in open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last):
+                _OPENED.inc()
+                yield segment
+
+        return reader, _cut(segments(), wanted.skip, wanted.take)
+
+    def _prove_last(self, file: StoredFile, unlocked: Unlocked) -> str:
+        """Authenticate the final segment, so that a truncated object is found before the first byte is given out."""
+        geometry = unlocked.geometry
+        index = geometry.segments - 1
+        lo, hi = geometry.span(index)
+        reader = self._open(file, geometry, lo, hi, None)
+        try:
+            open_segment(unlocked.key, index, reader.read(hi - lo + 1), is_last=True)
+            _OPENED.inc()
+            return reader.etag
+        finally:
+            reader.close()
+
+    def _prove_all(
+        self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
+    ) -> str:
+        reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=with_header)
+        try:
+            for _ in pieces:
+                pass
+            return reader.etag
+        finally:
+            reader.close()
+
+    def _open(self, file: StoredFile, geometry: Geometry, lo: int, hi: int, etag: str | None) -> ObjectReader:
+        try:
+            reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
+        except ObjectNotFound:
+            # A store that is not mounted has lost nothing. It may be back since, so the object is asked for again.
+            self._installation.confirm_presence()
+            reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
+        if reader.object_size != geometry.object_size:
+            reader.close()
+            raise IntegrityFailed("object_size")
+        return reader
+
+
+def _cut(segments: Iterator[bytes], skip: int, take: int) -> Iterator[bytes]:
+    """`take` bytes of what the segments hold, after the first `skip`."""
+    for segment in segments:
+        piece = segment[skip : skip + take]
+        skip = 0
+        take -= len(piece)
+        yield piece
+
+
+@contextmanager
+def integrity_proven() -> Iterator[None]:
+    """Turn every sign of a damaged object into IntegrityFailed with its reason; key errors pass."""
+    try:
+        yield
+    except AuthenticationFailed as exc:
+        raise IntegrityFailed("authentication") from exc
+    except ObjectNotFound as exc:
+        raise IntegrityFailed("object_missing") from exc
+    except ObjectChanged as exc:
+        raise IntegrityFailed("object_changed") from exc

@@ -1,0 +1,233 @@
+"""Ends what crashed uploads left, and removes the objects of shredded rows.
+
+Objects are removed only for rows already committed as shredded. Objects that no row knows are counted; they are
+deleted only on request, since a wrong database makes every object look like one.
+
+A copy of the database is wrong as well: a file that was being uploaded when it was made may be published in the
+original since. The epoch finds copies out, but for one that was started before its original was raised again; so an
+object that was finished and not published stays for a day after its row has ended.
+"""
+
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import Actor, AuditService
+from vault.core.db import db_now
+from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
+from vault.keys.bulk import BATCH, rows_by_id
+from vault.objects.installation import InstallationGuard
+from vault.objects.models import File, FileState
+from vault.objects.shredding import Shreddable, TransitionLost, shred
+from vault.observe.metrics import REAPED
+from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
+
+_KEEP_FINISHED_SECONDS: Final = 24 * 60 * 60
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ReapReport:
+    """`expired`: pending rows ended. `removed`: rows and objects gone. `failed`: kept for the next pass."""
+
+    expired: int = 0
+    removed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanReport:
+    """Objects that no row knows. `foreign` counts keys of another form, which nothing here ever deletes."""
+
+    objects: int
+    orphans: tuple[uuid.UUID, ...] = field(repr=False)
+    foreign: int
+
+
+class Reaper:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        store: ObjectStore,
+        installation: InstallationGuard,
+        audit: AuditService,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._installation = installation
+        self._audit = audit
+
+    def reap(
+        self,
+        actor: Actor,
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ) -> ReapReport:
+        """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
+
+        Raises AuditUnavailable before anything is touched, and InstallationMismatch, which may also end it midway.
+        `progress` is told of each row that is done; `may_go_on` is asked before each, and the rest is left to the next
+        pass.
+        """
+        # Also where there is nothing to do: an older copy of this database has to be found out.
+        self._installation.raise_epoch()
+        foreseen, report = self._foreseen(), ReapReport()
+        if not foreseen.removed:
+            return report
+        # Before anything goes: what cannot be audited does not happen.
+        self._record(actor, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
+            if not may_go_on():
+                break
+            report.expired += self._expire(file)
+            progress(1)
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_removable())):
+            if not may_go_on():
+                break
+            if self._remove(file):
+                report.removed += 1
+            else:
+                report.failed += 1
+            progress(1)
+        self._record(actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed, failed=report.failed)
+        return report
+
+    def foresee(self) -> ReapReport:
+        """Count what `reap` would do now if nothing failed and no object was finished. Raises InstallationMismatch."""
+        self._installation.verify()
+        return self._foreseen()
+
+    def _foreseen(self) -> ReapReport:
+        with self._sessions.begin() as session:
+            abandoned, removable = (
+                session.scalar(sa.select(sa.func.count()).select_from(File).where(*where)) or 0
+                for where in (_abandoned(), _removable())
+            )
+        return ReapReport(expired=abandoned, removed=abandoned + removable)
+
+    def remove(self, file_id: uuid.UUID) -> bool:
+        """Remove one shredded file's object and row; False if it is not to be removed, or could not be yet."""
+        self._installation.require()
+        with self._sessions.begin() as session:
+            file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
+        return file is not None and self._remove(file)
+
+    def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
+        """Remove the objects and rows of a deleted person, and return how many, for as long as `may_go_on` says so.
+
+        What cannot be removed yet is left to the periodic pass.
+        """
+        self._installation.require()
+        removed = 0
+        for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
+            if not may_go_on():
+                break
+            removed += self._remove(file)
+        return removed
+
+    def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
+        """Ask the database about each key after it was listed: the other way round, new uploads would look lost.
+
+        `progress` is told of the objects that were looked at.
+        """
+        self._installation.verify()
+        objects, foreign = 0, 0
+        orphans: list[uuid.UUID] = []
+        listed = self._store.list(OBJECTS)
+        while batch := list(islice(listed, BATCH)):
+            matches = [OBJECT_KEY.fullmatch(stat.key) for stat in batch]
+            ids = [uuid.UUID(match[2]) for match in matches if match is not None]
+            orphans.extend(self._unknown(ids))
+            objects += len(batch)
+            foreign += len(batch) - len(ids)
+            progress(len(batch))
+        return OrphanReport(objects, tuple(orphans), foreign)
+
+    def remove_orphans(self, report: OrphanReport, actor: Actor, *, progress: Callable[[int], None]) -> int:
+        """Delete the objects of a report that still have no row; return how many."""
+        self._installation.verify()
+        self._record(actor, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
+        removed = 0
+        for object_id in report.orphans:
+            self._installation.require()
+            if self._unknown([object_id]):
+                self._store.delete(object_key(object_id))
+                removed += 1
+            progress(1)
+        self._record(actor, Action.FILES_REAPED, orphans=removed)
+        return removed
+
+    def _record(self, actor: Actor, action: Action, **counts: Any) -> None:
+        with self._sessions.begin() as session:
+            self._audit.record(session, actor, action, **counts)
+
+    def _expire(self, file: File) -> bool:
+        self._installation.require()
+        try:
+            keeps = self._is_finished(file.object_id)
+            with self._sessions.begin() as session:
+                # The lease is asked for again: the upload may have renewed it since the row was read.
+                shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
+                if keeps:
+                    kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
+                    session.execute(kept.execution_options(synchronize_session=False))
+        except TransitionLost:
+            return False
+        except StorageError as exc:
+            log.warning("upload_not_ended", file_id=str(file.id), exc_info=exc)
+            return False
+        REAPED.labels("expired").inc()
+        return True
+
+    def _is_finished(self, object_id: uuid.UUID) -> bool:
+        try:
+            self._store.open(object_key(object_id), 0, 0).close()
+        except ObjectNotFound:
+            return False
+        except ObjectChanged:
+            pass  # an empty object, which a disk that failed may leave; the row must not stay pending for ever
+        return True
+
+    def _remove(self, file: File) -> bool:
+        """The object first, then the row: a crash in between leaves a row that is found again."""
+        self._installation.require()
+        try:
+            self._store.delete(object_key(file.object_id))
+        except StorageError as exc:
+            REAPED.labels("failed").inc()
+            log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
+            return False
+        with self._sessions.begin() as session:
+            gone = session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
+        # Another pass may have been here first, and has counted it.
+        if gone.rowcount:  # type: ignore[attr-defined]
+            REAPED.labels("removed").inc()
+        return True
+
+    def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
+        """Those of the objects that no row has."""
+        with self._sessions.begin() as session:
+            known = set(session.scalars(sa.select(File.object_id).where(File.object_id.in_(object_ids))))
+        return [object_id for object_id in object_ids if object_id not in known]
+
+
+def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
+    return (File.state == FileState.PENDING, File.lease_until <= db_now())
+
+
+def _removable() -> tuple[sa.ColumnElement[bool], ...]:
+    """Shredded, and no upload can still be writing the object."""
+    return (
+        File.state == FileState.SHREDDED,
+        sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()),
+    )

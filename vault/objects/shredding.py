@@ -1,0 +1,130 @@
+"""The one transition that ends a file: pending or ready -> shredded, with its quota, in the caller's transaction."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Final, Self
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from vault.auth.models import User
+from vault.core.db import run
+from vault.objects.models import File, FileState
+
+_LOCK_USER: Final = (
+    sa.select(User.disabled_at.is_(None)).where(User.id == sa.bindparam("owner")).with_for_update(key_share=True)
+)
+
+
+class TransitionLost(Exception):
+    """Somebody else moved the row first. Raised inside the transaction, so that its quota change is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shreddable:
+    """What was true of a row when its end was decided; the transition happens only if it still is."""
+
+    file_id: uuid.UUID
+    owner_id: uuid.UUID
+    state: str
+    size_bytes: int
+    reserved_bytes: int
+
+    @classmethod
+    def of(cls, file: File) -> Self:
+        return cls(file.id, file.owner_id, file.state, file.size_bytes or 0, file.reserved_bytes)
+
+
+def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
+    """Make the object unreadable for ever and give its bytes back to the owner.
+
+    end_lease is true where no upload can still be writing the object. Raises TransitionLost if the row is not as
+    `file` says or not as the extra conditions want it.
+    """
+    lock_user(session, file.owner_id)
+    values: dict[str, object] = {
+        "state": FileState.SHREDDED,
+        "encrypted_data_key": None,
+        "sealed_digest": None,
+        "reserved_bytes": 0,
+    }
+    if end_lease:
+        values["lease_until"] = None
+    done = session.execute(
+        sa.update(File)
+        .where(
+            File.id == file.file_id,
+            File.state == file.state,
+            File.reserved_bytes == file.reserved_bytes,
+            *where,
+        )
+        .values(values)
+        .execution_options(synchronize_session=False)
+    )
+    if done.rowcount != 1:  # type: ignore[attr-defined]
+        raise TransitionLost
+    was_ready = file.state == FileState.READY
+    session.execute(
+        sa.update(User)
+        .where(User.id == file.owner_id)
+        .values(
+            used_bytes=User.used_bytes - (file.size_bytes if was_ready else 0),
+            file_count=User.file_count - (1 if was_ready else 0),
+            reserved_bytes=User.reserved_bytes - file.reserved_bytes,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
+    """Shred the oldest ready files of a person whose row the caller has locked, `limit` at most; return how many.
+
+    In the order in which they were stored: neighbours share pages, so a batch writes few of them.
+    """
+    oldest = (
+        sa.select(File.id)
+        .where(File.owner_id == owner_id, File.state == FileState.READY)
+        .order_by(File.created_at, File.id)
+        .limit(limit)
+    )
+    count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(File.size_bytes), 0)).where(File.id.in_(oldest))
+    files, size_bytes = session.execute(count).one()
+    session.execute(
+        sa.update(File)
+        .where(File.id.in_(oldest))
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        sa.update(User)
+        .where(User.id == owner_id)
+        .values(used_bytes=User.used_bytes - size_bytes, file_count=User.file_count - files)
+        .execution_options(synchronize_session=False)
+    )
+    return int(files)
+
+
+def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
+    """Shred every file of a person whose row the caller has locked, and is about to delete; return how many.
+
+    Leases stay: they protect the objects of uploads that still run, and find out when they want to publish.
+    """
+    of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
+    # In the order in which a rewrap locks the rows of many people.
+    session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
+    done = session.execute(
+        sa.update(File)
+        .where(*of_owner)
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
+        .execution_options(synchronize_session=False)
+    )
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
+    """Take the lock that every transition takes first, and say whether the user exists and is enabled.
+
+    The user's row first, then the file's, in every transaction: one order, no deadlock. A loser would give back bytes
+    that are not there any more, which the schema refuses: so it changes nothing, or is undone.
+    """
+    return bool(run(session, _LOCK_USER, owner=owner_id).scalar())

@@ -1,0 +1,182 @@
+"""Serves /metrics and the details of /readyz at METRICS_BIND, for a monitoring system and never for clients.
+
+All processes of one service (gunicorn's, or a Celery worker's) count into files of one folder, which
+PROMETHEUS_MULTIPROC_DIR names; whichever of them is asked tells the sum.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from vault.mail.queue import Backlog
+from vault.wiring import Container
+
+_MAIL_SECONDS: Final = 1.0
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+log = structlog.get_logger(__name__)
+
+# gunicorn reads its settings anew on SIGHUP; this stays.
+_listener: socket.socket | None = None
+
+
+def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
+    """Take the address, `offset` ports further on, before any fork. If it is taken, say so and go on without."""
+    global _listener
+    host, port = bind[0], bind[1] + offset
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(16)
+    except OSError as exc:
+        listener.close()
+        log.warning("metrics_not_served", port=port, exc_info=exc)
+        return
+    # Of the processes that share it one gets a connection; the others must not wait for the next.
+    listener.setblocking(False)
+    _listener = listener
+
+
+def serve(container: Container, *, with_mail: bool) -> ThreadingHTTPServer | None:
+    """Answer in a thread of this process, for as long as it lives; None if there is no address to answer at.
+
+    `with_mail` tells of the outbox, by asking the database.
+    """
+    if _listener is None:
+        return None
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    if with_mail:
+        registry.register(_MailCollector(container.mail_queue.backlog))
+    server = _Server(_listener, registry, container)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
+
+
+def forget_process(pid: int) -> None:
+    """A process has ended: what it counted stays, what it had in progress does not."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def remove_folder_at_exit() -> None:
+    """Called by the process that made the folder; those that it forks leave it alone."""
+    owner, folder = os.getpid(), os.environ[_FOLDER]
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, registry: CollectorRegistry, container: Container) -> None:
+        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.registry = registry
+        self.container = container
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.warning("metrics_failed", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 5
+
+    def do_GET(self) -> None:  # the name that http.server wants
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, content_type, encode(self.server.registry))
+        elif path == "/readyz":
+            self._readyz()
+        else:
+            self._answer(404, "text/plain", b"Here are /metrics and /readyz.\n")
+
+    def _readyz(self) -> None:
+        report = self.server.container.readiness.report()
+        body = {
+            "status": report.status,
+            "checks": {
+                name: {
+                    "status": "ok" if found.is_ok else "failed",
+                    "error": found.error,
+                    "reason": found.reason,
+                    "seconds": found.took_seconds,
+                }
+                for name, found in report.findings.items()
+            },
+        }
+        self._answer(200 if report.can_serve else 503, "application/json", json.dumps(body).encode())
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """A scrape every few seconds is no news."""
+
+
+class _MailCollector(Collector):
+    """Asks the database when it is scraped. Without its answer the numbers are left out, and never old ones told."""
+
+    def __init__(self, ask: Callable[[], Backlog]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._pending: Future[Backlog] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        backlog = self._backlog()
+        if backlog is None:
+            return
+        jobs = GaugeMetricFamily("vault_mail_jobs", "Mails by state, as the database has them", labels=["state"])
+        for state, count in backlog.counts.items():
+            jobs.add_metric([state], count)
+        yield jobs
+        yield GaugeMetricFamily(
+            "vault_mail_oldest_due_seconds",
+            "For how long the mail that has been due for longest is due; 0 if none is",
+            value=backlog.oldest_due_seconds,
+        )
+
+    def _backlog(self) -> Backlog | None:
+        with self._lock:
+            # One thread at most waits for a database that hangs.
+            if self._pending is None or self._pending.done():
+                asked: Future[Backlog] = Future()
+                threading.Thread(target=self._run, args=(asked,), name="mail-metrics", daemon=True).start()
+                self._pending = asked
+            pending = self._pending
+        try:
+            return pending.result(timeout=_MAIL_SECONDS)
+        except Exception as exc:  # a lost database is told by /readyz; the other metrics must come
+            log.debug("mail_metrics_missing", exc_info=exc)
+            return None
+
+    def _run(self, pending: "Future[Backlog]") -> None:
+        try:
+            pending.set_result(self._ask())
+        except Exception as exc:  # noqa: BLE001  # goes to whoever waits
+            pending.set_exception(exc)

@@ -1,0 +1,81 @@
+"""Everything that is counted, for Prometheus. No label holds a user, a file, an address or an id.
+
+Layers below the services know nothing of this: the container hands them what counts. `exporter` serves it.
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+REGISTRY: Final = CollectorRegistry()
+
+REQUESTS: Final = Counter(
+    "vault_http_requests",
+    "Requests answered, by the pattern of their route; - for those that fit none",
+    ["route", "method", "status"],
+    registry=REGISTRY,
+)
+PROBLEMS: Final = Counter("vault_problems", "Requests refused or failed, by problem code", ["code"], registry=REGISTRY)
+TRANSFERS: Final = Gauge(
+    "vault_transfers_in_progress",
+    "Uploads (in) and downloads (out) that are running",
+    ["direction"],
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
+CONTENT_BYTES: Final = Counter(
+    "vault_content_bytes",
+    "Plaintext bytes of files received (in) and handed out (out), of broken transfers as well",
+    ["direction"],
+    registry=REGISTRY,
+)
+SEGMENTS: Final = Counter("vault_segments", "Segments sealed and opened", ["operation"], registry=REGISTRY)
+INTEGRITY_FAILURES: Final = Counter(
+    "vault_integrity_failures", "Times that a stored object or its key was found damaged", registry=REGISTRY
+)
+KEY_SECONDS: Final = Histogram(
+    "vault_key_operation_seconds",
+    "Calls of key providers; outcome is ok or the problem's code",
+    ["provider", "operation", "outcome"],
+    buckets=(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+DEK_CACHE: Final = Counter(
+    "vault_dek_cache_lookups", "Data keys looked up in the cache for a read", ["result"], registry=REGISTRY
+)
+LOGIN_FAILURES: Final = Counter("vault_login_failures", "Refused logins", ["reason"], registry=REGISTRY)
+MAIL_ATTEMPTS: Final = Counter(
+    "vault_mail_attempts",
+    "Attempts to deliver a mail; void ones were wanted no more",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+REAPED: Final = Counter(
+    "vault_reaper_rows",
+    "Abandoned uploads ended (expired), shredded files gone (removed) or kept for the next pass (failed)",
+    ["result"],
+    registry=REGISTRY,
+)
+TASK_MESSAGES: Final = Counter(
+    "vault_task_messages",
+    "Messages for background work; skipped shortly after one that failed. No work is lost by those that were not sent",
+    ["task", "outcome"],
+    registry=REGISTRY,
+)
+
+# What may stay at nothing for long is there from the start: the first of all events would not be an increase otherwise.
+for _metric, _values in (
+    (TRANSFERS, ("in", "out")),
+    (CONTENT_BYTES, ("in", "out")),
+    (SEGMENTS, ("sealed", "opened")),
+    (DEK_CACHE, ("hit", "miss")),
+    (LOGIN_FAILURES, ("unknown", "password", "delayed", "disabled", "unverified", "changed")),
+    (REAPED, ("expired", "removed", "failed")),
+):
+    for _value in _values:
+        _metric.labels(_value)
+
+
+def count_cache_lookup(is_hit: bool) -> None:
+    DEK_CACHE.labels("hit" if is_hit else "miss").inc()

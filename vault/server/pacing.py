@@ -1,0 +1,244 @@
+"""The socket between a thread and its client: how slowly a client may go, and how many threads may wait for clients.
+
+A thread waits for a large upload or download in one of the process's transfer slots, of which one account has a share
+at most, and for no body otherwise: a small one has arrived before a thread gets the request. So slow clients, and
+however many large transfers, leave some threads to the others.
+"""
+
+import fcntl
+import select
+import socket
+import struct
+import termios
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from time import monotonic
+from typing import Any, Final, Self
+
+from vault.core.errors import Busy, TooLarge, TooSlow
+from vault.core.slots import Slots, ThreadPlan, Turns
+
+# What a client need not be waited for: such bodies are there before a thread is, such answers fit into the buffers.
+SMALL_BYTES: Final = 64 * 1024
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The least rate: a client that let a thread wait for `seconds` has moved at least `least_bytes` meanwhile.
+
+    What it took of an answer beyond that counts for the time that follows, up to `credit_seconds`: a proxy, and the
+    client's own system, take it in lumps.
+    """
+
+    seconds: float = 60.0
+    least_bytes: int = 60 * 1024
+    credit_seconds: float = 240.0
+
+    def credit(self, surplus_bytes: int) -> int:
+        return min(surplus_bytes, int(self.credit_seconds / self.seconds * self.least_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What the connections of one process share."""
+
+    transfers: Slots
+    small_files: Turns
+    answers: BoundedSemaphore
+    pace: Pace = Pace()
+
+    @classmethod
+    def planned(cls, plan: ThreadPlan) -> Self:
+        return cls(
+            Slots(plan.transfers, share=plan.transfers_of_one_account, waiting=plan.transfer_waits),
+            Turns(plan.small_files),
+            BoundedSemaphore(plan.answers),
+        )
+
+
+class PacedSocket(socket.socket):
+    """A client's connection. `recv` and `sendall` wait; all the rest is as of a socket that does not block.
+
+    `recv` waits for a transfer only. It raises TooSlow if the client falls below the least rate, or if no transfer was
+    begun and the client had its time (`is_late`); otherwise TooLarge, since a small body would be there. `sendall`
+    waits for strangers in a few turns. Where it may not wait, or for too long, it is too late for another answer: that
+    is a broken pipe, and `is_cut` becomes true.
+    """
+
+    _account: Hashable
+    # The account that the slot was taken for.
+    _holder: Hashable
+    _holds_slot: bool
+    _turn: object | None
+
+    def __init__(self, connection: socket.socket, waits: Waits) -> None:
+        super().__init__(fileno=connection.detach())
+        super().setblocking(False)
+        self.is_cut = False
+        self._waits = waits
+        self._forget_request()
+
+    def setblocking(self, _flag: bool, /) -> None:
+        """gunicorn switches between the poller's mode and the threads'; this class has one for both."""
+
+    def tell_to_continue(self) -> None:
+        """Ask a client that waits for it (RFC 9110, 10.1.1) for the body."""
+        super().send(_CONTINUE)
+        self._was_told = True
+
+    def send(self, data: bytes, flags: int = 0, /) -> int:  # type: ignore[override]  # gunicorn sends bytes only
+        """gunicorn tells a client to continue in any case; once is enough."""
+        if self._was_told and data == _CONTINUE:
+            return len(data)
+        return super().send(data, flags)
+
+    def know(self, account: Hashable) -> None:
+        """From now on the request is this account's."""
+        self._account = account
+
+    def begin_transfer(self) -> None:
+        """Take a slot until the request ends. Raises Busy if none is free, or the account has its share."""
+        if not self._holds_slot:
+            if not self._waits.transfers.take(self._account):
+                raise Busy
+            self._holder, self._holds_slot = self._account, True
+
+    def begin_small_file(self) -> None:
+        """Take a turn at the object store until the request ends. Raises Busy."""
+        if self._turn is None:
+            self._turn = self._waits.small_files.begin()
+            if self._turn is None:
+                raise Busy
+
+    def end_request(self) -> None:
+        if self._holds_slot:
+            self._waits.transfers.give_back(self._holder)
+        self._end_small_file()
+        self._forget_request()
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        while True:
+            try:
+                piece = super().recv(size, flags)
+            except BlockingIOError:
+                if not self._holds_slot:
+                    raise (TooSlow if self.is_late else TooLarge) from None
+                self._wait(select.POLLIN, self._receiving, lambda: self._received)
+            else:
+                self._received += len(piece)
+                return piece
+
+    def sendall(self, data: bytes, flags: int = 0, /) -> None:  # type: ignore[override]  # gunicorn sends bytes only
+        view = memoryview(data)
+        while view:
+            try:
+                sent = super().send(view, flags)
+            except BlockingIOError:
+                try:
+                    self._wait_to_send()
+                except (Busy, TooSlow) as exc:
+                    self.is_cut = True
+                    raise BrokenPipeError from exc
+            else:
+                self._handed_over += sent
+                view = view[sent:]
+
+    def _forget_request(self) -> None:
+        pace = self._waits.pace
+        self._receiving, self._sending = _Progress(pace, has_credit=False), _Progress(pace, has_credit=True)
+        self.is_late = self._was_told = self._holds_slot = False
+        self._account = self._holder = self._turn = None
+        self._received = self._handed_over = 0
+
+    def _end_small_file(self) -> None:
+        if self._turn is not None:
+            self._waits.small_files.end(self._turn)
+            self._turn = None
+
+    def _wait_to_send(self) -> None:
+        if self._account is not None:
+            # Such as a long list, or a small file behind answers that were not read: no store is waited for any more.
+            self._end_small_file()
+            self.begin_transfer()
+        if self._holds_slot:
+            self._wait(select.POLLOUT, self._sending, self._taken_bytes)
+            return
+        if not self._waits.answers.acquire(blocking=False):
+            raise Busy
+        try:
+            self._wait(select.POLLOUT, self._sending, self._taken_bytes)
+        finally:
+            self._waits.answers.release()
+
+    def _taken_bytes(self) -> int:
+        """What the client's system has acknowledged: the kernel takes megabytes for a client that takes none.
+
+        From an origin of its own, since the answer before this one may be in there, too.
+        """
+        try:
+            # Of a TCP socket this is SIOCOUTQ (tcp(7)): what is not acknowledged.
+            waiting = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, bytes(4)))[0]
+        except OSError:
+            # A system that does not tell; what was handed over is the next best.
+            waiting = 0
+        return self._handed_over - int(waiting)
+
+    def _wait(self, event: int, progress: "_Progress", moved: Callable[[], int]) -> None:
+        progress.begin_to_wait(moved())
+        poll, began = select.poll(), monotonic()
+        poll.register(self, event)
+        poll.poll(progress.seconds_left * 1000)
+        progress.add_wait(monotonic() - began, moved())
+
+
+class _Progress:
+    """One direction of one request. Only the time counts in which a thread waits for the client."""
+
+    def __init__(self, pace: Pace, *, has_credit: bool) -> None:
+        self._pace = pace
+        self._has_credit = has_credit
+        self._waited = 0.0
+        # How much was moved when the time began that is being looked at, less what counts for it from before.
+        self._from: int | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        return self._pace.seconds - self._waited
+
+    def begin_to_wait(self, moved: int) -> None:
+        if self._from is None:
+            self._from = moved - self._credit(moved)
+
+    def add_wait(self, seconds: float, moved: int) -> None:
+        assert self._from is not None
+        self._waited += seconds
+        if self._waited < self._pace.seconds:
+            return
+        surplus = moved - self._from - self._pace.least_bytes
+        if surplus < 0:
+            raise TooSlow
+        self._waited = 0.0
+        self._from = moved - self._credit(surplus)
+
+    def _credit(self, surplus: int) -> int:
+        return self._pace.credit(max(surplus, 0)) if self._has_credit else 0
+
+
+def know_account(environ: dict[str, Any], account: Hashable) -> None:
+    """Tell the connection of a request whose it is, once that is proven."""
+    connection = environ.get("gunicorn.socket")
+    if isinstance(connection, PacedSocket):
+        connection.know(account)
+
+
+def begin_transfer(environ: dict[str, Any], size_bytes: int | None) -> None:
+    """Take what a file of this size (None: unknown) needs before anything is done for it. Raises Busy."""
+    connection = environ.get("gunicorn.socket")
+    if not isinstance(connection, PacedSocket):
+        return
+    if size_bytes is None or size_bytes > SMALL_BYTES:
+        connection.begin_transfer()
+    else:
+        connection.begin_small_file()

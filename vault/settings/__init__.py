@@ -1,0 +1,1 @@
+"""Settings: what the environment and `.env` say, checked as a whole and frozen."""
