@@ -23,7 +23,7 @@ def test_a_script_installs_pinned_releases_that_its_comment_names(script: Path) 
     text = script.read_text()
     comment = "".join(line for line in text.splitlines() if line.startswith("#"))
 
-    packages = re.findall(r"pip\" install(?: --[a-z-]+)*((?: '?[A-Za-z-]+==[0-9.]+'?)+)(?: 2>.*)?$", text, re.MULTILINE)
+    packages = re.findall(r"pip\" install(?: --[a-z-]+)*((?: '?[A-Za-z0-9-]+==[0-9.]+'?)+)(?: 2>.*)?$", text, re.M)
 
     assert len(packages) == text.count('pip" install') == 1
     for pin in packages[0].replace("'", "").split():
