@@ -195,16 +195,21 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
 def check_beat(url: str) -> Callable[[], None]:
     """Whether beat is alive, as it says in the database: a broker cannot tell."""
     engine = _engine(url)
-    statement = str(beat_is_alive().compile(engine, compile_kwargs={"literal_binds": True}))
+
+    @cache
+    def statement() -> str:
+        return str(beat_is_alive().compile(engine, compile_kwargs={"literal_binds": True}))
 
     def ask() -> None:
-        if not _scalars(engine, statement):
+        if not _scalars(engine, statement()):
             raise BeatMissing
 
     return ask
 
 
+@cache
 def _engine(url: str) -> sa.Engine:
+    """One for all checks of a database; each opens a connection of its own and closes it."""
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "do_connect", open_existing_file)
