@@ -10,7 +10,7 @@ import pytest
 
 from bench import large, login, memory, rewrap, scale, seal, small, soak, throughput
 from bench.charts import new_figure, save
-from bench.measuring import machine
+from bench.measuring import as_json, machine
 
 _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "throughput": throughput,
@@ -48,7 +48,7 @@ def _run(benchmark: ModuleType, arguments: argparse.Namespace) -> None:
         except pytest.skip.Exception as exc:
             # What the tests' servers raise where one is not there.
             raise SystemExit(str(exc)) from None
-        numbers.write_text(json.dumps({"benchmark": arguments.name, "machine": where, **found}, indent=1) + "\n")
+        numbers.write_text(as_json({"benchmark": arguments.name, "machine": where, **found}))
     figure = new_figure()
     benchmark.draw(json.loads(numbers.read_text()), figure)
     save(figure, graph)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bench.charts import OURS, Figure
 from bench.measuring import GIB, MIB, cpu_seconds
-from bench.processes import Watch
+from bench.processes import Watch, series
 from testing.proc import group_members, peak_bytes
 from testing.proxy import Proxy
 from testing.servers import wait_until
@@ -78,14 +78,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     grown = (large["peak_bytes"] - small["peak_bytes"]) / MIB
     print(f"The API's peak memory grew by {grown:.1f} MiB.")
     (worker,) = (history for history in watch.histories if history.name == "api child")
-    memory = [(round(each.at - began, 1), round(each.resident_bytes / MIB, 2)) for each in worker.samples[::2]]
+    memory = series((each.at - began, each.resident_bytes) for each in worker.samples[::2])
     return {"small": small, "large": large, "peak_grown_mib": grown, "resident_mib": memory}
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:
     large = result["large"]
     axes = figure.subplots()
-    times, memory = zip(*result["resident_mib"], strict=True)
+    times, memory = result["resident_mib"].values()
     axes.plot(times, memory, color=OURS)
     upload, end = large["upload_seconds"], large["upload_seconds"] + large["download_seconds"]
     cut = upload + large["cut_after_seconds"]

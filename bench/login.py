@@ -25,9 +25,10 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
+from matplotlib.cbook import boxplot_stats
 
 from bench.charts import GOAL, OURS, PEER, Figure
-from bench.measuring import Spread, cpu_seconds
+from bench.measuring import Spread, cpu_seconds, summary
 from testing.services import postgres_database
 from testing.settings import environment
 from testing.stack import Stack
@@ -102,18 +103,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def draw(result: dict[str, Any], figure: Figure) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     rows, throughput = result["failures"], result["throughput"]
-    left.boxplot(
-        [[second * 1000 for second in row["seconds"]] for row in rows],
+    left.bxp(
+        [{"label": row["failure"], **row["ms"]} for row in rows],
         orientation="horizontal",
         showfliers=False,
-        tick_labels=[row["failure"] for row in rows],
         medianprops={"color": OURS},
     )
     left.invert_yaxis()
     left.set_xlabel("ms of a login that fails")
     most = max(abs(row["against_first_percent"]) for row in rows)
     left.set_title(f"Medians of all reasons lie within {most:.1f} %", fontsize=11)
-    rates = {name: Spread.of(r[name]["a_second"] for r in throughput["rounds"]) for name in ("logins", "hashes")}
+    rates = {name: Spread(**throughput[name]["a_second"]) for name in ("logins", "hashes")}
     for position, (name, color) in enumerate((("logins", OURS), ("hashes", PEER))):
         rate = rates[name]
         bounds = [[rate.median - rate.min], [rate.max - rate.median]]
@@ -124,7 +124,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     right.text(-0.4, goal, f"goal: {_GOAL:.0%}", color=GOAL, va="bottom", fontsize=8)
     right.set_xticks([0, 1], ["logins", "argon2id alone"])
     right.set_ylabel("a second, 8 clients, 2 workers")
-    ratios = Spread.of(r["ratio"] for r in throughput["rounds"])
+    ratios = Spread(**throughput["ratio"])
     right.set_title(f"{ratios.median:.0%} of the hash rate\n({ratios.min:.0%} to {ratios.max:.0%})", fontsize=11)
 
 
@@ -210,8 +210,14 @@ def _table_of_failures(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         median = statistics.median(times)
         percent = (median / norm - 1) * 100
         print(f"{name:<32} {median * 1e3:>9.2f} {min(times) * 1e3:>7.2f} {max(times) * 1e3:>7.2f} {percent:>+16.1f} %")
-        rows.append({"failure": name, "median_seconds": median, "against_first_percent": percent, "seconds": times})
+        rows.append({"failure": name, "against_first_percent": percent, "ms": _box(times)})
     return rows
+
+
+def _box(seconds: Sequence[float]) -> dict[str, float]:
+    """What a box plot is drawn from, in milliseconds."""
+    (stats,) = boxplot_stats([second * 1e3 for second in seconds])
+    return {name: float(stats[name]) for name in ("med", "q1", "q3", "whislo", "whishi")}
 
 
 def _measure_throughput(stack: Stack, hasher: PasswordHasher, rounds: int, seconds: float) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def _measure_throughput(stack: Stack, hasher: PasswordHasher, rounds: int, secon
     password_hash = hasher.hash(PASSWORD)
     _create_accounts(stack, password_hash, addresses)
     print(f"\n{'round':>5} {'logins/s':>9} {'hashes/s':>9} {'ratio':>7} {'CPU ms: API/login':>18} {'hash':>6}")
-    results: list[dict[str, Any]] = []
+    rates: dict[str, list[_Rate]] = {"logins": [], "hashes": []}
     with _hashing_processes() as processes:
         for number in range(1, rounds + 1):
             logins = _logins_a_second(stack, addresses, seconds)
@@ -227,11 +233,18 @@ def _measure_throughput(stack: Stack, hasher: PasswordHasher, rounds: int, secon
             hashes = _Rate.together([count.result() for count in counting])
             cpu = f"{logins.cpu_seconds_each * 1e3:>18.1f} {hashes.cpu_seconds_each * 1e3:>6.1f}"
             print(f"{number:>5} {logins.a_second:>9.1f} {hashes.a_second:>9.1f} {logins / hashes:>7.1%} {cpu}")
-            results.append({"logins": asdict(logins), "hashes": asdict(hashes), "ratio": logins / hashes})
-    ratios = [result["ratio"] for result in results]
-    ratio = statistics.median(ratios)
-    print(f"Median ratio {ratio:.1%} ({min(ratios):.1%} to {max(ratios):.1%}); the goal is at least {_GOAL:.0%}.")
-    return {"clients": _CLIENTS, "workers": _WORKERS, "median_ratio": ratio, "rounds": results}
+            rates["logins"].append(logins)
+            rates["hashes"].append(hashes)
+    ratio = Spread.of(logins / hashes for logins, hashes in zip(*rates.values(), strict=True))
+    print(f"Median ratio {ratio.median:.1%} ({ratio.min:.1%} to {ratio.max:.1%}); the goal is at least {_GOAL:.0%}.")
+    spreads = {
+        name: {
+            "a_second": summary(rate.a_second for rate in found),
+            "cpu_seconds_each": summary(rate.cpu_seconds_each for rate in found),
+        }
+        for name, found in rates.items()
+    }
+    return {"clients": _CLIENTS, "workers": _WORKERS, "rounds": rounds, "ratio": asdict(ratio), **spreads}
 
 
 def _logins_a_second(stack: Stack, addresses: Sequence[str], seconds: float) -> _Rate:

@@ -1,5 +1,6 @@
 """What processes cost, what several runs say together, and what else the machine was doing."""
 
+import json
 import os
 import platform
 import re
@@ -84,6 +85,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def summary(values: Iterable[float]) -> dict[str, float]:
     """A spread, for JSON."""
     return asdict(Spread.of(values))
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """Five digits of each float, and what holds no other list or object on one line."""
+    text = json.dumps(_rounded(result), indent=1)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: re.sub(r"\n *", " ", inner[0]), text) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _short(number: float) -> str:

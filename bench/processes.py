@@ -5,11 +5,13 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+from bench.measuring import MIB
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class History:
     def after(self, seconds: float) -> list[Sample]:
         """Those of its life beyond so many seconds."""
         return [sample for sample in self.samples if sample.at >= self.samples[0].at + seconds]
+
+
+def series(points: Iterable[tuple[float, int]]) -> dict[str, list[float]]:
+    """Seconds and resident bytes, for JSON."""
+    seconds, resident = zip(*points, strict=True)
+    return {"seconds": list(seconds), "mib": [value / MIB for value in resident]}
 
 
 def slope_a_minute(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:

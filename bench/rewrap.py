@@ -20,7 +20,7 @@ from typing import Any, Final
 from flask_migrate import upgrade
 
 from bench.charts import GOAL, OURS, Figure
-from bench.measuring import MIB, Spread, progress
+from bench.measuring import MIB, Spread, progress, summary
 from testing.seeding import seed_files
 from testing.services import postgres_database
 from testing.settings import environment
@@ -58,10 +58,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 runs.append(_once({**env, "MASTER_KEY": ",".join(order)}, rows))
             rates = [rows / run["wall_seconds"] for run in runs]
             cpu = statistics.median(run["cpu_seconds"] for run in runs) / rows * 1e6
-            peak = max(run["peak_bytes"] for run in runs) / 1024**2
+            peak = max(run["peak_bytes"] for run in runs) / MIB
             row = (rows, statistics.median(rates), min(rates), max(rates), cpu, peak)
             print("{:>9} {:>8.0f} {:>8.0f} {:>8.0f} {:>11.0f} {:>9.1f}".format(*row))
-            results.append({"rows": rows, "runs": runs})
+            found = {"rows_a_second": summary(rates), "cpu_us_a_row": cpu, "peak_mib": peak}
+            results.append({"rows": rows, "runs": len(runs), **found})
         container.engine.dispose()
     return {"goal": _GOAL, "results": results}
 
@@ -69,8 +70,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def draw(result: dict[str, Any], figure: Figure) -> None:
     rate, memory = figure.subplots(1, 2)
     rows = [row["rows"] for row in result["results"]]
-    rates = [Spread.of(row["rows"] / run["wall_seconds"] for run in row["runs"]) for row in result["results"]]
-    peaks = [max(run["peak_bytes"] for run in row["runs"]) / MIB for row in result["results"]]
+    rates = [Spread(**row["rows_a_second"]) for row in result["results"]]
+    peaks = [row["peak_mib"] for row in result["results"]]
     bounds = [[spread.median - spread.min for spread in rates], [spread.max - spread.median for spread in rates]]
     rate.errorbar(rows, [spread.median for spread in rates], yerr=bounds, marker="o", capsize=3, color=OURS)
     rate.axhline(result["goal"], color=GOAL)

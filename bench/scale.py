@@ -105,7 +105,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     left.set_xlabel("files that the person has")
     left.set_ylabel("ms of one upload of 1 KiB")
     left.set_title(f"Upload: {result['uploads']['ratio']:.2f}×", fontsize=11)
-    rows = list(_without_most_searches(result["pages"]["kinds"]))
+    rows = result["pages"]["kinds"]
     sizes, thick = result["rows"], 0.8 / len(result["rows"])
     colors = shades(len(sizes))
     for position, row in enumerate(rows):
@@ -127,7 +127,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
 
 
 def _without_most_searches(kinds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lists as they are, and of the searches that find alike the slowest."""
+    """The lists as they are, and of the searches that find alike the slowest at the most rows."""
     yield from (kind for kind in kinds if kind["finds"] is None)
     for finds in _SEARCHES:
         yield max((kind for kind in kinds if kind["finds"] == finds), key=lambda kind: kind["p95_ms"][-1])
@@ -216,7 +216,7 @@ def _kinds() -> Iterator[_Kind]:
 def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
     client, owner_id = _person(stack, "lists@example.org")
     kinds = list(_kinds())
-    found: dict[str, dict[str, list[Any]]] = {kind.name: {"p95": [], "median": [], "nodes": []} for kind in kinds}
+    found: dict[str, dict[str, list[Any]]] = {kind.name: {"p95": [], "nodes": []} for kind in kinds}
     already = 0
     for count in rows:
         _seed(stack, owner_id, already + 1, count)
@@ -231,7 +231,6 @@ def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
                 client.get(path)
             spent = [client.seconds_of(path) * 1000 for _ in range(times)]
             found[kind.name]["p95"].append(percentile(spent, 95))
-            found[kind.name]["median"].append(Spread.of(spent).median)
             found[kind.name]["nodes"].append(_plan(stack, kind.listing.query(owner_id, after, _PAGE + 1)))
     return _table_of_pages(kinds, found, rows)
 
@@ -248,7 +247,6 @@ def _table_of_pages(
                 "kind": kind.name,
                 "finds": kind.finds,
                 "p95_ms": p95,
-                "median_ms": found[kind.name]["median"],
                 "ratio": p95[-1] / p95[0],
                 "plan": nodes,
             }
@@ -256,15 +254,15 @@ def _table_of_pages(
     table(["page of 50", *(f"p95 ms, {count:,}" for count in rows), "ratio", "plan"], lines)
     worst = max(result["ratio"] for result in results if result["finds"] is None)
     searches = [result for result in results if result["finds"] is not None]
-    slowest = max(result["p95_ms"][-1] for result in searches)
+    slowest = [max(result["p95_ms"][number] for result in searches) for number in range(len(rows))]
     slow = [result["kind"] for result in searches if result["p95_ms"][-1] > _SEARCH_GOAL_MS]
     scans = [result["kind"] for result in results if any("Seq Scan" in node for node in result["plan"])]
     print(f"Without search at most {worst:.2f} times; the goal is {_PAGE_GOAL}.")
-    print(f"Searches take at most {slowest:.1f} ms (p95); the goal is {_SEARCH_GOAL_MS}.")
+    print(f"Searches take at most {slowest[-1]:.1f} ms (p95); the goal is {_SEARCH_GOAL_MS}.")
     print(f"Searches that take longer, of {len(searches)}: {'; '.join(slow) or 'none'}.")
     print(f"Queries that read a whole table: {', '.join(scans) or 'none'}.\n")
     return {
-        "kinds": results,
+        "kinds": list(_without_most_searches(results)),
         "worst_ratio": worst,
         "searches": len(searches),
         "slow_searches": slow,

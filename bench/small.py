@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             progress(f"round {number} of {arguments.rounds}" if number else "warming up")
             made = _of_vault(stack, api, each) + _of_peer(peer, each, number)
             samples += made if number else []
-    return {"clients": _CLIENTS, "bytes": _BYTES, "goal": _GOAL, "results": _results(samples), "samples": samples}
+    return {"clients": _CLIENTS, "bytes": _BYTES, "goal": _GOAL, "results": _results(samples)}
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:

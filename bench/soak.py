@@ -28,7 +28,7 @@ import sqlalchemy as sa
 
 from bench.charts import GOAL, OTHER, OURS, Figure
 from bench.measuring import GIB, percentile, table
-from bench.processes import History, Sample, Watch, slope_a_minute
+from bench.processes import History, Sample, Watch, series, slope_a_minute
 from bench.soak_clients import MIB, Blob, Client, Journal, Request, at_once
 from testing.brokers import RedisServer, redis_server
 from testing.proxy import Proxy
@@ -50,6 +50,8 @@ _WARM_SECONDS: Final = 180.0
 _MEASURED_SECONDS: Final = 150.0
 _ALLOWED_WHILE_DOWN: Final = (None, 500, 502, 503, 507)
 _POOL_SIZE: Final = 10
+# Of the run's time, in what is written and drawn.
+_SLOTS: Final = 150
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COLORS: Final = {"api 1": OURS, "api 2": OTHER, "worker 1": "#3f7d3f", "worker 2": "#9cc79c", "beat": "#b08bd0"}
 
@@ -502,7 +504,7 @@ def _result(
             {**asdict(each), "began": each.began - started, "ended": each.ended - started} for each in site.disturbances
         ],
         "rates": _rates(work, started, seconds),
-        "processes": [_facts_of(history, started) for history in histories if len(history.samples) > 1],
+        "processes": [_facts_of(history, started, ended) for history in histories if len(history.samples) > 1],
         "logged": events,
         "checks": [asdict(check) for check in checks],
         "passed": all(check.is_met for check in checks),
@@ -511,14 +513,21 @@ def _result(
 
 def _rates(work: Sequence[Request], started: float, seconds: float) -> dict[str, Any]:
     """Requests a second that ended in each slot of time."""
-    width = max(1.0, seconds / 300)
+    width = max(1.0, seconds / _SLOTS)
     rates = {name: [0.0] * (int(seconds / width) + 1) for name in ("fine", "failed")}
     for request in work:
         rates["fine" if request.is_fine else "failed"][int((request.ended - started) / width)] += 1 / width
     return {"slot_seconds": width, **rates}
 
 
-def _facts_of(history: History, started: float) -> dict[str, Any]:
+def _resident(samples: Sequence[Sample], started: float, ended: float) -> dict[str, list[float]]:
+    """In each slot of the run's time the first sample."""
+    width = (ended - started) / _SLOTS
+    slots = itertools.groupby(samples, key=lambda sample: (sample.at - started) // width)
+    return series((sample.at - started, sample.resident_bytes) for _, (sample, *_) in slots)
+
+
+def _facts_of(history: History, started: float, ended: float) -> dict[str, Any]:
     samples = history.samples
     measured = _measured(history)
     return {
@@ -532,7 +541,7 @@ def _facts_of(history: History, started: float) -> dict[str, Any]:
         "most_resident_bytes": max(sample.resident_bytes for sample in samples),
         "most_descriptors": max(sample.descriptors for sample in samples),
         "most_threads": max(sample.threads for sample in samples),
-        "resident_mib": [(round(s.at - started, 1), round(s.resident_bytes / MIB, 1)) for s in samples[::4]],
+        "resident_mib": _resident(samples, started, ended),
     }
 
 
@@ -580,9 +589,9 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
     for process in result["processes"]:
         name = process["name"].replace(" master", "").replace(" child", "")
         color = _COLORS.get(name, "#9a9a9a")
-        minutes = [at / 60 for at, _ in process["resident_mib"]]
+        minutes = [at / 60 for at in process["resident_mib"]["seconds"]]
         label = name if name not in labelled else None
-        memory.plot(minutes, [mib for _, mib in process["resident_mib"]], color=color, linewidth=1.2, label=label)
+        memory.plot(minutes, process["resident_mib"]["mib"], color=color, linewidth=1.2, label=label)
         labelled.add(name)
     memory.set(ylabel="resident MiB of each process", ylim=(0, None), title=_title(result))
     memory.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)

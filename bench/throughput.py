@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for number in range(1, arguments.rounds + 1):
             progress(f"round {number} of {arguments.rounds}")
             samples += _Turn(vaults, peer, size, verify=number == 1).measure()
-    return {"size_mib": arguments.size, "results": _results(samples), "samples": samples}
+    return {"size_mib": arguments.size, "results": _results(samples)}
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:
