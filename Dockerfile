@@ -6,7 +6,7 @@ COPY requirements.txt .
 # Without pip of its own, and from wheels alone: nothing is compiled, so no compiler is needed.
 RUN python -m venv --without-pip /opt/vault \
     && python -m pip --python /opt/vault/bin/python install \
-        --no-cache-dir --disable-pip-version-check --only-binary :all: --requirement requirements.txt
+        --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes --requirement requirements.txt
 COPY wsgi.py celery_worker.py gunicorn.conf.py .flaskenv ./
 COPY scripts/make_bucket.py scripts/
 COPY migrations migrations

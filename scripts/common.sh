@@ -47,7 +47,7 @@ ensure_venv() {
     fi
     [ "$(cat "$stamp" 2>/dev/null)" != "$(wanted_stamp)" ] || return 0
     printf 'Installing packages from %s into .venv (once; about a minute) …\n' "$1"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1" ||
         fail 'The packages could not be installed; the lines above say why.'
     wanted_stamp >"$stamp"
 }

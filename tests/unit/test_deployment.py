@@ -269,4 +269,4 @@ def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[
 def test_everything_that_is_pinned_is_kept_up_to_date() -> None:
     updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
 
-    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions", "docker", "docker-compose"}
+    assert {update["package-ecosystem"] for update in updates} == {"uv", "github-actions", "docker", "docker-compose"}
