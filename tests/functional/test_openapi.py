@@ -53,7 +53,8 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
             if method == "parameters":
                 continue
             where = f"{method} {path}"
-            assert operation.get("summary"), where
+            # A title that begins with a verb.
+            assert re.fullmatch(r"[A-Z][a-z]+ [a-z' ]+", operation["summary"]), where
             assert any(status.startswith("2") for status in operation["responses"]), where
             problem = operation["responses"]["default"]
             assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where

@@ -200,6 +200,8 @@ class VaultBlueprint(Blueprint):  # type: ignore[misc]
             if method != "parameters":
                 # Generated clients name their functions by it.
                 doc_info["operation_id"] = f"{self.name}_{obj.__name__}" + ("_head" if method == "head" else "")
+                # The first line of a docstring is a sentence, and a summary is a title.
+                doc_info["docstring"]["summary"] = doc_info["docstring"]["summary"].removesuffix(".")
 
     def _prepare_own_doc(self, doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
         problems = responses((*self._problems, *doc_info.get("problems", ())))
@@ -269,7 +271,7 @@ def register(app: Flask, settings: Settings) -> VaultApi:
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
         API_SPEC_OPTIONS={
-            "info": {"description": "Encrypted files of the people who sign in. Errors are RFC 9457 problems."},
+            "info": {"description": "An encrypted file store. Errors are RFC 9457 problems with a stable `code`."},
             "servers": [{"url": settings.public_url}],
             "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
         },

@@ -42,13 +42,13 @@ class ProblemSchema(ma.Schema):
     status = ma.fields.Integer(required=True, validate=ma.validate.Range(400, 599))
     detail = ma.fields.String(required=True)
     code = ma.fields.String(
-        required=True, metadata={"description": "A stable slug to test for.", "pattern": "^[a-z][a-z_]*$"}
+        required=True, metadata={"description": "A stable code; test for this.", "pattern": "^[a-z][a-z_]*$"}
     )
     request_id = ma.fields.String(required=True)
     errors = ma.fields.Dict(
         keys=ma.fields.String(),
         values=ma.fields.List(ma.fields.String()),
-        metadata={"description": "With 422: what is wrong, by the names of fields."},
+        metadata={"description": "With 422: messages by the names of fields."},
     )
 
 

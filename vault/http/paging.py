@@ -14,14 +14,22 @@ from vault.http.cursors import Cursors
 
 
 class ListQuerySchema(ma.Schema):
-    limit = Count(load_default=50, validate=Range(1, 200))
-    cursor = Text(load_default=None, validate=Length(max=512))
+    limit = Count(
+        load_default=50, validate=Range(1, 200), metadata={"description": "The maximum number of items on a page."}
+    )
+    cursor = Text(
+        load_default=None,
+        validate=Length(max=512),
+        metadata={"description": "`next_cursor` of the previous page."},
+    )
 
 
 class PageSchema(ma.Schema):
     """Subclasses say what the `items` are."""
 
-    next_cursor = ma.fields.String(required=True, allow_none=True)
+    next_cursor = ma.fields.String(
+        required=True, allow_none=True, metadata={"description": "The cursor of the next page; null on the last page."}
+    )
 
 
 class Page(Protocol):

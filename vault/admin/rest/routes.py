@@ -22,7 +22,7 @@ from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
 
-blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="For administrators")
+blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="Administration")
 
 
 @blueprint.get("/users")
@@ -31,7 +31,10 @@ blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", descri
 @blueprint.response(200, UserPageSchema)
 @may_answer("invalid_cursor")
 def list_users(query: dict[str, Any]) -> dict[str, Any]:
-    """Everybody, newest first."""
+    """List accounts.
+
+    Newest first.
+    """
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold anything.
     scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
@@ -44,7 +47,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, UserSchema)
 @may_answer("not_found")
 def get_user(user_id: uuid.UUID) -> UserInfo:
-    """One person."""
+    """Get an account."""
     return container().administration.get(user_id)
 
 
@@ -54,7 +57,10 @@ def get_user(user_id: uuid.UUID) -> UserInfo:
 @blueprint.response(200, UserSchema)
 @may_answer("not_found", "last_admin")
 def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
-    """Change role, quota, or whether the account may be used. Disabling it ends its sessions at once."""
+    """Change an account.
+
+    Role, quota, or whether the account is disabled. Disabling ends its sessions immediately.
+    """
     changes = UserChanges(
         role=Role(fields["role"]) if "role" in fields else None,
         disabled=fields.get("disabled"),
@@ -68,7 +74,10 @@ def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
 @blueprint.response(204)
 @may_answer("not_found", "last_admin")
 def delete_user(user_id: uuid.UUID) -> None:
-    """Delete an account. Its files cannot be read any more from this answer on."""
+    """Delete an account.
+
+    Its files are unreadable from this answer on.
+    """
     container().administration.delete(user_id, actor())
 
 
@@ -77,9 +86,12 @@ def delete_user(user_id: uuid.UUID) -> None:
 @blueprint.response(202, MessageSchema)
 @may_answer("not_found", "user_disabled")
 def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
-    """Mail somebody a link that sets a new password. An administrator neither sees nor sets one."""
+    """Mail a link that sets a new password.
+
+    Administrators neither see nor set passwords.
+    """
     container().administration.send_password_reset(user_id, actor())
-    return {"message": "A link is on its way, unless three have been mailed within the hour."}
+    return {"message": "A link is on its way, unless three were mailed within the hour."}
 
 
 @blueprint.get("/files")
@@ -88,7 +100,11 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 @blueprint.response(200, AdminFilePageSchema)
 @may_answer("invalid_cursor")
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
-    """Files of one person, newest first, or of everybody, person by person. Content is for owners alone."""
+    """List files of all accounts.
+
+    Owner by owner; with `owner_id` the files of one owner, newest first. Metadata only; content is available to owners
+    alone.
+    """
     scope = f"admin files {signed_in().user_id} {query['owner_id']}"
     files, listing, who = container().files, ListingOfAll(query["owner_id"]), actor()
     return page_of(
@@ -104,7 +120,10 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(204)
 @may_answer("not_found")
 def delete_file(file_id: uuid.UUID) -> None:
-    """Shred anybody's file. Its bytes cannot be read from the moment of the answer."""
+    """Delete a file of any account.
+
+    Its content is unreadable from this answer on.
+    """
     container().files.delete_any(file_id, actor())
 
 
@@ -112,5 +131,8 @@ def delete_file(file_id: uuid.UUID) -> None:
 @admin_required
 @blueprint.response(200, KeysSchema)
 def keys() -> dict[str, Any]:
-    """Which keys wrap how many files, and which one wraps new files."""
+    """List keys.
+
+    The number of files that each key wraps, and the key that wraps new files.
+    """
     return container().key_usage.overview().as_dict()

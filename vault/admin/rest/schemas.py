@@ -48,7 +48,7 @@ class UserSchema(ma.Schema):
     used_bytes = ma.fields.Integer(required=True)
     quota_bytes = ma.fields.Integer(required=True)
     quota_is_default = ma.fields.Boolean(
-        required=True, metadata={"description": "Whether the quota is the installation's and goes with its setting."}
+        required=True, metadata={"description": "Whether the quota follows DEFAULT_QUOTA_BYTES."}
     )
 
 
@@ -61,7 +61,7 @@ class UserQuerySchema(ListQuerySchema):
         load_default=None,
         validate=Length(max=MAX_ADDRESS),
         metadata={
-            "description": "Part of the address or the name; a single character begins one.",
+            "description": "Part of the address or the name. A single character matches the beginning of either.",
             "minLength": 1,
         },
     )
@@ -71,10 +71,10 @@ class UserQuerySchema(ListQuerySchema):
 
 class UserChangesSchema(ma.Schema):
     role = ma.fields.String(validate=OneOf(list(Role)))
-    disabled = Flag(metadata={"description": "True ends every session and every link at once."})
+    disabled = Flag(metadata={"description": "True ends every session and every link immediately."})
     quota_bytes = ByteCount(
         allow_none=True,
-        metadata={"description": "Null is the default. Below what is used, nothing more can be stored."},
+        metadata={"description": "Null follows the default. Below the used bytes, uploads are refused."},
     )
 
 

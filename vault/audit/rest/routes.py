@@ -24,7 +24,10 @@ _MEDIA_TYPES: Final = {Format.CSV: "text/csv; charset=utf-8; header=present", Fo
 @blueprint.response(200, EventPageSchema)
 @may_answer("invalid_cursor")
 def list_events(query: dict[str, Any]) -> dict[str, Any]:
-    """What everybody did, newest first. To look at it is not an event."""
+    """List audit events.
+
+    Newest first. Reading the log is not an event.
+    """
     log, filters = container().audit_log, filters_of(query)
     scope = f"audit {signed_in().user_id} {json.dumps(filters.given())}"
     return page_of(lambda after: log.page(filters, limit=query["limit"], after=after), query, scope=scope)
@@ -33,11 +36,12 @@ def list_events(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.get("/export")
 @admin_required
 @blueprint.arguments(ExportQuerySchema, location="query")
-@sends_bytes(blueprint, 200, "The file", {"Content-Disposition": {"required": True, "schema": {"type": "string"}}})
+@sends_bytes(blueprint, 200, "The events", {"Content-Disposition": {"required": True, "schema": {"type": "string"}}})
 def export(query: dict[str, Any]) -> Response:
-    """The same as a file, CSV or NDJSON, sent while it is read. An end without the last chunk means that it broke off.
+    """Export audit events.
 
-    In CSV a cell that a spreadsheet would take for a formula begins with an apostrophe.
+    Streamed as CSV or NDJSON. An export without its last chunk is incomplete. In CSV a cell that a spreadsheet would
+    take for a formula begins with an apostrophe.
     """
     vault, filters, format_ = container(), filters_of(query), Format(query["format"])
     # Of HEAD nobody gets a row, so it is no export.

@@ -51,8 +51,8 @@ class FilterSchema(ma.Schema):
     action = ma.fields.String(validate=OneOf(list(Action)))
     target_id = ma.fields.UUID()
     outcome = ma.fields.String(validate=OneOf(list(Outcome)))
-    since = Moment(metadata={"description": "The first moment, with its time zone."})
-    until = Moment(metadata={"description": "The moment after the last, with its time zone."})
+    since = Moment(metadata={"description": "The first moment, with a time zone."})
+    until = Moment(metadata={"description": "The moment after the last, with a time zone."})
 
 
 class AuditQuerySchema(FilterSchema, ListQuerySchema):

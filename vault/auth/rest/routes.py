@@ -45,7 +45,10 @@ _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way t
 @blueprint.response(202, MessageSchema)
 @may_answer("audit_unavailable", "busy", "storage_full")
 def register(fields: dict[str, Any]) -> dict[str, str]:
-    """Create an account. The answer is the same whether or not the address has one."""
+    """Register an account.
+
+    The answer is the same whether or not the address has an account.
+    """
     # Strangers' rows must not use up what is kept for signing in and deleting.
     container().room.require()
     container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
@@ -57,12 +60,12 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.response(200, MessageSchema)
 @may_answer("audit_unavailable", "invalid_token", "wrong_password", "busy")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
-    """Confirm an address by the token that was mailed to it, and the password or a new one.
+    """Confirm an address.
 
-    `password` is the one that the account had when the mail was asked for. The fifth wrong one ends the token.
-    `new_password` sets another password instead, and ends every session and every other link of the account. A change
-    of address takes `password` only. A token that was used within the hour answers 200 again: no password is looked at,
-    and nothing changes.
+    `token` was mailed to the address. `password` is the password that the account had when the mail was requested; the
+    fifth wrong one ends the token. `new_password` sets another password instead, and ends every session and every other
+    link of the account. A change of address takes `password` only. A token that was used within the hour answers 200
+    again: no password is checked, and nothing changes.
     """
     confirmations = container().confirmations
     if "new_password" in fields:
@@ -76,7 +79,10 @@ def verify_email(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.arguments(EmailSchema)
 @blueprint.response(202, MessageSchema)
 def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
-    """Mail another verification link. The answer is the same for every address."""
+    """Mail another verification link.
+
+    The answer is the same for every address.
+    """
     container().auth.resend_verification(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
@@ -86,7 +92,10 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.response(202, MessageSchema)
 @may_answer("audit_unavailable")
 def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
-    """Mail a link that sets a new password. The answer is the same for every address."""
+    """Mail a link that sets a new password.
+
+    The answer is the same for every address.
+    """
     container().links.forgot_password(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
@@ -96,7 +105,10 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 @blueprint.response(204)
 @may_answer("audit_unavailable", "invalid_token", "busy")
 def reset_password(fields: dict[str, Any]) -> None:
-    """Set a new password by a mailed token. Every session of the account ends."""
+    """Set a new password by a mailed token.
+
+    Every session of the account ends.
+    """
     container().links.reset_password(fields["token"], fields["new_password"], anonymous())
 
 
@@ -105,7 +117,10 @@ def reset_password(fields: dict[str, Any]) -> None:
 @blueprint.response(200, TokenPairSchema)
 @may_answer("audit_unavailable", "invalid_credentials", "busy")
 def login(fields: dict[str, Any]) -> TokenPair:
-    """Start a session."""
+    """Sign in.
+
+    One answer stands for every reason to refuse.
+    """
     return container().auth.login(fields["email"], fields["password"], anonymous())
 
 
@@ -114,7 +129,10 @@ def login(fields: dict[str, Any]) -> TokenPair:
 @blueprint.response(200, TokenPairSchema)
 @may_answer("audit_unavailable", "unauthorized", "token_reused")
 def refresh(fields: dict[str, Any]) -> TokenPair:
-    """Carry a session on. Each refresh token works once."""
+    """Refresh a session.
+
+    Each refresh token works once; the answer has the next one. A second use ends the session.
+    """
     return container().user_sessions.refresh(fields["refresh_token"], anonymous())
 
 
@@ -124,7 +142,11 @@ def refresh(fields: dict[str, Any]) -> TokenPair:
 @may_answer("audit_unavailable")
 @login_required
 def logout(fields: dict[str, Any]) -> None:
-    """End this session (`local`), all others (`others`) or all (`global`). Their access tokens stop working at once."""
+    """Sign out.
+
+    `scope` is `local` (this session), `others` or `global` (all sessions). Their access tokens stop working
+    immediately.
+    """
     container().user_sessions.logout(signed_in(), fields["scope"], actor())
 
 
@@ -134,7 +156,10 @@ def logout(fields: dict[str, Any]) -> None:
 @may_answer("invalid_cursor")
 @login_required
 def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
-    """Where one is signed in, newest first."""
+    """List sessions.
+
+    Newest first.
+    """
     sessions, who = container().user_sessions, signed_in()
     return page_of(
         lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
@@ -146,7 +171,10 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 @may_answer("audit_unavailable", "not_found")
 @login_required
 def end_session(session_id: uuid.UUID) -> None:
-    """Sign one of one's own sessions out."""
+    """End a session.
+
+    Its access token stops working immediately.
+    """
     container().user_sessions.end(signed_in(), session_id, actor())
 
 
@@ -155,7 +183,7 @@ def end_session(session_id: uuid.UUID) -> None:
 @may_answer("not_found")
 @login_required
 def me() -> Profile:
-    """The signed-in person."""
+    """Get the profile."""
     return container().auth.profile(signed_in().user_id)
 
 
@@ -165,7 +193,7 @@ def me() -> Profile:
 @may_answer("audit_unavailable", "not_found")
 @login_required
 def change_me(fields: dict[str, Any]) -> Profile:
-    """Change one's name."""
+    """Change the profile."""
     return container().auth.rename(signed_in().user_id, fields["full_name"], actor())
 
 
@@ -175,7 +203,10 @@ def change_me(fields: dict[str, Any]) -> Profile:
 @may_answer("audit_unavailable", "wrong_password", "last_admin", "busy")
 @login_required
 def delete_me(fields: dict[str, Any]) -> None:
-    """Delete the account. Its files cannot be read any more from this answer on."""
+    """Delete the account.
+
+    Its files are unreadable from this answer on.
+    """
     container().accounts.delete(signed_in(), fields["password"], actor())
 
 
@@ -185,9 +216,10 @@ def delete_me(fields: dict[str, Any]) -> None:
 @may_answer("invalid_cursor")
 @login_required
 def activity(query: dict[str, Any]) -> dict[str, Any]:
-    """What one did, and what was done to one's account, newest first.
+    """List the account's audit events.
 
-    Where somebody else did it, it is left out who that was and from where.
+    What the person did, and what others did to the account, newest first. Actions of others show neither their address
+    nor where they came from.
     """
     log, user_id = container().audit_log, signed_in().user_id
     return page_of(
@@ -201,7 +233,10 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
 @may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required
 def change_password(fields: dict[str, Any]) -> None:
-    """Change one's password. Every other session ends."""
+    """Change the password.
+
+    Every other session ends.
+    """
     container().accounts.change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
 
 
@@ -211,6 +246,9 @@ def change_password(fields: dict[str, Any]) -> None:
 @may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required
 def change_email(fields: dict[str, Any]) -> dict[str, str]:
-    """Ask for another address. A link that is mailed to it confirms the change; until then nothing changes."""
+    """Request a change of address.
+
+    A link that is mailed to the new address confirms the change; until then nothing changes.
+    """
     container().accounts.change_email(signed_in(), fields["new_email"], fields["password"], actor())
     return _LOOK_FOR_MAIL

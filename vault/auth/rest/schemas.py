@@ -25,7 +25,7 @@ def _new_password(*, required: bool = True) -> PasswordText:
     return PasswordText(
         required=required,
         validate=Length(MIN_LENGTH, MAX_LENGTH, error="Must have {min} to {max} characters."),
-        metadata={"description": "Characters of any kind, not easy to guess."},
+        metadata={"description": "Characters of any kind. Passwords that are easy to guess are refused."},
     )
 
 
@@ -56,14 +56,14 @@ class VerifyEmailSchema(TokenSchema):
     """A token and either of two passwords."""
 
     password = _password(
-        required=False, metadata={"description": "The one that the account had when the mail was asked for."}
+        required=False, metadata={"description": "The password that the account had when the mail was requested."}
     )
     new_password = _new_password(required=False)
 
     @ma.validates_schema
     def _has_one_password(self, fields: dict[str, Any], **_: Any) -> None:
         if ("password" in fields) == ("new_password" in fields):
-            raise ma.ValidationError("Give this or new_password, not both.", "password")
+            raise ma.ValidationError("Give either password or new_password.", "password")
 
 
 class ChangePasswordSchema(ma.Schema):
@@ -95,7 +95,9 @@ class SessionSchema(ma.Schema):
     current = ma.fields.Boolean(required=True)
     created_at = ma.fields.AwareDateTime(required=True)
     last_used_at = ma.fields.AwareDateTime(required=True)
-    expires_at = ma.fields.AwareDateTime(required=True, metadata={"description": "Unless it is refreshed before."})
+    expires_at = ma.fields.AwareDateTime(
+        required=True, metadata={"description": "When the session ends, unless it is refreshed before."}
+    )
     ip = ma.fields.String(required=True, allow_none=True)
     user_agent = ma.fields.String(required=True, allow_none=True)
 
@@ -117,7 +119,7 @@ class TokenPairSchema(ma.Schema):
     refresh_token = ma.fields.String(required=True)
     token_type = ma.fields.String(required=True, validate=OneOf(["Bearer"]))
     expires_in = ma.fields.Integer(
-        required=True, validate=Range(1), metadata={"description": "Seconds until the access token ends."}
+        required=True, validate=Range(1), metadata={"description": "Seconds until the access token expires."}
     )
 
 

@@ -47,14 +47,14 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
     headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
 )
 @reads_headers(
-    Content_Disposition="The file's name where the body is raw, as `filename*` or `filename`.",
-    Repr_Digest="`sha-256=:…:` of the content, else 422.",
-    Content_Digest="`sha-256=:…:` of the body as it is sent, else 422.",
+    Content_Disposition="The name of a raw body, as `filename*` or `filename`.",
+    Repr_Digest="`sha-256=:…:` of the content. A mismatch is 422.",
+    Content_Digest="`sha-256=:…:` of the body as it is sent. A mismatch is 422.",
 )
 @blueprint.doc(
     requestBody={
         "required": False,
-        "description": "A form, or the content as it is; any Content-Type but that of a form is kept with the file.",
+        "description": "A form, or the content itself. Content-Type is stored with the file, unless it is a form's.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}},
@@ -78,7 +78,11 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 @may_answer("audit_unavailable", "storage_unavailable", "storage_full")
 @login_required
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
-    """Store a file: a form with one part named `file`, or a raw body with its name in Content-Disposition or ?name=."""
+    """Upload a file.
+
+    The body is a form with one part named `file`, or the content itself with its name in Content-Disposition or
+    `?name=`.
+    """
     vault = container()
     incoming = open_upload(request, max_bytes=vault.settings.max_upload_bytes)
     info = vault.files.upload(signed_in().user_id, incoming, actor())
@@ -91,7 +95,10 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 @may_answer("invalid_cursor")
 @login_required
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
-    """One's own files, newest first unless asked otherwise."""
+    """List files.
+
+    Newest first, unless `sort` and `order` say otherwise.
+    """
     files, owner_id = container().files, signed_in().user_id
     listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
     # The search comes last, since it may hold anything.
@@ -109,7 +116,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 @may_answer("not_found")
 @login_required
 def usage() -> Usage:
-    """How much of one's room is taken."""
+    """Get the storage usage."""
     return container().files.usage(signed_in().user_id)
 
 
@@ -118,7 +125,7 @@ def usage() -> Usage:
 @may_answer("not_found")
 @login_required
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
-    """One file's facts."""
+    """Get a file's metadata."""
     info = container().files.get(signed_in().user_id, file_id, actor())
     return info, 200, {"ETag": version_tag(info)}
 
@@ -126,11 +133,14 @@ def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.patch("/<uuid:file_id>")
 @blueprint.arguments(RenameSchema)
 @blueprint.response(200, OneFileSchema, headers=_ETAG)
-@reads_headers(If_Match="The ETag of the file's facts that is to be changed, else 412.")
+@reads_headers(If_Match="The ETag of the metadata. Another version is 412.")
 @may_answer("audit_unavailable", "not_found", "precondition_failed")
 @login_required
 def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
-    """Give a file another name. Several files may have the same."""
+    """Rename a file.
+
+    Several files may have the same name.
+    """
     versions = wanted_versions(request)
     info = container().files.rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
     return info, 200, {"ETag": version_tag(info)}
@@ -138,20 +148,23 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
 
 @blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
 @blueprint.arguments(ContentQuerySchema, location="query")
-@sends_bytes(blueprint, 200, "The bytes", _CONTENT_HEADERS)
+@sends_bytes(blueprint, 200, "The content", _CONTENT_HEADERS)
 @sends_bytes(blueprint, 206, "The range", {**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}})
 @blueprint.alt_response(304, description="The client has this version", headers=_ETAG)
 @reads_headers(
-    Range="One range of bytes; several are answered whole.",
-    If_Range="The ETag that the range is of; for another version all of it is sent.",
-    If_Match="Only this version, else 412.",
-    If_None_Match="Only if it is another version, else 304.",
+    Range="One range of bytes. Several ranges are answered with the whole content.",
+    If_Range="The ETag of the range's version. Another version is sent whole.",
+    If_Match="The ETag of the content. Another version is 412.",
+    If_None_Match="The ETag that the client has. The same version is 304.",
 )
 @may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
 @may_answer("audit_unavailable", "storage_unavailable", "busy", *_KEY_PROBLEMS)
 @login_required
 def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
-    """The file's bytes or one range of them, each verified before it is sent."""
+    """Download a file.
+
+    The content or one range of it; every byte is verified before it is sent. HEAD answers the headers alone.
+    """
     files, owner_id = container().files, signed_in().user_id
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
@@ -169,5 +182,8 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
 @may_answer("audit_unavailable", "not_found")
 @login_required
 def delete_file(file_id: uuid.UUID) -> None:
-    """Shred a file. Its bytes cannot be read from the moment of the answer."""
+    """Delete a file.
+
+    Its content is unreadable from this answer on.
+    """
     container().files.delete(signed_in().user_id, file_id, actor())

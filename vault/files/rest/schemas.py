@@ -33,7 +33,9 @@ class FileSchema(ma.Schema):
     id = ma.fields.UUID(required=True)
     name = ma.fields.String(required=True)
     content_type = ma.fields.String(required=True)
-    size = ma.fields.Integer(required=True, validate=Range(0), metadata={"description": "Plaintext bytes."})
+    size = ma.fields.Integer(
+        required=True, validate=Range(0), metadata={"description": "Size of the content in bytes."}
+    )
     created_at = ma.fields.AwareDateTime(required=True)
     updated_at = ma.fields.AwareDateTime(required=True)
     etag = ma.fields.UUID(attribute="object_id", required=True)
@@ -73,14 +75,18 @@ class FilePageSchema(PageSchema):
 
 class FileListQuerySchema(ListQuerySchema):
     # It may hold a name.
-    cursor = Text(load_default=None, validate=Length(max=MAX_CURSOR))
+    cursor = Text(
+        load_default=None,
+        validate=Length(max=MAX_CURSOR),
+        metadata={"description": "`next_cursor` of the previous page."},
+    )
     sort = ma.fields.String(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
     order = ma.fields.String(load_default="desc", validate=OneOf(["asc", "desc"]))
     search = Text(
         load_default=None,
         validate=Length(max=MAX_LENGTH),
         metadata={
-            "description": "Part of the name in whatever case; a single character begins it.",
+            "description": "Part of the name, in any case. A single character matches the beginning.",
             "minLength": 1,
         },
     )
@@ -92,13 +98,13 @@ class RenameSchema(ma.Schema):
 
 class UsageSchema(ma.Schema):
     used_bytes = ma.fields.Integer(required=True)
-    reserved_bytes = ma.fields.Integer(required=True, metadata={"description": "Of uploads that are running."})
+    reserved_bytes = ma.fields.Integer(required=True, metadata={"description": "Bytes reserved by running uploads."})
     quota_bytes = ma.fields.Integer(required=True)
     file_count = ma.fields.Integer(required=True)
 
 
 class UploadQuerySchema(ma.Schema):
-    name = FileName(metadata={"description": "The file's name, where a raw body has no Content-Disposition."})
+    name = FileName(metadata={"description": "The name of a raw body without Content-Disposition."})
 
 
 class ContentQuerySchema(ma.Schema):
