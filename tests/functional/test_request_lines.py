@@ -32,6 +32,29 @@ def counted(route: str, method: str, status: int) -> float:
     return REGISTRY.get_sample_value("vault_http_requests_total", labels) or 0.0
 
 
+def timed(route: str, method: str, status: str) -> tuple[float, float]:
+    """How many requests, and the sum of their seconds."""
+    labels = {"route": route, "method": method, "status": status}
+    values = (REGISTRY.get_sample_value(f"vault_http_request_seconds_{what}", labels) for what in ("count", "sum"))
+    count, seconds = (value or 0.0 for value in values)
+    return count, seconds
+
+
+def test_the_duration_of_a_request_is_counted_by_route_and_class_of_status(vault: Vault, anna: Person) -> None:
+    count, seconds = timed("/api/v1/files", "GET", "2xx")
+    refused, _ = timed("/api/v1/files", "GET", "4xx")
+    unknown, _ = timed("-", "-", "4xx")
+
+    anna.get("/api/v1/files")
+    anna.get("/api/v1/files?limit=0")
+    anna.get("/nowhere")
+
+    assert timed("/api/v1/files", "GET", "2xx")[0] == count + 1
+    assert timed("/api/v1/files", "GET", "2xx")[1] > seconds
+    assert timed("/api/v1/files", "GET", "4xx")[0] == refused + 1
+    assert timed("-", "-", "4xx")[0] == unknown + 1
+
+
 def test_a_line_has_pattern_method_status_bytes_duration_and_ids_and_nothing_else(
     vault: Vault, anna: Person, logged: list[Any]
 ) -> None:
@@ -58,17 +81,20 @@ def test_a_download_is_logged_and_counted_when_it_has_ended(vault: Vault, anna: 
     file_id = anna.upload(b"x" * 1000)["id"]
     logged.clear()
     before = counted(CONTENT, "GET", 200)
+    durations, _ = timed(CONTENT, "GET", "2xx")
 
     answer = anna.get(f"/api/v1/files/{file_id}/content", buffered=False)
 
     assert requests_of(logged) == []
     assert counted(CONTENT, "GET", 200) == before
+    assert timed(CONTENT, "GET", "2xx")[0] == durations
     assert answer.data == b"x" * 1000
     answer.close()
     answer.close()
     (line,) = requests_of(logged)
     assert (line["route"], line["status"], line["bytes"]) == (CONTENT, 200, 1000)
     assert counted(CONTENT, "GET", 200) == before + 1
+    assert timed(CONTENT, "GET", "2xx")[0] == durations + 1
 
 
 def test_a_download_that_is_broken_off_tells_how_far_it_came(vault: Vault, anna: Person, logged: list[Any]) -> None:

@@ -11,7 +11,7 @@ from flask import Flask, Response, g, request
 
 from vault.audit.service import Actor
 from vault.http.client_address import client_ip
-from vault.observe.metrics import REQUESTS
+from vault.observe.metrics import REQUEST_SECONDS, REQUESTS
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -62,7 +62,9 @@ class _Line:
     ids: dict[str, Any]
 
     def write(self, body_bytes: int) -> None:
+        seconds = monotonic() - self.began
         REQUESTS.labels(self.route, self.method, self.status).inc()
+        REQUEST_SECONDS.labels(self.route, self.method, f"{self.status // 100}xx").observe(seconds)
         # The ids once more: by now the thread may have another request's.
         log.info(
             "request",
@@ -70,7 +72,7 @@ class _Line:
             route=self.route,
             status=self.status,
             bytes=body_bytes,
-            ms=round((monotonic() - self.began) * 1000, 1),
+            ms=round(seconds * 1000, 1),
             **self.ids,
         )
 

@@ -16,6 +16,13 @@ REQUESTS: Final = Counter(
     ["route", "method", "status"],
     registry=REGISTRY,
 )
+REQUEST_SECONDS: Final = Histogram(
+    "vault_http_request_seconds",
+    "Duration of requests until the last byte of the answer; status is a class, such as 2xx",
+    ["route", "method", "status"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+    registry=REGISTRY,
+)
 PROBLEMS: Final = Counter("vault_problems", "Requests refused or failed, by problem code", ["code"], registry=REGISTRY)
 TRANSFERS: Final = Gauge(
     "vault_transfers_in_progress",
