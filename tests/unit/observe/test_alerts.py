@@ -1,10 +1,7 @@
-"""The alerts of the documentation, as Prometheus evaluates them: each fires when it should, and is quiet otherwise."""
+"""The alerts of deploy/, as Prometheus evaluates them: each fires when it should, and is quiet otherwise."""
 
-import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +9,7 @@ import yaml
 from testing.services import program
 from vault.settings.config import ROOT
 
+RULES = ROOT / "deploy/prometheus/alerts.yml"
 JOBS = ("api", "mail", "maintenance", "beat")
 UP = {f'up{{job="{job}",instance="{job}:1"}}': "1x60" for job in JOBS}
 BEAT = 'vault_task_messages_total{job="beat",outcome="sent",task="mail.requeue_due"}'
@@ -71,23 +69,9 @@ CASES = [
 ]
 
 
-def rule_files() -> Iterator[dict[str, Any]]:
-    for path in sorted((ROOT / "docs").rglob("*.md")):
-        for block in re.findall(r"(?ms)^```ya?ml\n(.*?)^```", path.read_text()):
-            if "groups" in (found := yaml.safe_load(block)):
-                yield found
-
-
 def alerts() -> set[str]:
-    return {rule["alert"] for found in rule_files() for group in found["groups"] for rule in group["rules"]}
-
-
-@pytest.fixture(scope="module")
-def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (only,) = rule_files()
-    path = tmp_path_factory.mktemp("alerts") / "rules.yml"
-    path.write_text(yaml.safe_dump(only))
-    return path
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return {rule["alert"] for group in groups for rule in group["rules"]}
 
 
 def test_every_alert_has_an_hour_in_which_it_fires() -> None:
@@ -96,7 +80,7 @@ def test_every_alert_has_an_hour_in_which_it_fires() -> None:
 
 @pytest.mark.parametrize(("series", "firing"), CASES)
 def test_alerts_fire_when_they_should_and_not_otherwise(
-    rules: Path, tmp_path: Path, series: dict[str, str], firing: set[str]
+    tmp_path: Path, series: dict[str, str], firing: set[str]
 ) -> None:
     promtool = program("promtool", package="prometheus")
     # Prometheus' own series of alerts, since promtool's check of an alert wants to know its labels.
@@ -109,7 +93,7 @@ def test_alerts_fire_when_they_should_and_not_otherwise(
         for name in sorted(alerts())
     ]
     tests = {
-        "rule_files": [str(rules)],
+        "rule_files": [str(RULES)],
         "evaluation_interval": "1m",
         "tests": [
             {
