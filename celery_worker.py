@@ -38,7 +38,7 @@ except SettingsError as exc:
 @setup_logging.connect
 def _configure_logging(**_: Any) -> None:
     # A receiver on this signal keeps Celery from setting up logging of its own.
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.server.log_level, settings.server.log_format)
 
 
 @worker_init.connect
@@ -53,7 +53,7 @@ def _check_at_start(**_: Any) -> None:
 @worker_init.connect
 def _take_address(**_: Any) -> None:
     # One machine runs a worker that mails, beat, and a worker for the rest.
-    exporter.listen(settings.metrics_bind, offset=1 if QUEUE_MAIL in app.amqp.queues.consume_from else 3)
+    exporter.listen(settings.server.metrics_bind, offset=1 if QUEUE_MAIL in app.amqp.queues.consume_from else 3)
 
 
 @worker_ready.connect
@@ -68,11 +68,11 @@ def _tell_of_worker(**_: Any) -> None:
 
 @beat_init.connect
 def _tell_of_beat(sender: Any, **_: Any) -> None:
-    exporter.listen(settings.metrics_bind, offset=2)
+    exporter.listen(settings.server.metrics_bind, offset=2)
     exporter.serve(container, with_mail=False)
     keep_presence(container, BEAT, lambda: sender.scheduler.is_ticking)
 
 
-configure_logging(settings.log_level, settings.log_format)
+configure_logging(settings.server.log_level, settings.server.log_format)
 container: Container = create_app(settings).extensions["vault"]
 app = container.celery

@@ -32,11 +32,11 @@ exporter.remove_folder_at_exit()
 _settings, _are_fresh = load_settings()
 
 # For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.
-bind = f"127.0.0.1:{_settings.port}"
+bind = f"127.0.0.1:{_settings.server.port}"
 worker_class = "vault.server.worker.Worker"
-workers = _settings.web_workers
-threads = _settings.web_threads
-graceful_timeout = _settings.graceful_seconds
+workers = _settings.server.web_workers
+threads = _settings.server.web_threads
+graceful_timeout = _settings.server.graceful_seconds
 timeout = 60
 keepalive = 15
 # One copy of the code for all workers; nothing that the application makes at import holds a connection or a thread.
@@ -65,13 +65,13 @@ logger_class = "vault.server.logger.QuietLogger"
 def on_starting(_server: object) -> None:
     """Once, in the master: an exception when a worker is made anew would end a service that runs."""
     share_one_arena()
-    keep_for_hashes(_settings.argon2_memory_kib * 1024, _settings.argon2_concurrency)
+    keep_for_hashes(_settings.accounts.argon2_memory_kib * 1024, _settings.accounts.argon2_concurrency)
     tell_warnings(_settings)
     refuse_missing_database(_settings)
     refuse_missing_keys(_settings)
     tell_aws_credentials(_settings)
     exporter.remove_folder_at_exit()
-    exporter.listen(_settings.metrics_bind)
+    exporter.listen(_settings.server.metrics_bind)
     # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
     gc.freeze()
 
@@ -82,7 +82,7 @@ def on_reload(server: Any) -> None:
         return
     # gunicorn keeps the application that it has preloaded.
     server.app.callable = create_app(_settings)
-    configure_logging(_settings.log_level, _settings.log_format)
+    configure_logging(_settings.server.log_level, _settings.server.log_format)
     tell_warnings(_settings)
     server.log.warning(
         "Settings were read again. Code, PORT, METRICS_BIND and ARGON2 limits of memory stay until a restart."

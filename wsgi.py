@@ -13,5 +13,5 @@ except SettingsError as exc:
     sys.exit(str(exc))
 # Here as well as in gunicorn.conf.py, for other servers.
 os.umask(0o077)
-configure_logging(settings.log_level, settings.log_format)
+configure_logging(settings.server.log_level, settings.server.log_format)
 app = create_app(settings)

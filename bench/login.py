@@ -144,9 +144,9 @@ def _running_stack() -> Iterator[Stack]:
 def _hasher(settings: Settings) -> PasswordHasher:
     """The service's own."""
     return PasswordHasher(
-        time_cost=settings.argon2_time_cost,
-        memory_cost=settings.argon2_memory_kib,
-        parallelism=settings.argon2_parallelism,
+        time_cost=settings.accounts.argon2_time_cost,
+        memory_cost=settings.accounts.argon2_memory_kib,
+        parallelism=settings.accounts.argon2_parallelism,
     )
 
 

@@ -286,7 +286,7 @@ def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid
         query["search"] = listing.search
     if after is not None:
         scope = f"files {owner_id} {listing.sort} {order} {listing.search or ''}"
-        query["cursor"] = Cursors(stack.container.settings.secret_key).dump(after, scope=scope)
+        query["cursor"] = Cursors(stack.container.settings.site.secret_key).dump(after, scope=scope)
     return f"/api/v1/files?{urlencode(query)}"
 
 

@@ -32,7 +32,7 @@ _TRY_AGAIN_SECONDS = 3
 def run() -> None:
     container = current_app.extensions["vault"]
     try:
-        require_database(container.settings.database_url)
+        require_database(container.settings.database.url)
     except DatabaseMissing as exc:
         raise CommandError(str(exc)) from exc
     engine = container.engine

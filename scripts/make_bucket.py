@@ -46,8 +46,8 @@ def _make(store: S3Store, settings: Settings) -> str:
             raise
     options: dict[str, Any] = {"Bucket": store.bucket}
     # AWS alone wants to be told; its first region must not be named (CreateBucket, LocationConstraint).
-    if _is_aws(settings.s3_endpoint_url) and settings.aws_region not in (None, "us-east-1"):
-        options["CreateBucketConfiguration"] = {"LocationConstraint": settings.aws_region}
+    if _is_aws(settings.storage.s3_endpoint_url) and settings.aws.region not in (None, "us-east-1"):
+        options["CreateBucketConfiguration"] = {"LocationConstraint": settings.aws.region}
     try:
         store.client.create_bucket(**options)
     except ClientError as exc:

@@ -18,10 +18,10 @@ def main() -> None:
             print(f"run: {notice}", file=sys.stderr)
     settings = Settings.load()
     facts = {
-        "port": settings.port,
-        "public_url": settings.public_url,
-        "var_dir": str(settings.var_dir),
-        "graceful_seconds": settings.graceful_seconds,
+        "port": settings.server.port,
+        "public_url": settings.site.public_url,
+        "var_dir": str(settings.server.var_dir),
+        "graceful_seconds": settings.server.graceful_seconds,
     }
     print(json.dumps(facts))
 

@@ -49,7 +49,7 @@ CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 def migrate(container: Container) -> None:
     """Bring a database to head, as `flask db upgrade` does, without the seconds that a command takes to start."""
-    create_database(container.settings.database_url)
+    create_database(container.settings.database.url)
     with create_app(container=container).app_context():
         upgrade()
 
@@ -117,7 +117,7 @@ class Vault:
         self.mailer = RecordingMailer()
         self.clock = Clock()
         self.queue: list[tuple[str, uuid.UUID]] = []
-        idle = _idle_engines[self.settings.database_url]
+        idle = _idle_engines[self.settings.database.url]
         self.container: Container = build_container(
             self.settings,
             engine=idle.pop() if idle else None,
@@ -137,7 +137,7 @@ class Vault:
         for other in self._others:
             other.close()
         self.container.engine.dispose()
-        _idle_engines[self.settings.database_url].append(self.container.engine)
+        _idle_engines[self.settings.database.url].append(self.container.engine)
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
         """Run a `flask` command as an operator would, with `input` at a terminal; `output` has both streams."""
@@ -148,7 +148,7 @@ class Vault:
 
     def rotated(self, **settings: str) -> "Vault":
         """The same installation, started again with other settings: same database, store and clock."""
-        same = {"SECRET_KEY": self.settings.secret_key, "MASTER_KEY": ",".join(self.settings.master_keys)}
+        same = {"SECRET_KEY": self.settings.site.secret_key, "MASTER_KEY": ",".join(self.settings.keys.master_keys)}
         database_url = settings.pop("DATABASE_URL", self._database_url)
         again = Vault(self._folder, database_url, store=self.store, **{**same, **settings})
         self._others.append(again)
@@ -289,7 +289,7 @@ class Vault:
             refreshed_at=now,
             expires_at=now + SESSION_LIFETIME,
         )
-        tokens = SessionTokens(derive_key(self.settings.secret_key, "jwt"), self.clock).pair(
+        tokens = SessionTokens(derive_key(self.settings.site.secret_key, "jwt"), self.clock).pair(
             user.id, started.id, generation=0, refreshed_at=now, session_ends=started.expires_at
         )
         with self.container.sessions.begin() as session:

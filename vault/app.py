@@ -45,10 +45,10 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
 
     requests.register(app)
     headers.register(app, container.settings)
-    clients.register(app, container.settings.trusted_proxies)
+    clients.register(app, container.settings.site.trusted_proxies)
     errors.register(app)
     bodies.register(app)
-    auth.register(app, container.settings.secret_key)
+    auth.register(app, container.settings.site.secret_key)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
@@ -69,13 +69,13 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
 
 def _configure(app: Flask, settings: Settings) -> None:
     app.config.update(
-        TESTING=settings.testing,
+        TESTING=settings.server.testing,
         MAX_CONTENT_LENGTH=_MAX_BODY_BYTES,
-        SQLALCHEMY_DATABASE_URI=settings.database_url,
-        MAIL_SERVER=settings.smtp_host or "127.0.0.1",
-        MAIL_PORT=settings.smtp_port,
-        MAIL_USERNAME=settings.smtp_username,
-        MAIL_PASSWORD=settings.smtp_password,
+        SQLALCHEMY_DATABASE_URI=settings.database.url,
+        MAIL_SERVER=settings.mail.smtp_host or "127.0.0.1",
+        MAIL_PORT=settings.mail.smtp_port,
+        MAIL_USERNAME=settings.mail.smtp_username,
+        MAIL_PASSWORD=settings.mail.smtp_password,
         # Flask-Mail would not send anything while TESTING; tests hand in a mailer instead.
         MAIL_SUPPRESS_SEND=False,
     )

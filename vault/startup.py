@@ -40,7 +40,9 @@ def load_settings() -> tuple[Settings, bool]:
         # At the start these are told once logging is set up.
         problems = _not_to_be_served_with(fresh) if _in_use is not None else ()
         if not problems:
-            _in_use = fresh if _in_use is None else replace(fresh, port=_in_use.port)
+            if _in_use is not None:
+                fresh = replace(fresh, server=replace(fresh.server, port=_in_use.server.port))
+            _in_use = fresh
             return _in_use, True
     assert _in_use is not None
     log.error("reload_refused", settings=problems, hint="the old ones stay in use; flask keys status tells more")
@@ -50,14 +52,14 @@ def load_settings() -> tuple[Settings, bool]:
 def _not_to_be_served_with(settings: Settings) -> Sequence[str]:
     """Name the settings that would end a process at its start although each is well-formed."""
     try:
-        require_database(settings.database_url)
+        require_database(settings.database.url)
         missing = _missing_keys(settings)
     except DatabaseMissing:
         return ["DATABASE_URL"]
     except OSError:
         # The folder of a broker cannot be made.
         return ["CELERY_BROKER_URL"]
-    return ["MASTER_KEY"] if missing and not settings.start_degraded else []
+    return ["MASTER_KEY"] if missing and not settings.keys.start_degraded else []
 
 
 def refuse_missing_database(settings: Settings) -> None:
@@ -66,7 +68,7 @@ def refuse_missing_database(settings: Settings) -> None:
     A server that does not answer may answer later, and is waited for.
     """
     try:
-        require_database(settings.database_url)
+        require_database(settings.database.url)
     except DatabaseMissing as exc:
         sys.exit(f"Secure Vault cannot start. {exc}")
 
@@ -83,7 +85,7 @@ def refuse_missing_keys(settings: Settings) -> None:
     Compares refs in the database with settings: unwraps nothing, asks no key service.
     """
     missing = _missing_keys(settings)
-    if missing and not settings.start_degraded:
+    if missing and not settings.keys.start_degraded:
         sys.exit(
             "Secure Vault cannot start: files are wrapped by keys that MASTER_KEY does not hold:\n"
             + "".join(f"  {ref}\n" for ref in missing)
@@ -104,7 +106,7 @@ def _missing_keys(settings: Settings) -> list[str]:
 
 def tell_aws_credentials(settings: Settings) -> None:
     """Log where the credentials for S3 and KMS come from, if either is used."""
-    if settings.s3_bucket_name or settings.kms_key_id or settings.kms_decrypt_key_arns:
+    if settings.storage.bucket or settings.keys.kms_key_id or settings.keys.kms_decrypt_key_arns:
         tell_credentials(aws_access(settings))
 
 
@@ -115,7 +117,7 @@ def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] =
     def held() -> HeldKeys:
         return HeldKeys(keys.primary.settings_ref, keys.held_refs())
 
-    Presence(container.settings.database_url, kind, held, is_well).begin()
+    Presence(container.settings.database.url, kind, held, is_well).begin()
 
 
 def raise_epoch(container: Container) -> None:

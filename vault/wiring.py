@@ -146,9 +146,9 @@ def build_container(
     """
     read_clock = database_time if clock is None else _reading(clock)
     clock = clock or _utc_now
-    engine = engine or create_engine(settings.database_url)
+    engine = engine or create_engine(settings.database.url)
     sessions = create_sessionmaker(engine)
-    celery = create_celery(settings.celery_broker_url)
+    celery = create_celery(settings.broker.url)
     publish = publish or Publisher(celery).publish
     store = store or _store(settings)
     room = _room(settings)
@@ -158,35 +158,39 @@ def build_container(
     deletion_clock = DeletionClock(sessions, read_clock=read_clock)
     processes = Processes(sessions)
     usage = KeyUsage(sessions, keys, processes=processes, audit=audit, clock=clock)
-    cache = DekCache(keys, size=settings.dek_cache_size, seconds=settings.dek_cache_seconds, counted=count_cache_lookup)
+    cache = DekCache(
+        keys, size=settings.keys.dek_cache_size, seconds=settings.keys.dek_cache_seconds, counted=count_cache_lookup
+    )
     installation = InstallationGuard(sessions, store, clock, audit=audit)
     reader = FileReader(store, cache, installation)
-    downloads = Downloads(sessions, reader=reader, audit=audit, verify_all_first=settings.download_verify == "full")
+    downloads = Downloads(
+        sessions, reader=reader, audit=audit, verify_all_first=settings.files.download_verify == "full"
+    )
     leases = LeaseKeeper(sessions)
     outbox = Outbox(
         sessions,
         mailer=mailer or _mailer(settings),
-        renderer=MessageRenderer(settings.public_url, settings.frontend_base_url),
+        renderer=MessageRenderer(settings.site.public_url, settings.site.frontend_base_url),
         enqueue=lambda lane, job_id: publish(_MAIL_TASKS[lane], job_id),
         clock=clock,
     )
     user_sessions = UserSessions(
         sessions,
-        tokens=SessionTokens(derive_key(settings.secret_key, "jwt"), clock),
+        tokens=SessionTokens(derive_key(settings.site.secret_key, "jwt"), clock),
         outbox=outbox,
         audit=audit,
         clock=clock,
-        grace_seconds=settings.refresh_grace_seconds,
+        grace_seconds=settings.accounts.refresh_grace_seconds,
     )
-    plan = ThreadPlan(settings.web_threads)
+    plan = ThreadPlan(settings.server.web_threads)
     passwords = Passwords(
         hasher or _hasher(settings),
-        concurrency=settings.argon2_concurrency,
+        concurrency=settings.accounts.argon2_concurrency,
         most_waiting=plan.password_waits,
         judge=judge,
     )
     credentials = Credentials(
-        sessions, passwords=passwords, key=derive_key(settings.secret_key, "counters"), clock=clock
+        sessions, passwords=passwords, key=derive_key(settings.site.secret_key, "counters"), clock=clock
     )
     password_by_link = PasswordByLink(credentials=credentials, user_sessions=user_sessions, audit=audit, clock=clock)
     eraser = Eraser(
@@ -201,12 +205,12 @@ def build_container(
         store=store,
         room=room,
         keys=keys,
-        suite=settings.file_suite,
+        suite=settings.files.suite,
         limits=UploadLimits(
-            settings.max_upload_bytes,
-            settings.default_quota_bytes,
-            settings.max_uploads_per_user,
-            settings.max_files_per_user,
+            settings.files.max_upload_bytes,
+            settings.files.default_quota_bytes,
+            settings.files.max_uploads_per_user,
+            settings.files.max_files_per_user,
         ),
         installation=installation,
         leases=leases,
@@ -272,7 +276,7 @@ def build_container(
             outbox=outbox,
             audit=audit,
             clock=clock,
-            default_quota_bytes=settings.default_quota_bytes,
+            default_quota_bytes=settings.files.default_quota_bytes,
         ),
         invitations=Invitations(sessions, user_sessions=user_sessions, outbox=outbox, audit=audit, clock=clock),
         sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=deletion_clock),
@@ -284,7 +288,7 @@ def build_container(
             remove_later=remove_later,
             audit=audit,
             clock=clock,
-            default_quota_bytes=settings.default_quota_bytes,
+            default_quota_bytes=settings.files.default_quota_bytes,
         ),
         key_usage=usage,
         processes=processes,
@@ -307,10 +311,10 @@ def build_container(
         audit_log=AuditLog(sessions),
         audit_exports=Exports(engine, sessions, audit=audit),
         audit_retention=Retention(
-            create_sessionmaker(create_engine(settings.audit_admin_database_url))
-            if settings.audit_admin_database_url
+            create_sessionmaker(create_engine(settings.audit.admin_database_url))
+            if settings.audit.admin_database_url
             else sessions,
-            days=settings.audit_retention_days,
+            days=settings.audit.retention_days,
             audit=audit,
             clock=deletion_clock,
         ),
@@ -323,35 +327,35 @@ def build_container(
 def _keys(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
     """Every provider that settings name, since rows stay under theirs; KMS is the primary where it is to wrap."""
     providers: dict[str, KeyProvider] = {}
-    if settings.master_keys:
-        providers["local"] = LocalKeyProvider(settings.master_keys)
-    if settings.kms_key_id or settings.kms_decrypt_key_arns:
-        assert settings.aws_region is not None
+    if settings.keys.master_keys:
+        providers["local"] = LocalKeyProvider(settings.keys.master_keys)
+    if settings.keys.kms_key_id or settings.keys.kms_decrypt_key_arns:
+        assert settings.aws.region is not None
         providers["aws-kms"] = KmsKeyProvider(
             KmsOptions(
-                key_id=settings.kms_key_id,
-                region=settings.aws_region,
-                decrypt_key_arns=settings.kms_decrypt_key_arns,
-                endpoint_url=settings.kms_endpoint_url,
+                key_id=settings.keys.kms_key_id,
+                region=settings.aws.region,
+                decrypt_key_arns=settings.keys.kms_decrypt_key_arns,
+                endpoint_url=settings.keys.kms_endpoint_url,
                 access=aws_access(settings),
             )
         )
-    turns = Turns(ThreadPlan(settings.web_threads).keys)
+    turns = Turns(ThreadPlan(settings.server.web_threads).keys)
     metered = {name: MeteredKeyProvider(provider, failed=failed, turns=turns) for name, provider in providers.items()}
-    return KeyRing(metered, primary="aws-kms" if settings.kms_key_id else "local")
+    return KeyRing(metered, primary="aws-kms" if settings.keys.kms_key_id else "local")
 
 
 def _store(settings: Settings) -> ObjectStore:
-    budget = BufferBudget(settings.upload_buffer_bytes)
-    if settings.s3_bucket_name is None:
-        assert settings.storage_dir is not None
-        return LocalStore(settings.storage_dir, budget)
+    budget = BufferBudget(settings.storage.buffer_bytes)
+    if settings.storage.bucket is None:
+        assert settings.storage.directory is not None
+        return LocalStore(settings.storage.directory, budget)
     return S3Store(
         S3Options(
-            bucket=settings.s3_bucket_name,
+            bucket=settings.storage.bucket,
             # Servers of one's own have no regions, but the signature wants one.
-            region=settings.aws_region or ("us-east-1" if settings.s3_endpoint_url else None),
-            endpoint_url=settings.s3_endpoint_url,
+            region=settings.aws.region or ("us-east-1" if settings.storage.s3_endpoint_url else None),
+            endpoint_url=settings.storage.s3_endpoint_url,
             access=aws_access(settings),
         ),
         budget,
@@ -361,20 +365,20 @@ def _store(settings: Settings) -> ObjectStore:
 def _room(settings: Settings) -> DiskReserve:
     """Of what lies on disks of this machine."""
     others = []
-    if settings.database_facts[0] == "sqlite":
-        others.append(Path(make_url(settings.database_url).database or "").parent)
-    if settings.celery_broker_url.startswith("filesystem://"):
-        others.append(Path(settings.celery_broker_url.removeprefix("filesystem://")))
-    return DiskReserve(None if settings.s3_bucket_name else settings.storage_dir, *others)
+    if settings.database.facts[0] == "sqlite":
+        others.append(Path(make_url(settings.database.url).database or "").parent)
+    if settings.broker.url.startswith("filesystem://"):
+        others.append(Path(settings.broker.url.removeprefix("filesystem://")))
+    return DiskReserve(None if settings.storage.bucket else settings.storage.directory, *others)
 
 
 def aws_access(settings: Settings) -> AwsAccess:
     """The credentials of S3 and KMS alike."""
     return AwsAccess(
-        settings.aws_access_key_id,
-        settings.aws_secret_access_key,
-        settings.aws_session_token,
-        settings.aws_profile,
+        settings.aws.access_key_id,
+        settings.aws.secret_access_key,
+        settings.aws.session_token,
+        settings.aws.profile,
     )
 
 
@@ -388,12 +392,12 @@ def _readiness(
 
     return Readiness(
         {
-            "database": Check(check_database(settings.database_url), is_vital=True),
-            "migrations": Check(check_migrations(settings.database_url, str(ROOT / "migrations")), is_vital=True),
+            "database": Check(check_database(settings.database.url), is_vital=True),
+            "migrations": Check(check_migrations(settings.database.url, str(ROOT / "migrations")), is_vital=True),
             "object_store": Check(check_store),
             "broker": Check(check_broker(celery)),
             # Without it, work is late and none is lost.
-            "beat": Check(check_beat(settings.database_url)),
+            "beat": Check(check_beat(settings.database.url)),
             # Asking makes a data key, and key services count calls.
             KEY_PROVIDER: Check(keys.health, kept_seconds=30),
         }
@@ -401,21 +405,21 @@ def _readiness(
 
 
 def _mailer(settings: Settings) -> Mailer:
-    if settings.email_provider == "console":
+    if settings.mail.provider == "console":
         return ConsoleMailer()
-    if settings.email_provider == "sendgrid":
-        assert settings.sendgrid_api_key is not None
+    if settings.mail.provider == "sendgrid":
+        assert settings.mail.sendgrid_api_key is not None
         return SendGridMailer(
-            settings.sendgrid_api_key, settings.email_from, endpoint_url=settings.sendgrid_endpoint_url
+            settings.mail.sendgrid_api_key, settings.mail.sender, endpoint_url=settings.mail.sendgrid_endpoint_url
         )
-    return SmtpMailer(mail, settings.email_from, security=settings.smtp_security)
+    return SmtpMailer(mail, settings.mail.sender, security=settings.mail.smtp_security)
 
 
 def _hasher(settings: Settings) -> PasswordHasher:
     return PasswordHasher(
-        time_cost=settings.argon2_time_cost,
-        memory_cost=settings.argon2_memory_kib,
-        parallelism=settings.argon2_parallelism,
+        time_cost=settings.accounts.argon2_time_cost,
+        memory_cost=settings.accounts.argon2_memory_kib,
+        parallelism=settings.accounts.argon2_parallelism,
     )
 
 

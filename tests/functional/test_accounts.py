@@ -255,7 +255,7 @@ def test_no_mail_leads_to_the_host_that_a_request_names(vault: Vault) -> None:
     assert len(vault.mailer.sent) == 3
     for mail in vault.mailer.sent:
         assert "evil.example" not in mail.subject + mail.text + mail.html + mail.message_id
-        assert vault.settings.public_url in mail.text
+        assert vault.settings.site.public_url in mail.text
 
 
 def test_at_most_three_mails_of_a_kind_go_to_an_address_in_an_hour(vault: Vault) -> None:
@@ -534,7 +534,7 @@ def crafted(person: Person, *, key: bytes | None = None, algorithm: str = "HS256
     """The person's access token with some claims changed; None takes a claim away."""
     claims = jwt.decode(person.access_token, options={"verify_signature": False})
     claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
-    own = derive_key(person.vault.settings.secret_key, "jwt")
+    own = derive_key(person.vault.settings.site.secret_key, "jwt")
     return jwt.encode(claims, own if key is None else key, algorithm=algorithm)
 
 
@@ -553,7 +553,7 @@ def test_a_crafted_token_is_accepted_when_nothing_is_wrong_with_it(anna: Person)
 def test_every_bad_token_gets_one_401_and_a_missing_one_a_challenge_without_error(
     vault: Vault, anna: Person, bert: Person
 ) -> None:
-    secret = vault.settings.secret_key
+    secret = vault.settings.site.secret_key
     now = datetime.now(UTC)
     long_ago, bert_id = now - timedelta(hours=1), str(vault.user(bert.email).id)
     own = derive_key(secret, "jwt")

@@ -138,7 +138,7 @@ def test_a_person_is_shown_without_anything_secret(vault: Vault, root: Person, a
         "disabled": False,
         "last_login_at": None,
         "used_bytes": 7,
-        "quota_bytes": vault.settings.default_quota_bytes,
+        "quota_bytes": vault.settings.files.default_quota_bytes,
         "quota_is_default": True,
     }
 
@@ -421,7 +421,7 @@ def test_below_what_is_used_nothing_is_lost_and_nothing_more_is_taken(vault: Vau
     assert change(root, anna, quota_bytes=8).status_code == 200
     anna.upload(b"x")
     default = change(root, anna, quota_bytes=None).json
-    assert (default["quota_bytes"], default["quota_is_default"]) == (vault.settings.default_quota_bytes, True)
+    assert (default["quota_bytes"], default["quota_is_default"]) == (vault.settings.files.default_quota_bytes, True)
     assert change(root, anna, quota_bytes=0).json["quota_bytes"] == 0
     assert refusal(anna.send(b"x", length=1)) == (413, "quota_exceeded")
     changes = [(details["old"], details["new"]) for *_, details in admin_events(vault)]

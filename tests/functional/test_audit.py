@@ -585,7 +585,7 @@ def operators_act(walk: Walk) -> None:
     walk.left(by_operator(Action.FILE_INTEGRITY_FAILED, **failed))
     store.objects[key] = whole
 
-    after = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    after = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     after.clock.now = vault.clock()
     new = after.container.key_usage.primary()[1]
     assert after.command("keys", "rewrap").exit_code == 0

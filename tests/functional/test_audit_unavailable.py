@@ -195,7 +195,7 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
     vault.register("waiting@example.org")
     vault.run_queue()
     primary, unused, retired = (generate_master_key() for _ in range(3))
-    new = vault.rotated(MASTER_KEY=",".join([primary, *vault.settings.master_keys, unused, retired]))
+    new = vault.rotated(MASTER_KEY=",".join([primary, *vault.settings.keys.master_keys, unused, retired]))
     assert new.command("keys", "retire", ref_of(retired)).exit_code == 0
     vault.change_user("waiting@example.org", created_at=vault.clock().replace(year=2020))
     post(vault, "login", email=anna.email, password=WRONG)()

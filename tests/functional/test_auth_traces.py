@@ -47,7 +47,7 @@ def test_opening_any_link_that_was_mailed_changes_nothing_and_its_form_does(vaul
 
 
 def test_tokens_that_are_no_good_open_nothing(vault: Vault, anna: Person, bert: Person) -> None:
-    key = derive_key(vault.settings.secret_key, "jwt")
+    key = derive_key(vault.settings.site.secret_key, "jwt")
     claims = jwt.decode(anna.access_token, options={"verify_signature": False})
     none = jwt.encode(claims, None, algorithm="none")
     past = datetime.now(UTC) - timedelta(minutes=1)

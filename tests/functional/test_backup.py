@@ -25,7 +25,7 @@ def copied_store(vault: Vault) -> MemoryStore:
 @pytest.fixture
 def restored(vault: Vault, tmp_path: Path) -> Iterator[Callable[[str, MemoryStore], Vault]]:
     """The same installation's keys with the copies of its database and its store."""
-    keys = {"SECRET_KEY": vault.settings.secret_key, "MASTER_KEY": ",".join(vault.settings.master_keys)}
+    keys = {"SECRET_KEY": vault.settings.site.secret_key, "MASTER_KEY": ",".join(vault.settings.keys.master_keys)}
     with ExitStack() as made:
         yield lambda url, store: made.enter_context(closing(Vault(tmp_path, url, store=store, **keys)))
 

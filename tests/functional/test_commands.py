@@ -177,7 +177,7 @@ def test_a_command_on_a_database_without_tables_says_how_to_make_them(
     make_vault: Callable[..., Vault], tmp_path: Path
 ) -> None:
     bare = Vault(tmp_path, f"sqlite:///{tmp_path}/bare-test.db")
-    create_database(bare.settings.database_url)
+    create_database(bare.settings.database.url)
     bare.app.cli.add_command(keys)
 
     failed = bare.app.test_cli_runner().invoke(args=["keys", "status"])

@@ -642,7 +642,7 @@ def test_a_store_of_another_installation_is_refused(make_vault: Callable[..., Va
     other = FailingStore()
     other.put_if_absent(INSTALLATION_KEY, str(uuid.uuid4()).encode())
 
-    moved = make_vault(store=other, SECRET_KEY=first.settings.secret_key)
+    moved = make_vault(store=other, SECRET_KEY=first.settings.site.secret_key)
 
     assert refused_everywhere(moved, Person(moved, anna.email, anna.access_token, anna.refresh_token))
 
@@ -661,7 +661,7 @@ def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Call
     anna = first.member()
     stored = anna.upload(b"hello")
 
-    emptied = make_vault(store=FailingStore(), SECRET_KEY=first.settings.secret_key)
+    emptied = make_vault(store=FailingStore(), SECRET_KEY=first.settings.site.secret_key)
     anna = Person(emptied, anna.email, anna.access_token, anna.refresh_token)
 
     assert refused_everywhere(emptied, anna)

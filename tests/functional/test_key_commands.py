@@ -22,7 +22,7 @@ pytestmark = pytest.mark.one_database
 
 
 def with_new_key(vault: Vault) -> Vault:
-    return vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    return vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
 
 
 def ref_of(vault: Vault) -> str:

@@ -21,7 +21,7 @@ from vault.wiring import build_container
 
 def up_and_down(folder: Path, database_url: str) -> None:
     container = build_container(make_settings(folder, DATABASE_URL=database_url))
-    create_database(container.settings.database_url)
+    create_database(container.settings.database.url)
     with create_app(container=container).app_context():
         for _ in range(2):
             upgrade()
@@ -44,7 +44,7 @@ def test_postgresql_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> No
 def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, database_url: str) -> None:
     with postgres_database() if database_url.startswith("postgresql") else nullcontext() as url:
         container = build_container(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
-        create_database(container.settings.database_url)
+        create_database(container.settings.database.url)
         users = [("Zoë@example.org", "I\u0307stanbul Straße"), ("x@example.org", "")]
         users += [(f"p{number}@example.org", f"{number}") for number in range(700)]
         insert = sa.text(

@@ -252,5 +252,5 @@ def test_liveness_asks_no_dependency(make_vault: Callable[..., Vault]) -> None:
 def test_documentation_needs_no_token_and_holds_no_secret(vault: Vault) -> None:
     text = vault.client.get("/openapi.json").text
 
-    for secret in (vault.settings.secret_key, *vault.settings.master_keys, vault.settings.database_url):
+    for secret in (vault.settings.site.secret_key, *vault.settings.keys.master_keys, vault.settings.database.url):
         assert secret not in text

@@ -25,7 +25,7 @@ FILES = "/api/v1/files"
 
 
 def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
-    selection = Selection(vault.settings.file_suite, tuple(map(uuid.UUID, file_ids)), key_ref)
+    selection = Selection(vault.settings.files.suite, tuple(map(uuid.UUID, file_ids)), key_ref)
     failures: list[tuple[uuid.UUID, str]] = []
     report = vault.container.reencryptor.run(
         selection, Actor(), on_failure=lambda file_id, reason: failures.append((file_id, reason))
@@ -104,7 +104,7 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Call
 def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna: Person) -> None:
     ids = [anna.upload(content)["id"] for content in (b"one", b"two")]
     leaked = vault.container.key_usage.primary()[1]
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     deks = {vault.container.keys.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
 
     with pytest.raises(KeyInUse):
@@ -128,7 +128,7 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     file_id = anna.upload(b"content")["id"]
-    fresh, old = generate_master_key(), vault.settings.master_keys[0]
+    fresh, old = generate_master_key(), vault.settings.keys.master_keys[0]
     new, back = vault.rotated(MASTER_KEY=f"{fresh},{old}"), vault.rotated(MASTER_KEY=f"{old},{fresh}")
     rounds = iter([new] if at == "first" else [new, back, new])
     swap = back.container.reencryptor._swap
@@ -349,7 +349,7 @@ def test_files_are_chosen_by_when_their_keys_were_wrapped(vault: Vault, anna: Pe
 
 
 def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: Vault) -> None:
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
 
     known = new.command("files", "reencrypt", "--key-ref", vault.container.key_usage.primary()[1])
     unknown = new.command("files", "reencrypt", "--key-ref", "local:0000000000000000")
@@ -361,7 +361,7 @@ def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: 
 def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(vault: Vault, anna: Person) -> None:
     ids = sorted(anna.upload(content)["id"] for content in (b"one", b"two", b"three"))
     old = vault.container.key_usage.primary()[1]
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     copy, copies = new.container.reencryptor._copy, []
 
     def rotate_meanwhile(*args: Any) -> None:
@@ -404,8 +404,8 @@ def test_reencryption_and_rewrapping_of_the_same_rows_do_not_wait_for_each_other
         anna = vault.member()
         ids = [anna.upload(b"content %d" % number)["id"] for number in range(25)]
         fresh = generate_master_key()
-        new = vault.rotated(MASTER_KEY=f"{fresh},{vault.settings.master_keys[0]}")
-        back = vault.rotated(MASTER_KEY=f"{vault.settings.master_keys[0]},{fresh}")
+        new = vault.rotated(MASTER_KEY=f"{fresh},{vault.settings.keys.master_keys[0]}")
+        back = vault.rotated(MASTER_KEY=f"{vault.settings.keys.master_keys[0]},{fresh}")
         stop, errors = threading.Event(), []
 
         def rewrap_to_and_fro() -> None:

@@ -25,7 +25,7 @@ NEW = generate_master_key()
 
 
 def with_new_key(vault: Vault) -> Vault:
-    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.master_keys]))
+    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.keys.master_keys]))
 
 
 def ref_of(vault: Vault) -> str:

@@ -25,7 +25,7 @@ NEW = generate_master_key()
 
 def with_new_key(vault: Vault, **settings: str) -> Vault:
     """The installation with a fresh key in front of those that it has."""
-    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.master_keys]), **settings)
+    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.keys.master_keys]), **settings)
 
 
 def rewrap(vault: Vault, **kwargs: Any) -> RewrapReport:

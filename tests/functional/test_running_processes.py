@@ -41,7 +41,7 @@ def primary(vault: Vault) -> str:
 def rotated(vault: Vault) -> tuple[str, Vault, str]:
     """The old key's ref, and the installation with a new one in front of it."""
     vault.member().upload(b"content")
-    new = vault.rotated(MASTER_KEY=f"{generate_master_key()},{vault.settings.master_keys[0]}")
+    new = vault.rotated(MASTER_KEY=f"{generate_master_key()},{vault.settings.keys.master_keys[0]}")
     return primary(vault), new, primary(new)
 
 
@@ -119,7 +119,7 @@ def rows(vault: Vault) -> list[Process]:
 
 def test_a_process_renews_its_row_takes_stale_ones_away_and_leaves_none_behind(vault: Vault) -> None:
     run_process(vault, "local:killed", age_seconds=STALE_SECONDS)
-    presence = Presence(vault.container.settings.database_url, API, lambda: HeldKeys("a", frozenset({"a", "b"})))
+    presence = Presence(vault.container.settings.database.url, API, lambda: HeldKeys("a", frozenset({"a", "b"})))
 
     with vault.container.sessions.begin() as session:
         presence._write(session)

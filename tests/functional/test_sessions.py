@@ -90,7 +90,7 @@ def test_any_other_replay_ends_the_session_is_audited_and_mailed(make_vault: Cal
 
 
 def forged(vault: Vault, anna: Person, **changes: Any) -> str:
-    key = derive_key(vault.settings.secret_key, "jwt")
+    key = derive_key(vault.settings.site.secret_key, "jwt")
     claims = claims_of(anna)
     headers = {"algorithm": changes.pop("algorithm", "HS256"), "key": changes.pop("key", key)}
     with warnings.catch_warnings():

@@ -68,10 +68,10 @@ def test_every_size_around_a_segments_edge_is_read_whole_and_by_ranges(
         content = pattern(size)
         row, stored = stored_file(vault, anna.upload(content)["id"])
 
-        assert oracle.read_file(row, stored, vault.settings.master_keys) == content
+        assert oracle.read_file(row, stored, vault.settings.keys.master_keys) == content
         for first, last in ranges_of(size, capacity):
             store = Store(stored)
-            read = oracle.read_range(row, len(stored), store, vault.settings.master_keys, first, last)
+            read = oracle.read_range(row, len(stored), store, vault.settings.keys.master_keys, first, last)
             assert read == content[first : last + 1], (size, first, last)
 
 
@@ -85,14 +85,14 @@ def test_a_file_above_the_whole_file_limit_is_read_whole_and_by_ranges(
 
     row, stored = stored_file(vault, vault.member().upload(content)["id"])
 
-    assert oracle.read_file(row, stored, vault.settings.master_keys) == content
+    assert oracle.read_file(row, stored, vault.settings.keys.master_keys) == content
     for first, last in (
         (0, 99),
         (middle - 5, middle + 5),
         (5_000_000, 6_000_000),
         (len(content) - 500, len(content) - 1),
     ):
-        read = oracle.read_range(row, len(stored), Store(stored), vault.settings.master_keys, first, last)
+        read = oracle.read_range(row, len(stored), Store(stored), vault.settings.keys.master_keys, first, last)
         assert read == content[first : last + 1]
 
 
@@ -105,20 +105,20 @@ def test_a_range_needs_its_own_segments_only(make_vault: Callable[..., Vault], c
     store = Store(bytes(2 * SEGMENT) + stored[2 * SEGMENT : 4 * SEGMENT] + bytes(len(stored) - 4 * SEGMENT))
     first, last = 2 * capacity - HEADER, 4 * capacity - HEADER - 1
 
-    read = oracle.read_range(row, len(stored), store, vault.settings.master_keys, first, last)
+    read = oracle.read_range(row, len(stored), store, vault.settings.keys.master_keys, first, last)
 
     assert read == content[first : last + 1]
     assert store.fetched == [(2 * SEGMENT, 4 * SEGMENT - 1)]
     for outside in (first - 1, last + 1):
         with pytest.raises(ValueError, match="MAC check failed"):
-            oracle.read_range(row, len(stored), store, vault.settings.master_keys, outside, outside)
+            oracle.read_range(row, len(stored), store, vault.settings.keys.master_keys, outside, outside)
 
 
 def test_the_opened_digest_is_the_one_that_the_api_tells(vault: Vault, anna: Person) -> None:
     told = anna.upload(pattern(300_000))
     row, _ = stored_file(vault, told["id"])
 
-    dek = oracle.unwrap_local(row.encrypted_data_key, row.key_ref, vault.settings.master_keys)
+    dek = oracle.unwrap_local(row.encrypted_data_key, row.key_ref, vault.settings.keys.master_keys)
     keys = oracle.open_keys(oracle.parse_header(row.header), dek)
     digest = oracle.open_digest(row.sealed_digest, keys.metadata, (row.object_id, row.id, row.owner_id))
 
@@ -136,7 +136,10 @@ def test_each_file_is_read_with_the_master_key_that_its_row_names(make_vault: Ca
         after, Person(after, anna.email, anna.access_token, anna.refresh_token).upload(b"second")["id"]
     )
 
-    assert [oracle.read_file(*file, after.settings.master_keys) for file in (first, second)] == [b"first", b"second"]
+    assert [oracle.read_file(*file, after.settings.keys.master_keys) for file in (first, second)] == [
+        b"first",
+        b"second",
+    ]
     assert oracle.read_file(*first, [old]) == b"first"
     for file, wrong in ((first, new), (second, old)):
         with pytest.raises(ValueError, match="no master key has this key_ref"):
@@ -160,7 +163,7 @@ def refuses(read: Callable[..., bytes], *arguments: object) -> bool:
 def test_the_reader_refuses_what_was_changed_in_the_row(vault: Vault, anna: Person) -> None:
     row, stored = stored_file(vault, anna.upload(b"hello")["id"])
     other, _ = stored_file(vault, anna.upload(b"hello")["id"])
-    token, keys, store = row.encrypted_data_key, vault.settings.master_keys, Store(stored)
+    token, keys, store = row.encrypted_data_key, vault.settings.keys.master_keys, Store(stored)
     changed = {
         "id": replace(row, id=other.id),
         "owner_id": replace(row, owner_id=uuid.uuid4()),
@@ -198,7 +201,7 @@ def test_the_reader_refuses_what_was_changed_in_the_row(vault: Vault, anna: Pers
 
 
 def test_the_reader_refuses_what_was_changed_in_the_object(vault: Vault, anna: Person) -> None:
-    content, keys = pattern(3 * SEGMENT), vault.settings.master_keys
+    content, keys = pattern(3 * SEGMENT), vault.settings.keys.master_keys
     row, stored = stored_file(vault, anna.upload(content)["id"])
     _, other = stored_file(vault, anna.upload(content)["id"])
     first, second, third, final = (stored[at : at + SEGMENT] for at in range(0, len(stored), SEGMENT))

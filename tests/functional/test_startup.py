@@ -1,8 +1,8 @@
 """What a process finds out about its keys before it serves: by comparing refs, without unwrapping anything."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vault.core.db import create_database
 from vault.encryption.local import generate_master_key
 from vault.objects.models import FileState, RetiredKey
 from vault.settings.config import Settings
+from vault.settings.groups import Broker
 from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
 
 pytestmark = pytest.mark.one_database
@@ -92,7 +93,7 @@ def test_a_database_without_tables_or_that_does_not_answer_is_logged_and_passed_
     vault: Vault, tmp_path: Path, log: list[Any]
 ) -> None:
     bare = vault.rotated(DATABASE_URL=f"sqlite:///{tmp_path}/bare-test.db")
-    create_database(bare.settings.database_url)
+    create_database(bare.settings.database.url)
     gone = vault.rotated(DATABASE_URL="postgresql://postgres@127.0.0.1:1/gone-test")
 
     refuse_missing_keys(bare.settings)
@@ -131,7 +132,7 @@ def test_a_reload_with_a_broker_folder_that_cannot_be_made_is_refused(
     vault: Vault, reload: Callable[[Settings], tuple[Settings, bool]], tmp_path: Path, log: list[Any]
 ) -> None:
     (tmp_path / "file").touch()
-    slip = dataclasses.replace(vault.settings, celery_broker_url=f"filesystem://{tmp_path}/file/queue")
+    slip = replace(vault.settings, broker=Broker(url=f"filesystem://{tmp_path}/file/queue"))
 
     assert reload(slip) == (vault.settings, False)
     assert [(line["event"], line["settings"]) for line in log] == [("reload_refused", ["CELERY_BROKER_URL"])]
@@ -140,6 +141,7 @@ def test_a_reload_with_a_broker_folder_that_cannot_be_made_is_refused(
 def test_a_reload_takes_new_settings_and_keeps_the_port(
     vault: Vault, reload: Callable[[Settings], tuple[Settings, bool]]
 ) -> None:
-    changed = dataclasses.replace(vault.settings, port=vault.settings.port + 1, web_workers=7)
+    server = vault.settings.server
+    changed = replace(vault.settings, server=replace(server, port=server.port + 1, web_workers=7))
 
-    assert reload(changed) == (dataclasses.replace(vault.settings, web_workers=7), True)
+    assert reload(changed) == (replace(vault.settings, server=replace(server, web_workers=7)), True)

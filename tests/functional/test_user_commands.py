@@ -60,7 +60,7 @@ def test_the_page_behind_the_link_makes_an_administrator_too(vault: Vault) -> No
     opened = vault.user(BOSS).role
     done = vault.client.post("/reset-password", data={"token": token, "new_password": NEW})
 
-    assert re.search(rf"{re.escape(vault.settings.public_url)}/reset-password\?token={token}\s", mail.text)
+    assert re.search(rf"{re.escape(vault.settings.site.public_url)}/reset-password\?token={token}\s", mail.text)
     assert (page.status_code, opened, done.status_code) == (200, "user", 200)
     assert vault.user(BOSS).role == "admin"
 

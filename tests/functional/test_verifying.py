@@ -205,7 +205,7 @@ def test_keys_of_all_rows_are_verified_of_running_uploads_as_well(vault: Vault, 
 def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     usage = vault.container.key_usage
-    other = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.master_keys]))
+    other = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     row = vault.file(file_id)
     other.rewrap(batch=10)
     other.container.key_usage.retire(usage.primary()[1], Actor())

@@ -240,7 +240,7 @@ def sqlite_backup(place: Place, backup: str) -> None:
     target = place.folder / "backup"
     target.mkdir()
     place.type("flask users create-admin copied@example.org")
-    database, store = place.stack.container.settings.database_url, place.stack.container.settings.storage_dir
+    database, store = place.stack.container.settings.database.url, place.stack.container.settings.storage.directory
 
     place.type(
         backup,

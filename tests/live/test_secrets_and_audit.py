@@ -41,7 +41,7 @@ def test_everything_that_is_made_is_good_for_the_vault_and_for_compose(project: 
     assert stat.S_IMODE(project.env_file.stat().st_mode) == 0o600
     assert all(len(values[name]) >= 32 for name in SECRETS)
     assert len({values[name] for name in SECRETS}) == len(SECRETS)
-    assert Settings.load({}, project.env_file).master_keys == (values["MASTER_KEY"],)
+    assert Settings.load({}, project.env_file).keys.master_keys == (values["MASTER_KEY"],)
     assert compose.load(values)["services"].keys() >= {"api", "postgres"}
     assert not any(values[name] in made.stdout + made.stderr for name in SECRETS)
 
@@ -135,9 +135,9 @@ def test_the_folder_of_the_data_is_kept_and_found_again(project: ScriptsProject,
     settings = Settings.load({}, project.env_file)
     moved = Settings.load({"VAR_DIR": "/elsewhere"}, project.env_file)
 
-    assert settings.var_dir == tmp_path / "my data"
-    assert settings.database_url == f"sqlite:///{tmp_path}/my data/vault.db"
-    assert moved.storage_dir == Path("/elsewhere/store")
+    assert settings.server.var_dir == tmp_path / "my data"
+    assert settings.database.url == f"sqlite:///{tmp_path}/my data/vault.db"
+    assert moved.storage.directory == Path("/elsewhere/store")
 
 
 # The virtual environment

@@ -88,7 +88,7 @@ def _makes_the_database(name: str) -> None:
     @wraps(upgrade)
     def making(**options: Any) -> None:
         # --sql prints statements and changes nothing.
-        made = None if options["sql"] else create_database(settings().database_url)
+        made = None if options["sql"] else create_database(settings().database.url)
         if made is not None:
             # Where there should have been one, an empty one would otherwise say nothing.
             click.echo(f"Made a new, empty database: {made}", err=True)

@@ -139,7 +139,7 @@ def reencrypt(
             "Say which files: FILE_ID, --key-ref REF, --wrapped-before TIME, or --cipher NAME for those of another."
         )
     vault = container()
-    suite = vault.settings.file_suite if cipher is None else Suite.named(cipher)
+    suite = vault.settings.files.suite if cipher is None else Suite.named(cipher)
     before = None if wrapped_before is None else wrapped_before.replace(tzinfo=UTC)
     selection = Selection(suite, file_ids, key_ref, before)
     count, size = vault.reencryptor.plan(selection)

@@ -42,9 +42,9 @@ def send_test(address: Address) -> None:
 
 
 def _provider(settings: Settings) -> str:
-    if settings.email_provider == "smtp":
-        return f"{settings.smtp_host}, port {settings.smtp_port}, {settings.smtp_security}"
-    return settings.sendgrid_endpoint_url if settings.email_provider == "sendgrid" else "this terminal"
+    if settings.mail.provider == "smtp":
+        return f"{settings.mail.smtp_host}, port {settings.mail.smtp_port}, {settings.mail.smtp_security}"
+    return settings.mail.sendgrid_endpoint_url if settings.mail.provider == "sendgrid" else "this terminal"
 
 
 def _printable(answer: str) -> str:

@@ -272,7 +272,7 @@ def register(app: Flask, settings: Settings) -> VaultApi:
         OPENAPI_JSON_PATH="openapi.json",
         API_SPEC_OPTIONS={
             "info": {"description": "An encrypted file store. Errors are RFC 9457 problems with a stable `code`."},
-            "servers": [{"url": settings.public_url}],
+            "servers": [{"url": settings.site.public_url}],
             "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
         },
     )

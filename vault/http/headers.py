@@ -37,12 +37,12 @@ _PREFLIGHT: Final = {
 
 def on_every_answer(settings: Settings) -> dict[str, str]:
     """What every answer says unless it says something else itself."""
-    return _ON_EVERY_ANSWER | (_HSTS if settings.public_url.startswith("https:") else {})
+    return _ON_EVERY_ANSWER | (_HSTS if settings.site.public_url.startswith("https:") else {})
 
 
 def for_origin(settings: Settings, origin: str | None, path: str) -> dict[str, str]:
     """What an answer says beyond that to a page of another origin, which is nothing unless settings list it."""
-    if origin is None or origin not in settings.cors_origins or not path.startswith(_SHARED):
+    if origin is None or origin not in settings.site.cors_origins or not path.startswith(_SHARED):
         return {}
     return {
         "Access-Control-Allow-Origin": origin,
@@ -74,7 +74,7 @@ def register(app: Flask, settings: Settings) -> None:
         if "ETag" in response.headers and response.headers["Cache-Control"] == defaults["Cache-Control"]:
             # A proxy that compresses makes the tag weak, and If-Match would fail for ever (RFC 9110, 8.8.1).
             response.headers["Cache-Control"] += ", no-transform"
-        if settings.cors_origins:
+        if settings.site.cors_origins:
             response.vary.add("Origin")
         response.headers.update(granted())
         return response

@@ -54,7 +54,7 @@ def page_of(
     `scope` names the list, its owner, and whatever else shaped it; cursors of another are refused. Raises
     InvalidCursor.
     """
-    cursors = Cursors(container().settings.secret_key)
+    cursors = Cursors(container().settings.site.secret_key)
     after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
     page = read(after)
     return {

@@ -254,7 +254,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """gunicorn's has no threads for what waits beside those that work."""
-        hashes = self.app.wsgi().extensions["vault"].settings.argon2_concurrency
+        hashes = self.app.wsgi().extensions["vault"].settings.accounts.argon2_concurrency
         return ThreadPoolExecutor(ThreadPlan(self.cfg.threads).total(hashes))
 
     # --- in the main thread ---
@@ -465,7 +465,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _headers_for(self, req: Any) -> dict[str, str]:
         """What the application adds to its answers. `req` is None where no head could be read."""
         settings = self.wsgi.extensions["vault"].settings
-        headers = on_every_answer(settings) | ({"Vary": "Origin"} if settings.cors_origins else {})
+        headers = on_every_answer(settings) | ({"Vary": "Origin"} if settings.site.cors_origins else {})
         if req is None:
             return headers
         origins = [value for name, value in req.headers if name == "ORIGIN"]

@@ -44,6 +44,12 @@ def switch(text: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+def one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError("must be " + " or ".join(choices))
+    return text
+
+
 def secret(text: str) -> str:
     if len(text.encode()) < 32:
         raise ValueError("must have at least 32 bytes; run: flask keys generate --secret-key")
@@ -133,6 +139,17 @@ def http_url(text: str) -> str:
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError("must have no user, query or fragment")
     return text.rstrip("/")
+
+
+def endpoint(text: str) -> str:
+    """The URL of a service. Whether it may be http is known only with ALLOW_HTTP_ENDPOINTS."""
+    url = http_url(text)
+    host = urlsplit(url).hostname
+    if not HOST.fullmatch(host or "") and not is_address(host):
+        raise ValueError("must have a host name of letters, digits, hyphens and dots")
+    if not url.isascii() or not url.isprintable():
+        raise ValueError("must be ASCII: write other characters of its path as %XX")
+    return url
 
 
 def database_url(text: str) -> str:

@@ -13,8 +13,10 @@ from testing.settings import environment
 from vault.encryption.header import Suite
 from vault.encryption.local import generate_master_key
 from vault.mail.sendgrid import SendGridMailer
-from vault.settings import config
-from vault.settings.config import GIB, ROOT, Settings, SettingsError
+from vault.settings import groups
+from vault.settings.config import ROOT, Settings, SettingsError
+from vault.settings.fields import settings_of
+from vault.settings.groups import GIB
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Store
 from vault.wiring import _mailer, _store
@@ -41,6 +43,17 @@ def refusal(load: Load) -> Refusal:
         return caught.value
 
     return attempt
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """The value of a variable, by its name."""
+    (value,) = [
+        getattr(getattr(settings, group), attribute)
+        for group, kind in Settings.groups().items()
+        for attribute, setting in settings_of(kind).items()
+        if setting.name == name
+    ]
+    return value
 
 
 def with_env_file(folder: Path, *lines: str, **overrides: str) -> tuple[dict[str, str], Path]:
@@ -175,7 +188,7 @@ def test_repr_of_settings_shows_no_secret(load: Load) -> None:
         SMTP_PASSWORD=password,
     )
 
-    assert settings.smtp_password == settings.aws_secret_access_key == password
+    assert settings.mail.smtp_password == settings.aws.secret_access_key == password
     assert "public_url='http://127.0.0.1:8000'" in repr(settings)
     for secret in (secret_key, master_key, password, "AKIA", "postman"):
         assert secret not in repr(settings)
@@ -186,28 +199,36 @@ def test_settings_are_frozen(load: Load) -> None:
     settings = load()
 
     with pytest.raises(AttributeError):
-        settings.testing = False  # type: ignore[misc]
+        settings.server.testing = False  # type: ignore[misc]
 
 
 def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None:
     settings = load(TESTING="", AUTH_LIMIT_PER_IP="", AUTH_LIMIT_PER_ADDRESS="")
 
-    assert settings.max_upload_bytes == settings.default_quota_bytes == 10 * GIB
-    assert settings.file_suite is Suite.AES_256_EAX
-    assert (settings.smtp_port, settings.smtp_security) == (587, "starttls")
-    assert (settings.max_uploads_per_user, settings.max_files_per_user) == (16, 100_000)
-    assert settings.upload_buffer_bytes == 128 * 1024**2
-    assert (settings.port, settings.log_level, settings.log_format) == (8000, "INFO", "json")
-    assert (settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism) == (19456, 2, 1)
-    assert settings.argon2_concurrency >= 1
-    assert (settings.auth_limit_per_ip, settings.auth_limit_per_address) == (60, 10)
-    assert (settings.ratelimit_storage_uri, settings.trusted_proxies) == ("memory://", ())
-    assert (settings.kms_key_id, settings.kms_decrypt_key_arns, settings.kms_endpoint_url) == (None, (), None)
-    assert (settings.dek_cache_size, settings.dek_cache_seconds) == (1024, 60)
-    assert (settings.cors_origins, settings.download_verify) == ((), "segment")
-    assert (settings.audit_retention_days, settings.audit_admin_database_url) == (0, None)
-    assert settings.metrics_bind == ("127.0.0.1", 9100)
-    assert settings.testing is settings.allow_http_endpoints is settings.start_degraded is False
+    assert settings.files.max_upload_bytes == settings.files.default_quota_bytes == 10 * GIB
+    assert settings.files.suite is Suite.AES_256_EAX
+    assert (settings.mail.smtp_port, settings.mail.smtp_security) == (587, "starttls")
+    assert (settings.files.max_uploads_per_user, settings.files.max_files_per_user) == (16, 100_000)
+    assert settings.storage.buffer_bytes == 128 * 1024**2
+    assert (settings.server.port, settings.server.log_level, settings.server.log_format) == (8000, "INFO", "json")
+    assert (
+        settings.accounts.argon2_memory_kib,
+        settings.accounts.argon2_time_cost,
+        settings.accounts.argon2_parallelism,
+    ) == (19456, 2, 1)
+    assert settings.accounts.argon2_concurrency >= 1
+    assert (settings.limits.per_ip, settings.limits.per_address) == (60, 10)
+    assert (settings.limits.storage_uri, settings.site.trusted_proxies) == ("memory://", ())
+    assert (settings.keys.kms_key_id, settings.keys.kms_decrypt_key_arns, settings.keys.kms_endpoint_url) == (
+        None,
+        (),
+        None,
+    )
+    assert (settings.keys.dek_cache_size, settings.keys.dek_cache_seconds) == (1024, 60)
+    assert (settings.site.cors_origins, settings.files.download_verify) == ((), "segment")
+    assert (settings.audit.retention_days, settings.audit.admin_database_url) == (0, None)
+    assert settings.server.metrics_bind == ("127.0.0.1", 9100)
+    assert settings.server.testing is settings.aws.allow_http_endpoints is settings.keys.start_degraded is False
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -233,7 +254,7 @@ def test_a_weak_secret_key_is_refused_with_the_command_that_makes_one(refusal: R
 def test_a_secret_key_is_measured_in_bytes(load: Load) -> None:
     text = "äöüßéèêëàâîïôûçñ"
 
-    assert load(SECRET_KEY=text).secret_key == text
+    assert load(SECRET_KEY=text).site.secret_key == text
 
 
 @pytest.mark.parametrize(
@@ -261,7 +282,7 @@ def test_a_malformed_master_key_is_named_by_its_position(refusal: Refusal, templ
 def test_several_master_keys_may_have_spaces_around_their_commas(load: Load) -> None:
     first, second = generate_master_key(), generate_master_key()
 
-    assert load(MASTER_KEY=f" {first} ,  {second} ").master_keys == (first, second)
+    assert load(MASTER_KEY=f" {first} ,  {second} ").keys.master_keys == (first, second)
 
 
 def test_without_any_key_the_message_says_how_to_make_both(refusal: Refusal) -> None:
@@ -282,7 +303,7 @@ ALIAS_ARN = f"arn:aws:kms:{REGION}:111122223333:alias/vault"
 def test_a_kms_key_alone_is_enough(load: Load) -> None:
     settings = load(MASTER_KEY="", KMS_KEY_ID=KEY_ARN, AWS_REGION=REGION)
 
-    assert (settings.kms_key_id, settings.master_keys) == (KEY_ARN, ())
+    assert (settings.keys.kms_key_id, settings.keys.master_keys) == (KEY_ARN, ())
 
 
 def test_a_kms_key_and_a_master_key_may_be_set_together(load: Load) -> None:
@@ -290,7 +311,7 @@ def test_a_kms_key_and_a_master_key_may_be_set_together(load: Load) -> None:
 
     settings = load(MASTER_KEY=master_key, KMS_KEY_ID=KEY_ARN, AWS_REGION=REGION)
 
-    assert (settings.kms_key_id, settings.master_keys) == (KEY_ARN, (master_key,))
+    assert (settings.keys.kms_key_id, settings.keys.master_keys) == (KEY_ARN, (master_key,))
 
 
 def test_a_malformed_master_key_is_refused_beside_a_kms_key_too(refusal: Refusal) -> None:
@@ -319,7 +340,7 @@ def test_without_a_key_that_wraps_the_start_is_refused(refusal: Refusal, listed:
     ],
 )
 def test_a_kms_key_is_named_by_its_id_its_arn_or_an_alias(load: Load, key_id: str) -> None:
-    assert load(KMS_KEY_ID=key_id, AWS_REGION=REGION).kms_key_id == key_id
+    assert load(KMS_KEY_ID=key_id, AWS_REGION=REGION).keys.kms_key_id == key_id
 
 
 @pytest.mark.parametrize("partition", ["aws-cn", "aws-us-gov"])
@@ -328,7 +349,7 @@ def test_other_partitions_of_aws_have_keys_too(load: Load, partition: str) -> No
 
     settings = load(KMS_KEY_ID=arn, KMS_DECRYPT_KEY_ARNS=arn, AWS_REGION=REGION)
 
-    assert (settings.kms_key_id, settings.kms_decrypt_key_arns) == (arn, (arn,))
+    assert (settings.keys.kms_key_id, settings.keys.kms_decrypt_key_arns) == (arn, (arn,))
 
 
 # What names no key of KMS, wherever it stands
@@ -365,7 +386,7 @@ def test_what_names_no_kms_key_is_refused(refusal: Refusal, text: str) -> None:
     ],
 )
 def test_keys_that_unwrap_are_listed_with_or_without_spaces(load: Load, text: str, arns: tuple[str, ...]) -> None:
-    assert load(KMS_DECRYPT_KEY_ARNS=text, AWS_REGION=REGION).kms_decrypt_key_arns == arns
+    assert load(KMS_DECRYPT_KEY_ARNS=text, AWS_REGION=REGION).keys.kms_decrypt_key_arns == arns
 
 
 @pytest.mark.parametrize(
@@ -429,7 +450,7 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
 
     settings = Settings.load(environ, env_file)
 
-    assert (settings.port, settings.web_threads) == (9002, 4)
+    assert (settings.server.port, settings.server.web_threads) == (9002, 4)
 
 
 def test_an_empty_variable_in_the_environment_hides_the_env_files(tmp_path: Path) -> None:
@@ -437,8 +458,8 @@ def test_an_empty_variable_in_the_environment_hides_the_env_files(tmp_path: Path
 
     settings = Settings.load(environ, env_file)
 
-    assert settings.port == 8000
-    assert settings.s3_bucket_name is None
+    assert settings.server.port == 8000
+    assert settings.storage.bucket is None
 
 
 def test_an_empty_variable_in_the_environment_leaves_a_required_one_missing(tmp_path: Path) -> None:
@@ -455,11 +476,11 @@ def test_an_empty_or_bare_variable_in_the_env_file_counts_as_not_set(tmp_path: P
 
     settings = Settings.load(environ, env_file)
 
-    assert (settings.port, settings.web_threads) == (8000, 32)
+    assert (settings.server.port, settings.server.web_threads) == (8000, 32)
 
 
 def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
-    assert Settings.load(environment(tmp_path), tmp_path / "absent").port == 8000
+    assert Settings.load(environment(tmp_path), tmp_path / "absent").server.port == 8000
 
 
 def test_the_port_of_the_env_file_is_in_its_addresses_whatever_the_order(tmp_path: Path) -> None:
@@ -469,8 +490,8 @@ def test_the_port_of_the_env_file_is_in_its_addresses_whatever_the_order(tmp_pat
 
     given = {**environ, "PORT": "9002"}
 
-    assert Settings.load(environ, env_file).public_url == "http://127.0.0.1:9001"
-    assert Settings.load(given, env_file).public_url == "http://127.0.0.1:9002"
+    assert Settings.load(environ, env_file).site.public_url == "http://127.0.0.1:9001"
+    assert Settings.load(given, env_file).site.public_url == "http://127.0.0.1:9002"
 
 
 def test_a_name_that_the_env_file_sets_twice_is_refused_with_its_lines_and_without_its_values(tmp_path: Path) -> None:
@@ -485,7 +506,7 @@ def test_a_name_that_the_env_file_sets_twice_is_refused_with_its_lines_and_witho
 def test_an_empty_line_before_the_value_is_no_second_value(tmp_path: Path) -> None:
     environ, env_file = with_env_file(tmp_path, "PORT=", "PORT=9001")
 
-    assert Settings.load(environ, env_file).port == 9001
+    assert Settings.load(environ, env_file).server.port == 9001
 
 
 def test_an_empty_line_after_the_value_is_refused(tmp_path: Path) -> None:
@@ -538,7 +559,7 @@ def test_an_env_file_from_windows_is_read(tmp_path: Path, content: bytes) -> Non
 
     settings = Settings.load(environ, env_file)
 
-    assert (settings.port, settings.web_threads, settings.warnings) == (9001, 5, ())
+    assert (settings.server.port, settings.server.web_threads, settings.warnings) == (9001, 5, ())
 
 
 def test_a_name_that_is_no_setting_is_named_with_the_one_that_it_resembles(tmp_path: Path) -> None:
@@ -571,11 +592,15 @@ def test_names_that_refer_to_themselves_take_their_defaults(tmp_path: Path) -> N
 
     settings = Settings.load(environ, env_file)
 
-    assert (settings.port, settings.max_uploads_per_user, settings.max_files_per_user) == (9001, 7, 5)
+    assert (settings.server.port, settings.files.max_uploads_per_user, settings.files.max_files_per_user) == (
+        9001,
+        7,
+        5,
+    )
 
 
 def test_values_lose_the_spaces_around_them(load: Load) -> None:
-    assert load(PORT=" 9001 ").port == 9001
+    assert load(PORT=" 9001 ").server.port == 9001
 
 
 @pytest.mark.parametrize("remembered", [[], ["VAR_DIR=kept"]], ids=["forgotten", "remembered"])
@@ -597,10 +622,10 @@ def test_the_env_file_places_everything_under_var_dir(tmp_path: Path, given: str
     settings = Settings.load(environ, env_file)
 
     var = ROOT / ("kept" if remembered else "var") if given is None else tmp_path / given
-    assert settings.var_dir == var
-    assert settings.storage_dir == var / "store"
-    assert settings.database_url == f"sqlite:///{var}/vault-test.db"
-    assert settings.celery_broker_url == f"filesystem://{var}/queue"
+    assert settings.server.var_dir == var
+    assert settings.storage.directory == var / "store"
+    assert settings.database.url == f"sqlite:///{var}/vault-test.db"
+    assert settings.broker.url == f"filesystem://{var}/queue"
 
 
 @pytest.mark.parametrize("value", ["", "  "], ids=["empty", "blank"])
@@ -620,30 +645,30 @@ def test_relative_paths_start_at_the_projects_root(load: Load, tmp_path: Path, m
         DATABASE_URL="sqlite:///var/vault-test.db", STORAGE_DIR="var/store", CELERY_BROKER_URL="filesystem://var/queue"
     )
 
-    assert settings.database_url == f"sqlite:///{ROOT}/var/vault-test.db"
-    assert settings.storage_dir == ROOT / "var/store"
-    assert settings.celery_broker_url == f"filesystem://{ROOT}/var/queue"
+    assert settings.database.url == f"sqlite:///{ROOT}/var/vault-test.db"
+    assert settings.storage.directory == ROOT / "var/store"
+    assert settings.broker.url == f"filesystem://{ROOT}/var/queue"
 
 
 def test_absolute_paths_stay_as_they_are(load: Load, tmp_path: Path) -> None:
     settings = load()
 
-    assert settings.database_url == f"sqlite:///{tmp_path}/vault-test.db"
-    assert settings.storage_dir == tmp_path / "store"
-    assert settings.celery_broker_url == f"filesystem://{tmp_path}/queue"
+    assert settings.database.url == f"sqlite:///{tmp_path}/vault-test.db"
+    assert settings.storage.directory == tmp_path / "store"
+    assert settings.broker.url == f"filesystem://{tmp_path}/queue"
 
 
 def test_the_bucket_wins_over_the_directory(load: Load) -> None:
     both = load(S3_BUCKET_NAME="vault-bucket", AWS_REGION="eu-central-1")
     one = load()
 
-    assert both.storage_dir is not None
+    assert both.storage.directory is not None
     assert isinstance(_store(both), S3Store)
     assert isinstance(_store(one), LocalStore)
 
 
 def test_a_bucket_alone_is_enough(load: Load) -> None:
-    assert load(S3_BUCKET_NAME="vault-bucket", STORAGE_DIR="").storage_dir is None
+    assert load(S3_BUCKET_NAME="vault-bucket", STORAGE_DIR="").storage.directory is None
 
 
 @pytest.mark.parametrize(
@@ -664,12 +689,12 @@ def test_a_whole_set_of_temporary_aws_keys_is_accepted(load: Load) -> None:
 
     settings = load(**keys)
 
-    assert (settings.aws_access_key_id, settings.aws_session_token) == ("ASIAEXAMPLE", "a/token+==")
+    assert (settings.aws.access_key_id, settings.aws.session_token) == ("ASIAEXAMPLE", "a/token+==")
 
 
 def test_the_region_may_have_the_name_that_the_aws_cli_uses(load: Load) -> None:
-    assert load(AWS_DEFAULT_REGION="eu-west-3").aws_region == "eu-west-3"
-    assert load(AWS_REGION="eu-west-1", AWS_DEFAULT_REGION="eu-west-3").aws_region == "eu-west-1"
+    assert load(AWS_DEFAULT_REGION="eu-west-3").aws.region == "eu-west-3"
+    assert load(AWS_REGION="eu-west-1", AWS_DEFAULT_REGION="eu-west-3").aws.region == "eu-west-1"
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
@@ -684,7 +709,7 @@ def test_half_an_aws_credential_is_refused(refusal: Refusal, name: str) -> None:
 def test_postgresql_urls_name_the_driver_that_is_installed(load: Load, scheme: str) -> None:
     settings = load(DATABASE_URL=f"{scheme}://vault:pa%2Fss@db.example.org:5433/vault-test?sslmode=require")
 
-    assert settings.database_url == (
+    assert settings.database.url == (
         "postgresql+psycopg2://vault:pa%2Fss@db.example.org:5433/vault-test?sslmode=require"
     )
 
@@ -713,8 +738,8 @@ OTHER_NAMES = ["vault", "contest", "testing", "vaulttest", "latest", "test2", "v
 
 @pytest.mark.parametrize("name", TEST_NAMES)
 def test_testing_accepts_a_database_whose_name_says_test(load: Load, tmp_path: Path, name: str) -> None:
-    assert load(DATABASE_URL=f"postgresql://vault@127.0.0.1/{name}").testing is True
-    assert load(DATABASE_URL=f"sqlite:///{tmp_path}/{name}.db").testing is True
+    assert load(DATABASE_URL=f"postgresql://vault@127.0.0.1/{name}").server.testing is True
+    assert load(DATABASE_URL=f"sqlite:///{tmp_path}/{name}.db").server.testing is True
 
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
@@ -746,19 +771,19 @@ def test_testing_refuses_another_database_for_the_audit_log(load: Load, refusal:
     settings = load(DATABASE_URL=f"{mine}/vault-test", AUDIT_ADMIN_DATABASE_URL=f"{same}/vault-test")
     error = refusal(DATABASE_URL=f"{mine}/vault-test", AUDIT_ADMIN_DATABASE_URL=f"{other}/vault")
 
-    assert settings.audit_admin_database_url == "postgresql+psycopg2://audit@db.example.org/vault-test"
+    assert settings.audit.admin_database_url == "postgresql+psycopg2://audit@db.example.org/vault-test"
     assert list(error.problems) == ["TESTING"]
 
 
 def test_any_database_will_do_without_testing(load: Load) -> None:
-    assert load(DATABASE_URL="postgresql://vault@127.0.0.1/vault", TESTING="0").testing is False
+    assert load(DATABASE_URL="postgresql://vault@127.0.0.1/vault", TESTING="0").server.testing is False
 
 
 def test_database_facts_hold_no_password(load: Load, tmp_path: Path) -> None:
     postgres = load(DATABASE_URL="postgresql://vault:pa55@db.example.org/vault-test?sslpassword=pa55")
 
-    assert postgres.database_facts == ("postgresql", "vault-test")
-    assert load().database_facts == ("sqlite", "vault-test")
+    assert postgres.database.facts == ("postgresql", "vault-test")
+    assert load().database.facts == ("sqlite", "vault-test")
 
 
 # --- addresses ------------------------------------------------------------------------------------------------------
@@ -783,7 +808,7 @@ ADDRESSES = pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
 def test_an_address_of_ours_is_https_or_loopback(load: Load, name: str, given: str, kept: str) -> None:
     settings = load(**{name: given}, **SMTP)
 
-    assert getattr(settings, name.lower()) == kept
+    assert value_of(settings, name) == kept
 
 
 @ADDRESSES
@@ -824,7 +849,7 @@ def test_a_public_url_with_a_path_is_refused_since_no_address_of_the_api_has_it(
 def test_a_front_end_may_have_a_path(load: Load) -> None:
     settings = load(FRONTEND_BASE_URL="https://example.org/app/", **SMTP)
 
-    assert settings.frontend_base_url == "https://example.org/app"
+    assert settings.site.frontend_base_url == "https://example.org/app"
 
 
 @pytest.mark.parametrize("given", ["", "  "], ids=["empty", "blank"])
@@ -832,8 +857,11 @@ def test_the_front_end_is_where_the_api_is_unless_it_is_elsewhere(load: Load, gi
     both = load(PUBLIC_URL="https://api.example.org", FRONTEND_BASE_URL="https://vault.example.org/app/", **SMTP)
     one = load(PUBLIC_URL="https://api.example.org/", FRONTEND_BASE_URL=given, **SMTP)
 
-    assert (both.public_url, both.frontend_base_url) == ("https://api.example.org", "https://vault.example.org/app")
-    assert one.frontend_base_url == one.public_url == "https://api.example.org"
+    assert (both.site.public_url, both.site.frontend_base_url) == (
+        "https://api.example.org",
+        "https://vault.example.org/app",
+    )
+    assert one.site.frontend_base_url == one.site.public_url == "https://api.example.org"
 
 
 ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_URL", "SENDGRID_ENDPOINT_URL"])
@@ -855,7 +883,7 @@ ENDPOINTS = pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "KMS_ENDPOINT_UR
 def test_endpoints_are_https_or_near(load: Load, name: str, url: str, allow: str) -> None:
     settings = load(**{name: url}, ALLOW_HTTP_ENDPOINTS=allow)
 
-    assert getattr(settings, name.lower()) == url
+    assert value_of(settings, name) == url
 
 
 @ENDPOINTS
@@ -905,7 +933,7 @@ def test_an_endpoint_is_a_plain_url(refusal: Refusal, name: str, url: str) -> No
 
 @pytest.mark.parametrize("region", ["eu-central-1", "us-gov-east-1", "auto", "garage"])
 def test_a_region_is_named_as_clouds_and_own_servers_name_theirs(load: Load, region: str) -> None:
-    assert load(AWS_REGION=region).aws_region == region
+    assert load(AWS_REGION=region).aws.region == region
 
 
 @pytest.mark.parametrize("region", ["eu central 1", "eu_central_1", "-eu", "eu-", "eu.central", "é", "x" * 64])
@@ -923,7 +951,7 @@ def test_a_region_that_boto3_would_refuse_is_refused(refusal: Refusal, region: s
     ],
 )
 def test_servers_are_brokers(load: Load, url: str) -> None:
-    assert load(CELERY_BROKER_URL=url).celery_broker_url == url
+    assert load(CELERY_BROKER_URL=url).broker.url == url
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqs://", "redis", "filesystem://", "/var/queue"])
@@ -950,7 +978,7 @@ def test_a_brokers_certificate_is_always_verified(refusal: Refusal, option: str)
     ],
 )
 def test_requests_are_counted_in_memory_or_in_redis(load: Load, url: str) -> None:
-    assert load(RATELIMIT_STORAGE_URI=url).ratelimit_storage_uri == url
+    assert load(RATELIMIT_STORAGE_URI=url).limits.storage_uri == url
 
 
 @pytest.mark.parametrize(
@@ -991,7 +1019,7 @@ def test_another_place_to_count_in_is_refused(refusal: Refusal, url: str) -> Non
     ],
 )
 def test_trusted_proxies_are_addresses_and_networks(load: Load, text: str, networks: list[str]) -> None:
-    assert load(TRUSTED_PROXIES=text).trusted_proxies == tuple(map(ipaddress.ip_network, networks))
+    assert load(TRUSTED_PROXIES=text).site.trusted_proxies == tuple(map(ipaddress.ip_network, networks))
 
 
 @pytest.mark.parametrize(
@@ -1041,7 +1069,7 @@ def test_a_trusted_proxy_in_a_form_that_would_never_match_is_refused(refusal: Re
     ],
 )
 def test_cors_origins_are_listed_with_or_without_spaces(load: Load, text: str, origins: tuple[str, ...]) -> None:
-    assert load(CORS_ORIGINS=text).cors_origins == origins
+    assert load(CORS_ORIGINS=text).site.cors_origins == origins
 
 
 @pytest.mark.parametrize(
@@ -1110,13 +1138,13 @@ def test_a_password_in_clear_to_this_machine_is_fine(load: Load, host: str) -> N
         EMAIL_PROVIDER="smtp", SMTP_HOST=host, SMTP_USERNAME="postman", SMTP_PASSWORD="pa55", SMTP_SECURITY="none"
     )
 
-    assert settings.smtp_security == "none"
+    assert settings.mail.smtp_security == "none"
 
 
 @pytest.mark.parametrize(("security", "port"), [("starttls", 587), ("ssl", 465), ("none", 25)])
 def test_the_port_goes_with_the_security_unless_it_is_given(load: Load, security: str, port: int) -> None:
-    assert load(**SMTP, SMTP_SECURITY=security).smtp_port == port
-    assert load(**SMTP, SMTP_SECURITY=security, SMTP_PORT="2525").smtp_port == 2525
+    assert load(**SMTP, SMTP_SECURITY=security).mail.smtp_port == port
+    assert load(**SMTP, SMTP_SECURITY=security, SMTP_PORT="2525").mail.smtp_port == 2525
 
 
 @pytest.mark.parametrize("host", ["mail.example.org:587", "smtp://mail.example.org", "mail example", "[::1]", "-mail"])
@@ -1139,14 +1167,14 @@ def test_a_login_that_smtp_cannot_carry_is_refused(refusal: Refusal, name: str) 
 
 @pytest.mark.parametrize("host", ["mail.example.org", "mail", "the_mail-server", "192.0.2.7", "2001:db8::7"])
 def test_a_mail_server_is_a_name_or_an_address(load: Load, host: str) -> None:
-    assert load(EMAIL_PROVIDER="smtp", SMTP_HOST=host).smtp_host == host
+    assert load(EMAIL_PROVIDER="smtp", SMTP_HOST=host).mail.smtp_host == host
 
 
 @pytest.mark.parametrize("name", ["PUBLIC_URL", "FRONTEND_BASE_URL"])
 def test_links_begin_with_a_host_in_ascii(load: Load, refusal: Refusal, name: str) -> None:
     settings = load(**{"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail", name: "https://Straße.example:8443/"})
 
-    assert getattr(settings, name.lower()) == "https://xn--strae-oqa.example:8443"
+    assert value_of(settings, name) == "https://xn--strae-oqa.example:8443"
     assert refusal(**{name: "https://☃ü-.example"}).problems == {name: ["has a host that is no domain name"]}
 
 
@@ -1168,15 +1196,15 @@ def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> 
     settings = load(EMAIL_PROVIDER="sendgrid", SENDGRID_API_KEY="SG.key-of-everything")
     eu = load(SENDGRID_ENDPOINT_URL="https://api.eu.sendgrid.com/")
 
-    assert settings.sendgrid_endpoint_url == "https://api.sendgrid.com"
-    assert eu.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
-    assert settings.sendgrid_api_key == "SG.key-of-everything"
+    assert settings.mail.sendgrid_endpoint_url == "https://api.sendgrid.com"
+    assert eu.mail.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
+    assert settings.mail.sendgrid_api_key == "SG.key-of-everything"
     assert "SG." not in repr(settings)
     assert isinstance(_mailer(settings), SendGridMailer)
 
 
 def test_smtp_without_a_password_may_be_in_clear(load: Load) -> None:
-    assert load(**SMTP, SMTP_SECURITY="none").smtp_username is None
+    assert load(**SMTP, SMTP_SECURITY="none").mail.smtp_username is None
 
 
 @pytest.mark.parametrize(
@@ -1189,7 +1217,7 @@ def test_smtp_without_a_password_may_be_in_clear(load: Load) -> None:
     ],
 )
 def test_senders_are_addresses_with_or_without_a_name(load: Load, text: str) -> None:
-    assert load(EMAIL_FROM=text).email_from == text
+    assert load(EMAIL_FROM=text).mail.sender == text
 
 
 @pytest.mark.parametrize(
@@ -1292,7 +1320,7 @@ def test_a_number_that_is_none_is_refused_with_the_bounds_of_one(refusal: Refusa
     assert value not in str(error)
 
 
-NUMBERS = sorted(set(re.findall(r'_number\(\s*"([A-Z0-9_]+)"', Path(config.__file__).read_text())))
+NUMBERS = sorted(set(re.findall(r'number\(\s*"([A-Z0-9_]+)"', Path(groups.__file__).read_text())))
 
 
 def test_every_number_has_a_lower_and_an_upper_bound(refusal: Refusal) -> None:
@@ -1310,20 +1338,24 @@ def test_numbers_at_their_upper_bounds_are_accepted(load: Load) -> None:
         GRACEFUL_SECONDS="86400",
     )
 
-    assert (settings.default_quota_bytes, settings.web_threads, settings.graceful_seconds) == (2**63 - 1, 4096, 86400)
+    assert (settings.files.default_quota_bytes, settings.server.web_threads, settings.server.graceful_seconds) == (
+        2**63 - 1,
+        4096,
+        86400,
+    )
 
 
 def test_numbers_at_their_bounds_are_accepted(load: Load) -> None:
     settings = load(PORT="65535", SMTP_PORT="1", DEFAULT_QUOTA_BYTES="0", MAX_UPLOAD_BYTES="1", WEB_THREADS="4")
 
-    assert (settings.port, settings.smtp_port, settings.default_quota_bytes) == (65535, 1, 0)
+    assert (settings.server.port, settings.mail.smtp_port, settings.files.default_quota_bytes) == (65535, 1, 0)
 
 
 @pytest.mark.parametrize(("size", "seconds"), [(0, 0), (1_000_000, 3600)], ids=["off", "most"])
 def test_the_cache_of_data_keys_may_be_off_and_is_bounded(load: Load, size: int, seconds: int) -> None:
     settings = load(DEK_CACHE_SIZE=str(size), DEK_CACHE_SECONDS=str(seconds))
 
-    assert (settings.dek_cache_size, settings.dek_cache_seconds) == (size, seconds)
+    assert (settings.keys.dek_cache_size, settings.keys.dek_cache_seconds) == (size, seconds)
 
 
 @pytest.mark.parametrize(
@@ -1338,8 +1370,8 @@ def test_the_cache_of_data_keys_may_be_off_and_is_bounded(load: Load, size: int,
 def test_hashing_may_take_less_memory_with_more_passes(load: Load, memory_kib: int, passes: int, lanes: int) -> None:
     settings = load(ARGON2_MEMORY_KIB=str(memory_kib), ARGON2_TIME_COST=str(passes), ARGON2_PARALLELISM=str(lanes))
 
-    assert (settings.argon2_memory_kib, settings.argon2_time_cost) == (memory_kib, passes)
-    assert settings.argon2_parallelism == lanes
+    assert (settings.accounts.argon2_memory_kib, settings.accounts.argon2_time_cost) == (memory_kib, passes)
+    assert settings.accounts.argon2_parallelism == lanes
 
 
 @pytest.mark.parametrize(
@@ -1359,7 +1391,7 @@ def test_hashing_that_is_too_cheap_altogether_is_refused(refusal: Refusal, given
 def test_limits_have_no_upper_bound(load: Load) -> None:
     settings = load(AUTH_LIMIT_PER_IP="1000000", AUTH_LIMIT_PER_ADDRESS="1")
 
-    assert (settings.auth_limit_per_ip, settings.auth_limit_per_address) == (1_000_000, 1)
+    assert (settings.limits.per_ip, settings.limits.per_address) == (1_000_000, 1)
 
 
 @pytest.mark.parametrize("name", ["TESTING", "ALLOW_HTTP_ENDPOINTS", "START_DEGRADED"])
@@ -1384,17 +1416,17 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(refusal: Refusal, 
 
 
 def test_the_cipher_is_chosen_by_name(load: Load) -> None:
-    assert load(FILE_CIPHER="AES-256-GCM").file_suite is Suite.AES_256_GCM
+    assert load(FILE_CIPHER="AES-256-GCM").files.suite is Suite.AES_256_GCM
 
 
 @pytest.mark.parametrize("choice", ["segment", "full"])
 def test_downloads_are_verified_by_segment_or_in_full(load: Load, choice: str) -> None:
-    assert load(DOWNLOAD_VERIFY=choice).download_verify == choice
+    assert load(DOWNLOAD_VERIFY=choice).files.download_verify == choice
 
 
 @pytest.mark.parametrize(("text", "is_on"), [("1", True), ("true", True), ("0", False), ("false", False)])
 def test_a_degraded_start_is_on_or_off(load: Load, text: str, is_on: bool) -> None:
-    assert load(START_DEGRADED=text).start_degraded is is_on
+    assert load(START_DEGRADED=text).keys.start_degraded is is_on
 
 
 # --- from outside ---------------------------------------------------------------------------------------------------
@@ -1449,7 +1481,7 @@ def run_wsgi(values: dict[str, str]) -> Any:
     ],
 )
 def test_metrics_are_served_at_an_address_and_a_port(load: Load, text: str, bind: tuple[str, int]) -> None:
-    assert load(METRICS_BIND=text).metrics_bind == bind
+    assert load(METRICS_BIND=text).server.metrics_bind == bind
 
 
 @pytest.mark.parametrize("text", ["9100", "localhost:9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65533", "::1:x"])

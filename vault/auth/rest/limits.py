@@ -40,27 +40,27 @@ _SIGN_IN: Final = {"auth.login", "auth.refresh"}
 
 def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> None:
     """Limit every route of these blueprints. Each application has a limiter of its own: it remembers its routes."""
-    app.config["RATELIMIT_STORAGE_URI"] = settings.ratelimit_storage_uri
+    app.config["RATELIMIT_STORAGE_URI"] = settings.limits.storage_uri
     limiter = Limiter(
         key_func=_network,
         strategy="moving-window",
-        storage_options=_storage_options(settings.ratelimit_storage_uri),
+        storage_options=_storage_options(settings.limits.storage_uri),
         on_breach=_refuse,
     )
-    key = derive_key(settings.secret_key, "limits")
+    key = derive_key(settings.site.secret_key, "limits")
 
     def by_address() -> str:
         return _mac(key, "address", _network(), _address() or "")
 
     for blueprint in blueprints:
         limiter.limit(
-            f"{settings.auth_limit_per_address}/minute",
+            f"{settings.limits.per_address}/minute",
             key_func=by_address,
             scope="address",
             exempt_when=lambda: _address() is None,
         )(blueprint)
     names = {blueprint.name for blueprint in blueprints}
-    by_network = _NetworkLimit(limiter, settings.auth_limit_per_ip, names, key)
+    by_network = _NetworkLimit(limiter, settings.limits.per_ip, names, key)
     app.before_request(by_network.admit)
     app.after_request(by_network.count_failure)
     app.teardown_request(by_network.release)

@@ -84,7 +84,7 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     `?name=`.
     """
     vault = container()
-    incoming = open_upload(request, max_bytes=vault.settings.max_upload_bytes)
+    incoming = open_upload(request, max_bytes=vault.settings.files.max_upload_bytes)
     info = vault.files.upload(signed_in().user_id, incoming, actor())
     return info, 201, {"Location": file_path(info.id)}
 
@@ -170,7 +170,7 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     if request.method == "HEAD":
         info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
         return downloads.stream(info, None, inline=inline)
-    reads_all = container().settings.download_verify == "full"
+    reads_all = container().settings.files.download_verify == "full"
     choose = partial(downloads.chosen, request, reads_all=reads_all)
     is_view = partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
