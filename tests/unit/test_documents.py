@@ -1,4 +1,4 @@
-"""README.md and docs/: links, anchors and paths that exist, and tables that agree with the code."""
+"""Documents of the project and docs/: links, anchors and paths that exist, and tables that agree with the code."""
 
 import re
 from functools import cache
@@ -10,7 +10,7 @@ import pytest
 from vault.http.problems import _CODES, _RETRY_AFTER, STATUS
 from vault.settings.config import ROOT
 
-DOCUMENTS: Final = sorted([ROOT / "README.md", ROOT / "findings/README.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), ROOT / "findings/README.md", *(ROOT / "docs").rglob("*.md")])
 _CODE_BLOCK: Final = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _CODE_SPAN: Final = re.compile(r"`([^`\n]+)`")
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
