@@ -103,7 +103,7 @@ def test_administrators_are_told_of_parameters_that_there_are_not(vault: Vault, 
     answers = [root.get(f"{path}?no=thing") for path in (USERS, f"{ADMIN}/audit", f"{ADMIN}/keys")]
 
     assert [refusal(answer) for answer in answers] == [(422, "validation_failed")] * 3
-    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["May come only once."]}
+    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["Must occur only once."]}
 
 
 def test_a_role_counts_from_the_next_request_on(vault: Vault, root: Person, anna: Person) -> None:

@@ -121,8 +121,8 @@ def test_reap_reports_orphans_and_deletes_them_only_on_request(vault: Vault, run
     left = set(store.objects)
     deleted = vault.command("files", "reap", "--orphans", "--max", "100", input="y\n")
 
-    assert "1 of 3 objects are known to no row" in reported.output
-    assert "1 objects have names that are not ours" in reported.output
+    assert "1 of 3 objects have no row" in reported.output
+    assert "1 objects have foreign names" in reported.output
     assert refused.exit_code == declined.exit_code == 1
     assert "Is this the right database?" in refused.output
     assert ORPHAN in left

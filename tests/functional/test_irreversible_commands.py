@@ -135,7 +135,7 @@ def test_going_back_that_loses_nothing_asks_and_without_a_terminal_refuses(vault
 def test_going_back_by_one_names_the_migration_that_it_leads_to(vault: Vault) -> None:
     before = ScriptDirectory(str(MIGRATIONS)).get_revision(HEAD).down_revision
 
-    assert f"down to {before}" in flask_db(vault, "downgrade").output
+    assert f"to {before}" in flask_db(vault, "downgrade").output
 
 
 @only_sqlite

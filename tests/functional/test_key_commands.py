@@ -165,18 +165,18 @@ def test_status_works_while_kms_does_not_answer(
         (["keys", "rewrap", "--batch", "0"], 2, "0 is not in the range"),
         (["keys", "rewrap", "--limit", "0"], 2, "0 is not in the range"),
         (["keys", "verify", "--sample", "0"], 2, "0 is not in the range"),
-        (["keys", "verify", "--all", "--sample", "5"], 2, "--all and --sample exclude each other"),
+        (["keys", "verify", "--all", "--sample", "5"], 2, "--all and --sample cannot be combined"),
         (["keys", "retire"], 2, "Missing argument 'REF'"),
         (["keys", "retire", "\udcff"], 2, "A ref is local:"),
         (["keys", "restore", "a b"], 2, "A ref is local:"),
         (["files", "reencrypt", "--key-ref", "é"], 2, "A ref is local:"),
         (["files", "reencrypt", "--wrapped-before", "yesterday"], 2, "does not match the formats"),
-        (["keys", "retire", "local:0000000000000000"], 1, "No key with this ref is configured"),
+        (["keys", "retire", "local:0000000000000000"], 1, "No configured key has this ref"),
         (["keys", "restore", "local:0000000000000000"], 1, "This key is not retired"),
-        (["files", "reencrypt"], 2, "Say which files"),
+        (["files", "reencrypt"], 2, "Select files"),
         (["files", "reencrypt", "not-an-id"], 2, "not a valid UUID"),
         (["files", "reencrypt", "--cipher", "ROT13"], 2, "AES-256-EAX"),
-        (["files", "reencrypt", "--key-ref", "local:0000000000000000"], 1, "No file is under this key, and no key"),
+        (["files", "reencrypt", "--key-ref", "local:0000000000000000"], 1, "No file uses this key"),
         (["files", "reencrypt", "00112233-4455-6677-8899-aabbccddeeff"], 1, "1 of the files do not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -203,7 +203,7 @@ def test_reencrypt_says_what_it_did(vault: Vault, anna: Person) -> None:
     assert done.stdout == "Reencrypted 1 files, 0 failed.\n"
     assert cipher.stdout == "Reencrypted 1 files, 1 failed.\n"
     assert f"Failed: file {damaged}: key_unwrap_failed" in cipher.stderr
-    assert "Those that failed keep what they had." in cipher.stderr
+    assert "Failed files keep their keys and objects." in cipher.stderr
     assert again.stdout == "Reencrypted 1 files, 1 failed.\n"
     assert anna.get(f"/api/v1/files/{whole}").json["cipher"] == "AES-256-GCM"
 
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_a_command_with_a_line_and_status_130(
     shown = new.command(*command.split())
 
     assert shown.exit_code == 130
-    assert "Interrupted. What was done is whole and stays" in shown.stderr
+    assert "Interrupted. Completed work is kept" in shown.stderr
     assert "Traceback" not in shown.output
     monkeypatch.undo()
     assert sum(use.rows for use in new.container.key_usage.by_ref()) == 6

@@ -111,7 +111,7 @@ def test_a_list_that_is_cut_says_so(vault: Vault) -> None:
     shown = vault.command("mail", "queue", "--limit", "2")
 
     assert len(shown.stdout.splitlines()) == 3
-    assert "There may be more than these 2" in shown.stderr
+    assert "There may be more than 2 mails" in shown.stderr
 
 
 def erase(vault: Vault, job_id: uuid.UUID) -> None:
@@ -170,12 +170,12 @@ def test_a_link_that_was_made_worthless_is_not_sent_by_trying_again(vault: Vault
     [
         (["queue", "--state", "lost"], "Invalid value for '--state'"),
         (["queue", "--retry", "42"], "'42' is not a valid UUID"),
-        (["queue", "--state", "failed", "--retry-failed"], "exclude each other"),
-        (["queue", "--retry", str(uuid.uuid4()), "--retry-failed"], "exclude each other"),
+        (["queue", "--state", "failed", "--retry-failed"], "cannot be combined"),
+        (["queue", "--retry", str(uuid.uuid4()), "--retry-failed"], "cannot be combined"),
         (["queue", "--limit", "0"], "Invalid value for '--limit'"),
         (["test"], "Missing argument 'ADDRESS'"),
-        (["test", "anna"], "This is no mail address."),
-        (["test", "anna@example.org\nBcc: bert@example.org"], "This is no mail address."),
+        (["test", "anna"], "This is not a mail address."),
+        (["test", "anna@example.org\nBcc: bert@example.org"], "This is not a mail address."),
     ],
 )
 def test_a_wrong_argument_is_told_in_a_sentence(vault: Vault, arguments: list[str], problem: str) -> None:
@@ -206,11 +206,11 @@ def test_a_test_mail_is_sent_at_once_and_leaves_no_row(vault: Vault) -> None:
     [
         (
             MailRefused("smtp_550", answer="5.7.1 not\x1b[2J you"),
-            "Error: Refused for good by this terminal (smtp_550). It said: 5.7.1 not [2J you\n",
+            "Error: Refused permanently by this terminal (smtp_550). It said: 5.7.1 not [2J you\n",
         ),
         (
             MailDelayed("TimeoutError"),
-            "Error: Not accepted now by this terminal (TimeoutError); a mail that is owed would be tried again.\n",
+            "Error: Not accepted now by this terminal (TimeoutError). A queued mail would be retried.\n",
         ),
     ],
     ids=["refused", "delayed"],
@@ -257,5 +257,5 @@ def test_a_test_mail_goes_to_sendgrid_and_its_refusal_is_told_without_the_key(tm
 
     assert (accepted.exit_code, refused.exit_code) == (0, 1)
     assert accepted.stdout.startswith(f"Accepted by {server.url}. Message-ID: <")
-    assert refused.stderr == f"Error: Refused for good by {server.url} (sendgrid_401). It said: no such key\n"
+    assert refused.stderr == f"Error: Refused permanently by {server.url} (sendgrid_401). It said: no such key\n"
     assert "key-of-everything" not in accepted.output + refused.output

@@ -355,7 +355,7 @@ def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: 
     unknown = new.command("files", "reencrypt", "--key-ref", "local:0000000000000000")
 
     assert (known.exit_code, unknown.exit_code) == (0, 1)
-    assert "no key with this ref is configured" in unknown.stderr
+    assert "no configured key has this ref" in unknown.stderr
 
 
 def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(vault: Vault, anna: Person) -> None:
@@ -392,7 +392,7 @@ def test_a_store_that_stays_away_ends_the_run(make_vault: Callable[..., Vault]) 
 
     assert (shown.exit_code, verified.exit_code) == (1, 1)
     assert shown.stderr.count("Failed: file") == 10
-    assert "The object store does not answer or refuses. (storage_unavailable)" in shown.stderr
+    assert "The object store does not answer, or refuses the request. (storage_unavailable)" in shown.stderr
     assert verified.stdout.count("not checked") == 10
 
 

@@ -100,7 +100,7 @@ def test_an_account_that_is_there_is_asked_about_and_loses_password_and_sessions
     agreed = vault.command("users", "create-admin", BOSS, input="y\n")
 
     assert (declined.exit_code, agreed.exit_code, untouched) == (1, 0, True)
-    assert "It has an account" in declined.stdout
+    assert "This address has an account" in declined.stdout
     assert not works(boss)
     assert login(vault, PASSWORD) == 401
     answer = vault.client.post("/api/v1/auth/reset-password", json={"token": link, "new_password": NEW})
@@ -214,11 +214,11 @@ def test_disable_and_enable_say_what_they_did(vault: Vault, anna: Person) -> Non
 
     assert [result.exit_code for result in shown] == [0] * 5
     assert [result.stdout for result in shown] == [
-        "It is enabled already.\n",
+        "The account is enabled already.\n",
         "Disabled. Its sessions and links have ended.\n",
-        "It is disabled already.\n",
+        "The account is disabled already.\n",
         "Enabled. It can sign in again.\n",
-        "It is enabled already.\n",
+        "The account is enabled already.\n",
     ]
     assert not works(anna)
     assert works(vault.sign_in(anna.email))
@@ -257,7 +257,7 @@ def test_a_quota_below_what_is_used_is_allowed_and_said(vault: Vault, anna: Pers
 
     shown = vault.command("users", "set-quota", anna.email, "3")
 
-    assert shown.stdout == "The quota is 3 B; 7 B are used.\nNothing more can be stored until there is room again.\n"
+    assert shown.stdout == "The quota is 3 B; 7 B are used.\nUploads are refused until there is room again.\n"
     assert anna.download(stored["id"]) == b"content"
     assert refusal(anna.send(b"x", length=1)) == (413, "quota_exceeded")
     (event,) = vault.audit_trail("admin.user_quota_changed")
@@ -346,23 +346,23 @@ def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     ("arguments", "status", "message"),
     [
         (["create-admin"], 2, "Missing argument 'EMAIL'"),
-        (["create-admin", "no address"], 2, "This is no mail address."),
+        (["create-admin", "no address"], 2, "This is not a mail address."),
         (["create-admin", BOSS, "a password"], 2, "unexpected extra argument"),
-        (["disable", "%@example.org\udcff"], 2, "This is no mail address."),
+        (["disable", "%@example.org\udcff"], 2, "This is not a mail address."),
         (["disable", "nobody@example.org"], 1, "No account has this address."),
         (["enable", "nobody@example.org"], 1, "No account has this address."),
         (["set-quota", "nobody@example.org", "5"], 1, "No account has this address."),
         (["set-quota", BOSS], 2, "Missing argument 'BYTES'"),
-        (["set-quota", BOSS, "--", "-1"], 2, "Give bytes"),
-        (["set-quota", BOSS, "10GB"], 2, "Give bytes"),
-        (["set-quota", BOSS, "1.5GiB"], 2, "Give bytes"),
-        (["set-quota", BOSS, str(2**63)], 2, "Give bytes"),
-        (["set-quota", BOSS, "9000000TiB"], 2, "Give bytes"),
-        (["set-quota", BOSS, "٥"], 2, "Give bytes"),
-        (["set-quota", BOSS, "none"], 2, "Give bytes"),
+        (["set-quota", BOSS, "--", "-1"], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, "10GB"], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, "1.5GiB"], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, str(2**63)], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, "9000000TiB"], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, "٥"], 2, "Give a number of bytes"),
+        (["set-quota", BOSS, "none"], 2, "Give a number of bytes"),
         (["list", "--role", "root"], 2, "'root' is not one of"),
         (["list", "--search", ""], 1, "search: Must have at least 1 character."),
-        (["list", "--search", "Gr\udcfc\udcdfe"], 1, "search: Contains characters that are not text."),
+        (["list", "--search", "Gr\udcfc\udcdfe"], 1, "search: Contains invalid characters."),
     ],
     ids=lambda value: " ".join(value).encode("ascii", "replace").decode() if isinstance(value, list) else "",
 )

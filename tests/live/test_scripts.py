@@ -297,7 +297,7 @@ def test_a_database_that_flask_makes_is_its_owners_alone(
     made = project.run(".venv/bin/flask", "db", "upgrade", VAR_DIR=str(tmp_path / "new"))
 
     assert made.returncode == 0, made.stderr
-    assert f"Made a new, empty database: {tmp_path}/new/vault.db\n" in made.stderr
+    assert f"Created a new, empty database: {tmp_path}/new/vault.db\n" in made.stderr
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
     assert found["vault.db"] == 0o600
     assert {name: mode for name, mode in found.items() if mode & 0o077} == {}

@@ -137,7 +137,7 @@ class Administration:
         if role is None or role == user.role:
             return
         if role == Role.ADMIN and user.email_verified_at is None:
-            raise InputRefused({"role": ["Nobody has confirmed the address of this account yet."]})
+            raise InputRefused({"role": ["The address of this account is not confirmed yet."]})
         old, user.role = user.role, role
         if role == Role.USER:
             # One that is still out would make an administrator of him again.

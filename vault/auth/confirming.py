@@ -91,7 +91,7 @@ class Confirmations:
                 return
             if found.purpose != TokenPurpose.VERIFY_EMAIL:
                 # A mistyped address may be a stranger's, who must not be given the account.
-                raise InputRefused({"new_password": ["Another address is confirmed by the account's own password."]})
+                raise InputRefused({"new_password": ["A change of address needs the account's password."]})
             hints = own_words(user.email, user.full_name)
             self._passwords.require_strength(new_password, hints, field="new_password")
             password_hash = self._passwords.hash(new_password)

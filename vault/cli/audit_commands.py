@@ -5,15 +5,16 @@ import click
 from vault.audit.models import Action
 from vault.cli.base import Commands, confirm, container, operator
 
-audit = Commands("audit", help="The audit log, and everything else that is deleted when it is too old.")
+audit = Commands("audit", help="The audit log, and deletion by age.")
 
 
 @audit.command("accept-clock")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def accept_clock(yes: bool) -> None:
-    """Take the database's clock for right, when passes refuse to delete by it.
+    """Accept the database's clock after deletion by age was refused.
 
-    They do when it is more than two weeks ahead of the last pass: since it is wrong, or since nothing ran for so long.
+    Deletion is refused when the clock is more than two weeks ahead of the last pass: the clock is wrong, or no pass ran
+    for so long.
     """
     vault = container()
     reading = vault.deletion_clock.reading()
@@ -24,7 +25,7 @@ def accept_clock(yes: bool) -> None:
         f"The database's clock says {reading.now:%Y-%m-%d %H:%M} UTC. The last pass was made at"
         f" {reading.last:%Y-%m-%d %H:%M} UTC, {(reading.now - reading.last).days} days before that."
     )
-    confirm("Is that the time? Passes then delete for ever whatever is too old by it.", yes=yes)
+    confirm("Is this time right? The next passes delete for ever everything that is too old by it.", yes=yes)
     with vault.sessions.begin() as session:
         now, last = reading.now.isoformat(), reading.last.isoformat()
         vault.audit.record(session, operator(), Action.CLOCK_ACCEPTED, now=now, last_pass=last)

@@ -64,7 +64,7 @@ def errors_told() -> Iterator[None]:
             raise click.ClickException(str(cause)) from exc
         raise click.ClickException(f"The database {_problem(exc)} ({_named(type(exc).__name__, exc)})") from exc
     except KeyboardInterrupt:
-        click.echo("\nInterrupted. What was done is whole and stays; run the command again to go on.", err=True)
+        click.echo("\nInterrupted. Completed work is kept. Run the command again to continue.", err=True)
         sys.exit(_INTERRUPTED)
 
 
@@ -110,7 +110,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not is_at_a_terminal():
-        raise click.ClickException(f"Refused, since there is no terminal to ask at: {question} --yes says so.")
+        raise click.ClickException(f"Refused, because there is no terminal to ask at: {question} Confirm with --yes.")
     click.confirm(question, abort=True)
 
 
@@ -150,7 +150,7 @@ class _MailAddress(click.ParamType[Address]):
         try:
             return parse_address(value)
         except InputRefused:
-            self.fail("This is no mail address.", param, ctx)
+            self.fail("This is not a mail address.", param, ctx)
 
 
 class _Quota(click.ParamType[Quota]):
@@ -166,14 +166,14 @@ class _Quota(click.ParamType[Quota]):
         found = re.fullmatch(r"([0-9]{1,19})(B|KiB|MiB|GiB|TiB|)", value)
         size = int(found[1]) * _UNITS[found[2]] if found else -1
         if not 0 <= size <= MAX_BYTES:
-            self.fail("Give bytes, as 10737418240 or 10GiB (KiB, MiB, TiB), or the word default.", param, ctx)
+            self.fail("Give a number of bytes, such as 10737418240 or 10GiB (KiB, MiB, TiB), or default.", param, ctx)
         return Quota(size)
 
 
 KEY_REF: Final = _KeyRef()
 MAIL_ADDRESS: Final = _MailAddress()
 QUOTA: Final = _Quota()
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def sample_options(command: Any) -> Any:
@@ -182,13 +182,13 @@ def sample_options(command: Any) -> Any:
     @wraps(command)
     def with_sample(*args: Any, check_all: bool, sample: int | None, **kwargs: Any) -> Any:
         if check_all and sample is not None:
-            raise click.UsageError("--all and --sample exclude each other.")
+            raise click.UsageError("--all and --sample cannot be combined.")
         return command(*args, sample=None if check_all else sample or _SAMPLE, **kwargs)
 
     number = click.IntRange(1, 100_000)
-    help_ = f"So many, drawn at random (without --all: {_SAMPLE})."
+    help_ = f"Check this many, chosen at random (default: {_SAMPLE})."
     sampled = click.option("--sample", type=number, metavar="N", help=help_)(with_sample)
-    return click.option("--all", "check_all", is_flag=True, help="Every one.")(sampled)
+    return click.option("--all", "check_all", is_flag=True, help="Check all.")(sampled)
 
 
 class Findings:

@@ -38,14 +38,14 @@ def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
     target = (steps[-1].down_revision or "base") if steps else revision
     if lost and not yes:
         raise click.ClickException(
-            f"Refused: from {current} down to {target}, this would be deleted for ever: {', '.join(lost)}. Take a"
-            " backup; with --yes it is done all the same."
+            f"Refused: the downgrade from {current} to {target} would delete for ever: {', '.join(lost)}. Take a"
+            " backup. To downgrade anyway, add --yes."
         )
-    confirm(f"Take the database from {current} down to {target}? The current code does not run with it.", yes=yes)
+    confirm(f"Downgrade the database from {current} to {target}? The current code does not run with it.", yes=yes)
 
 
 def _ask_before_stamp(revision: str, *, yes: bool) -> None:
-    confirm(f"Write down that the database is at {revision}, and change no table? Migrations believe it.", yes=yes)
+    confirm(f"Record that the database is at {revision}, and change no table? Later migrations rely on it.", yes=yes)
 
 
 def _lost(connection: Connection, steps: list[Script]) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _asks_first(name: str, ask: Callable[..., None]) -> None:
             ask(options["revision"], yes=yes)
         change(**options)
 
-    command.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask."))
+    command.params.append(click.Option(["--yes"], is_flag=True, help="Do not ask for confirmation."))
     command.callback = changed
 
 
@@ -91,7 +91,7 @@ def _makes_the_database(name: str) -> None:
         made = None if options["sql"] else create_database(settings().database.url)
         if made is not None:
             # Where there should have been one, an empty one would otherwise say nothing.
-            click.echo(f"Made a new, empty database: {made}", err=True)
+            click.echo(f"Created a new, empty database: {made}", err=True)
         upgrade(**options)
 
     db.commands[name].callback = making

@@ -23,21 +23,21 @@ from vault.encryption.header import Suite
 from vault.keys.reencrypting import Selection
 from vault.objects.reaper import OrphanReport
 
-files = Commands("files", help="Stored files: clean up what crashes left behind, verify, give files new keys.")
+files = Commands("files", help="Stored files: clean up after crashes, verify, give files new keys.")
 
 
 @files.command("reap")
-@click.option("--orphans", is_flag=True, help="Also delete objects that no row knows.")
-@click.option("--yes", is_flag=True, help="Do not ask before deleting orphans.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--orphans", is_flag=True, help="Also delete objects without a row.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation before deleting orphans.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done, and change nothing.")
 @click.option(
     "--max", "max_percent", type=click.FloatRange(0, 100), default=1.0, show_default=True,
-    help="Refuse if orphans are more than this share of all objects, in percent.",
+    help="Refuse if orphans exceed this percentage of all objects.",
 )  # fmt: skip
 def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
     """End uploads whose process died, and remove the objects of deleted files.
 
-    Objects that no row knows are only reported, unless --orphans is given.
+    Objects without a row are only reported, unless --orphans is given.
     """
     reaper = container().reaper
     if dry_run:
@@ -49,20 +49,20 @@ def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
         click.echo(f"Ended {report.expired} abandoned uploads, removed {report.removed} objects.")
     with _counting("Looking for orphans") as update:
         found = reaper.find_orphans(progress=update)
-    click.echo(f"{len(found.orphans)} of {found.objects} objects are known to no row.")
+    click.echo(f"{len(found.orphans)} of {found.objects} objects have no row.")
     if found.foreign:
-        click.echo(f"{found.foreign} objects have names that are not ours; they are never touched.")
+        click.echo(f"{found.foreign} objects have foreign names and are never changed.")
     if orphans and found.orphans:
         _remove_orphans(found, yes=yes, dry_run=dry_run, max_percent=max_percent)
     if report.failed:
-        raise click.ClickException(f"{report.failed} objects could not be removed now; run this again.")
+        raise click.ClickException(f"{report.failed} objects could not be removed now. Run the command again.")
 
 
 def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percent: float) -> None:
     share = 100 * len(found.orphans) / found.objects
     if share > max_percent:
         raise click.ClickException(
-            f"{share:.1f} % of all objects look orphaned, more than --max {max_percent:g}. Is this the right database?"
+            f"{share:.1f} % of all objects are orphans, more than --max {max_percent:g}. Is this the right database?"
         )
     if dry_run:
         click.echo(f"Would delete {len(found.orphans)} orphaned objects.")
@@ -83,19 +83,19 @@ def _counting(label: str) -> Iterator[Callable[[int], None]]:
 
 
 @files.command("adopt")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def adopt(yes: bool) -> None:
     """Make this database the owner of its store, after it was restored from a backup or copied.
 
-    Every other copy of it writes and removes nothing from then on. Stop what uses the store with another copy first.
+    Other copies of the database can then neither write nor remove anything. Stop their processes first.
     """
     installation = container().installation
     if installation.is_owner():
-        click.echo("This database is the owner of its store. There is nothing to do.")
+        click.echo("This database owns its store already.")
         return
-    confirm("Files uploaded with another copy of this database since become orphans. Adopt the store?", yes=yes)
+    confirm("Files that were uploaded with another copy of this database become orphans. Adopt the store?", yes=yes)
     installation.adopt(operator())
-    click.echo("This database is the owner of its store now.")
+    click.echo("This database owns its store now.")
 
 
 @files.command("verify")
@@ -104,7 +104,7 @@ def adopt(yes: bool) -> None:
 def verify(sample: int | None, as_json: bool) -> None:
     """Read whole objects, authenticate every byte, and compare each file with its digest.
 
-    Names each file that is damaged, with the reason. Exits 1 if one is, or could not be checked.
+    Prints each damaged file with the reason. Exits with status 1 if a file is damaged or could not be checked.
     """
     verifier = container().verifier
     findings = Findings(as_json=as_json)
@@ -116,13 +116,17 @@ def verify(sample: int | None, as_json: bool) -> None:
 
 
 @files.command("reencrypt")
-@click.option("--cipher", type=click.Choice([suite.cipher_name for suite in Suite]), help="Default: FILE_CIPHER.")
-@click.option("--key-ref", type=KEY_REF, metavar="REF", help="Files under this key, such as one that has leaked.")
+@click.option(
+    "--cipher",
+    type=click.Choice([suite.cipher_name for suite in Suite]),
+    help="Cipher of the new objects. Default: FILE_CIPHER.",
+)
+@click.option("--key-ref", type=KEY_REF, metavar="REF", help="Files whose key this key wraps, such as a leaked one.")
 @click.option(
     "--wrapped-before",
     type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"]),
     metavar="TIME",
-    help="Files whose key was made or rewrapped before this time (UTC, 2026-01-31 or 2026-01-31T12:00:00Z).",
+    help="Files whose key was created or rewrapped before this time (UTC, 2026-01-31 or 2026-01-31T12:00:00Z).",
 )
 @click.argument("file_ids", metavar="[FILE_ID]...", nargs=-1, type=click.UUID)
 def reencrypt(
@@ -130,13 +134,13 @@ def reencrypt(
 ) -> None:
     """Give files a new data key and a new object.
 
-    Files are chosen by their ids, --key-ref and --wrapped-before, all that are given; with --cipher alone, all that
-    have another cipher. Needed after a master key leaked, when rewrapping is not enough. The old objects are removed an
-    hour later, so the store needs room for both. Kill it anywhere and run it again.
+    Selects files by FILE_ID, --key-ref and --wrapped-before, combined; with --cipher alone, all files of another
+    cipher. Required after a master key leaked, when rewrapping is not enough. Old objects are removed an hour later,
+    so the store needs room for both. The command can be interrupted and run again.
     """
     if not (file_ids or key_ref or wrapped_before or cipher):
         raise click.UsageError(
-            "Say which files: FILE_ID, --key-ref REF, --wrapped-before TIME, or --cipher NAME for those of another."
+            "Select files by FILE_ID, --key-ref REF or --wrapped-before TIME, or all of another cipher by --cipher."
         )
     vault = container()
     suite = vault.settings.files.suite if cipher is None else Suite.named(cipher)
@@ -151,9 +155,9 @@ def reencrypt(
     if file_ids and not (key_ref or before) and len(set(file_ids)) > count:
         raise click.ClickException(f"{len(set(file_ids)) - count} of the files do not exist.")
     if key_ref and not count and not any(vault.keys.knows(name, key_ref) for name in vault.keys.providers):
-        raise click.ClickException("No file is under this key, and no key with this ref is configured.")
+        raise click.ClickException("No file uses this key, and no configured key has this ref.")
     if report.failed:
-        raise click.ClickException("Those that failed keep what they had.")
+        raise click.ClickException("Failed files keep their keys and objects.")
 
 
 def _tell_failure(file_id: uuid.UUID, reason: str) -> None:

@@ -15,22 +15,22 @@ from vault.encryption.local import generate_master_key
 from vault.keys.rewrapping import NotMoved, RewrapReport
 from vault.keys.usage import KeyState, KeyUse
 
-keys = Commands("keys", help="Encryption keys: make them, see which files depend on which, move files between them.")
+keys = Commands("keys", help="Encryption keys: create, inspect, check, move and retire them.")
 
 
 @keys.command("generate", with_appcontext=False)
-@click.option("--secret-key", is_flag=True, help="Make a SECRET_KEY instead.")
+@click.option("--secret-key", is_flag=True, help="Print a SECRET_KEY instead.")
 def generate(secret_key: bool) -> None:
-    """Print a fresh MASTER_KEY."""
+    """Print a new MASTER_KEY."""
     click.echo(secrets.token_urlsafe(48) if secret_key else generate_master_key())
 
 
 @keys.command("status")
 @json_option
 def status(as_json: bool) -> None:
-    """Show which keys wrap how many files, and which of them are missing.
+    """Show how many files each key wraps, and which keys are missing.
 
-    Exits 1 if the primary or a key that files need is retired, not configured, or not known.
+    Exits with status 1 if the primary or a key that files need is retired, not configured, or not known.
     """
     found = container().key_usage.overview()
     if found.failure is not None:
@@ -57,7 +57,7 @@ def status(as_json: bool) -> None:
 def check(as_json: bool) -> None:
     """Try every key in use: unwrap one file's key each, and wrap and unwrap a canary with the primary.
 
-    Exits 1 if one fails.
+    Exits with status 1 if a key fails.
     """
     checks = []
     for result in container().key_usage.check():
@@ -72,15 +72,15 @@ def check(as_json: bool) -> None:
 
 
 @keys.command("rewrap")
-@click.option("--batch", type=click.IntRange(1, 5000), default=500, show_default=True, help="Rows a transaction.")
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many rows.")
-@click.option("--dry-run", is_flag=True, help="Only tell what there is to do.")
+@click.option("--batch", type=click.IntRange(1, 5000), default=500, show_default=True, help="Rows per transaction.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many rows.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done, and change nothing.")
 @json_option
 def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
-    """Move every file's key under the primary.
+    """Wrap every file's key under the primary key.
 
-    Objects are not touched, and the API may serve meanwhile. Kill it anywhere and run it again. Exits 1 while any row
-    remains on another key.
+    Objects are not changed, and the API can serve meanwhile. The command can be interrupted and run again. Exits with
+    status 1 while a row remains under another key.
     """
     rewrapper = container().rewrapper
     waiting = rewrapper.waiting()
@@ -112,7 +112,10 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
 @sample_options
 @json_option
 def verify(sample: int | None, as_json: bool) -> None:
-    """Unwrap files' keys and compare each with its file's commitment. Exits 1 if one is wrong or not to be had."""
+    """Unwrap files' keys and compare each with its file's commitment.
+
+    Exits with status 1 if a key is wrong or unavailable.
+    """
     verifier = container().verifier
     total = verifier.count_keys()
     findings = Findings(as_json=as_json)
@@ -124,20 +127,20 @@ def verify(sample: int | None, as_json: bool) -> None:
 @keys.command("retire")
 @click.argument("ref", type=KEY_REF)
 def retire(ref: str) -> None:
-    """Let the key REF neither wrap nor unwrap any more, even if it is still configured.
+    """Retire the key REF, so that it neither wraps nor unwraps, even if it is configured.
 
-    Refused while any row uses it, and for the primary. `flask keys restore` undoes it.
+    Refused for the primary key, and while a row uses the key. `flask keys restore` undoes it.
     """
     fresh = container().key_usage.retire(ref, operator())
-    click.echo("Retired: it neither wraps nor unwraps any more." if fresh else "It was retired already.")
+    click.echo("Retired: the key neither wraps nor unwraps any more." if fresh else "The key was retired already.")
 
 
 @keys.command("restore")
 @click.argument("ref", type=KEY_REF)
 def restore(ref: str) -> None:
-    """Undo `retire` for the key REF."""
+    """Restore the retired key REF."""
     container().key_usage.restore(ref, operator())
-    click.echo("Restored: it may unwrap again, where it is configured.")
+    click.echo("Restored: the key can unwrap again where it is configured.")
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def _sum_told_also_on_failure(report: RewrapReport) -> Iterator[None]:
     try:
         yield
     except KeyFailure:
-        click.echo(f"Moved {report.moved} rows before this; run the command again to go on.", err=True)
+        click.echo(f"Moved {report.moved} rows before the failure. Run the command again to continue.", err=True)
         raise
 
 

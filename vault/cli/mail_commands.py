@@ -15,7 +15,7 @@ from vault.mail.models import MailState
 from vault.mail.queue import QueuedMail
 from vault.settings.config import Settings
 
-mail = Commands("mail", help="Mail: send a test, see what is owed, try again what failed.")
+mail = Commands("mail", help="Mail: send a test mail, list queued mails, retry failed ones.")
 
 _OPEN = (MailState.QUEUED, MailState.SENDING, MailState.FAILED)
 
@@ -23,9 +23,9 @@ _OPEN = (MailState.QUEUED, MailState.SENDING, MailState.FAILED)
 @mail.command("test")
 @click.argument("address", type=MAIL_ADDRESS)
 def send_test(address: Address) -> None:
-    """Send one mail to ADDRESS now, as settings say, and tell what the provider answered.
+    """Send a test mail to ADDRESS and print the provider's answer.
 
-    Exits 1 unless the mail was accepted. Accepted is not delivered: see whether it arrives.
+    Exits with status 1 unless the mail was accepted. An accepted mail is not delivered yet: check that it arrives.
     """
     vault = container()
     provider = _provider(vault.settings)
@@ -34,9 +34,9 @@ def send_test(address: Address) -> None:
     except MailDelayed as exc:
         answer = f" It said: {_printable(exc.answer)}" if exc.answer else ""
         if isinstance(exc, MailRefused):
-            raise click.ClickException(f"Refused for good by {provider} ({exc.reason}).{answer}") from exc
+            raise click.ClickException(f"Refused permanently by {provider} ({exc.reason}).{answer}") from exc
         raise click.ClickException(
-            f"Not accepted now by {provider} ({exc.reason}); a mail that is owed would be tried again.{answer}"
+            f"Not accepted now by {provider} ({exc.reason}). A queued mail would be retried.{answer}"
         ) from exc
     click.echo(f"Accepted by {provider}. Message-ID: {sent.message_id}")
 
@@ -57,19 +57,23 @@ def _printable(answer: str) -> str:
     "--state", "states", multiple=True, type=click.Choice([state.value for state in MailState]), metavar="STATE",
     help="List jobs in this state; repeatable. Default: queued, sending and failed.",
 )  # fmt: skip
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="List so many at most.")
-@click.option("--retry", "job_ids", multiple=True, type=click.UUID, metavar="JOB_ID", help="Try again; repeatable.")
-@click.option("--retry-failed", is_flag=True, help="Try again all that failed.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="List at most this many."
+)
+@click.option(
+    "--retry", "job_ids", multiple=True, type=click.UUID, metavar="JOB_ID", help="Retry this mail; repeatable."
+)
+@click.option("--retry-failed", is_flag=True, help="Retry all failed mails.")
 @json_option
 def queue(states: Sequence[str], limit: int, job_ids: Sequence[uuid.UUID], retry_failed: bool, as_json: bool) -> None:
-    """Count the mails that are or were owed and list them, oldest first; or try again those that failed.
+    """Count mails by state and list them, oldest first; or retry failed ones.
 
-    A mail is tried for a day, then it has failed; one that its provider refuses fails at once. It can be tried again
-    until a week after it was owed, when it is erased whom it was for. Links in it are made anew.
+    A mail is retried for a day before it fails; a mail that its provider refuses fails immediately. A failed mail can
+    be retried for a week, until its recipient is erased. A retried mail has a new link.
     """
     if job_ids or retry_failed:
         if states or (job_ids and retry_failed):
-            raise click.UsageError("--state, --retry and --retry-failed exclude each other.")
+            raise click.UsageError("--state, --retry and --retry-failed cannot be combined.")
         _retry(job_ids if job_ids else container().mail_queue.failed(), as_json=as_json)
         return
     mails = container().mail_queue
@@ -81,7 +85,7 @@ def queue(states: Sequence[str], limit: int, job_ids: Sequence[uuid.UUID], retry
     for job in found:
         click.echo(_line(job, datetime.now(UTC)))
     if len(found) == limit:
-        click.echo(f"There may be more than these {limit}: see --limit.", err=True)
+        click.echo(f"There may be more than {limit} mails: see --limit.", err=True)
 
 
 def _retry(job_ids: Sequence[uuid.UUID], *, as_json: bool) -> None:
@@ -92,7 +96,7 @@ def _retry(job_ids: Sequence[uuid.UUID], *, as_json: bool) -> None:
     else:
         click.echo(f"Queued {len(retried)} mails again.")
     for job_id in left:
-        click.echo(f"Not retried: {job_id}: there is no such job that has failed and knows whom it is for.", err=True)
+        click.echo(f"Not retried: {job_id}: no failed mail has this id and a recipient.", err=True)
     if left:
         raise click.exceptions.Exit(1)
 

@@ -16,9 +16,9 @@ from vault.core.errors import NotFound
 
 _PAGE = 200
 
-users = Commands("users", help="Accounts: make administrators, list, disable, limit, delete. No password passes here.")
+users = Commands("users", help="Accounts: invite administrators, list, disable, limit, delete.")
 _email = click.argument("address", metavar="EMAIL", type=MAIL_ADDRESS)
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 @users.command("create-admin")
@@ -28,19 +28,25 @@ def create_admin(address: Address, yes: bool) -> None:
     """Invite EMAIL to be an administrator.
 
     Mails a link that sets a password, confirms the address and gives its account the role. It works for 24 hours.
-    An account that exists already loses its password and its sessions immediately, and keeps its files; the role comes
-    with the new password.
+    An existing account loses its password and its sessions immediately, and keeps its files; the role comes with the
+    new password.
     """
     if _exists(address):
-        confirm("It has an account. End its sessions and take its password away until the link is used?", yes=yes)
+        confirm(
+            "This address has an account. End its sessions and remove its password until the link is used?", yes=yes
+        )
     container().invitations.invite(address, operator())
     click.echo("Mailed a link. The person who sets a password with it within 24 hours becomes an administrator.")
 
 
 @users.command("list")
-@click.option("--search", metavar="TEXT", help="Part of the address or the name; a single character begins one.")
-@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only these.")
-@click.option("--disabled/--enabled", "disabled", default=None, help="Only these.")
+@click.option(
+    "--search",
+    metavar="TEXT",
+    help="Part of the address or the name. A single character matches the beginning of either.",
+)
+@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only accounts with this role.")
+@click.option("--disabled/--enabled", "disabled", default=None, help="Only disabled or only enabled accounts.")
 @json_option
 def list_(search: str | None, role: str | None, disabled: bool | None, as_json: bool) -> None:
     """List accounts, newest first. With --json, one object a line."""
@@ -58,14 +64,17 @@ def list_(search: str | None, role: str | None, disabled: bool | None, as_json: 
 @users.command("disable")
 @_email
 def disable(address: Address) -> None:
-    """Keep EMAIL's account from signing in. Its sessions and links end immediately; its files stay."""
+    """Disable EMAIL's account.
+
+    It cannot sign in, and its sessions and links end immediately. Its files stay.
+    """
     _switch(address, disabled=True)
 
 
 @users.command("enable")
 @_email
 def enable(address: Address) -> None:
-    """Let EMAIL's account sign in again."""
+    """Enable EMAIL's account, so that it can sign in again."""
     _switch(address, disabled=False)
 
 
@@ -73,28 +82,31 @@ def enable(address: Address) -> None:
 @_email
 @click.argument("quota", metavar="BYTES", type=QUOTA)
 def set_quota(address: Address, quota: Quota) -> None:
-    """Give EMAIL's account so much room.
+    """Set the quota of EMAIL's account.
 
-    BYTES is a number, or as 10GiB, or `default`. It may be less than what is used: nothing is lost, and nothing more
-    can be stored.
+    BYTES is a number, a size such as 10GiB, or `default`. A quota below the used bytes deletes nothing, and refuses
+    uploads.
     """
     administration = container().administration
     user = administration.change(_find(address).id, UserChanges(quota=quota), operator())
     default = ", the default" if user.quota_is_default else ""
     click.echo(f"The quota is {_size(user.quota_bytes)}{default}; {_size(user.used_bytes)} are used.")
     if user.used_bytes > user.quota_bytes:
-        click.echo("Nothing more can be stored until there is room again.")
+        click.echo("Uploads are refused until there is room again.")
 
 
 @users.command("delete")
 @_email
 @_yes
 def delete(address: Address, yes: bool) -> None:
-    """Delete EMAIL's account and everything in it. The person gets a mail."""
+    """Delete EMAIL's account and its files.
+
+    The person gets a mail.
+    """
     user = _find(address)
     confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", yes=yes)
     container().administration.delete(user.id, operator())
-    click.echo("Deleted. Its files cannot be read any more; their objects follow.")
+    click.echo("Deleted. Its files are unreadable, and their objects are removed soon.")
 
 
 def _find(address: Address) -> UserInfo:
@@ -116,7 +128,7 @@ def _switch(address: Address, *, disabled: bool) -> None:
     user = _find(address)
     state = "disabled" if disabled else "enabled"
     if user.disabled == disabled:
-        click.echo(f"It is {state} already.")
+        click.echo(f"The account is {state} already.")
         return
     container().administration.change(user.id, UserChanges(disabled=disabled), operator())
     click.echo("Disabled. Its sessions and links have ended." if disabled else "Enabled. It can sign in again.")

@@ -63,7 +63,7 @@ class InputRefused(VaultError):
     """Some input is well-formed but not acceptable. `errors` maps field names to messages."""
 
     code = "validation_failed"
-    detail = "Some fields are missing, unknown or not acceptable."
+    detail = "Some fields are missing, unknown or invalid."
 
     def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
@@ -79,31 +79,31 @@ class UploadTruncated(MalformedBody):
     """The client stopped sending before the end of the body that it announced."""
 
     code = "upload_truncated"
-    detail = "The body ended before its announced length; nothing was kept."
+    detail = "The body ended before its declared length. Nothing was stored."
 
 
 class UnsupportedCoding(VaultError):
     """The body is not the content as it is. Bodies of another type than a route reads have the same code."""
 
     code = "unsupported_media_type"
-    detail = "The body must be the content as it is, without a coding."
+    detail = "The body must be the content itself, without an encoding."
 
 
 class TooSlow(VaultError):
     code = "too_slow"
-    detail = "The request arrived too slowly; nothing was kept."
+    detail = "The request arrived too slowly. Nothing was stored."
 
 
 class DigestMismatch(VaultError):
     code = "digest_mismatch"
-    detail = "The body does not match its Repr-Digest or Content-Digest; nothing was kept."
+    detail = "The body does not match its Repr-Digest or Content-Digest. Nothing was stored."
 
 
 class InvalidCredentials(VaultError):
     """One answer for every reason, so that it confirms nothing about an address."""
 
     code = "invalid_credentials"
-    detail = "The address or the password is wrong, or the address is not verified yet: look for our mail."
+    detail = "The address or the password is wrong, or the address is not confirmed yet. Check your mail."
 
 
 class Unauthorized(VaultError):
@@ -115,24 +115,24 @@ class Unauthorized(VaultError):
 
 class TokenReused(Unauthorized):
     code = "token_reused"
-    detail = "This refresh token was used before. The session has been ended: sign in again."
+    detail = "This refresh token was used before, so its session has ended. Sign in again."
 
 
 class Forbidden(VaultError):
     code = "forbidden"
-    detail = "Only an administrator may do this."
+    detail = "Only administrators may do this."
 
 
 class WrongPassword(VaultError):
     """The same for a password that is wrong and for any that comes too soon after others."""
 
     code = "wrong_password"
-    detail = "The password is wrong, or too many wrong ones came before it: wait a little."
+    detail = "The password is wrong, or it follows too many wrong ones. Wait before the next attempt."
 
 
 class LastAdmin(VaultError):
     code = "last_admin"
-    detail = "This is the last active administrator. Make somebody else one first."
+    detail = "This is the last active administrator. Make another account an administrator first."
 
 
 class UserDisabled(VaultError):
@@ -154,24 +154,24 @@ class RateLimited(VaultError):
 
 class LimitsUnavailable(VaultError):
     code = "limits_unavailable"
-    detail = "The server cannot count requests right now, and lets none through that must be counted."
+    detail = "The server cannot count requests right now, so it refuses requests that must be counted."
 
 
 class InvalidToken(VaultError):
     code = "invalid_token"
-    detail = "This link is not valid, has been used, or has expired. Ask for a new one."
+    detail = "This link is invalid, was used, or has expired. Request a new one."
 
 
 class InvalidCursor(VaultError):
     code = "invalid_cursor"
-    detail = "The cursor does not belong to this list. Start again without it."
+    detail = "The cursor belongs to another list. Start again without it."
 
 
 class NotFound(VaultError):
     """Missing and somebody else's are one case, told in one sentence."""
 
     code = "not_found"
-    detail = "There is nothing here."
+    detail = "This resource does not exist."
 
 
 class PreconditionFailed(VaultError):
@@ -183,7 +183,7 @@ class RangeNotSatisfiable(VaultError):
     """`size` is that of the whole content."""
 
     code = "range_not_satisfiable"
-    detail = "The range begins behind the end of the content."
+    detail = "The range begins after the end of the content."
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -197,36 +197,36 @@ class TooLarge(VaultError):
 
 class QuotaExceeded(VaultError):
     code = "quota_exceeded"
-    detail = "There is not enough room left in your quota for this file."
+    detail = "Your quota has no room for this file."
 
 
 class TooManyFiles(VaultError):
     code = "too_many_files"
-    detail = "You have as many files as one person may have. Delete some first."
+    detail = "You have the maximum number of files. Delete some first."
 
 
 class TooManyUploads(VaultError):
     code = "too_many_uploads"
-    detail = "Too many of your uploads are running at once. Wait for one to end."
+    detail = "Too many of your uploads are running. Wait until one ends."
 
 
 class UploadLost(VaultError):
     """The pending row was taken away (lease ended, account closed) while the body was being stored."""
 
     code = "upload_lost"
-    detail = "The upload was ended before it was complete; nothing was kept."
+    detail = "The server ended the upload before it was complete. Nothing was stored."
 
 
 class Busy(VaultError):
     code = "busy"
-    detail = "The server has no capacity left for this right now. Try again shortly."
+    detail = "The server has no capacity for this right now. Try again shortly."
 
 
 class IntegrityFailed(VaultError):
     """A stored object is damaged, truncated, extended, swapped or gone. `reason` is for logs and audit."""
 
     code = "integrity_failed"
-    detail = "The stored file failed its integrity check. Nothing unverified was sent."
+    detail = "The stored file failed its integrity check. No unverified byte was sent."
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class StorageUnavailable(StorageError):
     """The store is unreachable, read-only, or refuses."""
 
     code = "storage_unavailable"
-    detail = "The object store does not answer or refuses."
+    detail = "The object store does not answer, or refuses the request."
 
 
 class StorageFull(StorageError):
@@ -272,7 +272,7 @@ class StorageFull(StorageError):
 
 class KeyNotEverywhere(VaultError):
     code = "key_not_everywhere"
-    detail = "Running processes do not hold the primary key."
+    detail = "Some running processes do not hold the primary key."
 
 
 class KeyInUse(VaultError):
@@ -282,7 +282,7 @@ class KeyInUse(VaultError):
 
 class KeyNotKnown(VaultError):
     code = "key_not_known"
-    detail = "No key with this ref is configured. `flask keys status` shows those that are in use."
+    detail = "No configured key has this ref. `flask keys status` shows the refs in use."
 
 
 class DatabaseUnavailable(VaultError):
@@ -292,7 +292,7 @@ class DatabaseUnavailable(VaultError):
 
 class AuditUnavailable(VaultError):
     code = "audit_unavailable"
-    detail = "The audit log cannot be written, and what cannot be audited does not happen."
+    detail = "The audit log cannot be written, so the request was not carried out."
 
 
 class InstallationMismatch(VaultError):

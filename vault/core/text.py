@@ -34,7 +34,7 @@ def clean_search(text: str) -> str:
     folded = fold(text)
     # What a terminal that does not speak UTF-8 sends.
     if re.search("[\ud800-\udfff]", folded):
-        raise InputRefused({"search": ["Contains characters that are not text."]})
+        raise InputRefused({"search": ["Contains invalid characters."]})
     if not folded:
         raise InputRefused({"search": ["Must have at least 1 character."]})
     return folded

@@ -43,7 +43,7 @@ class KeyServiceUnavailable(KeyFailure):
 
 class KeyUnavailable(KeyFailure):
     code = "key_unavailable"
-    detail = "A key that is needed for this is not available. An operator has to act."
+    detail = "A required key is unavailable. An operator must act."
 
 
 class KeyUnwrapFailed(KeyFailure):

@@ -20,7 +20,7 @@ _CONTENT_TYPE: Final = re.compile(rf"({_WORD}/{_WORD})((?:[ \t]*;(?:[ \t]*{_WORD
 def clean_name(name: str) -> str:
     """The name in NFC. Raises InputRefused: 1 to 255 characters, no slash, NUL, control character or lone surrogate."""
     if any(unicodedata.category(c) in ("Cc", "Cs") or c == "/" for c in name):
-        raise InputRefused({"name": ["May not hold slashes, control characters or broken text."]})
+        raise InputRefused({"name": ["Must not contain slashes, control characters or invalid text."]})
     normal = unicodedata.normalize("NFC", name) if len(name) <= _MOST_GIVEN else name
     if not 1 <= len(normal) <= MAX_LENGTH:
         raise InputRefused({"name": [f"Must have 1 to {MAX_LENGTH} characters."]})

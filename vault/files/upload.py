@@ -334,8 +334,8 @@ class Uploads:
             except SQLAlchemyError as exc:
                 if monotonic() >= deadline:
                     raise DatabaseUnavailable(
-                        "The database was lost while the file was being published. It may have been stored: look for "
-                        "it before sending it again."
+                        "The database was lost while the file was being published. The file may have been stored: look "
+                        "for it before you send it again."
                     ) from exc
             sleep(_ASK_AGAIN_SECONDS)
 

@@ -78,7 +78,7 @@ class Text(ma.fields.String):
     """
 
     pattern: ClassVar[str] = r"^[^\u0000]*$"
-    refusal: ClassVar[str] = "Contains characters that are not text."
+    refusal: ClassVar[str] = "Contains invalid characters."
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -104,7 +104,7 @@ class PasswordText(ma.fields.String):
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
         if not is_encodable(text):
-            raise ma.ValidationError("Contains characters that are not text.")
+            raise ma.ValidationError("Contains invalid characters.")
         return text
 
 
@@ -259,7 +259,7 @@ def refuse_undeclared_query() -> None:
         raise InputRefused({name: ["Unknown parameter."] for name in unknown})
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        raise InputRefused({name: ["May come only once."] for name in sorted(repeated)})
+        raise InputRefused({name: ["Must occur only once."] for name in sorted(repeated)})
 
 
 def register(app: Flask, settings: Settings) -> VaultApi:

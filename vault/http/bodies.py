@@ -45,14 +45,14 @@ def refuse_other_meanings(header: Callable[[str], str | None]) -> None:
     for name, identities in _IDENTITIES.items():
         codings = {coding.strip().lower() for coding in (header(name) or "").split(",")} - {""}
         if codings - identities:
-            raise UnsupportedCoding(f"{name} is not supported: send the content as it is.")
+            raise UnsupportedCoding(f"{name} is not supported. Send the content itself.")
     if header("Content-Range") is not None:
-        raise MalformedBody("Content-Range is not supported: send the whole content.")
+        raise MalformedBody("Content-Range is not supported. Send the whole content.")
     for name in _OBSOLETE_DIGESTS:
         if header(name) is not None:
-            raise InputRefused({name: ["Is obsolete and not checked: send Repr-Digest or Content-Digest."]})
+            raise InputRefused({name: ["Is obsolete and not checked. Send Repr-Digest or Content-Digest."]})
 
 
 def _refuse_other_charsets() -> None:
     if request.mimetype_params.get("charset", "utf-8").lower() not in _UTF8:
-        raise UnsupportedCoding("Text in other charsets than UTF-8 is not supported.")
+        raise UnsupportedCoding("Text must be in UTF-8.")

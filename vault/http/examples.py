@@ -85,7 +85,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "type": "urn:secure-vault:problem:not_found",
         "title": "Not Found",
         "status": 404,
-        "detail": "There is nothing here.",
+        "detail": "This resource does not exist.",
         "code": "not_found",
         "request_id": "6d1f0c7b9a3e4f52",
     },
@@ -100,7 +100,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "Refresh": {"refresh_token": "the-refresh-token-of-the-last-answer"},
     "Logout": {"scope": "local"},
     "ProfileChange": {"full_name": "Anna Example"},
-    "Message": {"message": "If this address needs a mail, it has one now."},
+    "Message": {"message": "If the address can be used, a mail is on its way to it."},
     "TokenPair": {
         "access_token": "the-access-token",
         "refresh_token": "the-refresh-token",

@@ -90,8 +90,8 @@ _CODES: Final = {
     422: "validation_failed",
 }
 _DETAILS: Final = {
-    404: "There is nothing here.",
-    405: "This address does not know that method.",
+    404: "This resource does not exist.",
+    405: "This resource does not support the method.",
     413: "The request body is larger than this server accepts.",
 }
 # RFC 6750, 3: the challenge alone for a request without a token; a client whose token ended learns that from the error.

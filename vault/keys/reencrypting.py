@@ -111,7 +111,9 @@ class Reencryptor:
         Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
         """
         if selection.key_ref is not None and (self._keys.primary.name, selection.key_ref) == ("local", self._primary()):
-            raise KeyInUse("This key is the primary and would wrap the new data keys, too. Put another first.")
+            raise KeyInUse(
+                "This key is the primary and would wrap the new data keys too. Make another key the primary."
+            )
         with self._sessions.begin() as session:
             query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*self._selected(selection))
             count, size = session.execute(query).one()

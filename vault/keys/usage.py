@@ -147,13 +147,15 @@ class KeyUsage:
         it is not configured, and Busy.
         """
         if key_ref == self.primary()[1]:
-            raise KeyInUse("The primary wraps new files. Make another key the primary first.")
+            raise KeyInUse("This key is the primary and wraps new files. Make another key the primary first.")
         rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
         if rows:
             raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
         wrapping = self._processes.wrapping_with(key_ref)
         if wrapping:
-            raise KeyInUse(f"{wrapping} running processes wrap new files by this key. Restart them with another first.")
+            raise KeyInUse(
+                f"{wrapping} running processes wrap new files by this key. Restart them with another primary."
+            )
         states = [self._state(provider, key_ref) for provider in self._keys.providers]
         with self._sessions.begin() as session:
             block_use(session)
@@ -192,9 +194,9 @@ class KeyUsage:
         lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
         if lacking:
             raise KeyNotEverywhere(
-                f"{lacking} running processes of the API or of workers do not hold the primary key, so files that are"
-                " wrapped by it would be unavailable there. Restart them with the settings that this command has. A"
-                " process that was killed counts for less than a minute."
+                f"{lacking} running processes of the API or of workers do not hold the primary key, so files that it"
+                " wraps would be unavailable there. Restart them with this command's settings. A process that was"
+                " killed counts for less than a minute."
             )
 
     def missing_at_start(self) -> list[str]:

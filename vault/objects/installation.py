@@ -36,8 +36,8 @@ _WRITABLE_SECONDS: Final = 15.0
 _MOST_RAISED: Final = 10**12
 _EPOCH: Final = re.compile(r"([0-9]{1,15}) ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\n")
 
-_IS_IT_MOUNTED: Final = "Is it mounted, and the right one?"
-_ADOPT: Final = "If this one is to own it from now on: `flask files adopt`."
+_IS_IT_MOUNTED: Final = "Check that the right store is mounted."
+_ADOPT: Final = "To make this copy the owner: `flask files adopt`."
 
 log = structlog.get_logger(__name__)
 
@@ -288,7 +288,7 @@ class InstallationGuard:
 def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch | None:
     """Why database and store do not belong together; None if they do."""
     if theirs is None:
-        return InstallationMismatch("no_id", f"The store carries no id. {_IS_IT_MOUNTED}")
+        return InstallationMismatch("no_id", f"The store has no id. {_IS_IT_MOUNTED}")
     if ours is None or theirs.installation_id != ours.installation_id:
         return InstallationMismatch(
             "another_id", "The store carries another database's id. If it is empty, remove its object vault-id."
@@ -296,7 +296,7 @@ def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch 
     if theirs.epoch is None or ours.epoch is None:
         return InstallationMismatch("no_epoch", "Its object vault-epoch is damaged: `flask files adopt` writes it.")
     if theirs.epoch.number > ours.epoch.number:
-        return InstallationMismatch("older_copy", f"Since this one was copied, another has used the store. {_ADOPT}")
+        return InstallationMismatch("older_copy", f"Another copy of the database has used the store since. {_ADOPT}")
     if theirs.epoch.number == ours.epoch.number and theirs.epoch.token != ours.epoch.token:
         return InstallationMismatch("another_copy", f"Another copy of the database uses the store. {_ADOPT}")
     return None

@@ -446,7 +446,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             status, code, detail = HTTPStatus(STATUS[exc.code]), exc.code, exc.detail
         elif isinstance(exc, ParseException) and not isinstance(exc, _OF_THIS_SIDE):
             status, code = _PARSER_REFUSALS.get(type(exc), (HTTPStatus.BAD_REQUEST, "bad_request"))
-            detail = "This is not a request as HTTP/1.1 has them, or it is too long."
+            detail = "The request does not follow HTTP/1.1, or it is too long."
         else:
             self.log.exception("Error handling request")
             status, code, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", _UNKNOWN

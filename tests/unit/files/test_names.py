@@ -14,7 +14,7 @@ def refused(text: str) -> dict[str, list[str]]:
     return {name: list(texts) for name, texts in caught.value.errors.items()}
 
 
-CHARACTERS = {"name": ["May not hold slashes, control characters or broken text."]}
+CHARACTERS = {"name": ["Must not contain slashes, control characters or invalid text."]}
 LENGTH = {"name": ["Must have 1 to 255 characters."]}
 
 
