@@ -301,6 +301,7 @@ NOT_RUN: Final = {
     "README.md: scripts/generate-secrets": "wants Docker; tests/live/test_compose.py runs the services' commands",
     "README.md: ./scripts/test": "runs this suite; CI runs both scripts",
     "docs/operate/install.md: scripts/generate-secrets": "wants Docker, as above",
+    "docs/operate/install.md: sudo cp -r": "wants systemd and root; tests/unit/test_systemd.py verifies the units",
     "docs/operate/backup.md: docker compose exec -T postgres pg_dump": "wants Docker; the same without is run",
     "docs/operate/backup.md: docker compose exec -T postgres pg_restore": "wants Docker; the same without is run",
     "docs/benchmarks-soak.md: python -m bench soak": "takes a quarter of an hour",
