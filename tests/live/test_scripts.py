@@ -409,4 +409,4 @@ def _not_shipped(_folder: str, names: list[str]) -> list[str]:
     It gets what Python has compiled: four processes at once would do it again.
     """
     hidden = {name for name in names if name.startswith(".") and name not in (".flaskenv", ".env.example")}
-    return sorted(hidden | ({"var", "tests", "bench"} & set(names)))
+    return sorted(hidden | ({"var", "tests", "testing", "bench"} & set(names)))
