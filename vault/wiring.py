@@ -65,6 +65,7 @@ from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.objects.installation import InstallationGuard
+from vault.objects.integrity import Integrity
 from vault.objects.leases import LeaseKeeper
 from vault.objects.reading import FileReader
 from vault.objects.reaper import Reaper
@@ -163,8 +164,13 @@ def build_container(
     )
     installation = InstallationGuard(sessions, store, clock, audit=audit)
     reader = FileReader(store, cache, installation)
+    integrity = Integrity(sessions, audit=audit)
     downloads = Downloads(
-        sessions, reader=reader, audit=audit, verify_all_first=settings.files.download_verify == "full"
+        sessions,
+        reader=reader,
+        integrity=integrity,
+        audit=audit,
+        verify_all_first=settings.files.download_verify == "full",
     )
     leases = LeaseKeeper(sessions)
     outbox = Outbox(
@@ -293,14 +299,14 @@ def build_container(
         key_usage=usage,
         processes=processes,
         rewrapper=Rewrapper(sessions, keys=keys, usage=usage, audit=audit, clock=clock),
-        verifier=Verifier(sessions, reader=reader, downloads=downloads, keys=keys),
+        verifier=Verifier(sessions, reader=reader, integrity=integrity, keys=keys),
         reencryptor=Reencryptor(
             sessions,
             store=store,
             keys=keys,
             usage=usage,
             reader=reader,
-            downloads=downloads,
+            integrity=integrity,
             installation=installation,
             leases=leases,
             audit=audit,

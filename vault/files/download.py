@@ -2,10 +2,9 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Final, Self
 
-import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -13,11 +12,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, Outcome
 from vault.audit.service import Actor, AuditService, count_read, end_read
 from vault.core.db import one_write
-from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
-from vault.encryption.errors import KeyUnwrapFailed
-from vault.objects.models import File, FileState
-from vault.objects.reading import ByteRange, FileReader, StoredFile, integrity_proven
-from vault.observe.metrics import CONTENT_BYTES, INTEGRITY_FAILURES, TRANSFERS
+from vault.core.errors import AuditUnavailable
+from vault.objects.integrity import Integrity
+from vault.objects.reading import ByteRange, FileReader, StoredFile
+from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0
@@ -31,10 +29,17 @@ class Downloads:
     """`verify_all_first` proves every segment of a file before its first byte is sent, by reading the object twice."""
 
     def __init__(
-        self, sessions: sessionmaker[Session], *, reader: FileReader, audit: AuditService, verify_all_first: bool
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        reader: FileReader,
+        integrity: Integrity,
+        audit: AuditService,
+        verify_all_first: bool,
     ) -> None:
         self._sessions = sessions
         self._reader = reader
+        self._integrity = integrity
         self._audit = audit
         self._verify_all_first = verify_all_first
 
@@ -43,7 +48,7 @@ class Downloads:
 
         `at_once` takes a key service that needs longer than two seconds for one that does not answer.
         """
-        with self._watched(file, actor):
+        with self._integrity.watched(file, actor):
             return self._reader.unlock(file, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
     def open(self, file: StoredFile, actor: Actor, *, part: ByteRange | None = None, is_view: bool) -> "Download":
@@ -52,7 +57,7 @@ class Downloads:
         Without a part it is of the whole file. One that a browser shows is audited as a view.
         """
         started, ended = _VIEW if is_view else _DOWNLOAD
-        with self._watched(file, actor):
+        with self._integrity.watched(file, actor):
             unlocked = self._reader.unlock(file)
             pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
         wanted = file.size_bytes if part is None else part.size
@@ -66,7 +71,7 @@ class Downloads:
             unlocked.sha256,
             pieces,
             close,
-            watched=lambda: self._watched(file, actor),
+            watched=lambda: self._integrity.watched(file, actor),
             ended=lambda served, complete: self._record_end(
                 file, actor, ended, counted_by, served=served, complete=complete
             ),
@@ -99,39 +104,6 @@ class Downloads:
         """Drop the key of a file that is gone from this process's cache."""
         self._reader.evict(file.object_id)
 
-    @contextmanager
-    def _watched(self, file: StoredFile, actor: Actor) -> Iterator[None]:
-        """Audit and log every sign of a damaged object or key; a file that went away meanwhile is NotFound."""
-        try:
-            with integrity_proven():
-                yield
-        except KeyUnwrapFailed:
-            self.report(file, actor, "key_unwrap_failed")
-            raise
-        except IntegrityFailed as exc:
-            self.report(file, actor, exc.reason)
-            raise
-
-    def report(self, file: StoredFile, actor: Actor, reason: str) -> None:
-        """Audit a damaged file. Raises NotFound if the row says by now that there is no such file."""
-        try:
-            with self._sessions.begin() as session:
-                if not _is_current(session, file):
-                    raise NotFound
-                self._audit.record(
-                    session,
-                    actor,
-                    Action.FILE_INTEGRITY_FAILED,
-                    target=("file", file.file_id),
-                    outcome=Outcome.FAILED,
-                    reason=reason,
-                )
-        except (SQLAlchemyError, AuditUnavailable) as exc:
-            # The refusal stands either way; losing its audit row must not turn it into another error.
-            log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
-        INTEGRITY_FAILURES.inc()
-        log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
-
     def _record_end(
         self,
         file: StoredFile,
@@ -157,19 +129,6 @@ class Downloads:
         except (SQLAlchemyError, AuditUnavailable) as exc:
             # The bytes have gone out and the start is audited; a missing end says that it is not known.
             log.error("audit_failed", action=action, exc_info=exc)
-
-
-def _is_current(session: Session, file: StoredFile) -> bool:
-    """Whether the row is still what was read: not deleted since, and not given another object."""
-    return bool(
-        session.scalar(
-            sa.select(
-                sa.exists().where(
-                    File.id == file.file_id, File.object_id == file.object_id, File.state == FileState.READY
-                )
-            )
-        )
-    )
 
 
 class Download:

@@ -1,21 +1,15 @@
-"""Work on very many rows: in batches, in constant memory, and patient with a key service that throttles."""
+"""Key work on many rows: several calls concurrently, and patient with a key service that throttles."""
 
-import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Final, Generic, Self, TypeVar
-
-import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from typing import Final, Generic, Self, TypeVar
 
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable
-from vault.objects.models import File
+from vault.objects.rows import BATCH
 
-BATCH: Final = 200
 # Calls to a key service at once: each takes some 10 ms, nearly all of it waiting.
 _CALLS_AT_ONCE: Final = 8
 # About a minute in all, before the command gives up and says so.
@@ -26,50 +20,6 @@ _NOT_TRIED: Final = "not_tried"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def batches_by_id(
-    sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], *, size: int = BATCH
-) -> Iterator[Sequence[Any]]:
-    """All rows of a query over files, by id; a row that stays as it is does not come up again.
-
-    The first column is the File or its id. No transaction is open while the caller works on a batch.
-    """
-    last = uuid.UUID(int=0)
-    while True:
-        with sessions.begin() as session:
-            rows = session.execute(query.where(File.id > last).order_by(File.id).limit(size)).all()
-        if not rows:
-            return
-        yield rows
-        last = _id_of(rows[-1])
-
-
-def rows_by_id(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]]) -> Iterator[Any]:
-    """The same, row by row."""
-    for batch in batches_by_id(sessions, query):
-        yield from batch
-
-
-def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], count: int) -> Iterator[Any]:
-    """About count different rows of a query over files, drawn by their random ids; all if there are not more."""
-    with sessions.begin() as session:
-        there = session.scalar(sa.select(sa.func.count()).select_from(query.with_only_columns(File.id).subquery())) or 0
-    if there <= count:
-        yield from rows_by_id(sessions, query)
-        return
-    seen: set[uuid.UUID] = set()
-    for _ in range(20 * count):
-        # Ids are random (UUID 4), so the next one behind a random point is a fair draw; past the last, the first.
-        point = uuid.UUID(int=random.getrandbits(128))  # nosec B311  # a sample, no secret
-        with sessions.begin() as session:
-            first = query.order_by(File.id).limit(1)
-            row = session.execute(first.where(File.id >= point)).first() or session.execute(first).first()
-        if row is None or len(seen) == count:
-            return
-        if _id_of(row) not in seen:
-            seen.add(_id_of(row))
-            yield row
 
 
 def chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -151,7 +101,3 @@ class Outcomes(Generic[Item, Result]):
 
 def _was_not_tried(outcome: object) -> bool:
     return isinstance(outcome, KeyServiceUnavailable) and outcome.reason == _NOT_TRIED
-
-
-def _id_of(row: Any) -> uuid.UUID:
-    return row[0].id if isinstance(row[0], File) else row[0]

@@ -35,14 +35,15 @@ from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyU
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.metadata import seal_digest
-from vault.files.download import Downloads
-from vault.keys.bulk import GIVE_UP_AFTER, patiently, rows_by_id
+from vault.keys.bulk import GIVE_UP_AFTER, patiently
 from vault.keys.usage import KeyUsage, reason_of
 from vault.objects.installation import InstallationGuard
+from vault.objects.integrity import Integrity
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState
 from vault.objects.reading import FileReader, StoredFile, Unlocked, find_ready, integrity_proven
 from vault.objects.retired import refuse_retired
+from vault.objects.rows import rows_by_id
 from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.objects.writing import NewObject, write_object
 from vault.storage import ObjectStore, object_key
@@ -86,7 +87,7 @@ class Reencryptor:
         keys: KeyRing,
         usage: KeyUsage,
         reader: FileReader,
-        downloads: Downloads,
+        integrity: Integrity,
         installation: InstallationGuard,
         leases: LeaseKeeper,
         audit: AuditService,
@@ -98,7 +99,7 @@ class Reencryptor:
         self._keys = keys
         self._usage = usage
         self._reader = reader
-        self._downloads = downloads
+        self._integrity = integrity
         self._installation = installation
         self._leases = leases
         self._audit = audit
@@ -164,7 +165,7 @@ class Reencryptor:
             except TransitionLost:
                 pass
             except (IntegrityFailed, KeyUnwrapFailed) as exc:
-                self._downloads.report(file, actor, _reason(exc))
+                self._integrity.report(file, actor, _reason(exc))
                 raise
             # Its key was rewrapped meanwhile, or it has gone, or somebody else has reencrypted it.
             file = find_ready(self._sessions, file_id)

@@ -15,12 +15,13 @@ from vault.audit.service import Actor
 from vault.core.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
-from vault.files.download import Downloads
-from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently, rows_by_id, sampled
+from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently
 from vault.keys.usage import prove_key, reason_of
+from vault.objects.integrity import Integrity
 from vault.objects.models import File, FileState
 from vault.objects.reading import FileReader, StoredFile, find_ready, integrity_proven
 from vault.objects.retired import key_is_retired
+from vault.objects.rows import rows_by_id, sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ class Verifier:
         sessions: sessionmaker[Session],
         *,
         reader: FileReader,
-        downloads: Downloads,
+        integrity: Integrity,
         keys: KeyRing,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._sessions = sessions
         self._reader = reader
-        self._downloads = downloads
+        self._integrity = integrity
         self._keys = keys
         self._sleep = sleep
 
@@ -150,7 +151,7 @@ class Verifier:
             # What a file has lost by being given another object while it was read is no damage: look at the new one.
             with suppress(NotFound):
                 if finding.is_damage:
-                    self._downloads.report(file, actor, finding.reason)
+                    self._integrity.report(file, actor, finding.reason)
                 return finding
 
     def _prove(self, file: StoredFile, progress: Callable[[int], None]) -> None:

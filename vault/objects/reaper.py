@@ -22,9 +22,9 @@ from vault.audit.models import Action
 from vault.audit.service import Actor, AuditService
 from vault.core.db import db_now
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
-from vault.keys.bulk import BATCH, rows_by_id
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
+from vault.objects.rows import BATCH, rows_by_id
 from vault.objects.shredding import Shreddable, TransitionLost, shred
 from vault.observe.metrics import REAPED
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key

@@ -1,0 +1,71 @@
+"""Signs of damage: what is wrong with an object or its key is audited, logged and counted, whoever reads it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action, Outcome
+from vault.audit.service import Actor, AuditService
+from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
+from vault.encryption.errors import KeyUnwrapFailed
+from vault.objects.models import File, FileState
+from vault.objects.reading import StoredFile, integrity_proven
+from vault.observe.metrics import INTEGRITY_FAILURES
+
+log = structlog.get_logger(__name__)
+
+
+class Integrity:
+    def __init__(self, sessions: sessionmaker[Session], *, audit: AuditService) -> None:
+        self._sessions = sessions
+        self._audit = audit
+
+    @contextmanager
+    def watched(self, file: StoredFile, actor: Actor) -> Iterator[None]:
+        """Audit and log every sign of a damaged object or key; a file that went away meanwhile is NotFound."""
+        try:
+            with integrity_proven():
+                yield
+        except KeyUnwrapFailed:
+            self.report(file, actor, "key_unwrap_failed")
+            raise
+        except IntegrityFailed as exc:
+            self.report(file, actor, exc.reason)
+            raise
+
+    def report(self, file: StoredFile, actor: Actor, reason: str) -> None:
+        """Audit a damaged file. Raises NotFound if the row says by now that there is no such file."""
+        try:
+            with self._sessions.begin() as session:
+                if not _is_current(session, file):
+                    raise NotFound
+                self._audit.record(
+                    session,
+                    actor,
+                    Action.FILE_INTEGRITY_FAILED,
+                    target=("file", file.file_id),
+                    outcome=Outcome.FAILED,
+                    reason=reason,
+                )
+        except (SQLAlchemyError, AuditUnavailable) as exc:
+            # The refusal stands either way; losing its audit row must not turn it into another error.
+            log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
+        INTEGRITY_FAILURES.inc()
+        log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
+
+
+def _is_current(session: Session, file: StoredFile) -> bool:
+    """Whether the row is still what was read: not deleted since, and not given another object."""
+    return bool(
+        session.scalar(
+            sa.select(
+                sa.exists().where(
+                    File.id == file.file_id, File.object_id == file.object_id, File.state == FileState.READY
+                )
+            )
+        )
+    )

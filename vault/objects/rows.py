@@ -1,0 +1,61 @@
+"""Very many rows of objects, in constant memory: in batches by id, and drawn at random."""
+
+import random
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.objects.models import File
+
+BATCH: Final = 200
+
+
+def batches_by_id(
+    sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], *, size: int = BATCH
+) -> Iterator[Sequence[Any]]:
+    """All rows of a query over files, by id; a row that stays as it is does not come up again.
+
+    The first column is the File or its id. No transaction is open while the caller works on a batch.
+    """
+    last = uuid.UUID(int=0)
+    while True:
+        with sessions.begin() as session:
+            rows = session.execute(query.where(File.id > last).order_by(File.id).limit(size)).all()
+        if not rows:
+            return
+        yield rows
+        last = _id_of(rows[-1])
+
+
+def rows_by_id(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]]) -> Iterator[Any]:
+    """The same, row by row."""
+    for batch in batches_by_id(sessions, query):
+        yield from batch
+
+
+def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], count: int) -> Iterator[Any]:
+    """About count different rows of a query over files, drawn by their random ids; all if there are not more."""
+    with sessions.begin() as session:
+        there = session.scalar(sa.select(sa.func.count()).select_from(query.with_only_columns(File.id).subquery())) or 0
+    if there <= count:
+        yield from rows_by_id(sessions, query)
+        return
+    seen: set[uuid.UUID] = set()
+    for _ in range(20 * count):
+        # Ids are random (UUID 4), so the next one behind a random point is a fair draw; past the last, the first.
+        point = uuid.UUID(int=random.getrandbits(128))  # nosec B311  # a sample, no secret
+        with sessions.begin() as session:
+            first = query.order_by(File.id).limit(1)
+            row = session.execute(first.where(File.id >= point)).first() or session.execute(first).first()
+        if row is None or len(seen) == count:
+            return
+        if _id_of(row) not in seen:
+            seen.add(_id_of(row))
+            yield row
+
+
+def _id_of(row: Any) -> uuid.UUID:
+    return row[0].id if isinstance(row[0], File) else row[0]
