@@ -19,9 +19,9 @@ from testing.servers import RcloneS3, rclone_s3, wait_until
 from testing.services import postgres_database, redis_url
 from testing.settings import environment
 from testing.vault import PASSWORD, accounts_agree, migrate
-from vault.audit.service import Actor
 from vault.background.broker import QUEUES
 from vault.core.db import db_now
+from vault.core.principal import Actor
 from vault.objects.models import File
 from vault.objects.reaper import ReapReport
 from vault.settings.config import ROOT, Settings

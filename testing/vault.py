@@ -26,7 +26,6 @@ from werkzeug.exceptions import HTTPException
 from testing.settings import make_settings
 from vault import create_app
 from vault.audit.models import AuditEvent
-from vault.audit.service import Actor
 from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
 from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
@@ -34,6 +33,7 @@ from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION
 from vault.cli import audit, db, files, keys, mail, users
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
+from vault.core.principal import Actor
 from vault.encryption.keyring import KeyRing
 from vault.keys.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail

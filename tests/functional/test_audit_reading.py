@@ -18,8 +18,8 @@ from testing.vault import PASSWORD, Person, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor
 from vault.auth.models import Role
+from vault.core.principal import Actor
 
 AUDIT = "/api/v1/admin/audit"
 EXPORT = f"{AUDIT}/export"

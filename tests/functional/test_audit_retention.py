@@ -23,10 +23,10 @@ from testing.services import POSTGRES_URL, postgres_database
 from testing.vault import PASSWORD, Vault, refusal
 from tests.conftest import migrate_url
 from vault.audit.models import AuditEvent
-from vault.audit.service import Actor
 from vault.background.broker import TASK_ENFORCE_RETENTION
 from vault.core.db import create_engine
 from vault.core.errors import AuditUnavailable
+from vault.core.principal import Actor
 from vault.settings.config import ROOT
 
 

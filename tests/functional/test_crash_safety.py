@@ -16,9 +16,9 @@ from flask import Response, request_finished
 from testing.faults import FailingDatabase, FailingStore
 from testing.servers import wait_until
 from testing.vault import Body, Person, Vault
-from vault.audit.service import Actor
 from vault.auth.models import User
 from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
+from vault.core.principal import Actor
 from vault.objects.installation import InstallationGuard
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState, Installation

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from testing.vault import PASSWORD, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import Filters
-from vault.audit.service import Actor
+from vault.core.principal import Actor
 
 REGISTER = {"email": "new@example.org", "password": PASSWORD}
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

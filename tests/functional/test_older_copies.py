@@ -12,9 +12,9 @@ from testing.copies import copied_database
 from testing.faults import FailingStore
 from testing.vault import Body, Person, Vault, at_once, refusal
 from vault import startup
-from vault.audit.service import Actor
 from vault.core.db import db_now
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
+from vault.core.principal import Actor
 from vault.objects import installation
 from vault.objects.installation import Epoch
 from vault.objects.models import File, Installation

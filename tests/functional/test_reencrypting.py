@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from testing.faults import FailingDatabase, FailingStore
 from testing.vault import Person, Vault
-from vault.audit.service import Actor
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
+from vault.core.principal import Actor
 from vault.encryption.header import Suite
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key

@@ -11,8 +11,8 @@ from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import played_kms
 from testing.servers import wait_until
 from testing.vault import Body, Person, Vault
-from vault.audit.service import Actor
 from vault.core.errors import Busy, KeyInUse, KeyNotKnown
+from vault.core.principal import Actor
 from vault.encryption.errors import KeyUnavailable
 from vault.encryption.local import generate_master_key
 from vault.objects.models import RetiredKey

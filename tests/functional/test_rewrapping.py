@@ -13,7 +13,7 @@ from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms, played_kms
 from testing.seeding import content_of, seed_files
 from testing.vault import Body, Person, Vault
-from vault.audit.service import Actor
+from vault.core.principal import Actor
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from testing.vault import PASSWORD, Person, Vault, works
-from vault.audit.service import Actor
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
+from vault.core.principal import Actor
 from vault.mail.messages import MailRefused
 from vault.mail.models import MailJob
 

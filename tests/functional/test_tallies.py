@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from testing.vault import PASSWORD, Person, Vault, at_once, refusal
 from vault.audit import settling
 from vault.audit.models import Action, AuditEvent, AuditTally
-from vault.audit.service import Actor
 from vault.background.broker import TASK_SETTLE_AUDIT
 from vault.core.errors import InvalidCredentials
+from vault.core.principal import Actor
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

@@ -9,8 +9,8 @@ import pytest
 
 from testing.seeding import seed_files
 from testing.vault import Person, Vault
-from vault.audit.service import Actor
 from vault.core.errors import StorageUnavailable
+from vault.core.principal import Actor
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key

@@ -23,8 +23,8 @@ from testing.settings import environment
 from testing.stack import BIN, Process, Stack, embedded
 from testing.vault import migrate
 from vault.audit.models import AuditEvent
-from vault.audit.service import Actor
 from vault.auth.models import User
+from vault.core.principal import Actor
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key

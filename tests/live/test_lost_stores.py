@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from testing.disks import on_small_disks, small_disk
 from testing.servers import wait_until
 from testing.stack import Stack, embedded, production
-from vault.audit.service import Actor
+from vault.core.principal import Actor
 from vault.keys.verifying import VerifyReport
 
 MIB = 1024 * 1024

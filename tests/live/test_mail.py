@@ -23,8 +23,8 @@ from testing.proxy import Proxy
 from testing.servers import wait_until
 from testing.stack import Stack, mailing
 from testing.vault import PASSWORD
-from vault.audit.service import Actor
 from vault.background.broker import QUEUE_MAIL, QUEUE_REGISTRATIONS
+from vault.core.principal import Actor
 from vault.mail.outbox import LEASE_SECONDS
 
 NAME = "Zoë Nameless"

@@ -10,8 +10,8 @@ from testing.mailbox import mailbox
 from testing.servers import wait_until
 from testing.services import redis_url
 from testing.stack import Stack, mailing
-from vault.audit.service import Actor
 from vault.auth.models import User
+from vault.core.principal import Actor
 from vault.mail.models import MailKind
 
 NO_OPS = 100

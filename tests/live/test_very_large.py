@@ -14,7 +14,7 @@ import requests
 
 from testing.proc import group_members, peak_bytes
 from testing.stack import Stack, embedded, production
-from vault.audit.service import Actor
+from vault.core.principal import Actor
 from vault.objects.reading import ByteRange
 from vault.settings.config import Settings
 from vault.storage import ObjectReader, ObjectStore

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.listing import COLUMNS, NAMES, Filters, select_events
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
+from vault.core.principal import Actor
 
 Rows = Sequence[Sequence[Any]]
 

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.deletion_clock import DeletionClock
+from vault.core.principal import Actor
 
 _BATCH: Final = 5000
 

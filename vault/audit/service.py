@@ -4,9 +4,9 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -16,6 +16,7 @@ from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcom
 from vault.core.db import insert_into
 from vault.core.errors import AuditUnavailable
 from vault.core.networks import network_of
+from vault.core.principal import Actor
 
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
@@ -29,38 +30,6 @@ _NO_EVENT: Final = sa.text(
     "INSERT INTO audit_events SELECT * FROM audit_events WHERE 1 = 1 ORDER BY at DESC, id DESC LIMIT 1"
     " ON CONFLICT (id) DO NOTHING"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who acts, and from where. An unknown person has no user_id; a command or task has no ip.
-
-    `request_id` may be the client's own, `trace_id` never is. `origin` is `cli` or `worker`, and None for requests;
-    `os_user` is whose command it is.
-    """
-
-    user_id: uuid.UUID | None = None
-    email: str | None = None
-    session_id: uuid.UUID | None = None
-    ip: str | None = None
-    user_agent: str | None = None
-    request_id: str | None = None
-    trace_id: str | None = None
-    origin: str | None = None
-    os_user: str | None = None
-
-    def known_as(self, user_id: uuid.UUID, email: str, session_id: uuid.UUID | None = None) -> Self:
-        """The same request, with the account that it turned out to concern."""
-        return replace(self, user_id=user_id, email=email, session_id=session_id)
-
-    def details(self) -> dict[str, str]:
-        """What an event says about its actor beyond its columns: most often nothing."""
-        trace_id = self.trace_id if self.trace_id != self.request_id else None
-        found = {"origin": self.origin, "os_user": self.os_user, "trace_id": trace_id}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-WORKER: Final = Actor(origin="worker")
 
 
 @dataclass(frozen=True, slots=True)

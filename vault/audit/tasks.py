@@ -5,8 +5,8 @@ from celery import Celery
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
-from vault.audit.service import WORKER
 from vault.background.broker import SLICES, TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT, TimeSlice, go_on_later
+from vault.core.principal import WORKER
 from vault.wiring import Container
 
 log = structlog.get_logger(__name__)

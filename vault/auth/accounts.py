@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.addresses import parse_address
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.credentials import Credentials, Verdict
@@ -15,8 +15,9 @@ from vault.auth.erasing import Eraser
 from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
-from vault.auth.sessions import SignedIn, UserSessions
+from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
+from vault.core.principal import Actor, SignedIn
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 

@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.models import Role, User
-from vault.auth.sessions import SignedIn
 from vault.core.errors import Forbidden, LastAdmin
+from vault.core.principal import Actor, SignedIn
 
 
 class Admins:

@@ -12,10 +12,11 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.credentials import Credentials
 from vault.auth.models import User
 from vault.auth.pending import kill_links
+from vault.core.principal import Actor
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 from vault.objects.shredding import shred_all_of, shred_some_of

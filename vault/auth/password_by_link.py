@@ -7,11 +7,12 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.credentials import Credentials
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
+from vault.core.principal import Actor
 
 
 class PasswordByLink:

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.models import User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.db import comes_before, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
+from vault.core.principal import Actor, SignedIn
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
@@ -42,16 +43,6 @@ _IDENTIFY: Final = (
         *_alive(sa.bindparam("now"), sa.bindparam("idle_since")),
     )
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SignedIn:
-    """Whose request this is, and by which session."""
-
-    user_id: uuid.UUID
-    session_id: uuid.UUID
-    email: str
-    role: str
 
 
 @dataclass(frozen=True, slots=True)

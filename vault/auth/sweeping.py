@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.confirming import REPEATABLE
 from vault.auth.credentials import Credentials
 from vault.auth.models import EmailToken, User, UserSession
@@ -18,6 +18,7 @@ from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.deletion_clock import DeletionClock
+from vault.core.principal import Actor
 from vault.mail.outbox import Outbox
 
 _UNVERIFIED_FOR: Final = timedelta(days=7)

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import structlog
 from celery import Celery
 
-from vault.audit.service import WORKER
 from vault.background.broker import SLICES, TASK_SWEEP_ACCOUNTS, TimeSlice, go_on_later
+from vault.core.principal import WORKER
 from vault.wiring import Container
 
 log = structlog.get_logger(__name__)

@@ -18,10 +18,10 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from vault.admin.service import MAX_BYTES, Quota
-from vault.audit.service import Actor
 from vault.auth.addresses import Address, parse_address
 from vault.core.db import DatabaseMissing, is_read_only
 from vault.core.errors import InputRefused, InstallationMismatch, VaultError
+from vault.core.principal import Actor
 from vault.core.reasons import reason_of
 from vault.keys.verifying import Finding, VerifyReport
 from vault.settings.config import Settings, SettingsError

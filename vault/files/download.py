@@ -10,9 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService, count_read, end_read
+from vault.audit.service import AuditService, count_read, end_read
 from vault.core.db import one_write
 from vault.core.errors import AuditUnavailable
+from vault.core.principal import Actor
 from vault.objects.integrity import Integrity
 from vault.objects.reading import ByteRange, FileReader, StoredFile
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS

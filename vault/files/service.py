@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.db import one_read
 from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
+from vault.core.principal import Actor
 from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
 from vault.files.download import Download, Downloads

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.auth.models import User
 from vault.core.db import db_now, one_read, run
 from vault.core.errors import (
@@ -34,6 +34,7 @@ from vault.core.errors import (
     TooManyUploads,
     UploadLost,
 )
+from vault.core.principal import Actor
 from vault.core.text import fold
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing

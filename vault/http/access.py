@@ -7,11 +7,10 @@ from typing import Any, cast
 from flask import Flask, Response, current_app, request
 from flask_jwt_extended import current_user, jwt_required
 
-from vault.audit.service import Actor
-from vault.auth.sessions import SignedIn
 from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.derived import derive_key
+from vault.core.principal import Actor, SignedIn
 from vault.http.api import refuse_undeclared_query
 from vault.http.extensions import jwt
 from vault.http.openapi import View, may_answer

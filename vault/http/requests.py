@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import structlog
 from flask import Flask, Response, g, request
 
-from vault.audit.service import Actor
+from vault.core.principal import Actor
 from vault.http.client_address import client_ip
 from vault.observe.metrics import REQUEST_SECONDS, REQUESTS
 

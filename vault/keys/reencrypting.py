@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.db import db_now
 from vault.core.errors import (
     Busy,
@@ -31,6 +31,7 @@ from vault.core.errors import (
     StorageUnavailable,
     VaultError,
 )
+from vault.core.principal import Actor
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey

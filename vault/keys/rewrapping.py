@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
+from vault.core.principal import Actor
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey

@@ -12,8 +12,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
+from vault.core.principal import Actor
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey

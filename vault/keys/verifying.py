@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.audit.service import Actor
 from vault.core.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
+from vault.core.principal import Actor
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently

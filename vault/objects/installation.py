@@ -22,8 +22,9 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
+from vault.core.principal import Actor
 from vault.objects.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
 

@@ -9,8 +9,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
+from vault.core.principal import Actor
 from vault.encryption.errors import KeyUnwrapFailed
 from vault.objects.models import File, FileState
 from vault.objects.reading import StoredFile, integrity_proven

@@ -19,9 +19,10 @@ import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.db import db_now
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
+from vault.core.principal import Actor
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
 from vault.objects.rows import BATCH, rows_by_id

@@ -5,7 +5,6 @@ import uuid
 import structlog
 from celery import Celery
 
-from vault.audit.service import WORKER
 from vault.background.broker import (
     SLICES,
     TASK_REAP_FILES,
@@ -14,6 +13,7 @@ from vault.background.broker import (
     TimeSlice,
     go_on_later,
 )
+from vault.core.principal import WORKER
 from vault.wiring import Container
 
 log = structlog.get_logger(__name__)

@@ -10,8 +10,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, Operationa
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
-from vault.audit.service import Actor, AuditService
+from vault.audit.service import AuditService
 from vault.core.errors import AuditUnavailable
+from vault.core.principal import Actor
 
 
 class Refusing:
