@@ -1,24 +1,23 @@
 """Secure Vault: an encrypted file store behind a REST API."""
 
+from dataclasses import fields
+
 from flask import Flask
 
 from vault.admin.rest import routes as admin_routes
 from vault.audit import tasks as audit_tasks
 from vault.audit.rest import routes as audit_routes
 from vault.auth import tasks as auth_tasks
-from vault.auth.rest import limits, pages
+from vault.auth.rest import access_tokens, limits, pages
 from vault.auth.rest import routes as auth_routes
 from vault.background.broker import run_in_context
 from vault.encryption.eax import check_known_answer
 from vault.files.rest import routes as files_routes
-from vault.http import access as auth
-from vault.http import api, bodies, docs, headers, health, requests
-from vault.http import client_address as clients
-from vault.http import problems as errors
+from vault.http import access, api, bodies, client_address, docs, headers, health, parts, problems, requests
 from vault.http.closing import BodiesAreClosed
 from vault.http.extensions import db, mail, migrate
 from vault.mail import tasks as mail_tasks
-from vault.objects import tasks as files_tasks
+from vault.objects import tasks as objects_tasks
 from vault.server.refusals import RefusalsReachClients
 from vault.settings.config import ROOT, Settings
 from vault.wiring import Container, build_container
@@ -36,6 +35,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
+    parts.register(app, (getattr(container, field.name) for field in fields(container)))
     app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
@@ -45,10 +45,11 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
 
     requests.register(app)
     headers.register(app, container.settings)
-    clients.register(app, container.settings.site.trusted_proxies)
-    errors.register(app)
+    client_address.register(app, container.settings.site.trusted_proxies)
+    problems.register(app)
     bodies.register(app)
-    auth.register(app, container.settings.site.secret_key)
+    access_tokens.register(app, container.settings.site.secret_key, container.user_sessions)
+    access.register(app, authenticate=access_tokens.authenticate, require_admin=container.admins.require)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
@@ -62,7 +63,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     run_in_context(container.celery, app.app_context)
     audit_tasks.register(container.celery, container)
     auth_tasks.register(container.celery, container)
-    files_tasks.register(container.celery, container)
+    objects_tasks.register(container.celery, container)
     mail_tasks.register(container.celery, container)
     return app
 

@@ -1,6 +1,5 @@
 """Flask extensions, unbound; `create_app` binds them."""
 
-from flask_jwt_extended import JWTManager
 from flask_mail import Mail
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
@@ -8,6 +7,5 @@ from flask_sqlalchemy import SQLAlchemy
 from vault.core.db import Base
 
 db = SQLAlchemy(metadata=Base.metadata, disable_autonaming=True)
-jwt = JWTManager()
 mail = Mail()
 migrate = Migrate()

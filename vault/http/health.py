@@ -1,10 +1,9 @@
 """Liveness: this process answers. Readiness: it can serve."""
 
-from typing import cast
+from flask import Blueprint, Response, jsonify
 
-from flask import Blueprint, Response, current_app, jsonify
-
-from vault.wiring import Container
+from vault.http.parts import find_part
+from vault.observe.readiness import Readiness
 
 blueprint = Blueprint("health", __name__)
 
@@ -22,6 +21,6 @@ def readyz() -> tuple[Response, int]:
 
     Names and one word each, since anybody may ask. Why a check fails is told where the metrics are.
     """
-    report = cast(Container, current_app.extensions["vault"]).readiness.report()
+    report = find_part(Readiness).report()
     checks = {name: "ok" if finding.is_ok else "failed" for name, finding in report.findings.items()}
     return jsonify(status=report.status, checks=checks), 200 if report.can_serve else 503

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import marshmallow as ma
 from marshmallow.validate import Length, Range
 
-from vault.http.access import container
 from vault.http.api import Count, Text
 from vault.http.cursors import Cursors
+from vault.http.parts import find_part
+from vault.settings.config import Settings
 
 
 class ListQuerySchema(ma.Schema):
@@ -54,7 +55,7 @@ def page_of(
     `scope` names the list, its owner, and whatever else shaped it; cursors of another are refused. Raises
     InvalidCursor.
     """
-    cursors = Cursors(container().settings.site.secret_key)
+    cursors = Cursors(find_part(Settings).site.secret_key)
     after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
     page = read(after)
     return {

@@ -14,13 +14,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from time import monotonic
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from vault.core.errors import Busy, TooLarge, TooSlow
 from vault.core.slots import Slots, ThreadPlan, Turns
 
-# What a client need not be waited for: such bodies are there before a thread is, such answers fit into the buffers.
-SMALL_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -224,21 +222,3 @@ class _Progress:
 
     def _credit(self, surplus: int) -> int:
         return self._pace.credit(max(surplus, 0)) if self._has_credit else 0
-
-
-def know_account(environ: dict[str, Any], account: Hashable) -> None:
-    """Tell the connection of a request whose it is, once that is proven."""
-    connection = environ.get("gunicorn.socket")
-    if isinstance(connection, PacedSocket):
-        connection.know(account)
-
-
-def begin_transfer(environ: dict[str, Any], size_bytes: int | None) -> None:
-    """Take what a file of this size (None: unknown) needs before anything is done for it. Raises Busy."""
-    connection = environ.get("gunicorn.socket")
-    if not isinstance(connection, PacedSocket):
-        return
-    if size_bytes is None or size_bytes > SMALL_BYTES:
-        connection.begin_transfer()
-    else:
-        connection.begin_small_file()

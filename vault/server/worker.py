@@ -38,8 +38,9 @@ from vault.core.errors import TooSlow, UploadTruncated, VaultError
 from vault.core.slots import ThreadPlan
 from vault.http.headers import for_origin, on_every_answer
 from vault.http.problems import STATUS, problem_body
+from vault.http.transfers import SMALL_BYTES
 from vault.observe.metrics import REQUESTS
-from vault.server.pacing import SMALL_BYTES, PacedSocket, Waits
+from vault.server.pacing import PacedSocket, Waits
 
 # For the head, from its first byte on, and for the beginning of a body whose length is not declared.
 _REQUEST_SECONDS: Final = 10.0

@@ -13,14 +13,17 @@ from vault.admin.rest.schemas import (
     UserQuerySchema,
     UserSchema,
 )
-from vault.admin.service import Quota, UserChanges
+from vault.admin.service import Administration, Quota, UserChanges
 from vault.auth.models import Role
 from vault.auth.rest.schemas import MessageSchema
 from vault.files.listing import ListingOfAll
-from vault.http.access import actor, admin_required, container, signed_in
+from vault.files.service import FileService
+from vault.http.access import actor, admin_required, signed_in
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
+from vault.http.parts import find_part
+from vault.keys.usage import KeyUsage
 
 blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="Administration")
 
@@ -38,7 +41,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold anything.
     scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
-    people = container().administration
+    people = find_part(Administration)
     return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)
 
 
@@ -48,7 +51,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
 @may_answer("not_found")
 def get_user(user_id: uuid.UUID) -> UserInfo:
     """Get an account."""
-    return container().administration.get(user_id)
+    return find_part(Administration).get(user_id)
 
 
 @blueprint.patch("/users/<uuid:user_id>")
@@ -66,7 +69,7 @@ def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
         disabled=fields.get("disabled"),
         quota=Quota(fields["quota_bytes"]) if "quota_bytes" in fields else None,
     )
-    return container().administration.change(user_id, changes, actor())
+    return find_part(Administration).change(user_id, changes, actor())
 
 
 @blueprint.delete("/users/<uuid:user_id>")
@@ -78,7 +81,7 @@ def delete_user(user_id: uuid.UUID) -> None:
 
     Its files are unreadable from this answer on.
     """
-    container().administration.delete(user_id, actor())
+    find_part(Administration).delete(user_id, actor())
 
 
 @blueprint.post("/users/<uuid:user_id>/send-password-reset")
@@ -90,7 +93,7 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 
     Administrators neither see nor set passwords.
     """
-    container().administration.send_password_reset(user_id, actor())
+    find_part(Administration).send_password_reset(user_id, actor())
     return {"message": "A link is on its way, unless three were mailed within the hour."}
 
 
@@ -106,7 +109,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
     alone.
     """
     scope = f"admin files {signed_in().user_id} {query['owner_id']}"
-    files, listing, who = container().files, ListingOfAll(query["owner_id"]), actor()
+    files, listing, who = find_part(FileService), ListingOfAll(query["owner_id"]), actor()
     return page_of(
         lambda after: files.list_of_all(listing, who, limit=query["limit"], after=after),
         query,
@@ -124,7 +127,7 @@ def delete_file(file_id: uuid.UUID) -> None:
 
     Its content is unreadable from this answer on.
     """
-    container().files.delete_any(file_id, actor())
+    find_part(FileService).delete_any(file_id, actor())
 
 
 @blueprint.get("/keys")
@@ -135,4 +138,4 @@ def keys() -> dict[str, Any]:
 
     The number of files that each key wraps, and the key that wraps new files.
     """
-    return container().key_usage.overview().as_dict()
+    return find_part(KeyUsage).overview().as_dict()

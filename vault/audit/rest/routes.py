@@ -5,13 +5,16 @@ from typing import Any, Final
 
 from flask import Response, request
 
-from vault.audit.export import Format
+from vault.audit.export import Exports, Format
+from vault.audit.listing import AuditLog
 from vault.audit.rest.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
-from vault.http.access import actor, admin_required, container, signed_in
+from vault.audit.service import AuditService
+from vault.http.access import actor, admin_required, signed_in
 from vault.http.api import VaultBlueprint, sends_bytes
 from vault.http.closing import closed_with_answer
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
+from vault.http.parts import find_part
 
 blueprint = VaultBlueprint("audit", __name__, url_prefix="/api/v1/admin/audit", description="The audit log")
 
@@ -28,7 +31,7 @@ def list_events(query: dict[str, Any]) -> dict[str, Any]:
 
     Newest first. Reading the log is not an event.
     """
-    log, filters = container().audit_log, filters_of(query)
+    log, filters = find_part(AuditLog), filters_of(query)
     scope = f"audit {signed_in().user_id} {json.dumps(filters.given())}"
     return page_of(lambda after: log.page(filters, limit=query["limit"], after=after), query, scope=scope)
 
@@ -43,12 +46,12 @@ def export(query: dict[str, Any]) -> Response:
     Streamed as CSV or NDJSON. An export without its last chunk is incomplete. In CSV a cell that a spreadsheet would
     take for a formula begins with an apostrophe.
     """
-    vault, filters, format_ = container(), filters_of(query), Format(query["format"])
+    filters, format_ = filters_of(query), Format(query["format"])
     # Of HEAD nobody gets a row, so it is no export.
     is_get = request.method == "GET"
-    rows = closed_with_answer(request, vault.audit_exports.open(format_, filters, actor())) if is_get else iter(())
+    rows = closed_with_answer(request, find_part(Exports).open(format_, filters, actor())) if is_get else iter(())
     response = Response(rows, content_type=_MEDIA_TYPES[format_], direct_passthrough=True)
-    name = f"audit-{vault.clock():%Y%m%dT%H%M%SZ}.{format_}"
+    name = f"audit-{find_part(AuditService).clock():%Y%m%dT%H%M%SZ}.{format_}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     response.headers["Cache-Control"] = "no-store"
     return response

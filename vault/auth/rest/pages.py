@@ -4,8 +4,10 @@ import secrets
 
 from flask import Blueprint, Response, render_template, request
 
+from vault.auth.confirming import Confirmations
+from vault.auth.links import MailedLinks
 from vault.core.errors import InputRefused, InvalidToken, VaultError, WrongPassword
-from vault.http.access import container
+from vault.http.parts import find_part
 from vault.http.problems import status_and_headers
 from vault.http.requests import anonymous
 
@@ -24,7 +26,7 @@ def ask_to_verify() -> Response:
 @blueprint.post("/verify-email")
 def verify() -> Response:
     """Confirm the address of the token in the form, by its password or a new one; a refused one can be corrected."""
-    token, confirmations = _token(request.form.get("token")), container().confirmations
+    token, confirmations = _token(request.form.get("token")), find_part(Confirmations)
     try:
         if "new_password" in request.form:
             confirmations.confirm_anew(token, _password("new_password"), anonymous())
@@ -48,7 +50,7 @@ def reset_password() -> Response:
     """Set the password of the form by its token; a password that is refused can be mended in the same form."""
     token = _token(request.form.get("token"))
     try:
-        container().links.reset_password(token, _password("new_password"), anonymous())
+        find_part(MailedLinks).reset_password(token, _password("new_password"), anonymous())
     except InputRefused as exc:
         problem = " ".join(exc.errors["new_password"])
         return _page("reset_password.html", status=422, token=token, problem=problem)

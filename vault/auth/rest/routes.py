@@ -3,7 +3,11 @@
 import uuid
 from typing import Any
 
+from vault.audit.listing import AuditLog
 from vault.audit.rest.schemas import EventPageSchema
+from vault.auth.accounts import Accounts
+from vault.auth.confirming import Confirmations
+from vault.auth.links import MailedLinks
 from vault.auth.rest.schemas import (
     ChangeEmailSchema,
     ChangePasswordSchema,
@@ -21,13 +25,16 @@ from vault.auth.rest.schemas import (
     TokenPairSchema,
     VerifyEmailSchema,
 )
-from vault.auth.service import Profile
+from vault.auth.service import AuthService, Profile
+from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
-from vault.http.access import actor, container, login_required, signed_in
+from vault.http.access import actor, login_required, signed_in
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import ListQuerySchema, page_of
+from vault.http.parts import find_part
 from vault.http.requests import anonymous
+from vault.storage.room import DiskReserve
 
 blueprint = VaultBlueprint(
     "auth",
@@ -50,8 +57,8 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
     The answer is the same whether or not the address has an account.
     """
     # Strangers' rows must not use up what is kept for signing in and deleting.
-    container().room.require()
-    container().auth.register(fields["email"], fields["password"], fields["full_name"], anonymous())
+    find_part(DiskReserve).require()
+    find_part(AuthService).register(fields["email"], fields["password"], fields["full_name"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -67,7 +74,7 @@ def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     link of the account. A change of address takes `password` only. A token that was used within the hour answers 200
     again: no password is checked, and nothing changes.
     """
-    confirmations = container().confirmations
+    confirmations = find_part(Confirmations)
     if "new_password" in fields:
         confirmations.confirm_anew(fields["token"], fields["new_password"], anonymous())
     else:
@@ -83,7 +90,7 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    container().auth.resend_verification(fields["email"], anonymous())
+    find_part(AuthService).resend_verification(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -96,7 +103,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    container().links.forgot_password(fields["email"], anonymous())
+    find_part(MailedLinks).forgot_password(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -109,7 +116,7 @@ def reset_password(fields: dict[str, Any]) -> None:
 
     Every session of the account ends.
     """
-    container().links.reset_password(fields["token"], fields["new_password"], anonymous())
+    find_part(MailedLinks).reset_password(fields["token"], fields["new_password"], anonymous())
 
 
 @blueprint.post("/login")
@@ -121,7 +128,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 
     One answer stands for every reason to refuse.
     """
-    return container().auth.login(fields["email"], fields["password"], anonymous())
+    return find_part(AuthService).login(fields["email"], fields["password"], anonymous())
 
 
 @blueprint.post("/refresh")
@@ -133,7 +140,7 @@ def refresh(fields: dict[str, Any]) -> TokenPair:
 
     Each refresh token works once; the answer has the next one. A second use ends the session.
     """
-    return container().user_sessions.refresh(fields["refresh_token"], anonymous())
+    return find_part(UserSessions).refresh(fields["refresh_token"], anonymous())
 
 
 @blueprint.post("/logout")
@@ -147,7 +154,7 @@ def logout(fields: dict[str, Any]) -> None:
     `scope` is `local` (this session), `others` or `global` (all sessions). Their access tokens stop working
     immediately.
     """
-    container().user_sessions.logout(signed_in(), fields["scope"], actor())
+    find_part(UserSessions).logout(signed_in(), fields["scope"], actor())
 
 
 @blueprint.get("/sessions")
@@ -160,7 +167,7 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 
     Newest first.
     """
-    sessions, who = container().user_sessions, signed_in()
+    sessions, who = find_part(UserSessions), signed_in()
     return page_of(
         lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
     )
@@ -175,7 +182,7 @@ def end_session(session_id: uuid.UUID) -> None:
 
     Its access token stops working immediately.
     """
-    container().user_sessions.end(signed_in(), session_id, actor())
+    find_part(UserSessions).end(signed_in(), session_id, actor())
 
 
 @blueprint.get("/me")
@@ -184,7 +191,7 @@ def end_session(session_id: uuid.UUID) -> None:
 @login_required
 def me() -> Profile:
     """Get the profile."""
-    return container().auth.profile(signed_in().user_id)
+    return find_part(AuthService).profile(signed_in().user_id)
 
 
 @blueprint.patch("/me")
@@ -194,7 +201,7 @@ def me() -> Profile:
 @login_required
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change the profile."""
-    return container().auth.rename(signed_in().user_id, fields["full_name"], actor())
+    return find_part(AuthService).rename(signed_in().user_id, fields["full_name"], actor())
 
 
 @blueprint.delete("/me")
@@ -207,7 +214,7 @@ def delete_me(fields: dict[str, Any]) -> None:
 
     Its files are unreadable from this answer on.
     """
-    container().accounts.delete(signed_in(), fields["password"], actor())
+    find_part(Accounts).delete(signed_in(), fields["password"], actor())
 
 
 @blueprint.get("/me/activity")
@@ -221,7 +228,7 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
     What the person did, and what others did to the account, newest first. Actions of others show neither their address
     nor where they came from.
     """
-    log, user_id = container().audit_log, signed_in().user_id
+    log, user_id = find_part(AuditLog), signed_in().user_id
     return page_of(
         lambda after: log.activity(user_id, limit=query["limit"], after=after), query, scope=f"activity {user_id}"
     )
@@ -237,7 +244,7 @@ def change_password(fields: dict[str, Any]) -> None:
 
     Every other session ends.
     """
-    container().accounts.change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
+    find_part(Accounts).change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
 
 
 @blueprint.post("/change-email")
@@ -250,5 +257,5 @@ def change_email(fields: dict[str, Any]) -> dict[str, str]:
 
     A link that is mailed to the new address confirms the change; until then nothing changes.
     """
-    container().accounts.change_email(signed_in(), fields["new_email"], fields["password"], actor())
+    find_part(Accounts).change_email(signed_in(), fields["new_email"], fields["password"], actor())
     return _LOOK_FOR_MAIL

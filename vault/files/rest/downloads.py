@@ -10,8 +10,8 @@ from flask import Request, Response
 from vault.files.download import Download
 from vault.files.facts import FileInfo
 from vault.files.rest.conditions import wanted
+from vault.http.transfers import begin_transfer
 from vault.objects.reading import ByteRange
-from vault.server.pacing import begin_transfer
 
 # What RFC 8187 lets stand unescaped in filename*.
 _ATTR_CHARS: Final = "!#$&+-.^_`|~"

@@ -21,12 +21,15 @@ from vault.files.rest.schemas import (
 )
 from vault.files.rest.uploads import open_upload
 from vault.files.rest.versions import version_tag, wanted_versions
-from vault.http.access import actor, container, login_required, signed_in
+from vault.files.service import FileService
+from vault.http.access import actor, login_required, signed_in
 from vault.http.api import BINARY, VaultBlueprint, sends_bytes
 from vault.http.closing import closed_with_answer
 from vault.http.openapi import may_answer, reads_headers
 from vault.http.paging import page_of
+from vault.http.parts import find_part
 from vault.objects.quota import Usage
+from vault.settings.config import Settings
 
 blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
 
@@ -83,9 +86,8 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     The body is a form with one part named `file`, or the content itself with its name in Content-Disposition or
     `?name=`.
     """
-    vault = container()
-    incoming = open_upload(request, max_bytes=vault.settings.files.max_upload_bytes)
-    info = vault.files.upload(signed_in().user_id, incoming, actor())
+    incoming = open_upload(request, max_bytes=find_part(Settings).files.max_upload_bytes)
+    info = find_part(FileService).upload(signed_in().user_id, incoming, actor())
     return info, 201, {"Location": file_path(info.id)}
 
 
@@ -99,7 +101,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 
     Newest first, unless `sort` and `order` say otherwise.
     """
-    files, owner_id = container().files, signed_in().user_id
+    files, owner_id = find_part(FileService), signed_in().user_id
     listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
     # The search comes last, since it may hold anything.
     scope = f"files {owner_id} {query['sort']} {query['order']} {query['search'] or ''}"
@@ -117,7 +119,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 @login_required
 def usage() -> Usage:
     """Get the storage usage."""
-    return container().files.usage(signed_in().user_id)
+    return find_part(FileService).usage(signed_in().user_id)
 
 
 @blueprint.get("/<uuid:file_id>")
@@ -126,7 +128,7 @@ def usage() -> Usage:
 @login_required
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """Get a file's metadata."""
-    info = container().files.get(signed_in().user_id, file_id, actor())
+    info = find_part(FileService).get(signed_in().user_id, file_id, actor())
     return info, 200, {"ETag": version_tag(info)}
 
 
@@ -142,7 +144,7 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
     Several files may have the same name.
     """
     versions = wanted_versions(request)
-    info = container().files.rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
+    info = find_part(FileService).rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
     return info, 200, {"ETag": version_tag(info)}
 
 
@@ -165,12 +167,12 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
 
     The content or one range of it; every byte is verified before it is sent. HEAD answers the headers alone.
     """
-    files, owner_id = container().files, signed_in().user_id
+    files, owner_id = find_part(FileService), signed_in().user_id
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
         info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
         return downloads.stream(info, None, inline=inline)
-    reads_all = container().settings.files.download_verify == "full"
+    reads_all = find_part(Settings).files.download_verify == "full"
     choose = partial(downloads.chosen, request, reads_all=reads_all)
     is_view = partial(downloads.is_shown, inline=inline)
     info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
@@ -186,4 +188,4 @@ def delete_file(file_id: uuid.UUID) -> None:
 
     Its content is unreadable from this answer on.
     """
-    container().files.delete(signed_in().user_id, file_id, actor())
+    find_part(FileService).delete(signed_in().user_id, file_id, actor())

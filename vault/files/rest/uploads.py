@@ -17,7 +17,7 @@ from vault.core.errors import DigestMismatch, InputRefused, MalformedBody, TooLa
 from vault.files.names import clean_content_type, clean_name
 from vault.files.rest.dispositions import name_of_part, name_of_raw_body
 from vault.http.bodies import refuse_other_meanings
-from vault.server.pacing import begin_transfer
+from vault.http.transfers import begin_transfer
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024

@@ -15,8 +15,8 @@ from vault.core.errors import InputRefused
 from vault.files.facts import FileInfo
 from vault.files.names import clean_name
 from vault.files.rest.downloads import ascii_fallback, chosen, disposition, repr_digest, stream
+from vault.http.transfers import SMALL_BYTES
 from vault.objects.reading import ByteRange
-from vault.server.pacing import SMALL_BYTES
 
 
 def with_email(header: str) -> str | None:

@@ -1,0 +1,68 @@
+"""Access tokens at the door: who is signed in, asked again for every request."""
+
+import uuid
+from typing import Any, cast
+
+from flask import Flask, Response, request
+from flask_jwt_extended import JWTManager, get_current_user, verify_jwt_in_request
+
+from vault.auth.sessions import UserSessions
+from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
+from vault.core.clock import CLOCK_LEEWAY
+from vault.core.derived import derive_key
+from vault.core.principal import SignedIn
+from vault.http.problems import CHALLENGE, CHALLENGE_FOR_BAD_TOKEN, unauthorized
+from vault.http.transfers import know_account
+
+
+def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
+    """Bind token checking: header only, one algorithm, issuer and audience checked, one answer for every failure."""
+    app.config.update(
+        JWT_SECRET_KEY=derive_key(secret_key, "jwt"),
+        JWT_ALGORITHM=ALGORITHM,
+        JWT_DECODE_ALGORITHMS=[ALGORITHM],
+        JWT_DECODE_ISSUER=ISSUER,
+        JWT_DECODE_AUDIENCE=AUDIENCE,
+        JWT_DECODE_LEEWAY=CLOCK_LEEWAY,
+        JWT_TOKEN_LOCATION=["headers"],
+    )
+    app.before_request(_spell_scheme)
+    jwt = JWTManager(app)
+    jwt.unauthorized_loader(lambda _: unauthorized(CHALLENGE))
+    for refuse in (
+        jwt.invalid_token_loader,
+        jwt.expired_token_loader,
+        jwt.revoked_token_loader,
+        jwt.needs_fresh_token_loader,
+        jwt.token_verification_failed_loader,
+        jwt.user_lookup_error_loader,
+    ):
+        refuse(_refuse_bad_token)
+
+    @jwt.user_lookup_loader
+    def load_user(_header: dict[str, Any], claims: dict[str, Any]) -> SignedIn | None:
+        try:
+            user_id, session_id = uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        who = sessions.identify(user_id, session_id)
+        if who is not None:
+            know_account(request.environ, who.user_id)
+        return who
+
+
+def authenticate() -> SignedIn:
+    """Return whose access token this request carries. Raises what is answered with 401."""
+    verify_jwt_in_request()
+    return cast(SignedIn, get_current_user())
+
+
+def _spell_scheme() -> None:
+    """Write the scheme as flask-jwt-extended expects it: its case does not matter (RFC 9110, 11.1)."""
+    scheme, space, credentials = request.headers.get("Authorization", "").partition(" ")
+    if space and scheme.lower() == "bearer":
+        request.environ["HTTP_AUTHORIZATION"] = f"Bearer {credentials}"
+
+
+def _refuse_bad_token(*_: object) -> Response:
+    return unauthorized(CHALLENGE_FOR_BAD_TOKEN)
