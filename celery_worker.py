@@ -61,7 +61,7 @@ def _tell_of_worker(**_: Any) -> None:
     # Not before the processes that do the work are there: a process with threads should not be forked. One of them that
     # dies is forked again, though, and must find no connection of this process in the pool of its container.
     own = build_container(settings)
-    exporter.serve(own, with_mail=False)
+    exporter.serve(own.readiness)
     keep_presence(own, WORKER)
     raise_epoch(own)
 
@@ -69,7 +69,7 @@ def _tell_of_worker(**_: Any) -> None:
 @beat_init.connect
 def _tell_of_beat(sender: Any, **_: Any) -> None:
     exporter.listen(settings.server.metrics_bind, offset=2)
-    exporter.serve(container, with_mail=False)
+    exporter.serve(container.readiness)
     keep_presence(container, BEAT, lambda: sender.scheduler.is_ticking)
 
 

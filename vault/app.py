@@ -61,10 +61,10 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.register_blueprint(health.blueprint)
 
     run_in_context(container.celery, app.app_context)
-    audit_tasks.register(container.celery, container)
-    auth_tasks.register(container.celery, container)
-    objects_tasks.register(container.celery, container)
-    mail_tasks.register(container.celery, container)
+    audit_tasks.register(container.celery, container.settling, container.audit_retention)
+    auth_tasks.register(container.celery, container.sweeper)
+    objects_tasks.register(container.celery, container.reaper)
+    mail_tasks.register(container.celery, container.outbox)
     return app
 
 

@@ -5,20 +5,21 @@ from celery import Celery
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
+from vault.audit.retention import Retention
+from vault.audit.settling import Settling
 from vault.background.broker import SLICES, TASK_ENFORCE_RETENTION, TASK_SETTLE_AUDIT, TimeSlice, go_on_later
 from vault.core.principal import WORKER
-from vault.wiring import Container
 
 log = structlog.get_logger(__name__)
 
 
-def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
+def register(celery: Celery, settling: Settling, retention: Retention) -> None:
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
 
     @celery.task(name=TASK_SETTLE_AUDIT, shared=False)
     def settle_audit(slices: int = SLICES) -> None:
         time = TimeSlice()
-        container.settling.settle(may_go_on=time)
+        settling.settle(may_go_on=time)
         if time.is_over and slices > 1:
             go_on_later(settle_audit, slices - 1)
 
@@ -26,7 +27,7 @@ def register(celery: Celery, container: Container) -> None:
     def enforce_retention(slices: int = SLICES) -> None:
         time = TimeSlice()
         try:
-            deleted = container.audit_retention.enforce(WORKER, may_go_on=time)
+            deleted = retention.enforce(WORKER, may_go_on=time)
         except ProgrammingError as exc:
             if isinstance(exc.orig, InsufficientPrivilege):
                 log.error(

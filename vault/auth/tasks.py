@@ -5,20 +5,20 @@ from dataclasses import asdict
 import structlog
 from celery import Celery
 
+from vault.auth.sweeping import Sweeper
 from vault.background.broker import SLICES, TASK_SWEEP_ACCOUNTS, TimeSlice, go_on_later
 from vault.core.principal import WORKER
-from vault.wiring import Container
 
 log = structlog.get_logger(__name__)
 
 
-def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
+def register(celery: Celery, sweeper: Sweeper) -> None:
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
 
     @celery.task(name=TASK_SWEEP_ACCOUNTS, shared=False)
     def sweep_accounts(slices: int = SLICES) -> None:
         time = TimeSlice()
-        swept = asdict(container.sweeper.sweep(WORKER, may_go_on=time))
+        swept = asdict(sweeper.sweep(WORKER, may_go_on=time))
         if time.is_over and slices > 1:
             go_on_later(sweep_accounts, slices - 1)
         if any(swept.values()):

@@ -5,19 +5,19 @@ import uuid
 from celery import Celery
 
 from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
-from vault.wiring import Container
+from vault.mail.outbox import Outbox
 
 
-def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
+def register(celery: Celery, outbox: Outbox) -> None:
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
 
     @celery.task(name=TASK_DELIVER_MAIL, shared=False)
     def deliver_mail(job_id: str) -> None:
-        container.outbox.deliver(uuid.UUID(job_id))
+        outbox.deliver(uuid.UUID(job_id))
 
     @celery.task(name=TASK_DELIVER_REGISTRATION, shared=False)
     def deliver_registration(job_id: str) -> None:
-        container.outbox.deliver(uuid.UUID(job_id))
+        outbox.deliver(uuid.UUID(job_id))
 
     @celery.task(name=TASK_SKIP_MAIL, shared=False)
     def skip_mail(job_id: str) -> None:
@@ -25,5 +25,5 @@ def register(celery: Celery, container: Container) -> None:
 
     @celery.task(name=TASK_REQUEUE_MAIL, shared=False)
     def requeue_due_mail() -> None:
-        for owed in container.outbox.due():
-            container.outbox.announce(owed)
+        for owed in outbox.due():
+            outbox.announce(owed)

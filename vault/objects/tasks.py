@@ -14,29 +14,29 @@ from vault.background.broker import (
     go_on_later,
 )
 from vault.core.principal import WORKER
-from vault.wiring import Container
+from vault.objects.reaper import Reaper
 
 log = structlog.get_logger(__name__)
 
 
-def register(celery: Celery, container: Container) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its container along."""
+def register(celery: Celery, reaper: Reaper) -> None:
+    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
 
     @celery.task(name=TASK_REMOVE_FILE, shared=False)
     def remove_file(file_id: str) -> None:
-        container.reaper.remove(uuid.UUID(file_id))
+        reaper.remove(uuid.UUID(file_id))
 
     @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
     def remove_files_of(owner_id: str) -> None:
         time = TimeSlice()
         # While nothing can be removed the periodic pass tries again.
-        if container.reaper.remove_all_of(uuid.UUID(owner_id), may_go_on=time) and time.is_over:
+        if reaper.remove_all_of(uuid.UUID(owner_id), may_go_on=time) and time.is_over:
             go_on_later(remove_files_of, owner_id)
 
     @celery.task(name=TASK_REAP_FILES, shared=False)
     def reap_files(slices: int = SLICES) -> None:
         time = TimeSlice()
-        report = container.reaper.reap(WORKER, may_go_on=time)
+        report = reaper.reap(WORKER, may_go_on=time)
         if time.is_over and slices > 1:
             go_on_later(reap_files, slices - 1)
         if report.expired or report.removed or report.failed:

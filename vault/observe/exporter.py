@@ -10,10 +10,10 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Metric
@@ -22,8 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from vault.mail.queue import Backlog
-from vault.wiring import Container
+from vault.observe.readiness import Readiness
 
 _MAIL_SECONDS: Final = 1.0
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -32,6 +31,16 @@ log = structlog.get_logger(__name__)
 
 # gunicorn reads its settings anew on SIGHUP; this stays.
 _listener: socket.socket | None = None
+
+
+class Backlog(Protocol):
+    """How many mails are in each state, and for how long the oldest that could be sent now is due."""
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    @property
+    def oldest_due_seconds(self) -> float: ...
 
 
 def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
@@ -52,18 +61,18 @@ def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
     _listener = listener
 
 
-def serve(container: Container, *, with_mail: bool) -> ThreadingHTTPServer | None:
+def serve(readiness: Readiness, backlog: Callable[[], Backlog] | None = None) -> ThreadingHTTPServer | None:
     """Answer in a thread of this process, for as long as it lives; None if there is no address to answer at.
 
-    `with_mail` tells of the outbox, by asking the database.
+    `backlog` tells of the outbox, by asking the database; one process of a machine is enough for that.
     """
     if _listener is None:
         return None
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    if with_mail:
-        registry.register(_MailCollector(container.mail_queue.backlog))
-    server = _Server(_listener, registry, container)
+    if backlog is not None:
+        registry.register(_MailCollector(backlog))
+    server = _Server(_listener, registry, readiness)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 
@@ -87,12 +96,12 @@ def remove_folder_at_exit() -> None:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, registry: CollectorRegistry, container: Container) -> None:
+    def __init__(self, listener: socket.socket, registry: CollectorRegistry, readiness: Readiness) -> None:
         super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.registry = registry
-        self.container = container
+        self.readiness = readiness
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.warning("metrics_failed", exc_info=True)
@@ -113,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, "text/plain", b"Here are /metrics and /readyz.\n")
 
     def _readyz(self) -> None:
-        report = self.server.container.readiness.report()
+        report = self.server.readiness.report()
         body = {
             "status": report.status,
             "checks": {
