@@ -47,6 +47,7 @@ from vault.core.deletion_clock import DeletionClock, database_time
 from vault.core.derived import derive_key
 from vault.core.slots import ThreadPlan, Turns
 from vault.encryption.cache import DekCache
+from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyProvider, KeyRing
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import LocalKeyProvider
@@ -211,7 +212,7 @@ def build_container(
         store=store,
         room=room,
         keys=keys,
-        suite=settings.files.suite,
+        suite=Suite.named(settings.files.cipher),
         limits=UploadLimits(
             settings.files.max_upload_bytes,
             settings.files.default_quota_bytes,

@@ -25,7 +25,7 @@ FILES = "/api/v1/files"
 
 
 def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
-    selection = Selection(vault.settings.files.suite, tuple(map(uuid.UUID, file_ids)), key_ref)
+    selection = Selection(Suite.named(vault.settings.files.cipher), tuple(map(uuid.UUID, file_ids)), key_ref)
     failures: list[tuple[uuid.UUID, str]] = []
     report = vault.container.reencryptor.run(
         selection, Actor(), on_failure=lambda file_id, reason: failures.append((file_id, reason))

@@ -143,7 +143,7 @@ def reencrypt(
             "Select files by FILE_ID, --key-ref REF or --wrapped-before TIME, or all of another cipher by --cipher."
         )
     vault = container()
-    suite = vault.settings.files.suite if cipher is None else Suite.named(cipher)
+    suite = Suite.named(cipher or vault.settings.files.cipher)
     before = None if wrapped_before is None else wrapped_before.replace(tzinfo=UTC)
     selection = Selection(suite, file_ids, key_ref, before)
     count, size = vault.reencryptor.plan(selection)

@@ -4,6 +4,7 @@ Owns boto3 sessions. Never logs or raises a key; a kind of credentials is botoco
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ _ASK_AGAIN_SECONDS: Final = 5.0
 # What S3, STS and KMS say of credentials that were good once.
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 Client = TypeVar("Client")
+# A key, never an alias, which may be pointed at another key
+KMS_KEY_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
+# What KMS_KEY_ID may be: an id, an alias, or the ARN of either
+KMS_KEY_ID: Final = re.compile(
+    r"[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250}"
+    r"|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(?:key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]{1,250})"
+)
 
 log = structlog.get_logger(__name__)
 

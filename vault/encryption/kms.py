@@ -4,7 +4,6 @@ Needs kms:GenerateDataKey, Encrypt and Decrypt on the key, and kms:DescribeKey w
 encryption context stands in CloudTrail in clear: it holds ids of objects, no name, address or person.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from vault.core.aws import AwsAccess, AwsClient
+from vault.core.aws import KMS_KEY_ARN, AwsAccess, AwsClient
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey
@@ -34,13 +33,6 @@ from vault.encryption.keyring import DataKey
 if TYPE_CHECKING:
     from mypy_boto3_kms.client import KMSClient
 
-# A key, never an alias, which may be pointed at another key
-KEY_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
-# What KMS_KEY_ID may be: an id, an alias, or the ARN of either
-KEY_ID: Final = re.compile(
-    r"[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250}"
-    r"|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(?:key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]{1,250})"
-)
 # What Decrypt accepts as CiphertextBlob
 _MAX_BLOB_BYTES: Final = 6144
 # The service's own trouble, which passes. KeyUnavailableException is KMS's word for "not reachable just now".
@@ -94,7 +86,7 @@ class KmsKeyProvider:
     def __init__(self, options: KmsOptions) -> None:
         self._options = options
         self.access: AwsClient[KMSClient] = _client(options)
-        is_arn = options.key_id is not None and KEY_ARN.fullmatch(options.key_id)
+        is_arn = options.key_id is not None and KMS_KEY_ARN.fullmatch(options.key_id)
         self._current_arn = options.key_id if is_arn else None
         # An alias may be pointed at another key while this process runs: what it has wrapped stays readable to it.
         self._own_arns: set[str] = {options.key_id} if is_arn and options.key_id else set()
@@ -179,7 +171,7 @@ class KmsKeyProvider:
 
     def _may_be_own(self, arn: str) -> bool:
         """Whether settings allow that `key_id` is this key. What an alias means, only KMS knows."""
-        key_id, found = self._options.key_id, KEY_ARN.fullmatch(arn)
+        key_id, found = self._options.key_id, KMS_KEY_ARN.fullmatch(arn)
         if key_id is None or found is None or found[1] != self._options.region:
             return False
         if "alias/" in key_id:

@@ -5,7 +5,6 @@ header's commitment alone.
 """
 
 import base64
-import binascii
 import hashlib
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from vault.core.master_keys import decode_master_keys
 from vault.encryption.errors import KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey
@@ -26,15 +26,7 @@ class LocalKeyProvider:
 
     def __init__(self, master_keys: Sequence[str]) -> None:
         """Raises ValueError, without showing any key, if one is malformed, one comes twice, or there is none."""
-        self._keys: dict[str, Fernet] = {}
-        for position, text in enumerate(master_keys, start=1):
-            raw = _decode(text, position)
-            ref = local_ref(raw)
-            if ref in self._keys:
-                raise ValueError(f"key {position} repeats an earlier one")
-            self._keys[ref] = Fernet(base64.urlsafe_b64encode(raw))
-        if not self._keys:
-            raise ValueError("there must be at least one key")
+        self._keys = {local_ref(raw): Fernet(base64.urlsafe_b64encode(raw)) for raw in decode_master_keys(master_keys)}
         self._current = next(iter(self._keys))
 
     @property
@@ -79,14 +71,3 @@ def generate_master_key() -> str:
 def local_ref(raw_key: bytes) -> str:
     """The key_ref of a raw 32-byte Fernet key; a fingerprint, not a secret."""
     return "local:" + hashlib.sha256(b"svault-kid\0" + raw_key).hexdigest()[:16]
-
-
-def _decode(text: str, position: int) -> bytes:
-    # Fernet itself accepts keys with stray characters, which b64decode silently drops; a typing error must not pass.
-    try:
-        raw = base64.b64decode(text, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f"key {position} is not urlsafe base64") from None
-    if len(raw) != 32:
-        raise ValueError(f"key {position} is not 32 bytes long")
-    return raw

@@ -53,10 +53,10 @@ def switch(name: str, help: str) -> Any:
     return setting(name, help, parse=parse.switch, unset=False, unset_means="0", accepts="1 or 0")
 
 
-def choice(name: str, help: str, choices: tuple[str, ...], *, make: Callable[[str], Any] = str, **options: Any) -> Any:
-    """Declare one word of several; `make` turns it into the value."""
+def choice(name: str, help: str, choices: tuple[str, ...], **options: Any) -> Any:
+    """Declare one word of several."""
     accepts = " or ".join(choices)
-    return setting(name, help, parse=lambda text: make(parse.one_of(text, choices)), accepts=accepts, **options)
+    return setting(name, help, parse=lambda text: parse.one_of(text, choices), accepts=accepts, **options)
 
 
 def settings_of(group: type) -> dict[str, Setting]:

@@ -12,7 +12,6 @@ from typing import Final
 
 from sqlalchemy.engine import make_url
 
-from vault.encryption.header import Suite
 from vault.settings import values as parse
 from vault.settings.fields import choice, number, setting, switch
 
@@ -296,11 +295,10 @@ class Mail:
 class Files:
     """Files."""
 
-    suite: Suite = choice(
+    cipher: str = choice(
         "FILE_CIPHER",
         "The cipher of new files. Files of either kind stay readable.",
         ("AES-256-EAX", "AES-256-GCM"),
-        make=Suite.named,
         default="AES-256-EAX",
     )
     download_verify: str = choice(

@@ -8,12 +8,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import idna
-from marshmallow.fields import Boolean
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from vault.encryption.kms import KEY_ARN, KEY_ID
-from vault.encryption.local import LocalKeyProvider
+from vault.core.aws import KMS_KEY_ARN, KMS_KEY_ID
+from vault.core.master_keys import decode_master_keys
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\s<>]+>")
@@ -22,6 +21,8 @@ _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 # The widest private networks there are: 10.0.0.0/8 and fc00::/7
 _WIDEST: Final = {4: 8, 6: 7}
+_ON: Final = {"1"} | {form for word in ("t", "true", "y", "yes", "on") for form in (word, word.title(), word.upper())}
+_OFF: Final = {"0"} | {form for word in ("f", "false", "n", "no", "off") for form in (word, word.title(), word.upper())}
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -37,9 +38,9 @@ def whole_number(text: str, at_least: int, at_most: int) -> int:
 
 
 def switch(text: str) -> bool:
-    if text in Boolean.truthy:
+    if text in _ON:
         return True
-    if text in Boolean.falsy:
+    if text in _OFF:
         return False
     raise ValueError("must be 1 or 0")
 
@@ -61,7 +62,7 @@ def secret(text: str) -> str:
 def master_keys(text: str) -> tuple[str, ...]:
     keys = tuple(key.strip() for key in text.split(","))
     try:
-        LocalKeyProvider(keys)
+        decode_master_keys(keys)
     except ValueError as exc:
         raise ValueError(f"{exc}; make one with: flask keys generate") from None
     return keys
@@ -74,14 +75,14 @@ def region(text: str) -> str:
 
 
 def kms_key_id(text: str) -> str:
-    if not KEY_ID.fullmatch(text):
+    if not KMS_KEY_ID.fullmatch(text):
         raise ValueError("must be the id, the ARN or the alias (alias/…) of a KMS key")
     return text
 
 
 def kms_key_arns(text: str) -> tuple[str, ...]:
     arns = tuple(arn.strip() for arn in text.split(","))
-    if not all(KEY_ARN.fullmatch(arn) for arn in arns):
+    if not all(KMS_KEY_ARN.fullmatch(arn) for arn in arns):
         raise ValueError("must be ARNs of KMS keys (arn:aws:kms:region:account:key/…), separated by commas")
     return arns
 
