@@ -23,8 +23,9 @@ from vault.auth.accounts import Accounts
 from vault.auth.admins import Admins
 from vault.auth.confirming import Confirmations
 from vault.auth.credentials import Credentials
-from vault.auth.erasing import Eraser
+from vault.auth.erasing import Eraser, FileShredding
 from vault.auth.links import MailedLinks
+from vault.auth.minting import LinkMinter
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Judge, Passwords, judge
 from vault.auth.service import AuthService
@@ -70,6 +71,7 @@ from vault.objects.integrity import Integrity
 from vault.objects.leases import LeaseKeeper
 from vault.objects.reading import FileReader
 from vault.objects.reaper import Reaper
+from vault.objects.shredding import shred_all_of, shred_some_of
 from vault.observe.metering import MeteredKeyProvider
 from vault.observe.metrics import count_cache_lookup
 from vault.observe.processes import Processes
@@ -178,6 +180,7 @@ def build_container(
         sessions,
         mailer=mailer or _mailer(settings),
         renderer=MessageRenderer(settings.site.public_url, settings.site.frontend_base_url),
+        links=LinkMinter(clock),
         enqueue=lambda lane, job_id: publish(_MAIL_TASKS[lane], job_id),
         clock=clock,
     )
@@ -202,7 +205,7 @@ def build_container(
     password_by_link = PasswordByLink(credentials=credentials, user_sessions=user_sessions, audit=audit, clock=clock)
     eraser = Eraser(
         credentials=credentials,
-        remove_files_later=_bound(publish, TASK_REMOVE_FILES_OF),
+        files=FileShredding(shred_some_of, shred_all_of, _bound(publish, TASK_REMOVE_FILES_OF)),
         outbox=outbox,
         audit=audit,
     )

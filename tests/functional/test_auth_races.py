@@ -13,8 +13,8 @@ from argon2 import PasswordHasher
 
 from testing.servers import wait_until
 from testing.vault import PASSWORD, Vault, at_once, refusal, works
-from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, PasswordAttempts, User
+from vault.mail.addresses import parse_address
 from vault.mail.models import MailJob, MailKind, MailState
 
 AUTH = "/api/v1/auth"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from testing.vault import PASSWORD, Person, Vault, at_once, refusal, works
-from vault.auth.addresses import parse_address
 from vault.auth.models import User
 from vault.cli.base import operator
 from vault.core.principal import Actor
+from vault.mail.addresses import parse_address
 
 BOSS = "boss@example.org"
 USERS = "/api/v1/admin/users"

@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.addresses import Address
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, UserDisabled
 from vault.core.principal import Actor
+from vault.mail.addresses import Address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

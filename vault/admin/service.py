@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.admin.listing import UserFilter, UserInfo, UserPage
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
-from vault.auth.addresses import Address
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.erasing import Eraser
 from vault.auth.models import Role, TokenPurpose, User
@@ -21,6 +20,7 @@ from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.core.principal import Actor
+from vault.mail.addresses import Address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 

@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
-from vault.auth.addresses import parse_address
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.credentials import Credentials, Verdict
 from vault.auth.erasing import Eraser
@@ -18,6 +17,7 @@ from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
 from vault.core.principal import Actor, SignedIn
+from vault.mail.addresses import parse_address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.addresses import Address
 from vault.auth.credentials import Checked, Credentials, Verdict
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
@@ -24,6 +23,7 @@ from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, InvalidToken, WrongPassword
 from vault.core.principal import Actor
+from vault.mail.addresses import Address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

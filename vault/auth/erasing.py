@@ -7,7 +7,8 @@ Where such a deletion is interrupted the account is still there, with fewer file
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -19,7 +20,6 @@ from vault.auth.pending import kill_links
 from vault.core.principal import Actor
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
-from vault.objects.shredding import shred_all_of, shred_some_of
 
 # SQLite has one writer. Shredding so many files takes it a few tenths of a second, 100,000 at once ten seconds.
 _BATCH: Final = 5000
@@ -27,21 +27,33 @@ _BATCH: Final = 5000
 _PAUSE_SECONDS: Final = 0.15
 
 
-class Eraser:
-    """`remove_files_later` asks for the objects of a deleted person's files to be removed."""
+class ShredSome(Protocol):
+    def __call__(self, session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
+        """Shred the oldest files of an account, `limit` at most; return how many."""
 
+
+@dataclass(frozen=True, slots=True)
+class FileShredding:
+    """How files end with their account: some or all of them in the caller's transaction, their objects after it."""
+
+    some: ShredSome
+    all: Callable[[Session, uuid.UUID], int]
+    remove_objects_later: Callable[[uuid.UUID], None]
+
+
+class Eraser:
     batch = _BATCH
 
     def __init__(
         self,
         *,
         credentials: Credentials,
-        remove_files_later: Callable[[uuid.UUID], None],
+        files: FileShredding,
         outbox: Outbox,
         audit: AuditService,
     ) -> None:
         self._credentials = credentials
-        self._remove_files_later = remove_files_later
+        self._files = files
         self._outbox = outbox
         self._audit = audit
 
@@ -51,11 +63,11 @@ class Eraser:
         Returns what is to be called after the commit. None says that only some of many files were shredded: the caller
         commits, waits with `let_others_write`, and calls again in another transaction.
         """
-        some = shred_some_of(session, user.id, limit=self.batch) if _has_one_writer(session) else 0
+        some = self._files.some(session, user.id, limit=self.batch) if _has_one_writer(session) else 0
         if some == self.batch:
             self._audit.record(session, actor, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
             return None
-        user_id, files = user.id, some + shred_all_of(session, user.id)
+        user_id, files = user.id, some + self._files.all(session, user.id)
         kill_links(session, user_id)
         self._credentials.forget(session, user.email_key)
         owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, ip=actor.ip, request_id=actor.request_id)
@@ -64,7 +76,7 @@ class Eraser:
 
         def follow_up() -> None:
             self._outbox.announce(owed)
-            self._remove_files_later(user_id)
+            self._files.remove_objects_later(user_id)
 
         return follow_up
 

@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.addresses import parse_address
 from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, lock_link
 from vault.core.errors import InvalidToken
 from vault.core.principal import Actor
+from vault.mail.addresses import parse_address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 

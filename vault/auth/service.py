@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.addresses import Address, parse_address
 from vault.auth.credentials import Credentials, Lockout, Verdict
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, own_words
@@ -22,6 +21,7 @@ from vault.auth.tokens import TokenPair
 from vault.core.db import one_read, run
 from vault.core.errors import InvalidCredentials, NotFound, VaultError
 from vault.core.principal import Actor
+from vault.mail.addresses import Address, parse_address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 from vault.observe.metrics import LOGIN_FAILURES

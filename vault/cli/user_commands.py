@@ -9,10 +9,10 @@ import click
 
 from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.service import Quota, UserChanges
-from vault.auth.addresses import Address
 from vault.auth.models import Role
 from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator, settings
 from vault.core.errors import NotFound
+from vault.mail.addresses import Address
 
 _PAGE = 200
 

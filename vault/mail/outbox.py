@@ -6,41 +6,30 @@ a periodic pass if every message about it is lost. One-time tokens are made when
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import Final, Protocol
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.auth.addresses import Address
-from vault.auth.models import EmailToken, TokenPurpose, User
-from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.core.db import db_now
 from vault.core.networks import network_of
+from vault.mail.addresses import Address
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailState, Owed, is_due, lane_of
 from vault.observe.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
-# How long the link in a mail works. Kinds that are not here carry none.
-LINK_LIFETIMES: Final = {
-    MailKind.VERIFY_EMAIL: timedelta(hours=24),
-    MailKind.CHANGE_EMAIL: timedelta(hours=24),
-    MailKind.RESET_PASSWORD: timedelta(hours=1),
-    MailKind.ADMIN_INVITATION: timedelta(hours=24),
-}
-# What strangers can cause; a notice of something that has happened always goes out.
-_LIMITED: Final = {*LINK_LIFETIMES, MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
+# What strangers can cause, as they can mails with links; a notice of something that has happened always goes out.
+_LIMITED: Final = {MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
 # In an hour, to one address for one purpose: asked for from one network, so that a stranger cannot use up the owner's,
 # and from all.
 _JOBS_PER_NETWORK: Final = 3
 _JOBS_PER_ADDRESS: Final = 10
-# Links that are confirmed by the password which the account had when the mail was asked for.
-_BOUND_TO_PASSWORD: Final = {MailKind.VERIFY_EMAIL, MailKind.CHANGE_EMAIL}
 # After a mail was sent or given up; then nothing says any more to whom it went, and later on not that it was owed.
 _RECIPIENT_KEPT_FOR: Final = timedelta(days=7)
 _KEPT_FOR: Final = timedelta(days=30)
@@ -74,6 +63,36 @@ class _Attempt:
         }
 
 
+class Recipient(Protocol):
+    """The account that a mail is for."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+
+    @property
+    def email(self) -> str: ...
+
+    @property
+    def email_key(self) -> str: ...
+
+    @property
+    def password_version(self) -> int: ...
+
+
+class Links(Protocol):
+    """Makes the one-time links that some mails carry. Implemented above this package, which knows no accounts."""
+
+    @property
+    def kinds(self) -> Set[MailKind]:
+        """Kinds of mail that carry a link."""
+
+    def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
+        """Lock the account of a job, if it has one, against the end of its links."""
+
+    def mint(self, session: Session, kind: MailKind, job: MailJob) -> str | None:
+        """Store a new token and return it; None if the account is no longer in the state that the link is for."""
+
+
 class Outbox:
     def __init__(
         self,
@@ -81,12 +100,14 @@ class Outbox:
         *,
         mailer: Mailer,
         renderer: MessageRenderer,
+        links: Links,
         enqueue: Callable[[Lane, uuid.UUID], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._mailer = mailer
         self._renderer = renderer
+        self._links = links
         self._enqueue = enqueue
         self._clock = clock
 
@@ -94,7 +115,7 @@ class Outbox:
         self,
         session: Session,
         kind: MailKind,
-        user: User | None,
+        user: Recipient | None,
         *,
         to: Address | None = None,
         ip: str | None,
@@ -133,7 +154,7 @@ class Outbox:
 
         Concurrent callers wait until this one commits.
         """
-        if kind not in _LIMITED:
+        if kind not in _LIMITED | self._links.kinds:
             return True
         if session.get_bind().dialect.name == "postgresql":
             lock = int.from_bytes(sha256(f"{kind} {email_key}".encode()).digest()[:8], "big", signed=True)
@@ -217,12 +238,7 @@ class Outbox:
         """The mail, decided from what is true now; None if it is not wanted any more, or another's by now."""
         with self._sessions.begin() as session:
             # Its user before the job, as everybody does who ends links; the new token's foreign key wants that lock.
-            session.execute(
-                sa.select(User.id)
-                .join(MailJob, MailJob.user_id == User.id)
-                .where(MailJob.id == attempt.job_id)
-                .with_for_update(read=True, key_share=True, of=User)
-            )
+            self._links.lock_owner(session, attempt.job_id)
             # Waiting for the locks took its time; sending gets all of a lease.
             if not _record(session, attempt, lease_until=db_now(LEASE_SECONDS)):
                 return None
@@ -236,30 +252,10 @@ class Outbox:
     def _wanted(self, session: Session, kind: MailKind, job: MailJob) -> OutgoingMail | None:
         if job.recipient is None:
             return None
-        if kind not in LINK_LIFETIMES:
+        if kind not in self._links.kinds:
             return self._renderer.render(kind, job.recipient)
-        user = session.get(User, job.user_id) if job.user_id else None
-        if user is None or user.disabled_at is not None or not _fits(kind, user, job):
-            return None
-        return self._renderer.render(kind, job.recipient, token=self._mint(session, kind, user, job))
-
-    def _mint(self, session: Session, kind: MailKind, user: User, job: MailJob) -> str:
-        token = new_mail_token()
-        session_id = job.context.get("session_id")
-        session.add(
-            EmailToken(
-                user_id=user.id,
-                purpose=TokenPurpose(kind.value),
-                email=job.recipient,
-                email_key=job.recipient_key or user.email_key,
-                session_id=uuid.UUID(session_id) if session_id else None,
-                password_version=job.password_version,
-                token_hash=mail_token_hash(token),
-                created_at=self._clock(),
-                expires_at=self._clock() + LINK_LIFETIMES[kind],
-            )
-        )
-        return token
+        token = self._links.mint(session, kind, job)
+        return None if token is None else self._renderer.render(kind, job.recipient, token=token)
 
     def sweep(self, now: datetime, batch: int) -> int:
         """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows.
@@ -332,15 +328,3 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
 def _unlocked(which: sa.ColumnElement[bool], batch: int) -> sa.Select[uuid.UUID]:
     """Locks these rows but those that somebody else has locked, who would lock them in another order."""
     return sa.select(MailJob.id).where(which).limit(batch).with_for_update(skip_locked=True)
-
-
-def _fits(kind: MailKind, user: User, job: MailJob) -> bool:
-    """Whether the account is still in the state in which this link was asked for."""
-    # Jobs of a version before this column have none, and end with the password that they are for as well.
-    if kind in _BOUND_TO_PASSWORD and job.password_version not in (None, user.password_version):
-        return False
-    if kind is MailKind.CHANGE_EMAIL:
-        return user.email_verified_at is not None
-    if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
-        return False
-    return user.email == job.recipient

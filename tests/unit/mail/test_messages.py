@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, TemplateNotFound, UndefinedError, meta
 
+from vault.auth.minting import LINK_LIFETIMES
 from vault.mail import messages
 from vault.mail.messages import MessageRenderer, OutgoingMail
 from vault.mail.models import MailKind
-from vault.mail.outbox import LINK_LIFETIMES
 
 PUBLIC_URL = "https://vault.example.org"
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqr"

@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from structlog.testing import capture_logs
 
 from testing.vault import Clock, RecordingMailer
-from vault.auth.addresses import parse_address
+from vault.auth.minting import LINK_LIFETIMES, LinkMinter
 from vault.auth.models import EmailToken, User
 from vault.auth.tokens import mail_token_hash
 from vault.core.db import create_engine, create_sessionmaker, db_now
+from vault.mail.addresses import parse_address
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
-from vault.mail.outbox import LEASE_SECONDS, LINK_LIFETIMES, Outbox
+from vault.mail.outbox import LEASE_SECONDS, Outbox
 from vault.mail.queue import MailQueue
 
 NOTICES = sorted({MailKind.REFRESH_REUSED, MailKind.PASSWORD_CHANGED, MailKind.EMAIL_CHANGED, MailKind.ACCOUNT_DELETED})
@@ -44,6 +45,7 @@ class Office:
             self.sessions,
             mailer=self.mailer,
             renderer=self.renderer,
+            links=LinkMinter(self.clock),
             enqueue=lambda lane, job_id: self.announced.append(Owed(job_id, lane)),
             clock=self.clock,
         )

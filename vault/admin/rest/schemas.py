@@ -7,12 +7,12 @@ import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
 from vault.admin.service import MAX_BYTES
-from vault.auth.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.auth.models import Role
 from vault.files.rest.schemas import FileSchema
 from vault.http.api import Text
 from vault.http.paging import ListQuerySchema, PageSchema
 from vault.keys.usage import KeyState
+from vault.mail.addresses import MAX_LENGTH as MAX_ADDRESS
 
 
 class Flag(ma.fields.Boolean):

@@ -24,11 +24,11 @@ from jwt import PyJWTError
 from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
 
-from vault.auth.addresses import parse_address
 from vault.core.derived import derive_key
 from vault.core.errors import InputRefused, LimitsUnavailable, RateLimited
 from vault.core.networks import network_of
 from vault.http.client_address import client_ip
+from vault.mail.addresses import parse_address
 from vault.settings.config import Settings
 
 _STORE_TIMEOUT_SECONDS: Final = 0.3

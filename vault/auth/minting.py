@@ -1,0 +1,75 @@
+"""One-time links of accounts, made when the mail that carries one is sent."""
+
+import uuid
+from collections.abc import Callable, Set
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from vault.auth.models import EmailToken, TokenPurpose, User
+from vault.auth.tokens import mail_token_hash, new_mail_token
+from vault.mail.models import MailJob, MailKind
+
+# How long the link in a mail works.
+LINK_LIFETIMES: Final = {
+    MailKind.VERIFY_EMAIL: timedelta(hours=24),
+    MailKind.CHANGE_EMAIL: timedelta(hours=24),
+    MailKind.RESET_PASSWORD: timedelta(hours=1),
+    MailKind.ADMIN_INVITATION: timedelta(hours=24),
+}
+# Links that are confirmed by the password which the account had when the mail was asked for.
+_BOUND_TO_PASSWORD: Final = {MailKind.VERIFY_EMAIL, MailKind.CHANGE_EMAIL}
+
+
+class LinkMinter:
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+
+    @property
+    def kinds(self) -> Set[MailKind]:
+        return LINK_LIFETIMES.keys()
+
+    def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
+        """Lock the account of a job, if it has one, against the end of its links."""
+        session.execute(
+            sa.select(User.id)
+            .join(MailJob, MailJob.user_id == User.id)
+            .where(MailJob.id == job_id)
+            .with_for_update(read=True, key_share=True, of=User)
+        )
+
+    def mint(self, session: Session, kind: MailKind, job: MailJob) -> str | None:
+        """Store a new token and return it; None if the account is no longer in the state that the link is for."""
+        user = session.get(User, job.user_id) if job.user_id else None
+        if user is None or user.disabled_at is not None or not _fits(kind, user, job):
+            return None
+        token = new_mail_token()
+        session_id = job.context.get("session_id")
+        session.add(
+            EmailToken(
+                user_id=user.id,
+                purpose=TokenPurpose(kind.value),
+                email=job.recipient,
+                email_key=job.recipient_key or user.email_key,
+                session_id=uuid.UUID(session_id) if session_id else None,
+                password_version=job.password_version,
+                token_hash=mail_token_hash(token),
+                created_at=self._clock(),
+                expires_at=self._clock() + LINK_LIFETIMES[kind],
+            )
+        )
+        return token
+
+
+def _fits(kind: MailKind, user: User, job: MailJob) -> bool:
+    """Whether the account is still in the state in which this link was asked for."""
+    # Jobs of a version before this column have none, and end with the password that they are for as well.
+    if kind in _BOUND_TO_PASSWORD and job.password_version not in (None, user.password_version):
+        return False
+    if kind is MailKind.CHANGE_EMAIL:
+        return user.email_verified_at is not None
+    if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
+        return False
+    return user.email == job.recipient
