@@ -19,17 +19,18 @@ from vault.audit.listing import AuditLog
 from vault.audit.retention import Retention
 from vault.audit.service import AuditService
 from vault.audit.settling import Settling
-from vault.auth.accounts import Accounts
 from vault.auth.admins import Admins
 from vault.auth.confirming import Confirmations
-from vault.auth.credentials import Credentials
 from vault.auth.erasing import Eraser, FileShredding
-from vault.auth.links import MailedLinks
+from vault.auth.guessing import GuessLimiter
 from vault.auth.minting import LinkMinter
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Judge, Passwords, judge
-from vault.auth.service import AuthService
+from vault.auth.profile import Profiles
+from vault.auth.recovery import Recovery
+from vault.auth.registration import Registration
 from vault.auth.sessions import UserSessions
+from vault.auth.sign_in import SignIn
 from vault.auth.sweeping import Sweeper
 from vault.auth.tokens import SessionTokens
 from vault.background.broker import (
@@ -106,11 +107,12 @@ class Container:
     settling: Settling
     outbox: Outbox
     mail_queue: MailQueue
-    credentials: Credentials
-    auth: AuthService
+    guess_limiter: GuessLimiter
+    registration: Registration
+    sign_in: SignIn
     confirmations: Confirmations
-    links: MailedLinks
-    accounts: Accounts
+    recovery: Recovery
+    profiles: Profiles
     admins: Admins
     administration: Administration
     invitations: Invitations
@@ -199,12 +201,14 @@ def build_container(
         most_waiting=plan.password_waits,
         judge=judge,
     )
-    credentials = Credentials(
+    guess_limiter = GuessLimiter(
         sessions, passwords=passwords, key=derive_key(settings.site.secret_key, "counters"), clock=clock
     )
-    password_by_link = PasswordByLink(credentials=credentials, user_sessions=user_sessions, audit=audit, clock=clock)
+    password_by_link = PasswordByLink(
+        guess_limiter=guess_limiter, user_sessions=user_sessions, audit=audit, clock=clock
+    )
     eraser = Eraser(
-        credentials=credentials,
+        guess_limiter=guess_limiter,
         files=FileShredding(shred_some_of, shred_all_of, _bound(publish, TASK_REMOVE_FILES_OF)),
         outbox=outbox,
         audit=audit,
@@ -241,11 +245,12 @@ def build_container(
         settling=Settling(sessions, clock=clock),
         outbox=outbox,
         mail_queue=MailQueue(sessions, announce=outbox.announce, clock=clock),
-        credentials=credentials,
-        auth=AuthService(
+        guess_limiter=guess_limiter,
+        registration=Registration(sessions, passwords=passwords, outbox=outbox, audit=audit, clock=clock),
+        sign_in=SignIn(
             sessions,
             passwords=passwords,
-            credentials=credentials,
+            guess_limiter=guess_limiter,
             user_sessions=user_sessions,
             outbox=outbox,
             audit=audit,
@@ -254,14 +259,14 @@ def build_container(
         confirmations=Confirmations(
             sessions,
             passwords=passwords,
-            credentials=credentials,
+            guess_limiter=guess_limiter,
             user_sessions=user_sessions,
             password_by_link=password_by_link,
             outbox=outbox,
             audit=audit,
             clock=clock,
         ),
-        links=MailedLinks(
+        recovery=Recovery(
             sessions,
             passwords=passwords,
             password_by_link=password_by_link,
@@ -269,10 +274,10 @@ def build_container(
             audit=audit,
             clock=clock,
         ),
-        accounts=Accounts(
+        profiles=Profiles(
             sessions,
             passwords=passwords,
-            credentials=credentials,
+            guess_limiter=guess_limiter,
             user_sessions=user_sessions,
             eraser=eraser,
             outbox=outbox,
@@ -289,7 +294,7 @@ def build_container(
             default_quota_bytes=settings.files.default_quota_bytes,
         ),
         invitations=Invitations(sessions, user_sessions=user_sessions, outbox=outbox, audit=audit, clock=clock),
-        sweeper=Sweeper(sessions, credentials=credentials, outbox=outbox, audit=audit, clock=deletion_clock),
+        sweeper=Sweeper(sessions, guess_limiter=guess_limiter, outbox=outbox, audit=audit, clock=deletion_clock),
         user_sessions=user_sessions,
         files=FileService(
             sessions,

@@ -375,15 +375,15 @@ def test_a_person_who_has_no_password_yet_cannot_confirm_anything_with_one(vault
 def test_a_password_that_was_changed_while_the_old_one_was_looked_at_is_wrong(
     vault: Vault, anna: Person, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    credentials = vault.container.credentials
-    checked = credentials.check
+    limiter = vault.container.guess_limiter
+    checked = limiter.check
 
     def slowly(*args: Any) -> Any:
         verdict = checked(*args)
         vault.change_user(password_hash="$argon2id$another", password_version=7)
         return verdict
 
-    monkeypatch.setattr(type(credentials), "check", lambda _self, *args: slowly(*args))
+    monkeypatch.setattr(type(limiter), "check", lambda _self, *args: slowly(*args))
 
     assert refusal(change(anna)) == (403, "wrong_password")
     assert vault.user().email == EMAIL

@@ -575,15 +575,15 @@ def test_an_administrator_may_leave_once_there_is_another(vault: Vault, root: Pe
 def test_whoever_is_made_an_administrator_while_he_leaves_stays_for_now(
     vault: Vault, root: Person, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    credentials = vault.container.credentials
-    checked = credentials.check
+    limiter = vault.container.guess_limiter
+    checked = limiter.check
 
     def slowly(*args: Any) -> Any:
         verdict = checked(*args)
         vault.change_user(role="admin")
         return verdict
 
-    monkeypatch.setattr(type(credentials), "check", lambda _self, *args: slowly(*args))
+    monkeypatch.setattr(type(limiter), "check", lambda _self, *args: slowly(*args))
 
     # Whether he is the last one can be told only before his own row is locked.
     assert refusal(anna.delete("/api/v1/auth/me", json={"password": PASSWORD})) == (503, "busy")

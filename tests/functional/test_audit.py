@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from testing.vault import PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
-from vault.auth.credentials import Checked, Credentials, Verdict
 from vault.auth.erasing import Eraser
+from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
 from vault.encryption.local import generate_master_key
@@ -174,7 +174,7 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
         return Checked(Verdict.RIGHT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Credentials, "check", check)
+        patch.setattr(GuessLimiter, "check", check)
         yield
 
 

@@ -111,14 +111,14 @@ def test_a_login_that_another_registration_overtakes_mails_no_link(
 ) -> None:
     register(vault, THEIRS, at=STRANGER)
     vault.mails()
-    check = vault.container.credentials.check
+    check = vault.container.guess_limiter.check
 
     def overtaken(*args: Any, **kwargs: Any) -> Any:
         checked = check(*args, **kwargs)
         register(vault)
         return checked
 
-    monkeypatch.setattr(type(vault.container.credentials), "check", lambda _self, *a, **k: overtaken(*a, **k))
+    monkeypatch.setattr(type(vault.container.guess_limiter), "check", lambda _self, *a, **k: overtaken(*a, **k))
     post(vault, "login", at=STRANGER, email=EMAIL, password=THEIRS)
     monkeypatch.undo()
 

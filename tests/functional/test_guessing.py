@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher, extract_parameters
 
 from testing.vault import CHEAP_HASHER, PASSWORD, Person, Vault, but_request_id, refusal
-from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.core.networks import network_of
 
@@ -305,7 +305,7 @@ def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> N
 def test_a_server_that_is_too_busy_to_look_counts_nothing(make_vault: Any) -> None:
     vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", ARGON2_CONCURRENCY="1")
     vault.member()
-    passwords = vault.container.credentials._passwords
+    passwords = vault.container.guess_limiter._passwords
     passwords._wait_seconds = 0.01
     assert passwords._slots.acquire(blocking=False)
 
@@ -366,7 +366,7 @@ def test_what_changes_while_a_password_is_looked_at_counts(
                 session.execute(sa.text("DELETE FROM users"))
         return Checked(Verdict.RIGHT)
 
-    monkeypatch.setattr(Credentials, "check", meanwhile)
+    monkeypatch.setattr(GuessLimiter, "check", meanwhile)
 
     assert refusal(login(vault)) == (401, "invalid_credentials")
     assert vault.refusals("user.login") == {"changed": 1}

@@ -230,8 +230,8 @@ def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None
     vault = make_vault()
     vault.member()
     token = reset_token(vault)
-    slots = vault.container.links._passwords._slots
-    vault.container.links._passwords._wait_seconds = 0.01
+    slots = vault.container.recovery._passwords._slots
+    vault.container.recovery._passwords._wait_seconds = 0.01
     while slots.acquire(blocking=False):
         pass
 

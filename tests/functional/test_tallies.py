@@ -186,7 +186,7 @@ def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
     def attempt(number: int) -> None:
         ip = f"10.0.{number % networks}.{number % 250 + 1}"
         with suppress(InvalidCredentials):
-            vault.container.auth.login(addresses[number // networks % 4], WRONG, Actor(ip=ip))
+            vault.container.sign_in.login(addresses[number // networks % 4], WRONG, Actor(ip=ip))
 
     with ThreadPoolExecutor(8) as threads:
         assert not list(filter(None, threads.map(attempt, range(attempts))))

@@ -44,9 +44,9 @@ def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caus
     monkeypatch.setattr("vault.background.broker.PATIENCE_SECONDS", 60.0)
     with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
         for number in range(NO_OPS):
-            stack.container.links.forgot_password(f"nobody-{number}@example.org", Actor())
+            stack.container.recovery.forgot_password(f"nobody-{number}@example.org", Actor())
         register_strangers(stack)
-        stack.container.links.forgot_password(OWNER, Actor())
+        stack.container.recovery.forgot_password(OWNER, Actor())
 
         stack.start_worker("mail", "registrations")
 

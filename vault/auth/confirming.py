@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.credentials import Checked, Credentials, Verdict
+from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
@@ -39,7 +39,7 @@ class Confirmations:
         sessions: sessionmaker[Session],
         *,
         passwords: Passwords,
-        credentials: Credentials,
+        guess_limiter: GuessLimiter,
         user_sessions: UserSessions,
         password_by_link: PasswordByLink,
         outbox: Outbox,
@@ -48,7 +48,7 @@ class Confirmations:
     ) -> None:
         self._sessions = sessions
         self._passwords = passwords
-        self._credentials = credentials
+        self._guess_limiter = guess_limiter
         self._user_sessions = user_sessions
         self._password_by_link = password_by_link
         self._outbox = outbox
@@ -66,7 +66,7 @@ class Confirmations:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
-            checked = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
+            checked = self._guess_limiter.check(user.email_key, user.password_hash, password, actor.ip)
             if checked.verdict is not Verdict.RIGHT:
                 self._refuse(token, checked, actor)
                 return

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.credentials import Credentials
+from vault.auth.guessing import GuessLimiter
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.core.principal import Actor
@@ -47,12 +47,12 @@ class Eraser:
     def __init__(
         self,
         *,
-        credentials: Credentials,
+        guess_limiter: GuessLimiter,
         files: FileShredding,
         outbox: Outbox,
         audit: AuditService,
     ) -> None:
-        self._credentials = credentials
+        self._guess_limiter = guess_limiter
         self._files = files
         self._outbox = outbox
         self._audit = audit
@@ -69,7 +69,7 @@ class Eraser:
             return None
         user_id, files = user.id, some + self._files.all(session, user.id)
         kill_links(session, user_id)
-        self._credentials.forget(session, user.email_key)
+        self._guess_limiter.forget(session, user.email_key)
         owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, ip=actor.ip, request_id=actor.request_id)
         self._audit.record(session, actor, action, target=("user", user_id), files=files)
         session.delete(user)

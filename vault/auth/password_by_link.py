@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.auth.credentials import Credentials
+from vault.auth.guessing import GuessLimiter
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
@@ -19,12 +19,12 @@ class PasswordByLink:
     def __init__(
         self,
         *,
-        credentials: Credentials,
+        guess_limiter: GuessLimiter,
         user_sessions: UserSessions,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
-        self._credentials = credentials
+        self._guess_limiter = guess_limiter
         self._user_sessions = user_sessions
         self._audit = audit
         self._clock = clock
@@ -40,7 +40,7 @@ class PasswordByLink:
         is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self._clock()
         ended = self._user_sessions.end_all(session, user.id)
         kill_links(session, user.id, but=but)
-        self._credentials.end_delays(session, user.email_key)
+        self._guess_limiter.end_delays(session, user.email_key)
         who, target = actor.known_as(user.id, user.email), ("user", user.id)
         self._audit.record(session, who, Action.PASSWORD_RESET, target=target, sessions=ended)
         if not is_confirmed:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.auth.confirming import REPEATABLE
-from vault.auth.credentials import Credentials
+from vault.auth.guessing import GuessLimiter
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
@@ -41,13 +41,13 @@ class Sweeper:
         self,
         sessions: sessionmaker[Session],
         *,
-        credentials: Credentials,
+        guess_limiter: GuessLimiter,
         outbox: Outbox,
         audit: AuditService,
         clock: DeletionClock,
     ) -> None:
         self._sessions = sessions
-        self._credentials = credentials
+        self._guess_limiter = guess_limiter
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -77,7 +77,7 @@ class Sweeper:
         return SweepReport(
             sessions=in_batches(partial(self._delete, UserSession, session_is_over)),
             links=in_batches(partial(self._delete, EmailToken, EmailToken.expires_at <= now - REPEATABLE)),
-            attempts=in_batches(partial(self._credentials.sweep, now)),
+            attempts=in_batches(partial(self._guess_limiter.sweep, now)),
             mails=in_batches(partial(self._outbox.sweep, now)),
             accounts=in_batches(partial(self._delete_unverified, actor, now - _UNVERIFIED_FOR)),
         )

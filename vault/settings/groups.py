@@ -336,7 +336,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accounts:
+class Profiles:
     """Accounts and passwords."""
 
     refresh_grace_seconds: int = number(

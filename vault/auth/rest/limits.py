@@ -4,7 +4,7 @@ The first limit counts what needs no account, before it is done, and failures. W
 refresh does not count, so that an office behind one address is not shut out by its own work.
 
 The second limit is for an address as asked about from one network. Were it for the address alone, ten requests a minute
-from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.credentials.
+from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.guessing.
 """
 
 import hashlib

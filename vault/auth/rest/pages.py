@@ -5,7 +5,7 @@ import secrets
 from flask import Blueprint, Response, render_template, request
 
 from vault.auth.confirming import Confirmations
-from vault.auth.links import MailedLinks
+from vault.auth.recovery import Recovery
 from vault.core.errors import InputRefused, InvalidToken, VaultError, WrongPassword
 from vault.http.parts import find_part
 from vault.http.problems import status_and_headers
@@ -50,7 +50,7 @@ def reset_password() -> Response:
     """Set the password of the form by its token; a password that is refused can be mended in the same form."""
     token = _token(request.form.get("token"))
     try:
-        find_part(MailedLinks).reset_password(token, _password("new_password"), anonymous())
+        find_part(Recovery).reset_password(token, _password("new_password"), anonymous())
     except InputRefused as exc:
         problem = " ".join(exc.errors["new_password"])
         return _page("reset_password.html", status=422, token=token, problem=problem)

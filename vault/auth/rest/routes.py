@@ -5,9 +5,10 @@ from typing import Any
 
 from vault.audit.listing import AuditLog
 from vault.audit.rest.schemas import EventPageSchema
-from vault.auth.accounts import Accounts
 from vault.auth.confirming import Confirmations
-from vault.auth.links import MailedLinks
+from vault.auth.profile import Profile, Profiles
+from vault.auth.recovery import Recovery
+from vault.auth.registration import Registration
 from vault.auth.rest.schemas import (
     ChangeEmailSchema,
     ChangePasswordSchema,
@@ -25,8 +26,8 @@ from vault.auth.rest.schemas import (
     TokenPairSchema,
     VerifyEmailSchema,
 )
-from vault.auth.service import AuthService, Profile
 from vault.auth.sessions import UserSessions
+from vault.auth.sign_in import SignIn
 from vault.auth.tokens import TokenPair
 from vault.http.access import actor, login_required, signed_in
 from vault.http.api import VaultBlueprint
@@ -58,7 +59,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
     """
     # Strangers' rows must not use up what is kept for signing in and deleting.
     find_part(DiskReserve).require()
-    find_part(AuthService).register(fields["email"], fields["password"], fields["full_name"], anonymous())
+    find_part(Registration).register(fields["email"], fields["password"], fields["full_name"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -90,7 +91,7 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    find_part(AuthService).resend_verification(fields["email"], anonymous())
+    find_part(Registration).resend_verification(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -103,7 +104,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    find_part(MailedLinks).forgot_password(fields["email"], anonymous())
+    find_part(Recovery).forgot_password(fields["email"], anonymous())
     return _LOOK_FOR_MAIL
 
 
@@ -116,7 +117,7 @@ def reset_password(fields: dict[str, Any]) -> None:
 
     Every session of the account ends.
     """
-    find_part(MailedLinks).reset_password(fields["token"], fields["new_password"], anonymous())
+    find_part(Recovery).reset_password(fields["token"], fields["new_password"], anonymous())
 
 
 @blueprint.post("/login")
@@ -128,7 +129,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 
     One answer stands for every reason to refuse.
     """
-    return find_part(AuthService).login(fields["email"], fields["password"], anonymous())
+    return find_part(SignIn).login(fields["email"], fields["password"], anonymous())
 
 
 @blueprint.post("/refresh")
@@ -191,7 +192,7 @@ def end_session(session_id: uuid.UUID) -> None:
 @login_required
 def me() -> Profile:
     """Get the profile."""
-    return find_part(AuthService).profile(signed_in().user_id)
+    return find_part(Profiles).get(signed_in().user_id)
 
 
 @blueprint.patch("/me")
@@ -201,7 +202,7 @@ def me() -> Profile:
 @login_required
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change the profile."""
-    return find_part(AuthService).rename(signed_in().user_id, fields["full_name"], actor())
+    return find_part(Profiles).rename(signed_in().user_id, fields["full_name"], actor())
 
 
 @blueprint.delete("/me")
@@ -214,7 +215,7 @@ def delete_me(fields: dict[str, Any]) -> None:
 
     Its files are unreadable from this answer on.
     """
-    find_part(Accounts).delete(signed_in(), fields["password"], actor())
+    find_part(Profiles).delete(signed_in(), fields["password"], actor())
 
 
 @blueprint.get("/me/activity")
@@ -244,7 +245,7 @@ def change_password(fields: dict[str, Any]) -> None:
 
     Every other session ends.
     """
-    find_part(Accounts).change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
+    find_part(Profiles).change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
 
 
 @blueprint.post("/change-email")
@@ -257,5 +258,5 @@ def change_email(fields: dict[str, Any]) -> dict[str, str]:
 
     A link that is mailed to the new address confirms the change; until then nothing changes.
     """
-    find_part(Accounts).change_email(signed_in(), fields["new_email"], fields["password"], actor())
+    find_part(Profiles).change_email(signed_in(), fields["new_email"], fields["password"], actor())
     return _LOOK_FOR_MAIL

@@ -1,7 +1,10 @@
-"""What people change about their own accounts with their password: the password, the address, or that they have one."""
+"""Account changes by their owner: the name, and with the password also password, address and deletion."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -9,26 +12,38 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.auth.admins import lock_active_admins, refuse_last_admin
-from vault.auth.credentials import Credentials, Verdict
 from vault.auth.erasing import Eraser
+from vault.auth.guessing import GuessLimiter, Verdict
 from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
-from vault.core.errors import Busy, InputRefused, LastAdmin, Unauthorized, WrongPassword
+from vault.core.errors import Busy, InputRefused, LastAdmin, NotFound, Unauthorized, WrongPassword
 from vault.core.principal import Actor, SignedIn
 from vault.mail.addresses import parse_address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
 
-class Accounts:
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """An account as its owner sees it."""
+
+    id: uuid.UUID
+    email: str
+    full_name: str
+    role: str
+    email_verified: bool
+    created_at: datetime
+
+
+class Profiles:
     def __init__(
         self,
         sessions: sessionmaker[Session],
         *,
         passwords: Passwords,
-        credentials: Credentials,
+        guess_limiter: GuessLimiter,
         user_sessions: UserSessions,
         eraser: Eraser,
         outbox: Outbox,
@@ -36,11 +51,24 @@ class Accounts:
     ) -> None:
         self._sessions = sessions
         self._passwords = passwords
-        self._credentials = credentials
+        self._guess_limiter = guess_limiter
         self._user_sessions = user_sessions
         self._eraser = eraser
         self._outbox = outbox
         self._audit = audit
+
+    def get(self, user_id: uuid.UUID) -> Profile:
+        """Return the profile of an account. Raises NotFound."""
+        with self._sessions.begin() as session:
+            return _profile(_existing(session, user_id))
+
+    def rename(self, user_id: uuid.UUID, full_name: str, actor: Actor) -> Profile:
+        """Change the person's name, the one thing about an account that needs no password."""
+        with self._sessions.begin() as session:
+            user = _existing(session, user_id)
+            user.full_name = full_name
+            self._audit.record(session, actor, Action.PROFILE_CHANGED, target=("user", user_id))
+            return _profile(user)
 
     def change_password(self, who: SignedIn, current_password: str, new_password: str, actor: Actor) -> None:
         """Change the password; every other session, and every link of the account, ends.
@@ -118,7 +146,7 @@ class Accounts:
         return user
 
     def _require_password(self, user: User, password: str, action: Action, actor: Actor) -> None:
-        checked = self._credentials.check(user.email_key, user.password_hash, password, actor.ip)
+        checked = self._guess_limiter.check(user.email_key, user.password_hash, password, actor.ip)
         if checked.verdict is Verdict.RIGHT:
             return
         with self._sessions.begin() as session:
@@ -155,3 +183,14 @@ class Accounts:
         if user.password_version != checked_version:
             raise WrongPassword
         return user
+
+
+def _existing(session: Session, user_id: uuid.UUID) -> User:
+    user = session.get(User, user_id)
+    if user is None:
+        raise NotFound
+    return user
+
+
+def _profile(user: User) -> Profile:
+    return Profile(user.id, user.email, user.full_name, user.role, user.email_verified_at is not None, user.created_at)

@@ -20,7 +20,7 @@ from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
 
-class MailedLinks:
+class Recovery:
     def __init__(
         self,
         sessions: sessionmaker[Session],

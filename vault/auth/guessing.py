@@ -117,7 +117,7 @@ def _either(name: str) -> sa.ColumnElement[Any]:
 _WRITE: Final = sa.update(PasswordAttempts).where(_ARE_BOTH).values({name: _either(name) for name in _CHANGING})
 
 
-class Credentials:
+class GuessLimiter:
     """`key` is for the HMACs that stand for addresses and networks in the database."""
 
     def __init__(

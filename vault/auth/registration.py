@@ -1,0 +1,97 @@
+"""Registration: a new account, and the mail that confirms its address."""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import AuditService
+from vault.auth.models import TokenPurpose, User
+from vault.auth.passwords import Passwords, own_words
+from vault.auth.pending import kill_links
+from vault.core.principal import Actor
+from vault.mail.addresses import Address, parse_address
+from vault.mail.models import MailKind, Owed
+from vault.mail.outbox import Outbox
+
+
+class Registration:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+
+    def register(self, email: str, password: str, full_name: str, actor: Actor) -> None:
+        """Create an account, or start an unverified one over; a verified one gets a mail instead.
+
+        Does the same work and answers the same for every address. Raises InputRefused, or Busy.
+        """
+        address = parse_address(email)
+        self._passwords.require_strength(password, own_words(email, full_name))
+        password_hash = self._passwords.hash(password)
+        try:
+            owed = self._register(address, password_hash, full_name, actor)
+        except IntegrityError:
+            # Two registrations of one address at once: the other one made the account, this one starts it over.
+            owed = self._register(address, password_hash, full_name, actor)
+        self._outbox.announce(owed)
+
+    def resend_verification(self, email: str, actor: Actor) -> None:
+        """Mail another verification link to an unverified account; for every other address do the same work."""
+        address = parse_address(email)
+        with self._sessions.begin() as session:
+            user = _by_key(session, address.key)
+            waiting = user if user is not None and user.email_verified_at is None else None
+            to = None if waiting else address
+            owed = self._outbox.add(
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+            )
+        self._outbox.announce(owed)
+
+    def _register(self, address: Address, password_hash: str, full_name: str, actor: Actor) -> Owed:
+        with self._sessions.begin() as session:
+            user = _by_key(session, address.key, lock=True)
+            known = user is not None and user.email_verified_at is not None
+            kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
+            has_room = self._outbox.has_room(session, kind, address.key, actor.ip)
+            if user is None:
+                user = User(id=uuid.uuid4(), email_key=address.key)
+            is_new = user.created_at is None
+            # Past the limit no new link could be mailed, so the one that was mailed last must stay good.
+            starts_over = not known and (is_new or has_room)
+            if starts_over:
+                # The newest password and name count, and links that confirm for older ones are dead.
+                user.email, user.full_name = address.as_given, full_name
+                user.password_hash, user.password_version = password_hash, (user.password_version or 0) + 1
+                user.created_at = self._clock()
+                session.add(user)
+                session.flush()
+            # For others the same work, on nobody's links.
+            kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
+            owed = self._outbox.add(session, kind, user, ip=actor.ip, request_id=actor.request_id)
+            who = actor.known_as(user.id, user.email)
+            if starts_over:
+                self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
+            else:
+                reason = "known" if known else "too_often"
+                self._audit.tally(session, who, Action.USER_REGISTERED, reason=reason)
+            return owed
+
+
+def _by_key(session: Session, key: str, *, lock: bool = False) -> User | None:
+    query = sa.select(User).where(User.email_key == key)
+    return session.scalar(query.with_for_update() if lock else query)

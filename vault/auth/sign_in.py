@@ -1,0 +1,118 @@
+"""Sign-in with a password: every refusal answers alike and takes the same work."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from vault.audit.models import Action
+from vault.audit.service import AuditService
+from vault.auth.guessing import GuessLimiter, Lockout, Verdict
+from vault.auth.models import User
+from vault.auth.passwords import Passwords
+from vault.auth.sessions import UserSessions
+from vault.auth.tokens import TokenPair
+from vault.core.db import one_read, run
+from vault.core.errors import InvalidCredentials, VaultError
+from vault.core.principal import Actor
+from vault.mail.addresses import Address, parse_address
+from vault.mail.models import MailKind
+from vault.mail.outbox import Outbox
+from vault.observe.metrics import LOGIN_FAILURES
+
+_SIGN_IN: Final = (
+    sa.update(User)
+    .where(
+        User.id == sa.bindparam("which"),
+        User.email == sa.bindparam("address"),
+        User.password_version == sa.bindparam("version"),
+        User.disabled_at.is_(None),
+    )
+    .values(password_hash=sa.bindparam("hash"), last_login_at=sa.bindparam("at"))
+)
+
+
+class SignIn:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        passwords: Passwords,
+        guess_limiter: GuessLimiter,
+        user_sessions: UserSessions,
+        outbox: Outbox,
+        audit: AuditService,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._sessions = sessions
+        self._passwords = passwords
+        self._guess_limiter = guess_limiter
+        self._user_sessions = user_sessions
+        self._outbox = outbox
+        self._audit = audit
+        self._clock = clock
+
+    def login(self, email: str, password: str, actor: Actor) -> TokenPair:
+        """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
+        address = parse_address(email)
+        with one_read(self._sessions) as session:
+            user = session.scalar(sa.select(User).where(User.email_key == address.key))
+        password_hash = user.password_hash if user else None
+        may_begin = user is not None and _why_not(user, Verdict.RIGHT) is None
+        checked = self._guess_limiter.check(address.key, password_hash, password, actor.ip, begins_session=may_begin)
+        reason = _why_not(user, checked.verdict)
+        if user is None or password_hash is None or reason is not None:
+            self._refuse_login(address, user, reason or checked.verdict.value, actor, checked.lockouts)
+            raise InvalidCredentials
+        try:
+            is_outdated = self._passwords.is_outdated(password_hash)
+            new_hash = self._passwords.hash(password) if is_outdated else password_hash
+            return self._start_session(user, new_hash, actor)
+        except VaultError as exc:
+            self._guess_limiter.clear(address.key, actor.ip)
+            if isinstance(exc, InvalidCredentials):
+                self._refuse_login(address, user, "changed", actor)
+            raise
+
+    def _refuse_login(
+        self, address: Address, user: User | None, reason: str, actor: Actor, lockouts: Sequence[Lockout] = ()
+    ) -> None:
+        """Owe a mail, the link again to whoever had the right password, to everybody else none; and audit it."""
+        LOGIN_FAILURES.labels(reason).inc()
+        waiting = user if reason == "unverified" else None
+        who = actor.known_as(user.id, user.email) if user else actor
+        with self._sessions.begin() as session:
+            to = None if waiting else address
+            owed = self._outbox.add(
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+            )
+            self._audit.tally(session, who, Action.LOGIN, reason=reason)
+            for begun in lockouts:
+                self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
+        self._outbox.announce(owed)
+
+    def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:
+        with self._sessions.begin() as session:
+            # While the password was hashed, the account may have been given another, or another address, or closed.
+            unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
+            changed = {"hash": new_hash, "at": self._clock()}
+            if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
+                raise InvalidCredentials
+            session_id, pair = self._user_sessions.begin(session, checked, actor)
+            who = actor.known_as(checked.id, checked.email, session_id)
+            self._audit.record(session, who, Action.LOGIN, target=("user", checked.id))
+            self._guess_limiter.signed_in(session, checked.email_key, actor.ip)
+            return pair
+
+
+def _why_not(user: User | None, verdict: Verdict) -> str | None:
+    """The class of reason to refuse a login; None if there is none."""
+    if user is None:
+        return "unknown"
+    if verdict is not Verdict.RIGHT:
+        return verdict.value
+    if user.disabled_at is not None:
+        return "disabled"
+    return "unverified" if user.email_verified_at is None else None
