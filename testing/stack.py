@@ -21,7 +21,7 @@ from testing.settings import environment
 from testing.vault import PASSWORD, accounts_agree, migrate
 from vault.background.broker import QUEUES
 from vault.core.db import db_now
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.models import File
 from vault.objects.reaper import ReapReport
 from vault.settings.config import ROOT, Settings
@@ -193,7 +193,7 @@ class Stack:
 
     def reap(self) -> ReapReport:
         """What `flask files reap` does, from this process, which the running ones know as little about."""
-        return self.container.reaper.reap(Actor())
+        return self.container.reaper.reap(Principal())
 
     def reap_all(self) -> None:
         """Reap once every lease is over, and again once the day is over for which a finished object is kept."""

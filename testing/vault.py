@@ -33,7 +33,7 @@ from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION
 from vault.cli import audit, db, files, keys, mail, users
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.keyring import KeyRing
 from vault.keys.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
@@ -157,7 +157,7 @@ class Vault:
     def rewrap(self, **options: Any) -> RewrapReport:
         """What `flask keys rewrap` does."""
         rewrapper = self.container.rewrapper
-        return rewrapper.run(rewrapper.waiting(), Actor(), **{"batch": 500, **options})
+        return rewrapper.run(Principal(), rewrapper.waiting(), **{"batch": 500, **options})
 
     def start_beat(self) -> None:
         """Write the row that a beat which is alive renews."""
@@ -326,7 +326,7 @@ class Vault:
 
     def reap(self) -> None:
         """Do what the periodic pass does."""
-        self.container.reaper.reap(Actor())
+        self.container.reaper.reap(Principal())
 
     def accounts_balance(self) -> bool:
         return accounts_agree(self.container)

@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     problems.register(app)
     bodies.register(app)
     access_tokens.register(app, container.settings.site.secret_key, container.user_sessions)
-    access.register(app, authenticate=access_tokens.authenticate, require_admin=container.admins.require)
+    access.register(app, authenticators=[access_tokens.authenticate], refuse=container.admins.refuse)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)

@@ -612,7 +612,7 @@ def commanded(by: Person, whom: Person, what: str, *changes: UserChanges) -> int
     administration = by.vault.container.administration
     user = administration.find(parse_address(whom.email))
     try:
-        getattr(administration, what)(user.id, *changes, operator())
+        getattr(administration, what)(operator(), user.id, *changes)
     except LastAdmin:
         return 409
     return 204
@@ -652,8 +652,8 @@ def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left
     first, second, third = sorted(vault.user(person.email).id for person in people)
     administration = vault.container.administration
     acts = {
-        "change": lambda: administration.change(second, UserChanges(disabled=True), operator()),
-        "delete": lambda: administration.delete(second, operator()),
+        "change": lambda: administration.change(operator(), second, UserChanges(disabled=True)),
+        "delete": lambda: administration.delete(operator(), second),
     }
     with vault.container.sessions.begin() as session:
         session.execute(sa.update(User).where(User.id == second).values(role=Role.USER))

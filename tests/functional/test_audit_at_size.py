@@ -17,6 +17,7 @@ from testing.seeding import BUSY_ID, OTHER_ID, seed_events
 from testing.vault import Vault
 from vault.audit.listing import EventPage, Filters
 from vault.audit.models import Action, Outcome
+from vault.core.principal import Principal
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
     queries: dict[str, Callable[..., EventPage]] = {
         f"{one} {two}": partial(audit_log.page, Filters(**one, **two)) for one in SINGLE for two in time_ranges
     }
-    queries |= {f"activity of {who}": partial(audit_log.activity, who) for who in (BUSY_ID, OTHER_ID, NOBODY_ID)}
+    queries |= {
+        f"activity of {who}": partial(audit_log.activity, Principal(who)) for who in (BUSY_ID, OTHER_ID, NOBODY_ID)
+    }
     seconds = []
 
     for name, query in queries.items():

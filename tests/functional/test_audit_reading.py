@@ -19,7 +19,7 @@ from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome
 from vault.auth.models import Role
-from vault.core.principal import Actor
+from vault.core.principal import Entrance, Principal
 
 AUDIT = "/api/v1/admin/audit"
 EXPORT = f"{AUDIT}/export"
@@ -340,7 +340,7 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
     def checked_out() -> int:
         return int(pool.checkedout())  # type: ignore[attr-defined]
 
-    never_read, half_read, all_read, broken = (exports.open(Format.CSV, Filters(), Actor()) for _ in range(4))
+    never_read, half_read, all_read, broken = (exports.open(Principal(), Format.CSV, Filters()) for _ in range(4))
     assert checked_out() == 4
     never_read.close()
     next(half_read), next(half_read)
@@ -366,7 +366,7 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
 def test_an_export_keeps_nobody_from_writing(vault: Vault, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.audit.export._BATCH", 10)
     fill(vault)
-    export = vault.container.audit_exports.open(Format.NDJSON, Filters(until=vault.clock()), Actor())
+    export = vault.container.audit_exports.open(Principal(), Format.NDJSON, Filters(until=vault.clock()))
     pieces = [next(export)]
 
     root.upload(b"content")
@@ -412,7 +412,7 @@ def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault
     assert [item["details"] for item in own if item["details"]] == [theirs["details"]] * 3
     assert [item["ip"] for item in own if item["target_type"] == "user"] == ["192.0.2.1"] * 3
     # Whatever else is to be told of an actor must be looked at here first.
-    told = Actor(origin="cli", os_user="theirs", trace_id="theirs").details()
+    told = Principal(entrance=Entrance.CLI, os_user="theirs", trace_id="theirs").details()
     assert told.keys() == {"origin", "os_user", "trace_id"}
     for item in seen:
         if item["actor_id"] != str(me):

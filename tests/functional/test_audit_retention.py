@@ -26,7 +26,7 @@ from vault.audit.models import AuditEvent
 from vault.background.broker import TASK_ENFORCE_RETENTION
 from vault.core.db import create_engine
 from vault.core.errors import AuditUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.settings.config import ROOT
 
 
@@ -44,8 +44,8 @@ def test_what_is_too_old_goes_in_batches_and_each_says_so(make_vault: Callable[.
     vault = make_vault(AUDIT_RETENTION_DAYS="30")
     ages(vault, 0, 29.9, 30, *[31] * 7)
 
-    deleted = vault.container.audit_retention.enforce(Actor(), batch=3)
-    again = vault.container.audit_retention.enforce(Actor(), batch=3)
+    deleted = vault.container.audit_retention.enforce(Principal(), batch=3)
+    again = vault.container.audit_retention.enforce(Principal(), batch=3)
 
     assert (deleted, again, remaining(vault)) == (7, 0, 3)
     events = vault.audit_trail("audit.pruned")
@@ -149,7 +149,7 @@ def live_a_little(vault: Vault) -> None:
     assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
     vault.run_queue()
     vault.reap()
-    vault.container.sweeper.sweep(Actor())
+    vault.container.sweeper.sweep(Principal())
 
 
 def test_an_application_that_may_not_change_the_log_works_and_retention_has_a_role_of_its_own(tmp_path: Path) -> None:

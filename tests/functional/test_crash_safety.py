@@ -18,7 +18,7 @@ from testing.servers import wait_until
 from testing.vault import Body, Person, Vault
 from vault.auth.models import User
 from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState, Installation
@@ -116,7 +116,7 @@ def test_the_reaper_leaves_an_upload_whose_lease_lives(vault: Vault, anna: Perso
     reports = []
 
     def meanwhile() -> None:
-        reports.append(vault.container.reaper.reap(Actor()))
+        reports.append(vault.container.reaper.reap(Principal()))
 
     answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=5)
 
@@ -137,7 +137,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     vault.reap()
     while_leased = vault.file_states(), len(vault.objects()), vault.store.unfinished()
     end_leases(vault)
-    report = vault.container.reaper.reap(Actor())
+    report = vault.container.reaper.reap(Principal())
 
     assert held == 5
     assert while_leased == (["pending"], int(after_commit), int(not after_commit))
@@ -162,7 +162,7 @@ def test_the_reaper_leaves_an_upload_that_renewed_its_lease_since_it_was_found(v
             if row.state == FileState.PENDING and row.lease_until is not None:
                 vault.change_file(row.id, lease_until=row.lease_until + 3 * GRANT)
 
-    report = vault.container.reaper.reap(Actor(), progress=renew)
+    report = vault.container.reaper.reap(Principal(), progress=renew)
 
     assert (report.expired, report.removed) == (1, 1)
     assert vault.file_states() == ["pending"]
@@ -701,7 +701,7 @@ def test_an_orphan_whose_row_appeared_since_is_not_deleted(vault: Vault, anna: P
     orphan = vault.container.reaper.find_orphans()
     vault.change_file(row.id, object_id=row.object_id)
 
-    removed = vault.container.reaper.remove_orphans(orphan, Actor(), progress=lambda _: None)
+    removed = vault.container.reaper.remove_orphans(Principal(), orphan, progress=lambda _: None)
 
     assert orphan.orphans == (row.object_id,)
     assert removed == 0

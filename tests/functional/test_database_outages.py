@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from testing.vault import PASSWORD, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import Filters
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 REGISTER = {"email": "new@example.org", "password": PASSWORD}
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -94,8 +94,8 @@ def test_every_connection_to_postgresql_notices_a_server_that_vanished(
     steps = {
         "requests": lambda: vault.member(),
         "readiness": lambda: vault.client.get("/readyz"),
-        "export": lambda: vault.container.audit_exports.open(Format.CSV, Filters(), Actor()).close(),
-        "retention": lambda: vault.container.audit_retention.enforce(Actor()),
+        "export": lambda: vault.container.audit_exports.open(Principal(), Format.CSV, Filters()).close(),
+        "retention": lambda: vault.container.audit_retention.enforce(Principal()),
     }
     for step in steps.values():
         step()

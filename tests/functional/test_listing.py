@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from testing.seeding import insert_rows
 from testing.vault import Person, Vault, refusal
+from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.files.listing import Listing, Sort
 from vault.objects.models import File, FileState
@@ -233,7 +234,7 @@ def test_a_page_is_one_statement(vault: Vault, anna: Person) -> None:
         listing, after = Listing(sort, search="txt"), None
         for _ in range(2):
             with statements(vault) as sent:
-                after = vault.container.files.list(owner_id, listing, limit=3, after=after).next_after
+                after = vault.container.files.list(Principal(owner_id), listing, limit=3, after=after).next_after
             assert len(sent) == 1
             assert "OFFSET" not in str(listing.query(owner_id, after, 3)).upper()
 
@@ -302,7 +303,7 @@ def test_every_page_of_many_rows_comes_from_an_index(
         for sort, descending, is_deep in product(Sort, (True, False), (False, True)):
             listing = Listing(sort, descending, search)
             after = listing.key_of(deep) if is_deep else None
-            root, plan = plan_of(vault, partial(files.list, who, listing, limit=50, after=after))
+            root, plan = plan_of(vault, partial(files.list, Principal(who), listing, limit=50, after=after))
             kinds = {node["Node Type"] for node in plan}
             indexes = {node["Index Name"] for node in plan if "Index Name" in node}
             where = (search, sort, descending, is_deep)
@@ -318,7 +319,7 @@ def test_every_page_of_many_rows_comes_from_an_index(
                 assert indexes == {INDEX_OF[sort], "pk_files"}, where
                 assert [node["Heap Fetches"] for node in plan if node["Node Type"] == "Index Only Scan"] == [0], where
                 assert blocks < 300 + rows / 50, where
-    root, plan = plan_of(vault, partial(files.usage, owner_id))
+    root, plan = plan_of(vault, partial(files.usage, Principal(owner_id)))
     assert "Index Only Scan" in {node["Node Type"] for node in plan if node.get("Relation Name") == "files"}
     with engine.begin() as connection:
         connection.execute(sa.text("TRUNCATE files"))

@@ -14,7 +14,7 @@ from testing.vault import Body, Person, Vault, at_once, refusal
 from vault import startup
 from vault.core.db import db_now
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects import installation
 from vault.objects.installation import Epoch
 from vault.objects.models import File, Installation
@@ -102,7 +102,7 @@ def test_a_copy_that_is_raised_before_its_original_leaves_what_that_has_acknowle
 ) -> None:
     copy, file_id = copied_amid_an_upload(vault, anna, copy_of)
 
-    report = copy.container.reaper.reap(Actor())
+    report = copy.container.reaper.reap(Principal())
     copy.reap()
 
     assert (report.expired, report.removed) == (1, 0)

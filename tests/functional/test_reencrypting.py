@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from testing.faults import FailingDatabase, FailingStore
 from testing.vault import Person, Vault
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.header import Suite
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
@@ -28,7 +28,7 @@ def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> Reenc
     selection = Selection(Suite.named(vault.settings.files.cipher), tuple(map(uuid.UUID, file_ids)), key_ref)
     failures: list[tuple[uuid.UUID, str]] = []
     report = vault.container.reencryptor.run(
-        selection, Actor(), on_failure=lambda file_id, reason: failures.append((file_id, reason))
+        Principal(), selection, on_failure=lambda file_id, reason: failures.append((file_id, reason))
     )
     vault.failures = {str(file_id): reason for file_id, reason in failures}  # type: ignore[attr-defined]
     return report
@@ -368,7 +368,7 @@ def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(va
         copies.append(args[0].key.key_ref)
         if len(copies) == 1:
             new.rewrap()
-            new.container.key_usage.retire(old, Actor())
+            new.container.key_usage.retire(Principal(), old)
         copy(*args)
 
     new.container.reencryptor._copy = rotate_meanwhile  # type: ignore[method-assign]

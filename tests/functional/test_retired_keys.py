@@ -12,7 +12,7 @@ from testing.kms import played_kms
 from testing.servers import wait_until
 from testing.vault import Body, Person, Vault
 from vault.core.errors import Busy, KeyInUse, KeyNotKnown
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnavailable
 from vault.encryption.local import generate_master_key
 from vault.objects.models import RetiredKey
@@ -33,7 +33,7 @@ def ref_of(vault: Vault) -> str:
 
 
 def retire(vault: Vault, ref: str) -> bool:
-    return vault.container.key_usage.retire(ref, Actor())
+    return vault.container.key_usage.retire(Principal(), ref)
 
 
 def refusal(answer: Any) -> tuple[int, str]:
@@ -92,7 +92,7 @@ def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_rest
     assert [refusal(answer) for answer in answers] == [UNAVAILABLE, UNAVAILABLE]
     assert facts["sha256"] is None
     assert (report.moved, report.failed, report.remaining) == (0, 1, 1)
-    new.container.key_usage.restore(old, Actor())
+    new.container.key_usage.restore(Principal(), old)
     assert anna.at(new).download(file_id) == b"content"
     assert new.rewrap(batch=500).moved == 1
     assert retire(new, old)
@@ -115,9 +115,9 @@ def test_retiring_twice_and_restoring_what_is_not_retired_are_told(vault: Vault)
     old, new = ref_of(vault), with_new_key(vault)
 
     assert [retire(new, old), retire(new, old)] == [True, False]
-    new.container.key_usage.restore(old, Actor())
+    new.container.key_usage.restore(Principal(), old)
     with pytest.raises(KeyNotKnown):
-        new.container.key_usage.restore(old, Actor())
+        new.container.key_usage.restore(Principal(), old)
     assert [event.details for event in vault.audit_trail("key.retired")] == [{"key_ref": old}]
     assert [event.details for event in vault.audit_trail("key.restored")] == [{"key_ref": old}]
 

@@ -13,7 +13,7 @@ from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms, played_kms
 from testing.seeding import content_of, seed_files
 from testing.vault import Body, Person, Vault
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
@@ -213,7 +213,7 @@ def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Va
     flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
     flaky.failures = [KeyServiceUnavailable("ThrottlingException") for _ in range(3)]
 
-    report = rewrapper.run(rewrapper.waiting(), Actor(), batch=10)
+    report = rewrapper.run(Principal(), rewrapper.waiting(), batch=10)
 
     assert report == RewrapReport(moved=20)
     assert pauses
@@ -222,11 +222,11 @@ def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Va
 
 def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make_vault: Callable[..., Vault]) -> None:
     flaky, rewrapper, pauses = flaky_installation(make_vault, 20)
-    rewrapper.run(rewrapper.waiting(), Actor(), batch=10, limit=10)
+    rewrapper.run(Principal(), rewrapper.waiting(), batch=10, limit=10)
     flaky.failures = [KeyServiceUnavailable("ConnectTimeoutError") for _ in range(1000)]
 
     with pytest.raises(KeyServiceUnavailable) as refused:
-        rewrapper.run(rewrapper.waiting(), Actor(), batch=10)
+        rewrapper.run(Principal(), rewrapper.waiting(), batch=10)
 
     assert refused.value.reason == "ConnectTimeoutError"
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
@@ -240,7 +240,7 @@ def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows
     flaky.failures = [KeyUnavailable("AccessDeniedException") for _ in range(1000)]
     told: list[NotMoved] = []
 
-    report = rewrapper.run(rewrapper.waiting(), Actor(), batch=100, on_failure=told.append)
+    report = rewrapper.run(Principal(), rewrapper.waiting(), batch=100, on_failure=told.append)
 
     assert (report.moved, report.failed, report.remaining) == (0, 100, 250)
     assert len(told) == 101
@@ -399,6 +399,6 @@ def test_what_was_moved_before_the_service_went_is_told(make_vault: Callable[...
         flaky.failures = [KeyServiceUnavailable("ConnectTimeoutError") for _ in range(1000)]
 
     with pytest.raises(KeyServiceUnavailable):
-        rewrapper.run(rewrapper.waiting(), Actor(), batch=10, report=report, progress=go_away)
+        rewrapper.run(Principal(), rewrapper.waiting(), batch=10, report=report, progress=go_away)
 
     assert (steps, sum(use.rows for use in rewrapper.waiting())) == ([10], 10)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from testing.vault import PASSWORD, Person, Vault, works
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.messages import MailRefused
 from vault.mail.models import MailJob
 
@@ -34,7 +34,7 @@ def counted(vault: Vault) -> dict[str, int]:
 def sweep(vault: Vault) -> dict[str, int]:
     # The clock has moved by weeks since the pass before (tests/functional/test_deletion_clock.py).
     vault.container.deletion_clock.accept(vault.container.deletion_clock.reading())
-    return asdict(vault.container.sweeper.sweep(Actor()))
+    return asdict(vault.container.sweeper.sweep(Principal()))
 
 
 def test_what_is_in_use_is_not_swept(vault: Vault) -> None:

@@ -16,7 +16,7 @@ from vault.audit import settling
 from vault.audit.models import Action, AuditEvent, AuditTally
 from vault.background.broker import TASK_SETTLE_AUDIT
 from vault.core.errors import InvalidCredentials
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"
@@ -41,10 +41,10 @@ def login(vault: Vault, password: str = WRONG, *, at: str = HOME, email: str = E
 
 def tally(vault: Vault, *, ip: str = HOME, account: Any = None, reason: str = "password", times: int = 1) -> None:
     """Count failed logins without the work that they are."""
-    actor = Actor(account, EMAIL if account else None, ip=ip)
+    principal = Principal(account, EMAIL if account else None, ip=ip)
     for _ in range(times):
         with vault.container.sessions.begin() as session:
-            vault.container.audit.tally(session, actor, Action.LOGIN, reason=reason)
+            vault.container.audit.tally(session, principal, Action.LOGIN, reason=reason)
 
 
 def settle(vault: Vault) -> int:
@@ -186,7 +186,7 @@ def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
     def attempt(number: int) -> None:
         ip = f"10.0.{number % networks}.{number % 250 + 1}"
         with suppress(InvalidCredentials):
-            vault.container.sign_in.login(addresses[number // networks % 4], WRONG, Actor(ip=ip))
+            vault.container.sign_in.login(Principal(ip=ip), addresses[number // networks % 4], WRONG)
 
     with ThreadPoolExecutor(8) as threads:
         assert not list(filter(None, threads.map(attempt, range(attempts))))

@@ -11,7 +11,7 @@ import pytest
 from testing.vault import PASSWORD, Person, Vault, at_once, refusal, works
 from vault.auth.models import User
 from vault.cli.base import operator
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
 
 BOSS = "boss@example.org"
@@ -183,7 +183,7 @@ def test_invitations_at_once_make_one_account(postgres_url: str, tmp_path: Path,
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
 
-    at_once(3, lambda _: vault.container.invitations.invite(parse_address(BOSS), operator()))
+    at_once(3, lambda _: vault.container.invitations.invite(operator(), parse_address(BOSS)))
 
     assert vault.user(BOSS).password_version == 3
     # Each ends the one before it.
@@ -198,10 +198,10 @@ def test_an_invitation_that_nobody_takes_up_is_swept_like_a_registration(vault: 
     vault.command("users", "create-admin", "--yes", BOSS)
 
     vault.clock.advance(days=6)
-    vault.container.sweeper.sweep(Actor())
+    vault.container.sweeper.sweep(Principal())
     assert vault.user(BOSS).role == "user"
     vault.clock.advance(days=1)
-    vault.container.sweeper.sweep(Actor())
+    vault.container.sweeper.sweep(Principal())
 
     assert "No account" in vault.command("users", "enable", BOSS).stderr
 

@@ -10,7 +10,7 @@ import pytest
 from testing.seeding import seed_files
 from testing.vault import Person, Vault
 from vault.core.errors import StorageUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
@@ -28,7 +28,7 @@ FILES = "/api/v1/files"
 
 def verify(vault: Vault, *, sample: int | None = None) -> tuple[VerifyReport, dict[str, str]]:
     found: list[Finding] = []
-    report = vault.container.verifier.verify_files(Actor(), sample=sample, on_finding=found.append)
+    report = vault.container.verifier.verify_files(Principal(), sample=sample, on_finding=found.append)
     return report, {str(finding.file_id): finding.reason for finding in found}
 
 
@@ -208,7 +208,7 @@ def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
     other = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     row = vault.file(file_id)
     other.rewrap(batch=10)
-    other.container.key_usage.retire(usage.primary()[1], Actor())
+    other.container.key_usage.retire(Principal(), usage.primary()[1])
     vault.change_file(file_id, key_ref=row.key_ref, encrypted_data_key=row.encrypted_data_key)
 
     assert verify_keys(other) == (VerifyReport(checked=1, unchecked=1), {file_id: "retired"})

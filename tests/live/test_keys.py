@@ -24,7 +24,7 @@ from testing.stack import BIN, Process, Stack, embedded
 from testing.vault import migrate
 from vault.audit.models import AuditEvent
 from vault.auth.models import User
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
@@ -203,7 +203,7 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
     expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
     for file_id, content in expected.items():
         _, _, download = container.files.open(
-            owner_id, file_id, Actor(), choose=lambda _: None, is_view=lambda _: False
+            Principal(owner_id), file_id, choose=lambda _: None, is_view=lambda _: False
         )
         assert b"".join(download) == content
         download.close()

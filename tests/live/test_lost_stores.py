@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from testing.disks import on_small_disks, small_disk
 from testing.servers import wait_until
 from testing.stack import Stack, embedded, production
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.keys.verifying import VerifyReport
 
 MIB = 1024 * 1024
@@ -76,7 +76,7 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         assert damage_told(stack) == 0
         wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the recovery")
         assert person.get(f"{stack.url}/files/{small}/content").content == b"small"
-        assert stack.container.verifier.verify_files(Actor(), sample=None) == VerifyReport(checked=2)
+        assert stack.container.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
 
 
 def test_an_object_that_is_missing_from_a_store_that_is_there_is_damage(tmp_path: Path) -> None:

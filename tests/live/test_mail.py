@@ -24,7 +24,7 @@ from testing.servers import wait_until
 from testing.stack import Stack, mailing
 from testing.vault import PASSWORD
 from vault.background.broker import QUEUE_MAIL, QUEUE_REGISTRATIONS
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.outbox import LEASE_SECONDS
 
 NAME = "Zoë Nameless"
@@ -153,7 +153,7 @@ def test_a_worker_waits_for_its_broker_however_long_it_takes(
         begin(broker)
         worker = stack.start_worker()
         stack.start_beat()
-        stack.container.registration.register("early@people.example", PASSWORD, NAME, Actor())
+        stack.container.registration.register(Principal(), "early@people.example", PASSWORD, NAME)
         wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
 
         broker.start()
@@ -215,13 +215,13 @@ def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
         worker = stack.start_worker()
         stack.start_beat()
         box.hangs.set()
-        stack.container.registration.register("first@people.example", PASSWORD, NAME, Actor())
+        stack.container.registration.register(Principal(), "first@people.example", PASSWORD, NAME)
         wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
         said = len(worker.output)
 
         broker.hang()
         box.hangs.clear()
-        stack.container.registration.register("second@people.example", PASSWORD, NAME, Actor())
+        stack.container.registration.register(Principal(), "second@people.example", PASSWORD, NAME)
         wait_until(lambda: "mail_sent" in worker.output[said:], what="the mail sent")
         said = len(worker.output)
         wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
@@ -279,7 +279,7 @@ class MailServer:
     heard: list[bytes]
 
     def ask(self, address: str) -> None:
-        self.stack.container.registration.register(address, PASSWORD, NAME, Actor())
+        self.stack.container.registration.register(Principal(), address, PASSWORD, NAME)
 
     def attempt(self, address: str, number: int) -> Any:
         """The job of this recipient when so many attempts have ended."""

@@ -11,7 +11,7 @@ from testing.servers import wait_until
 from testing.services import redis_url
 from testing.stack import Stack, mailing
 from vault.auth.models import User
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.models import MailKind
 
 NO_OPS = 100
@@ -44,9 +44,9 @@ def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caus
     monkeypatch.setattr("vault.background.broker.PATIENCE_SECONDS", 60.0)
     with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
         for number in range(NO_OPS):
-            stack.container.recovery.forgot_password(f"nobody-{number}@example.org", Actor())
+            stack.container.recovery.forgot_password(Principal(), f"nobody-{number}@example.org")
         register_strangers(stack)
-        stack.container.recovery.forgot_password(OWNER, Actor())
+        stack.container.recovery.forgot_password(Principal(), OWNER)
 
         stack.start_worker("mail", "registrations")
 

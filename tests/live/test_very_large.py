@@ -14,7 +14,7 @@ import requests
 
 from testing.proc import group_members, peak_bytes
 from testing.stack import Stack, embedded, production
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.reading import ByteRange
 from vault.settings.config import Settings
 from vault.storage import ObjectReader, ObjectStore
@@ -165,7 +165,7 @@ def test_a_range_of_1_kib_fetches_two_segments_at_most(stored: Stored) -> None:
         store.fetched.clear()
         part = ByteRange(first, first + 1023)
         _, _, download = container.files.open(
-            owner_id, uuid.UUID(stored.file["id"]), Actor(), choose=lambda _, part=part: part, is_view=lambda _: False
+            Principal(owner_id), uuid.UUID(stored.file["id"]), choose=lambda _, part=part: part, is_view=lambda _: False
         )
         content = b"".join(download)
         download.close()

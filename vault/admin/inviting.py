@@ -14,7 +14,7 @@ from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, UserDisabled
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
@@ -36,7 +36,7 @@ class Invitations:
         self._audit = audit
         self._clock = clock
 
-    def invite(self, address: Address, actor: Actor) -> None:
+    def invite(self, principal: Principal, address: Address) -> None:
         """Mail a link that sets a password, confirms the address, and makes its account an administrator's.
 
         Until it is used the account, a new one or one that was there, has no password, no session and no other link:
@@ -44,18 +44,18 @@ class Invitations:
         of mails.
         """
         try:
-            owed = self._invite(address, actor)
+            owed = self._invite(address, principal)
         except IntegrityError:
             # Somebody has just registered the address.
-            owed = self._invite(address, actor)
+            owed = self._invite(address, principal)
         self._outbox.announce(owed)
 
-    def _invite(self, address: Address, actor: Actor) -> Owed:
+    def _invite(self, address: Address, principal: Principal) -> Owed:
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
             if user is not None and user.disabled_at is not None:
                 raise UserDisabled
-            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key, actor.ip):
+            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key, principal.ip):
                 raise Busy("Several invitations were mailed to this address within the hour. Wait before the next one.")
             is_new = user is None
             if user is None:
@@ -69,6 +69,8 @@ class Invitations:
             ended = self._user_sessions.end_all(session, user.id)
             kill_links(session, user.id)
             self._audit.record(
-                session, actor, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
+                session, principal, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
             )
-            return self._outbox.add(session, MailKind.ADMIN_INVITATION, user, ip=actor.ip, request_id=actor.request_id)
+            return self._outbox.add(
+                session, MailKind.ADMIN_INVITATION, user, ip=principal.ip, request_id=principal.request_id
+            )

@@ -19,7 +19,7 @@ from vault.auth.models import Role, TokenPurpose, User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -79,7 +79,7 @@ class Administration:
         """The account of an address. Raises NotFound."""
         return self._find(User.email_key == address.key)
 
-    def change(self, user_id: uuid.UUID, changes: UserChanges, actor: Actor) -> UserInfo:
+    def change(self, principal: Principal, user_id: uuid.UUID, changes: UserChanges) -> UserInfo:
         """Change an account; what is so already leaves no event.
 
         Disabling ends sessions and links at once. A quota may be below what is used: then nothing more is taken.
@@ -87,33 +87,33 @@ class Administration:
         """
         action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
         may_take_an_admin = changes.role == Role.USER or changes.disabled is True
-        with self._refusal_audited(user_id, action, actor), self._sessions.begin() as session:
+        with self._refusal_audited(user_id, action, principal), self._sessions.begin() as session:
             admins = lock_active_admins(session, user_id) if may_take_an_admin else frozenset[uuid.UUID]()
             user = _locked(session, user_id)
             if may_take_an_admin:
                 refuse_last_admin(admins, user)
-            self._change_role(session, user, changes.role, actor)
-            self._change_quota(session, user, changes.quota, actor)
-            self._change_disabled(session, user, changes.disabled, actor)
+            self._change_role(session, user, changes.role, principal)
+            self._change_quota(session, user, changes.quota, principal)
+            self._change_disabled(session, user, changes.disabled, principal)
             return self._info(user)
 
-    def delete(self, user_id: uuid.UUID, actor: Actor) -> None:
+    def delete(self, principal: Principal, user_id: uuid.UUID) -> None:
         """Delete an account: its files are unreadable from the commit on, and their objects follow.
 
         Raises NotFound, LastAdmin.
         """
-        while (follow_up := self._delete(user_id, actor)) is None:
+        while (follow_up := self._delete(user_id, principal)) is None:
             self._eraser.let_others_write()
         follow_up()
 
-    def _delete(self, user_id: uuid.UUID, actor: Actor) -> Callable[[], None] | None:
-        with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, actor), self._sessions.begin() as session:
+    def _delete(self, user_id: uuid.UUID, principal: Principal) -> Callable[[], None] | None:
+        with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, principal), self._sessions.begin() as session:
             admins = lock_active_admins(session, user_id)
             user = _locked(session, user_id)
             refuse_last_admin(admins, user)
-            return self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, actor)
+            return self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, principal)
 
-    def send_password_reset(self, user_id: uuid.UUID, actor: Actor) -> None:
+    def send_password_reset(self, principal: Principal, user_id: uuid.UUID) -> None:
         """Mail a person a link that sets a new password, unless too many have been mailed within the hour.
 
         Raises NotFound, UserDisabled.
@@ -122,11 +122,13 @@ class Administration:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
                 raise UserDisabled
-            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key, actor.ip)
-            owed = self._outbox.add(session, MailKind.RESET_PASSWORD, user, ip=actor.ip, request_id=actor.request_id)
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key, principal.ip)
+            owed = self._outbox.add(
+                session, MailKind.RESET_PASSWORD, user, ip=principal.ip, request_id=principal.request_id
+            )
             self._audit.record(
                 session,
-                actor,
+                principal,
                 Action.ADMIN_RESET_SENT,
                 target=("user", user.id),
                 outcome=Outcome.OK if has_room else Outcome.FAILED,
@@ -134,7 +136,7 @@ class Administration:
             )
         self._outbox.announce(owed)
 
-    def _change_role(self, session: Session, user: User, role: Role | None, actor: Actor) -> None:
+    def _change_role(self, session: Session, user: User, role: Role | None, principal: Principal) -> None:
         if role is None or role == user.role:
             return
         if role == Role.ADMIN and user.email_verified_at is None:
@@ -144,29 +146,29 @@ class Administration:
             # One that is still out would make an administrator of him again.
             kill_links(session, user.id, purposes=[TokenPurpose.ADMIN_INVITATION])
         self._audit.record(
-            session, actor, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)
+            session, principal, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)
         )
 
-    def _change_quota(self, session: Session, user: User, quota: Quota | None, actor: Actor) -> None:
+    def _change_quota(self, session: Session, user: User, quota: Quota | None, principal: Principal) -> None:
         if quota is None or quota.bytes == user.quota_bytes:
             return
         old, user.quota_bytes = user.quota_bytes, quota.bytes
         self._audit.record(
-            session, actor, Action.ADMIN_QUOTA_CHANGED, target=("user", user.id), old=old, new=quota.bytes
+            session, principal, Action.ADMIN_QUOTA_CHANGED, target=("user", user.id), old=old, new=quota.bytes
         )
 
-    def _change_disabled(self, session: Session, user: User, disabled: bool | None, actor: Actor) -> None:
+    def _change_disabled(self, session: Session, user: User, disabled: bool | None, principal: Principal) -> None:
         if disabled is None or disabled == (user.disabled_at is not None):
             return
         target = ("user", user.id)
         if not disabled:
             user.disabled_at = None
-            self._audit.record(session, actor, Action.ADMIN_USER_ENABLED, target=target)
+            self._audit.record(session, principal, Action.ADMIN_USER_ENABLED, target=target)
             return
         user.disabled_at = self._clock()
         ended = self._user_sessions.end_all(session, user.id)
         kill_links(session, user.id)
-        self._audit.record(session, actor, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
+        self._audit.record(session, principal, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
 
     def _find(self, which: sa.ColumnElement[bool]) -> UserInfo:
         with self._sessions.begin() as session:
@@ -176,13 +178,13 @@ class Administration:
             return self._info(user)
 
     @contextmanager
-    def _refusal_audited(self, user_id: uuid.UUID, action: Action, actor: Actor) -> Iterator[None]:
+    def _refusal_audited(self, user_id: uuid.UUID, action: Action, principal: Principal) -> Iterator[None]:
         try:
             yield
         except LastAdmin as exc:
             with self._sessions.begin() as session:
                 target = ("user", user_id)
-                self._audit.record(session, actor, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
+                self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
             raise
 
     def _info(self, user: User) -> UserInfo:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.listing import COLUMNS, NAMES, Filters, select_events
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 Rows = Sequence[Sequence[Any]]
 
@@ -43,14 +43,14 @@ class Exports:
         self._sessions = sessions
         self._audit = audit
 
-    def open(self, format_: Format, filters: Filters, actor: Actor) -> "Export":
+    def open(self, principal: Principal, format_: Format, filters: Filters) -> "Export":
         """Audit that an export begins and read its first rows, while a failure is an answer. The caller closes it.
 
         On PostgreSQL it is what the log holds at this moment.
         """
         with self._sessions.begin() as session:
             given = filters.given()
-            self._audit.record(session, actor, Action.AUDIT_EXPORTED, format=format_.value, filters=given)
+            self._audit.record(session, principal, Action.AUDIT_EXPORTED, format=format_.value, filters=given)
         read = _from_cursor if self._engine.dialect.name == "postgresql" else _by_keyset
         batches = read(self._engine, filters)
         first = next(batches, [])

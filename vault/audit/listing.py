@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, AuditEvent, Outcome
 from vault.core.db import comes_before
 from vault.core.errors import InputRefused
+from vault.core.principal import Principal
 
 Key = tuple[datetime, uuid.UUID]
 
@@ -109,11 +110,12 @@ class AuditLog:
         with self._sessions.begin() as session:
             return _page(_read(session, filters.conditions(), limit + 1, after), limit)
 
-    def activity(self, user_id: uuid.UUID, *, limit: int, after: Key | None = None) -> EventPage:
+    def activity(self, principal: Principal, *, limit: int, after: Key | None = None) -> EventPage:
         """What a person did, and what others did to the account, `limit` at most, beginning behind `after`.
 
         Of the latter it says what happened and when; who did it and from where is other people's data.
         """
+        user_id = principal.account_id
         # Two queries, since no index answers an OR of both in order. One's own events may be among the second's; they
         # are left out here, where it costs nothing, and not there, where it could mean to read all of them.
         with self._sessions.begin() as session:

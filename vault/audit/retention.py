@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, AuditEvent
 from vault.audit.service import AuditService
 from vault.core.deletion_clock import DeletionClock
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 _BATCH: Final = 5000
 
@@ -26,7 +26,9 @@ class Retention:
         self._audit = audit
         self._clock = clock
 
-    def enforce(self, actor: Actor, *, batch: int = _BATCH, may_go_on: Callable[[], bool] = lambda: True) -> int:
+    def enforce(
+        self, principal: Principal, *, batch: int = _BATCH, may_go_on: Callable[[], bool] = lambda: True
+    ) -> int:
         """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm.
 
         `may_go_on` is asked for each but the first batch, and the rest is left to the next pass. Raises
@@ -37,17 +39,17 @@ class Retention:
         before = self._clock.now() - timedelta(days=self._days)
         deleted = 0
         while True:
-            done = self._delete_some(before, batch, actor)
+            done = self._delete_some(before, batch, principal)
             deleted += done
             if done < batch or not may_go_on():
                 return deleted
 
-    def _delete_some(self, before: datetime, batch: int, actor: Actor) -> int:
+    def _delete_some(self, before: datetime, batch: int, principal: Principal) -> int:
         oldest = sa.select(AuditEvent.id).where(AuditEvent.at < before).order_by(AuditEvent.at, AuditEvent.id)
         delete = sa.delete(AuditEvent).where(AuditEvent.id.in_(oldest.limit(batch)))
         with self._sessions.begin() as session:
             result = session.execute(delete.execution_options(synchronize_session=False))
             done = int(result.rowcount)  # type: ignore[attr-defined]
             if done:
-                self._audit.record(session, actor, Action.AUDIT_PRUNED, events=done, before=before.isoformat())
+                self._audit.record(session, principal, Action.AUDIT_PRUNED, events=done, before=before.isoformat())
         return done

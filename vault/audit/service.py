@@ -16,7 +16,7 @@ from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcom
 from vault.core.db import insert_into
 from vault.core.errors import AuditUnavailable
 from vault.core.networks import network_of
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
@@ -39,7 +39,7 @@ class AuditService:
     def record(
         self,
         session: Session,
-        actor: Actor,
+        principal: Principal,
         action: Action,
         *,
         target: tuple[str, uuid.UUID] | None = None,
@@ -53,22 +53,22 @@ class AuditService:
         """
         event = {
             "at": self.clock(),
-            "actor_id": actor.user_id,
-            "actor_email": actor.email,
-            "ip": actor.ip,
-            "user_agent": actor.user_agent,
-            "request_id": actor.request_id,
-            "session_id": actor.session_id,
+            "actor_id": principal.user_id,
+            "actor_email": principal.email,
+            "ip": principal.ip,
+            "user_agent": principal.user_agent,
+            "request_id": principal.request_id,
+            "session_id": principal.session_id,
             "action": action,
             "target_type": target[0] if target else None,
             "target_id": target[1] if target else None,
             "outcome": outcome,
             "reason": reason,
-            "details": {**actor.details(), **details},
+            "details": {**principal.details(), **details},
         }
         write(session, [event])
 
-    def tally(self, session: Session, actor: Actor, action: Action, *, reason: str, **details: Any) -> None:
+    def tally(self, session: Session, principal: Principal, action: Action, *, reason: str, **details: Any) -> None:
         """Count, in the caller's transaction, a failure of somebody who is not signed in; an event follows its minute.
 
         The same work with an account and without. It is the last that a transaction does, since others that count the
@@ -78,17 +78,17 @@ class AuditService:
         first = {
             "minute": now.replace(second=0, microsecond=0),
             "action": action,
-            "network": network_of(actor.ip),
-            "account_id": actor.user_id or NOBODY,
+            "network": network_of(principal.ip),
+            "account_id": principal.user_id or NOBODY,
             "reason": reason,
             "count": 1,
             "first_at": now,
             "last_at": now,
-            "actor_email": actor.email,
-            "ip": actor.ip,
-            "user_agent": actor.user_agent,
-            "request_id": actor.request_id,
-            "details": {**actor.details(), **details},
+            "actor_email": principal.email,
+            "ip": principal.ip,
+            "user_agent": principal.user_agent,
+            "request_id": principal.request_id,
+            "details": {**principal.details(), **details},
         }
         insert = insert_into(session, AuditTally)
         upsert = insert.on_conflict_do_update(
@@ -100,7 +100,9 @@ class AuditService:
             session.connection().execute(upsert, first)
 
 
-def count_read(session: Session, actor: Actor, action: Action, file_id: uuid.UUID, at: datetime) -> uuid.UUID | None:
+def count_read(
+    session: Session, principal: Principal, action: Action, file_id: uuid.UUID, at: datetime
+) -> uuid.UUID | None:
     """Count a view or range of a file, in the caller's transaction, which commits before the first byte.
 
     Returns the row that counts it, or None for the first of its session in these ten minutes: that one is an event.
@@ -110,19 +112,19 @@ def count_read(session: Session, actor: Actor, action: Action, file_id: uuid.UUI
         "id": uuid.uuid4(),
         "window": at.replace(minute=at.minute // WINDOW_MINUTES * WINDOW_MINUTES, second=0, microsecond=0),
         "file_id": file_id,
-        "session_id": actor.session_id or NOBODY,
-        "ip": actor.ip or "",
+        "session_id": principal.session_id or NOBODY,
+        "ip": principal.ip or "",
         "action": action,
         "count": 1,
         "ended": 0,
         "broken_off": 0,
         "bytes_served": 0,
         "last_at": at,
-        "actor_id": actor.user_id or NOBODY,
-        "actor_email": actor.email,
-        "user_agent": actor.user_agent,
-        "request_id": actor.request_id,
-        "details": actor.details(),
+        "actor_id": principal.user_id or NOBODY,
+        "actor_email": principal.email,
+        "user_agent": principal.user_agent,
+        "request_id": principal.request_id,
+        "details": principal.details(),
     }
     insert = insert_into(session, AuditRead)
     upsert = insert.on_conflict_do_update(

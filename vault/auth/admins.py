@@ -1,6 +1,7 @@
 """Who may act as an administrator, and that there is always somebody who may."""
 
 import uuid
+from typing import NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -9,7 +10,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.auth.models import Role, User
 from vault.core.errors import Forbidden, LastAdmin
-from vault.core.principal import Actor, SignedIn
+from vault.core.principal import Principal
 
 
 class Admins:
@@ -17,17 +18,15 @@ class Admins:
         self._sessions = sessions
         self._audit = audit
 
-    def require(self, who: SignedIn, actor: Actor, *, method: str, route: str) -> None:
-        """Raise Forbidden, once it is audited, unless the person is an administrator now.
+    def refuse(self, principal: Principal, *, method: str, route: str) -> NoReturn:
+        """Raise Forbidden, once it is audited, for a route that permits administrators alone.
 
         `route` is the pattern of what was asked for, never the path itself.
         """
-        if who.role == Role.ADMIN:
-            return
         with self._sessions.begin() as session:
             self._audit.record(
                 session,
-                actor,
+                principal,
                 Action.ACCESS_DENIED,
                 outcome=Outcome.FAILED,
                 reason="role",

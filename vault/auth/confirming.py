@@ -22,7 +22,7 @@ from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, InvalidToken, WrongPassword
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
@@ -55,37 +55,37 @@ class Confirmations:
         self._audit = audit
         self._clock = clock
 
-    def confirm(self, token: str, password: str, actor: Actor) -> None:
+    def confirm(self, principal: Principal, token: str, password: str) -> None:
         """Confirm an address, a new account's or the new one of an old account, by a mailed token and a password.
 
         The fifth wrong password ends the token. A token that was used within the hour changes nothing and looks at no
         password. Raises InvalidToken, WrongPassword, Busy.
         """
-        with self._bad_tokens_tallied(actor):
+        with self._bad_tokens_tallied(principal):
             with self._sessions.begin() as session:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
-            checked = self._guess_limiter.check(user.email_key, user.password_hash, password, actor.ip)
+            checked = self._guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
             if checked.verdict is not Verdict.RIGHT:
-                self._refuse(token, checked, actor)
+                self._refuse(token, checked, principal)
                 return
             try:
                 with self._sessions.begin() as session:
-                    owed = self._confirm(session, token, actor)
+                    owed = self._confirm(session, token, principal)
             except IntegrityError as exc:
                 # The address has just been registered.
                 raise InvalidToken from exc
         if owed is not None:
             self._outbox.announce(owed)
 
-    def confirm_anew(self, token: str, new_password: str, actor: Actor) -> None:
+    def confirm_anew(self, principal: Principal, token: str, new_password: str) -> None:
         """Confirm a new account's address by a mailed token, and set a password: every session and other link ends.
 
         A token that was used within the hour changes nothing. Raises InvalidToken, and InputRefused or Busy, after
         which the token still works.
         """
-        with self._bad_tokens_tallied(actor):
+        with self._bad_tokens_tallied(principal):
             with self._sessions.begin() as session:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
@@ -100,9 +100,9 @@ class Confirmations:
                 found, user = self._usable(session, token)
                 if found.used_at is None:
                     found.used_at = self._clock()
-                    self._password_by_link.set(session, user, password_hash, actor, but=found.id)
+                    self._password_by_link.set(session, user, password_hash, principal, but=found.id)
 
-    def _refuse(self, token: str, checked: Checked, actor: Actor) -> None:
+    def _refuse(self, token: str, checked: Checked, principal: Principal) -> None:
         """Count a wrong password against the token, under its lock. Raises WrongPassword unless it was used meanwhile.
 
         Of any number of concurrent ones five are told that they are wrong; from then on the right one is refused as
@@ -115,7 +115,7 @@ class Confirmations:
                 return
             if checked.verdict is Verdict.WRONG:
                 found.failures += 1
-            who = actor.known_as(user.id, user.email)
+            who = principal.known_as(user.id, user.email)
             is_change = found.purpose == TokenPurpose.CHANGE_EMAIL
             action = Action.EMAIL_CHANGED if is_change else Action.EMAIL_VERIFIED
             self._audit.tally(session, who, action, reason=checked.verdict.value)
@@ -123,33 +123,35 @@ class Confirmations:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
         raise WrongPassword
 
-    def _confirm(self, session: Session, token: str, actor: Actor) -> Owed | None:
+    def _confirm(self, session: Session, token: str, principal: Principal) -> Owed | None:
         """Use a token whose password was right. Returns the mail that is owed, if one is."""
         found, user = self._usable(session, token)
         if found.used_at is not None:
             return None
         found.used_at = self._clock()
         if found.purpose == TokenPurpose.CHANGE_EMAIL:
-            return self._move(session, found, user, actor)
+            return self._move(session, found, user, principal)
         user.email_verified_at = user.email_verified_at or self._clock()
         kill_links(session, user.id, purposes=[TokenPurpose.VERIFY_EMAIL], but=found.id)
-        who = actor.known_as(user.id, user.email)
+        who = principal.known_as(user.id, user.email)
         self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
         return None
 
-    def _move(self, session: Session, found: EmailToken, user: User, actor: Actor) -> Owed:
+    def _move(self, session: Session, found: EmailToken, user: User, principal: Principal) -> Owed:
         """Give the account the address that the token was sent to, and tell the old one; return that mail."""
-        self._clear_away_unverified(session, found.email_key, actor)
+        self._clear_away_unverified(session, found.email_key, principal)
         old = Address(user.email, user.email_key)
         user.email, user.email_key = found.email, found.email_key
         session.flush()
         kill_links(session, user.id, but=found.id)
         ended = self._user_sessions.end_all(session, user.id, but=found.session_id)
-        who = actor.known_as(user.id, user.email)
+        who = principal.known_as(user.id, user.email)
         self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
-        return self._outbox.add(session, MailKind.EMAIL_CHANGED, user, to=old, ip=actor.ip, request_id=actor.request_id)
+        return self._outbox.add(
+            session, MailKind.EMAIL_CHANGED, user, to=old, ip=principal.ip, request_id=principal.request_id
+        )
 
-    def _clear_away_unverified(self, session: Session, email_key: str, actor: Actor) -> None:
+    def _clear_away_unverified(self, session: Session, email_key: str, principal: Principal) -> None:
         """Delete an account that holds the address without having confirmed it. Raises InvalidToken for any other."""
         holder = session.scalar(sa.select(User).where(User.email_key == email_key).with_for_update())
         if holder is None:
@@ -160,7 +162,7 @@ class Confirmations:
         session.execute(sa.delete(User).where(User.id == holder.id).execution_options(synchronize_session=False))
         session.expunge(holder)
         target = ("user", holder.id)
-        self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
+        self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
 
     def _usable(self, session: Session, token: str) -> tuple[EmailToken, User]:
         """The token, which works or was used within the hour, and its user; both locked. Raises InvalidToken."""
@@ -179,10 +181,10 @@ class Confirmations:
         return found, user
 
     @contextmanager
-    def _bad_tokens_tallied(self, actor: Actor) -> Iterator[None]:
+    def _bad_tokens_tallied(self, principal: Principal) -> Iterator[None]:
         try:
             yield
         except InvalidToken:
             with self._sessions.begin() as session:
-                self._audit.tally(session, actor, Action.EMAIL_VERIFIED, reason="token")
+                self._audit.tally(session, principal, Action.EMAIL_VERIFIED, reason="token")
             raise

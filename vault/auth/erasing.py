@@ -17,7 +17,7 @@ from vault.audit.service import AuditService
 from vault.auth.guessing import GuessLimiter
 from vault.auth.models import User
 from vault.auth.pending import kill_links
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
@@ -57,7 +57,7 @@ class Eraser:
         self._outbox = outbox
         self._audit = audit
 
-    def erase(self, session: Session, user: User, action: Action, actor: Actor) -> Callable[[], None] | None:
+    def erase(self, session: Session, user: User, action: Action, principal: Principal) -> Callable[[], None] | None:
         """Delete an account whose row the caller has locked, in the caller's transaction; its sessions go with it.
 
         Returns what is to be called after the commit. None says that only some of many files were shredded: the caller
@@ -65,13 +65,15 @@ class Eraser:
         """
         some = self._files.some(session, user.id, limit=self.batch) if _has_one_writer(session) else 0
         if some == self.batch:
-            self._audit.record(session, actor, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
+            self._audit.record(session, principal, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
             return None
         user_id, files = user.id, some + self._files.all(session, user.id)
         kill_links(session, user_id)
         self._guess_limiter.forget(session, user.email_key)
-        owed = self._outbox.add(session, MailKind.ACCOUNT_DELETED, user, ip=actor.ip, request_id=actor.request_id)
-        self._audit.record(session, actor, action, target=("user", user_id), files=files)
+        owed = self._outbox.add(
+            session, MailKind.ACCOUNT_DELETED, user, ip=principal.ip, request_id=principal.request_id
+        )
+        self._audit.record(session, principal, action, target=("user", user_id), files=files)
         session.delete(user)
 
         def follow_up() -> None:

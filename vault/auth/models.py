@@ -30,7 +30,7 @@ def _newest(name: str, which: str) -> sa.Index:
 
 
 class User(UuidKey, Base):
-    """A person. `email` is the address as it was given, `email_key` its canonical form (see auth.addresses).
+    """A person. `email` is the address as it was given, `email_key` its canonical form (see mail.addresses).
 
     `search_text` is what administrators search in: address and name, folded whenever one of them is written.
     `password_version` counts passwords, not hashes: one password is hashed anew when the parameters have changed.

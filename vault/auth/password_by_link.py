@@ -12,7 +12,7 @@ from vault.auth.guessing import GuessLimiter
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 
 class PasswordByLink:
@@ -30,7 +30,7 @@ class PasswordByLink:
         self._clock = clock
 
     def set(
-        self, session: Session, user: User, password_hash: str, actor: Actor, *, but: uuid.UUID | None = None
+        self, session: Session, user: User, password_hash: str, principal: Principal, *, but: uuid.UUID | None = None
     ) -> None:
         """Set the password of a locked account and confirm its address, in the caller's transaction.
 
@@ -41,7 +41,7 @@ class PasswordByLink:
         ended = self._user_sessions.end_all(session, user.id)
         kill_links(session, user.id, but=but)
         self._guess_limiter.end_delays(session, user.email_key)
-        who, target = actor.known_as(user.id, user.email), ("user", user.id)
+        who, target = principal.known_as(user.id, user.email), ("user", user.id)
         self._audit.record(session, who, Action.PASSWORD_RESET, target=target, sessions=ended)
         if not is_confirmed:
             self._audit.record(session, who, Action.EMAIL_VERIFIED, target=target)

@@ -19,7 +19,7 @@ from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, InputRefused, LastAdmin, NotFound, Unauthorized, WrongPassword
-from vault.core.principal import Actor, SignedIn
+from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -57,107 +57,115 @@ class Profiles:
         self._outbox = outbox
         self._audit = audit
 
-    def get(self, user_id: uuid.UUID) -> Profile:
-        """Return the profile of an account. Raises NotFound."""
+    def get(self, principal: Principal) -> Profile:
+        """Return the profile of the signed-in person. Raises NotFound."""
         with self._sessions.begin() as session:
-            return _profile(_existing(session, user_id))
+            return _profile(_existing(session, principal.account_id))
 
-    def rename(self, user_id: uuid.UUID, full_name: str, actor: Actor) -> Profile:
+    def rename(self, principal: Principal, full_name: str) -> Profile:
         """Change the person's name, the one thing about an account that needs no password."""
         with self._sessions.begin() as session:
-            user = _existing(session, user_id)
+            user = _existing(session, principal.account_id)
             user.full_name = full_name
-            self._audit.record(session, actor, Action.PROFILE_CHANGED, target=("user", user_id))
+            self._audit.record(session, principal, Action.PROFILE_CHANGED, target=("user", user.id))
             return _profile(user)
 
-    def change_password(self, who: SignedIn, current_password: str, new_password: str, actor: Actor) -> None:
+    def change_password(self, principal: Principal, current_password: str, new_password: str) -> None:
         """Change the password; every other session, and every link of the account, ends.
 
         Raises InputRefused, WrongPassword, Busy.
         """
-        user = self._user(who)
+        user = self._user(principal)
         self._passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
-        self._require_password(user, current_password, Action.PASSWORD_CHANGED, actor)
+        self._require_password(user, current_password, Action.PASSWORD_CHANGED, principal)
         password_hash = self._passwords.hash(new_password)
-        with self._transaction(user, Action.PASSWORD_CHANGED, actor) as session:
-            user = self._locked(session, who, user.password_version)
+        with self._transaction(user, Action.PASSWORD_CHANGED, principal) as session:
+            user = self._locked(session, principal, user.password_version)
             user.password_hash, user.password_version = password_hash, user.password_version + 1
-            ended = self._user_sessions.end_all(session, user.id, but=who.session_id)
+            ended = self._user_sessions.end_all(session, user.id, but=principal.session_id)
             kill_links(session, user.id)
-            self._audit.record(session, actor, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
-            owed = self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, ip=actor.ip, request_id=actor.request_id)
+            self._audit.record(session, principal, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
+            owed = self._outbox.add(
+                session, MailKind.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
+            )
         self._outbox.announce(owed)
 
-    def change_email(self, who: SignedIn, new_email: str, password: str, actor: Actor) -> None:
+    def change_email(self, principal: Principal, new_email: str, password: str) -> None:
         """Mail a link to the new address that confirms it, and a notice to the old one.
 
         If somebody has the new address already, he gets a mail that says so, and the caller the same answer. Raises
         InputRefused, WrongPassword, Busy.
         """
         address = parse_address(new_email, field="new_email")
-        user = self._user(who)
+        user = self._user(principal)
         if address.key == user.email_key:
             raise InputRefused({"new_email": ["This is your address already."]})
-        self._require_password(user, password, Action.EMAIL_CHANGE_REQUESTED, actor)
-        with self._transaction(user, Action.EMAIL_CHANGE_REQUESTED, actor) as session:
-            user = self._locked(session, who, user.password_version)
+        self._require_password(user, password, Action.EMAIL_CHANGE_REQUESTED, principal)
+        with self._transaction(user, Action.EMAIL_CHANGE_REQUESTED, principal) as session:
+            user = self._locked(session, principal, user.password_version)
             holder = session.scalar(
                 sa.select(User).where(User.email_key == address.key, User.email_verified_at.is_not(None))
             )
             kind, recipient = (MailKind.ALREADY_REGISTERED, holder) if holder else (MailKind.CHANGE_EMAIL, user)
             to = None if holder else address
             asked = self._outbox.add(
-                session, kind, recipient, to=to, asked_by=who.session_id, ip=actor.ip, request_id=actor.request_id
+                session,
+                kind,
+                recipient,
+                to=to,
+                asked_by=principal.session_id,
+                ip=principal.ip,
+                request_id=principal.request_id,
             )
             told = self._outbox.add(
-                session, MailKind.EMAIL_CHANGE_REQUESTED, user, ip=actor.ip, request_id=actor.request_id
+                session, MailKind.EMAIL_CHANGE_REQUESTED, user, ip=principal.ip, request_id=principal.request_id
             )
-            self._audit.record(session, actor, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
+            self._audit.record(session, principal, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
         for owed in (asked, told):
             self._outbox.announce(owed)
 
-    def delete(self, who: SignedIn, password: str, actor: Actor) -> None:
+    def delete(self, principal: Principal, password: str) -> None:
         """Delete the account: its files are unreadable from the commit on, and their objects follow.
 
         Raises WrongPassword, LastAdmin, Busy.
         """
-        user = self._user(who)
-        self._require_password(user, password, Action.USER_DELETED, actor)
-        while (follow_up := self._delete(who, user, actor)) is None:
+        user = self._user(principal)
+        self._require_password(user, password, Action.USER_DELETED, principal)
+        while (follow_up := self._delete(principal, user)) is None:
             self._eraser.let_others_write()
         follow_up()
 
-    def _delete(self, who: SignedIn, user: User, actor: Actor) -> Callable[[], None] | None:
-        with self._transaction(user, Action.USER_DELETED, actor) as session:
-            admins = lock_active_admins(session, who.user_id) if who.role == Role.ADMIN else None
-            user = self._locked(session, who, user.password_version)
+    def _delete(self, principal: Principal, user: User) -> Callable[[], None] | None:
+        with self._transaction(user, Action.USER_DELETED, principal) as session:
+            admins = lock_active_admins(session, principal.account_id) if principal.role == Role.ADMIN else None
+            user = self._locked(session, principal, user.password_version)
             if admins is not None:
                 refuse_last_admin(admins, user)
             elif user.role == Role.ADMIN:
                 # Made one since the request began: the others cannot be locked any more, in the order of all.
                 raise Busy
-            return self._eraser.erase(session, user, Action.USER_DELETED, actor)
+            return self._eraser.erase(session, user, Action.USER_DELETED, principal)
 
-    def _user(self, who: SignedIn) -> User:
+    def _user(self, principal: Principal) -> User:
         with self._sessions.begin() as session:
-            user = session.get(User, who.user_id)
+            user = session.get(User, principal.account_id)
         if user is None:
             raise Unauthorized
         return user
 
-    def _require_password(self, user: User, password: str, action: Action, actor: Actor) -> None:
-        checked = self._guess_limiter.check(user.email_key, user.password_hash, password, actor.ip)
+    def _require_password(self, user: User, password: str, action: Action, principal: Principal) -> None:
+        checked = self._guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
         if checked.verdict is Verdict.RIGHT:
             return
         with self._sessions.begin() as session:
-            self._refused(session, user, action, actor, checked.verdict.value)
+            self._refused(session, user, action, principal, checked.verdict.value)
             for begun in checked.lockouts:
                 delay = begun.delay_seconds
-                self._refused(session, user, Action.LOCKOUT, actor, begun.scope, delay_seconds=delay)
+                self._refused(session, user, Action.LOCKOUT, principal, begun.scope, delay_seconds=delay)
         raise WrongPassword
 
     @contextmanager
-    def _transaction(self, user: User, action: Action, actor: Actor) -> Iterator[Session]:
+    def _transaction(self, user: User, action: Action, principal: Principal) -> Iterator[Session]:
         """One that changes the account; what it is refused for is audited in another."""
         try:
             with self._sessions.begin() as session:
@@ -166,18 +174,18 @@ class Profiles:
             # The password was right when it was looked at.
             reason = "last_admin" if isinstance(exc, LastAdmin) else "changed"
             with self._sessions.begin() as session:
-                self._refused(session, user, action, actor, reason)
+                self._refused(session, user, action, principal, reason)
             raise
 
     def _refused(
-        self, session: Session, user: User, action: Action, actor: Actor, reason: str, **details: object
+        self, session: Session, user: User, action: Action, principal: Principal, reason: str, **details: object
     ) -> None:
         target = ("user", user.id)
-        self._audit.record(session, actor, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
+        self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
 
-    def _locked(self, session: Session, who: SignedIn, checked_version: int) -> User:
+    def _locked(self, session: Session, principal: Principal, checked_version: int) -> User:
         """The user's row, if the password that was checked is still the account's."""
-        user = session.scalar(sa.select(User).where(User.id == who.user_id).with_for_update())
+        user = session.scalar(sa.select(User).where(User.id == principal.account_id).with_for_update())
         if user is None or user.disabled_at is not None:
             raise Unauthorized
         if user.password_version != checked_version:

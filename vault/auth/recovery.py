@@ -14,7 +14,7 @@ from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, lock_link
 from vault.core.errors import InvalidToken
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
@@ -38,7 +38,7 @@ class Recovery:
         self._audit = audit
         self._clock = clock
 
-    def forgot_password(self, email: str, actor: Actor) -> None:
+    def forgot_password(self, principal: Principal, email: str) -> None:
         """Mail a link that sets a new password; for an address without an account do the same work.
 
         An address that is not confirmed yet gets one as well: whoever uses it has read that mail. Raises InputRefused.
@@ -46,11 +46,11 @@ class Recovery:
         address = parse_address(email)
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key, User.disabled_at.is_(None)))
-            who = actor.known_as(user.id, user.email) if user else actor
-            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, address.key, actor.ip)
+            who = principal.known_as(user.id, user.email) if user else principal
+            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, address.key, principal.ip)
             to = None if user else address
             owed = self._outbox.add(
-                session, MailKind.RESET_PASSWORD, user, to=to, ip=actor.ip, request_id=actor.request_id
+                session, MailKind.RESET_PASSWORD, user, to=to, ip=principal.ip, request_id=principal.request_id
             )
             if user is not None and has_room:
                 self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=("user", user.id))
@@ -59,18 +59,18 @@ class Recovery:
                 self._audit.tally(session, who, Action.PASSWORD_RESET_REQUESTED, reason=reason)
         self._outbox.announce(owed)
 
-    def reset_password(self, token: str, new_password: str, actor: Actor) -> None:
+    def reset_password(self, principal: Principal, token: str, new_password: str) -> None:
         """Set a password by a mailed token: every session and every other link of the account ends.
 
         A token that invites an administrator also makes the account one.
 
         Raises InvalidToken, and InputRefused or Busy, after which the token still works.
         """
-        with self._refusals_tallied(Action.PASSWORD_RESET, actor):
-            owed = self._reset(token, new_password, actor)
+        with self._refusals_tallied(Action.PASSWORD_RESET, principal):
+            owed = self._reset(token, new_password, principal)
         self._outbox.announce(owed)
 
-    def _reset(self, token: str, new_password: str, actor: Actor) -> Owed:
+    def _reset(self, token: str, new_password: str, principal: Principal) -> Owed:
         with self._sessions.begin() as session:
             _, user = self._resettable(session, token)
             hints = own_words(user.email, user.full_name)
@@ -79,13 +79,15 @@ class Recovery:
         with self._sessions.begin() as session:
             found, user = self._resettable(session, token)
             # This link ends with the others: a second use is as unknown as any other.
-            self._password_by_link.set(session, user, password_hash, actor)
-            who = actor.known_as(user.id, user.email)
+            self._password_by_link.set(session, user, password_hash, principal)
+            who = principal.known_as(user.id, user.email)
             if found.purpose == TokenPurpose.ADMIN_INVITATION:
                 self._make_admin(session, user, who)
-            return self._outbox.add(session, MailKind.PASSWORD_CHANGED, user, ip=actor.ip, request_id=actor.request_id)
+            return self._outbox.add(
+                session, MailKind.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
+            )
 
-    def _make_admin(self, session: Session, user: User, who: Actor) -> None:
+    def _make_admin(self, session: Session, user: User, who: Principal) -> None:
         if user.role != Role.ADMIN:
             old, user.role = user.role, Role.ADMIN
             target = ("user", user.id)
@@ -94,12 +96,12 @@ class Recovery:
             )
 
     @contextmanager
-    def _refusals_tallied(self, action: Action, actor: Actor) -> Iterator[None]:
+    def _refusals_tallied(self, action: Action, principal: Principal) -> Iterator[None]:
         try:
             yield
         except InvalidToken:
             with self._sessions.begin() as session:
-                self._audit.tally(session, actor, action, reason="token")
+                self._audit.tally(session, principal, action, reason="token")
             raise
 
     def _resettable(self, session: Session, token: str) -> tuple[EmailToken, User]:

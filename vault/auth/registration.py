@@ -13,7 +13,7 @@ from vault.audit.service import AuditService
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import Address, parse_address
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
@@ -35,7 +35,7 @@ class Registration:
         self._audit = audit
         self._clock = clock
 
-    def register(self, email: str, password: str, full_name: str, actor: Actor) -> None:
+    def register(self, principal: Principal, email: str, password: str, full_name: str) -> None:
         """Create an account, or start an unverified one over; a verified one gets a mail instead.
 
         Does the same work and answers the same for every address. Raises InputRefused, or Busy.
@@ -44,13 +44,13 @@ class Registration:
         self._passwords.require_strength(password, own_words(email, full_name))
         password_hash = self._passwords.hash(password)
         try:
-            owed = self._register(address, password_hash, full_name, actor)
+            owed = self._register(address, password_hash, full_name, principal)
         except IntegrityError:
             # Two registrations of one address at once: the other one made the account, this one starts it over.
-            owed = self._register(address, password_hash, full_name, actor)
+            owed = self._register(address, password_hash, full_name, principal)
         self._outbox.announce(owed)
 
-    def resend_verification(self, email: str, actor: Actor) -> None:
+    def resend_verification(self, principal: Principal, email: str) -> None:
         """Mail another verification link to an unverified account; for every other address do the same work."""
         address = parse_address(email)
         with self._sessions.begin() as session:
@@ -58,16 +58,16 @@ class Registration:
             waiting = user if user is not None and user.email_verified_at is None else None
             to = None if waiting else address
             owed = self._outbox.add(
-                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
             )
         self._outbox.announce(owed)
 
-    def _register(self, address: Address, password_hash: str, full_name: str, actor: Actor) -> Owed:
+    def _register(self, address: Address, password_hash: str, full_name: str, principal: Principal) -> Owed:
         with self._sessions.begin() as session:
             user = _by_key(session, address.key, lock=True)
             known = user is not None and user.email_verified_at is not None
             kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
-            has_room = self._outbox.has_room(session, kind, address.key, actor.ip)
+            has_room = self._outbox.has_room(session, kind, address.key, principal.ip)
             if user is None:
                 user = User(id=uuid.uuid4(), email_key=address.key)
             is_new = user.created_at is None
@@ -82,8 +82,8 @@ class Registration:
                 session.flush()
             # For others the same work, on nobody's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
-            owed = self._outbox.add(session, kind, user, ip=actor.ip, request_id=actor.request_id)
-            who = actor.known_as(user.id, user.email)
+            owed = self._outbox.add(session, kind, user, ip=principal.ip, request_id=principal.request_id)
+            who = principal.known_as(user.id, user.email)
             if starts_over:
                 self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))
             else:

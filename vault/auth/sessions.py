@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
-from vault.auth.models import User, UserSession
+from vault.auth.models import Role, User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.db import comes_before, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
-from vault.core.principal import Actor, SignedIn
+from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
 
@@ -32,6 +32,9 @@ def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
+# What a session permits
+_OF_ADMINS: Final = frozenset(Permission)
+_OF_PEOPLE: Final = _OF_ADMINS - ADMINS_ONLY
 _BEGIN: Final = sa.insert(UserSession)
 # Each signed-in request needs it, so it is made once.
 _IDENTIFY: Final = (
@@ -86,7 +89,7 @@ class UserSessions:
         self._clock = clock
         self._grace = timedelta(seconds=grace_seconds)
 
-    def begin(self, session: Session, user: User, actor: Actor) -> tuple[uuid.UUID, TokenPair]:
+    def begin(self, session: Session, user: User, principal: Principal) -> tuple[uuid.UUID, TokenPair]:
         """Start a session in the caller's transaction."""
         session_id, now = uuid.uuid4(), self._clock()
         columns = {
@@ -97,90 +100,105 @@ class UserSessions:
             "refreshed_at": now,
             "expires_at": now + SESSION_LIFETIME,
             "refresh_generation": 0,
-            "ip": actor.ip,
-            "user_agent": actor.user_agent,
+            "ip": principal.ip,
+            "user_agent": principal.user_agent,
         }
         run(session, _BEGIN, **columns)
         return session_id, self._pair(UserSession(**columns))
 
-    def identify(self, user_id: uuid.UUID, session_id: uuid.UUID) -> SignedIn | None:
-        """Who an access token speaks for now; None once its session or account has ended. One indexed query."""
+    def identify(self, principal: Principal, user_id: uuid.UUID, session_id: uuid.UUID) -> Principal | None:
+        """Return whom an access token of this request speaks for now; None once its session or account has ended.
+
+        One indexed query.
+        """
         with one_read(self._sessions) as session:
             row = run(session, _IDENTIFY, user_id=user_id, session_id=session_id, **self._bounds()).one_or_none()
-        return SignedIn(user_id, session_id, row.email, row.role) if row else None
+        if row is None:
+            return None
+        return replace(
+            principal,
+            user_id=user_id,
+            email=row.email,
+            session_id=session_id,
+            role=row.role,
+            entrance=Entrance.SESSION,
+            permissions=_OF_ADMINS if row.role == Role.ADMIN else _OF_PEOPLE,
+        )
 
-    def refresh(self, refresh_token: str, actor: Actor) -> TokenPair:
+    def refresh(self, principal: Principal, refresh_token: str) -> TokenPair:
         """The next pair of tokens of a session; each refresh token works once.
 
         A token that was used before ends its session and raises TokenReused, unless it is the immediate parent of one
         that nobody has used yet, within the grace: a client that lost the answer gets the same again. Raises
         Unauthorized.
         """
-        claims = self._claims(refresh_token, actor)
+        claims = self._claims(refresh_token, principal)
         with self._sessions.begin() as session:
             row = self._locked(session, claims)
             if row is None:
                 owed = None
-                self._tally_ended(session, claims, actor)
+                self._tally_ended(session, claims, principal)
             else:
                 found, user = row
                 if claims.generation == found.refresh_generation:
-                    self._rotate(found, actor)
+                    self._rotate(found, principal)
                     return self._pair(found)
                 if self._may_have_lost_the_answer(claims, found):
                     return self._pair(found)
-                owed = self._end_stolen(session, found, user, actor)
+                owed = self._end_stolen(session, found, user, principal)
         if owed is None:
             raise Unauthorized
         self._outbox.announce(owed)
         raise TokenReused
 
-    def list(self, who: SignedIn, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
+    def list(self, principal: Principal, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
         """Living sessions, newest first, `limit` at most, beginning behind `after`."""
         query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
-        query = query.where(UserSession.user_id == who.user_id, *self._alive())
+        query = query.where(UserSession.user_id == principal.account_id, *self._alive())
         if after is not None:
             query = query.where(comes_before((UserSession.created_at, UserSession.id), after))
         query = query.order_by(UserSession.created_at.desc(), UserSession.id.desc()).limit(limit + 1)
         with self._sessions.begin() as session:
             rows = session.scalars(query).all()
         last = rows[limit - 1] if len(rows) > limit else None
-        items = [_info(row, current=row.id == who.session_id) for row in rows[:limit]]
+        items = [_info(row, current=row.id == principal.session_id) for row in rows[:limit]]
         return SessionPage(items, (last.created_at, last.id) if last else None)
 
-    def end(self, who: SignedIn, session_id: uuid.UUID, actor: Actor) -> None:
+    def end(self, principal: Principal, session_id: uuid.UUID) -> None:
         """End one of one's own sessions. Raises NotFound."""
         with self._sessions.begin() as session:
-            if not self._revoke(session, UserSession.user_id == who.user_id, UserSession.id == session_id):
+            if not self._revoke(session, UserSession.user_id == principal.account_id, UserSession.id == session_id):
                 raise NotFound
-            self._audit.record(session, actor, Action.SESSION_REVOKED, target=("session", session_id))
+            self._audit.record(session, principal, Action.SESSION_REVOKED, target=("session", session_id))
 
-    def logout(self, who: SignedIn, scope: str, actor: Actor) -> None:
+    def logout(self, principal: Principal, scope: str) -> None:
         """End this session (`local`), the others (`others`), or all (`global`)."""
         which = {
-            "local": UserSession.id == who.session_id,
-            "others": UserSession.id != who.session_id,
+            "local": UserSession.id == principal.session_id,
+            "others": UserSession.id != principal.session_id,
             "global": sa.true(),
         }[scope]
         with self._sessions.begin() as session:
-            ended = self._revoke(session, UserSession.user_id == who.user_id, which)
-            self._audit.record(session, actor, Action.LOGOUT, target=("user", who.user_id), scope=scope, sessions=ended)
+            ended = self._revoke(session, UserSession.user_id == principal.account_id, which)
+            self._audit.record(
+                session, principal, Action.LOGOUT, target=("user", principal.account_id), scope=scope, sessions=ended
+            )
 
     def end_all(self, session: Session, user_id: uuid.UUID, *, but: uuid.UUID | None = None) -> int:
         """End an account's sessions, all or all but one, in the caller's transaction; return how many."""
         return self._revoke(session, UserSession.user_id == user_id, UserSession.id != (but or uuid.UUID(int=0)))
 
-    def _claims(self, refresh_token: str, actor: Actor) -> RefreshClaims:
+    def _claims(self, refresh_token: str, principal: Principal) -> RefreshClaims:
         try:
             return self._tokens.read_refresh(refresh_token)
         except Unauthorized:
             with self._sessions.begin() as session:
-                self._audit.tally(session, actor, Action.REFRESH_REFUSED, reason="token")
+                self._audit.tally(session, principal, Action.REFRESH_REFUSED, reason="token")
             raise
 
-    def _tally_ended(self, session: Session, claims: RefreshClaims, actor: Actor) -> None:
+    def _tally_ended(self, session: Session, claims: RefreshClaims, principal: Principal) -> None:
         user = session.get(User, claims.user_id)
-        who = actor.known_as(user.id, user.email) if user else actor
+        who = principal.known_as(user.id, user.email) if user else principal
         self._audit.tally(session, who, Action.REFRESH_REFUSED, reason="ended")
 
     def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User] | None:
@@ -193,22 +211,24 @@ class UserSessions:
         ).one_or_none()
         return None if row is None else (row[0], row[1])
 
-    def _rotate(self, found: UserSession, actor: Actor) -> None:
+    def _rotate(self, found: UserSession, principal: Principal) -> None:
         found.refresh_generation += 1
         found.refreshed_at = found.last_used_at = self._clock()
-        found.ip, found.user_agent = actor.ip, actor.user_agent
+        found.ip, found.user_agent = principal.ip, principal.user_agent
 
     def _may_have_lost_the_answer(self, claims: RefreshClaims, found: UserSession) -> bool:
         is_parent = claims.generation == found.refresh_generation - 1
         return is_parent and self._clock() < found.refreshed_at + self._grace
 
-    def _end_stolen(self, session: Session, found: UserSession, user: User, actor: Actor) -> Owed:
+    def _end_stolen(self, session: Session, found: UserSession, user: User, principal: Principal) -> Owed:
         found.revoked_at = self._clock()
-        who = actor.known_as(user.id, user.email, found.id)
+        who = principal.known_as(user.id, user.email, found.id)
         self._audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )
-        return self._outbox.add(session, MailKind.REFRESH_REUSED, user, ip=actor.ip, request_id=actor.request_id)
+        return self._outbox.add(
+            session, MailKind.REFRESH_REUSED, user, ip=principal.ip, request_id=principal.request_id
+        )
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
         """End those sessions that are not ended yet; return how many."""

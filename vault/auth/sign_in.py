@@ -16,7 +16,7 @@ from vault.auth.sessions import UserSessions
 from vault.auth.tokens import TokenPair
 from vault.core.db import one_read, run
 from vault.core.errors import InvalidCredentials, VaultError
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.addresses import Address, parse_address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
@@ -54,56 +54,58 @@ class SignIn:
         self._audit = audit
         self._clock = clock
 
-    def login(self, email: str, password: str, actor: Actor) -> TokenPair:
+    def login(self, principal: Principal, email: str, password: str) -> TokenPair:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
         address = parse_address(email)
         with one_read(self._sessions) as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key))
         password_hash = user.password_hash if user else None
         may_begin = user is not None and _why_not(user, Verdict.RIGHT) is None
-        checked = self._guess_limiter.check(address.key, password_hash, password, actor.ip, begins_session=may_begin)
+        checked = self._guess_limiter.check(
+            address.key, password_hash, password, principal.ip, begins_session=may_begin
+        )
         reason = _why_not(user, checked.verdict)
         if user is None or password_hash is None or reason is not None:
-            self._refuse_login(address, user, reason or checked.verdict.value, actor, checked.lockouts)
+            self._refuse_login(address, user, reason or checked.verdict.value, principal, checked.lockouts)
             raise InvalidCredentials
         try:
             is_outdated = self._passwords.is_outdated(password_hash)
             new_hash = self._passwords.hash(password) if is_outdated else password_hash
-            return self._start_session(user, new_hash, actor)
+            return self._start_session(user, new_hash, principal)
         except VaultError as exc:
-            self._guess_limiter.clear(address.key, actor.ip)
+            self._guess_limiter.clear(address.key, principal.ip)
             if isinstance(exc, InvalidCredentials):
-                self._refuse_login(address, user, "changed", actor)
+                self._refuse_login(address, user, "changed", principal)
             raise
 
     def _refuse_login(
-        self, address: Address, user: User | None, reason: str, actor: Actor, lockouts: Sequence[Lockout] = ()
+        self, address: Address, user: User | None, reason: str, principal: Principal, lockouts: Sequence[Lockout] = ()
     ) -> None:
         """Owe a mail, the link again to whoever had the right password, to everybody else none; and audit it."""
         LOGIN_FAILURES.labels(reason).inc()
         waiting = user if reason == "unverified" else None
-        who = actor.known_as(user.id, user.email) if user else actor
+        who = principal.known_as(user.id, user.email) if user else principal
         with self._sessions.begin() as session:
             to = None if waiting else address
             owed = self._outbox.add(
-                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=actor.ip, request_id=actor.request_id
+                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
             )
             self._audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
         self._outbox.announce(owed)
 
-    def _start_session(self, checked: User, new_hash: str, actor: Actor) -> TokenPair:
+    def _start_session(self, checked: User, new_hash: str, principal: Principal) -> TokenPair:
         with self._sessions.begin() as session:
             # While the password was hashed, the account may have been given another, or another address, or closed.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
             changed = {"hash": new_hash, "at": self._clock()}
             if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
                 raise InvalidCredentials
-            session_id, pair = self._user_sessions.begin(session, checked, actor)
-            who = actor.known_as(checked.id, checked.email, session_id)
+            session_id, pair = self._user_sessions.begin(session, checked, principal)
+            who = principal.known_as(checked.id, checked.email, session_id)
             self._audit.record(session, who, Action.LOGIN, target=("user", checked.id))
-            self._guess_limiter.signed_in(session, checked.email_key, actor.ip)
+            self._guess_limiter.signed_in(session, checked.email_key, principal.ip)
             return pair
 
 

@@ -18,7 +18,7 @@ from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.deletion_clock import DeletionClock
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.mail.outbox import Outbox
 
 _UNVERIFIED_FOR: Final = timedelta(days=7)
@@ -52,7 +52,7 @@ class Sweeper:
         self._audit = audit
         self._clock = clock
 
-    def sweep(self, actor: Actor, *, may_go_on: Callable[[], bool] = lambda: True) -> SweepReport:
+    def sweep(self, principal: Principal, *, may_go_on: Callable[[], bool] = lambda: True) -> SweepReport:
         """Delete everything whose time is over, in batches. A second one beside it does no harm.
 
         Each kind gets a batch; for a further one `may_go_on` is asked, and the rest is left to the next pass. Raises
@@ -79,7 +79,7 @@ class Sweeper:
             links=in_batches(partial(self._delete, EmailToken, EmailToken.expires_at <= now - REPEATABLE)),
             attempts=in_batches(partial(self._guess_limiter.sweep, now)),
             mails=in_batches(partial(self._outbox.sweep, now)),
-            accounts=in_batches(partial(self._delete_unverified, actor, now - _UNVERIFIED_FOR)),
+            accounts=in_batches(partial(self._delete_unverified, principal, now - _UNVERIFIED_FOR)),
         )
 
     def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool], batch: int) -> int:
@@ -91,7 +91,7 @@ class Sweeper:
             )
         return int(done.rowcount)  # type: ignore[attr-defined]
 
-    def _delete_unverified(self, actor: Actor, before: datetime, batch: int) -> int:
+    def _delete_unverified(self, principal: Principal, before: datetime, batch: int) -> int:
         with self._sessions.begin() as session:
             user_ids = session.scalars(
                 sa.select(User.id)
@@ -108,5 +108,5 @@ class Sweeper:
             session.execute(sa.delete(User).where(User.id.in_(user_ids)).execution_options(synchronize_session=False))
             for user_id in user_ids:
                 target = ("user", user_id)
-                self._audit.record(session, actor, Action.USER_DELETED, target=target, reason="unverified")
+                self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
         return len(user_ids)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from vault.admin.service import MAX_BYTES, Quota
 from vault.core.db import DatabaseMissing, is_read_only
 from vault.core.errors import InputRefused, InstallationMismatch, VaultError
-from vault.core.principal import Actor
+from vault.core.principal import Entrance, Principal
 from vault.core.reasons import reason_of
 from vault.keys.verifying import Finding, VerifyReport
 from vault.mail.addresses import Address, parse_address
@@ -118,14 +118,14 @@ def is_at_a_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def operator() -> Actor:
-    """Whoever runs this command, as an actor of audit events."""
+def operator() -> Principal:
+    """Return who runs this command."""
     # Not by getpass, which believes the environment.
     try:
         name = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         name = str(os.geteuid())
-    return Actor(origin="cli", os_user=name)
+    return Principal(entrance=Entrance.CLI, os_user=name)
 
 
 class _KeyRef(click.ParamType[str]):

@@ -69,7 +69,7 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percen
         return
     confirm(f"Delete {len(found.orphans)} objects for ever?", yes=yes)
     with progress("Deleting", len(found.orphans)) as update:
-        removed = container().reaper.remove_orphans(found, operator(), progress=update)
+        removed = container().reaper.remove_orphans(operator(), found, progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")
 
 
@@ -149,7 +149,7 @@ def reencrypt(
     count, size = vault.reencryptor.plan(selection)
     click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
     with progress("Reencrypting", size, unit=" bytes") as update:
-        report = vault.reencryptor.run(selection, operator(), progress=update, on_failure=_tell_failure)
+        report = vault.reencryptor.run(operator(), selection, progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
     if file_ids and not (key_ref or before) and len(set(file_ids)) > count:

@@ -91,8 +91,8 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         with _sum_told_also_on_failure(report), progress("Rewrapping", min(total, limit or total)) as update:
             rewrapper.run(
-                waiting,
                 operator(),
+                waiting,
                 batch=batch,
                 limit=limit,
                 report=report,
@@ -131,7 +131,7 @@ def retire(ref: str) -> None:
 
     Refused for the primary key, and while a row uses the key. `flask keys restore` undoes it.
     """
-    fresh = container().key_usage.retire(ref, operator())
+    fresh = container().key_usage.retire(operator(), ref)
     click.echo("Retired: the key neither wraps nor unwraps any more." if fresh else "The key was retired already.")
 
 
@@ -139,7 +139,7 @@ def retire(ref: str) -> None:
 @click.argument("ref", type=KEY_REF)
 def restore(ref: str) -> None:
     """Restore the retired key REF."""
-    container().key_usage.restore(ref, operator())
+    container().key_usage.restore(operator(), ref)
     click.echo("Restored: the key can unwrap again where it is configured.")
 
 

@@ -35,7 +35,7 @@ def create_admin(address: Address, yes: bool) -> None:
         confirm(
             "This address has an account. End its sessions and remove its password until the link is used?", yes=yes
         )
-    container().invitations.invite(address, operator())
+    container().invitations.invite(operator(), address)
     click.echo("Mailed a link. The person who sets a password with it within 24 hours becomes an administrator.")
 
 
@@ -88,7 +88,7 @@ def set_quota(address: Address, quota: Quota) -> None:
     uploads.
     """
     administration = container().administration
-    user = administration.change(_find(address).id, UserChanges(quota=quota), operator())
+    user = administration.change(operator(), _find(address).id, UserChanges(quota=quota))
     default = ", the default" if user.quota_is_default else ""
     click.echo(f"The quota is {_size(user.quota_bytes)}{default}; {_size(user.used_bytes)} are used.")
     if user.used_bytes > user.quota_bytes:
@@ -105,7 +105,7 @@ def delete(address: Address, yes: bool) -> None:
     """
     user = _find(address)
     confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", yes=yes)
-    container().administration.delete(user.id, operator())
+    container().administration.delete(operator(), user.id)
     click.echo("Deleted. Its files are unreadable, and their objects are removed soon.")
 
 
@@ -130,7 +130,7 @@ def _switch(address: Address, *, disabled: bool) -> None:
     if user.disabled == disabled:
         click.echo(f"The account is {state} already.")
         return
-    container().administration.change(user.id, UserChanges(disabled=disabled), operator())
+    container().administration.change(operator(), user.id, UserChanges(disabled=disabled))
     click.echo("Disabled. Its sessions and links have ended." if disabled else "Enabled. It can sign in again.")
 
 

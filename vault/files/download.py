@@ -13,7 +13,7 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService, count_read, end_read
 from vault.core.db import one_write
 from vault.core.errors import AuditUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.integrity import Integrity
 from vault.objects.reading import ByteRange, FileReader, StoredFile
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
@@ -44,26 +44,28 @@ class Downloads:
         self._audit = audit
         self._verify_all_first = verify_all_first
 
-    def digest(self, file: StoredFile, actor: Actor, *, at_once: bool = False) -> bytes:
+    def digest(self, principal: Principal, file: StoredFile, *, at_once: bool = False) -> bytes:
         """The plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
 
         `at_once` takes a key service that needs longer than two seconds for one that does not answer.
         """
-        with self._integrity.watched(file, actor):
+        with self._integrity.watched(principal, file):
             return self._reader.unlock(file, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
-    def open(self, file: StoredFile, actor: Actor, *, part: ByteRange | None = None, is_view: bool) -> "Download":
+    def open(
+        self, principal: Principal, file: StoredFile, *, part: ByteRange | None = None, is_view: bool
+    ) -> "Download":
         """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it.
 
         Without a part it is of the whole file. One that a browser shows is audited as a view.
         """
         started, ended = _VIEW if is_view else _DOWNLOAD
-        with self._integrity.watched(file, actor):
+        with self._integrity.watched(principal, file):
             unlocked = self._reader.unlock(file)
             pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
         wanted = file.size_bytes if part is None else part.size
         try:
-            counted_by = self._record_start(file, actor, started, part, can_be_merged=is_view or part is not None)
+            counted_by = self._record_start(file, principal, started, part, can_be_merged=is_view or part is not None)
         except BaseException:
             close()
             raise
@@ -72,14 +74,14 @@ class Downloads:
             unlocked.sha256,
             pieces,
             close,
-            watched=lambda: self._integrity.watched(file, actor),
+            watched=lambda: self._integrity.watched(principal, file),
             ended=lambda served, complete: self._record_end(
-                file, actor, ended, counted_by, served=served, complete=complete
+                file, principal, ended, counted_by, served=served, complete=complete
             ),
         )
 
     def _record_start(
-        self, file: StoredFile, actor: Actor, action: Action, part: ByteRange | None, *, can_be_merged: bool
+        self, file: StoredFile, principal: Principal, action: Action, part: ByteRange | None, *, can_be_merged: bool
     ) -> uuid.UUID | None:
         """Commit that bytes are about to leave: an event, or a count of reads that follow one (viewers ask in ranges).
 
@@ -87,12 +89,12 @@ class Downloads:
         """
         with self._sessions.begin() if can_be_merged else one_write(self._sessions) as session:
             if can_be_merged:
-                counted_by = count_read(session, actor, action, file.file_id, self._audit.clock())
+                counted_by = count_read(session, principal, action, file.file_id, self._audit.clock())
                 if counted_by is not None:
                     return counted_by
             self._audit.record(
                 session,
-                actor,
+                principal,
                 action,
                 target=("file", file.file_id),
                 size_bytes=file.size_bytes,
@@ -108,7 +110,7 @@ class Downloads:
     def _record_end(
         self,
         file: StoredFile,
-        actor: Actor,
+        principal: Principal,
         action: Action,
         counted_by: uuid.UUID | None,
         *,
@@ -121,7 +123,7 @@ class Downloads:
                     return
                 self._audit.record(
                     session,
-                    actor,
+                    principal,
                     action,
                     target=("file", file.file_id),
                     outcome=Outcome.OK if complete else Outcome.FAILED,

@@ -16,7 +16,7 @@ from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import one_read
 from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
 from vault.files.download import Download, Downloads
@@ -63,38 +63,37 @@ class FileService:
         self._clock = clock
         self._default_quota_bytes = default_quota_bytes
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
+    def upload(self, principal: Principal, incoming: Incoming) -> FileInfo:
         """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads,
         UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept,
         unless DatabaseUnavailable says that it may have been.
         """
-        return self._uploads.upload(owner_id, incoming, actor)
+        return self._uploads.upload(principal, incoming)
 
     def list(
-        self, owner_id: uuid.UUID, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
+        self, principal: Principal, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
     ) -> Page:
         """`limit` at most, beginning behind `after`. Needs neither store nor keys. Raises InputRefused."""
         with one_read(self._sessions) as session:
-            rows = session.scalars(listing.query(owner_id, after, limit + 1)).all()
+            rows = session.scalars(listing.query(principal.account_id, after, limit + 1)).all()
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([info_of(row) for row in rows[:limit]], next_after)
 
-    def usage(self, owner_id: uuid.UUID) -> Usage:
+    def usage(self, principal: Principal) -> Usage:
         """How much of one's room is taken."""
         with one_read(self._sessions) as session:
-            return usage_of(session, owner_id, default_quota_bytes=self._default_quota_bytes)
+            return usage_of(session, principal.account_id, default_quota_bytes=self._default_quota_bytes)
 
-    def get(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> FileInfo:
+    def get(self, principal: Principal, file_id: uuid.UUID) -> FileInfo:
         """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
-        row, file = self._find(owner_id, file_id)
-        return info_of(row, self._digest(file, actor))
+        row, file = self._find(principal, file_id)
+        return info_of(row, self._digest(principal, file))
 
     def rename(
         self,
-        owner_id: uuid.UUID,
+        principal: Principal,
         file_id: uuid.UUID,
         name: str,
-        actor: Actor,
         *,
         versions: Collection[Version] | None = None,
     ) -> FileInfo:
@@ -108,33 +107,33 @@ class FileService:
             renamed = session.execute(
                 sa.update(File)
                 .where(
-                    File.id == file_id, File.owner_id == owner_id, File.state == FileState.READY, _is_one_of(versions)
+                    File.id == file_id,
+                    File.owner_id == principal.account_id,
+                    File.state == FileState.READY,
+                    _is_one_of(versions),
                 )
                 .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock())
                 .execution_options(synchronize_session=False)
             )
-            row, file = _ready(session, owner_id, file_id)
+            row, file = _ready(session, principal, file_id)
             if renamed.rowcount != 1:  # type: ignore[attr-defined]
                 raise PreconditionFailed
-            self._audit.record(session, actor, Action.FILE_RENAMED, target=("file", file_id))
-        return info_of(row, self._digest(file, actor))
+            self._audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
+        return info_of(row, self._digest(principal, file))
 
-    def head(
-        self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor, *, choose: Callable[[FileInfo], object]
-    ) -> FileInfo:
+    def head(self, principal: Principal, file_id: uuid.UUID, *, choose: Callable[[FileInfo], object]) -> FileInfo:
         """What a content answer says about a file, without opening its object. Raises NotFound and key errors.
 
         `choose` may refuse what is there by an error of its own.
         """
-        row, file = self._find(owner_id, file_id)
+        row, file = self._find(principal, file_id)
         choose(info_of(row))
-        return info_of(row, self._downloads.digest(file, actor))
+        return info_of(row, self._downloads.digest(principal, file))
 
     def open(
         self,
-        owner_id: uuid.UUID,
+        principal: Principal,
         file_id: uuid.UUID,
-        actor: Actor,
         *,
         choose: Callable[[FileInfo], ByteRange | None],
         is_view: Callable[[FileInfo], bool],
@@ -145,20 +144,20 @@ class FileService:
         `is_view` says whether a browser will show it, which is audited as such. Raises NotFound, IntegrityFailed, and
         the errors of keys, store and database.
         """
-        row, file = self._find(owner_id, file_id)
+        row, file = self._find(principal, file_id)
         info = info_of(row)
         part = choose(info)
-        download = self._downloads.open(file, actor, part=part, is_view=is_view(info))
+        download = self._downloads.open(principal, file, part=part, is_view=is_view(info))
         return replace(info, sha256=download.sha256), part, download
 
-    def delete(self, owner_id: uuid.UUID, file_id: uuid.UUID, actor: Actor) -> None:
+    def delete(self, principal: Principal, file_id: uuid.UUID) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
-        self._delete(file_id, Action.FILE_DELETED, actor, File.owner_id == owner_id)
+        self._delete(principal, file_id, Action.FILE_DELETED, File.owner_id == principal.account_id)
 
     def list_of_all(
         self,
+        principal: Principal,
         listing: ListingOfAll,
-        actor: Actor,
         *,
         limit: int,
         after: tuple[str, uuid.UUID] | None = None,
@@ -170,40 +169,40 @@ class FileService:
         target = ("user", listing.owner_id) if listing.owner_id else None
         with self._sessions.begin() as session:
             rows = session.scalars(listing.query(after).limit(limit + 1)).all()
-            self._audit.record(session, actor, Action.ADMIN_FILES_LISTED, target=target)
+            self._audit.record(session, principal, Action.ADMIN_FILES_LISTED, target=target)
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([info_of(row) for row in rows[:limit]], next_after)
 
-    def delete_any(self, file_id: uuid.UUID, actor: Actor) -> None:
+    def delete_any(self, principal: Principal, file_id: uuid.UUID) -> None:
         """For an administrator: shred a file, whoever owns it. Raises NotFound."""
-        self._delete(file_id, Action.ADMIN_FILE_DELETED, actor)
+        self._delete(principal, file_id, Action.ADMIN_FILE_DELETED)
 
-    def _delete(self, file_id: uuid.UUID, action: Action, actor: Actor, *where: sa.ColumnElement[bool]) -> None:
+    def _delete(self, principal: Principal, file_id: uuid.UUID, action: Action, *where: sa.ColumnElement[bool]) -> None:
         try:
             with self._sessions.begin() as session:
                 row, file = _one(session.execute(ready_files(File.id == file_id, *where)))
                 shred(session, Shreddable.of(row), end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
-                self._audit.record(session, actor, action, target=("file", file_id), **details)
+                self._audit.record(session, principal, action, target=("file", file_id), **details)
         except TransitionLost as exc:
             raise NotFound from exc
         self._downloads.forget(file)
         self._remove_later(file_id)
 
-    def _digest(self, file: StoredFile, actor: Actor) -> bytes | None:
+    def _digest(self, principal: Principal, file: StoredFile) -> bytes | None:
         try:
-            return self._downloads.digest(file, actor, at_once=True)
+            return self._downloads.digest(principal, file, at_once=True)
         except (EncryptionError, IntegrityFailed):
             return None
 
-    def _find(self, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
+    def _find(self, principal: Principal, file_id: uuid.UUID) -> tuple[File, StoredFile]:
         with one_read(self._sessions) as session:
-            return _ready(session, owner_id, file_id)
+            return _ready(session, principal, file_id)
 
 
-def _ready(session: Session, owner_id: uuid.UUID, file_id: uuid.UUID) -> tuple[File, StoredFile]:
+def _ready(session: Session, principal: Principal, file_id: uuid.UUID) -> tuple[File, StoredFile]:
     """Found by id and owner and state in one query: somebody else's file does not exist."""
-    return _one(session.execute(_READY_OF_OWNER, {"file": file_id, "owner": owner_id}))
+    return _one(session.execute(_READY_OF_OWNER, {"file": file_id, "owner": principal.account_id}))
 
 
 def _one(ready: sa.Result[File, bool]) -> tuple[File, StoredFile]:

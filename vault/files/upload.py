@@ -34,7 +34,7 @@ from vault.core.errors import (
     TooManyUploads,
     UploadLost,
 )
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
@@ -155,14 +155,14 @@ class Uploads:
         self._audit = audit
         self._clock = clock
 
-    def upload(self, owner_id: uuid.UUID, incoming: Incoming, actor: Actor) -> FileInfo:
+    def upload(self, principal: Principal, incoming: Incoming) -> FileInfo:
         """Store one file.
 
         On any error nothing stays visible, reserved or counted. Only where DatabaseUnavailable says that the file may
         have been stored, it may.
         """
-        self._refuse_early(owner_id, incoming)
-        reservation = self._reserve(owner_id, incoming)
+        self._refuse_early(principal.account_id, incoming)
+        reservation = self._reserve(principal.account_id, incoming)
         with self._leases.held(reservation.file_id), TRANSFERS.labels("in").track_inprogress():
             try:
                 meter = _Meter(incoming, self._at_most(incoming), partial(self._grow, reservation), self._room)
@@ -171,7 +171,7 @@ class Uploads:
                     raise DigestMismatch
                 # Since the upload began, another copy of the database may have become the store's owner.
                 self._installation.require()
-                info = self._publish(reservation, meter, actor)
+                info = self._publish(reservation, meter, principal)
             except StorageError as exc:
                 # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
                 if not self._abandon(reservation):
@@ -278,14 +278,14 @@ class Uploads:
                 raise UploadLost
         return more
 
-    def _publish(self, reservation: _Reservation, meter: "_Meter", actor: Actor) -> FileInfo:
+    def _publish(self, reservation: _Reservation, meter: "_Meter", principal: Principal) -> FileInfo:
         is_complete = False
         try:
             with self._sessions.begin() as session:
                 info = self._move_to_ready(session, reservation, meter)
                 self._audit.record(
                     session,
-                    actor,
+                    principal,
                     Action.FILE_UPLOADED,
                     target=("file", reservation.file_id),
                     size_bytes=meter.size,

@@ -1,80 +1,90 @@
-"""Who may use a route. How a request proves whose it is, and who is an administrator, is handed in."""
+"""Who may use a route. How a request proves whose it is, and what becomes of a refusal, is handed in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 from flask import Flask, current_app, g, request
 
-from vault.core.principal import Actor, SignedIn
+from vault.core.errors import Unauthorized
+from vault.core.principal import Permission, Principal
 from vault.http.api import refuse_undeclared_query
 from vault.http.openapi import View, may_answer
-from vault.http.requests import anonymous
 
 _NAME: Final = "vault.access"
 
+# Returns whose the request at hand is, or None where it is not of this authenticator's kind. Raises what 401 answers.
+Authenticator = Callable[[], Principal | None]
 
-class RequireAdmin(Protocol):
-    def __call__(self, who: SignedIn, actor: Actor, *, method: str, route: str) -> None:
-        """Raise Forbidden, once it is audited, unless the person is an administrator."""
+
+class Refuse(Protocol):
+    def __call__(self, principal: Principal, *, method: str, route: str) -> NoReturn:
+        """Raise Forbidden, once it is audited."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Guards:
-    authenticate: Callable[[], SignedIn]
-    require_admin: RequireAdmin
+    authenticators: Sequence[Authenticator]
+    refuse: Refuse
 
 
-def register(app: Flask, *, authenticate: Callable[[], SignedIn], require_admin: RequireAdmin) -> None:
-    """Bind the guards of routes. `authenticate` is asked for the request at hand, and raises what 401 answers."""
-    app.extensions[_NAME] = _Guards(authenticate, require_admin)
+def register(app: Flask, *, authenticators: Sequence[Authenticator], refuse: Refuse) -> None:
+    """Bind the guards of routes. The first authenticator that recognises a request says whose it is."""
+    app.extensions[_NAME] = _Guards(authenticators, refuse)
 
 
-def signed_in() -> SignedIn:
-    """Return the account that this request has proven to be of; only inside a `login_required` view."""
-    return cast(SignedIn, g.signed_in)
+def principal() -> Principal:
+    """Return who asks; only inside a view that `login_required` or `admin_required` guards."""
+    return cast(Principal, g.principal)
 
 
-def actor() -> Actor:
-    """Return the signed-in person as an actor of audit events."""
-    who = signed_in()
-    return anonymous().known_as(who.user_id, who.email, who.session_id)
+def login_required(permission: Permission) -> Callable[[View], View]:
+    """Let a view run only for a principal that holds the permission; documents the security scheme.
 
-
-def login_required(view: View) -> View:
-    """Let a view run only for a request that proves whose it is; documents the security scheme.
-
-    The view gets the attribute `needs_token`, by which limits know what needs an account.
+    The view gets the attribute `permission`, by which limits know what needs an account.
     """
 
-    @wraps(view)
-    def authenticated(*args: Any, **kwargs: Any) -> Any:
-        g.signed_in = _guards().authenticate()
-        return view(*args, **kwargs)
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            g.principal = _admit(permission)
+            return view(*args, **kwargs)
 
-    guarded: Any = may_answer("unauthorized")(cast(View, authenticated))
-    guarded.needs_token = True
-    guarded._apidoc["manual_doc"] = {**guarded._apidoc.get("manual_doc", {}), "security": [{"bearer": []}]}
-    return cast(View, guarded)
+        documented: Any = may_answer("unauthorized")(cast(View, guarded))
+        documented.permission = permission
+        manual = documented._apidoc.get("manual_doc", {})
+        documented._apidoc["manual_doc"] = {**manual, "security": [{"bearer": []}]}
+        return cast(View, documented)
+
+    return decorate
 
 
-def admin_required(view: View) -> View:
+def admin_required(permission: Permission) -> Callable[[View], View]:
     """Let a view run for administrators only; everybody else is refused with 403, and that is audited.
 
     Stands above `arguments`, so that nothing else is looked at before.
     """
 
-    @wraps(view)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            refuse_undeclared_query()
+            return view(*args, **kwargs)
+
+        guarded.refuses_undeclared_query = True  # type: ignore[attr-defined]
+        return login_required(permission)(may_answer("forbidden", "audit_unavailable")(cast(View, guarded)))
+
+    return decorate
+
+
+def _admit(permission: Permission) -> Principal:
+    """Return the principal of this request. Raises Unauthorized, and Forbidden for one without the permission."""
+    guards = cast(_Guards, current_app.extensions[_NAME])
+    found = next((who for authenticate in guards.authenticators if (who := authenticate()) is not None), None)
+    if found is None:
+        raise Unauthorized
+    if permission not in found.permissions:
         assert request.url_rule is not None
-        _guards().require_admin(signed_in(), actor(), method=request.method, route=request.url_rule.rule)
-        refuse_undeclared_query()
-        return view(*args, **kwargs)
-
-    guarded.refuses_undeclared_query = True  # type: ignore[attr-defined]
-    return login_required(may_answer("forbidden", "audit_unavailable")(cast(View, guarded)))
-
-
-def _guards() -> _Guards:
-    return cast(_Guards, current_app.extensions[_NAME])
+        guards.refuse(found, method=request.method, route=request.url_rule.rule)
+    return found

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import structlog
 from flask import Flask, Response, g, request
 
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.http.client_address import client_ip
 from vault.observe.metrics import REQUEST_SECONDS, REQUESTS
 
@@ -105,9 +105,9 @@ class _Told:
                 self._line.write(self._bytes)
 
 
-def anonymous() -> Actor:
-    """The actor of a request before anybody is known: where it comes from, and its id."""
-    return Actor(
+def anonymous() -> Principal:
+    """Return the principal of a request that has proven nothing: where it comes from, and its ids."""
+    return Principal(
         ip=client_ip(),
         user_agent=(request.headers.get("User-Agent") or "")[:255].replace("\0", "") or None,
         request_id=g.request_id,

@@ -31,7 +31,7 @@ from vault.core.errors import (
     StorageUnavailable,
     VaultError,
 )
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey
@@ -123,8 +123,8 @@ class Reencryptor:
 
     def run(
         self,
+        principal: Principal,
         selection: Selection,
-        actor: Actor,
         *,
         progress: Callable[[int], None] = lambda _: None,
         on_failure: Callable[[uuid.UUID, str], None] = lambda _id, _reason: None,
@@ -142,7 +142,7 @@ class Reencryptor:
         # Only ids are read ahead: what a file is may change while those before it are copied.
         for (file_id,) in rows_by_id(self._sessions, sa.select(File.id).where(*self._selected(selection))):
             try:
-                self._reencrypt(file_id, selection.suite, actor, progress)
+                self._reencrypt(file_id, selection.suite, principal, progress)
                 report.done, unreachable = report.done + 1, 0
             except NotFound:
                 report.gone += 1
@@ -156,17 +156,19 @@ class Reencryptor:
                     raise StorageUnavailable from exc
         return report
 
-    def _reencrypt(self, file_id: uuid.UUID, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> None:
+    def _reencrypt(
+        self, file_id: uuid.UUID, suite: Suite, principal: Principal, progress: Callable[[int], None]
+    ) -> None:
         """Raises NotFound if it has gone, TransitionLost if its key was changed each time that it was tried."""
         first = file = find_ready(self._sessions, file_id)
         for _ in range(_TRIES):
             try:
-                self._try(file, suite, actor, progress)
+                self._try(file, suite, principal, progress)
                 return
             except TransitionLost:
                 pass
             except (IntegrityFailed, KeyUnwrapFailed) as exc:
-                self._integrity.report(file, actor, _reason(exc))
+                self._integrity.report(principal, file, _reason(exc))
                 raise
             # Its key was rewrapped meanwhile, or it has gone, or somebody else has reencrypted it.
             file = find_ready(self._sessions, file_id)
@@ -174,7 +176,7 @@ class Reencryptor:
                 raise NotFound
         raise TransitionLost
 
-    def _try(self, file: StoredFile, suite: Suite, actor: Actor, progress: Callable[[int], None]) -> None:
+    def _try(self, file: StoredFile, suite: Suite, principal: Principal, progress: Callable[[int], None]) -> None:
         unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
         self._installation.require()
         new, pending_id = self._reserve(suite)
@@ -182,7 +184,7 @@ class Reencryptor:
             try:
                 self._copy(file, unlocked, new, progress)
                 self._installation.require()
-                self._swap(file, new, pending_id, unlocked.sha256, actor)
+                self._swap(file, new, pending_id, unlocked.sha256, principal)
             except BaseException:
                 self._abandon(new, pending_id)
                 raise
@@ -208,13 +210,15 @@ class Reencryptor:
         if source.digest() != unlocked.sha256:
             raise IntegrityFailed("digest")
 
-    def _swap(self, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes, actor: Actor) -> None:
+    def _swap(
+        self, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes, principal: Principal
+    ) -> None:
         try:
             with self._sessions.begin() as session:
                 key_ref = self._exchange(session, file, new, pending_id, digest)
                 self._audit.record(
                     session,
-                    actor,
+                    principal,
                     Action.FILE_REENCRYPTED,
                     target=("file", file.file_id),
                     from_ref=file.key.key_ref,

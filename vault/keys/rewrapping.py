@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
@@ -103,8 +103,8 @@ class Rewrapper:
 
     def run(
         self,
+        principal: Principal,
         uses: Sequence[KeyUse],
-        actor: Actor,
         *,
         batch: int,
         limit: int | None = None,
@@ -124,7 +124,7 @@ class Rewrapper:
         with _Storing(self._store, report) as storing:
             for use in uses:
                 if use.state is KeyState.AVAILABLE:
-                    self._move(use, storing, actor, batch, limit, progress, on_failure)
+                    self._move(use, storing, principal, batch, limit, progress, on_failure)
                 else:
                     on_failure(NotMoved(use.key_ref, f"{use.state}; {use.rows} rows"))
                     report.failed += use.rows
@@ -135,7 +135,7 @@ class Rewrapper:
         self,
         use: KeyUse,
         storing: "_Storing",
-        actor: Actor,
+        principal: Principal,
         batch: int,
         limit: int | None,
         progress: Callable[[int], None],
@@ -162,7 +162,7 @@ class Rewrapper:
                     refused += isinstance(outcome, KeyUnavailable)
                     on_failure(NotMoved(use.key_ref, reason_of(outcome), row.file_id))
                     storing.report.failed += 1
-                storing.store(wrapped, actor, use.key_ref)
+                storing.store(principal, wrapped, use.key_ref)
                 progress(len(rows))
                 if refused == len(rows) >= _GIVE_UP_AFTER:
                     on_failure(NotMoved(use.key_ref, "refused; its other rows were not tried"))
@@ -196,7 +196,7 @@ class Rewrapper:
         prove_commitment(self._keys.unwrap(new, row.object_id), header)
         return new
 
-    def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], actor: Actor, from_ref: str) -> int:
+    def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], principal: Principal, from_ref: str) -> int:
         """Write the new keys of rows that are still as they were read; return how many."""
         if not moved:
             return 0
@@ -208,7 +208,7 @@ class Rewrapper:
             if updated:
                 self._audit.record(
                     session,
-                    actor,
+                    principal,
                     Action.KEYS_REWRAPPED,
                     rows=updated,
                     from_ref=from_ref,
@@ -221,7 +221,7 @@ class _Storing:
     """Stores each batch on a thread of its own while the next is being wrapped, which is a quarter of the time."""
 
     def __init__(
-        self, store: Callable[[Sequence[tuple[_Row, WrappedKey]], Actor, str], int], report: RewrapReport
+        self, store: Callable[[Sequence[tuple[_Row, WrappedKey]], Principal, str], int], report: RewrapReport
     ) -> None:
         self.report = report
         self.taken = 0
@@ -239,11 +239,11 @@ class _Storing:
         finally:
             self._pool.shutdown()
 
-    def store(self, wrapped: Sequence[tuple[_Row, WrappedKey]], actor: Actor, from_ref: str) -> None:
+    def store(self, principal: Principal, wrapped: Sequence[tuple[_Row, WrappedKey]], from_ref: str) -> None:
         """Store a batch when the one before it is stored. Raises what that one has raised."""
         self._settle()
         self.taken += len(wrapped)
-        self._pending = len(wrapped), self._pool.submit(self._store, wrapped, actor, from_ref)
+        self._pending = len(wrapped), self._pool.submit(self._store, wrapped, principal, from_ref)
 
     def _settle(self) -> None:
         if self._pending is not None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
@@ -141,7 +141,7 @@ class KeyUsage:
             yield KeyCheck("unwrap", use.provider, use.key_ref, self._failure_of(use))
         yield self._check_primary()
 
-    def retire(self, key_ref: str, actor: Actor) -> bool:
+    def retire(self, principal: Principal, key_ref: str) -> bool:
         """Let a configured key neither wrap nor unwrap any more; False if it was retired before.
 
         Raises KeyInUse while a row uses it, for the primary, and while it is that of a running process, KeyNotKnown if
@@ -168,16 +168,16 @@ class KeyUsage:
             if KeyState.AVAILABLE not in states:
                 raise KeyNotKnown
             session.add(RetiredKey(key_ref=key_ref, retired_at=self._clock()))
-            self._audit.record(session, actor, Action.KEY_RETIRED, key_ref=key_ref)
+            self._audit.record(session, principal, Action.KEY_RETIRED, key_ref=key_ref)
         return True
 
-    def restore(self, key_ref: str, actor: Actor) -> None:
+    def restore(self, principal: Principal, key_ref: str) -> None:
         """Undo `retire`. Raises KeyNotKnown if the key is not retired."""
         with self._sessions.begin() as session:
             gone = session.execute(sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref))
             if gone.rowcount != 1:  # type: ignore[attr-defined]
                 raise KeyNotKnown("This key is not retired.")
-            self._audit.record(session, actor, Action.KEY_RESTORED, key_ref=key_ref)
+            self._audit.record(session, principal, Action.KEY_RESTORED, key_ref=key_ref)
 
     def retired(self) -> Sequence[str]:
         """The refs that neither wrap nor unwrap."""

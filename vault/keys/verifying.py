@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.core.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently
@@ -98,7 +98,7 @@ class Verifier:
 
     def verify_files(
         self,
-        actor: Actor,
+        principal: Principal,
         *,
         sample: int | None,
         progress: Callable[[int], None] = lambda _: None,
@@ -115,7 +115,7 @@ class Verifier:
         # Only ids are read ahead: what a file is may change while those before it are read.
         for (file_id,) in self._rows(sa.select(File.id).where(File.state == FileState.READY), sample):
             try:
-                finding = self._file_finding(file_id, actor, by_bytes)
+                finding = self._file_finding(file_id, principal, by_bytes)
             except NotFound:
                 continue
             unreachable = unreachable + 1 if finding is not None and finding.reason == StorageUnavailable.code else 0
@@ -136,7 +136,9 @@ class Verifier:
             raise KeyUnavailable("retired")
         prove_key(self._keys, row)
 
-    def _file_finding(self, file_id: uuid.UUID, actor: Actor, progress: Callable[[int], None]) -> Finding | None:
+    def _file_finding(
+        self, file_id: uuid.UUID, principal: Principal, progress: Callable[[int], None]
+    ) -> Finding | None:
         """What is wrong with a file, audited if it is damage. Raises NotFound for one that has gone by now."""
         while True:
             file = find_ready(self._sessions, file_id)
@@ -151,7 +153,7 @@ class Verifier:
             # What a file has lost by being given another object while it was read is no damage: look at the new one.
             with suppress(NotFound):
                 if finding.is_damage:
-                    self._integrity.report(file, actor, finding.reason)
+                    self._integrity.report(principal, file, finding.reason)
                 return finding
 
     def _prove(self, file: StoredFile, progress: Callable[[int], None]) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
 
@@ -138,7 +138,7 @@ class InstallationGuard:
         # Another database may have been raised at the same moment: the one that told the store last goes on.
         self.verify()
 
-    def adopt(self, actor: Actor) -> bool:
+    def adopt(self, principal: Principal) -> bool:
         """Make this database the store's owner: every other copy of it is behind from now on. Audited.
 
         False if it is the owner already. Raises InstallationMismatch where the store is another installation's.
@@ -154,7 +154,7 @@ class InstallationGuard:
         with self._sessions.begin() as session:
             above = sa.case((Installation.epoch > epoch.number, Installation.epoch), else_=epoch.number) + 1
             number = _raise_to(session, above)
-            self._audit.record(session, actor, Action.FILES_ADOPTED, epoch=number, store_epoch=epoch.number)
+            self._audit.record(session, principal, Action.FILES_ADOPTED, epoch=number, store_epoch=epoch.number)
         self._store.put_if_absent(INSTALLATION_KEY, ours.installation_id.encode())
         self._tell_store()
         self.verify()

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnwrapFailed
 from vault.objects.models import File, FileState
 from vault.objects.reading import StoredFile, integrity_proven
@@ -26,19 +26,19 @@ class Integrity:
         self._audit = audit
 
     @contextmanager
-    def watched(self, file: StoredFile, actor: Actor) -> Iterator[None]:
+    def watched(self, principal: Principal, file: StoredFile) -> Iterator[None]:
         """Audit and log every sign of a damaged object or key; a file that went away meanwhile is NotFound."""
         try:
             with integrity_proven():
                 yield
         except KeyUnwrapFailed:
-            self.report(file, actor, "key_unwrap_failed")
+            self.report(principal, file, "key_unwrap_failed")
             raise
         except IntegrityFailed as exc:
-            self.report(file, actor, exc.reason)
+            self.report(principal, file, exc.reason)
             raise
 
-    def report(self, file: StoredFile, actor: Actor, reason: str) -> None:
+    def report(self, principal: Principal, file: StoredFile, reason: str) -> None:
         """Audit a damaged file. Raises NotFound if the row says by now that there is no such file."""
         try:
             with self._sessions.begin() as session:
@@ -46,7 +46,7 @@ class Integrity:
                     raise NotFound
                 self._audit.record(
                     session,
-                    actor,
+                    principal,
                     Action.FILE_INTEGRITY_FAILED,
                     target=("file", file.file_id),
                     outcome=Outcome.FAILED,

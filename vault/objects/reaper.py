@@ -22,7 +22,7 @@ from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import db_now
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
 from vault.objects.rows import BATCH, rows_by_id
@@ -69,7 +69,7 @@ class Reaper:
 
     def reap(
         self,
-        actor: Actor,
+        principal: Principal,
         *,
         progress: Callable[[int], None] = lambda _: None,
         may_go_on: Callable[[], bool] = lambda: True,
@@ -86,7 +86,7 @@ class Reaper:
         if not foreseen.removed:
             return report
         # Before anything goes: what cannot be audited does not happen.
-        self._record(actor, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
+        self._record(principal, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
             if not may_go_on():
                 break
@@ -100,7 +100,9 @@ class Reaper:
             else:
                 report.failed += 1
             progress(1)
-        self._record(actor, Action.FILES_REAPED, expired=report.expired, removed=report.removed, failed=report.failed)
+        self._record(
+            principal, Action.FILES_REAPED, expired=report.expired, removed=report.removed, failed=report.failed
+        )
         return report
 
     def foresee(self) -> ReapReport:
@@ -154,10 +156,10 @@ class Reaper:
             progress(len(batch))
         return OrphanReport(objects, tuple(orphans), foreign)
 
-    def remove_orphans(self, report: OrphanReport, actor: Actor, *, progress: Callable[[int], None]) -> int:
+    def remove_orphans(self, principal: Principal, report: OrphanReport, *, progress: Callable[[int], None]) -> int:
         """Delete the objects of a report that still have no row; return how many."""
         self._installation.verify()
-        self._record(actor, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
+        self._record(principal, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
         removed = 0
         for object_id in report.orphans:
             self._installation.require()
@@ -165,12 +167,12 @@ class Reaper:
                 self._store.delete(object_key(object_id))
                 removed += 1
             progress(1)
-        self._record(actor, Action.FILES_REAPED, orphans=removed)
+        self._record(principal, Action.FILES_REAPED, orphans=removed)
         return removed
 
-    def _record(self, actor: Actor, action: Action, **counts: Any) -> None:
+    def _record(self, principal: Principal, action: Action, **counts: Any) -> None:
         with self._sessions.begin() as session:
-            self._audit.record(session, actor, action, **counts)
+            self._audit.record(session, principal, action, **counts)
 
     def _expire(self, file: File) -> bool:
         self._installation.require()

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.errors import AuditUnavailable
-from vault.core.principal import Actor
+from vault.core.principal import Principal
 
 
 class Refusing:
@@ -38,7 +38,7 @@ class Refusing:
 
 def record(session: Refusing) -> None:
     service = AuditService(lambda: datetime.now(UTC))
-    service.record(cast(Session, session), Actor(), Action.LOGOUT)
+    service.record(cast(Session, session), Principal(), Action.LOGOUT)
 
 
 def of_sqlite(code: int) -> DBAPIError:

@@ -16,9 +16,10 @@ from vault.admin.rest.schemas import (
 from vault.admin.service import Administration, Quota, UserChanges
 from vault.auth.models import Role
 from vault.auth.rest.schemas import MessageSchema
+from vault.core.principal import Permission
 from vault.files.listing import ListingOfAll
 from vault.files.service import FileService
-from vault.http.access import actor, admin_required, signed_in
+from vault.http.access import admin_required, principal
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
@@ -29,7 +30,7 @@ blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", descri
 
 
 @blueprint.get("/users")
-@admin_required
+@admin_required(Permission.ADMIN_READ)
 @blueprint.arguments(UserQuerySchema, location="query")
 @blueprint.response(200, UserPageSchema)
 @may_answer("invalid_cursor")
@@ -40,13 +41,13 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     """
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold anything.
-    scope = f"admin users {signed_in().user_id} {which.role} {which.disabled} {which.search or ''}"
+    scope = f"admin users {principal().user_id} {which.role} {which.disabled} {which.search or ''}"
     people = find_part(Administration)
     return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)
 
 
 @blueprint.get("/users/<uuid:user_id>")
-@admin_required
+@admin_required(Permission.ADMIN_READ)
 @blueprint.response(200, UserSchema)
 @may_answer("not_found")
 def get_user(user_id: uuid.UUID) -> UserInfo:
@@ -55,7 +56,7 @@ def get_user(user_id: uuid.UUID) -> UserInfo:
 
 
 @blueprint.patch("/users/<uuid:user_id>")
-@admin_required
+@admin_required(Permission.ADMIN_WRITE)
 @blueprint.arguments(UserChangesSchema)
 @blueprint.response(200, UserSchema)
 @may_answer("not_found", "last_admin")
@@ -69,11 +70,11 @@ def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
         disabled=fields.get("disabled"),
         quota=Quota(fields["quota_bytes"]) if "quota_bytes" in fields else None,
     )
-    return find_part(Administration).change(user_id, changes, actor())
+    return find_part(Administration).change(principal(), user_id, changes)
 
 
 @blueprint.delete("/users/<uuid:user_id>")
-@admin_required
+@admin_required(Permission.ADMIN_WRITE)
 @blueprint.response(204)
 @may_answer("not_found", "last_admin")
 def delete_user(user_id: uuid.UUID) -> None:
@@ -81,11 +82,11 @@ def delete_user(user_id: uuid.UUID) -> None:
 
     Its files are unreadable from this answer on.
     """
-    find_part(Administration).delete(user_id, actor())
+    find_part(Administration).delete(principal(), user_id)
 
 
 @blueprint.post("/users/<uuid:user_id>/send-password-reset")
-@admin_required
+@admin_required(Permission.ADMIN_WRITE)
 @blueprint.response(202, MessageSchema)
 @may_answer("not_found", "user_disabled")
 def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
@@ -93,12 +94,12 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 
     Administrators neither see nor set passwords.
     """
-    find_part(Administration).send_password_reset(user_id, actor())
+    find_part(Administration).send_password_reset(principal(), user_id)
     return {"message": "A link is on its way, unless three were mailed within the hour."}
 
 
 @blueprint.get("/files")
-@admin_required
+@admin_required(Permission.ADMIN_READ)
 @blueprint.arguments(FileQuerySchema, location="query")
 @blueprint.response(200, AdminFilePageSchema)
 @may_answer("invalid_cursor")
@@ -108,10 +109,10 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
     Owner by owner; with `owner_id` the files of one owner, newest first. Metadata only; content is available to owners
     alone.
     """
-    scope = f"admin files {signed_in().user_id} {query['owner_id']}"
-    files, listing, who = find_part(FileService), ListingOfAll(query["owner_id"]), actor()
+    scope = f"admin files {principal().user_id} {query['owner_id']}"
+    files, listing, who = find_part(FileService), ListingOfAll(query["owner_id"]), principal()
     return page_of(
-        lambda after: files.list_of_all(listing, who, limit=query["limit"], after=after),
+        lambda after: files.list_of_all(who, listing, limit=query["limit"], after=after),
         query,
         scope=scope,
         key_type=str,
@@ -119,7 +120,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.delete("/files/<uuid:file_id>")
-@admin_required
+@admin_required(Permission.ADMIN_WRITE)
 @blueprint.response(204)
 @may_answer("not_found")
 def delete_file(file_id: uuid.UUID) -> None:
@@ -127,11 +128,11 @@ def delete_file(file_id: uuid.UUID) -> None:
 
     Its content is unreadable from this answer on.
     """
-    find_part(FileService).delete_any(file_id, actor())
+    find_part(FileService).delete_any(principal(), file_id)
 
 
 @blueprint.get("/keys")
-@admin_required
+@admin_required(Permission.ADMIN_READ)
 @blueprint.response(200, KeysSchema)
 def keys() -> dict[str, Any]:
     """List keys.

@@ -9,7 +9,8 @@ from vault.audit.export import Exports, Format
 from vault.audit.listing import AuditLog
 from vault.audit.rest.schemas import AuditQuerySchema, EventPageSchema, ExportQuerySchema, filters_of
 from vault.audit.service import AuditService
-from vault.http.access import actor, admin_required, signed_in
+from vault.core.principal import Permission
+from vault.http.access import admin_required, principal
 from vault.http.api import VaultBlueprint, sends_bytes
 from vault.http.closing import closed_with_answer
 from vault.http.openapi import may_answer
@@ -22,7 +23,7 @@ _MEDIA_TYPES: Final = {Format.CSV: "text/csv; charset=utf-8; header=present", Fo
 
 
 @blueprint.get("")
-@admin_required
+@admin_required(Permission.AUDIT_READ)
 @blueprint.arguments(AuditQuerySchema, location="query")
 @blueprint.response(200, EventPageSchema)
 @may_answer("invalid_cursor")
@@ -32,12 +33,12 @@ def list_events(query: dict[str, Any]) -> dict[str, Any]:
     Newest first. Reading the log is not an event.
     """
     log, filters = find_part(AuditLog), filters_of(query)
-    scope = f"audit {signed_in().user_id} {json.dumps(filters.given())}"
+    scope = f"audit {principal().user_id} {json.dumps(filters.given())}"
     return page_of(lambda after: log.page(filters, limit=query["limit"], after=after), query, scope=scope)
 
 
 @blueprint.get("/export")
-@admin_required
+@admin_required(Permission.AUDIT_READ)
 @blueprint.arguments(ExportQuerySchema, location="query")
 @sends_bytes(blueprint, 200, "The events", {"Content-Disposition": {"required": True, "schema": {"type": "string"}}})
 def export(query: dict[str, Any]) -> Response:
@@ -49,7 +50,7 @@ def export(query: dict[str, Any]) -> Response:
     filters, format_ = filters_of(query), Format(query["format"])
     # Of HEAD nobody gets a row, so it is no export.
     is_get = request.method == "GET"
-    rows = closed_with_answer(request, find_part(Exports).open(format_, filters, actor())) if is_get else iter(())
+    rows = closed_with_answer(request, find_part(Exports).open(principal(), format_, filters)) if is_get else iter(())
     response = Response(rows, content_type=_MEDIA_TYPES[format_], direct_passthrough=True)
     name = f"audit-{find_part(AuditService).clock():%Y%m%dT%H%M%SZ}.{format_}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'

@@ -5,13 +5,15 @@ from typing import Any, cast
 
 from flask import Flask, Response, request
 from flask_jwt_extended import JWTManager, get_current_user, verify_jwt_in_request
+from flask_jwt_extended.exceptions import NoAuthorizationError
 
 from vault.auth.sessions import UserSessions
 from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.derived import derive_key
-from vault.core.principal import SignedIn
-from vault.http.problems import CHALLENGE, CHALLENGE_FOR_BAD_TOKEN, unauthorized
+from vault.core.principal import Principal
+from vault.http.problems import CHALLENGE_FOR_BAD_TOKEN, unauthorized
+from vault.http.requests import anonymous
 from vault.http.transfers import know_account
 
 
@@ -28,7 +30,6 @@ def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
     )
     app.before_request(_spell_scheme)
     jwt = JWTManager(app)
-    jwt.unauthorized_loader(lambda _: unauthorized(CHALLENGE))
     for refuse in (
         jwt.invalid_token_loader,
         jwt.expired_token_loader,
@@ -40,21 +41,24 @@ def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
         refuse(_refuse_bad_token)
 
     @jwt.user_lookup_loader
-    def load_user(_header: dict[str, Any], claims: dict[str, Any]) -> SignedIn | None:
+    def load_user(_header: dict[str, Any], claims: dict[str, Any]) -> Principal | None:
         try:
             user_id, session_id = uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        who = sessions.identify(user_id, session_id)
+        who = sessions.identify(anonymous(), user_id, session_id)
         if who is not None:
             know_account(request.environ, who.user_id)
         return who
 
 
-def authenticate() -> SignedIn:
-    """Return whose access token this request carries. Raises what is answered with 401."""
-    verify_jwt_in_request()
-    return cast(SignedIn, get_current_user())
+def authenticate() -> Principal | None:
+    """Return whose access token this request carries, None if it carries none. Raises what is answered with 401."""
+    try:
+        verify_jwt_in_request()
+    except NoAuthorizationError:
+        return None
+    return cast(Principal, get_current_user())
 
 
 def _spell_scheme() -> None:

@@ -166,7 +166,7 @@ def _fail_closed(error: StorageError) -> Any:
 def _needs_token() -> bool:
     """Whether the route is for accounts alone: on every other one a token shows nothing, and must spare no limit."""
     assert request.endpoint is not None
-    return getattr(current_app.view_functions[request.endpoint], "needs_token", False)
+    return hasattr(current_app.view_functions[request.endpoint], "permission")
 
 
 def _has_good_token() -> bool:

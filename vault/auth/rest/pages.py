@@ -29,9 +29,9 @@ def verify() -> Response:
     token, confirmations = _token(request.form.get("token")), find_part(Confirmations)
     try:
         if "new_password" in request.form:
-            confirmations.confirm_anew(token, _password("new_password"), anonymous())
+            confirmations.confirm_anew(anonymous(), token, _password("new_password"))
         else:
-            confirmations.confirm(token, _password("password"), anonymous())
+            confirmations.confirm(anonymous(), token, _password("password"))
     except WrongPassword as exc:
         return _page("verify_email.html", status=403, token=token, wrong=exc.detail)
     except InputRefused as exc:
@@ -50,7 +50,7 @@ def reset_password() -> Response:
     """Set the password of the form by its token; a password that is refused can be mended in the same form."""
     token = _token(request.form.get("token"))
     try:
-        find_part(Recovery).reset_password(token, _password("new_password"), anonymous())
+        find_part(Recovery).reset_password(anonymous(), token, _password("new_password"))
     except InputRefused as exc:
         problem = " ".join(exc.errors["new_password"])
         return _page("reset_password.html", status=422, token=token, problem=problem)

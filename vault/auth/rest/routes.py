@@ -29,7 +29,8 @@ from vault.auth.rest.schemas import (
 from vault.auth.sessions import UserSessions
 from vault.auth.sign_in import SignIn
 from vault.auth.tokens import TokenPair
-from vault.http.access import actor, login_required, signed_in
+from vault.core.principal import Permission
+from vault.http.access import login_required, principal
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import ListQuerySchema, page_of
@@ -59,7 +60,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
     """
     # Strangers' rows must not use up what is kept for signing in and deleting.
     find_part(DiskReserve).require()
-    find_part(Registration).register(fields["email"], fields["password"], fields["full_name"], anonymous())
+    find_part(Registration).register(anonymous(), fields["email"], fields["password"], fields["full_name"])
     return _LOOK_FOR_MAIL
 
 
@@ -77,9 +78,9 @@ def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     """
     confirmations = find_part(Confirmations)
     if "new_password" in fields:
-        confirmations.confirm_anew(fields["token"], fields["new_password"], anonymous())
+        confirmations.confirm_anew(anonymous(), fields["token"], fields["new_password"])
     else:
-        confirmations.confirm(fields["token"], fields["password"], anonymous())
+        confirmations.confirm(anonymous(), fields["token"], fields["password"])
     return {"message": "The address is confirmed."}
 
 
@@ -91,7 +92,7 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    find_part(Registration).resend_verification(fields["email"], anonymous())
+    find_part(Registration).resend_verification(anonymous(), fields["email"])
     return _LOOK_FOR_MAIL
 
 
@@ -104,7 +105,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same for every address.
     """
-    find_part(Recovery).forgot_password(fields["email"], anonymous())
+    find_part(Recovery).forgot_password(anonymous(), fields["email"])
     return _LOOK_FOR_MAIL
 
 
@@ -117,7 +118,7 @@ def reset_password(fields: dict[str, Any]) -> None:
 
     Every session of the account ends.
     """
-    find_part(Recovery).reset_password(fields["token"], fields["new_password"], anonymous())
+    find_part(Recovery).reset_password(anonymous(), fields["token"], fields["new_password"])
 
 
 @blueprint.post("/login")
@@ -129,7 +130,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 
     One answer stands for every reason to refuse.
     """
-    return find_part(SignIn).login(fields["email"], fields["password"], anonymous())
+    return find_part(SignIn).login(anonymous(), fields["email"], fields["password"])
 
 
 @blueprint.post("/refresh")
@@ -141,34 +142,34 @@ def refresh(fields: dict[str, Any]) -> TokenPair:
 
     Each refresh token works once; the answer has the next one. A second use ends the session.
     """
-    return find_part(UserSessions).refresh(fields["refresh_token"], anonymous())
+    return find_part(UserSessions).refresh(anonymous(), fields["refresh_token"])
 
 
 @blueprint.post("/logout")
 @blueprint.arguments(LogoutSchema, required=False)
 @blueprint.response(204)
 @may_answer("audit_unavailable")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def logout(fields: dict[str, Any]) -> None:
     """Sign out.
 
     `scope` is `local` (this session), `others` or `global` (all sessions). Their access tokens stop working
     immediately.
     """
-    find_part(UserSessions).logout(signed_in(), fields["scope"], actor())
+    find_part(UserSessions).logout(principal(), fields["scope"])
 
 
 @blueprint.get("/sessions")
 @blueprint.arguments(ListQuerySchema, location="query")
 @blueprint.response(200, SessionPageSchema)
 @may_answer("invalid_cursor")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
     """List sessions.
 
     Newest first.
     """
-    sessions, who = find_part(UserSessions), signed_in()
+    sessions, who = find_part(UserSessions), principal()
     return page_of(
         lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
     )
@@ -177,61 +178,61 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.delete("/sessions/<uuid:session_id>")
 @blueprint.response(204)
 @may_answer("audit_unavailable", "not_found")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def end_session(session_id: uuid.UUID) -> None:
     """End a session.
 
     Its access token stops working immediately.
     """
-    find_part(UserSessions).end(signed_in(), session_id, actor())
+    find_part(UserSessions).end(principal(), session_id)
 
 
 @blueprint.get("/me")
 @blueprint.response(200, ProfileSchema)
 @may_answer("not_found")
-@login_required
+@login_required(Permission.ACCOUNT_READ)
 def me() -> Profile:
     """Get the profile."""
-    return find_part(Profiles).get(signed_in().user_id)
+    return find_part(Profiles).get(principal())
 
 
 @blueprint.patch("/me")
 @blueprint.arguments(ProfileChangeSchema)
 @blueprint.response(200, ProfileSchema)
 @may_answer("audit_unavailable", "not_found")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def change_me(fields: dict[str, Any]) -> Profile:
     """Change the profile."""
-    return find_part(Profiles).rename(signed_in().user_id, fields["full_name"], actor())
+    return find_part(Profiles).rename(principal(), fields["full_name"])
 
 
 @blueprint.delete("/me")
 @blueprint.arguments(PasswordSchema)
 @blueprint.response(204)
 @may_answer("audit_unavailable", "wrong_password", "last_admin", "busy")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def delete_me(fields: dict[str, Any]) -> None:
     """Delete the account.
 
     Its files are unreadable from this answer on.
     """
-    find_part(Profiles).delete(signed_in(), fields["password"], actor())
+    find_part(Profiles).delete(principal(), fields["password"])
 
 
 @blueprint.get("/me/activity")
 @blueprint.arguments(ListQuerySchema, location="query")
 @blueprint.response(200, EventPageSchema)
 @may_answer("invalid_cursor")
-@login_required
+@login_required(Permission.ACCOUNT_READ)
 def activity(query: dict[str, Any]) -> dict[str, Any]:
     """List the account's audit events.
 
     What the person did, and what others did to the account, newest first. Actions of others show neither their address
     nor where they came from.
     """
-    log, user_id = find_part(AuditLog), signed_in().user_id
+    log, who = find_part(AuditLog), principal()
     return page_of(
-        lambda after: log.activity(user_id, limit=query["limit"], after=after), query, scope=f"activity {user_id}"
+        lambda after: log.activity(who, limit=query["limit"], after=after), query, scope=f"activity {who.user_id}"
     )
 
 
@@ -239,24 +240,24 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(ChangePasswordSchema)
 @blueprint.response(204)
 @may_answer("audit_unavailable", "wrong_password", "busy")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def change_password(fields: dict[str, Any]) -> None:
     """Change the password.
 
     Every other session ends.
     """
-    find_part(Profiles).change_password(signed_in(), fields["current_password"], fields["new_password"], actor())
+    find_part(Profiles).change_password(principal(), fields["current_password"], fields["new_password"])
 
 
 @blueprint.post("/change-email")
 @blueprint.arguments(ChangeEmailSchema)
 @blueprint.response(202, MessageSchema)
 @may_answer("audit_unavailable", "wrong_password", "busy")
-@login_required
+@login_required(Permission.ACCOUNT_MANAGE)
 def change_email(fields: dict[str, Any]) -> dict[str, str]:
     """Request a change of address.
 
     A link that is mailed to the new address confirms the change; until then nothing changes.
     """
-    find_part(Profiles).change_email(signed_in(), fields["new_email"], fields["password"], actor())
+    find_part(Profiles).change_email(principal(), fields["new_email"], fields["password"])
     return _LOOK_FOR_MAIL

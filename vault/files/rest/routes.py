@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
+from vault.core.principal import Permission
 from vault.files.facts import FileInfo
 from vault.files.listing import Listing, Sort
 from vault.files.rest import downloads
@@ -22,7 +23,7 @@ from vault.files.rest.schemas import (
 from vault.files.rest.uploads import open_upload
 from vault.files.rest.versions import version_tag, wanted_versions
 from vault.files.service import FileService
-from vault.http.access import actor, login_required, signed_in
+from vault.http.access import login_required, principal
 from vault.http.api import BINARY, VaultBlueprint, sends_bytes
 from vault.http.closing import closed_with_answer
 from vault.http.openapi import may_answer, reads_headers
@@ -79,7 +80,7 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
     *_KEY_PROBLEMS,
 )
 @may_answer("audit_unavailable", "storage_unavailable", "storage_full")
-@login_required
+@login_required(Permission.FILES_WRITE)
 def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     """Upload a file.
 
@@ -87,7 +88,7 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     `?name=`.
     """
     incoming = open_upload(request, max_bytes=find_part(Settings).files.max_upload_bytes)
-    info = find_part(FileService).upload(signed_in().user_id, incoming, actor())
+    info = find_part(FileService).upload(principal(), incoming)
     return info, 201, {"Location": file_path(info.id)}
 
 
@@ -95,18 +96,18 @@ def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.arguments(FileListQuerySchema, location="query")
 @blueprint.response(200, FilePageSchema)
 @may_answer("invalid_cursor")
-@login_required
+@login_required(Permission.FILES_READ)
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
     """List files.
 
     Newest first, unless `sort` and `order` say otherwise.
     """
-    files, owner_id = find_part(FileService), signed_in().user_id
+    files, who = find_part(FileService), principal()
     listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
     # The search comes last, since it may hold anything.
-    scope = f"files {owner_id} {query['sort']} {query['order']} {query['search'] or ''}"
+    scope = f"files {who.user_id} {query['sort']} {query['order']} {query['search'] or ''}"
     return page_of(
-        lambda after: files.list(owner_id, listing, limit=query["limit"], after=after),
+        lambda after: files.list(who, listing, limit=query["limit"], after=after),
         query,
         scope=scope,
         key_type=listing.sort.key_type,
@@ -116,19 +117,19 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 @blueprint.get("/usage")
 @blueprint.response(200, UsageSchema)
 @may_answer("not_found")
-@login_required
+@login_required(Permission.FILES_READ)
 def usage() -> Usage:
     """Get the storage usage."""
-    return find_part(FileService).usage(signed_in().user_id)
+    return find_part(FileService).usage(principal())
 
 
 @blueprint.get("/<uuid:file_id>")
 @blueprint.response(200, OneFileSchema, headers=_ETAG)
 @may_answer("not_found")
-@login_required
+@login_required(Permission.FILES_READ)
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """Get a file's metadata."""
-    info = find_part(FileService).get(signed_in().user_id, file_id, actor())
+    info = find_part(FileService).get(principal(), file_id)
     return info, 200, {"ETag": version_tag(info)}
 
 
@@ -137,14 +138,14 @@ def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
 @blueprint.response(200, OneFileSchema, headers=_ETAG)
 @reads_headers(If_Match="The ETag of the metadata. Another version is 412.")
 @may_answer("audit_unavailable", "not_found", "precondition_failed")
-@login_required
+@login_required(Permission.FILES_WRITE)
 def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """Rename a file.
 
     Several files may have the same name.
     """
     versions = wanted_versions(request)
-    info = find_part(FileService).rename(signed_in().user_id, file_id, fields["name"], actor(), versions=versions)
+    info = find_part(FileService).rename(principal(), file_id, fields["name"], versions=versions)
     return info, 200, {"ETag": version_tag(info)}
 
 
@@ -161,31 +162,31 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
 )
 @may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
 @may_answer("audit_unavailable", "storage_unavailable", "busy", *_KEY_PROBLEMS)
-@login_required
+@login_required(Permission.FILES_READ)
 def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     """Download a file.
 
     The content or one range of it; every byte is verified before it is sent. HEAD answers the headers alone.
     """
-    files, owner_id = find_part(FileService), signed_in().user_id
+    files, who = find_part(FileService), principal()
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
-        info = files.head(owner_id, file_id, actor(), choose=partial(downloads.looked_at, request))
+        info = files.head(who, file_id, choose=partial(downloads.looked_at, request))
         return downloads.stream(info, None, inline=inline)
     reads_all = find_part(Settings).files.download_verify == "full"
     choose = partial(downloads.chosen, request, reads_all=reads_all)
     is_view = partial(downloads.is_shown, inline=inline)
-    info, part, download = files.open(owner_id, file_id, actor(), choose=choose, is_view=is_view)
+    info, part, download = files.open(who, file_id, choose=choose, is_view=is_view)
     return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
 
 
 @blueprint.delete("/<uuid:file_id>")
 @blueprint.response(204)
 @may_answer("audit_unavailable", "not_found")
-@login_required
+@login_required(Permission.FILES_DELETE)
 def delete_file(file_id: uuid.UUID) -> None:
     """Delete a file.
 
     Its content is unreadable from this answer on.
     """
-    find_part(FileService).delete(signed_in().user_id, file_id, actor())
+    find_part(FileService).delete(principal(), file_id)
