@@ -49,6 +49,14 @@ _IDENTIFY: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A sign-in that is complete: its session, and the first tokens of that."""
+
+    session_id: uuid.UUID
+    tokens: TokenPair
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """What a person may know about a session of his own; `expires_at` is when it ends unless it is refreshed."""
 
@@ -89,7 +97,7 @@ class UserSessions:
         self._clock = clock
         self._grace = timedelta(seconds=grace_seconds)
 
-    def begin(self, session: Session, user: User, principal: Principal) -> tuple[uuid.UUID, TokenPair]:
+    def begin(self, session: Session, user: User, principal: Principal) -> SignedIn:
         """Start a session in the caller's transaction."""
         session_id, now = uuid.uuid4(), self._clock()
         columns = {
@@ -104,7 +112,7 @@ class UserSessions:
             "user_agent": principal.user_agent,
         }
         run(session, _BEGIN, **columns)
-        return session_id, self._pair(UserSession(**columns))
+        return SignedIn(session_id, self._pair(UserSession(**columns)))
 
     def identify(self, principal: Principal, user_id: uuid.UUID, session_id: uuid.UUID) -> Principal | None:
         """Return whom an access token of this request speaks for now; None once its session or account has ended.

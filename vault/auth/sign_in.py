@@ -12,8 +12,7 @@ from vault.audit.service import AuditService
 from vault.auth.guessing import GuessLimiter, Lockout, Verdict
 from vault.auth.models import User
 from vault.auth.passwords import Passwords
-from vault.auth.sessions import UserSessions
-from vault.auth.tokens import TokenPair
+from vault.auth.sessions import SignedIn, UserSessions
 from vault.core.db import one_read, run
 from vault.core.errors import InvalidCredentials, VaultError
 from vault.core.principal import Principal
@@ -54,7 +53,7 @@ class SignIn:
         self._audit = audit
         self._clock = clock
 
-    def login(self, principal: Principal, email: str, password: str) -> TokenPair:
+    def login(self, principal: Principal, email: str, password: str) -> SignedIn:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
         address = parse_address(email)
         with one_read(self._sessions) as session:
@@ -95,18 +94,18 @@ class SignIn:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
         self._outbox.announce(owed)
 
-    def _start_session(self, checked: User, new_hash: str, principal: Principal) -> TokenPair:
+    def _start_session(self, checked: User, new_hash: str, principal: Principal) -> SignedIn:
         with self._sessions.begin() as session:
             # While the password was hashed, the account may have been given another, or another address, or closed.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
             changed = {"hash": new_hash, "at": self._clock()}
             if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
                 raise InvalidCredentials
-            session_id, pair = self._user_sessions.begin(session, checked, principal)
-            who = principal.known_as(checked.id, checked.email, session_id)
+            signed_in = self._user_sessions.begin(session, checked, principal)
+            who = principal.known_as(checked.id, checked.email, signed_in.session_id)
             self._audit.record(session, who, Action.LOGIN, target=("user", checked.id))
             self._guess_limiter.signed_in(session, checked.email_key, principal.ip)
-            return pair
+            return signed_in
 
 
 def _why_not(user: User | None, verdict: Verdict) -> str | None:

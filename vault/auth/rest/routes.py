@@ -130,7 +130,7 @@ def login(fields: dict[str, Any]) -> TokenPair:
 
     One answer stands for every reason to refuse.
     """
-    return find_part(SignIn).login(anonymous(), fields["email"], fields["password"])
+    return find_part(SignIn).login(anonymous(), fields["email"], fields["password"]).tokens
 
 
 @blueprint.post("/refresh")
