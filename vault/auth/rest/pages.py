@@ -36,7 +36,7 @@ def verify() -> Response:
         return _page("verify_email.html", status=403, token=token, wrong=exc.detail)
     except InputRefused as exc:
         return _page("verify_email.html", status=422, token=token, refused=" ".join(exc.errors["new_password"]))
-    return _page("outcome.html", title="Address confirmed", text="You can sign in with it now, and close this page.")
+    return _page("outcome.html", title="Address confirmed", text="You can sign in with it now and close this page.")
 
 
 @blueprint.get("/reset-password")
@@ -69,7 +69,7 @@ for _view in (ask_to_verify, ask_for_password):
 def _tell(error: VaultError) -> Response:
     """People read these pages, so an error is one as well."""
     status, headers = status_and_headers(error)
-    title = "This link does not work" if isinstance(error, InvalidToken) else "That did not work"
+    title = "This link does not work" if isinstance(error, InvalidToken) else "The request failed"
     response = _page("outcome.html", status=status, title=title, text=error.detail)
     response.headers.extend(headers)
     return response
