@@ -55,7 +55,7 @@ class Settings:
     broker: groups.Broker
     mail: groups.Mail
     files: groups.Files
-    accounts: groups.Profiles
+    accounts: groups.Accounts
     limits: groups.Limits
     audit: groups.Audit
     server: groups.Server

@@ -336,7 +336,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profiles:
+class Accounts:
     """Accounts and passwords."""
 
     refresh_grace_seconds: int = number(
