@@ -24,7 +24,7 @@ from vault.startup import (
     tell_aws_credentials,
     tell_warnings,
 )
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 # Whatever this process writes, such as messages in a folder, is for its owner alone.
 os.umask(0o077)
@@ -60,7 +60,7 @@ def _take_address(**_: Any) -> None:
 def _tell_of_worker(**_: Any) -> None:
     # Not before the processes that do the work are there: a process with threads should not be forked. One of them that
     # dies is forked again, though, and must find no connection of this process in the pool of its container.
-    own = build_container(settings)
+    own = wire(settings)
     exporter.serve(own.readiness)
     keep_presence(own, WORKER)
     raise_epoch(own)

@@ -94,7 +94,7 @@ def post_worker_init(worker: Any) -> None:
     # time that they have waited for something else. With Python's 5 ms a small request took three times as long.
     sys.setswitchinterval(0.001)
     container = worker.wsgi.extensions["vault"]
-    exporter.serve(container.readiness, container.mail_queue.backlog)
+    exporter.serve(container.readiness, container.mail.queue.backlog)
     keep_presence(container, API)
     raise_epoch(container)
     give_back_regularly()

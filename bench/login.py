@@ -33,8 +33,8 @@ from testing.services import postgres_database
 from testing.settings import environment
 from testing.stack import Stack
 from testing.vault import PASSWORD, migrate
+from vault.auth.build import hasher_of
 from vault.auth.models import PasswordAttempts, User
-from vault.settings.config import Settings
 
 _WORKERS: Final = 2
 _CLIENTS: Final = 8
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with _running_stack() as stack:
-        hasher = _hasher(stack.container.settings)
+        hasher = hasher_of(stack.container.settings.accounts)
         failures = _measure_failures(stack, hasher, arguments.tries)
         throughput = _measure_throughput(stack, hasher, arguments.rounds, arguments.seconds)
     return {"failures": failures, "throughput": throughput}
@@ -141,15 +141,6 @@ def _running_stack() -> Iterator[Stack]:
             stack.close()
 
 
-def _hasher(settings: Settings) -> PasswordHasher:
-    """The service's own."""
-    return PasswordHasher(
-        time_cost=settings.accounts.argon2_time_cost,
-        memory_cost=settings.accounts.argon2_memory_kib,
-        parallelism=settings.accounts.argon2_parallelism,
-    )
-
-
 def _create_accounts(stack: Stack, password_hash: str, addresses: Sequence[str], *, is_disabled: bool = False) -> None:
     now = datetime.now(UTC)
     rows = [
@@ -164,7 +155,7 @@ def _create_accounts(stack: Stack, password_hash: str, addresses: Sequence[str],
         }
         for address in addresses
     ]
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         session.execute(sa.insert(User), rows)
 
 
@@ -192,7 +183,7 @@ def _begin_delays(stack: Stack, client: HTTPConnection, addresses: Sequence[str]
     for address in addresses:
         for _ in range(_FAILURES_UNTIL_DELAY):
             _login(client, address, _WRONG, expected=401)
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         lengthened = session.execute(
             sa.update(PasswordAttempts)
             .where(PasswordAttempts.failures == _FAILURES_UNTIL_DELAY, PasswordAttempts.network_key != b"")

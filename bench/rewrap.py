@@ -27,7 +27,7 @@ from testing.settings import environment
 from vault import create_app
 from vault.encryption.local import generate_master_key
 from vault.settings.config import ROOT, Settings
-from vault.wiring import build_container
+from vault.wiring import wire
 
 _GOAL: Final = 3000
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, postgres_database() as url:
         keys = [generate_master_key(), generate_master_key()]
         env = environment(Path(folder), DATABASE_URL=url, TESTING="", MASTER_KEY=keys[0])
-        container = build_container(Settings.load(env, env_file=None))
+        container = wire(Settings.load(env, env_file=None))
         with create_app(container=container).app_context():
             upgrade()
         there = 0
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             print("{:>9} {:>8.0f} {:>8.0f} {:>8.0f} {:>11.0f} {:>9.1f}".format(*row))
             found = {"rows_a_second": summary(rates), "cpu_us_a_row": cpu, "peak_mib": peak}
             results.append({"rows": rows, "runs": len(runs), **found})
-        container.engine.dispose()
+        container.core.engine.dispose()
     return {"goal": _GOAL, "results": results}
 
 

@@ -138,7 +138,7 @@ def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
     for start in range(first, last + 1, step):
         end = min(start + step - 1, last)
         progress(f"writing files {start:,} to {end:,}")
-        with stack.container.engine.begin() as connection:
+        with stack.container.core.engine.begin() as connection:
             owner = sa.bindparam("owner", owner_id, sa.Uuid)
             bounds = {"first": start, "last": end, "old": last - last // 50}
             connection.execute(sa.text(_FILES).bindparams(owner), bounds)
@@ -147,13 +147,13 @@ def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
                         " file_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
                         " WHERE id = :owner").bindparams(owner)
             )  # fmt: skip
-    with stack.container.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with stack.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM ANALYZE files"))
 
 
 def _person(stack: Stack, email: str) -> tuple[VaultClient, uuid.UUID]:
     client = sign_up(stack, email)
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         return client, session.scalars(sa.select(User.id).where(User.email_key == email)).one()
 
 
@@ -273,7 +273,7 @@ def _table_of_pages(
 
 def _deep(stack: Stack, owner_id: uuid.UUID, kind: _Kind) -> tuple[Any, uuid.UUID]:
     """The sort key at 90 % of what is listed."""
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         query = kind.listing.query(owner_id, None, _ALL)
         count = session.scalar(sa.select(sa.func.count()).select_from(query.order_by(None).subquery()))
         return kind.listing.key_of(session.scalars(query.offset(int((count or 0) * 0.9)).limit(1)).one())
@@ -292,8 +292,8 @@ def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid
 
 def _plan(stack: Stack, query: sa.Select[File]) -> list[str]:
     """The steps in which PostgreSQL answers a page: scans with their indexes, and sorts."""
-    compiled = query.compile(stack.container.engine)
-    with stack.container.engine.connect() as connection:
+    compiled = query.compile(stack.container.core.engine)
+    with stack.container.core.engine.connect() as connection:
         ((plan,),) = connection.exec_driver_sql(
             f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params()
         ).scalars()
@@ -313,8 +313,8 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _sizes(stack: Stack) -> list[dict[str, Any]]:
     """What a row takes, from the whole of table or index."""
     progress(f"writing {_EVENTS:,} events")
-    seed_events(stack.container.engine, _EVENTS, stack.container.clock())
-    with stack.container.engine.connect() as connection:
+    seed_events(stack.container.core.engine, _EVENTS, stack.container.core.clock())
+    with stack.container.core.engine.connect() as connection:
         counts = {
             name: connection.scalar(sa.text(f"SELECT count(*) FROM {name}")) for name in ("files", "audit_events")
         }

@@ -139,7 +139,7 @@ class Site:
 
     def interrupt_database(self) -> None:
         with self._disturbed("PostgreSQL", is_outage=True):
-            with self.steady.container.engine.begin() as connection:
+            with self.steady.container.core.engine.begin() as connection:
                 connection.execute(
                     sa.text(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -157,8 +157,8 @@ class Site:
 
     def connections(self) -> Counter[str]:
         """To the database, by state, but for the one that asks."""
-        self.steady.container.engine.dispose()
-        with self.steady.container.engine.begin() as connection:
+        self.steady.container.core.engine.dispose()
+        with self.steady.container.core.engine.begin() as connection:
             rows = connection.execute(
                 sa.text(
                     "SELECT coalesce(state, backend_type) FROM pg_stat_activity"
@@ -430,10 +430,10 @@ def _check_leftovers(site: Site) -> list[Check]:
     temporary = [path for each in (stack, *stack.others) for path in (each.folder / "tmp").rglob("*")]
     before = Counter(stack.states())
     stack.reap_all()
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         rows = session.scalars(sa.select(File)).all()
     keys = sorted(object_key(row.object_id) for row in rows if row.state == FileState.READY)
-    unfinished = stack.container.store.unfinished()
+    unfinished = stack.container.objects.store.unfinished()
     return [
         Check(
             "every process ended well when told to", not any(code for _, code in site.exits), str(Counter(site.exits))

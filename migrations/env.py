@@ -35,7 +35,7 @@ def run() -> None:
         require_database(container.settings.database.url)
     except DatabaseMissing as exc:
         raise CommandError(str(exc)) from exc
-    engine = container.engine
+    engine = container.core.engine
     alone = _alone_on_postgresql if engine.dialect.name == "postgresql" else _alone_on_sqlite
     with alone(engine) as connection:
         while not _migrated(connection):

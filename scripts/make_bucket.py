@@ -13,7 +13,7 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from vault.settings.config import Settings, SettingsError
 from vault.storage.s3 import S3Store
-from vault.wiring import build_container
+from vault.wiring import wire
 
 _WAIT_SECONDS: Final = 60.0
 _MISSING: Final = {"404", "NoSuchBucket"}
@@ -24,7 +24,7 @@ _APPEARED: Final = {"BucketAlreadyOwnedByYou"}
 def main() -> str:
     """Make the bucket; returns what was done."""
     settings = Settings.load()
-    store = build_container(settings).store
+    store = wire(settings).objects.store
     if not isinstance(store, S3Store):
         sys.exit("S3_BUCKET_NAME is not set: objects go to a directory, and there is no bucket to make.")
     wait_until = time.monotonic() + _WAIT_SECONDS

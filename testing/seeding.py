@@ -39,7 +39,7 @@ def seed_files(
         numbers = range(start, min(start + _BATCH, count))
         rows = list(_rows(container, owner_id, numbers, store_dir, suite))
         ids += [row["id"] for row in rows]
-        with container.sessions.begin() as session:
+        with container.core.sessions.begin() as session:
             session.execute(sa.insert(File), rows)
             session.execute(
                 sa.text(
@@ -58,7 +58,7 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
 
     Each mapping has a `name` and whatever columns are to be special.
     """
-    now = container.clock()
+    now = container.core.clock()
     facts = {
         "owner_id": owner_id,
         "content_type": "text/plain",
@@ -78,7 +78,7 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
         {**facts, "id": uuid.uuid4(), "object_id": uuid.uuid4(), "name_folded": fold(str(row["name"])), **row}
         for row in rows
     ]
-    with container.sessions.begin() as session:
+    with container.core.sessions.begin() as session:
         session.execute(sa.insert(File), made)
         session.execute(sa.update(User).where(User.id == owner_id).values(file_count=User.file_count + len(made)))
     return [row["id"] for row in made]  # type: ignore[misc]
@@ -87,9 +87,9 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
 def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
     """Insert events of nobody in particular; each mapping has whatever columns are to be special."""
     facts: dict[str, object] = dict.fromkeys(AuditEvent.__table__.columns.keys())
-    facts |= {"at": container.clock(), "action": Action.LOGIN, "outcome": Outcome.OK, "details": {}}
+    facts |= {"at": container.core.clock(), "action": Action.LOGIN, "outcome": Outcome.OK, "details": {}}
     made = [{**facts, "id": uuid.uuid4(), **row} for row in rows]
-    with container.sessions.begin() as session:
+    with container.core.sessions.begin() as session:
         session.execute(sa.insert(AuditEvent), made)
     return [row["id"] for row in made]  # type: ignore[misc]
 
@@ -124,10 +124,10 @@ def seed_events(engine: Engine, rows: int, newest: datetime) -> None:
 def _rows(
     container: Container, owner_id: uuid.UUID, numbers: range, store_dir: Path | None, suite: Suite
 ) -> Iterator[dict[str, object]]:
-    now = container.clock()
+    now = container.core.clock()
     for number in numbers:
         content, file_id, object_id = content_of(number), uuid.uuid4(), uuid.uuid4()
-        dek, wrapped = container.keys.generate(object_id)
+        dek, wrapped = container.keys.ring.generate(object_id)
         header = create_header(dek, suite, object_id)
         keys = open_keys(dek, header)
         object_size = 96 + len(content) + suite.overhead

@@ -25,7 +25,7 @@ from vault.core.principal import Principal
 from vault.objects.models import File
 from vault.objects.reaper import ReapReport
 from vault.settings.config import ROOT, Settings
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 BIN = Path(sys.executable).parent
 _START_SECONDS = 40.0
@@ -88,7 +88,7 @@ class Stack:
         self.env["PORT"] = str(self.port)
         self.env["METRICS_BIND"] = f"127.0.0.1:{_four_free_ports()}"
         self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
-        self.container = build_container(Settings.load(self.env, env_file=None))
+        self.container = wire(Settings.load(self.env, env_file=None))
 
     @property
     def url(self) -> str:
@@ -163,7 +163,7 @@ class Stack:
         """A verified account made without mail, signed in over HTTP."""
         register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=120)
         assert register.status_code == 202, register.text
-        with self.container.engine.begin() as connection:
+        with self.container.core.engine.begin() as connection:
             connection.execute(
                 sa.text("UPDATE users SET email_verified_at = created_at WHERE email = :email"), {"email": email}
             )
@@ -177,23 +177,23 @@ class Stack:
         return person
 
     def states(self) -> list[str]:
-        with self.container.engine.begin() as connection:
+        with self.container.core.engine.begin() as connection:
             return sorted(connection.scalars(sa.text("SELECT state FROM files")))
 
     def bytes_counted(self) -> tuple[int, int]:
         """used_bytes and reserved_bytes of all users together."""
-        with self.container.engine.begin() as connection:
+        with self.container.core.engine.begin() as connection:
             row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
         return int(row[0]), int(row[1])
 
     def end_leases(self, in_seconds: float = -1) -> None:
         """Let the time that protects running uploads, also those of shredded rows, end then; by default it is over."""
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(in_seconds)))
 
     def reap(self) -> ReapReport:
         """What `flask files reap` does, from this process, which the running ones know as little about."""
-        return self.container.reaper.reap(Principal())
+        return self.container.objects.reaper.reap(Principal())
 
     def reap_all(self) -> None:
         """Reap once every lease is over, and again once the day is over for which a finished object is kept."""
@@ -202,11 +202,11 @@ class Stack:
             self.reap()
 
     def objects(self) -> list[str]:
-        return sorted(stat.key for stat in self.container.store.list("objects/"))
+        return sorted(stat.key for stat in self.container.objects.store.list("objects/"))
 
     def remains(self) -> tuple[list[str], list[str], int, int]:
         """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
-        return self.states(), self.objects(), self.container.store.unfinished(), self.bytes_counted()[1]
+        return self.states(), self.objects(), self.container.objects.store.unfinished(), self.bytes_counted()[1]
 
     def accounts_agree(self) -> bool:
         """Whether what each person is counted to use and to reserve is exactly what the rows say."""
@@ -227,7 +227,7 @@ class Stack:
             other.close()
         for process in self.processes:
             process.kill()
-        self.container.engine.dispose()
+        self.container.core.engine.dispose()
 
     def environ(self) -> dict[str, str]:
         """The settings, and an empty variable for each other one, which hides a developer's .env."""

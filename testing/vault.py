@@ -41,7 +41,7 @@ from vault.objects.models import File, FileState
 from vault.observe.processes import BEAT, Process
 from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 PASSWORD = "four plain words stapled"
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
@@ -118,7 +118,7 @@ class Vault:
         self.clock = Clock()
         self.queue: list[tuple[str, uuid.UUID]] = []
         idle = _idle_engines[self.settings.database.url]
-        self.container: Container = build_container(
+        self.container: Container = wire(
             self.settings,
             engine=idle.pop() if idle else None,
             store=self.store,
@@ -136,8 +136,8 @@ class Vault:
     def close(self) -> None:
         for other in self._others:
             other.close()
-        self.container.engine.dispose()
-        _idle_engines[self.settings.database.url].append(self.container.engine)
+        self.container.core.engine.dispose()
+        _idle_engines[self.settings.database.url].append(self.container.core.engine)
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
         """Run a `flask` command as an operator would, with `input` at a terminal; `output` has both streams."""
@@ -156,13 +156,13 @@ class Vault:
 
     def rewrap(self, **options: Any) -> RewrapReport:
         """What `flask keys rewrap` does."""
-        rewrapper = self.container.rewrapper
+        rewrapper = self.container.keys.rewrapper
         return rewrapper.run(Principal(), rewrapper.waiting(), **{"batch": 500, **options})
 
     def start_beat(self) -> None:
         """Write the row that a beat which is alive renews."""
         row = Process(kind=BEAT, primary_ref="", key_refs=[], started_at=db_now(), seen_at=db_now())
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             session.add(row)
 
     def run_queue(self) -> None:
@@ -170,11 +170,11 @@ class Vault:
         while self.queue:
             task, row_id = self.queue.pop(0)
             if task in (TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION):
-                self.container.outbox.deliver(row_id)
+                self.container.mail.outbox.deliver(row_id)
             elif task == TASK_REMOVE_FILE:
-                self.container.reaper.remove(row_id)
+                self.container.objects.reaper.remove(row_id)
             elif task == TASK_REMOVE_FILES_OF:
-                self.container.reaper.remove_all_of(row_id)
+                self.container.objects.reaper.remove_all_of(row_id)
 
     def mailed_token(self, address: str) -> str:
         """The token in the newest mail to an address."""
@@ -192,8 +192,8 @@ class Vault:
 
     def audit_trail(self, action: str) -> list[AuditEvent]:
         """Events of one action, oldest first; those included whose minute is not over."""
-        self.container.settling.settle(began_by=self.clock())
-        with self.container.sessions.begin() as session:
+        self.container.audit.settling.settle(began_by=self.clock())
+        with self.container.core.sessions.begin() as session:
             query = sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at)
             return list(session.scalars(query))
 
@@ -213,12 +213,12 @@ class Vault:
 
     def counted(self) -> tuple[int, int]:
         """used_bytes and reserved_bytes of all accounts together."""
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             row = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
         return int(row[0]), int(row[1])
 
     def file_states(self) -> list[str]:
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             return sorted(session.scalars(sa.select(File.state)))
 
     def secrets_in_database(self) -> list[str]:
@@ -230,11 +230,11 @@ class Vault:
 
     def dump(self) -> bytes:
         """Everything that the database holds: its rows, and on SQLite its files with the write-ahead log."""
-        with self.container.engine.begin() as connection:
+        with self.container.core.engine.begin() as connection:
             tables = [connection.execute(sa.select(table)).all() for table in Base.metadata.sorted_tables]
         files: list[bytes] = []
-        if self.container.engine.dialect.name == "sqlite":
-            database = Path(self.container.engine.url.database or "")
+        if self.container.core.engine.dialect.name == "sqlite":
+            database = Path(self.container.core.engine.url.database or "")
             files = [path.read_bytes() for path in sorted(database.parent.glob(f"{database.name}*"))]
         return b"\n".join([*(repr(tuple(row)).encode() for rows in tables for row in rows), *files])
 
@@ -292,32 +292,32 @@ class Vault:
         tokens = SessionTokens(derive_key(self.settings.site.secret_key, "jwt"), self.clock).pair(
             user.id, started.id, generation=0, refreshed_at=now, session_ends=started.expires_at
         )
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             session.add(user)
             session.flush()
             session.add(started)
         return Person(self, email, tokens.access_token, tokens.refresh_token)
 
     def user(self, email: str = "anna@example.org") -> User:
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
 
     def files(self) -> Sequence[File]:
         """Every row, in whatever state."""
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             return session.scalars(sa.select(File)).all()
 
     def file(self, file_id: str) -> File:
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             return session.get_one(File, uuid.UUID(file_id))
 
     def change_file(self, file_id: str | uuid.UUID, **columns: Any) -> None:
         """Play whoever can write the database: change a row's columns behind the vault's back."""
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
 
     def change_user(self, email: str = "anna@example.org", **columns: Any) -> None:
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
 
     def objects(self) -> list[str]:
@@ -326,7 +326,7 @@ class Vault:
 
     def reap(self) -> None:
         """Do what the periodic pass does."""
-        self.container.reaper.reap(Principal())
+        self.container.objects.reaper.reap(Principal())
 
     def accounts_balance(self) -> bool:
         return accounts_agree(self.container)
@@ -341,7 +341,7 @@ class Vault:
             if row.state == FileState.SHREDDED:
                 self.change_file(row.id, lease_until=self.clock().replace(year=2000))
         self.reap()
-        with self.container.sessions.begin() as session:
+        with self.container.core.sessions.begin() as session:
             counted = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
         found = {
             "ready rows": ready,
@@ -365,7 +365,7 @@ def accounts_agree(container: Container) -> bool:
         .group_by(User.id, User.used_bytes, User.reserved_bytes, User.file_count)
         .having((User.used_bytes != used) | (User.reserved_bytes != reserved) | (User.file_count != ready))
     )
-    with container.sessions.begin() as session:
+    with container.core.sessions.begin() as session:
         return session.scalar(wrong) is None
 
 

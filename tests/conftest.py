@@ -15,7 +15,7 @@ from testing.services import postgres_database, postgres_is_there
 from testing.settings import make_settings
 from testing.vault import Vault, migrate
 from vault.core.db import Base, create_engine
-from vault.wiring import build_container
+from vault.wiring import wire
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,9 +68,9 @@ def _quiet_logs() -> None:
 
 def migrate_url(folder: Path, database_url: str) -> None:
     """Bring a database to head by the migrations, as an operator would."""
-    container = build_container(make_settings(folder, DATABASE_URL=database_url))
+    container = wire(make_settings(folder, DATABASE_URL=database_url))
     migrate(container)
-    container.engine.dispose()
+    container.core.engine.dispose()
 
 
 @pytest.fixture(scope="session")

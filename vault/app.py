@@ -1,7 +1,5 @@
 """Secure Vault: an encrypted file store behind a REST API."""
 
-from dataclasses import fields
-
 from flask import Flask
 
 from vault.admin.rest import routes as admin_routes
@@ -20,7 +18,7 @@ from vault.mail import tasks as mail_tasks
 from vault.objects import tasks as objects_tasks
 from vault.server.refusals import RefusalsReachClients
 from vault.settings.config import ROOT, Settings
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 # JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
 _MAX_BODY_BYTES = 64 * 1024
@@ -29,13 +27,13 @@ _MAX_BODY_BYTES = 64 * 1024
 def create_app(settings: Settings | None = None, *, container: Container | None = None) -> Flask:
     """Build the application. Connects to nothing; raises SettingsError, or RuntimeError if AES-EAX computes wrongly."""
     check_known_answer()
-    container = container or build_container(settings or Settings.load())
+    container = container or wire(settings or Settings.load())
     app = Flask("vault", static_folder=None)
     # Flask would redirect //api to /api, and to http even behind a proxy that speaks https; clients follow with tokens.
     app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
-    parts.register(app, (getattr(container, field.name) for field in fields(container)))
+    parts.register(app, container.parts())
     app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
@@ -48,8 +46,8 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     client_address.register(app, container.settings.site.trusted_proxies)
     problems.register(app)
     bodies.register(app)
-    access_tokens.register(app, container.settings.site.secret_key, container.user_sessions)
-    access.register(app, authenticators=[access_tokens.authenticate], refuse=container.admins.refuse)
+    access_tokens.register(app, container.settings.site.secret_key, container.auth.user_sessions)
+    access.register(app, authenticators=[access_tokens.authenticate], refuse=container.auth.admins.refuse)
     limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
@@ -61,10 +59,10 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.register_blueprint(health.blueprint)
 
     run_in_context(container.celery, app.app_context)
-    audit_tasks.register(container.celery, container.settling, container.audit_retention)
-    auth_tasks.register(container.celery, container.sweeper)
-    objects_tasks.register(container.celery, container.reaper)
-    mail_tasks.register(container.celery, container.outbox)
+    audit_tasks.register(container.celery, container.audit.settling, container.audit.retention)
+    auth_tasks.register(container.celery, container.auth.sweeper)
+    objects_tasks.register(container.celery, container.objects.reaper)
+    mail_tasks.register(container.celery, container.mail.outbox)
     return app
 
 

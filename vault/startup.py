@@ -13,7 +13,7 @@ from vault.core.db import DatabaseMissing, require_database
 from vault.core.errors import VaultError
 from vault.observe.processes import HeldKeys, Presence
 from vault.settings.config import Settings, SettingsError
-from vault.wiring import Container, aws_access, build_container
+from vault.wiring import Container, aws_access, wire
 
 log = structlog.get_logger(__name__)
 
@@ -96,12 +96,12 @@ def refuse_missing_keys(settings: Settings) -> None:
 
 
 def _missing_keys(settings: Settings) -> list[str]:
-    container = build_container(settings)
+    container = wire(settings)
     try:
-        return container.key_usage.missing_at_start()
+        return container.keys.usage.missing_at_start()
     finally:
         # Before the next fork: a connection may not be shared.
-        container.engine.dispose()
+        container.core.engine.dispose()
 
 
 def tell_aws_credentials(settings: Settings) -> None:
@@ -112,7 +112,7 @@ def tell_aws_credentials(settings: Settings) -> None:
 
 def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] = lambda: True) -> None:
     """Let the database know that this process runs, and with which keys, until it ends. Call it after the last fork."""
-    keys = container.keys
+    keys = container.keys.ring
 
     def held() -> HeldKeys:
         return HeldKeys(keys.primary.settings_ref, keys.held_refs())
@@ -125,7 +125,7 @@ def raise_epoch(container: Container) -> None:
 
     def run() -> None:
         try:
-            container.installation.raise_epoch()
+            container.objects.installation.raise_epoch()
         except (VaultError, SQLAlchemyError) as exc:
             # What is wrong refuses uploads by itself, and the next pass of the reaper raises the epoch.
             log.warning("epoch_not_raised", exc_info=exc)

@@ -124,7 +124,7 @@ def test_without_a_good_token_no_password_is_looked_at(
 
     assert refusal(answer) == (401, "unauthorized")
     assert works(anna)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(PasswordAttempts)).all() == []
 
 
@@ -193,7 +193,7 @@ def test_a_taken_address_gets_the_same_answer_and_its_owner_a_mail(vault: Vault,
         (EMAIL, "Your Secure Vault address is about to change"),
         (bert.email, "You already have a Secure Vault account"),
     ]
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(EmailToken.email)).all() == [NEW_EMAIL]
 
 
@@ -292,7 +292,7 @@ def test_a_deleted_account_leaves_no_key_no_session_and_its_audit(vault: Vault, 
     assert bert.download(kept["id"]) == b"of bert"
     reset = vault.client.post(f"{AUTH}/reset-password", json={"token": link, "new_password": NEW})
     assert refusal(reset) == (400, "invalid_token")
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(User)) == 1
         assert session.scalar(sa.select(sa.func.count()).select_from(UserSession)) == 1
     (event,) = vault.audit_trail("user.deleted")
@@ -308,7 +308,7 @@ def test_a_deleted_account_leaves_no_key_no_session_and_its_audit(vault: Vault, 
 def test_registering_the_address_again_starts_from_nothing(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
     delete_me(anna)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         attempts = session.scalar(sa.select(sa.func.count()).select_from(PasswordAttempts))
 
     again = vault.sign_up(EMAIL)
@@ -331,7 +331,7 @@ def test_an_upload_that_runs_while_its_owner_leaves_is_lost_and_leaves_nothing(v
     assert left == [204]
     assert refusal(answer) == (409, "upload_lost")
     assert [row.encrypted_data_key for row in vault.files()] == [None]
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.text("UPDATE files SET lease_until = created_at"))
     vault.run_queue()
     vault.reap()
@@ -375,7 +375,7 @@ def test_a_person_who_has_no_password_yet_cannot_confirm_anything_with_one(vault
 def test_a_password_that_was_changed_while_the_old_one_was_looked_at_is_wrong(
     vault: Vault, anna: Person, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limiter = vault.container.guess_limiter
+    limiter = vault.container.auth.guess_limiter
     checked = limiter.check
 
     def slowly(*args: Any) -> Any:
@@ -387,5 +387,5 @@ def test_a_password_that_was_changed_while_the_old_one_was_looked_at_is_wrong(
 
     assert refusal(change(anna)) == (403, "wrong_password")
     assert vault.user().email == EMAIL
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(MailJob)) == 0

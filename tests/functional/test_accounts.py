@@ -279,7 +279,7 @@ def test_addresses_that_differ_in_case_or_domain_spelling_are_one_account(vault:
 
     assert login(vault, email="ANNA@example.org").status_code == 200
     assert login(vault, email="Bert@XN--BCHER-KVA.example").status_code == 200
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         keys = set(session.scalars(sa.select(User.email_key)))
     assert keys == {"anna@example.org", "bert@xn--bcher-kva.example"}
 
@@ -308,7 +308,7 @@ def test_an_address_that_gets_no_mail_still_causes_a_job(vault: Vault, anna: Per
     resend(vault, EMAIL)
     resend(vault, "nobody@example.org")
 
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         jobs = session.scalars(sa.select(MailJob)).all()
     assert [(job.kind, job.recipient, job.user_id) for job in jobs] == [(MailKind.VERIFY_EMAIL, None, None)] * 2
     assert len(vault.queue) == 2
@@ -615,7 +615,7 @@ def test_the_case_of_the_scheme_does_not_matter(anna: Person, scheme: str) -> No
 
 def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Person, bert: Person) -> None:
     vault.change_user(anna.email, disabled_at=vault.clock())
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.delete(User).where(User.email_key == bert.email))
 
     disabled, deleted = anna.get(f"{AUTH}/me"), bert.get(f"{AUTH}/me")
@@ -668,7 +668,7 @@ def test_hashes_are_argon2id_and_differ_for_one_password(vault: Vault) -> None:
 
     assert all(text.startswith("$argon2id$v=19$") for text in hashes)
     assert hashes[0] != hashes[1]
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert [row.token_hash for row in session.scalars(sa.select(EmailToken))] == [sha256(token.encode()).digest()]
 
 
@@ -678,7 +678,7 @@ def test_accounts_are_audited_with_who_where_and_which_request(vault: Vault) -> 
     def post(path: str, request_id: str, **fields: str) -> None:
         vault.client.post(f"{AUTH}/{path}", json=fields, headers={**headers, "X-Request-ID": request_id})
         # Each in a minute of its own, or failures would be one event.
-        vault.container.settling.settle(began_by=vault.clock())
+        vault.container.audit.settling.settle(began_by=vault.clock())
 
     post("register", "r1", email=EMAIL, password=PASSWORD)
     post("verify-email", "r2", token=vault.mailed_token(EMAIL), password=PASSWORD)
@@ -716,6 +716,6 @@ def test_a_sender_that_fails_fails_no_request_and_puts_the_mail_off(make_vault: 
         vault.run_queue()
 
     assert answer.status_code == 202
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         (job,) = session.scalars(sa.select(MailJob)).all()
     assert (job.state, job.failure) == ("queued", "RuntimeError")

@@ -52,7 +52,7 @@ def change(admin: Person, person: Person, **fields: Any) -> Any:
 def admin_events(vault: Vault) -> list[tuple[str, str, str | None, dict[str, Any]]]:
     """Every event of administration, by action, since the clock stands: with outcome, reason and details."""
     query = sa.select(AuditEvent).where(AuditEvent.action.like("admin.%")).order_by(AuditEvent.action)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return [(row.action, row.outcome, row.reason, row.details) for row in session.scalars(query)]
 
 
@@ -197,7 +197,7 @@ def fill(vault: Vault) -> None:
 
 def test_people_come_newest_first_on_every_page(vault: Vault, root: Person) -> None:
     fill(vault)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         rows = session.execute(sa.select(User.created_at, User.id, User.email)).all()
     expected = [row.email for row in sorted(rows, reverse=True)]
 
@@ -309,11 +309,11 @@ FROM generate_series(1, 20000) AS n
 def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text(SEED))
-    with vault.container.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with vault.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM ANALYZE users"))
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         middle = session.scalars(sa.select(User).order_by(User.created_at).offset(10_000).limit(1)).one()
     expected = {
         "ix_users_created_at_id": [UserFilter(), UserFilter(disabled=False), UserFilter(role=Role.USER)],
@@ -325,8 +325,8 @@ def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_pa
     for index, filters in expected.items():
         for which in filters:
             for after in (None, (middle.created_at, middle.id)):
-                query = which.query(after).limit(51).compile(vault.container.engine)
-                with vault.container.engine.connect() as connection:
+                query = which.query(after).limit(51).compile(vault.container.core.engine)
+                with vault.container.core.engine.connect() as connection:
                     ((plan,),) = connection.exec_driver_sql(
                         f"EXPLAIN (FORMAT JSON) {query}", query.construct_params()
                     ).scalars()
@@ -338,8 +338,8 @@ def test_files_of_everybody_come_from_an_index(postgres_url: str, tmp_path: Path
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
     for after in (None, (f"{uuid.uuid4()} {vault.clock().isoformat()}", uuid.uuid4())):
-        query = ListingOfAll().query(after).limit(51).compile(vault.container.engine)
-        with vault.container.engine.connect() as connection:
+        query = ListingOfAll().query(after).limit(51).compile(vault.container.core.engine)
+        with vault.container.core.engine.connect() as connection:
             # The table is empty, so only whether it can be used shows.
             connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
             connection.execute(sa.text("SET LOCAL enable_sort = off"))
@@ -575,7 +575,7 @@ def test_an_administrator_may_leave_once_there_is_another(vault: Vault, root: Pe
 def test_whoever_is_made_an_administrator_while_he_leaves_stays_for_now(
     vault: Vault, root: Person, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limiter = vault.container.guess_limiter
+    limiter = vault.container.auth.guess_limiter
     checked = limiter.check
 
     def slowly(*args: Any) -> Any:
@@ -609,7 +609,7 @@ def open_client(person: Person) -> Any:
 
 
 def commanded(by: Person, whom: Person, what: str, *changes: UserChanges) -> int:
-    administration = by.vault.container.administration
+    administration = by.vault.container.admin.administration
     user = administration.find(parse_address(whom.email))
     try:
         getattr(administration, what)(operator(), user.id, *changes)
@@ -638,7 +638,7 @@ def test_of_two_last_administrators_one_stays_whatever_is_done_at_once(
 
         assert sum(done) == 1, (first, second)
         assert [admin.get(USERS).status_code for admin in (one, other)].count(200) == 1, (first, second)
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(sa.delete(User))
 
 
@@ -650,17 +650,17 @@ def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left
     vaults.append(vault)
     people = [vault.member(f"{number}@example.org", role="admin") for number in range(3)]
     first, second, third = sorted(vault.user(person.email).id for person in people)
-    administration = vault.container.administration
+    administration = vault.container.admin.administration
     acts = {
         "change": lambda: administration.change(operator(), second, UserChanges(disabled=True)),
         "delete": lambda: administration.delete(operator(), second),
     }
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(User).where(User.id == second).values(role=Role.USER))
 
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     with ThreadPoolExecutor(1) as threads:
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(sa.select(User.id).where(User.id == second).with_for_update())
             acting = threads.submit(acts[way])
             wait_until(lambda: session.scalar(sa.text(waits)), what="the other one waiting for the account")
@@ -732,7 +732,7 @@ def test_an_administrator_shreds_what_is_not_his(vault: Vault, root: Person, ann
 @SQLITE
 def test_keys_are_told_with_how_many_rows_each_wraps(vault: Vault, root: Person, anna: Person) -> None:
     anna.upload(b"content")
-    provider, ref = vault.container.key_usage.primary()
+    provider, ref = vault.container.keys.usage.primary()
 
     answer = root.get(f"{ADMIN}/keys")
 

@@ -112,8 +112,8 @@ class Walk:
 
     def _new_events(self) -> list[AuditEvent]:
         container = self.vault.container
-        container.settling.settle(began_by=self.vault.clock())
-        with container.sessions.begin() as session:
+        container.audit.settling.settle(began_by=self.vault.clock())
+        with container.core.sessions.begin() as session:
             events = [event for event in session.scalars(sa.select(AuditEvent)) if event.id not in self._seen]
         self._seen.update(event.id for event in events)
         return events
@@ -272,7 +272,7 @@ def lockouts(walk: Walk) -> None:
     many = walk.member("many@example.org")
     walk.post("login", email=many.person.email, password=WRONG)
     walk.left(walk.refused(Action.LOGIN, "password", many))
-    with walk.vault.container.sessions.begin() as session:
+    with walk.vault.container.core.sessions.begin() as session:
         session.execute(sa.text("UPDATE password_attempts SET failures = 49 WHERE length(network_key) = 0"))
     walk.post("login", email=many.person.email, password=WRONG)
     walk.left(
@@ -342,7 +342,7 @@ def link_refused_for_a_password(walk: Walk, action: Action, token: str, account:
     walk.left(refused, replace(lockout, counted={"network": 1}))
     walk.post("verify-email", token=token, password=WRONG)
     walk.left(replace(refused, reason="delayed", counted={"delayed": 1}))
-    with walk.vault.container.sessions.begin() as session:
+    with walk.vault.container.core.sessions.begin() as session:
         session.execute(sa.delete(PasswordAttempts))
 
 
@@ -394,7 +394,7 @@ def accounts_go(walk: Walk) -> None:
         patch.setattr(Eraser, "batch", 1)
         large.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
     ended = Expected(Action.USER_DELETED, large.account, large.target, large.session_id, details={"files": 0})
-    if walk.vault.container.engine.dialect.name == "sqlite":
+    if walk.vault.container.core.engine.dialect.name == "sqlite":
         walk.left(replace(ended, action=Action.USER_FILES_DELETED, details={"files": 1}), ended)
     else:
         # All of them in one transaction, since others can write beside it.
@@ -568,7 +568,7 @@ def operators_act(walk: Walk) -> None:
     stored = who.person.upload(b"content")
     walk.pass_over()
     target = ("file", uuid.UUID(stored["id"]))
-    old = vault.container.key_usage.primary()[1]
+    old = vault.container.keys.usage.primary()[1]
 
     def by_operator(action: Action, **given: Any) -> Expected:
         return Expected(action, origin=OPERATOR, **given)
@@ -587,7 +587,7 @@ def operators_act(walk: Walk) -> None:
 
     after = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     after.clock.now = vault.clock()
-    new = after.container.key_usage.primary()[1]
+    new = after.container.keys.usage.primary()[1]
     assert after.command("keys", "rewrap").exit_code == 0
     walk.left(by_operator(Action.KEYS_REWRAPPED, details={"rows": 1, "from_ref": old, "to_ref": new}))
     assert after.command("keys", "retire", old).exit_code == 0
@@ -655,7 +655,7 @@ def tasks_run(walk: Walk) -> None:
     walk.left(Expected(Action.USER_DELETED, None, ("user", user_id), reason="unverified", origin=WORKER))
 
     bound = vault.clock() - timedelta(days=7)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         old = session.scalar(sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.at < bound))
     keeping = vault.rotated(AUDIT_RETENTION_DAYS="7")
     keeping.clock.now = vault.clock()

@@ -35,7 +35,7 @@ def plans(vault: Vault, act: Callable[[], EventPage]) -> Iterator[tuple[dict[str
     """How PostgreSQL answers each statement that `act` sends: the root of the plan, and all of its nodes."""
     with statements(vault) as sent:
         act()
-    with vault.container.engine.connect() as connection:
+    with vault.container.core.engine.connect() as connection:
         for statement, parameters in sent:
             explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
             ((answer,),) = connection.exec_driver_sql(explain, parameters).scalars()
@@ -49,11 +49,11 @@ def statements(vault: Vault) -> Iterator[list[tuple[str, Any]]]:
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
-    sa.event.listen(vault.container.engine, "before_cursor_execute", note)
+    sa.event.listen(vault.container.core.engine, "before_cursor_execute", note)
     try:
         yield sent
     finally:
-        sa.event.remove(vault.container.engine, "before_cursor_execute", note)
+        sa.event.remove(vault.container.core.engine, "before_cursor_execute", note)
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,8 +70,8 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
 ) -> None:
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
-    audit_log, now = vault.container.audit_log, vault.clock()
-    seed_events(vault.container.engine, rows, now)
+    audit_log, now = vault.container.audit.log, vault.clock()
+    seed_events(vault.container.core.engine, rows, now)
     deep = (now - timedelta(seconds=rows * 2 // 3), NOBODY_ID)
     since, until = now - timedelta(seconds=rows * 9 // 10), now - timedelta(seconds=rows // 10)
     time_ranges: list[dict[str, Any]] = [{}, {"since": since}, {"until": until}, {"since": since, "until": until}]
@@ -102,5 +102,5 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
         sum(seconds) / len(seconds) * 1000,
         max(seconds) * 1000,
     )
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text("TRUNCATE audit_events"))

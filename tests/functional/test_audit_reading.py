@@ -289,7 +289,7 @@ def test_an_event_that_cannot_be_encoded_does_not_keep_the_others_from_being_exp
     vault: Vault, root: Person
 ) -> None:
     insert_events(vault.container, [{}, {}, {}])
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text("""UPDATE audit_events SET details = '{"half":' || char(10) || '"\\ud83e"}'"""))
 
     assert [item["details"] for item in exported(root, "ndjson", action="user.login")] == [{"half": "\ud83e"}] * 3
@@ -316,17 +316,17 @@ def test_an_export_is_audited_with_its_filters_before_its_first_byte(vault: Vaul
 
 def test_an_export_that_cannot_be_audited_does_not_begin(vault: Vault, root: Person) -> None:
     fill(vault)
-    pool = vault.container.engine.pool
+    pool = vault.container.core.engine.pool
 
     def refuse(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("INSERT INTO audit_events"):
             raise OperationalError(statement, {}, Exception("read-only"))
 
-    sa.event.listen(vault.container.engine, "before_cursor_execute", refuse)
+    sa.event.listen(vault.container.core.engine, "before_cursor_execute", refuse)
     try:
         answer = root.get(f"{EXPORT}?format=csv")
     finally:
-        sa.event.remove(vault.container.engine, "before_cursor_execute", refuse)
+        sa.event.remove(vault.container.core.engine, "before_cursor_execute", refuse)
 
     assert refusal(answer) == (503, "database_unavailable")
     assert pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -335,7 +335,7 @@ def test_an_export_that_cannot_be_audited_does_not_begin(vault: Vault, root: Per
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Person) -> None:
     insert_events(vault.container, [{} for _ in range(2500)])
-    pool, exports = vault.container.engine.pool, vault.container.audit_exports
+    pool, exports = vault.container.core.engine.pool, vault.container.audit.exports
 
     def checked_out() -> int:
         return int(pool.checkedout())  # type: ignore[attr-defined]
@@ -348,7 +348,7 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
     assert len(list(all_read)) == 4
     assert checked_out() == 1
     next(broken), next(broken)
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(
             sa.text(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -366,7 +366,7 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
 def test_an_export_keeps_nobody_from_writing(vault: Vault, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.audit.export._BATCH", 10)
     fill(vault)
-    export = vault.container.audit_exports.open(Principal(), Format.NDJSON, Filters(until=vault.clock()))
+    export = vault.container.audit.exports.open(Principal(), Format.NDJSON, Filters(until=vault.clock()))
     pieces = [next(export)]
 
     root.upload(b"content")

@@ -35,7 +35,7 @@ def ages(vault: Vault, *days: float) -> None:
 
 
 def remaining(vault: Vault, action: str = "user.login") -> int:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         query = sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.action == action)
         return int(session.scalar(query) or 0)
 
@@ -44,8 +44,8 @@ def test_what_is_too_old_goes_in_batches_and_each_says_so(make_vault: Callable[.
     vault = make_vault(AUDIT_RETENTION_DAYS="30")
     ages(vault, 0, 29.9, 30, *[31] * 7)
 
-    deleted = vault.container.audit_retention.enforce(Principal(), batch=3)
-    again = vault.container.audit_retention.enforce(Principal(), batch=3)
+    deleted = vault.container.audit.retention.enforce(Principal(), batch=3)
+    again = vault.container.audit.retention.enforce(Principal(), batch=3)
 
     assert (deleted, again, remaining(vault)) == (7, 0, 3)
     events = vault.audit_trail("audit.pruned")
@@ -67,7 +67,7 @@ def test_without_a_limit_events_stay_for_ever(vault: Vault) -> None:
 def test_events_are_not_deleted_if_that_cannot_be_audited(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(AUDIT_RETENTION_DAYS="30")
     ages(vault, 0, 31, 31)
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(
             sa.text(
                 "CREATE TRIGGER unwritable BEFORE INSERT ON audit_events BEGIN SELECT RAISE(ABORT, 'unwritable'); END"
@@ -149,7 +149,7 @@ def live_a_little(vault: Vault) -> None:
     assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
     vault.run_queue()
     vault.reap()
-    vault.container.sweeper.sweep(Principal())
+    vault.container.auth.sweeper.sweep(Principal())
 
 
 def test_an_application_that_may_not_change_the_log_works_and_retention_has_a_role_of_its_own(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_application_that_may_not_change_the_log_works_and_retention_has_a_ro
                 "DELETE FROM audit_events",
                 "TRUNCATE audit_events",
             ):
-                with pytest.raises(ProgrammingError) as caught, vault.container.engine.begin() as connection:
+                with pytest.raises(ProgrammingError) as caught, vault.container.core.engine.begin() as connection:
                     connection.execute(sa.text(statement))
                 assert isinstance(caught.value.orig, InsufficientPrivilege)
             before = remaining(vault)

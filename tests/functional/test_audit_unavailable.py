@@ -67,7 +67,7 @@ def everything(vault: Vault) -> Any:
     kept_by_passes = (DeletionPass, Installation)
     passed_over = {table.__tablename__ for table in (AuditEvent, AuditTally, PasswordAttempts, *kept_by_passes)}
     tables = [table for table in Base.metadata.sorted_tables if table.name not in passed_over]
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         rows = {table.name: sorted(map(repr, connection.execute(sa.select(table)))) for table in tables}
     assert isinstance(vault.store, MemoryStore)
     objects = {key: content for key, content in vault.store.objects.items() if key != EPOCH_KEY}
@@ -163,7 +163,7 @@ def test_every_request_that_is_audited_is_refused_and_changes_nothing(
     vault.run_queue()
     before = everything(vault)
 
-    with unwritable(vault.container.engine):
+    with unwritable(vault.container.core.engine):
         refused, changed = {}, []
         for what, ask in asked.items():
             answer = ask()
@@ -202,7 +202,7 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
     vault.member("shut.out@example.org", disabled_at=vault.clock())
     before = everything(vault)
 
-    with unwritable(vault.container.engine):
+    with unwritable(vault.container.core.engine):
         results = {
             command: new.command(*command.split())
             for command in (
@@ -226,7 +226,7 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
         with pytest.raises(AuditUnavailable):
             vault.container.celery.tasks[TASK_SETTLE_AUDIT]()
         # What a refused reencryption has written goes as the objects of failed uploads do.
-        vault.container.reaper.remove_all_of(uuid.UUID(int=0))
+        vault.container.objects.reaper.remove_all_of(uuid.UUID(int=0))
         after = everything(vault)
 
     assert {command: result.exit_code for command, result in results.items()} == dict.fromkeys(results, 1)
@@ -241,7 +241,7 @@ def test_no_orphan_is_deleted_without_its_event(vault: Vault) -> None:
     assert isinstance(vault.store, MemoryStore)
     vault.store.objects[ORPHAN] = b"nobody's"
 
-    with renamed(vault.container.engine):
+    with renamed(vault.container.core.engine):
         failed = vault.command("files", "reap", "--orphans", "--yes", "--max", "100")
 
     assert failed.exit_code == 1
@@ -254,7 +254,7 @@ def test_what_is_not_audited_goes_on(vault: Vault) -> None:
     anna = vault.member()
     path = f"{FILES}/{anna.upload(b'content')['id']}"
 
-    with renamed(vault.container.engine):
+    with renamed(vault.container.core.engine):
         refreshed = vault.client.post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token})
         statuses = [anna.get(asked).status_code for asked in (f"{AUTH}/me", f"{AUTH}/sessions", FILES, path)]
         head = anna.head(f"{path}/content")
@@ -269,7 +269,7 @@ def test_damage_and_the_end_of_a_download_are_told_although_they_cannot_be_audit
     running = anna.get(f"{FILES}/{file_id}/content", buffered=False)
     assert isinstance(vault.store, MemoryStore)
 
-    with renamed(vault.container.engine):
+    with renamed(vault.container.core.engine):
         content = b"".join(running.iter_encoded())
         running.close()
         (key,) = vault.objects()
@@ -287,7 +287,7 @@ def test_a_role_that_may_not_insert_events_signs_nobody_in_and_refuses_nobody(
 ) -> None:
     vault, role = Vault(tmp_path, postgres_url), f"svault_test_{uuid.uuid4().hex[:12]}"
     anna = vault.member()
-    engine = vault.container.engine
+    engine = vault.container.core.engine
     _run(engine, f"CREATE ROLE {role} LOGIN")
     try:
         _run(engine, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")

@@ -43,7 +43,7 @@ def statuses(answers: list[Any]) -> dict[int, int]:
 
 
 def attempts(vault: Vault) -> list[int]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return list(session.scalars(sa.select(PasswordAttempts.failures)))
 
 
@@ -185,7 +185,7 @@ def test_registrations_of_one_address_at_once_make_one_account(vault: Vault, spe
     answers = at_once(MANY, lambda n: post(vault, "register", {"email": emails[n], "password": PASSWORD}))
 
     assert statuses(answers) == {202: MANY}
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(User.email_key)).all() == ["a@x.example"]
 
 
@@ -194,12 +194,12 @@ def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
     tokens = []
     for person in people:
         vault.clock.advance(hours=1)
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             user = session.scalars(sa.select(User).where(User.email == person.email)).one()
-            job = vault.container.outbox.add(
+            job = vault.container.mail.outbox.add(
                 session, MailKind.CHANGE_EMAIL, user, to=parse_address("new@example.org"), ip=None
             )
-        vault.container.outbox.deliver(job.job_id)
+        vault.container.mail.outbox.deliver(job.job_id)
         tokens.append(vault.mailed_token("new@example.org"))
 
     answers = at_once(len(tokens), lambda n: post(vault, "verify-email", {"token": tokens[n], "password": PASSWORD}))
@@ -217,14 +217,14 @@ def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: V
         old, new = (PASSWORD, NEW) if turn % 2 == 0 else (NEW, PASSWORD)
         fields = {"current_password": old, "new_password": new}
         acts = [
-            lambda job_id=job_id: vault.container.outbox.deliver(job_id),
+            lambda job_id=job_id: vault.container.mail.outbox.deliver(job_id),
             lambda fields=fields: post(vault, "change-password", fields, anna.access_token),
         ]
 
         _, changed = at_once(2, lambda n, acts=acts: acts[n]())
 
         assert changed.status_code == 204
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             assert session.scalars(sa.select(EmailToken)).all() == []
             assert session.get_one(MailJob, job_id).state in (MailState.VOID, MailState.SENT)
 
@@ -242,7 +242,7 @@ def test_two_last_admins_who_leave_at_once_leave_one(vault: Vault) -> None:
 
         assert statuses(answers) == {204: 1, 409: 1}
         assert sum(works(admin) for admin in admins) == 1
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(sa.delete(User))
 
 
@@ -274,7 +274,7 @@ def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
 
     with ThreadPoolExecutor(1) as threads:
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(sa.select(User.id).where(User.email == holder.email).with_for_update())
             moving = threads.submit(post, vault, "verify-email", {"token": token, "password": PASSWORD})
             wait_until(lambda: session.scalar(sa.text(waits)), what="the move waiting for the other account")

@@ -429,7 +429,7 @@ def test_a_first_upload_on_a_store_that_is_down_writes_nothing(make_vault: Calla
         assert accepted.status_code == 201
         anna.delete(f"{FILES}/{accepted.json['id']}")
         assert vault.leftovers() == {}
-        with vault.container.engine.begin() as connection:
+        with vault.container.core.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM installation"))
 
 
@@ -488,7 +488,7 @@ STATEMENTS = {
 
 
 def test_a_database_that_fails_once_at_any_step_keeps_nothing(vault: Vault, anna: Person) -> None:
-    database = FailingDatabase(vault.container.engine)
+    database = FailingDatabase(vault.container.core.engine)
     outcomes, leftovers = {}, {}
 
     for step, statement in STATEMENTS.items():
@@ -502,7 +502,7 @@ def test_a_database_that_fails_once_at_any_step_keeps_nothing(vault: Vault, anna
 
 
 def test_a_database_that_stays_away_leaves_only_what_the_reaper_ends(vault: Vault, anna: Person) -> None:
-    database = FailingDatabase(vault.container.engine)
+    database = FailingDatabase(vault.container.core.engine)
     outcomes, states, leftovers = {}, {}, {}
 
     for step, statement in STATEMENTS.items():
@@ -521,7 +521,7 @@ def test_a_database_that_stays_away_leaves_only_what_the_reaper_ends(vault: Vaul
 
 
 def test_a_database_that_went_away_while_a_body_failed_keeps_the_first_error(vault: Vault, anna: Person) -> None:
-    with FailingDatabase(vault.container.engine).failing(FailingDatabase.SHRED, stays_away=True):
+    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.SHRED, stays_away=True):
         answer = anna.send(b"xx", length=5)
 
     assert refusal(answer) == (400, "upload_truncated")
@@ -529,7 +529,7 @@ def test_a_database_that_went_away_while_a_body_failed_keeps_the_first_error(vau
 
 
 def test_a_database_that_is_away_from_the_start_answers_503(vault: Vault, anna: Person) -> None:
-    with FailingDatabase(vault.container.engine).failing(FailingDatabase.ANY, stays_away=True):
+    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.ANY, stays_away=True):
         answers = [
             anna.send(Untouched(), length=5),  # type: ignore[arg-type]
             anna.get(FILES),
@@ -549,7 +549,7 @@ def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, 
     def lock() -> None:
         other.execute("BEGIN IMMEDIATE")
 
-    with impatient(vault.container.engine):
+    with impatient(vault.container.core.engine):
         answer = anna.send(Body(b"hello", at=2, then=lock), length=5)
     other.execute("ROLLBACK")
     other.close()

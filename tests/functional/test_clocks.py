@@ -52,7 +52,7 @@ def test_a_token_and_its_session_end_where_the_slowest_clock_says_so(vault: Vaul
 
 def test_a_session_that_is_accepted_by_leeway_alone_can_be_ended(vault: Vault) -> None:
     anna = vault.member()
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(UserSession).values(expires_at=vault.clock()))
     assert works(anna)
 

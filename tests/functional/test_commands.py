@@ -85,7 +85,7 @@ def test_status_counts_files_per_key(vault: Vault, runner: FlaskCliRunner) -> No
 
     text, machine = runner.invoke(args=["keys", "status"]), runner.invoke(args=["keys", "status", "--json"])
 
-    ref = vault.container.keys.primary.current_ref()
+    ref = vault.container.keys.ring.primary.current_ref()
     assert "No file is stored yet." in empty.output
     assert f"2 files  local  {ref}" in text.output
     assert json.loads(machine.output) == {

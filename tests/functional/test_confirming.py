@@ -111,14 +111,14 @@ def test_a_login_that_another_registration_overtakes_mails_no_link(
 ) -> None:
     register(vault, THEIRS, at=STRANGER)
     vault.mails()
-    check = vault.container.guess_limiter.check
+    check = vault.container.auth.guess_limiter.check
 
     def overtaken(*args: Any, **kwargs: Any) -> Any:
         checked = check(*args, **kwargs)
         register(vault)
         return checked
 
-    monkeypatch.setattr(type(vault.container.guess_limiter), "check", lambda _self, *a, **k: overtaken(*a, **k))
+    monkeypatch.setattr(type(vault.container.auth.guess_limiter), "check", lambda _self, *a, **k: overtaken(*a, **k))
     post(vault, "login", at=STRANGER, email=EMAIL, password=THEIRS)
     monkeypatch.undo()
 
@@ -223,7 +223,7 @@ def test_a_used_link_tells_nothing_about_a_password_and_sets_none(vault: Vault) 
     assert {but_request_id(answer)[2] for answer in again} == {but_request_id(first)[2]}
     assert {answer.status_code for answer in again} == {200}
     assert [signs_in(vault, password) for password in (PASSWORD, NEW)] == [True, False]
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(EmailToken.failures)).all() == [0]
 
 

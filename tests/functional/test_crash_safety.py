@@ -48,7 +48,7 @@ def end_leases(vault: Vault) -> None:
 
 def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
     """What another process does that ends the pending row: the reaper with its lease, a closed account without."""
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         shred(session, Shreddable.of(pending(vault)), end_lease=end_lease)
 
 
@@ -61,7 +61,7 @@ def dying(vault: Vault, *, after_commit: bool = False) -> Iterator[None]:
     if not after_commit:
         store.failures["commit"] = StorageUnavailable()
     store.forgets_aborts = True
-    with FailingDatabase(vault.container.engine).failing(statement, stays_away=True):
+    with FailingDatabase(vault.container.core.engine).failing(statement, stays_away=True):
         yield
     store.failures.clear()
     store.forgets_aborts = False
@@ -76,7 +76,7 @@ def vault(make_vault: Callable[..., Vault]) -> Vault:
 
 
 def test_a_running_uploads_lease_is_renewed_and_others_are_not(vault: Vault, anna: Person) -> None:
-    keeper = LeaseKeeper(vault.container.sessions)
+    keeper = LeaseKeeper(vault.container.core.sessions)
     stored = anna.upload(b"ready")
     seen: dict[str, Any] = {}
 
@@ -99,7 +99,7 @@ def test_a_running_uploads_lease_is_renewed_and_others_are_not(vault: Vault, ann
 
 
 def test_leases_are_renewed_by_a_thread_while_the_client_is_slow(vault: Vault, anna: Person) -> None:
-    keeper = LeaseKeeper(vault.container.sessions, every_seconds=0.02)
+    keeper = LeaseKeeper(vault.container.core.sessions, every_seconds=0.02)
 
     def meanwhile() -> None:
         row = pending(vault)
@@ -116,7 +116,7 @@ def test_the_reaper_leaves_an_upload_whose_lease_lives(vault: Vault, anna: Perso
     reports = []
 
     def meanwhile() -> None:
-        reports.append(vault.container.reaper.reap(Principal()))
+        reports.append(vault.container.objects.reaper.reap(Principal()))
 
     answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=5)
 
@@ -137,7 +137,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     vault.reap()
     while_leased = vault.file_states(), len(vault.objects()), vault.store.unfinished()
     end_leases(vault)
-    report = vault.container.reaper.reap(Principal())
+    report = vault.container.objects.reaper.reap(Principal())
 
     assert held == 5
     assert while_leased == (["pending"], int(after_commit), int(not after_commit))
@@ -162,7 +162,7 @@ def test_the_reaper_leaves_an_upload_that_renewed_its_lease_since_it_was_found(v
             if row.state == FileState.PENDING and row.lease_until is not None:
                 vault.change_file(row.id, lease_until=row.lease_until + 3 * GRANT)
 
-    report = vault.container.reaper.reap(Principal(), progress=renew)
+    report = vault.container.objects.reaper.reap(Principal(), progress=renew)
 
     assert (report.expired, report.removed) == (1, 1)
     assert vault.file_states() == ["pending"]
@@ -173,7 +173,7 @@ def test_a_reaper_that_dies_between_object_and_row_is_taken_up_again(vault: Vaul
     file_id = anna.upload(b"hello")["id"]
     anna.delete(f"{FILES}/{file_id}")
     with (
-        FailingDatabase(vault.container.engine).failing("DELETE FROM files"),
+        FailingDatabase(vault.container.core.engine).failing("DELETE FROM files"),
         pytest.raises(sa.exc.OperationalError),
     ):
         vault.run_queue()
@@ -188,7 +188,7 @@ def test_a_message_that_comes_twice_or_for_a_living_file_removes_nothing(vault: 
     kept, doomed = (uuid.UUID(anna.upload(b"hello")["id"]) for _ in range(2))
     anna.delete(f"{FILES}/{doomed}")
 
-    removed = [vault.container.reaper.remove(file_id) for file_id in (kept, doomed, doomed, uuid.uuid4())]
+    removed = [vault.container.objects.reaper.remove(file_id) for file_id in (kept, doomed, doomed, uuid.uuid4())]
 
     assert removed == [False, True, False, False]
     assert anna.download(str(kept)) == b"hello"
@@ -263,7 +263,7 @@ def test_an_upload_of_somebody_who_was_deleted_meanwhile_keeps_nothing(
     vault: Vault, anna: Person, length: int | None
 ) -> None:
     def close_account() -> None:
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(sa.delete(User))
 
     answer = anna.send(Body(b"hello", at=2, then=close_account), length=length)
@@ -276,7 +276,7 @@ def test_an_upload_of_somebody_who_was_deleted_meanwhile_keeps_nothing(
 
 
 def test_a_publication_that_was_committed_unseen_is_a_success(vault: Vault, anna: Person) -> None:
-    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.PUBLISH, after=True):
+    with FailingDatabase(vault.container.core.engine).losing_commit_of(FailingDatabase.PUBLISH, after=True):
         answer = anna.send(b"hello", length=5)
 
     assert outcome(answer) == (201, "stored")
@@ -287,7 +287,7 @@ def test_a_publication_that_was_committed_unseen_is_a_success(vault: Vault, anna
 
 
 def test_a_publication_that_was_not_committed_is_undone(vault: Vault, anna: Person) -> None:
-    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.PUBLISH, after=False):
+    with FailingDatabase(vault.container.core.engine).losing_commit_of(FailingDatabase.PUBLISH, after=False):
         answer = anna.send(b"hello", length=5)
 
     assert outcome(answer) == (503, "database_unavailable")
@@ -300,7 +300,7 @@ def test_a_reservation_of_unknown_outcome_keeps_nothing_for_longer_than_its_leas
     vault: Vault, anna: Person, after: bool
 ) -> None:
     body = Body(b"hello")
-    with FailingDatabase(vault.container.engine).losing_commit_of(FailingDatabase.RESERVE, after=after):
+    with FailingDatabase(vault.container.core.engine).losing_commit_of(FailingDatabase.RESERVE, after=after):
         answer = anna.send(body, length=5)
 
     assert outcome(answer) == (503, "database_unavailable")
@@ -311,7 +311,7 @@ def test_a_reservation_of_unknown_outcome_keeps_nothing_for_longer_than_its_leas
 
 
 def test_a_deletion_of_unknown_outcome_is_either_done_or_not(vault: Vault, anna: Person) -> None:
-    database = FailingDatabase(vault.container.engine)
+    database = FailingDatabase(vault.container.core.engine)
     file_id = anna.upload(b"hello")["id"]
 
     with database.losing_commit_of(FailingDatabase.SHRED, after=False):
@@ -392,7 +392,7 @@ def test_a_deletion_during_a_download_lets_the_download_end_or_break(vault: Vaul
 
 def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, anna: Person, bert: Person) -> None:
     dice = random.Random(20261124)
-    store, database = vault.store, FailingDatabase(vault.container.engine)
+    store, database = vault.store, FailingDatabase(vault.container.core.engine)
     assert isinstance(store, FailingStore)
     people = [anna, bert]
 
@@ -480,7 +480,7 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
 
 
 def installation_id(vault: Vault) -> uuid.UUID | None:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return session.scalar(sa.select(Installation.installation_id))
 
 
@@ -496,7 +496,11 @@ def refused_everywhere(vault: Vault, anna: Person) -> bool:
     before = state_of(vault)
     answer = anna.send(b"hello", length=5)
     assert outcome(answer) == (503, "installation_mismatch")
-    for act in (vault.reap, vault.container.reaper.find_orphans, lambda: vault.container.reaper.remove(uuid.uuid4())):
+    for act in (
+        vault.reap,
+        vault.container.objects.reaper.find_orphans,
+        lambda: vault.container.objects.reaper.remove(uuid.uuid4()),
+    ):
         with pytest.raises(InstallationMismatch):
             act()
     assert state_of(vault) == before
@@ -527,7 +531,7 @@ def test_a_second_process_finds_the_id_and_works(make_vault: Callable[..., Vault
 def test_processes_that_start_at_once_agree_on_one_id(make_vault: Callable[..., Vault]) -> None:
     store = FailingStore()
     vaults = [make_vault(store=store) for _ in range(3)]
-    in_parallel(3, lambda number: vaults[number].container.installation.require())
+    in_parallel(3, lambda number: vaults[number].container.objects.installation.require())
 
     ids = {installation_id(vault) for vault in vaults}
 
@@ -579,7 +583,11 @@ def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vau
             return super().get(key)
 
     guard = InstallationGuard(
-        vault.container.sessions, HangingStore(), vault.clock, audit=vault.container.audit, wait_seconds=0.01
+        vault.container.core.sessions,
+        HangingStore(),
+        vault.clock,
+        audit=vault.container.audit.service,
+        wait_seconds=0.01,
     )
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(guard.require)
@@ -612,7 +620,7 @@ def test_an_empty_database_beside_a_full_store_touches_nothing(make_vault: Calla
     anna = full.member()
     for _ in range(3):
         anna.upload(b"hello")
-    with full.container.sessions.begin() as session:
+    with full.container.core.sessions.begin() as session:
         for table in (File, User, Installation):
             session.execute(sa.delete(table))
 
@@ -626,7 +634,7 @@ def test_a_full_store_that_lost_its_id_is_not_taken_over(make_vault: Callable[..
     full = make_vault(store=FailingStore())
     full.member().upload(b"hello")
     full.store.delete(INSTALLATION_KEY)
-    with full.container.sessions.begin() as session:
+    with full.container.core.sessions.begin() as session:
         for table in (File, User, Installation):
             session.execute(sa.delete(table))
 
@@ -671,7 +679,7 @@ def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Call
 
 def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vault, anna: Person) -> None:
     anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
 
     with pytest.raises(InstallationMismatch):
@@ -687,10 +695,10 @@ def test_an_upload_that_begins_during_the_search_is_no_orphan(vault: Vault, anna
     found = []
 
     def search() -> None:
-        found.append(vault.container.reaper.find_orphans())
+        found.append(vault.container.objects.reaper.find_orphans())
 
     anna.send(Body(b"hello", at=2, then=search), length=5)
-    found.append(vault.container.reaper.find_orphans())
+    found.append(vault.container.objects.reaper.find_orphans())
 
     assert [report.orphans for report in found] == [(), ()]
 
@@ -698,10 +706,10 @@ def test_an_upload_that_begins_during_the_search_is_no_orphan(vault: Vault, anna
 def test_an_orphan_whose_row_appeared_since_is_not_deleted(vault: Vault, anna: Person) -> None:
     row = vault.file(anna.upload(b"hello")["id"])
     vault.change_file(row.id, object_id=uuid.uuid4())
-    orphan = vault.container.reaper.find_orphans()
+    orphan = vault.container.objects.reaper.find_orphans()
     vault.change_file(row.id, object_id=row.object_id)
 
-    removed = vault.container.reaper.remove_orphans(Principal(), orphan, progress=lambda _: None)
+    removed = vault.container.objects.reaper.remove_orphans(Principal(), orphan, progress=lambda _: None)
 
     assert orphan.orphans == (row.object_id,)
     assert removed == 0

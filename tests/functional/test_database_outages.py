@@ -25,13 +25,13 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def failing_with(vault: Vault, sqlstate: str) -> Iterator[None]:
     """Whatever makes an account fails so."""
     body = f"BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{sqlstate}'; END"
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
         connection.execute(sa.text("CREATE TRIGGER fail BEFORE INSERT ON users EXECUTE FUNCTION fail()"))
     try:
         yield
     finally:
-        with vault.container.engine.begin() as connection:
+        with vault.container.core.engine.begin() as connection:
             connection.execute(sa.text("DROP FUNCTION fail CASCADE"))
 
 
@@ -48,13 +48,15 @@ def test_what_keeps_a_database_from_serving_is_a_503_with_a_time_to_come_back(va
 
 @on_postgresql
 def test_readiness_asks_whether_the_database_takes_writes(vault: Vault) -> None:
-    name = sa.text(f'ALTER DATABASE "{vault.container.engine.url.database}" SET default_transaction_read_only = on')
-    with vault.container.engine.begin() as connection:
+    name = sa.text(
+        f'ALTER DATABASE "{vault.container.core.engine.url.database}" SET default_transaction_read_only = on'
+    )
+    with vault.container.core.engine.begin() as connection:
         connection.execute(name)
     try:
         answer = vault.client.get("/readyz")
     finally:
-        with vault.container.engine.begin() as connection:
+        with vault.container.core.engine.begin() as connection:
             connection.execute(sa.text(name.text.replace("SET", "RESET").removesuffix(" = on")))
 
     assert answer.status_code == 503
@@ -90,12 +92,12 @@ def test_every_connection_to_postgresql_notices_a_server_that_vanished(
     monkeypatch.setattr(psycopg2, "connect", recording)
     vault = Vault(tmp_path, database_url, AUDIT_ADMIN_DATABASE_URL=database_url, AUDIT_RETENTION_DAYS="30")
     vaults.append(vault)
-    vault.container.engine.dispose()
+    vault.container.core.engine.dispose()
     steps = {
         "requests": lambda: vault.member(),
         "readiness": lambda: vault.client.get("/readyz"),
-        "export": lambda: vault.container.audit_exports.open(Principal(), Format.CSV, Filters()).close(),
-        "retention": lambda: vault.container.audit_retention.enforce(Principal()),
+        "export": lambda: vault.container.audit.exports.open(Principal(), Format.CSV, Filters()).close(),
+        "retention": lambda: vault.container.audit.retention.enforce(Principal()),
     }
     for step in steps.values():
         step()

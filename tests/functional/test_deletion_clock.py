@@ -38,7 +38,7 @@ def run_passes(vault: Vault) -> None:
 
 
 def rows(vault: Vault) -> dict[str, int]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return {
             table.__tablename__: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in KEPT
         }
@@ -128,7 +128,7 @@ def test_a_machine_that_starts_with_the_time_of_its_factory_goes_on_when_it_has_
 
 
 def test_deletion_goes_by_the_databases_clock(used: Vault) -> None:
-    reading = DeletionClock(used.container.sessions).reading()
+    reading = DeletionClock(used.container.core.sessions).reading()
 
     assert abs(reading.now - datetime.now(UTC)) < timedelta(seconds=60)
     assert reading.now.tzinfo is UTC

@@ -476,7 +476,7 @@ def test_a_download_is_audited_at_its_start_and_its_end(vault: Vault, anna: Pers
 def test_a_download_that_cannot_be_audited_is_refused(vault: Vault, anna: Person) -> None:
     path = f"{FILES}/{anna.upload(MARKER)['id']}/content"
 
-    with FailingDatabase(vault.container.engine).failing(FailingDatabase.AUDIT):
+    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.AUDIT):
         answer = anna.get(path)
 
     assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")

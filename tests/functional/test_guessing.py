@@ -121,7 +121,7 @@ def attack_from_everywhere(vault: Vault, attempts: int, *, first: int = 0) -> No
     """So many failures, each from a network of its own; those in the middle are only written down."""
     fail(vault, 1, at=f"203.0.{first}.1")
     if attempts > 2:
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.execute(
                 sa.update(PasswordAttempts)
                 .where(PasswordAttempts.network_key == b"")
@@ -249,7 +249,7 @@ def test_addresses_without_an_account_are_counted_alike(vault: Vault, anna: Pers
     fail(vault, 6)
     fail(vault, 6, email="nobody@example.org")
 
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         rows = session.scalars(sa.select(PasswordAttempts).order_by(PasswordAttempts.failures)).all()
     assert [row.failures for row in rows] == [5, 5, 5, 5]
     assert len({row.delayed_until for row in rows if row.network_key}) == 1
@@ -266,7 +266,7 @@ def test_spellings_of_an_address_are_counted_together(vault: Vault, anna: Person
 def test_rows_name_neither_address_nor_network(vault: Vault, anna: Person) -> None:
     fail(vault, 1)
 
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         rows = session.scalars(sa.select(PasswordAttempts)).all()
     assert sorted(len(row.network_key) for row in rows) == [0, 32]
     assert all(EMAIL.encode() not in row.account_key + row.network_key for row in rows)
@@ -305,7 +305,7 @@ def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> N
 def test_a_server_that_is_too_busy_to_look_counts_nothing(make_vault: Any) -> None:
     vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", ARGON2_CONCURRENCY="1")
     vault.member()
-    passwords = vault.container.guess_limiter._passwords
+    passwords = vault.container.auth.guess_limiter._passwords
     passwords._wait_seconds = 0.01
     assert passwords._slots.acquire(blocking=False)
 
@@ -357,12 +357,12 @@ def test_what_changes_while_a_password_is_looked_at_counts(
         if change == "password":
             vault.change_user(password_hash=CHEAP_HASHER.hash(NEW), password_version=7)
         elif change == "address":
-            with vault.container.sessions.begin() as session:
+            with vault.container.core.sessions.begin() as session:
                 session.execute(sa.text("UPDATE users SET email = 'b@example.org', email_key = 'b@example.org'"))
         elif change == "disabled":
             vault.change_user(disabled_at=vault.clock())
         else:
-            with vault.container.sessions.begin() as session:
+            with vault.container.core.sessions.begin() as session:
                 session.execute(sa.text("DELETE FROM users"))
         return Checked(Verdict.RIGHT)
 

@@ -29,13 +29,13 @@ class LostStore(MemoryStore):
 @contextmanager
 def at_revision(vault: Vault, revision: str) -> Iterator[None]:
     change = sa.text("UPDATE alembic_version SET version_num = :revision")
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         head = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
         connection.execute(change, {"revision": revision})
     try:
         yield
     finally:
-        with vault.container.engine.begin() as connection:
+        with vault.container.core.engine.begin() as connection:
             connection.execute(change, {"revision": head})
 
 
@@ -66,7 +66,7 @@ def test_a_database_that_newer_code_has_migrated_is_served_from(vault: Vault) ->
 
 
 def test_a_beat_that_was_killed_is_noticed_and_takes_no_node_out_of_the_balancer(vault: Vault) -> None:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
 
     answer = vault.client.get("/readyz")

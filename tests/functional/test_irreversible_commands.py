@@ -14,7 +14,7 @@ from testing.settings import make_settings
 from testing.vault import Vault
 from vault import create_app
 from vault.settings.config import ROOT
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 MIGRATIONS = ROOT / "migrations"
 # Nothing is lost with these: later code fills them again from others, or they count for a while.
@@ -44,17 +44,17 @@ ROWS = (
 
 @pytest.fixture
 def container(tmp_path: Path, sqlite_url: str) -> Container:
-    return build_container(make_settings(tmp_path, DATABASE_URL=sqlite_url))
+    return wire(make_settings(tmp_path, DATABASE_URL=sqlite_url))
 
 
 def execute(container: Container, *statements: str) -> None:
-    with container.engine.begin() as connection:
+    with container.core.engine.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
 
 
 def counts(container: Container) -> dict[str, int]:
-    with container.engine.begin() as connection:
+    with container.core.engine.begin() as connection:
         return {
             name: connection.scalar(sa.text(f"SELECT count(*) FROM {name}")) or 0
             for name in ("users", "sessions", "email_tokens")
@@ -68,24 +68,24 @@ def test_changing_a_table_that_others_refer_to_keeps_their_rows_down_and_up(cont
         below = counts(container)
         upgrade()
     above = counts(container)
-    container.engine.dispose()
+    container.core.engine.dispose()
 
     assert below == above == {"users": 1, "sessions": 1, "email_tokens": 1}
 
 
 def test_a_migration_that_would_leave_references_to_nothing_changes_nothing(container: Container) -> None:
     execute(container, *ROWS)
-    raw = container.engine.raw_connection()
+    raw = container.core.engine.raw_connection()
     raw.cursor().execute("PRAGMA foreign_keys = OFF")
     raw.cursor().execute("DELETE FROM users")
     raw.close()
-    container.engine.dispose()
+    container.core.engine.dispose()
 
     with create_app(container=container).app_context(), pytest.raises(SystemExit, match=r"email_tokens.*sessions"):
         downgrade(revision="0003")
-    with container.engine.connect() as connection:
+    with container.core.engine.connect() as connection:
         version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-    container.engine.dispose()
+    container.core.engine.dispose()
 
     assert version == ScriptDirectory(str(MIGRATIONS)).get_current_head()
 
@@ -95,7 +95,7 @@ def flask_db(vault: Vault, *arguments: str, input: str | None = None) -> Result:
 
 
 def version(vault: Vault) -> str:
-    with vault.container.engine.connect() as connection:
+    with vault.container.core.engine.connect() as connection:
         return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
 
 
@@ -161,7 +161,7 @@ def test_a_stamp_asks_first(vault: Vault) -> None:
 def test_without_a_terminal_what_cannot_be_undone_is_refused(vault: Vault, arguments: tuple[str, ...]) -> None:
     anna = vault.member()
     file_id = anna.upload(b"content")["id"]
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM files"))
         connection.execute(sa.text("UPDATE users SET used_bytes = 0"))
     objects = vault.objects()
@@ -198,7 +198,7 @@ def test_a_migration_names_the_rows_that_its_downgrade_deletes(path: Path) -> No
 
 
 def test_printing_the_statements_of_an_upgrade_makes_no_database(tmp_path: Path) -> None:
-    lacking = build_container(make_settings(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/lacking-test.db"))
+    lacking = wire(make_settings(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/lacking-test.db"))
 
     create_app(container=lacking).test_cli_runner().invoke(args=["db", "upgrade", "--sql", "0001"])
 

@@ -36,7 +36,7 @@ def test_a_password_that_takes_long_to_judge_keeps_one_thread_and_the_next_are_t
 ) -> None:
     judge = SlowJudge()
     vault = make_vault(judge=judge)
-    for service in (vault.container.registration, vault.container.recovery, vault.container.profiles):
+    for service in (vault.container.auth.registration, vault.container.auth.recovery, vault.container.auth.profiles):
         service._passwords._wait_seconds = 0.05
 
     with ThreadPoolExecutor(1) as threads:

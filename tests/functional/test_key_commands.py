@@ -26,7 +26,7 @@ def with_new_key(vault: Vault) -> Vault:
 
 
 def ref_of(vault: Vault) -> str:
-    return vault.container.key_usage.primary()[1]
+    return vault.container.keys.usage.primary()[1]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_status_and_check_tell_of_missing_and_retired_keys(vault: Vault, anna: P
     anna.upload(b"content")
     old, other = ref_of(vault), vault.rotated(MASTER_KEY=generate_master_key())
     missing, unusable = other.command("keys", "status"), other.command("keys", "check")
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
 
     retired, refused = vault.command("keys", "status"), vault.command("keys", "check")
@@ -223,14 +223,14 @@ def test_ctrl_c_ends_a_command_with_a_line_and_status_130(
 ) -> None:
     seed_files(vault.container, vault.user().id, 6, store_dir=None)
     new = with_new_key(vault)
-    unwrap, calls = new.container.keys.unwrap, iter(range(10))
+    unwrap, calls = new.container.keys.ring.unwrap, iter(range(10))
 
     def interrupted(*args: Any) -> bytes:
         if next(calls) == (0 if command == "keys check" else 4):
             os.kill(os.getpid(), signal.SIGINT)
         return unwrap(*args)
 
-    monkeypatch.setattr(new.container.keys, "unwrap", interrupted)
+    monkeypatch.setattr(new.container.keys.ring, "unwrap", interrupted)
     # Objects of seeded rows are not in the store; unwrapping is all that matters here.
     shown = new.command(*command.split())
 
@@ -238,6 +238,6 @@ def test_ctrl_c_ends_a_command_with_a_line_and_status_130(
     assert "Interrupted. Completed work is kept" in shown.stderr
     assert "Traceback" not in shown.output
     monkeypatch.undo()
-    assert sum(use.rows for use in new.container.key_usage.by_ref()) == 6
+    assert sum(use.rows for use in new.container.keys.usage.by_ref()) == 6
     assert new.command("keys", "rewrap").exit_code == 0
     assert new.command("keys", "verify", "--all").exit_code == 0

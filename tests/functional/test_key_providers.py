@@ -48,7 +48,7 @@ def deny(*_: Any, **__: Any) -> Any:
 
 def forbid_calls(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every request to KMS fails the test."""
-    provider = vault.container.keys._providers["aws-kms"].provider
+    provider = vault.container.keys.ring._providers["aws-kms"].provider
     assert isinstance(provider, KmsKeyProvider)
     monkeypatch.setattr(provider.client, "_make_api_call", deny)
 
@@ -68,7 +68,7 @@ def test_the_same_files_read_the_same_under_each_provider(
         facts = [person.get(f"{FILES}/{file['id']}").json for file in stored]
         seen.append([(f["size"], f["sha256"], f["cipher"], person.download(f["id"])) for f in facts])
         assert [file["sha256"] for file in stored] == [f["sha256"] for f in facts]
-        assert {f["key_provider"] for f in facts} == {vault.container.keys.primary.name}
+        assert {f["key_provider"] for f in facts} == {vault.container.keys.ring.primary.name}
 
     assert seen[0] == seen[1] == seen[2] == seen[3]
     assert [content for *_, content in seen[0]] == [pattern(size) for size in SIZES]
@@ -234,7 +234,7 @@ def test_reads_of_one_file_ask_the_key_service_once_and_a_deletion_forgets_the_k
         anna.head(f"{FILES}/{file_id}/content")
 
     assert slow.calls == 1
-    reader = remote.container.files._downloads._reader
+    reader = remote.container.files.service._downloads._reader
     object_id = remote.file(file_id).object_id
     assert object_id in reader._keys._entries
     anna.delete(f"{FILES}/{file_id}")
@@ -329,7 +329,7 @@ def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = anna.upload(b"content")["id"]
-    unlock = vault.container.files._downloads._reader.unlock
+    unlock = vault.container.files.service._downloads._reader.unlock
 
     def delete_meanwhile(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.undo()
@@ -337,7 +337,7 @@ def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
         vault.run_queue()
         return unlock(*args, **kwargs)
 
-    monkeypatch.setattr(vault.container.files._downloads._reader, "unlock", delete_meanwhile)
+    monkeypatch.setattr(vault.container.files.service._downloads._reader, "unlock", delete_meanwhile)
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 

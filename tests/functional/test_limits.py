@@ -48,7 +48,7 @@ def ask(vault: Vault, path: str = "login", *, at: str = HOME, email: str = EMAIL
 
 def rows(vault: Vault) -> dict[str, list[Any]]:
     """Every row of every table."""
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return {table.name: list(session.execute(sa.select(table))) for table in Base.metadata.sorted_tables}
 
 

@@ -219,11 +219,11 @@ def statements(vault: Vault) -> Iterator[list[tuple[str, Any]]]:
         if not statement.startswith("BEGIN"):
             sent.append((statement, parameters))
 
-    sa.event.listen(vault.container.engine, "before_cursor_execute", note)
+    sa.event.listen(vault.container.core.engine, "before_cursor_execute", note)
     try:
         yield sent
     finally:
-        sa.event.remove(vault.container.engine, "before_cursor_execute", note)
+        sa.event.remove(vault.container.core.engine, "before_cursor_execute", note)
 
 
 def test_a_page_is_one_statement(vault: Vault, anna: Person) -> None:
@@ -234,7 +234,9 @@ def test_a_page_is_one_statement(vault: Vault, anna: Person) -> None:
         listing, after = Listing(sort, search="txt"), None
         for _ in range(2):
             with statements(vault) as sent:
-                after = vault.container.files.list(Principal(owner_id), listing, limit=3, after=after).next_after
+                after = vault.container.files.service.list(
+                    Principal(owner_id), listing, limit=3, after=after
+                ).next_after
             assert len(sent) == 1
             assert "OFFSET" not in str(listing.query(owner_id, after, 3)).upper()
 
@@ -271,7 +273,7 @@ def plan_of(vault: Vault, act: Callable[[], object]) -> tuple[dict[str, Any], li
     with statements(vault) as sent:
         act()
     ((statement, parameters),) = sent
-    with vault.container.engine.connect() as connection:
+    with vault.container.core.engine.connect() as connection:
         explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         ((answer,),) = connection.exec_driver_sql(explain, parameters).scalars()
     return answer["Plan"], list(nodes(answer["Plan"]))
@@ -283,7 +285,7 @@ def test_every_page_of_many_rows_comes_from_an_index(
 ) -> None:
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
-    engine, files = vault.container.engine, vault.container.files
+    engine, files = vault.container.core.engine, vault.container.files.service
     owner_id, other_id = (
         vault.user(vault.member(email).email).id for email in ("anna@example.org", "bert@example.org")
     )
@@ -291,7 +293,7 @@ def test_every_page_of_many_rows_comes_from_an_index(
         connection.execute(sa.text(SEED), {"owner": str(owner_id), "other": str(other_id), "rows": rows})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM ANALYZE files"))
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         middle = sa.select(File).where(File.owner_id == owner_id).order_by(File.created_at).offset(rows // 2).limit(1)
         deep = session.scalars(middle).one()
     # Few names have the first, all the second, and the last ones by name the third. The fourth has no trigram, so that

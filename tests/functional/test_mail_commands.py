@@ -22,7 +22,7 @@ sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def jobs(vault: Vault) -> list[MailJob]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return list(session.scalars(sa.select(MailJob).order_by(MailJob.created_at)))
 
 
@@ -116,7 +116,7 @@ def test_a_list_that_is_cut_says_so(vault: Vault) -> None:
 
 def erase(vault: Vault, job_id: uuid.UUID) -> None:
     vault.clock.advance(days=8)
-    assert vault.container.outbox.sweep(vault.clock(), 500) == 1
+    assert vault.container.mail.outbox.sweep(vault.clock(), 500) == 1
 
 
 def send(vault: Vault, job_id: uuid.UUID) -> None:
@@ -127,7 +127,7 @@ def send(vault: Vault, job_id: uuid.UUID) -> None:
 def claim(vault: Vault, job_id: uuid.UUID) -> None:
     vault.command("mail", "queue", "--retry", str(job_id))
     vault.queue.clear()
-    assert vault.container.outbox._claim(job_id) is not None
+    assert vault.container.mail.outbox._claim(job_id) is not None
 
 
 @sqlite_only

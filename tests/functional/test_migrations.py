@@ -16,20 +16,20 @@ from vault import create_app
 from vault.core.db import create_database
 from vault.core.text import fold
 from vault.settings.config import ROOT
-from vault.wiring import build_container
+from vault.wiring import wire
 
 
 def up_and_down(folder: Path, database_url: str) -> None:
-    container = build_container(make_settings(folder, DATABASE_URL=database_url))
+    container = wire(make_settings(folder, DATABASE_URL=database_url))
     create_database(container.settings.database.url)
     with create_app(container=container).app_context():
         for _ in range(2):
             upgrade()
             check()
             downgrade(revision="base")
-            with container.engine.connect() as connection:
+            with container.core.engine.connect() as connection:
                 assert sa.inspect(connection).get_table_names() == ["alembic_version"]
-    container.engine.dispose()
+    container.core.engine.dispose()
 
 
 def test_sqlite_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_postgresql_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> No
 
 def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, database_url: str) -> None:
     with postgres_database() if database_url.startswith("postgresql") else nullcontext() as url:
-        container = build_container(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
+        container = wire(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
         create_database(container.settings.database.url)
         users = [("Zoë@example.org", "I\u0307stanbul Straße"), ("x@example.org", "")]
         users += [(f"p{number}@example.org", f"{number}") for number in range(700)]
@@ -54,7 +54,7 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
         with create_app(container=container).app_context():
             before = ScriptDirectory(str(ROOT / "migrations")).get_revision("0010").down_revision
             upgrade(revision=before)
-            with container.engine.begin() as connection:
+            with container.core.engine.begin() as connection:
                 connection.execute(
                     insert, [{"id": str(uuid.uuid4()), "email": email, "name": name} for email, name in users]
                 )
@@ -63,28 +63,28 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
                 # Interrupted right before its end: on SQLite it would be undone as a whole.
                 stamp(revision=before)
             upgrade()
-        with container.engine.connect() as connection:
+        with container.core.engine.connect() as connection:
             found = dict(connection.execute(sa.text("SELECT full_name, search_text FROM users")).all())
-        container.engine.dispose()
+        container.core.engine.dispose()
 
     assert found == {name: fold(f"{email}\n{name}") for email, name in users}
 
 
 def test_indexes_that_upgrades_beside_each_other_have_lost_are_made_again(tmp_path: Path) -> None:
     with postgres_database() as url:
-        container = build_container(make_settings(tmp_path, DATABASE_URL=url))
+        container = wire(make_settings(tmp_path, DATABASE_URL=url))
         with create_app(container=container).app_context():
             upgrade(revision="0016")
-            with container.engine.begin() as connection:
+            with container.core.engine.begin() as connection:
                 connection.execute(sa.text("DROP INDEX ix_files_wrapped_by"))
                 # As an upgrade leaves it that is killed while it makes the index.
                 broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_users_admins'::regclass"
                 connection.execute(sa.text(broken))
             upgrade()
             check()
-            with container.engine.connect() as connection:
+            with container.core.engine.connect() as connection:
                 invalid = connection.scalar(sa.text("SELECT count(*) FROM pg_index WHERE NOT indisvalid"))
-        container.engine.dispose()
+        container.core.engine.dispose()
 
     assert invalid == 0
 
@@ -100,5 +100,5 @@ def test_there_is_one_head() -> None:
 def test_a_row_that_contradicts_itself_is_refused(vault: Vault, broken: str) -> None:
     vault.member().upload(b"content")
 
-    with pytest.raises(sa.exc.IntegrityError), vault.container.engine.begin() as connection:
+    with pytest.raises(sa.exc.IntegrityError), vault.container.core.engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE files SET {broken}"))

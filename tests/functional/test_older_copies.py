@@ -44,12 +44,12 @@ def copy_of(tmp_path: Path) -> Callable[[Vault], Vault]:
 
 
 def end_leases(vault: Vault) -> None:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(-60)))
 
 
 def epoch_of(vault: Vault) -> Epoch:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return Epoch(*session.execute(sa.select(Installation.epoch, Installation.epoch_token)).one())
 
 
@@ -72,7 +72,7 @@ def refuses(vault: Vault, person: Person) -> bool:
     assert isinstance(vault.store, MemoryStore)
     before = dict(vault.store.objects)
     assert refusal(person.at(vault).send(b"more", length=4)) == (503, "installation_mismatch")
-    reaper = vault.container.reaper
+    reaper = vault.container.objects.reaper
     for act in (vault.reap, reaper.find_orphans, reaper.foresee, lambda: reaper.remove(uuid.uuid4())):
         with pytest.raises(InstallationMismatch):
             act()
@@ -102,7 +102,7 @@ def test_a_copy_that_is_raised_before_its_original_leaves_what_that_has_acknowle
 ) -> None:
     copy, file_id = copied_amid_an_upload(vault, anna, copy_of)
 
-    report = copy.container.reaper.reap(Principal())
+    report = copy.container.objects.reaper.reap(Principal())
     copy.reap()
 
     assert (report.expired, report.removed) == (1, 0)
@@ -125,7 +125,7 @@ def test_an_upload_during_which_another_copy_became_the_owner_is_not_acknowledge
     anna.upload(b"so that the installation id is there")
     copy = copy_of(vault)
 
-    answer = anna.send(Body(b"hello", at=2, then=copy.container.installation.raise_epoch), length=5)
+    answer = anna.send(Body(b"hello", at=2, then=copy.container.objects.installation.raise_epoch), length=5)
 
     assert refusal(answer) == (503, "installation_mismatch")
     assert len(anna.get(FILES).json["items"]) == 1
@@ -142,11 +142,11 @@ def test_of_two_copies_that_are_raised_to_one_number_one_goes_on(
 
     def be_overtaken(key: str, content: bytes) -> None:
         monkeypatch.setattr(vault.store, "put", put)
-        copy.container.installation.raise_epoch()
+        copy.container.objects.installation.raise_epoch()
         put(key, content)
 
     monkeypatch.setattr(vault.store, "put", be_overtaken)
-    vault.container.installation.raise_epoch()
+    vault.container.objects.installation.raise_epoch()
 
     assert epoch_of(vault).number == epoch_of(copy).number == 1
     assert refuses(copy, anna)
@@ -211,7 +211,7 @@ def test_processes_of_one_database_raise_its_epoch_together_and_none_is_behind(
 ) -> None:
     store = FailingStore()
     vaults = [make_vault(store=store) for _ in range(3)]
-    guards = [vault.container.installation for vault in vaults]
+    guards = [vault.container.objects.installation for vault in vaults]
 
     def raise_and_require(number: int) -> None:
         for _ in range(5):
@@ -225,7 +225,7 @@ def test_processes_of_one_database_raise_its_epoch_together_and_none_is_behind(
 
 
 def test_a_process_that_tells_the_store_late_tells_it_the_newest(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, put = vault.container.installation, vault.store.put
+    guard, put = vault.container.objects.installation, vault.store.put
 
     def be_overtaken(key: str, content: bytes) -> None:
         monkeypatch.setattr(vault.store, "put", put)

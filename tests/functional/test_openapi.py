@@ -243,7 +243,7 @@ def test_liveness_asks_no_dependency(make_vault: Callable[..., Vault]) -> None:
     store = FailingStore()
     vault = make_vault(store=store)
 
-    with FailingDatabase(vault.container.engine).failing(FailingDatabase.ANY, stays_away=True):
+    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.ANY, stays_away=True):
         answer = vault.client.get("/livez")
 
     assert (answer.status_code, answer.text, store.calls) == (200, "ok\n", [])

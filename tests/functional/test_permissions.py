@@ -110,7 +110,7 @@ def test_the_first_authenticator_that_recognises_a_request_says_whose_it_is(vaul
     access.register(
         vault.app,
         authenticators=[first, second, authenticator("third", Principal())],
-        refuse=vault.container.admins.refuse,
+        refuse=vault.container.auth.admins.refuse,
     )
     answer = vault.client.get("/api/v1/auth/me")
 
@@ -119,7 +119,7 @@ def test_the_first_authenticator_that_recognises_a_request_says_whose_it_is(vaul
 
 
 def test_a_request_that_no_authenticator_recognises_is_not_signed_in(vault: Vault) -> None:
-    access.register(vault.app, authenticators=[lambda: None, lambda: None], refuse=vault.container.admins.refuse)
+    access.register(vault.app, authenticators=[lambda: None, lambda: None], refuse=vault.container.auth.admins.refuse)
 
     answer = vault.client.get("/api/v1/auth/me")
 

@@ -143,7 +143,7 @@ def test_an_answer_that_fails_ends_its_download(
 
 def test_an_export_that_fails_while_it_is_answered_is_closed(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     root, opened = vault.member("root@example.org", role="admin"), []
-    exports = vault.container.audit_exports
+    exports = vault.container.audit.exports
     monkeypatch.setattr(type(exports), "open", lambda *_: opened.append(Closing()) or opened[-1])
     vault.app.testing = False
     after_the_view(vault, monkeypatch)

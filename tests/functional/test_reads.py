@@ -25,7 +25,7 @@ def read(person: Person, path: str, number: int, **kwargs: Any) -> Any:
 
 def actions(vault: Vault) -> list[str]:
     """Of the events about reading, in the order in which they came."""
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         query = sa.select(AuditEvent.action).where(AuditEvent.action.like("file.%")).order_by(AuditEvent.at)
         return sorted(action for action in session.scalars(query) if action != "file.uploaded")
 
@@ -62,7 +62,7 @@ def test_each_read_is_committed_before_its_first_byte(vault: Vault, anna: Person
     read(anna, path, 0)
 
     answer = read(anna, path, 1, buffered=False)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         counted = session.execute(sa.select(AuditRead.count, AuditRead.ended)).all()
     answer.close()
 
@@ -104,13 +104,13 @@ def test_reads_are_settled_when_their_ten_minutes_are_over(vault: Vault, anna: P
         read(anna, path, number)
 
     vault.clock.now = window + timedelta(minutes=11, seconds=29)
-    early = vault.container.settling.settle()
+    early = vault.container.audit.settling.settle()
     vault.clock.advance(seconds=1)
-    late = vault.container.settling.settle()
+    late = vault.container.audit.settling.settle()
 
     assert (early, late) == (0, 1)
     assert actions(vault).count("file.read_on") == 1
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(AuditRead)).all() == []
 
 
@@ -119,7 +119,7 @@ def test_a_read_that_cannot_be_audited_sends_nothing_though_the_first_one_could(
     vault: Vault, anna: Person, path: str
 ) -> None:
     read(anna, path, 0)
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(
             sa.text(
                 "CREATE TRIGGER refuse_events BEFORE INSERT ON audit_events BEGIN SELECT RAISE(ABORT, 'refused'); END"

@@ -138,7 +138,7 @@ def test_answers_are_the_same_for_every_address_and_so_is_the_work(vault: Vault,
 
     assert len(answers) == 1
     assert len(vault.queue) == 4
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         jobs = session.scalars(sa.select(MailJob).where(MailJob.kind == "reset_password")).all()
     assert sorted(str(job.recipient) for job in jobs) == ["None", "None", EMAIL, "waiting@example.org"]
     events = vault.audit_trail("user.password_reset_requested")
@@ -230,8 +230,8 @@ def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None
     vault = make_vault()
     vault.member()
     token = reset_token(vault)
-    slots = vault.container.recovery._passwords._slots
-    vault.container.recovery._passwords._wait_seconds = 0.01
+    slots = vault.container.auth.recovery._passwords._slots
+    vault.container.auth.recovery._passwords._wait_seconds = 0.01
     while slots.acquire(blocking=False):
         pass
 
@@ -239,5 +239,5 @@ def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None
 
     assert (answer.status_code, answer.mimetype) == (503, "text/html")
     assert int(answer.headers["Retry-After"]) > 0
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 1

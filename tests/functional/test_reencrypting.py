@@ -27,7 +27,7 @@ FILES = "/api/v1/files"
 def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
     selection = Selection(Suite.named(vault.settings.files.cipher), tuple(map(uuid.UUID, file_ids)), key_ref)
     failures: list[tuple[uuid.UUID, str]] = []
-    report = vault.container.reencryptor.run(
+    report = vault.container.keys.reencryptor.run(
         Principal(), selection, on_failure=lambda file_id, reason: failures.append((file_id, reason))
     )
     vault.failures = {str(file_id): reason for file_id, reason in failures}  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> Reenc
 
 def end_grace(vault: Vault) -> None:
     """Let the hour pass for which old objects are kept."""
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=vault.clock() - DAY))
 
 
@@ -90,7 +90,7 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Call
     new = anna.at(gcm).upload(b"already")
     selection = Selection(Suite.AES_256_GCM)
 
-    planned = gcm.container.reencryptor.plan(selection)
+    planned = gcm.container.keys.reencryptor.plan(selection)
     report = reencrypt(gcm)
 
     assert planned == (3, 300_003)
@@ -98,22 +98,22 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Call
     assert {item["cipher"] for item in anna.get(FILES).json["items"]} == {"AES-256-GCM"}
     assert [anna.download(file_id) for file_id in old] == [b"", b"one", b"x" * 300_000]
     assert anna.get(f"{FILES}/{new['id']}").json["etag"] == new["etag"]
-    assert gcm.container.reencryptor.plan(selection) == (0, 0)
+    assert gcm.container.keys.reencryptor.plan(selection) == (0, 0)
 
 
 def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna: Person) -> None:
     ids = [anna.upload(content)["id"] for content in (b"one", b"two")]
-    leaked = vault.container.key_usage.primary()[1]
+    leaked = vault.container.keys.usage.primary()[1]
     new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
-    deks = {vault.container.keys.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
+    deks = {vault.container.keys.ring.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
 
     with pytest.raises(KeyInUse):
-        vault.container.reencryptor.plan(Selection(Suite.AES_256_EAX, key_ref=leaked))
+        vault.container.keys.reencryptor.plan(Selection(Suite.AES_256_EAX, key_ref=leaked))
     report = reencrypt(new, key_ref=leaked)
 
     assert report == ReencryptReport(done=2)
-    assert {use.key_ref for use in new.container.key_usage.by_ref()} == {new.container.key_usage.primary()[1]}
-    fresh = {new.container.keys.unwrap(_key(new, file_id), new.file(file_id).object_id) for file_id in ids}
+    assert {use.key_ref for use in new.container.keys.usage.by_ref()} == {new.container.keys.usage.primary()[1]}
+    fresh = {new.container.keys.ring.unwrap(_key(new, file_id), new.file(file_id).object_id) for file_id in ids}
     assert fresh.isdisjoint(deks)
     assert [anna.at(new).download(file_id) for file_id in ids] == [b"one", b"two"]
 
@@ -131,14 +131,14 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
     fresh, old = generate_master_key(), vault.settings.keys.master_keys[0]
     new, back = vault.rotated(MASTER_KEY=f"{fresh},{old}"), vault.rotated(MASTER_KEY=f"{old},{fresh}")
     rounds = iter([new] if at == "first" else [new, back, new])
-    swap = back.container.reencryptor._swap
+    swap = back.container.keys.reencryptor._swap
 
     def rewrap_first(*args: Any) -> None:
         if (runner := next(rounds, None)) is not None:
             assert runner.rewrap(batch=10).remaining == 0
         swap(*args)
 
-    monkeypatch.setattr(back.container.reencryptor, "_swap", rewrap_first)
+    monkeypatch.setattr(back.container.keys.reencryptor, "_swap", rewrap_first)
 
     report = reencrypt(back, file_id)
 
@@ -156,14 +156,14 @@ def test_a_file_that_is_deleted_meanwhile_stays_deleted(
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap = vault.container.reencryptor._swap
+    swap = vault.container.keys.reencryptor._swap
 
     def delete_first(*args: Any) -> None:
         anna.delete(f"{FILES}/{file_id}")
         vault.run_queue()
         swap(*args)
 
-    monkeypatch.setattr(vault.container.reencryptor, "_swap", delete_first)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", delete_first)
 
     report = reencrypt(vault, file_id)
 
@@ -230,7 +230,7 @@ def test_a_store_that_fails_leaves_the_file_and_nothing_else(make_vault: Callabl
 @pytest.mark.parametrize("after", [False, True], ids=["lost", "done"])
 def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, after: bool) -> None:
     file_id = anna.upload(b"content")["id"]
-    faults = FailingDatabase(vault.container.engine)
+    faults = FailingDatabase(vault.container.core.engine)
 
     with faults.losing_commit_of(r"UPDATE files SET .*object_id=", after=after):
         if after:
@@ -253,7 +253,7 @@ def test_an_interrupt_leaves_the_file_and_what_the_reaper_removes(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vault.container.reencryptor, "_swap", interrupt)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", interrupt)
 
     shown = vault.command("files", "reencrypt", file_id)
 
@@ -273,8 +273,8 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
     def die(*_: Any) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(vault.container.reencryptor, "_swap", die)
-    monkeypatch.setattr(vault.container.reencryptor, "_abandon", die)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", die)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_abandon", die)
     with pytest.raises(SystemExit):
         reencrypt(vault, file_id)
     vault.reap()
@@ -294,14 +294,14 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
 
 def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap, before = vault.container.reencryptor._swap, vault.file(file_id)
+    swap, before = vault.container.keys.reencryptor._swap, vault.file(file_id)
 
     def expire_first(*args: Any) -> None:
         end_grace(vault)
         vault.reap()
         swap(*args)
 
-    monkeypatch.setattr(vault.container.reencryptor, "_swap", expire_first)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", expire_first)
 
     report = reencrypt(vault, file_id)
 
@@ -316,13 +316,13 @@ def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monke
 
 def test_a_running_reencryption_counts_for_nobody(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap, seen = vault.container.reencryptor._swap, []
+    swap, seen = vault.container.keys.reencryptor._swap, []
 
     def look_first(*args: Any) -> None:
         seen.append((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"])))
         swap(*args)
 
-    monkeypatch.setattr(vault.container.reencryptor, "_swap", look_first)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", look_first)
 
     reencrypt(vault, file_id)
 
@@ -351,7 +351,7 @@ def test_files_are_chosen_by_when_their_keys_were_wrapped(vault: Vault, anna: Pe
 def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: Vault) -> None:
     new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
 
-    known = new.command("files", "reencrypt", "--key-ref", vault.container.key_usage.primary()[1])
+    known = new.command("files", "reencrypt", "--key-ref", vault.container.keys.usage.primary()[1])
     unknown = new.command("files", "reencrypt", "--key-ref", "local:0000000000000000")
 
     assert (known.exit_code, unknown.exit_code) == (0, 1)
@@ -360,24 +360,24 @@ def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: 
 
 def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(vault: Vault, anna: Person) -> None:
     ids = sorted(anna.upload(content)["id"] for content in (b"one", b"two", b"three"))
-    old = vault.container.key_usage.primary()[1]
+    old = vault.container.keys.usage.primary()[1]
     new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
-    copy, copies = new.container.reencryptor._copy, []
+    copy, copies = new.container.keys.reencryptor._copy, []
 
     def rotate_meanwhile(*args: Any) -> None:
         copies.append(args[0].key.key_ref)
         if len(copies) == 1:
             new.rewrap()
-            new.container.key_usage.retire(Principal(), old)
+            new.container.keys.usage.retire(Principal(), old)
         copy(*args)
 
-    new.container.reencryptor._copy = rotate_meanwhile  # type: ignore[method-assign]
+    new.container.keys.reencryptor._copy = rotate_meanwhile  # type: ignore[method-assign]
 
     report = reencrypt(new, *ids)
 
     assert report == ReencryptReport(done=3)
     # The first is copied again, since its key was rewrapped under it; the others are read as they are then.
-    assert copies == [old, *[new.container.key_usage.primary()[1]] * 3]
+    assert copies == [old, *[new.container.keys.usage.primary()[1]] * 3]
 
 
 def test_a_store_that_stays_away_ends_the_run(make_vault: Callable[..., Vault]) -> None:

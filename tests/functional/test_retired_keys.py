@@ -29,11 +29,11 @@ def with_new_key(vault: Vault) -> Vault:
 
 
 def ref_of(vault: Vault) -> str:
-    return vault.container.key_usage.primary()[1]
+    return vault.container.keys.usage.primary()[1]
 
 
 def retire(vault: Vault, ref: str) -> bool:
-    return vault.container.key_usage.retire(Principal(), ref)
+    return vault.container.keys.usage.retire(Principal(), ref)
 
 
 def refusal(answer: Any) -> tuple[int, str]:
@@ -41,7 +41,7 @@ def refusal(answer: Any) -> tuple[int, str]:
 
 
 def retired(vault: Vault) -> list[str]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return list(session.scalars(sa.select(RetiredKey.key_ref)))
 
 
@@ -92,7 +92,7 @@ def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_rest
     assert [refusal(answer) for answer in answers] == [UNAVAILABLE, UNAVAILABLE]
     assert facts["sha256"] is None
     assert (report.moved, report.failed, report.remaining) == (0, 1, 1)
-    new.container.key_usage.restore(Principal(), old)
+    new.container.keys.usage.restore(Principal(), old)
     assert anna.at(new).download(file_id) == b"content"
     assert new.rewrap(batch=500).moved == 1
     assert retire(new, old)
@@ -102,7 +102,7 @@ def test_a_key_in_the_cache_is_no_way_around_retirement(vault: Vault, anna: Pers
     file_id = anna.upload(b"content")["id"]
     row, old, new = vault.file(file_id), ref_of(vault), with_new_key(vault)
     assert anna.at(new).download(file_id) == b"content"
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
 
     answer = anna.at(new).get(f"{FILES}/{file_id}/content")
@@ -115,9 +115,9 @@ def test_retiring_twice_and_restoring_what_is_not_retired_are_told(vault: Vault)
     old, new = ref_of(vault), with_new_key(vault)
 
     assert [retire(new, old), retire(new, old)] == [True, False]
-    new.container.key_usage.restore(Principal(), old)
+    new.container.keys.usage.restore(Principal(), old)
     with pytest.raises(KeyNotKnown):
-        new.container.key_usage.restore(Principal(), old)
+        new.container.keys.usage.restore(Principal(), old)
     assert [event.details for event in vault.audit_trail("key.retired")] == [{"key_ref": old}]
     assert [event.details for event in vault.audit_trail("key.restored")] == [{"key_ref": old}]
 
@@ -143,7 +143,7 @@ def test_a_process_that_still_wraps_under_a_retired_key_is_refused_before_the_bo
 def test_a_run_of_rewrap_to_a_retired_primary_moves_nothing(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
     new = with_new_key(vault)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add(RetiredKey(key_ref=ref_of(new), retired_at=vault.clock()))
 
     with pytest.raises(KeyUnavailable):
@@ -164,14 +164,14 @@ def before(engine: sa.Engine, statement: str, act: Callable[[], object]) -> None
 
 def test_an_upload_whose_key_was_made_before_the_retirement_is_refused(vault: Vault, anna: Person) -> None:
     old, new = ref_of(vault), with_new_key(vault)
-    generate = vault.container.keys.generate
+    generate = vault.container.keys.ring.generate
 
     def generate_then_retire(object_id: Any) -> Any:
         made = generate(object_id)
         retire(new, old)
         return made
 
-    vault.container.keys.generate = generate_then_retire  # type: ignore[method-assign]
+    vault.container.keys.ring.generate = generate_then_retire  # type: ignore[method-assign]
 
     answer = anna.send(Body(b"x" * 1000), length=1000)
 
@@ -199,7 +199,7 @@ def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused
         thread.start()
         wait_until(lambda: is_waiting(vault), what="the retirement waiting for the upload's transaction")
 
-    before(vault.container.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
+    before(vault.container.core.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
     try:
         stored = anna.upload(b"content")
         thread.join(timeout=120)
@@ -218,7 +218,7 @@ def test_a_retirement_that_waits_too_long_gives_up_and_lets_uploads_on(
     vault = Vault(tmp_path, postgres_url)
     old, new = ref_of(vault), with_new_key(vault)
     try:
-        with vault.container.engine.begin() as connection:
+        with vault.container.core.engine.begin() as connection:
             connection.execute(sa.text("SELECT key_ref FROM retired_keys FOR KEY SHARE"))
             with pytest.raises(Busy):
                 retire(new, old)
@@ -229,6 +229,6 @@ def test_a_retirement_that_waits_too_long_gives_up_and_lets_uploads_on(
 
 def is_waiting(vault: Vault) -> bool:
     """Whether somebody waits for a lock on the table of retired keys."""
-    with vault.container.engine.connect() as connection:
+    with vault.container.core.engine.connect() as connection:
         query = "SELECT count(*) FROM pg_locks WHERE relation = 'retired_keys'::regclass AND NOT granted"
         return bool(connection.scalar(sa.text(query)))

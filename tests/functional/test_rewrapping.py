@@ -45,7 +45,7 @@ def test_every_row_moves_and_every_file_stays_as_it_was(vault: Vault, anna: Pers
     report = rewrap(new)
 
     assert report == RewrapReport(moved=3)
-    assert refs(new) == {new.container.key_usage.primary()}
+    assert refs(new) == {new.container.keys.usage.primary()}
     assert {anna.at(new).download(file_id) for file_id in contents} == set(contents.values())
     assert {key: vault.store.get(key) for key in vault.objects()} == stored
     for row in vault.files():
@@ -66,7 +66,7 @@ def test_a_second_run_has_nothing_to_do(vault: Vault, anna: Person) -> None:
 
 def test_each_batch_is_audited_in_its_transaction(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 7, store_dir=None)
-    old, new = vault.container.key_usage.primary()[1], with_new_key(vault)
+    old, new = vault.container.keys.usage.primary()[1], with_new_key(vault)
 
     report = rewrap(new, batch=3)
 
@@ -74,7 +74,7 @@ def test_each_batch_is_audited_in_its_transaction(vault: Vault, anna: Person) ->
     events = vault.audit_trail("keys.rewrapped")
     assert sorted(event.details["rows"] for event in events) == [1, 3, 3]
     assert {(e.details["from_ref"], e.details["to_ref"]) for e in events} == {
-        (old, new.container.key_usage.primary()[1])
+        (old, new.container.keys.usage.primary()[1])
     }
 
 
@@ -97,19 +97,19 @@ def test_a_file_that_is_being_uploaded_moves_too(vault: Vault, anna: Person) -> 
 
     assert answer.status_code == 201, answer.text
     assert reports == [RewrapReport(moved=1)]
-    assert refs(vault) == {new.container.key_usage.primary()}
+    assert refs(vault) == {new.container.keys.usage.primary()}
     assert anna.at(new).download(answer.json["id"]) == content
 
 
 def once_read(vault: Vault, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Act when the run has read its first batch and wraps its first key; the wrap before that is the canary's."""
-    wrap, actions = vault.container.keys.wrap, iter([lambda: None, act])
+    wrap, actions = vault.container.keys.ring.wrap, iter([lambda: None, act])
 
     def wrap_and_act(dek: bytes, object_id: uuid.UUID) -> Any:
         next(actions, lambda: None)()
         return wrap(dek, object_id)
 
-    monkeypatch.setattr(vault.container.keys, "wrap", wrap_and_act)
+    monkeypatch.setattr(vault.container.keys.ring, "wrap", wrap_and_act)
 
 
 def test_a_row_that_was_deleted_meanwhile_stays_deleted(
@@ -177,7 +177,7 @@ def test_keys_that_are_not_configured_are_told_once_with_their_rows(vault: Vault
     report = rewrap(other, on_failure=told.append)
 
     assert report == RewrapReport(failed=5, remaining=5)
-    assert told == [NotMoved(vault.container.key_usage.primary()[1], "not configured; 5 rows")]
+    assert told == [NotMoved(vault.container.keys.usage.primary()[1], "not configured; 5 rows")]
 
 
 class Flaky(LocalKeyProvider):
@@ -204,7 +204,7 @@ def flaky_installation(make_vault: Callable[..., Vault], count: int) -> tuple[Fl
     ring = KeyRing({"flaky": flaky, "local": LocalKeyProvider([NEW])}, primary="local")
     moved = make_vault(keys=ring, store=vault.store)
     pauses: list[float] = []
-    rewrapper = moved.container.rewrapper
+    rewrapper = moved.container.keys.rewrapper
     rewrapper._sleep = pauses.append
     return flaky, rewrapper, pauses
 
@@ -267,7 +267,7 @@ def test_files_move_to_kms_and_back_with_their_contents(make_vault: Callable[...
 
     assert (there.moved, there.remaining, back.moved, back.remaining) == (12, 0, 12, 0)
     assert refs_there == {("aws-kms", kms.arn)}
-    assert refs(off) == {local.container.key_usage.primary()}
+    assert refs(off) == {local.container.keys.usage.primary()}
     assert contents_there == [anna.download(file_id) for file_id in ids] == [content_of(n) for n in range(12)]
 
 
@@ -280,11 +280,11 @@ def test_a_primary_that_cannot_wrap_ends_the_run_before_any_row(
     def refuse(*_: Any) -> Any:
         raise KeyUnavailable("AccessDeniedException")
 
-    monkeypatch.setattr(new.container.keys.primary, "wrap", refuse)
+    monkeypatch.setattr(new.container.keys.ring.primary, "wrap", refuse)
 
     with pytest.raises(KeyUnavailable):
         rewrap(new)
-    assert refs(vault) == {vault.container.key_usage.primary()}
+    assert refs(vault) == {vault.container.keys.usage.primary()}
 
 
 def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
@@ -292,12 +292,12 @@ def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
 ) -> None:
     file_id = anna.upload(b"content")["id"]
     new = with_new_key(vault)
-    wrap, canary = new.container.keys.wrap, [True]
+    wrap, canary = new.container.keys.ring.wrap, [True]
 
     def wrap_wrongly(dek: bytes, object_id: uuid.UUID) -> Any:
         return wrap(dek if canary and canary.pop() else bytes(32), object_id)
 
-    monkeypatch.setattr(new.container.keys, "wrap", wrap_wrongly)
+    monkeypatch.setattr(new.container.keys.ring, "wrap", wrap_wrongly)
     told: list[NotMoved] = []
 
     report = rewrap(new, on_failure=told.append)
@@ -310,13 +310,13 @@ def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
 def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 9, store_dir=None)
     new = with_new_key(vault)
-    faults = FailingDatabase(new.container.engine)
+    faults = FailingDatabase(new.container.core.engine)
     rewrap(new, batch=3, limit=3)
 
     with faults.failing(FailingDatabase.AUDIT), suppress(sa.exc.OperationalError):
         rewrap(new, batch=3)
 
-    assert sum(use.rows for use in new.container.rewrapper.waiting()) == 6
+    assert sum(use.rows for use in new.container.keys.rewrapper.waiting()) == 6
     assert rewrap(new, batch=3) == RewrapReport(moved=6)
 
 
@@ -348,7 +348,7 @@ def test_a_limit_goes_on_behind_rows_that_fail_and_skips_none(vault: Vault, anna
     reports = [rewrap(new, limit=limit) for limit in (1, 4)]
 
     assert [(report.moved, report.remaining) for report in reports] == [(1, 19), (4, 15)]
-    moved = [row.id for row in vault.files() if row.key_ref == new.container.key_usage.primary()[1]]
+    moved = [row.id for row in vault.files() if row.key_ref == new.container.keys.usage.primary()[1]]
     assert sorted(moved) == ids[3:8]
 
 
@@ -378,7 +378,7 @@ def test_one_row_that_the_service_never_answers_for_is_named_and_does_not_stop_t
     moved = make_vault(
         keys=KeyRing({"flaky": provider, "local": LocalKeyProvider([NEW])}, primary="local"), store=vault.store
     )
-    moved.container.rewrapper._sleep = lambda _: None
+    moved.container.keys.rewrapper._sleep = lambda _: None
     told: list[NotMoved] = []
 
     report = rewrap(moved, batch=10, on_failure=told.append)

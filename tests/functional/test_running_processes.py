@@ -21,7 +21,7 @@ ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567
 
 def run_process(vault: Vault, primary_ref: str, *others: str, kind: str = API, age_seconds: float = 0) -> None:
     """Write the row of a process that holds these keys and was seen so many seconds ago."""
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add(
             Process(
                 kind=kind,
@@ -34,7 +34,7 @@ def run_process(vault: Vault, primary_ref: str, *others: str, kind: str = API, a
 
 
 def primary(vault: Vault) -> str:
-    return vault.container.key_usage.primary()[1]
+    return vault.container.keys.usage.primary()[1]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_no_row_moves_to_a_key_that_a_running_process_lacks(rotated: tuple[str, 
 
     assert refused.exit_code == 1
     assert "2 running processes" in refused.output
-    assert [use.key_ref for use in vault.container.key_usage.by_ref()] == [old]
+    assert [use.key_ref for use in vault.container.keys.usage.by_ref()] == [old]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_rows_move_beside_a_process_that_reads_none(
     run_process(vault, old, kind=kind, age_seconds=age_seconds)
 
     assert vault.command("keys", "rewrap").exit_code == 0
-    assert [use.key_ref for use in vault.container.key_usage.by_ref()] == [new]
+    assert [use.key_ref for use in vault.container.keys.usage.by_ref()] == [new]
 
 
 def test_rows_move_once_every_process_holds_the_key_first_or_second(rotated: tuple[str, Vault, str]) -> None:
@@ -87,7 +87,7 @@ def test_no_file_is_reencrypted_under_a_key_that_a_running_process_lacks(rotated
 
     assert refused.exit_code != 0
     assert "1 running processes" in refused.output
-    assert [use.key_ref for use in vault.container.key_usage.by_ref()] == [old]
+    assert [use.key_ref for use in vault.container.keys.usage.by_ref()] == [old]
 
 
 def test_a_key_that_a_running_process_wraps_with_is_not_retired(rotated: tuple[str, Vault, str]) -> None:
@@ -99,7 +99,7 @@ def test_a_key_that_a_running_process_wraps_with_is_not_retired(rotated: tuple[s
 
     assert refused.exit_code == 1
     assert "1 running processes wrap new files by this key" in refused.output
-    assert vault.container.key_usage.retired() == []
+    assert vault.container.keys.usage.retired() == []
 
 
 def test_a_process_names_a_kms_key_by_its_settings_until_it_knows_the_arn() -> None:
@@ -113,7 +113,7 @@ def test_a_process_names_a_kms_key_by_its_settings_until_it_knows_the_arn() -> N
 
 
 def rows(vault: Vault) -> list[Process]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return list(session.scalars(sa.select(Process)))
 
 
@@ -121,11 +121,11 @@ def test_a_process_renews_its_row_takes_stale_ones_away_and_leaves_none_behind(v
     run_process(vault, "local:killed", age_seconds=STALE_SECONDS)
     presence = Presence(vault.container.settings.database.url, API, lambda: HeldKeys("a", frozenset({"a", "b"})))
 
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         presence._write(session)
     (row,) = rows(vault)
     assert (row.kind, row.primary_ref, row.key_refs) == (API, "a", ["a", "b"])
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.execute(sa.update(Process).values(seen_at=db_now(-30), id=uuid.uuid4()))
         presence._write(session)
     assert len(rows(vault)) == 2
@@ -142,7 +142,7 @@ worker_ready.send(sender=None)
 for thread in threading.enumerate():
     if thread.name == "raise-epoch":
         thread.join()
-print(celery_worker.container.engine.pool.status())
+print(celery_worker.container.core.engine.pool.status())
 """
 
 

@@ -28,7 +28,7 @@ def works(vault: Vault, access_token: str) -> bool:
 
 
 def session_of(vault: Vault) -> UserSession:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         (row,) = session.query(UserSession).all()
         return row
 

@@ -124,5 +124,5 @@ def test_a_sweep_deletes_in_batches_until_its_time_is_over(
     run(vault, TASK_SWEEP_ACCOUNTS)
 
     assert again == [(TASK_SWEEP_ACCOUNTS, (SLICES - 1,))]
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.query(User).count() == 2

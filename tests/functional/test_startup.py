@@ -32,7 +32,7 @@ def log() -> Iterator[list[Any]]:
 
 
 def ref_of(vault: Vault) -> str:
-    return vault.container.key_usage.primary()[1]
+    return vault.container.keys.usage.primary()[1]
 
 
 def test_a_start_with_every_key_says_nothing(vault: Vault, anna: Person, log: list[Any]) -> None:
@@ -67,7 +67,7 @@ def test_a_key_that_no_readable_file_needs_does_not_refuse_the_start(vault: Vaul
     file_id = anna.upload(b"content")["id"]
     other = vault.rotated(MASTER_KEY=generate_master_key())
     if what == "retired":
-        with vault.container.sessions.begin() as session:
+        with vault.container.core.sessions.begin() as session:
             session.add(RetiredKey(key_ref=ref_of(vault), retired_at=vault.clock()))
     elif what == "shredded":
         anna.delete(f"/api/v1/files/{file_id}")

@@ -19,7 +19,7 @@ NEW = "seven violet kettles hum"
 
 
 def counted(vault: Vault) -> dict[str, int]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         tables: dict[str, Any] = {
             "users": User,
             "sessions": UserSession,
@@ -33,8 +33,8 @@ def counted(vault: Vault) -> dict[str, int]:
 
 def sweep(vault: Vault) -> dict[str, int]:
     # The clock has moved by weeks since the pass before (tests/functional/test_deletion_clock.py).
-    vault.container.deletion_clock.accept(vault.container.deletion_clock.reading())
-    return asdict(vault.container.sweeper.sweep(Principal()))
+    vault.container.core.deletion_clock.accept(vault.container.core.deletion_clock.reading())
+    return asdict(vault.container.auth.sweeper.sweep(Principal()))
 
 
 def test_what_is_in_use_is_not_swept(vault: Vault) -> None:
@@ -70,7 +70,7 @@ def test_sessions_and_links_that_somebody_else_has_locked_are_left_for_the_next_
         vault.member(f"{name}.too@example.org").post(f"{AUTH}/logout")
     vault.clock.advance(hours=26)
 
-    with ThreadPoolExecutor(1) as threads, vault.container.sessions.begin() as session:
+    with ThreadPoolExecutor(1) as threads, vault.container.core.sessions.begin() as session:
         for key in (UserSession.id, EmailToken.id):
             session.execute(sa.select(key).limit(1).with_for_update())
         first = threads.submit(sweep, vault).result(timeout=120)
@@ -116,7 +116,7 @@ def test_accounts_that_nobody_confirmed_are_swept_after_a_week(vault: Vault, ann
     swept = sweep(vault)["accounts"]
 
     assert (early, swept) == (0, 1)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         left = sorted(session.scalars(sa.select(User.email)))
     assert left == ["again@example.org", "anna@example.org", "off@example.org"]
     (event,) = vault.audit_trail("user.deleted")
@@ -125,7 +125,7 @@ def test_accounts_that_nobody_confirmed_are_swept_after_a_week(vault: Vault, ann
 
 
 def test_many_are_swept_in_one_pass(vault: Vault) -> None:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add_all(
             User(email=f"{n}@example.org", email_key=f"{n}@example.org", created_at=vault.clock()) for n in range(1203)
         )
@@ -147,7 +147,7 @@ def test_a_week_after_a_mail_nothing_says_to_whom_it_went(vault: Vault, anna: Pe
     swept = sweep(vault)["mails"]
 
     assert (no_ops, early, swept) == (1, 0, 1)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         (job,) = session.scalars(sa.select(MailJob)).all()
     assert (job.state, job.recipient, job.recipient_key, job.user_id, job.context) == ("sent", None, None, None, {})
 
@@ -166,7 +166,7 @@ def test_a_month_after_a_mail_nothing_says_that_there_was_one(
     deleted = sweep(vault)["mails"]
 
     assert (erased, deleted) == (1, 1)
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(MailJob)).all() == []
 
 

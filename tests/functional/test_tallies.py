@@ -43,22 +43,22 @@ def tally(vault: Vault, *, ip: str = HOME, account: Any = None, reason: str = "p
     """Count failed logins without the work that they are."""
     principal = Principal(account, EMAIL if account else None, ip=ip)
     for _ in range(times):
-        with vault.container.sessions.begin() as session:
-            vault.container.audit.tally(session, principal, Action.LOGIN, reason=reason)
+        with vault.container.core.sessions.begin() as session:
+            vault.container.audit.service.tally(session, principal, Action.LOGIN, reason=reason)
 
 
 def settle(vault: Vault) -> int:
     """What a worker does every minute."""
-    return vault.container.settling.settle()
+    return vault.container.audit.settling.settle()
 
 
 def events(vault: Vault) -> list[AuditEvent]:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return list(session.scalars(sa.select(AuditEvent).order_by(AuditEvent.at)))
 
 
 def waiting(vault: Vault) -> int:
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         return session.scalar(sa.select(sa.func.count()).select_from(AuditTally)) or 0
 
 
@@ -150,14 +150,14 @@ def test_workers_that_settle_at_once_while_others_count_lose_and_double_nothing(
 
     def act(number: int) -> None:
         if number % 2:
-            vault.container.settling.settle(began_by=late)
+            vault.container.audit.settling.settle(began_by=late)
         else:
             # Behind the others: clocks differ.
             for network in range(30):
                 tally(vault, ip=f"10.0.{network}.1")
 
     at_once(8, act)
-    vault.container.settling.settle(began_by=late)
+    vault.container.audit.settling.settle(began_by=late)
 
     counts: Counter[str | None] = Counter()
     for event in events(vault):
@@ -186,7 +186,7 @@ def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
     def attempt(number: int) -> None:
         ip = f"10.0.{number % networks}.{number % 250 + 1}"
         with suppress(InvalidCredentials):
-            vault.container.sign_in.login(Principal(ip=ip), addresses[number // networks % 4], WRONG)
+            vault.container.auth.sign_in.login(Principal(ip=ip), addresses[number // networks % 4], WRONG)
 
     with ThreadPoolExecutor(8) as threads:
         assert not list(filter(None, threads.map(attempt, range(attempts))))
@@ -221,7 +221,7 @@ def test_a_refused_login_costs_the_same_statements_with_an_account_and_without(v
         login(vault, email=email)
         return list(sent)
 
-    engine = vault.container.engine
+    engine = vault.container.core.engine
     sa.event.listen(engine, "before_cursor_execute", note)
     # The fifth brings about a delay, the sixth comes within it.
     known = [statements(EMAIL) for _ in range(6)]

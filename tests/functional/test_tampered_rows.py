@@ -153,7 +153,7 @@ def test_a_refusal_that_cannot_be_audited_stays_a_refusal(vault: Vault, anna: Pe
     assert isinstance(vault.store, MemoryStore)
     vault.store.objects[object_key(uuid.UUID(stored["etag"]))] = b"x"
 
-    with FailingDatabase(vault.container.engine).failing(FailingDatabase.AUDIT):
+    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.AUDIT):
         answer = anna.get(f"{FILES}/{stored['id']}/content")
 
     assert (answer.status_code, answer.json["code"]) == INTEGRITY

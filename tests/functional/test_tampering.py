@@ -169,7 +169,7 @@ def test_columns_moved_to_another_row_are_refused(vault: Vault, columns: list[st
     anna = vault.member()
     bob = anna if same_owner else vault.member("bob@example.org")
     source, target = anna.upload(b"the source"), bob.upload(b"the target")
-    with anna.vault.container.engine.begin() as connection:
+    with anna.vault.container.core.engine.begin() as connection:
         files = sa.Table("files", sa.MetaData(), autoload_with=connection)
         ids = {name: _stored_id(files, stored["id"]) for name, stored in (("s", source), ("t", target))}
         row = connection.execute(sa.select(files).where(files.c.id == ids["s"])).mappings().one()

@@ -56,7 +56,7 @@ def test_files_of_an_account_from_before_they_were_counted_are_counted_by_its_ne
     vault = make_vault(MAX_FILES_PER_USER="3")
     anna = vault.member()
     files = [anna.upload(b"x") for _ in range(2)]
-    with vault.container.engine.begin() as connection:
+    with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text("UPDATE users SET file_count = NULL"))
     anna.delete(f"{FILES}/{files[0]['id']}")
 

@@ -183,7 +183,7 @@ def test_invitations_at_once_make_one_account(postgres_url: str, tmp_path: Path,
     vault = Vault(tmp_path, postgres_url)
     vaults.append(vault)
 
-    at_once(3, lambda _: vault.container.invitations.invite(operator(), parse_address(BOSS)))
+    at_once(3, lambda _: vault.container.admin.invitations.invite(operator(), parse_address(BOSS)))
 
     assert vault.user(BOSS).password_version == 3
     # Each ends the one before it.
@@ -198,10 +198,10 @@ def test_an_invitation_that_nobody_takes_up_is_swept_like_a_registration(vault: 
     vault.command("users", "create-admin", "--yes", BOSS)
 
     vault.clock.advance(days=6)
-    vault.container.sweeper.sweep(Principal())
+    vault.container.auth.sweeper.sweep(Principal())
     assert vault.user(BOSS).role == "user"
     vault.clock.advance(days=1)
-    vault.container.sweeper.sweep(Principal())
+    vault.container.auth.sweeper.sweep(Principal())
 
     assert "No account" in vault.command("users", "enable", BOSS).stderr
 
@@ -334,7 +334,7 @@ def test_a_list_shows_everybody_or_those_that_are_asked_for(vault: Vault) -> Non
 @SQLITE
 def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     now = vault.clock()
-    with vault.container.sessions.begin() as session:
+    with vault.container.core.sessions.begin() as session:
         session.add_all(User(email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401))
 
     lines = vault.command("users", "list", "--json").stdout.splitlines()

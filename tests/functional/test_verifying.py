@@ -28,13 +28,13 @@ FILES = "/api/v1/files"
 
 def verify(vault: Vault, *, sample: int | None = None) -> tuple[VerifyReport, dict[str, str]]:
     found: list[Finding] = []
-    report = vault.container.verifier.verify_files(Principal(), sample=sample, on_finding=found.append)
+    report = vault.container.keys.verifier.verify_files(Principal(), sample=sample, on_finding=found.append)
     return report, {str(finding.file_id): finding.reason for finding in found}
 
 
 def verify_keys(vault: Vault, *, sample: int | None = None) -> tuple[VerifyReport, dict[str, str]]:
     found: list[Finding] = []
-    report = vault.container.verifier.verify_keys(sample=sample, on_finding=found.append)
+    report = vault.container.keys.verifier.verify_keys(sample=sample, on_finding=found.append)
     return report, {str(finding.file_id): finding.reason for finding in found}
 
 
@@ -121,7 +121,7 @@ def test_large_files_are_verified_in_constant_memory(make_vault: Callable[..., V
 
 def test_a_plaintext_that_is_not_what_the_digest_says_is_found(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    reader = vault.container.verifier._reader
+    reader = vault.container.keys.verifier._reader
     unlock = reader.unlock
 
     class Lying:
@@ -204,11 +204,11 @@ def test_keys_of_all_rows_are_verified_of_running_uploads_as_well(vault: Vault, 
 
 def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    usage = vault.container.key_usage
+    usage = vault.container.keys.usage
     other = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
     row = vault.file(file_id)
     other.rewrap(batch=10)
-    other.container.key_usage.retire(Principal(), usage.primary()[1])
+    other.container.keys.usage.retire(Principal(), usage.primary()[1])
     vault.change_file(file_id, key_ref=row.key_ref, encrypted_data_key=row.encrypted_data_key)
 
     assert verify_keys(other) == (VerifyReport(checked=1, unchecked=1), {file_id: "retired"})
@@ -219,8 +219,8 @@ def test_a_retired_key_is_not_tried(vault: Vault, anna: Person) -> None:
 def test_a_sample_has_so_many_different_files(vault: Vault, anna: Person, sample: int, checked: int) -> None:
     seed_files(vault.container, vault.user().id, 30, store_dir=None)
     seen: list[uuid.UUID] = []
-    rows = vault.container.verifier._rows
-    vault.container.verifier._rows = lambda *args: (  # type: ignore[method-assign]
+    rows = vault.container.keys.verifier._rows
+    vault.container.keys.verifier._rows = lambda *args: (  # type: ignore[method-assign]
         (seen.append(row[0].id), row)[1] for row in rows(*args)
     )
 
@@ -240,7 +240,7 @@ def test_a_key_service_that_stays_away_ends_the_verification(make_vault: Callabl
     vault = make_vault(keys=KeyRing({"local": Away([generate_master_key()])}, primary="local"))
     vault.member().upload(b"content")
     pauses: list[float] = []
-    vault.container.verifier._sleep = pauses.append
+    vault.container.keys.verifier._sleep = pauses.append
 
     for command in (["keys", "verify"], ["files", "verify"]):
         pauses.clear()
@@ -277,7 +277,7 @@ def test_a_file_that_is_given_another_object_meanwhile_is_verified_as_it_is_then
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = sorted(anna.upload(content)["id"] for content in (b"one" * 50, b"two" * 50))
-    prove, store = vault.container.verifier._prove, vault.store
+    prove, store = vault.container.keys.verifier._prove, vault.store
     assert isinstance(store, MemoryStore)
 
     def reencrypt_and_damage_the_other(file: Any, progress: Any) -> None:
@@ -287,6 +287,6 @@ def test_a_file_that_is_given_another_object_meanwhile_is_verified_as_it_is_then
             store.objects[key] = flipped(store.objects[key], -1)
         prove(file, progress)
 
-    monkeypatch.setattr(vault.container.verifier, "_prove", reencrypt_and_damage_the_other)
+    monkeypatch.setattr(vault.container.keys.verifier, "_prove", reencrypt_and_damage_the_other)
 
     assert verify(vault) == (VerifyReport(checked=2, damaged=1), {second: "authentication"})

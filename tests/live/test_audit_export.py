@@ -39,7 +39,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 def administrator(stack: Stack) -> requests.Session:
     person = stack.sign_up()
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(sa.text("UPDATE users SET role = 'admin'"))
     return person
 
@@ -59,14 +59,14 @@ def test_an_export_of_all_is_fast_flat_and_broken_off_rather_than_cut_short(stac
     api = stack.start_api()
     person = administrator(stack)
     newest = datetime.now(UTC) - timedelta(hours=1)
-    seed_events(stack.container.engine, ROWS, newest)
+    seed_events(stack.container.core.engine, ROWS, newest)
     until = newest.isoformat()
 
     def peak() -> int:
         return max(peak_bytes(pid) for pid in group_members(api.popen.pid))
 
     def cursors(what: str = "count(*)") -> int:
-        with stack.container.engine.begin() as connection:
+        with stack.container.core.engine.begin() as connection:
             return int(connection.scalar(sa.text(f"SELECT {what} {CURSORS}")) or 0)
 
     recent = (newest - timedelta(seconds=10_000)).isoformat()

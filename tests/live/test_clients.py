@@ -292,7 +292,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_little_room(stack: Stack) -> Account:
     """Somebody whose quota a GiB passes."""
     person = stack.sign_up("bert@example.org")
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE users SET quota_bytes = :quota WHERE email = 'bert@example.org'"), {"quota": 8 * MIB}
         )
@@ -381,7 +381,7 @@ def test_a_type_that_no_answer_could_carry_is_refused_with_the_form(anna: Accoun
 
 def test_a_row_that_has_such_a_type_from_before_downloads(stack: Stack, anna: Account) -> None:
     stored = by_requests(anna, b"content")
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE files SET content_type = :type WHERE object_id = :id"),
             {"type": UNSENDABLE, "id": stored["etag"].replace("-", "")},

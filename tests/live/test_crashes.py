@@ -110,7 +110,7 @@ def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person
     upload = SlowUpload(stack, person, BODY)
     upload.send(11 * MIB)
     wait_until(lambda: "pending" in stack.states(), what="the reservation")
-    wait_until(lambda: stack.container.store.unfinished() > 0, what="bytes reaching the store")
+    wait_until(lambda: stack.container.objects.store.unfinished() > 0, what="bytes reaching the store")
 
     stack.processes[0].kill()
     upload.hang_up()
@@ -244,7 +244,7 @@ def _s3_folders(stack: Stack) -> list[Path]:
 
 def _fingerprint(stack: Stack) -> dict[str, str]:
     """Every object of the store with a digest of its bytes."""
-    store, found = stack.container.store, {}
+    store, found = stack.container.objects.store, {}
     for stat in store.list("objects/"):
         reader = store.open(stat.key, 0, stat.size_bytes - 1)
         found[stat.key] = hashlib.sha256(reader.read(stat.size_bytes)).hexdigest()

@@ -140,7 +140,7 @@ def the_api(place: Place, start: str, signing_in: str, *pages: str) -> None:
 
 def header_of(place: Place, email: str, *, role: str = "user") -> str:
     person = place.stack.sign_up(email)
-    with place.stack.container.engine.begin() as connection:
+    with place.stack.container.core.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE users SET role = :role WHERE email = :email"), {"role": role, "email": email}
         )
@@ -165,7 +165,7 @@ def keys_and_files(place: Place, see: str, leak: str) -> None:
     place.stack.sign_up("keys@example.org").post(f"{place.stack.url}/files?name=x", data=b"content", timeout=30)
     place.stop_all()
     old = place.stack.env["MASTER_KEY"]
-    ref = place.stack.container.key_usage.primary()[1]
+    ref = place.stack.container.keys.usage.primary()[1]
     assert ref in place.type(see)
 
     place.stack.env["MASTER_KEY"] = f"{generate_master_key()},{old}"
@@ -177,7 +177,7 @@ def keys_and_files(place: Place, see: str, leak: str) -> None:
 
 def queued_mail(place: Place, queue: str) -> None:
     place.type("flask users create-admin third@example.org")
-    with place.stack.container.engine.begin() as connection:
+    with place.stack.container.core.engine.begin() as connection:
         job = connection.scalar(sa.text("SELECT id FROM mail_jobs ORDER BY created_at DESC LIMIT 1"))
         connection.execute(sa.text("UPDATE mail_jobs SET state = 'failed' WHERE id = :id"), {"id": job})
 
@@ -204,7 +204,7 @@ def processes(place: Place, text: str) -> None:
     def are_there() -> bool:
         for process in started:
             assert process.popen.poll() is None, process.output
-        with place.stack.container.engine.begin() as connection:
+        with place.stack.container.core.engine.begin() as connection:
             kinds = sorted(connection.scalars(sa.text("SELECT kind FROM processes")))
         return {"beat", "worker"} <= set(kinds) and kinds.count("worker") >= 2
 

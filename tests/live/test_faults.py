@@ -168,11 +168,11 @@ def assert_all_agrees(site: Site, *uploads: Sent, unknown: bool = False) -> None
     stack = site.stack
     stack.reap_all()
 
-    with stack.container.sessions.begin() as session:
+    with stack.container.core.sessions.begin() as session:
         rows = session.scalars(sa.select(File)).all()
     assert {row.state for row in rows} <= {FileState.READY}
     assert stack.objects() == sorted(object_key(row.object_id) for row in rows)
-    assert stack.container.store.unfinished() == 0
+    assert stack.container.objects.store.unfinished() == 0
     assert stack.accounts_agree()
     found = site.files()
     for upload in uploads:
@@ -247,7 +247,7 @@ def test_a_store_that_refuses_for_ever_is_told_and_nothing_stays(
 
     assert {upload.outcome for upload in uploads} == {expected}
     assert {upload.answer.headers.get("Retry-After") for upload in uploads} == {retry_after}
-    assert site.stack.container.store.unfinished() == 0
+    assert site.stack.container.objects.store.unfinished() == 0
     assert_all_agrees(site, *uploads)
     assert site.send(SMALL).outcome == STORED
 
@@ -473,7 +473,7 @@ def test_an_upload_whose_owner_is_disabled_meanwhile_is_a_409_and_nothing_stays(
     stored, objects = site.send(SMALL, person=owner), site.stack.objects()
 
     def disable() -> None:
-        with site.stack.container.sessions.begin() as session:
+        with site.stack.container.core.sessions.begin() as session:
             session.execute(sa.update(User).where(User.email == address).values(disabled_at=User.created_at))
 
     site.s3.when(SECOND_PART, act=Act.PASS, then=disable)
@@ -498,7 +498,7 @@ def test_an_upload_slower_than_its_lease_renews_it_beside_the_reaper(site: Site)
 
     def renewed() -> bool:
         reports.append(site.stack.reap())
-        with site.stack.container.sessions.begin() as session:
+        with site.stack.container.core.sessions.begin() as session:
             lasts = sa.select(File.lease_until > db_now(120)).where(File.state == FileState.PENDING)
             return bool(session.scalar(lasts))
 
@@ -571,7 +571,7 @@ def use_up_and_make_room(stack: Stack, disk: Path, refusal: tuple[int, str]) -> 
     first = site.send(LARGE)
 
     too_much = [site.send(LARGE, framing) for framing in FRAMINGS]
-    unfinished = stack.container.store.unfinished()
+    unfinished = stack.container.objects.store.unfinished()
     ballast = fill(disk)
     nothing_left = [site.send(SMALL, framing) for framing in FRAMINGS]
 

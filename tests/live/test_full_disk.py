@@ -80,7 +80,7 @@ def test_signing_in_and_deleting_work_when_uploads_have_filled_the_disk(tmp_path
         wait_until(lambda: readiness(stack)[1] == "ok", what="the readiness of the disk that was emptied")
         assert upload(stack, person, is_chunked=False)[0] == 201
         assert stack.accounts_agree()
-        assert stack.container.store.unfinished() == 0
+        assert stack.container.objects.store.unfinished() == 0
 
 
 @on_small_disks

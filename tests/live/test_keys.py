@@ -52,7 +52,7 @@ def rotated(tmp_path: Path) -> Iterator[Callable[[int], Stack]]:
             person = new.sign_up()
             # The first upload is also what ties the database to the store.
             assert person.post(f"{new.url}/files?name=first.bin", data=b"first").ok
-            with old.container.sessions.begin() as session:
+            with old.container.core.sessions.begin() as session:
                 owner_id = session.scalars(sa.select(User.id)).one()
             new.seeded = seed_files(old.container, owner_id, count, store_dir=tmp_path / "store")  # type: ignore[attr-defined]
             return new
@@ -142,7 +142,7 @@ def run_until_done(stack: Stack, *, kills: int) -> int:
     """
 
     def left() -> int:
-        return sum(use.rows for use in stack.container.rewrapper.waiting())
+        return sum(use.rows for use in stack.container.keys.rewrapper.waiting())
 
     killed, before, running = 0, left(), [start(stack), start(stack)]
     while killed < kills and before:
@@ -190,11 +190,11 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
     assert traffic.deleted
     assert traffic.read
     container = stack.container
-    primary = container.key_usage.primary()
-    assert {(use.provider, use.key_ref) for use in container.key_usage.by_ref()} == {primary}
+    primary = container.keys.usage.primary()
+    assert {(use.provider, use.key_ref) for use in container.keys.usage.by_ref()} == {primary}
     after = facts_of_objects(tmp_path)
     assert {name: after.get(name) for name in before} == before
-    with container.sessions.begin() as session:
+    with container.core.sessions.begin() as session:
         states = dict(session.execute(sa.select(File.id, File.state)).all())  # type: ignore[arg-type]
         owner_id = session.scalars(sa.select(User.id)).one()
     gone = {seeded[number] for number in traffic.deleted}
@@ -202,7 +202,7 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
     expected = {file_id: content_of(number) for number, file_id in enumerate(seeded) if file_id not in gone}
     expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
     for file_id, content in expected.items():
-        _, _, download = container.files.open(
+        _, _, download = container.files.service.open(
             Principal(owner_id), file_id, choose=lambda _: None, is_view=lambda _: False
         )
         assert b"".join(download) == content
@@ -215,7 +215,7 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
         person = stack.sign_up()
         stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
         stack.processes[0].kill()
-        ref = stack.container.key_usage.primary()[1]
+        ref = stack.container.keys.usage.primary()[1]
         stack.env["MASTER_KEY"] = generate_master_key()
 
         api = stack.start("gunicorn", "--config", "gunicorn.conf.py", "wsgi:app", name="refused-api")
@@ -235,8 +235,8 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
         assert person.post(f"{stack.url}/files?name=b", data=b"new").status_code == 201
         stack.processes[-1].kill()
         stack.env["START_DEGRADED"] = ""
-        with stack.container.sessions.begin() as session:
-            session.add(RetiredKey(key_ref=ref, retired_at=stack.container.clock()))
+        with stack.container.core.sessions.begin() as session:
+            session.add(RetiredKey(key_ref=ref, retired_at=stack.container.core.clock()))
         stack.start_api()
         assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
 
@@ -274,7 +274,7 @@ def test_keys_move_to_a_new_one_only_when_every_process_holds_it_as_it_does_afte
         person = stack.sign_up()
         stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
         content = f"{stack.url}/files/{stored['id']}/content"
-        old = stack.container.key_usage.primary()[1]
+        old = stack.container.keys.usage.primary()[1]
         wait_until(lambda: stack.container.processes.lacking([]) == 2, seconds=30, what="a row of each process")
         stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
         write_env_file(stack)
@@ -290,7 +290,7 @@ def test_keys_move_to_a_new_one_only_when_every_process_holds_it_as_it_does_afte
             return stack.run("flask", "keys", "rewrap", check=False).returncode == 0
 
         wait_until(has_moved, seconds=90, what="the new processes in place of the old")
-        assert old not in {use.key_ref for use in stack.container.key_usage.by_ref()}
+        assert old not in {use.key_ref for use in stack.container.keys.usage.by_ref()}
         assert person.get(content).content == b"content"
         assert person.post(f"{stack.url}/files?name=b", data=b"new").status_code == 201
 
@@ -321,11 +321,11 @@ class Keys:
         for number, key in enumerate(stack.env["MASTER_KEY"].split(",")):
             self.texts[f"master key {number} {key[-4:]}"] = key
             self.raw[f"raw master key {number} {key[-4:]}"] = base64.urlsafe_b64decode(key)
-        with stack.container.sessions.begin() as session:
+        with stack.container.core.sessions.begin() as session:
             rows = session.scalars(sa.select(File).where(File.encrypted_data_key.is_not(None))).all()
         for row in rows:
             blob = row.encrypted_data_key or ""
-            dek = stack.container.keys.unwrap(WrappedKey(row.key_provider, row.key_ref, blob), row.object_id)
+            dek = stack.container.keys.ring.unwrap(WrappedKey(row.key_provider, row.key_ref, blob), row.object_id)
             derived = open_keys(dek, Header.parse(row.header))
             self.texts[f"wrapped key {blob[-8:]}"] = blob
             self.raw[f"data key of {row.object_id}"] = dek
@@ -370,7 +370,7 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
         commands = ["keys status", "keys check", "keys rewrap --batch 1", "keys verify --all", "files verify --all"]
         commands += [f"files reencrypt {ids[3]} {ids[0]}"]
         stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
-        old = stack.container.key_usage.primary()[1]
+        old = stack.container.keys.usage.primary()[1]
         # Those that run hold the old key alone, and no file may move to one that they lack.
         for process in stack.processes:
             process.popen.terminate()
@@ -379,12 +379,12 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
             done = stack.run("flask", *command.split(), check=False)
             texts[command] = (done.stdout + done.stderr).encode()
         rotated = Stack(tmp_path, dict(stack.env))
-        with rotated.container.engine.begin() as connection:
+        with rotated.container.core.engine.begin() as connection:
             # The damaged rows cannot be unwrapped and have been gathered before.
             connection.execute(sa.text("DELETE FROM files WHERE encrypted_data_key LIKE 'damaged%'"))
         keys.gather(rotated)
         wait_until(lambda: "shredded" in stack.states() or len(stack.states()) < 5, what="the deletion")
-        with rotated.container.sessions.begin() as session:
+        with rotated.container.core.sessions.begin() as session:
             tables = [*session.scalars(sa.select(AuditEvent)), *session.scalars(sa.select(MailJob))]
             texts["audit and mail"] = "\n".join(str(vars(row)) for row in tables).encode()
         texts["containers"] = f"{stack.container!r} {rotated.container!r} {rotated.container.settings!r}".encode()
@@ -405,7 +405,7 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
 def _damage(stack: Stack, ids: list[str]) -> None:
     """One file whose wrapped key, one whose object, and one whose digest is not what it was."""
     container = stack.container
-    with container.sessions.begin() as session:
+    with container.core.sessions.begin() as session:
         rows = {str(row.id): row for row in session.scalars(sa.select(File))}
         session.execute(sa.update(File).where(File.id == rows[ids[0]].id).values(encrypted_data_key="damaged"))
         session.execute(sa.update(File).where(File.id == rows[ids[2]].id).values(sealed_digest=bytes(64)))

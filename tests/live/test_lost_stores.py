@@ -43,7 +43,7 @@ def ready(stack: Stack) -> tuple[int, str, str]:
 
 
 def damage_told(stack: Stack) -> int:
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         query = sa.text("SELECT count(*) FROM audit_events WHERE action = 'file.integrity_failed'")
         return int(connection.scalar(query) or 0)
 
@@ -76,7 +76,7 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         assert damage_told(stack) == 0
         wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the recovery")
         assert person.get(f"{stack.url}/files/{small}/content").content == b"small"
-        assert stack.container.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
+        assert stack.container.keys.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
 
 
 def test_an_object_that_is_missing_from_a_store_that_is_there_is_damage(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def confirm(stack: Stack, token: str) -> int:
 
 def states(stack: Stack) -> dict[str, int]:
     """How many mails are in each state."""
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         rows = connection.execute(sa.text("SELECT state, count(*) FROM mail_jobs GROUP BY state")).all()
     return {row[0]: row[1] for row in rows}
 
@@ -110,7 +110,7 @@ def check_each_registration(stack: Stack, broker: RelayedBroker, box: Mailbox, n
         confirmed = list(pool.map(lambda found: confirm(stack, found[0]), tokens))
     assert set(confirmed) == {200}
     assert box.counts() == dict.fromkeys(people, 1)
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         ids = connection.scalars(sa.text("SELECT id FROM mail_jobs")).all()
     told = broker.told()
     # As it is in a message's body, so that what is looked through next is known to be in clear.
@@ -153,7 +153,7 @@ def test_a_worker_waits_for_its_broker_however_long_it_takes(
         begin(broker)
         worker = stack.start_worker()
         stack.start_beat()
-        stack.container.registration.register(Principal(), "early@people.example", PASSWORD, NAME)
+        stack.container.auth.registration.register(Principal(), "early@people.example", PASSWORD, NAME)
         wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
 
         broker.start()
@@ -215,13 +215,13 @@ def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
         worker = stack.start_worker()
         stack.start_beat()
         box.hangs.set()
-        stack.container.registration.register(Principal(), "first@people.example", PASSWORD, NAME)
+        stack.container.auth.registration.register(Principal(), "first@people.example", PASSWORD, NAME)
         wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
         said = len(worker.output)
 
         broker.hang()
         box.hangs.clear()
-        stack.container.registration.register(Principal(), "second@people.example", PASSWORD, NAME)
+        stack.container.auth.registration.register(Principal(), "second@people.example", PASSWORD, NAME)
         wait_until(lambda: "mail_sent" in worker.output[said:], what="the mail sent")
         said = len(worker.output)
         wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
@@ -279,7 +279,7 @@ class MailServer:
     heard: list[bytes]
 
     def ask(self, address: str) -> None:
-        self.stack.container.registration.register(Principal(), address, PASSWORD, NAME)
+        self.stack.container.auth.registration.register(Principal(), address, PASSWORD, NAME)
 
     def attempt(self, address: str, number: int) -> Any:
         """The job of this recipient when so many attempts have ended."""
@@ -290,7 +290,7 @@ class MailServer:
         found: list[Any] = []
 
         def ended() -> bool:
-            with self.stack.container.engine.begin() as connection:
+            with self.stack.container.core.engine.begin() as connection:
                 found.extend(connection.execute(query, {"address": address, "number": number}).all())
             return bool(found)
 
@@ -299,10 +299,10 @@ class MailServer:
 
     def hurry(self) -> None:
         """Let what is to be tried again be tried now."""
-        with self.stack.container.engine.begin() as connection:
+        with self.stack.container.core.engine.begin() as connection:
             connection.execute(sa.text("UPDATE mail_jobs SET next_attempt_at = now() WHERE state = 'queued'"))
-        for job_id in self.stack.container.outbox.due():
-            self.stack.container.outbox.announce(job_id)
+        for job_id in self.stack.container.mail.outbox.due():
+            self.stack.container.mail.outbox.announce(job_id)
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def test_an_hour_of_traffic_is_counted_as_it_was(site: Site) -> None:
     assert files <= missed <= 2 * files < sum(cache.values())
     assert after[sample("vault_transfers_in_progress", direction="in")] == 0
     assert after[sample("vault_transfers_in_progress", direction="out")] == 0
-    counts = site.stack.container.mail_queue.counts()
+    counts = site.stack.container.mail.queue.counts()
     wait_until(lambda: _mail_jobs(site.of_api) == counts, seconds=20, what="a scrape with the mails of the database")
     assert site.of_api[sample("vault_mail_oldest_due_seconds")] == 0
 
@@ -285,7 +285,7 @@ def _misbehave(script: Script) -> None:
 
 def _damage(script: Script) -> None:
     file_id = script.upload(1000)
-    with script.stack.container.engine.begin() as connection:
+    with script.stack.container.core.engine.begin() as connection:
         object_id = connection.scalar(sa.text("SELECT object_id FROM files WHERE state = 'ready'"))
     path = Path(script.stack.env["STORAGE_DIR"]) / object_key(uuid.UUID(str(object_id)))
     content = bytearray(path.read_bytes())
@@ -299,7 +299,7 @@ def _damage(script: Script) -> None:
 
 
 def _set_quota(stack: Stack, quota_bytes: int | None) -> None:
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(sa.text("UPDATE users SET quota_bytes = :quota"), {"quota": quota_bytes})
 
 

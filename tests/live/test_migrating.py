@@ -26,7 +26,7 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
 
 
 def indexes(stack: Stack) -> set[str]:
-    with stack.container.engine.connect() as connection:
+    with stack.container.core.engine.connect() as connection:
         found = sa.inspect(connection)
         return {str(index["name"]) for table in found.get_table_names() for index in found.get_indexes(table)}
 
@@ -46,7 +46,7 @@ def test_an_upgrade_that_waits_for_a_dump_keeps_nobody_from_the_tables_for_long(
     with postgres_database() as url:
         stack = Stack(tmp_path, environment(tmp_path, TESTING="", DATABASE_URL=url))
         stack.run("flask", "db", "upgrade", "0012")
-        engine = stack.container.engine
+        engine = stack.container.core.engine
         with engine.connect() as dump:
             dump.execute(sa.text("LOCK TABLE installation, email_tokens IN ACCESS SHARE MODE"))
             upgrade = stack.start("flask", "db", "upgrade", name="upgrade")

@@ -198,7 +198,7 @@ def test_a_download_whose_client_disappears_ends(
 
 
 def ended_downloads(stack: Stack) -> int:
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         query = "SELECT count(*) FROM audit_events WHERE action = 'file.download_ended'"
         return int(connection.scalar(sa.text(query)) or 0)
 
@@ -220,7 +220,7 @@ def refused(proxy: Nginx, authorization: str, framing: str) -> bytes:
 
 def refusals(stack: Stack, proxy: Nginx, person: requests.Session, times: int) -> list[tuple[int, str]]:
     """What so many uploads are told that have no token, or a quota that is too small."""
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(sa.text("UPDATE users SET quota_bytes = used_bytes + 1000000"))
     found = []
     try:
@@ -231,7 +231,7 @@ def refusals(stack: Stack, proxy: Nginx, person: requests.Session, times: int) -
             body = rest.partition(b"\r\n\r\n")[2]
             found.append((int(status), json.loads(body[body.find(b"{") : body.rfind(b"}") + 1])["code"]))
     finally:
-        with stack.container.engine.begin() as connection:
+        with stack.container.core.engine.begin() as connection:
             connection.execute(sa.text("UPDATE users SET quota_bytes = NULL"))
     return found
 

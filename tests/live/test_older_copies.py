@@ -110,9 +110,11 @@ def test_a_copy_that_works_before_its_original_does_again_removes_nothing_that_w
 
 
 def test_each_start_of_the_api_raises_the_epoch(stack: Stack) -> None:
-    before = stack.container.store.get("vault-epoch")
+    before = stack.container.objects.store.get("vault-epoch")
 
     stack.processes[0].kill()
     stack.start_api()
 
-    wait_until(lambda: stack.container.store.get("vault-epoch") != before, seconds=30, what="the epoch being raised")
+    wait_until(
+        lambda: stack.container.objects.store.get("vault-epoch") != before, seconds=30, what="the epoch being raised"
+    )

@@ -44,9 +44,9 @@ def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caus
     monkeypatch.setattr("vault.background.broker.PATIENCE_SECONDS", 60.0)
     with mailbox() as inbox, broker() as settings, mailing(tmp_path, inbox.port, **settings) as stack:
         for number in range(NO_OPS):
-            stack.container.recovery.forgot_password(Principal(), f"nobody-{number}@example.org")
+            stack.container.auth.recovery.forgot_password(Principal(), f"nobody-{number}@example.org")
         register_strangers(stack)
-        stack.container.recovery.forgot_password(Principal(), OWNER)
+        stack.container.auth.recovery.forgot_password(Principal(), OWNER)
 
         stack.start_worker("mail", "registrations")
 
@@ -62,8 +62,8 @@ def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caus
 
 def register_strangers(stack: Stack) -> None:
     """As many registrations as the limits of many networks permit, and the account of the owner."""
-    clock, outbox = stack.container.clock, stack.container.outbox
-    with stack.container.sessions.begin() as session:
+    clock, outbox = stack.container.core.clock, stack.container.mail.outbox
+    with stack.container.core.sessions.begin() as session:
         strangers = [User(email=f"stranger-{n}@example.org", email_key=f"{n}") for n in range(REGISTRATIONS)]
         owner = User(email=OWNER, email_key=OWNER, email_verified_at=clock())
         for user in (*strangers, owner):

@@ -49,7 +49,7 @@ def upload(stack: Stack, person: requests.Session, framing: str, content: bytes,
 
 
 def give_quota(stack: Stack, email: str, quota_bytes: int) -> None:
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE users SET quota_bytes = :quota WHERE email = :email"),
             {"quota": quota_bytes, "email": email},

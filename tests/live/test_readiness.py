@@ -158,7 +158,7 @@ def test_a_beat_that_ends_or_is_killed_is_missed_until_it_is_started_again(site:
     second = site.stack.start_beat()
     wait_until(lambda: site.ready() == (200, "ready", set()), seconds=60, what="the next beat")
     second.kill()
-    with site.stack.container.engine.begin() as connection:
+    with site.stack.container.core.engine.begin() as connection:
         connection.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
     wait_until(lambda: site.ready() == (200, "degraded", {"beat"}), seconds=20, what="the killed beat")
 

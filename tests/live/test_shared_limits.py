@@ -201,5 +201,5 @@ def _login(visitor: requests.Session, stack: Stack, address: str, password: str)
 
 def _change_attempts(stack: Stack, statement: str) -> int:
     """Change what is remembered of guesses behind the vault's back; returns how many rows it was."""
-    with stack.container.engine.begin() as connection:
+    with stack.container.core.engine.begin() as connection:
         return connection.execute(sa.text(statement)).rowcount

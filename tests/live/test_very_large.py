@@ -18,7 +18,7 @@ from vault.core.principal import Principal
 from vault.objects.reading import ByteRange
 from vault.settings.config import Settings
 from vault.storage import ObjectReader, ObjectStore
-from vault.wiring import build_container
+from vault.wiring import wire
 
 MIB = 1024 * 1024
 SIZE = 5 * 1024 * MIB
@@ -156,15 +156,15 @@ class Counting:
 
 
 def test_a_range_of_1_kib_fetches_two_segments_at_most(stored: Stored) -> None:
-    store = Counting(stored.stack.container.store)
-    container = build_container(Settings.load(stored.stack.env, env_file=None), store=store)  # type: ignore[arg-type]
+    store = Counting(stored.stack.container.objects.store)
+    container = wire(Settings.load(stored.stack.env, env_file=None), store=store)  # type: ignore[arg-type]
     owner_id = uuid.UUID(stored.person.get(f"{stored.stack.url}/auth/me").json()["id"])
     firsts = (0, P - H - 512, 2**32 - 512, SIZE // 3, LAST_EDGE - 512, SIZE - 1024)
 
     for first in firsts:
         store.fetched.clear()
         part = ByteRange(first, first + 1023)
-        _, _, download = container.files.open(
+        _, _, download = container.files.service.open(
             Principal(owner_id), uuid.UUID(stored.file["id"]), choose=lambda _, part=part: part, is_view=lambda _: False
         )
         content = b"".join(download)
@@ -173,4 +173,4 @@ def test_a_range_of_1_kib_fetches_two_segments_at_most(stored: Stored) -> None:
         assert content == stored.slice(first, first + 1023)
         assert sum(last - first + 1 for first, last in store.fetched) <= 2 * SEGMENT
         assert len(store.fetched) == 1
-    container.engine.dispose()
+    container.core.engine.dispose()

@@ -13,7 +13,7 @@ from vault.encryption.keyring import KeyProvider, KeyRing
 from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.observe.metering import MeteredKeyProvider
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 OTHER_ARN = f"arn:aws:kms:{REGION}:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
@@ -31,7 +31,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cont
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return lambda **overrides: build_container(make_settings(tmp_path, **{"MASTER_KEY": MASTER_KEY} | overrides))
+    return lambda **overrides: wire(make_settings(tmp_path, **{"MASTER_KEY": MASTER_KEY} | overrides))
 
 
 def known(keys: KeyRing) -> list[str]:
@@ -46,7 +46,7 @@ def behind(provider: KeyProvider) -> KeyProvider:
 
 
 def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Container]) -> None:
-    keys = build().keys
+    keys = build().keys.ring
 
     assert isinstance(behind(keys.primary), LocalKeyProvider)
     assert keys.providers == {"local"}
@@ -54,14 +54,14 @@ def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Conta
 
 
 def test_of_several_master_keys_the_first_wraps_and_all_unwrap(build: Callable[..., Container]) -> None:
-    keys = build(MASTER_KEY=f"{OTHER_MASTER_KEY},{MASTER_KEY}").keys
+    keys = build(MASTER_KEY=f"{OTHER_MASTER_KEY},{MASTER_KEY}").keys.ring
 
     assert keys.primary.current_ref() == OTHER_LOCAL_REF
     assert known(keys) == [LOCAL_REF, OTHER_LOCAL_REF]
 
 
 def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Container]) -> None:
-    keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys
+    keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys.ring
 
     assert isinstance(behind(keys.primary), KmsKeyProvider)
     assert keys.primary.current_ref() == ARN
@@ -70,7 +70,7 @@ def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Cont
 
 
 def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]) -> None:
-    keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys
+    keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys.ring
 
     assert isinstance(behind(keys.primary), KmsKeyProvider)
     assert keys.providers == {"aws-kms"}
@@ -78,7 +78,7 @@ def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]
 
 
 def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(build: Callable[..., Container]) -> None:
-    keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys
+    keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys.ring
 
     assert isinstance(behind(keys.primary), LocalKeyProvider)
     assert keys.providers == {"local", "aws-kms"}
@@ -97,11 +97,11 @@ def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(bui
 def test_nothing_is_connected_to(build: Callable[..., Container], overrides: dict[str, str]) -> None:
     container = build(**SETTINGS, **overrides)
 
-    assert container.keys.primary.name == "aws-kms"
+    assert container.keys.ring.primary.name == "aws-kms"
 
 
 def test_the_kms_client_gets_region_endpoint_and_credentials(build: Callable[..., Container]) -> None:
-    primary = behind(build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.primary)
+    primary = behind(build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.ring.primary)
     assert isinstance(primary, KmsKeyProvider)
 
     url = primary.client.generate_presigned_url("list_keys")
@@ -114,6 +114,6 @@ def test_the_kms_client_gets_region_endpoint_and_credentials(build: Callable[...
 def test_a_ring_that_is_given_takes_the_place_of_the_one_from_settings(tmp_path: Path) -> None:
     ring = KeyRing({"local": LocalKeyProvider([OTHER_MASTER_KEY])}, primary="local")
 
-    container = build_container(make_settings(tmp_path, MASTER_KEY=MASTER_KEY), keys=ring)
+    container = wire(make_settings(tmp_path, MASTER_KEY=MASTER_KEY), keys=ring)
 
-    assert container.keys is ring
+    assert container.keys.ring is ring

@@ -4,14 +4,14 @@ Each link is bound to the password that the account had when the mail was asked 
 the owner's password nor the owner's link with a stranger's password confirms anything.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -22,6 +22,7 @@ from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, InvalidToken, WrongPassword
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind, Owed
@@ -36,7 +37,7 @@ _PURPOSES: Final = (TokenPurpose.VERIFY_EMAIL, TokenPurpose.CHANGE_EMAIL)
 class Confirmations:
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        core: Core,
         *,
         passwords: Passwords,
         guess_limiter: GuessLimiter,
@@ -44,16 +45,15 @@ class Confirmations:
         password_by_link: PasswordByLink,
         outbox: Outbox,
         audit: AuditService,
-        clock: Callable[[], datetime],
     ) -> None:
-        self._sessions = sessions
+        self._sessions = core.sessions
         self._passwords = passwords
         self._guess_limiter = guess_limiter
         self._user_sessions = user_sessions
         self._password_by_link = password_by_link
         self._outbox = outbox
         self._audit = audit
-        self._clock = clock
+        self._clock = core.clock
 
     def confirm(self, principal: Principal, token: str, password: str) -> None:
         """Confirm an address, a new account's or the new one of an old account, by a mailed token and a password.

@@ -141,6 +141,11 @@ def create_celery(broker_url: str) -> Celery:
             "enforce-audit-retention": _every(3600, TASK_ENFORCE_RETENTION),
         },
     )
+    _configure_transport(celery, broker_url)
+    return celery
+
+
+def _configure_transport(celery: Celery, broker_url: str) -> None:
     if broker_url.startswith("filesystem://"):
         celery.conf.update(broker_url="atomicfs://localhost", broker_transport_options=_folders(broker_url))
     elif broker_url.startswith("redis"):
@@ -159,7 +164,6 @@ def create_celery(broker_url: str) -> Celery:
     elif broker_url.startswith("amqps://"):
         # Without the key py-amqp verifies the chain but not the name; kombu puts the host's name in its place.
         celery.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
-    return celery
 
 
 def _every(seconds: float, task: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def accept_clock(yes: bool) -> None:
     for so long.
     """
     vault = container()
-    reading = vault.deletion_clock.reading()
+    reading = vault.core.deletion_clock.reading()
     if reading.last is None or reading.is_plausible:
         click.echo(f"There is nothing to accept: the clock, {reading.now:%Y-%m-%d %H:%M} UTC, is plausible.")
         return
@@ -26,8 +26,8 @@ def accept_clock(yes: bool) -> None:
         f" {reading.last:%Y-%m-%d %H:%M} UTC, {(reading.now - reading.last).days} days before that."
     )
     confirm("Is this time right? The next passes delete for ever everything that is too old by it.", yes=yes)
-    with vault.sessions.begin() as session:
+    with vault.core.sessions.begin() as session:
         now, last = reading.now.isoformat(), reading.last.isoformat()
-        vault.audit.record(session, operator(), Action.CLOCK_ACCEPTED, now=now, last_pass=last)
-    vault.deletion_clock.accept(reading)
+        vault.audit.service.record(session, operator(), Action.CLOCK_ACCEPTED, now=now, last_pass=last)
+    vault.core.deletion_clock.accept(reading)
     click.echo("Accepted. The next passes delete what is too old.")

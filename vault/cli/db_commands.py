@@ -30,7 +30,7 @@ _LOSES: Final = "loses"
 
 def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
     """Refuse what loses rows, and ask before anything else, unless --yes is given."""
-    with container().engine.connect() as connection:
+    with container().core.engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         steps = _steps(current, revision)
         lost = list(_lost(connection, steps))

@@ -39,7 +39,7 @@ def reap(orphans: bool, yes: bool, dry_run: bool, max_percent: float) -> None:
 
     Objects without a row are only reported, unless --orphans is given.
     """
-    reaper = container().reaper
+    reaper = container().objects.reaper
     if dry_run:
         report = reaper.foresee()
         click.echo(f"Would end {report.expired} abandoned uploads and remove up to {report.removed} objects.")
@@ -69,7 +69,7 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percen
         return
     confirm(f"Delete {len(found.orphans)} objects for ever?", yes=yes)
     with progress("Deleting", len(found.orphans)) as update:
-        removed = container().reaper.remove_orphans(operator(), found, progress=update)
+        removed = container().objects.reaper.remove_orphans(operator(), found, progress=update)
     click.echo(f"Deleted {removed} orphaned objects.")
 
 
@@ -89,7 +89,7 @@ def adopt(yes: bool) -> None:
 
     Other copies of the database can then neither write nor remove anything. Stop their processes first.
     """
-    installation = container().installation
+    installation = container().objects.installation
     if installation.is_owner():
         click.echo("This database owns its store already.")
         return
@@ -106,7 +106,7 @@ def verify(sample: int | None, as_json: bool) -> None:
 
     Prints each damaged file with the reason. Exits with status 1 if a file is damaged or could not be checked.
     """
-    verifier = container().verifier
+    verifier = container().keys.verifier
     findings = Findings(as_json=as_json)
     count, size = verifier.count_files()
     total, unit = (size, " bytes") if sample is None else (min(sample, count), "")
@@ -146,15 +146,15 @@ def reencrypt(
     suite = Suite.named(cipher or vault.settings.files.cipher)
     before = None if wrapped_before is None else wrapped_before.replace(tzinfo=UTC)
     selection = Selection(suite, file_ids, key_ref, before)
-    count, size = vault.reencryptor.plan(selection)
+    count, size = vault.keys.reencryptor.plan(selection)
     click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
     with progress("Reencrypting", size, unit=" bytes") as update:
-        report = vault.reencryptor.run(operator(), selection, progress=update, on_failure=_tell_failure)
+        report = vault.keys.reencryptor.run(operator(), selection, progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
     if file_ids and not (key_ref or before) and len(set(file_ids)) > count:
         raise click.ClickException(f"{len(set(file_ids)) - count} of the files do not exist.")
-    if key_ref and not count and not any(vault.keys.knows(name, key_ref) for name in vault.keys.providers):
+    if key_ref and not count and not any(vault.keys.ring.knows(name, key_ref) for name in vault.keys.ring.providers):
         raise click.ClickException("No file uses this key, and no configured key has this ref.")
     if report.failed:
         raise click.ClickException("Failed files keep their keys and objects.")

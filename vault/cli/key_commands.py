@@ -32,7 +32,7 @@ def status(as_json: bool) -> None:
 
     Exits with status 1 if the primary or a key that files need is retired, not configured, or not known.
     """
-    found = container().key_usage.overview()
+    found = container().keys.usage.overview()
     if found.failure is not None:
         click.echo(
             f"The primary's ARN is not known: the key service refused or did not answer ({found.failure}).", err=True
@@ -60,7 +60,7 @@ def check(as_json: bool) -> None:
     Exits with status 1 if a key fails.
     """
     checks = []
-    for result in container().key_usage.check():
+    for result in container().keys.usage.check():
         checks.append(result)
         if not as_json:
             outcome = "ok" if result.failure is None else f"FAILED ({result.failure})"
@@ -82,7 +82,7 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
     Objects are not changed, and the API can serve meanwhile. The command can be interrupted and run again. Exits with
     status 1 while a row remains under another key.
     """
-    rewrapper = container().rewrapper
+    rewrapper = container().keys.rewrapper
     waiting = rewrapper.waiting()
     for use in waiting:
         click.echo(f"{use.rows} rows to move from {use.provider}  {use.key_ref}{_unless_available(use)}", err=True)
@@ -116,7 +116,7 @@ def verify(sample: int | None, as_json: bool) -> None:
 
     Exits with status 1 if a key is wrong or unavailable.
     """
-    verifier = container().verifier
+    verifier = container().keys.verifier
     total = verifier.count_keys()
     findings = Findings(as_json=as_json)
     with progress("Verifying keys", total if sample is None else min(sample, total)) as update:
@@ -131,7 +131,7 @@ def retire(ref: str) -> None:
 
     Refused for the primary key, and while a row uses the key. `flask keys restore` undoes it.
     """
-    fresh = container().key_usage.retire(operator(), ref)
+    fresh = container().keys.usage.retire(operator(), ref)
     click.echo("Retired: the key neither wraps nor unwraps any more." if fresh else "The key was retired already.")
 
 
@@ -139,7 +139,7 @@ def retire(ref: str) -> None:
 @click.argument("ref", type=KEY_REF)
 def restore(ref: str) -> None:
     """Restore the retired key REF."""
-    container().key_usage.restore(operator(), ref)
+    container().keys.usage.restore(operator(), ref)
     click.echo("Restored: the key can unwrap again where it is configured.")
 
 

@@ -30,7 +30,7 @@ def send_test(address: Address) -> None:
     vault = container()
     provider = _provider(vault.settings)
     try:
-        sent = vault.outbox.send_test(address.as_given)
+        sent = vault.mail.outbox.send_test(address.as_given)
     except MailDelayed as exc:
         answer = f" It said: {_printable(exc.answer)}" if exc.answer else ""
         if isinstance(exc, MailRefused):
@@ -74,9 +74,9 @@ def queue(states: Sequence[str], limit: int, job_ids: Sequence[uuid.UUID], retry
     if job_ids or retry_failed:
         if states or (job_ids and retry_failed):
             raise click.UsageError("--state, --retry and --retry-failed cannot be combined.")
-        _retry(job_ids if job_ids else container().mail_queue.failed(), as_json=as_json)
+        _retry(job_ids if job_ids else container().mail.queue.failed(), as_json=as_json)
         return
-    mails = container().mail_queue
+    mails = container().mail.queue
     counts, found = mails.counts(), mails.jobs([MailState(state) for state in states] or _OPEN, limit=limit)
     if as_json:
         click.echo(json.dumps({"counts": counts, "jobs": [_fields(job) for job in found]}))
@@ -89,7 +89,7 @@ def queue(states: Sequence[str], limit: int, job_ids: Sequence[uuid.UUID], retry
 
 
 def _retry(job_ids: Sequence[uuid.UUID], *, as_json: bool) -> None:
-    retried = container().mail_queue.retry(job_ids)
+    retried = container().mail.queue.retry(job_ids)
     left = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in retried]
     if as_json:
         click.echo(json.dumps({"retried": len(retried), "not_retried": [str(job_id) for job_id in left]}))

@@ -35,7 +35,7 @@ def create_admin(address: Address, yes: bool) -> None:
         confirm(
             "This address has an account. End its sessions and remove its password until the link is used?", yes=yes
         )
-    container().invitations.invite(operator(), address)
+    container().admin.invitations.invite(operator(), address)
     click.echo("Mailed a link. The person who sets a password with it within 24 hours becomes an administrator.")
 
 
@@ -87,7 +87,7 @@ def set_quota(address: Address, quota: Quota) -> None:
     BYTES is a number, a size such as 10GiB, or `default`. A quota below the used bytes deletes nothing, and refuses
     uploads.
     """
-    administration = container().administration
+    administration = container().admin.administration
     user = administration.change(operator(), _find(address).id, UserChanges(quota=quota))
     default = ", the default" if user.quota_is_default else ""
     click.echo(f"The quota is {_size(user.quota_bytes)}{default}; {_size(user.used_bytes)} are used.")
@@ -105,20 +105,20 @@ def delete(address: Address, yes: bool) -> None:
     """
     user = _find(address)
     confirm(f"Delete this account with {_size(user.used_bytes)} of files for ever?", yes=yes)
-    container().administration.delete(operator(), user.id)
+    container().admin.administration.delete(operator(), user.id)
     click.echo("Deleted. Its files are unreadable, and their objects are removed soon.")
 
 
 def _find(address: Address) -> UserInfo:
     try:
-        return container().administration.find(address)
+        return container().admin.administration.find(address)
     except NotFound:
         raise NotFound("No account has this address.") from None
 
 
 def _exists(address: Address) -> bool:
     try:
-        container().administration.find(address)
+        container().admin.administration.find(address)
     except NotFound:
         return False
     return True
@@ -130,14 +130,14 @@ def _switch(address: Address, *, disabled: bool) -> None:
     if user.disabled == disabled:
         click.echo(f"The account is {state} already.")
         return
-    container().administration.change(operator(), user.id, UserChanges(disabled=disabled))
+    container().admin.administration.change(operator(), user.id, UserChanges(disabled=disabled))
     click.echo("Disabled. Its sessions and links have ended." if disabled else "Enabled. It can sign in again.")
 
 
 def _all(which: UserFilter) -> Iterator[UserInfo]:
     after = None
     while True:
-        page = container().administration.list(which, limit=_PAGE, after=after)
+        page = container().admin.administration.list(which, limit=_PAGE, after=after)
         yield from page.items
         after = page.next_after
         if after is None:

@@ -8,7 +8,6 @@ import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from time import monotonic, sleep
 from typing import Final, Protocol
@@ -16,7 +15,7 @@ from typing import Final, Protocol
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -34,21 +33,22 @@ from vault.core.errors import (
     TooManyUploads,
     UploadLost,
 )
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
 from vault.encryption.metadata import seal_digest
 from vault.files.facts import FileInfo
-from vault.objects.installation import InstallationGuard
-from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
+from vault.objects.build import Objects
+from vault.objects.leases import LEASE_SECONDS
 from vault.objects.models import File, FileState
 from vault.objects.quota import FILES, OWNER, QUOTA, count_of, free_bytes_of
 from vault.objects.retired import refuse_retired
 from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.objects.writing import NewObject, write_object
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
-from vault.storage import ObjectStore, object_key
+from vault.storage import object_key
 from vault.storage.room import DiskReserve
 
 # A body of unknown length reserves quota in steps of this size.
@@ -130,30 +130,26 @@ class _Reservation:
 class Uploads:
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        core: Core,
         *,
-        store: ObjectStore,
-        room: DiskReserve,
+        objects: Objects,
         keys: KeyRing,
         suite: Suite,
         limits: UploadLimits,
-        installation: InstallationGuard,
-        leases: LeaseKeeper,
         remove_later: Callable[[uuid.UUID], None],
         audit: AuditService,
-        clock: Callable[[], datetime],
     ) -> None:
-        self._sessions = sessions
-        self._store = store
-        self._room = room
+        self._sessions = core.sessions
+        self._store = objects.store
+        self._room = objects.room
         self._keys = keys
         self._suite = suite
         self._limits = limits
-        self._installation = installation
-        self._leases = leases
+        self._installation = objects.installation
+        self._leases = objects.leases
         self._remove_later = remove_later
         self._audit = audit
-        self._clock = clock
+        self._clock = core.clock
 
     def upload(self, principal: Principal, incoming: Incoming) -> FileInfo:
         """Store one file.

@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -31,6 +31,7 @@ from vault.core.errors import (
     StorageUnavailable,
     VaultError,
 )
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.header import Suite
@@ -38,16 +39,15 @@ from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.metadata import seal_digest
 from vault.keys.bulk import GIVE_UP_AFTER, patiently
 from vault.keys.usage import KeyUsage, reason_of
-from vault.objects.installation import InstallationGuard
-from vault.objects.integrity import Integrity
-from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
+from vault.objects.build import Objects
+from vault.objects.leases import LEASE_SECONDS
 from vault.objects.models import File, FileState
-from vault.objects.reading import FileReader, StoredFile, Unlocked, find_ready, integrity_proven
+from vault.objects.reading import StoredFile, Unlocked, find_ready, integrity_proven
 from vault.objects.retired import refuse_retired
 from vault.objects.rows import rows_by_id
 from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.objects.writing import NewObject, write_object
-from vault.storage import ObjectStore, object_key
+from vault.storage import object_key
 
 # A pending row that belongs to nobody costs nobody's quota, and no list shows it.
 _NOBODY: Final = uuid.UUID(int=0)
@@ -82,29 +82,24 @@ class ReencryptReport:
 class Reencryptor:
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        core: Core,
         *,
-        store: ObjectStore,
+        objects: Objects,
         keys: KeyRing,
         usage: KeyUsage,
-        reader: FileReader,
-        integrity: Integrity,
-        installation: InstallationGuard,
-        leases: LeaseKeeper,
         audit: AuditService,
-        clock: Callable[[], datetime],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._sessions = sessions
-        self._store = store
+        self._sessions = core.sessions
+        self._store = objects.store
         self._keys = keys
         self._usage = usage
-        self._reader = reader
-        self._integrity = integrity
-        self._installation = installation
-        self._leases = leases
+        self._reader = objects.reader
+        self._integrity = objects.integrity
+        self._installation = objects.installation
+        self._leases = objects.leases
         self._audit = audit
-        self._clock = clock
+        self._clock = core.clock
         self._sleep = sleep
 
     def plan(self, selection: Selection) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from vault.core.aws import AwsAccess, tell_credentials
 from vault.core.errors import StorageUnavailable
 from vault.encryption.errors import KeyFailure
 from vault.storage.s3 import S3Store
-from vault.wiring import Container, build_container
+from vault.wiring import Container, wire
 
 REGION = "eu-central-1"
 KMS_KEY = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -58,18 +58,18 @@ def make_container(aws: Recorder, tmp_path: Path) -> Iterator[Callable[..., Cont
             "KMS_KEY_ID": KMS_KEY,
             "KMS_ENDPOINT_URL": aws.url,
         }
-        made.append(build_container(make_settings(tmp_path, AWS_REGION=REGION, **both, **settings)))
+        made.append(wire(make_settings(tmp_path, AWS_REGION=REGION, **both, **settings)))
         return made[-1]
 
     yield make
     for container in made:
-        container.engine.dispose()
+        container.core.engine.dispose()
 
 
 def ask_both(container: Container) -> None:
-    container.store.health()
+    container.objects.store.health()
     with pytest.raises(KeyFailure):
-        container.keys.health()
+        container.keys.ring.health()
 
 
 def key_of(asked: Asked) -> str:
@@ -143,7 +143,7 @@ def test_credentials_of_a_container_are_renewed_before_they_end(
     with recorder() as agent:
         agent.answer = give
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
-        store = make_container().store
+        store = make_container().objects.store
 
         store.health()
         store.health()
@@ -162,7 +162,7 @@ def test_a_role_whose_new_credentials_have_ended_as_well_is_an_unavailable_store
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
 
         with pytest.raises(StorageUnavailable) as caught:
-            make_container().store.health()
+            make_container().objects.store.health()
 
     assert caught.value.reason == "RuntimeError"
 
@@ -178,9 +178,9 @@ def test_expired_credentials_are_named_by_their_code(aws: Recorder, make_contain
     )
 
     with pytest.raises(StorageUnavailable) as of_s3:
-        container.store.health()
+        container.objects.store.health()
     with pytest.raises(KeyFailure) as of_kms:
-        container.keys.health()
+        container.keys.ring.health()
 
     assert of_s3.value.reason == "ExpiredToken"
     assert of_kms.value.reason == "ExpiredTokenException"
@@ -195,7 +195,7 @@ def test_a_file_of_credentials_is_read_again_when_they_have_expired(
         (400, b"<Error><Code>ExpiredToken</Code></Error>") if key_of(asked) == "ASIAOLD" else (200, LISTED)
     )
     write_profile(tmp_path, "vault", "ASIAOLD")
-    store = make_container(AWS_PROFILE="vault").store
+    store = make_container(AWS_PROFILE="vault").objects.store
     with pytest.raises(StorageUnavailable):
         store.health()
 
@@ -210,7 +210,7 @@ def test_credentials_that_appear_later_are_found_without_a_restart(
     aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vault.core.aws, "_ASK_AGAIN_SECONDS", 0.0)
-    store = make_container().store
+    store = make_container().objects.store
     with pytest.raises(StorageUnavailable) as caught:
         store.health()
 
@@ -287,7 +287,7 @@ def test_a_store_with_no_credentials_asks_no_more_than_once_in_a_while(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        store = make_container().store
+        store = make_container().objects.store
         assert isinstance(store, S3Store)
         with pytest.raises(StorageUnavailable):
             store.health()

@@ -18,7 +18,7 @@ from vault.mail.queue import Backlog
 from vault.observe import exporter
 from vault.observe.exporter import _MailCollector
 from vault.settings.config import ROOT
-from vault.wiring import build_container
+from vault.wiring import wire
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def scraped(ask: Callable[[], Backlog]) -> str:
 
 
 def test_metrics_and_readiness_are_served_and_nothing_else(port: int, tmp_path: Path) -> None:
-    container = build_container(make_settings(tmp_path))
+    container = wire(make_settings(tmp_path))
     exporter.listen(("127.0.0.1", port))
     server = exporter.serve(container.readiness)
     assert server is not None
@@ -62,7 +62,7 @@ def test_an_address_that_is_taken_costs_the_metrics_and_not_the_service(port: in
         other.listen()
 
         exporter.listen(("127.0.0.1", port))
-        server = exporter.serve(build_container(make_settings(tmp_path)).readiness)
+        server = exporter.serve(wire(make_settings(tmp_path)).readiness)
 
     assert server is None
 

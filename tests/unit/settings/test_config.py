@@ -11,14 +11,17 @@ import pytest
 
 from testing.settings import environment
 from vault.encryption.local import generate_master_key
+from vault.http.extensions import mail as smtp
+from vault.mail.build import mailer_of
 from vault.mail.sendgrid import SendGridMailer
+from vault.objects.build import store_of
 from vault.settings import groups
 from vault.settings.config import ROOT, Settings, SettingsError
 from vault.settings.fields import settings_of
 from vault.settings.groups import GIB
 from vault.storage.local import LocalStore
 from vault.storage.s3 import S3Store
-from vault.wiring import _mailer, _store
+from vault.wiring import aws_access
 
 Load = Callable[..., Settings]
 Refusal = Callable[..., SettingsError]
@@ -662,8 +665,8 @@ def test_the_bucket_wins_over_the_directory(load: Load) -> None:
     one = load()
 
     assert both.storage.directory is not None
-    assert isinstance(_store(both), S3Store)
-    assert isinstance(_store(one), LocalStore)
+    assert isinstance(store_of(both.storage, None, aws_access(both)), S3Store)
+    assert isinstance(store_of(one.storage, None, aws_access(one)), LocalStore)
 
 
 def test_a_bucket_alone_is_enough(load: Load) -> None:
@@ -1199,7 +1202,7 @@ def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> 
     assert eu.mail.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
     assert settings.mail.sendgrid_api_key == "SG.key-of-everything"
     assert "SG." not in repr(settings)
-    assert isinstance(_mailer(settings), SendGridMailer)
+    assert isinstance(mailer_of(settings.mail, smtp), SendGridMailer)
 
 
 def test_smtp_without_a_password_may_be_in_clear(load: Load) -> None:

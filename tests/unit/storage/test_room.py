@@ -12,7 +12,7 @@ from testing.settings import make_settings
 from vault.core.errors import StorageFull, StorageUnavailable
 from vault.storage import room
 from vault.storage.room import DiskReserve, require_room
-from vault.wiring import build_container
+from vault.wiring import wire
 
 MIB = 1024**2
 GIB = 1024**3
@@ -72,16 +72,16 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("folder", ["store", "queue", "."], ids=["store", "broker", "database"])
 def test_each_disk_that_settings_name_counts(tmp_path: Path, full: Callable[[Path], None], folder: str) -> None:
-    container = build_container(make_settings(tmp_path))
+    container = wire(make_settings(tmp_path))
     for name in ("store", "queue"):
         (tmp_path / name).mkdir(exist_ok=True)
-    container.room.require()
+    container.objects.room.require()
 
     full(tmp_path / folder)
     with pytest.raises(StorageFull):
-        container.room.require()
+        container.objects.room.require()
 
-    container.engine.dispose()
+    container.core.engine.dispose()
 
 
 def test_only_the_store_has_to_take_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

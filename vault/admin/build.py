@@ -1,0 +1,34 @@
+"""The parts of administration."""
+
+from dataclasses import dataclass
+
+from vault.admin.inviting import Invitations
+from vault.admin.service import Administration
+from vault.audit.service import AuditService
+from vault.auth.build import Auth
+from vault.core.parts import Core
+from vault.mail.outbox import Outbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    administration: Administration
+    invitations: Invitations
+
+
+def build(core: Core, auth: Auth, outbox: Outbox, audit: AuditService, *, default_quota_bytes: int) -> Admin:
+    """Build what administrators do with accounts."""
+    return Admin(
+        administration=Administration(
+            core.sessions,
+            user_sessions=auth.user_sessions,
+            eraser=auth.eraser,
+            outbox=outbox,
+            audit=audit,
+            clock=core.clock,
+            default_quota_bytes=default_quota_bytes,
+        ),
+        invitations=Invitations(
+            core.sessions, user_sessions=auth.user_sessions, outbox=outbox, audit=audit, clock=core.clock
+        ),
+    )

@@ -1,0 +1,62 @@
+"""The parts of sealed objects, and the store that settings choose."""
+
+from dataclasses import dataclass
+
+from vault.audit.service import AuditService
+from vault.core.aws import AwsAccess
+from vault.core.parts import Core
+from vault.encryption.cache import DekCache
+from vault.objects.installation import InstallationGuard
+from vault.objects.integrity import Integrity
+from vault.objects.leases import LeaseKeeper
+from vault.objects.reading import FileReader
+from vault.objects.reaper import Reaper
+from vault.settings import groups
+from vault.storage import ObjectStore
+from vault.storage.buffers import BufferBudget
+from vault.storage.local import LocalStore
+from vault.storage.room import DiskReserve
+from vault.storage.s3 import S3Options, S3Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objects:
+    store: ObjectStore
+    room: DiskReserve
+    installation: InstallationGuard
+    leases: LeaseKeeper
+    reader: FileReader
+    integrity: Integrity
+    reaper: Reaper
+
+
+def build(core: Core, store: ObjectStore, room: DiskReserve, cache: DekCache, audit: AuditService) -> Objects:
+    """Build what writes, reads and removes objects of the store. `cache` unwraps their keys."""
+    installation = InstallationGuard(core.sessions, store, core.clock, audit=audit)
+    return Objects(
+        store=store,
+        room=room,
+        installation=installation,
+        leases=LeaseKeeper(core.sessions),
+        reader=FileReader(store, cache, installation),
+        integrity=Integrity(core.sessions, audit=audit),
+        reaper=Reaper(core.sessions, store=store, installation=installation, audit=audit),
+    )
+
+
+def store_of(settings: groups.Storage, region: str | None, access: AwsAccess) -> ObjectStore:
+    """Return the bucket or the directory that settings name."""
+    budget = BufferBudget(settings.buffer_bytes)
+    if settings.bucket is None:
+        assert settings.directory is not None
+        return LocalStore(settings.directory, budget)
+    return S3Store(
+        S3Options(
+            bucket=settings.bucket,
+            # Servers of one's own have no regions, but the signature wants one.
+            region=region or ("us-east-1" if settings.s3_endpoint_url else None),
+            endpoint_url=settings.s3_endpoint_url,
+            access=access,
+        ),
+        budget,
+    )
