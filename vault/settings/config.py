@@ -102,14 +102,16 @@ class _Reader:
         self.problems.setdefault(name, []).append(text)
 
     def _value(self, setting: Setting) -> Any:
-        name = setting.alias if setting.alias in self.given and setting.name not in self.given else setting.name
-        text = self.given.get(name, setting.default)
-        if not text:
+        names = [name for name in (setting.name, setting.alias) if name in self.given]
+        if not names:
             if setting.required:
-                self.problem(name, f"is required: {setting.required}")
-            return setting.unset
+                self.problem(setting.name, f"is required: {setting.required}")
+            return setting.parse(setting.default) if setting.default else setting.unset
+        return next((value for name in names if (value := self._parsed(name, setting)) is not None), None)
+
+    def _parsed(self, name: str, setting: Setting) -> Any:
         try:
-            return setting.parse(text)
+            return setting.parse(self.given[name])
         except ValueError as exc:
             self.problem(name, str(exc))
             return None

@@ -444,6 +444,13 @@ def test_a_key_of_another_region_is_told_for_both_names(refusal: Refusal) -> Non
     assert set(error.problems) == {"KMS_KEY_ID", "KMS_DECRYPT_KEY_ARNS"}
 
 
+def test_a_wrong_region_is_told_under_both_of_its_names(refusal: Refusal) -> None:
+    assert set(refusal(AWS_REGION="no region", AWS_DEFAULT_REGION="none either").problems) == {
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    }
+
+
 # --- where values come from -----------------------------------------------------------------------------------------
 
 
