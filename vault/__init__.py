@@ -9,7 +9,7 @@ __all__ = ["create_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the application only where it is wanted: an import of `vault.core` should not bring it along."""
+    """Import the application on first use, so that importing `vault.core` does not load it."""
     if name != "create_app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vault.app import create_app

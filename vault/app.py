@@ -1,4 +1,4 @@
-"""Secure Vault: an encrypted file store behind a REST API."""
+"""The application factory."""
 
 from flask import Flask
 
@@ -20,7 +20,7 @@ from vault.server.refusals import RefusalsReachClients
 from vault.settings.config import ROOT, Settings
 from vault.wiring import Container, wire
 
-# JSON and form bodies; uploads are bounded by MAX_UPLOAD_BYTES where they are read.
+# JSON and form bodies; MAX_UPLOAD_BYTES bounds uploads where they are read.
 _MAX_BODY_BYTES = 64 * 1024
 
 
@@ -29,7 +29,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     check_known_answer()
     container = container or wire(settings or Settings.load())
     app = Flask("vault", static_folder=None)
-    # Flask would redirect //api to /api, and to http even behind a proxy that speaks https; clients follow with tokens.
+    # Flask would redirect //api to /api, over http behind a proxy that speaks https; clients follow with tokens.
     app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
@@ -75,6 +75,6 @@ def _configure(app: Flask, settings: Settings) -> None:
         MAIL_PORT=settings.mail.smtp_port,
         MAIL_USERNAME=settings.mail.smtp_username,
         MAIL_PASSWORD=settings.mail.smtp_password,
-        # Flask-Mail would not send anything while TESTING; tests hand in a mailer instead.
+        # Flask-Mail sends nothing while TESTING; tests pass a mailer instead.
         MAIL_SUPPRESS_SEND=False,
     )

@@ -1,4 +1,4 @@
-"""What the API, a worker and beat do once when they start, beyond reading settings."""
+"""What the API, workers and beat do once at their start, after reading settings."""
 
 import sys
 import threading
@@ -17,16 +17,15 @@ from vault.wiring import Container, aws_access, wire
 
 log = structlog.get_logger(__name__)
 
-# Those that gunicorn's master has started or reloaded with.
+# The settings of gunicorn's master at its start or last reload
 _in_use: Settings | None = None
 
 
 def load_settings() -> tuple[Settings, bool]:
-    """Read settings for gunicorn's master: at its start, and again on SIGHUP. Returns them, and whether they are fresh.
+    """Read settings for gunicorn's master, at its start and on SIGHUP; return them and whether they are fresh.
 
-    Wrong ones end the process at its start. On SIGHUP they are refused and those in use stay, since a service that runs
-    must not end by a slip in `.env`. PORT stays on SIGHUP: gunicorn would close its sockets, and end if the new port is
-    in use.
+    Wrong ones end the process at its start; on SIGHUP they are refused and the old ones stay. PORT stays on SIGHUP:
+    gunicorn would close its sockets, and end if the new port is in use.
     """
     global _in_use
     problems: Sequence[str]
@@ -37,7 +36,7 @@ def load_settings() -> tuple[Settings, bool]:
             sys.exit(str(exc))
         problems = sorted(exc.problems)
     else:
-        # At the start these are told once logging is set up.
+        # At the start, problems are logged after logging is set up.
         problems = _not_to_be_served_with(fresh) if _in_use is not None else ()
         if not problems:
             if _in_use is not None:
@@ -50,7 +49,7 @@ def load_settings() -> tuple[Settings, bool]:
 
 
 def _not_to_be_served_with(settings: Settings) -> Sequence[str]:
-    """Name the settings that would end a process at its start although each is well-formed."""
+    """Name well-formed settings that would end a process at its start."""
     try:
         require_database(settings.database.url)
         missing = _missing_keys(settings)
@@ -63,10 +62,7 @@ def _not_to_be_served_with(settings: Settings) -> Sequence[str]:
 
 
 def refuse_missing_database(settings: Settings) -> None:
-    """End the process where the file of a SQLite database is missing: it may be at another place than settings say.
-
-    A server that does not answer may answer later, and is waited for.
-    """
+    """End the process if the file of a SQLite database is missing. A database server may answer later."""
     try:
         require_database(settings.database.url)
     except DatabaseMissing as exc:
@@ -74,16 +70,14 @@ def refuse_missing_database(settings: Settings) -> None:
 
 
 def tell_warnings(settings: Settings) -> None:
-    """Log what `.env` holds and nothing reads."""
+    """Log lines of `.env` that nothing reads."""
     for warning in settings.warnings:
         log.warning("setting_ignored", reason=warning)
 
 
 def refuse_missing_keys(settings: Settings) -> None:
-    """End the process with one message if files need a local key that is not configured, unless START_DEGRADED=1.
-
-    Compares refs in the database with settings: unwraps nothing, asks no key service.
-    """
+    """End the process with one message if files need a missing local key, unless START_DEGRADED=1. Compares refs in the
+    database with settings; unwraps nothing and calls no key service."""
     missing = _missing_keys(settings)
     if missing and not settings.keys.start_degraded:
         sys.exit(
@@ -111,7 +105,7 @@ def tell_aws_credentials(settings: Settings) -> None:
 
 
 def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] = lambda: True) -> None:
-    """Let the database know that this process runs, and with which keys, until it ends. Call it after the last fork."""
+    """Renew this process's row, with its keys, until it ends. Call it after the last fork."""
     keys = container.keys.ring
 
     def held() -> HeldKeys:
@@ -121,13 +115,13 @@ def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] =
 
 
 def raise_epoch(container: Container) -> None:
-    """Raise the installation's epoch, as each start does, on a thread: a store that is away must not keep a process."""
+    """Raise the installation's epoch, as each start does, on a thread: a store may be away."""
 
     def run() -> None:
         try:
             container.objects.installation.raise_epoch()
         except (VaultError, SQLAlchemyError) as exc:
-            # What is wrong refuses uploads by itself, and the next pass of the reaper raises the epoch.
+            # A mismatch refuses uploads by itself, and the reaper's next pass raises the epoch.
             log.warning("epoch_not_raised", exc_info=exc)
 
     threading.Thread(target=run, name="raise-epoch", daemon=True).start()

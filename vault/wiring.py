@@ -1,4 +1,4 @@
-"""Builds Core, then the parts of every feature from the bottom up. Tests pass parts of their own by name."""
+"""Builds Core, then the parts of every feature from the bottom up. Tests pass parts by name."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Container:
     admin: vault.admin.build.Admin
 
     def parts(self) -> Iterator[Any]:
-        """Yield the parts one by one, for code that asks for a part by its class."""
+        """Yield the parts one by one, for a look-up by class."""
         yield from (self.settings, self.processes, self.readiness)
         for feature in (self.audit, self.mail, self.objects, self.keys, self.files, self.auth, self.admin):
             yield from (getattr(feature, part.name) for part in fields(feature))
@@ -80,15 +80,13 @@ def wire(
     clock: Callable[[], datetime] | None = None,
     publish: Callable[[str, uuid.UUID], None] | None = None,
 ) -> Container:
-    """Build everything from settings; a part that is given takes the place of the one settings would choose.
-
-    Connects to nothing. `publish(task, row_id)` sends a background task.
-    """
+    """Build everything from settings without connecting. A given part replaces the one that settings choose.
+    `publish(task, row_id)` sends a background task."""
     celery = create_celery(settings.broker.url)
     core = Core.build(
         engine or create_engine(settings.database.url), publish=publish or Publisher(celery).publish, clock=clock
     )
-    # The readiness is made last, since it asks the others.
+    # Readiness comes last, since it checks the others.
     ring = keys or _key_ring(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     processes = Processes(core.sessions)
     audit = vault.audit.build.build(core, settings.audit)
@@ -130,7 +128,7 @@ def wire(
 
 
 def _key_ring(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
-    """Every provider that settings name, since rows stay under theirs; KMS is the primary where it is to wrap."""
+    """Build every provider that settings name, since rows stay under theirs. KMS is the primary if it may wrap."""
     providers: dict[str, KeyProvider] = {}
     if settings.keys.master_keys:
         providers["local"] = LocalKeyProvider(settings.keys.master_keys)
@@ -165,7 +163,7 @@ def _passwords(settings: Settings, hasher: PasswordHasher | None, judge: Judge) 
 
 
 def _room(settings: Settings) -> DiskReserve:
-    """Of what lies on disks of this machine."""
+    """Return the reserve on this machine's disks."""
     others = []
     if settings.database.facts[0] == "sqlite":
         others.append(Path(make_url(settings.database.url).database or "").parent)
@@ -175,7 +173,7 @@ def _room(settings: Settings) -> DiskReserve:
 
 
 def aws_access(settings: Settings) -> AwsAccess:
-    """The credentials of S3 and KMS alike."""
+    """Return the credentials of S3 and KMS."""
     aws = settings.aws
     return AwsAccess(aws.access_key_id, aws.secret_access_key, aws.session_token, aws.profile)
 
@@ -183,7 +181,7 @@ def aws_access(settings: Settings) -> AwsAccess:
 def _readiness(settings: Settings, objects: vault.objects.build.Objects, ring: KeyRing, celery: Celery) -> Readiness:
     def check_store() -> None:
         objects.installation.health()
-        # Told before the last small uploads are refused as well: somebody has to make room.
+        # Reported before the last small uploads are refused, so that an operator can make room.
         objects.room.require(UPLOAD_BYTES)
 
     url = settings.database.url
@@ -193,9 +191,9 @@ def _readiness(settings: Settings, objects: vault.objects.build.Objects, ring: K
             "migrations": Check(check_migrations(url, str(ROOT / "migrations")), is_vital=True),
             "object_store": Check(check_store),
             "broker": Check(check_broker(celery)),
-            # Without it, work is late and none is lost.
+            # Without beat, work is late and not lost.
             "beat": Check(check_beat(url)),
-            # Asking makes a data key, and key services count calls.
+            # The check makes a data key, and key services count calls.
             KEY_PROVIDER: Check(ring.health, kept_seconds=30),
         }
     )

@@ -1,4 +1,4 @@
-"""The parts of the audit log."""
+"""Wiring of the audit log."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,5 @@
-"""The audit log as a file, CSV or NDJSON, newest first: made while it is sent, some rows at a time.
-
-What the database has as text stays text: to make objects of ids and details and texts of these again would halve the
-number of rows a second.
-"""
+"""The audit log as CSV or NDJSON, newest first, streamed in batches. The database's texts stay texts: converting them
+would halve the rate of rows."""
 
 import csv
 import enum
@@ -24,11 +21,11 @@ from vault.core.principal import Principal
 
 Rows = Sequence[Sequence[Any]]
 
-# Rows in memory at once; they leave as one piece.
+# Rows in memory; they leave as one piece.
 _BATCH: Final = 1000
-# What makes spreadsheets take a cell for a formula: also in full width, and behind white space that they skip.
+# Characters that start a formula in spreadsheets, also in full width and after white space
 _FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")
-# Where decimals have a comma, spreadsheets split at semicolons instead, in the midst of a text.
+# Where decimals have a comma, spreadsheets split at semicolons inside a text.
 _AFTER_SEMICOLON: Final = re.compile('(?<=;)(?="*[=+\\-@\t＝＋－＠])')
 
 
@@ -44,10 +41,8 @@ class Exports:
         self._audit = audit
 
     def open(self, principal: Principal, format_: Format, filters: Filters) -> "Export":
-        """Audit that an export begins and read its first rows, while a failure is an answer. The caller closes it.
-
-        On PostgreSQL it is what the log holds at this moment.
-        """
+        """Audit the export's begin and read its first rows, while a failure can still be answered. The caller closes
+        it. On PostgreSQL it is a snapshot."""
         with self._sessions.begin() as session:
             given = filters.given()
             self._audit.record(session, principal, Action.AUDIT_EXPORTED, format=format_.value, filters=given)
@@ -58,7 +53,7 @@ class Exports:
 
 
 class Export:
-    """The file, piece by piece. A class and not a generator: closing one that never started must work."""
+    """The export's bytes, piece by piece. A class, since closing a generator that never started does nothing."""
 
     def __init__(self, pieces: Iterator[bytes], close: Callable[[], None]) -> None:
         self._pieces = pieces
@@ -68,13 +63,11 @@ class Export:
         return self
 
     def __next__(self) -> bytes:
-        """The next rows. Raises what the database does: then the file is not whole, and nothing may end it cleanly."""
+        """Return the next rows. Raises the database's errors; the caller must then break the connection."""
         return next(self._pieces)
 
 
 class _IdText(sa.TypeDecorator[str]):
-    """An id as it is shown; PostgreSQL's text is that already."""
-
     impl = sa.Text
     cache_ok = True
 
@@ -94,14 +87,14 @@ _TEXTS: Final = tuple(_as_text(column).label(name) for name, column in zip(NAMES
 
 
 def _from_cursor(engine: Engine, filters: Filters) -> Generator[Rows]:
-    """From a cursor of the server, in one read-only transaction: one plan and one snapshot for all of it."""
+    """Read from a server-side cursor in one read-only transaction: one plan and one snapshot."""
     options: dict[str, Any] = {"postgresql_readonly": True, "yield_per": _BATCH}
     with engine.connect().execution_options(**options) as connection:
         yield from connection.execute(select_events(_TEXTS, filters.conditions(), None)).partitions()
 
 
 def _by_keyset(engine: Engine, filters: Filters) -> Generator[Rows]:
-    """Each batch in a transaction of its own: on SQLite one that waits for a slow client would keep all others out."""
+    """Read each batch in its own transaction: on SQLite a long one would block all writers."""
     after = None
     while True:
         with engine.begin() as connection:
@@ -152,5 +145,5 @@ def _line(row: Sequence[Any]) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    # One event with half a surrogate pair must not keep all others from being exported; in JSON this is its escape.
+    # One event with half a surrogate pair must not prevent the export; in JSON this is its escape.
     return text.encode(errors="backslashreplace")

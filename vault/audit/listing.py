@@ -1,7 +1,4 @@
-"""Pages of the audit log, newest first, by keyset: one query each, from the index of a filter (see audit.models).
-
-Of several filters the database reads the index of one and looks at its rows for the others.
-"""
+"""Pages of the audit log, newest first, by keyset: one query, which uses the index of one filter (audit.models)."""
 
 import uuid
 from collections.abc import Iterable, Sequence
@@ -25,7 +22,7 @@ Key = tuple[datetime, uuid.UUID]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an event says, in the order in which it is shown."""
+    """Fields of an event in the order in which they are shown."""
 
     id: uuid.UUID
     at: datetime
@@ -44,22 +41,20 @@ class Event:
 
     @property
     def key(self) -> Key:
-        """Where a list goes on behind this event."""
+        """Return the keyset position after this event."""
         return self.at, self.id
 
 
 NAMES: Final = tuple(field.name for field in fields(Event))
 COLUMNS: Final[tuple[sa.ColumnElement[Any], ...]] = tuple(AuditEvent.__table__.c[name] for name in NAMES)
-# What details say about whoever acted, rather than about what was done.
+# Details about the actor, not about the action.
 _OF_THE_ACTOR: Final = {"os_user", "trace_id"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which events: those that are all that is given. `since` is the first moment, `until` the one after the last.
-
-    Raises InputRefused if the time ends before it begins.
-    """
+    """Filters of events, combined by AND, from `since` up to but excluding `until`. Raises InputRefused if `until` is
+    before `since`."""
 
     actor_id: uuid.UUID | None = None
     action: Action | None = None
@@ -73,7 +68,7 @@ class Filters:
             raise InputRefused({"since": ["Must not be after until."]})
 
     def given(self) -> dict[str, str]:
-        """Those that are set, as texts: no two different sets of filters give the same."""
+        """Return the set filters as texts; different filters give different texts."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value.isoformat() if isinstance(value, datetime) else str(value)
@@ -95,7 +90,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Some events, and behind what the next page begins; None on the last."""
+    """A page of events, and the key of its last event unless it is the last page."""
 
     items: Sequence[Event]
     next_after: Key | None
@@ -106,18 +101,16 @@ class AuditLog:
         self._sessions = sessions
 
     def page(self, filters: Filters, *, limit: int, after: Key | None = None) -> EventPage:
-        """Events of everybody, `limit` at most, beginning behind `after`."""
+        """Return up to `limit` events of all accounts after `after`."""
         with self._sessions.begin() as session:
             return _page(_read(session, filters.conditions(), limit + 1, after), limit)
 
     def activity(self, principal: Principal, *, limit: int, after: Key | None = None) -> EventPage:
-        """What a person did, and what others did to the account, `limit` at most, beginning behind `after`.
-
-        Of the latter it says what happened and when; who did it and from where is other people's data.
-        """
+        """Return up to `limit` events by the account or about it, after `after`. Events by others lack the actor and
+        the network."""
         user_id = principal.account_id
-        # Two queries, since no index answers an OR of both in order. One's own events may be among the second's; they
-        # are left out here, where it costs nothing, and not there, where it could mean to read all of them.
+        # Two queries, since no index answers an OR of both in order. Duplicates are removed here: a condition in the
+        # second query could make it read all rows.
         with self._sessions.begin() as session:
             own = _read(session, [AuditEvent.actor_id == user_id], limit + 1, after)
             about = _read(session, [AuditEvent.target_id == user_id], limit + 1, after)
@@ -128,7 +121,7 @@ class AuditLog:
 def select_events(
     columns: Iterable[sa.ColumnElement[Any]], conditions: Iterable[sa.ColumnElement[bool]], after: Key | None
 ) -> sa.Select[*tuple[Any, ...]]:
-    """Events that meet all conditions, newest first, beginning behind `after`."""
+    """Return a query for events that meet all conditions, newest first, after `after`."""
     query = sa.select(*columns).where(*conditions)
     if after is not None:
         query = query.where(comes_before((AuditEvent.at, AuditEvent.id), after))
@@ -145,6 +138,6 @@ def _page(events: Iterable[Event], limit: int) -> EventPage:
 
 
 def _disclosed(event: Event) -> Event:
-    """What the person sees of it whom somebody else's act was about."""
+    """Hide the actor of an event from the account that it is about."""
     details = {name: value for name, value in event.details.items() if name not in _OF_THE_ACTOR}
     return replace(event, actor_email=None, ip=None, user_agent=None, request_id=None, session_id=None, details=details)

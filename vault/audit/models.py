@@ -1,6 +1,4 @@
-"""The audit table, whose rows are inserted, never updated, and point at nothing by foreign key; and beside it the
-counts of what is still going on: failures of strangers, and reads of one file.
-"""
+"""The audit table, insert-only and without foreign keys, and counts of unfinished failures and reads."""
 
 import enum
 import uuid
@@ -14,7 +12,7 @@ from vault.core.db import Base, UuidKey
 
 
 class Action(enum.StrEnum):
-    """Every action that is audited; a closed list, told in docs/audit.md."""
+    """Every audited action; docs/audit.md lists them."""
 
     USER_REGISTERED = "user.registered"
     EMAIL_VERIFIED = "user.email_verified"
@@ -69,7 +67,7 @@ class Outcome(enum.StrEnum):
 
 
 class AuditEvent(UuidKey, Base):
-    """Who did what, when, from where, and whether it worked. Never a file name, a token or content."""
+    """Actor, action, time, origin and outcome. Never a file name, a token or content."""
 
     __tablename__ = "audit_events"
     # The log newest first, and by each filter (vault.audit.listing).
@@ -97,10 +95,10 @@ class AuditEvent(UuidKey, Base):
 
 
 class AuditTally(UuidKey, Base):
-    """Failures of people who are not signed in, counted while their minute lasts; then they become one event.
+    """Failures of anonymous clients, counted per minute, action, network, account and reason, which become one event.
 
-    A row for each action, network, account and reason in a minute; without an account `account_id` is zero, since NULLs
-    would not conflict. What is not a key, a count or `last_at` is that of the first failure.
+    `account_id` is zero without an account, since NULLs would not conflict. Other columns are those of the first
+    failure.
     """
 
     __tablename__ = "audit_tallies"
@@ -122,11 +120,11 @@ class AuditTally(UuidKey, Base):
 
 
 class AuditRead(UuidKey, Base):
-    """Views and ranges of one file by one session, counted while their ten minutes last.
+    """Views and ranges of one file by one session within ten minutes.
 
-    The first of them is an event by itself. The others become one event: `count` began, `ended` ended, `broken_off` of
-    these before their last byte. `count` includes the first, the rest of the counts does not. Without an `ip` it is
-    empty, since NULLs would not conflict.
+    The first is its own event; the others become one: `count` began (including the first), `ended` ended, `broken_off`
+    of
+    these before the last byte. `ip` is empty if unknown, since NULLs would not conflict.
     """
 
     __tablename__ = "audit_reads"

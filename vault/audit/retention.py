@@ -1,4 +1,4 @@
-"""How long events are kept: what is older is deleted, and the deletion is an event."""
+"""Deletes old events; each deletion is an event."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ _BATCH: Final = 5000
 
 
 class Retention:
-    """`sessions` are of a role that may delete events, as the application's need not. 0 days keep them for ever."""
+    """Retention of events. `sessions` belong to a role that may delete them. 0 days keep them for ever."""
 
     def __init__(
         self, sessions: sessionmaker[Session], *, days: int, audit: AuditService, clock: DeletionClock
@@ -29,11 +29,8 @@ class Retention:
     def enforce(
         self, principal: Principal, *, batch: int = _BATCH, may_go_on: Callable[[], bool] = lambda: True
     ) -> int:
-        """Delete the events that are too old, `batch` in a transaction; returns how many. A second one does no harm.
-
-        `may_go_on` is asked for each but the first batch, and the rest is left to the next pass. Raises
-        ClockNotPlausible before anything is deleted.
-        """
+        """Delete events that are too old, `batch` in a transaction; return how many. Concurrent calls are safe.
+        `may_go_on` is asked before each further batch. Raises ClockNotPlausible before deleting."""
         if self._days == 0:
             return 0
         before = self._clock.now() - timedelta(days=self._days)

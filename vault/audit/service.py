@@ -1,4 +1,4 @@
-"""Writes audit events, always in the transaction of what they record; what has none is one of its own."""
+"""Writes audit events in the transaction of what they record."""
 
 import sqlite3
 import uuid
@@ -21,11 +21,11 @@ from vault.core.principal import Principal
 NOBODY: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
 _READ_KEY: Final = ("window", "file_id", "session_id", "ip", "action")
-# Views and ranges of one file by one session within these are one event after the first.
+# Views and ranges of one file by one session within these become one event after the first.
 WINDOW_MINUTES: Final = 10
 _INSERT: Final = sa.insert(AuditEvent)
-# The newest event once more, which is there already: needs all that an event needs, the consent of checks and triggers
-# to a row among it, and leaves nothing. An insert that is undone to a savepoint would take five times as long.
+# Inserts the newest event again only if it is absent, so nothing changes. This needs the same rights as an event, also
+# of checks and triggers, in a fifth of the time of an insert with a savepoint.
 _NO_EVENT: Final = sa.text(
     "INSERT INTO audit_events SELECT * FROM audit_events WHERE 1 = 1 ORDER BY at DESC, id DESC LIMIT 1"
     " ON CONFLICT (id) DO NOTHING"
@@ -47,10 +47,8 @@ class AuditService:
         reason: str | None = None,
         **details: Any,
     ) -> None:
-        """Write one event in the caller's transaction, behind all that the session holds back so far.
-
-        Raises AuditUnavailable, which the caller lets pass: then the action does not happen either.
-        """
+        """Write one event in the caller's transaction after flushing the session. Raises AuditUnavailable, which the
+        caller lets pass, so that the action does not happen either."""
         event = {
             "at": self.clock(),
             "actor_id": principal.user_id,
@@ -69,10 +67,11 @@ class AuditService:
         write(session, [event])
 
     def tally(self, session: Session, principal: Principal, action: Action, *, reason: str, **details: Any) -> None:
-        """Count, in the caller's transaction, a failure of somebody who is not signed in; an event follows its minute.
+        """Count a failure of an anonymous client in the caller's transaction; an event follows after its minute.
 
-        The same work with an account and without. It is the last that a transaction does, since others that count the
-        same wait for its end. Raises AuditUnavailable.
+        Does the same work with and without an account. Call it last in a transaction, since concurrent counts wait for
+        its
+        end. Raises AuditUnavailable.
         """
         now = self.clock()
         first = {
@@ -103,11 +102,8 @@ class AuditService:
 def count_read(
     session: Session, principal: Principal, action: Action, file_id: uuid.UUID, at: datetime
 ) -> uuid.UUID | None:
-    """Count a view or range of a file, in the caller's transaction, which commits before the first byte.
-
-    Returns the row that counts it, or None for the first of its session in these ten minutes: that one is an event.
-    Raises AuditUnavailable.
-    """
+    """Count a view or range in the caller's transaction, which commits before the first byte. Returns the counting row,
+    or None for the session's first read in ten minutes, which is its own event. Raises AuditUnavailable."""
     first = {
         "id": uuid.uuid4(),
         "window": at.replace(minute=at.minute // WINDOW_MINUTES * WINDOW_MINUTES, second=0, microsecond=0),
@@ -138,7 +134,7 @@ def count_read(
 
 
 def end_read(session: Session, row_id: uuid.UUID, *, served: int, complete: bool) -> bool:
-    """Count the end of a read in the row that counted its beginning; False if that has become an event by now."""
+    """Count a read's end in the row of its begin; False if that row has become an event."""
     done = session.connection().execute(
         sa.update(AuditRead)
         .where(AuditRead.id == row_id)
@@ -152,8 +148,8 @@ def end_read(session: Session, row_id: uuid.UUID, *, served: int, complete: bool
 
 
 def write(session: Session, events: Sequence[dict[str, Any]]) -> None:
-    """Write events, told by their columns, in the caller's transaction. Raises AuditUnavailable."""
-    # What goes before has errors of its own.
+    """Write events, given as columns, in the caller's transaction. Raises AuditUnavailable."""
+    # Pending statements raise their own errors.
     session.flush()
     with _unavailable_told():
         session.connection().execute(_INSERT, events)
@@ -170,7 +166,7 @@ def _unavailable_told() -> Iterator[None]:
 
 
 def _is_of_all_tables(error: DBAPIError) -> bool:
-    """Whether any statement could have failed so: the database is gone, full or locked, or a deadlock was ended."""
-    # SQLite has but one class for these and for a table that is missing.
+    """Return whether any statement could have failed so: the database is gone, full or locked, or had a deadlock."""
+    # SQLite has one error class for these and for a missing table.
     is_of_this = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     return error.connection_invalidated or (isinstance(error, OperationalError) and not is_of_this)

@@ -1,4 +1,4 @@
-"""Makes audit events of tallies whose minute is over, and of reads whose ten minutes are."""
+"""Turns tallies and reads whose period is over into audit events."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.audit.models import Action, AuditRead, AuditTally, Outcome
 from vault.audit.service import NOBODY, WINDOW_MINUTES, write
 
-# A minute, and what clocks differ by and transactions take.
+# A minute, plus clock differences and the time of transactions.
 _OVER_AFTER: Final = timedelta(seconds=90)
-# Far more than one event can be made of.
+# Far more than one event combines.
 _BATCH: Final = 1000
 
 
@@ -23,12 +23,12 @@ class Settling:
         self._clock = clock
 
     def settle(self, *, began_by: datetime | None = None, may_go_on: Callable[[], bool] = lambda: True) -> int:
-        """Turn the tallies of minutes that are over into one event for each action, network, account and minute.
+        """Turn finished tallies into one event for each action, network, account and minute, and finished reads into
+        one for each file and session. Returns how many counts were settled.
 
-        Likewise the reads of ten minutes that are over, into one for each file and session. Returns how many counts
-        were settled. A second one beside it waits, and finds nothing. `began_by` takes those of times that began by
-        then, over or not. `may_go_on` is asked for each but the first batch, and the rest is left to the next pass.
-        Raises AuditUnavailable; then the counts stay.
+        Concurrent calls wait and find nothing. `began_by` settles periods that began by then, finished or not.
+        `may_go_on` is
+        asked before each further batch. Raises AuditUnavailable; the counts then stay.
         """
         minutes_by = began_by or self._clock() - _OVER_AFTER
         windows_by = began_by or minutes_by - timedelta(minutes=WINDOW_MINUTES)
@@ -53,7 +53,7 @@ class Settling:
             ).all()
             groups = [list(group) for _, group in groupby(tallies, key=_event_key)]
             if len(tallies) == _BATCH:
-                # The last one may go on behind the batch.
+                # The last group may continue in the next batch.
                 groups.pop()
             if groups:
                 write(session, [_event(group) for group in groups])
@@ -64,7 +64,7 @@ class Settling:
         return len(groups)
 
     def _settle_some_reads(self, began_by: datetime) -> int:
-        """Settle a batch of reads; return how many rows. One that counts nothing but its first makes no event."""
+        """Settle a batch of reads; return its rows. A row that counts only the first read makes no event."""
         with self._sessions.begin() as session:
             reads = session.scalars(
                 sa.select(AuditRead)
@@ -84,9 +84,8 @@ class Settling:
 
 
 def _event_of_reads(read: AuditRead) -> dict[str, Any]:
-    """One event for what followed the first view or range; who and where are the same for all of them."""
     return {
-        # Nothing can make two events of one row.
+        # One row can never make two events.
         "id": read.id,
         "at": read.last_at,
         "actor_id": read.actor_id,
@@ -116,11 +115,10 @@ def _event_key(tally: Any) -> tuple[Any, ...]:
 
 
 def _event(tallies: Sequence[AuditTally]) -> dict[str, Any]:
-    """One event: where, which request and why are those of the first failure."""
     first = min(tallies, key=lambda tally: tally.first_at)
     actor_id = None if first.account_id == NOBODY else first.account_id
     return {
-        # Nothing can make two events of one tally.
+        # One tally can never make two events.
         "id": first.id,
         "at": first.first_at,
         "actor_id": actor_id,

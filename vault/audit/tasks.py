@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 def register(celery: Celery, settling: Settling, retention: Retention) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
+    """Register this feature's tasks on this Celery app; a shared task would keep its parts alive."""
 
     @celery.task(name=TASK_SETTLE_AUDIT, shared=False)
     def settle_audit(slices: int = SLICES) -> None:

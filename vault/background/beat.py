@@ -1,4 +1,4 @@
-"""Beat's schedule: kept in memory and by a clock that nobody sets, so that no earlier state can silence it."""
+"""Beat's schedule, kept in memory and by the steady clock: no earlier state can silence it."""
 
 from datetime import timedelta
 from time import monotonic
@@ -17,13 +17,9 @@ log = structlog.get_logger(__name__)
 
 
 class SteadyScheduler(Scheduler):  # type: ignore[misc]
-    """Sends each task of the settings soon after its start and then at its interval.
+    """Sends each task soon after the start, then at its interval; a task that could not be sent is tried again soon."""
 
-    A task that could not be sent, because the broker is away, is tried again soon and not an interval later.
-    """
-
-    # Celery's own waits for as long as the broker is away. Without one, each task is sent by way of the application's
-    # pool, which gives up after two attempts.
+    # Celery's own producer waits while the broker is away. The application's pool gives up after two attempts.
     producer = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

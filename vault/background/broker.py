@@ -1,7 +1,5 @@
-"""Celery: one app from settings, and publishing that costs a request little when the broker is down.
-
-No promise rests on a message's arrival: rows say what is owed, and periodic tasks look for them.
-"""
+"""Celery: one app from settings, and publishing that costs a request little while the broker is down. No promise rests
+on a message: rows say what is owed, and periodic tasks look for them."""
 
 import json
 import os
@@ -39,27 +37,26 @@ TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
 TASK_ENFORCE_RETENTION: Final = "audit.enforce_retention"
 
-# A worker takes from its queues in turn. What strangers cause has queues of its own, so that no number of messages in
-# them delays what people with accounts wait for.
+# A worker takes from its queues in turn. Anonymous requests have their own queues, so they cannot delay accounts.
 QUEUE_MAIL: Final = "mail"
 QUEUE_REGISTRATIONS: Final = "registrations"
 QUEUE_NO_OPS: Final = "noops"
 QUEUE_MAINTENANCE: Final = "maintenance"
 QUEUES: Final = (QUEUE_MAIL, QUEUE_REGISTRATIONS, QUEUE_NO_OPS, QUEUE_MAINTENANCE)
-# A message of beat's that waited for longer is one of many. Far more than clocks of different machines differ by.
+# Older messages of beat are redundant. Clocks of different machines differ by far less.
 _STALE_AFTER_SECONDS: Final = 600
 
-# What a task knows of the request behind it
+# Ids of the request that a task's log lines repeat
 _IDS: Final = ("request_id", "trace_id")
 PATIENCE_SECONDS: Final = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _PUBLISHING_THREADS: Final = 4
-# Requests that may wait for the broker; of one beyond them the row alone says what is owed, as while it is away.
+# Requests that may wait for the broker. Beyond them only the row says what is owed.
 _MOST_PUBLISHING: Final = 8
 _CHECK_SECONDS: Final = 1.0
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
-# How long a task of maintenance works before others get their turn, and how often one that beat has started goes on:
-# less than the time to its next start, so that there are never many of a kind.
+# How long a maintenance task works before other tasks run, and how often it continues: less than beat's interval, so
+# that tasks of one kind do not pile up.
 SLICE_SECONDS: Final = 5.0
 SLICES: Final = 10
 
@@ -76,7 +73,7 @@ after_task_publish.connect(_count_sent)
 
 class _AtomicChannel(Channel):
     def _put(self, queue: str, payload: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        # kombu writes in place, so that a worker may read half a message, and one empty file ends worker and beat.
+        # kombu writes in place: a worker may read half a message, and one empty file ends worker and beat.
         folder = Path(self.data_folder_out)
         name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
         unfinished = folder / f".{name}.partial"
@@ -84,13 +81,13 @@ class _AtomicChannel(Channel):
             unfinished.write_text(json.dumps(payload))
             os.rename(unfinished, folder / name)
         except OSError:
-            # A part of a message is never sent, and on a full disk it would stay.
+            # A partial message is never sent, and would stay on a full disk.
             unfinished.unlink(missing_ok=True)
             raise
 
 
 class AtomicFilesystemTransport(Transport):
-    """kombu's filesystem transport, whose messages appear by rename."""
+    """kombu's filesystem transport, except that messages appear by rename."""
 
     Channel = _AtomicChannel
 
@@ -100,21 +97,21 @@ TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "vault.background.red
 
 
 def create_celery(broker_url: str) -> Celery:
-    """The one Celery app. It touches no broker; `filesystem://FOLDER` keeps messages as files in FOLDER."""
+    """Create the Celery app without contacting the broker; `filesystem://FOLDER` keeps messages in FOLDER."""
     celery = Celery("vault")
     celery.conf.update(
         broker_url=broker_url,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
-        # A queue that is not available, or a login that is refused while the server starts, ends by itself as well.
+        # A queue that is not available, or a login that is refused during a server's start, is temporary.
         broker_channel_error_retry=True,
-        # A RabbitMQ that has gone without a word is missed after two of these.
+        # Detect a vanished RabbitMQ after two of these.
         broker_heartbeat=10,
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        # A second attempt follows immediately: a connection from before the broker's restart fails when it is used.
+        # Retry immediately: a connection from before the broker's restart fails on first use.
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
         task_acks_late=True,
         task_time_limit=600,
@@ -152,17 +149,17 @@ def _configure_transport(celery: Celery, broker_url: str) -> None:
         celery.conf.broker_transport_options = {
             "socket_connect_timeout": 2,
             "socket_timeout": 3,
-            # A worker waits a second at a time; an answer that is later than this by so many has been lost.
+            # A worker waits one second at a time; an answer that is this much later is lost.
             "health_check_interval": 5,
-            # Redis knows no acknowledgement. kombu's imitation gives a message to somebody else after an hour, which
-            # nothing needs, and one that fails while Redis hangs leaves the worker full for ever.
+            # Redis has no acknowledgement. kombu's emulation delivers a message again after an hour, and a failure of
+            # it while Redis hangs leaves the worker full for ever.
             "ack_emulation": False,
         }
     if broker_url.startswith("rediss://"):
-        # kombu's default for this scheme is to verify nothing.
+        # kombu's default for this scheme verifies nothing.
         celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
     elif broker_url.startswith("amqps://"):
-        # Without the key py-amqp verifies the chain but not the name; kombu puts the host's name in its place.
+        # Without the key py-amqp verifies the chain but not the name; kombu fills in the host's name.
         celery.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
 
 
@@ -175,7 +172,7 @@ def _every(seconds: float, task: str) -> dict[str, Any]:
 
 
 def steady_now() -> datetime:
-    """The time since this machine started as a date: no change of the clock moves it."""
+    """Return the time since this machine started, as a date that no clock change moves."""
     return _EPOCH + timedelta(seconds=monotonic())
 
 
@@ -193,13 +190,13 @@ def _folders(broker_url: str) -> dict[str, Any]:
 
 
 def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[object]]) -> None:
-    """Let every task registered from now on run inside `context()`, whatever pool the worker uses."""
+    """Run every task registered from now on inside `context()`, in any worker pool."""
 
     class ContextTask(Task):  # type: ignore[misc]
         abstract = True
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            # Until the next task begins: Celery tells of a failure after this.
+            # Cleared when the next task begins: Celery logs a failure after this.
             structlog.contextvars.clear_contextvars()
             ids = {name: self.request.get(name) for name in _IDS if self.request.get(name)}
             structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id, **ids)
@@ -214,7 +211,7 @@ def run_in_context(celery: Celery, context: Callable[[], AbstractContextManager[
 
 
 class TimeSlice:
-    """Says no once a task has had its seconds, and remembers in `is_over` that something was left undone."""
+    """Returns False once a task has used its seconds, and remembers in `is_over` that work is left."""
 
     def __init__(self, seconds: float = SLICE_SECONDS) -> None:
         self.is_over = False
@@ -226,10 +223,7 @@ class TimeSlice:
 
 
 def go_on_later(task: Task, *args: object) -> None:
-    """Put a task at the end of its queue for what it has left, so that others get their turn.
-
-    If that fails, the periodic pass goes on.
-    """
+    """Put a task at the end of its queue for its remaining work. On failure the periodic pass continues it."""
     try:
         task.apply_async(args=args)
     except Exception as exc:  # every transport has errors of its own; rows say what is left
@@ -237,11 +231,8 @@ def go_on_later(task: Task, *args: object) -> None:
 
 
 def _forget_the_way(exc: BaseException | None) -> None:
-    """Leave of each traceback its last step, which is all that a log tells: those of an exception, and of its causes.
-
-    For each failure Celery copies all steps with the positions of their whole code: a megabyte for one that came
-    through the ORM, so that a worker grew by 170 MiB while a database was away.
-    """
+    """Leave the last step of each traceback, of the exception and its causes: Celery copies all steps for each failure,
+    which cost a worker 170 MiB while a database was away."""
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
@@ -251,7 +242,7 @@ def _forget_the_way(exc: BaseException | None) -> None:
 
 
 def check_broker(celery: Celery) -> Callable[[], None]:
-    """Asks the broker for a connection of its own. For a folder there is none to ask for; it must be writable."""
+    """Return a check that opens a connection to the broker, or tests that its folder is writable."""
 
     def ask() -> None:
         limits = {"socket_connect_timeout": _CHECK_SECONDS, "socket_timeout": _CHECK_SECONDS}
@@ -268,13 +259,10 @@ def check_broker(celery: Celery) -> Callable[[], None]:
 
 
 class Publisher:
-    """Sends a task by name with ids only; never raises, and costs its caller at most PATIENCE_SECONDS.
+    """Sends a task by name with ids only. Never raises, and costs its caller at most PATIENCE_SECONDS.
 
-    Threads of its own talk to the broker, since no time limit of a transport covers all that can hang: a look-up of
-    the host's name, a handshake in many steps, an answer that never comes. After a failure nothing is tried for a few
-    seconds, so that a broker that hangs costs few requests anything.
-
-    It may be made before a fork and used after it, not used on both sides of one.
+    Its threads talk to the broker, since no transport's time limit covers look-ups and handshakes. After a failure it
+    pauses for a few seconds. It may be made before a fork and used after it, but not on both sides.
     """
 
     def __init__(self, celery: Celery, clock: Callable[[], float] = monotonic) -> None:
@@ -285,7 +273,7 @@ class Publisher:
         self._starting = threading.Lock()
         self._silent_until = 0.0
         self._turns = Turns(_MOST_PUBLISHING, waiting=0)
-        # The transport's library is imported here, or else at a request's expense.
+        # Imports the transport's library here, not at a request's expense.
         celery.connection_for_write().get_transport_cls()
 
     def publish(self, task: str, row_id: uuid.UUID) -> None:
@@ -312,7 +300,7 @@ class Publisher:
         self._calls.put((sending, call))
         with self._starting:
             if self._threads < _PUBLISHING_THREADS:
-                # No pool of the standard library: a process waits for its threads' ends before it ends itself.
+                # Not a pool: a process would wait for the pool's threads at its exit.
                 threading.Thread(target=self._work, name="publish", daemon=True).start()
                 self._threads += 1
         return sending
@@ -330,12 +318,11 @@ class Publisher:
                 sending.set_result(None)
 
     def _send(self, task: str, row_id: uuid.UUID, ids: dict[str, str]) -> None:
-        # All queues, whichever it is for: the first message to one would cost a request more than others do.
+        # All queues: otherwise the first message to each would cost a request more.
         queues = [self._celery.amqp.queues[name] for name in QUEUES]
         self._celery.send_task(task, args=[str(row_id)], headers=ids, declare=queues)
 
 
 def _ids() -> dict[str, str]:
-    """Those of the request that asks for the work, for the log lines of whoever does it."""
     bound = structlog.contextvars.get_contextvars()
     return {name: bound[name] for name in _IDS if name in bound}

@@ -1,1 +1,1 @@
-"""What every package may use: database, clock, errors, text, keys derived from SECRET_KEY, AWS access."""
+"""Shared by every package: database, clock, errors, text, keys derived from SECRET_KEY, AWS access."""

@@ -1,7 +1,4 @@
-"""Clients of AWS services, for the S3 and KMS gateways: which credentials they use, and how these are renewed.
-
-Owns boto3 sessions. Never logs or raises a key; a kind of credentials is botocore's name for where they come from.
-"""
+"""Clients of AWS services for the S3 and KMS gateways. Owns boto3 sessions; never logs or raises a key."""
 
 import os
 import re
@@ -17,16 +14,16 @@ import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-# For the services that the credentials chain itself asks (STS, SSO). boto3's own limits are a minute, five times.
+# For services that the credentials chain calls (STS, SSO). boto3's own limits are five tries of a minute.
 _CHAIN_LIMITS: Final = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
-# The chain needs 2 s where no instance metadata service answers, so that requests do not ask one after another.
+# Without a metadata service the chain takes 2 s, so requests must not repeat it one after another.
 _ASK_AGAIN_SECONDS: Final = 5.0
-# What S3, STS and KMS say of credentials that were good once.
+# Answers of S3, STS and KMS to credentials that have expired
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 Client = TypeVar("Client")
-# A key, never an alias, which may be pointed at another key
+# A key, never an alias: an alias may point to another key later
 KMS_KEY_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
-# What KMS_KEY_ID may be: an id, an alias, or the ARN of either
+# Values of KMS_KEY_ID: an id, an alias, or the ARN of either
 KMS_KEY_ID: Final = re.compile(
     r"[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250}"
     r"|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(?:key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]{1,250})"
@@ -46,11 +43,8 @@ class AwsAccess:
 
 
 class AwsClient(Generic[Client]):
-    """The client of one service in this process: made on first use, since connections may not cross a fork.
-
-    A client that has no credentials is not kept, and one whose credentials have expired is replaced: a file of
-    credentials that another program renews is read again.
-    """
+    """The client of one service in this process, created on first use, since connections may not cross a fork. A client
+    without credentials, or with expired ones, is created again, so a renewed file of credentials is noticed."""
 
     def __init__(
         self,
@@ -74,7 +68,7 @@ class AwsClient(Generic[Client]):
         self._made_at = self._failed_at = float("-inf")
 
     def get(self) -> Client:
-        """The client. Raises what botocore raises for settings and credentials that it cannot use."""
+        """Return the client. Raises botocore's errors for settings and credentials that it cannot use."""
         with self._lock:
             if self._client is None or self._owner_pid != os.getpid():
                 self._client = self._make()
@@ -105,10 +99,7 @@ class AwsClient(Generic[Client]):
 
 def tell_credentials(access: AwsAccess) -> None:
     """Log where the credentials come from: `settings`, or botocore's name (`iam-role`, `container-role`, `env` …).
-
-    Nothing ends by it; readiness tells what fails later. Where nothing is set, the instance metadata service is asked,
-    for 2 s at most.
-    """
+    Failures are left to readiness. The instance metadata service may take 2 s."""
     is_temporary = access.session_token is not None
     try:
         found = _session(access).get_credentials()

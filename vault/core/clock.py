@@ -1,10 +1,7 @@
-"""What the clocks of several machines may differ by.
-
-Leases and due times are compared with the database's clock (`vault.db.db_now`) and need no leeway.
-"""
+"""Tolerance between clocks of machines. Leases use the database's clock (`vault.core.db.db_now`) and need none."""
 
 from datetime import timedelta
 from typing import Final
 
-# Wherever a time that another machine wrote is compared with this machine's clock. NTP keeps machines closer than that.
+# Applies where another machine's time is compared with this clock. NTP keeps machines closer.
 CLOCK_LEEWAY: Final = timedelta(seconds=10)

@@ -1,8 +1,4 @@
-"""The declarative base, column types, and the engine.
-
-Models inherit `Base`; services get a sessionmaker over `create_engine`. Leases and due times are compared with the
-database's clock (`db_now`), since the clocks of many machines differ.
-"""
+"""The declarative base, column types, engine and sessions."""
 
 import sqlite3
 import uuid
@@ -24,7 +20,7 @@ from sqlalchemy.sql.expression import FunctionElement
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """Aware datetimes in and out, in UTC; naive ones are a caller's mistake."""
+    """Aware datetimes in UTC. Raises for naive ones."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -67,13 +63,13 @@ class UuidKey:
 
 
 class db_now(FunctionElement[datetime]):  # noqa: N801  # reads like the SQL function that it is
-    """The database's clock now, plus a number of seconds."""
+    """The database's clock now, plus a number of seconds. Leases and due times use it: machines' clocks differ."""
 
     type = UtcDateTime()
     inherit_cache = True
 
     def __init__(self, plus_seconds: float = 0) -> None:
-        # Both databases read this. Bound, so that the statements around it are compiled once and not for each number.
+        # Both databases read this. A bound value lets the compiled statement be cached.
         super().__init__(sa.literal(f"{float(plus_seconds):+} seconds", sa.Text))
 
 
@@ -85,7 +81,7 @@ def _db_now_postgresql(element: db_now, compiler: SQLCompiler, **kwargs: Any) ->
 
 @compiles(db_now, "sqlite")
 def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # The form in which SQLAlchemy stores a DateTime on SQLite, so that comparing texts compares times.
+    # SQLAlchemy's form of a DateTime on SQLite, so that comparing texts compares times.
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)})"
 
 
@@ -95,34 +91,29 @@ _SQLITE_PRAGMAS: Final = (
     "PRAGMA foreign_keys = ON",
     # A shredded key must not survive in a free page.
     "PRAGMA secure_delete = ON",
-    # Or the log keeps for ever the size that one large transaction gave it.
+    # Otherwise the log keeps the size of its largest transaction.
     "PRAGMA journal_size_limit = 16777216",
 )
 
 
-# How long a statement waits for a lock that another one holds.
+# How long a statement waits for a lock
 _LOCK_SECONDS: Final = 15
-# A server, or what leads to it, that vanished without a word is noticed after so long; TCP has sent again what was not
-# acknowledged four times by then.
+# A vanished server is noticed after so long; by then TCP has sent again four times.
 _SILENCE_SECONDS: Final = 5
-# SQLSTATEs after which a connection is of no use, whatever the driver makes of them: those of a lost connection (08),
-# of a server that ends, or ended, the session (57P, 25P03, 25P04), and of one that has become read-only (25006), as
-# when a fail-over has made it a standby. A lack of resources (53, 58) ends with the statement and is an outage only.
+# SQLSTATEs that end a connection: it was lost (08), the server ends or ended the session (57P, 25P03, 25P04), or became
+# a standby (25006). A lack of resources (53, 58) ends only the statement.
 _DISCONNECTS: Final = ("08", "57P", "25006", "25P03", "25P04")
 
 
 def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """That a row's columns, taken together, are less than these values: where a list in falling order goes on."""
+    """Return whether a row's columns, as a tuple, are less than these values: a keyset in descending order."""
     bound = [sa.bindparam(None, value, column.type) for value, column in zip(values, columns, strict=True)]
     return sa.tuple_(*columns) < sa.tuple_(*bound)
 
 
 def create_engine(url: str) -> Engine:
-    """An engine that connects lazily.
-
-    SQLAlchemy shows no parameters in errors, since they may be addresses or wrapped keys; PostgreSQL's own messages may
-    quote some, which is one more reason why no log holds an exception's text.
-    """
+    """Create an engine that connects lazily and hides parameters in errors, since they may be addresses or wrapped
+    keys."""
     if url.startswith("sqlite"):
         engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _LOCK_SECONDS})
         event.listen(engine, "do_connect", open_existing_file)
@@ -146,11 +137,10 @@ def create_engine(url: str) -> Engine:
 
 
 def postgresql_options(*, connect_seconds: int, silence_seconds: int) -> dict[str, object]:
-    """What each connection to PostgreSQL is made with: it leads to a server that takes writes, and does not hang.
+    """Return connection options of PostgreSQL: the server takes writes, and a vanished server is noticed.
 
-    Without them, a connection to a server that vanished waits for the quarter of an hour after which TCP gives up,
-    when something was sent, and for ever when nothing was. With several hosts in the URL, the first that takes writes
-    is used.
+    Without them TCP waits for a quarter of an hour after sending, and for ever without. Of several hosts in the URL the
+    first that takes writes is used.
     """
     return {
         "connect_timeout": connect_seconds,
@@ -158,27 +148,24 @@ def postgresql_options(*, connect_seconds: int, silence_seconds: int) -> dict[st
         "keepalives_idle": silence_seconds,
         "keepalives_interval": 2,
         "keepalives_count": 2,
-        # In milliseconds. Keepalives are not sent while data waits to be acknowledged.
+        # In milliseconds. Keepalives are not sent while data waits for acknowledgement.
         "tcp_user_timeout": silence_seconds * 1000,
     }
 
 
 class DatabaseMissing(sqlite3.OperationalError):
-    """The file of a SQLite database does not exist; the text says where it should be, and what to do."""
+    """The file of a SQLite database does not exist. The text names the file and the remedy."""
 
 
 def require_database(url: str) -> None:
-    """Raise DatabaseMissing if the file of a SQLite database does not exist. Asks no server."""
+    """Raise DatabaseMissing if the file of a SQLite database does not exist. Contacts no server."""
     path = _sqlite_file(url)
     if path is not None:
         _require_file(path)
 
 
 def create_database(url: str) -> Path | None:
-    """Make the empty file of a SQLite database, for its owner alone, if it does not exist. Its folder must.
-
-    Returns where, if it was made.
-    """
+    """Create a missing SQLite file, empty and private to its owner; return the created path. Its folder must exist."""
     path = _sqlite_file(url)
     if path is None or path.exists():
         return None
@@ -189,7 +176,7 @@ def create_database(url: str) -> Path | None:
 def open_existing_file(
     _dialect: Dialect, _record: object, arguments: list[str], options: dict[str, Any]
 ) -> sqlite3.Connection:
-    """Connect to a SQLite file without making one, as the driver would: an empty database looks like a lost one."""
+    """Connect to a SQLite file without creating it: an empty database looks like a lost one."""
     path = Path(arguments[0])
     _require_file(path)
     connection: sqlite3.Connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, **options)
@@ -197,44 +184,39 @@ def open_existing_file(
 
 
 def run(session: Session, statement: sa.Executable, **values: Any) -> CursorResult[*tuple[Any, ...]]:
-    """Execute a statement that was made once, with the values of its bound parameters; rows come back, never objects.
-
-    On hot paths: to build a statement anew, and to lead it through the ORM, costs ten times what it costs to execute.
-    """
+    """Execute a prepared statement with values of its bound parameters. For hot paths: to build a statement again, and
+    to lead it through the ORM, costs ten times its execution."""
     return session.connection().execute(statement, values)
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:
-    """An INSERT that knows ON CONFLICT, which each database has in a module of its own."""
+    """Return an INSERT with the database's own ON CONFLICT."""
     return {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[session.get_bind().dialect.name](table)
 
 
 @contextmanager
 def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """A session for a single statement that reads: on PostgreSQL without the two round trips of a transaction.
-
-    Of several each would see what is committed as it begins.
-    """
+    """Yield a session for one reading statement: on PostgreSQL without a transaction's two round trips."""
     with sessions() as session:
         if session.get_bind().dialect.name == "postgresql":
             driver = session.connection().connection.driver_connection
             assert driver is not None
-            # The driver keeps this to itself. SQLAlchemy's AUTOCOMMIT names an isolation level on its way back, which
-            # takes a round trip there, and from then on one more with each check of the connection.
+            # SQLAlchemy's AUTOCOMMIT names an isolation level afterwards, which takes a round trip, and then one more
+            # at each check of the connection.
             driver.autocommit = True
         yield session
 
 
 @contextmanager
 def one_write(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """A session for a single statement that writes: on PostgreSQL it commits by itself, and cannot be taken back."""
+    """Yield a session for one writing statement: on PostgreSQL it commits by itself and cannot be rolled back."""
     with one_read(sessions) as session:
         yield session
         session.commit()
 
 
 def is_read_only(error: Exception) -> bool:
-    """Whether a statement failed since its database takes no writes."""
+    """Return whether a statement failed since its database takes no writes."""
     cause = getattr(error, "orig", None)
     refused_by_sqlite = str(getattr(cause, "sqlite_errorname", "")).startswith("SQLITE_READONLY")
     return refused_by_sqlite or getattr(cause, "pgcode", None) == "25006"
@@ -258,8 +240,8 @@ def _sqlite_file(url: str) -> Path | None:
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's own transactions begin late and upgrade from read to write, which fails at once when another
-    # process writes; BEGIN IMMEDIATE waits for its turn instead.
+    # The driver's transactions begin late and upgrade from read to write, which fails immediately if another process
+    # writes. BEGIN IMMEDIATE waits.
     connection.isolation_level = None
     for pragma in _SQLITE_PRAGMAS:
         connection.execute(pragma)
@@ -278,8 +260,7 @@ def _on_postgresql_connect(connection: Any, _record: object) -> None:
 
 
 def _on_postgresql_checkout(connection: Any, _record: object, _fairy: object) -> None:
-    # The server tells of these whenever they change (from release 14 on), so that this asks nothing; the check of the
-    # connection right before has just listened.
+    # The server reports changes of these (from release 14 on), and the pool's check has just received them.
     told = (connection.info.parameter_status(name) for name in ("default_transaction_read_only", "in_hot_standby"))
     if "on" in told:
         raise InvalidatePoolError("this server takes no writes any more")
@@ -288,11 +269,11 @@ def _on_postgresql_checkout(connection: Any, _record: object, _fairy: object) ->
 def _on_postgresql_error(context: ExceptionContext) -> None:
     state = getattr(context.original_exception, "pgcode", None)
     if state is not None and state.startswith(_DISCONNECTS):
-        # The pool drops this connection, and all that were made before this.
+        # The pool drops this connection and all older ones.
         context.is_disconnect = True
 
 
 def _on_postgresql_checkin(connection: Any, _record: object) -> None:
-    # What `one_read` has set must not be there for whoever is given the connection next.
+    # Undo what `one_read` has set, before the connection is used again.
     if connection is not None and not connection.closed:
         connection.autocommit = False

@@ -1,8 +1,5 @@
-"""The time by which what is too old is deleted for ever: the database's, as long as it is plausible.
-
-A clock that jumps ahead, since a battery is empty or it was set wrongly, makes everything too old in a moment. What a
-pass has deleted by then does not come back when the clock is right again.
-"""
+"""The database's clock for deletion by age, as long as it is plausible. A clock that jumps ahead would make everything
+old, and what a pass deletes then does not come back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 from vault.core.db import Base, UtcDateTime, db_now, insert_into
 
-# For so long no pass may have been made; they are made every hour. Longer than a machine is switched off for a holiday.
+# Longer than a machine is switched off for a holiday. Passes run every hour.
 PLAUSIBLE_PAUSE: Final = timedelta(days=14)
 _NEWEST_EVENT: Final = sa.select(sa.func.max(sa.column("at", UtcDateTime))).select_from(sa.table("audit_events"))
 
@@ -29,7 +26,7 @@ class ClockNotPlausible(Exception):
 
 
 class DeletionPass(Base):
-    """When the last pass that deletes by age was made, by the database's clock. One row."""
+    """When the last pass ran that deletes by age, by the database's clock. One row."""
 
     __tablename__ = "deletion_passes"
     __table_args__ = (sa.CheckConstraint("row_number = 1", name="one_row"),)
@@ -40,7 +37,7 @@ class DeletionPass(Base):
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """`now` as the database tells it, and `last`, the pass before; None where nothing was ever written."""
+    """Clock reading: `now` from the database, and `last`, the pass before, None before any write."""
 
     now: datetime
     last: datetime | None
@@ -51,7 +48,7 @@ class ClockReading:
 
 
 def database_time(session: Session) -> datetime:
-    """The database's clock."""
+    """Return the database's time."""
     return session.execute(sa.select(db_now())).scalar_one()
 
 
@@ -63,23 +60,23 @@ class DeletionClock:
         self._read_clock = read_clock
 
     def now(self) -> datetime:
-        """The time of a pass that begins, which is remembered. Raises ClockNotPlausible, and logs it."""
+        """Return the time for a pass and store it. Raises ClockNotPlausible and logs it."""
         reading = self.reading()
         if not reading.is_plausible:
             log.error("deletion_refused", **_facts(reading), hint=_HINT)
             raise ClockNotPlausible
-        # Never back: a machine that starts with the time of its factory gets the right one a little later.
+        # Never back: a machine that starts with its factory's time is corrected a little later.
         self._remember(max(reading.now, reading.last or reading.now))
         return reading.now
 
     def reading(self) -> ClockReading:
-        """The clock, and the last pass; where none was made yet, the newest event stands for it."""
+        """Return the clock and the last pass; before any pass the newest event stands for it."""
         with self._sessions.begin() as session:
             last = session.scalar(sa.select(DeletionPass.at)) or session.scalar(_NEWEST_EVENT)
             return ClockReading(self._read_clock(session), last)
 
     def accept(self, reading: ClockReading) -> None:
-        """Take the clock for right, however far it has gone since the last pass."""
+        """Accept the clock, however far it has moved since the last pass."""
         self._remember(reading.now)
 
     def _remember(self, at: datetime) -> None:

@@ -1,29 +1,29 @@
-"""Every error that the domain raises, in one tree.
+"""The tree of the domain's errors.
 
-Owns names and codes only: no HTTP status (`vault.http.problems` has that table), no framework, and in no message a
-secret, a key, a file name, an address or content. `code` is a stable slug that clients may test for.
+Owns names and codes only; `vault.http.problems` has the HTTP statuses. Messages hold no secret, key, file name, address
+or content. `code` is a stable slug that clients may test for.
 
     VaultError
-    ├── InputRefused          validation_failed     one field or several are not acceptable
+    ├── InputRefused          validation_failed     one or more fields are not acceptable
     ├── MalformedBody         malformed_body        the request body does not parse
     │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
     ├── UnsupportedCoding     unsupported_media_type  the body is compressed or encoded, or in another charset
     ├── TooSlow               too_slow              the client sends fewer bytes than the least rate
     ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
     ├── InvalidCredentials    invalid_credentials
-    ├── Unauthorized          unauthorized          no token, or one that is not or no longer good
+    ├── Unauthorized          unauthorized          the token is missing, invalid or expired
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
-    ├── Forbidden             forbidden             of somebody who is signed in and is no administrator
-    ├── WrongPassword         wrong_password        of somebody who is signed in
-    ├── LastAdmin             last_admin            without this one, nobody could administer the vault
-    ├── UserDisabled          user_disabled         the account is disabled, so no link of it would work
+    ├── Forbidden             forbidden             the account is not an administrator's
+    ├── WrongPassword         wrong_password        of a signed-in account
+    ├── LastAdmin             last_admin            the last administrator must stay one
+    ├── UserDisabled          user_disabled         the account is disabled, so its links would not work
     ├── RateLimited           rate_limited          too many requests of one network or about one address
-    ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so none is let through
-    ├── InvalidToken          invalid_token         a mailed token that is unknown, used or expired
+    ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so all are refused
+    ├── InvalidToken          invalid_token         the mailed token is unknown, used or expired
     ├── InvalidCursor         invalid_cursor
-    ├── NotFound              not_found             does not exist, or is somebody else's
-    ├── PreconditionFailed    precondition_failed   the file is another version than the request is about
-    ├── RangeNotSatisfiable   range_not_satisfiable the range asked for begins behind the end
+    ├── NotFound              not_found             the row is missing, or another account's
+    ├── PreconditionFailed    precondition_failed   the request is about another version of the file
+    ├── RangeNotSatisfiable   range_not_satisfiable the range begins after the end
     ├── TooLarge              too_large
     ├── QuotaExceeded         quota_exceeded
     ├── TooManyFiles          too_many_files
@@ -37,11 +37,11 @@ secret, a key, a file name, an address or content. `code` is a stable slug that 
     │   ├── StorageUnavailable storage_unavailable
     │   └── StorageFull       storage_full
     ├── EncryptionError       (drawn in vault.encryption.errors)
-    ├── KeyInUse              key_in_use            it cannot be retired while something depends on it
+    ├── KeyInUse              key_in_use            the key cannot be retired while it is used
     ├── KeyNotKnown           key_not_known         no key of this installation has that ref
-    ├── KeyNotEverywhere      key_not_everywhere    running processes do not hold the key that rows are to move to
+    ├── KeyNotEverywhere      key_not_everywhere    running processes do not hold the new key
     ├── DatabaseUnavailable   database_unavailable
-    ├── AuditUnavailable      audit_unavailable     what is asked for cannot be audited, so it does not happen
+    ├── AuditUnavailable      audit_unavailable     the action cannot be audited, so it does not happen
     └── InstallationMismatch  installation_mismatch this database and this store do not belong together
 """
 
@@ -49,7 +49,7 @@ from collections.abc import Mapping, Sequence
 
 
 class VaultError(Exception):
-    """Base of all errors that a client or an operator is told about."""
+    """Base of all errors that are reported to a client or an operator."""
 
     code = "internal_error"
     detail = "The server could not answer this request."
@@ -60,7 +60,7 @@ class VaultError(Exception):
 
 
 class InputRefused(VaultError):
-    """Some input is well-formed but not acceptable. `errors` maps field names to messages."""
+    """Well-formed input that is not acceptable. `errors` maps field names to messages."""
 
     code = "validation_failed"
     detail = "Some fields are missing, unknown or invalid."
@@ -76,15 +76,11 @@ class MalformedBody(VaultError):
 
 
 class UploadTruncated(MalformedBody):
-    """The client stopped sending before the end of the body that it announced."""
-
     code = "upload_truncated"
     detail = "The body ended before its declared length. Nothing was stored."
 
 
 class UnsupportedCoding(VaultError):
-    """The body is not the content as it is. Bodies of another type than a route reads have the same code."""
-
     code = "unsupported_media_type"
     detail = "The body must be the content itself, without an encoding."
 
@@ -107,7 +103,7 @@ class InvalidCredentials(VaultError):
 
 
 class Unauthorized(VaultError):
-    """One answer for every token that is missing, malformed, expired, revoked or not ours."""
+    """One answer for every token that is missing, malformed, expired, revoked or foreign."""
 
     code = "unauthorized"
     detail = "A valid token is required."
@@ -124,7 +120,7 @@ class Forbidden(VaultError):
 
 
 class WrongPassword(VaultError):
-    """The same for a password that is wrong and for any that comes too soon after others."""
+    """One answer for a wrong password and for any that comes too soon after others."""
 
     code = "wrong_password"
     detail = "The password is wrong, or it follows too many wrong ones. Wait before the next attempt."
@@ -141,7 +137,7 @@ class UserDisabled(VaultError):
 
 
 class RateLimited(VaultError):
-    """`limit` requests are allowed in a while; the next one after `retry_after_seconds`."""
+    """`limit` requests are allowed in a period; the next after `retry_after_seconds`."""
 
     code = "rate_limited"
     detail = "Too many requests. Wait before the next one."
@@ -168,7 +164,7 @@ class InvalidCursor(VaultError):
 
 
 class NotFound(VaultError):
-    """Missing and somebody else's are one case, told in one sentence."""
+    """One answer for a missing row and another account's."""
 
     code = "not_found"
     detail = "This resource does not exist."
@@ -211,7 +207,7 @@ class TooManyUploads(VaultError):
 
 
 class UploadLost(VaultError):
-    """The pending row was taken away (lease ended, account closed) while the body was being stored."""
+    """The pending row ended (lease over, account closed) while the body was being stored."""
 
     code = "upload_lost"
     detail = "The server ended the upload before it was complete. Nothing was stored."
@@ -234,11 +230,8 @@ class IntegrityFailed(VaultError):
 
 
 class StorageError(VaultError):
-    """Base of what the object store reports.
-
-    `reason` is the store's own code, and `operation` what the store was asked to do. Both are for operators; clients
-    are not told.
-    """
+    """Base of the object store's errors. `reason` is the store's code, `operation` the call; both are for operators
+    only."""
 
     def __init__(self, reason: str | None = None, operation: str | None = None) -> None:
         super().__init__()
@@ -252,7 +245,7 @@ class ObjectNotFound(StorageError):
 
 
 class ObjectChanged(StorageError):
-    """The object is shorter than the range asked for, or is not the one that was opened before."""
+    """The object is shorter than the requested range, or differs from the one that was opened before."""
 
     code = "integrity_failed"
     detail = "The object is not the one that was stored."
@@ -296,10 +289,8 @@ class AuditUnavailable(VaultError):
 
 
 class InstallationMismatch(VaultError):
-    """The database is not the store's owner: another installation's, or an older copy.
-
-    `reason` is a word for logs, `advice` a sentence for operators.
-    """
+    """The database does not own the store: it is another installation's, or an older copy. `reason` is a word for logs,
+    `advice` a sentence for operators."""
 
     code = "installation_mismatch"
     detail = "This server's database and object store do not belong together. Nothing was written."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def decode_master_keys(texts: Sequence[str]) -> tuple[bytes, ...]:
-    """Return the raw keys, in order. Raises ValueError, without showing any key, if one is malformed or comes twice."""
+    """Return the raw keys, in order. Raises ValueError, without showing any key, for a malformed or repeated key."""
     raw_keys: list[bytes] = []
     for position, text in enumerate(texts, start=1):
         raw = _decode(text, position)
@@ -19,7 +19,7 @@ def decode_master_keys(texts: Sequence[str]) -> tuple[bytes, ...]:
 
 
 def _decode(text: str, position: int) -> bytes:
-    # Fernet itself accepts keys with stray characters, which b64decode silently drops; a typing error must not pass.
+    # Fernet accepts keys with stray characters, which b64decode silently drops; a typing error must not pass.
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

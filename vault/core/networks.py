@@ -1,10 +1,10 @@
-"""The networks that addresses are counted by."""
+"""Networks by which addresses are counted."""
 
 import ipaddress
 
 
 def network_of(ip: str | None) -> str:
-    """The network that one household or office has: an IPv4 /24 or an IPv6 /56."""
+    """Return the network of a household or office: an IPv4 /24 or an IPv6 /56."""
     if ip is None:
         return "-"
     address = ipaddress.ip_address(ip)

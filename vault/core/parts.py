@@ -1,4 +1,4 @@
-"""What every feature is built from."""
+"""Parts that every feature is built from."""
 
 import uuid
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from vault.core.deletion_clock import DeletionClock, database_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """Database, clocks, and a way to send tasks: `publish(task, row_id)`."""
+    """Database, clocks, and `publish(task, row_id)`, which sends a task."""
 
     engine: Engine
     sessions: sessionmaker[Session]
@@ -28,7 +28,7 @@ class Core:
     def build(
         cls, engine: Engine, *, publish: Callable[[str, uuid.UUID], None], clock: Callable[[], datetime] | None
     ) -> Self:
-        """Connect to nothing. A clock that is given takes the place of both this machine's and the database's."""
+        """Build Core without connecting. A given clock replaces this machine's and the database's."""
         sessions = create_sessionmaker(engine)
         return cls(
             engine=engine,

@@ -1,4 +1,4 @@
-"""Who asks: the account, how it came in, what that permits, and what the audit says of its request."""
+"""The caller of a use-case: its account, entrance, permissions, and request facts for the audit."""
 
 import enum
 import uuid
@@ -9,13 +9,13 @@ from vault.core.errors import Unauthorized
 
 
 class Permission(enum.StrEnum):
-    """What a route that needs a sign-in asks for. All but `ACCOUNT_MANAGE` can be the scope of a token."""
+    """Permissions that routes require. All but `ACCOUNT_MANAGE` can be the scope of a token."""
 
     FILES_READ = "files:read"
     FILES_WRITE = "files:write"
     FILES_DELETE = "files:delete"
     ACCOUNT_READ = "account:read"
-    # Profile, password, address and sessions: for a person's own session alone.
+    # Profile, password, address and sessions: only for the account's own session.
     ACCOUNT_MANAGE = "account:manage"
     AUDIT_READ = "audit:read"
     ADMIN_READ = "admin:read"
@@ -26,7 +26,7 @@ ADMINS_ONLY: Final = frozenset({Permission.AUDIT_READ, Permission.ADMIN_READ, Pe
 
 
 class Entrance(enum.StrEnum):
-    """How a principal came in. `PUBLIC` is a request that has proven nothing."""
+    """How a principal was authenticated. `PUBLIC` is a request without proof."""
 
     PUBLIC = "public"
     SESSION = "session"
@@ -36,10 +36,11 @@ class Entrance(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks, and from where. An unknown person has no user_id; a command or task has no ip.
+    """The caller and its origin. An anonymous client has no user_id; a command or task has no ip.
 
-    `role` is the account's at this moment. `permissions` are looked at by routes alone: commands and tasks have none.
-    `request_id` may be the client's own, `trace_id` never is. `os_user` is whose command it is.
+    `role` is current. Only routes check `permissions`. The client may choose `request_id`, never `trace_id`. `os_user`
+    runs
+    a command.
     """
 
     user_id: uuid.UUID | None = None
@@ -56,17 +57,17 @@ class Principal:
 
     @property
     def account_id(self) -> uuid.UUID:
-        """The id of the account that is signed in. Raises Unauthorized for a principal without one."""
+        """Return the id of the signed-in account. Raises Unauthorized without one."""
         if self.user_id is None:
             raise Unauthorized
         return self.user_id
 
     def known_as(self, user_id: uuid.UUID, email: str, session_id: uuid.UUID | None = None) -> Self:
-        """Return the same request with the account that it turned out to concern."""
+        """Return the same request with the account that it concerns."""
         return replace(self, user_id=user_id, email=email, session_id=session_id)
 
     def details(self) -> dict[str, str]:
-        """Return what an event says about its principal beyond its columns: most often nothing."""
+        """Return facts for an event beyond its columns."""
         origin = self.entrance.value if self.entrance in (Entrance.CLI, Entrance.WORKER) else None
         trace_id = self.trace_id if self.trace_id != self.request_id else None
         found = {"origin": origin, "os_user": self.os_user, "trace_id": trace_id}

@@ -1,7 +1,4 @@
-"""The short words that servers and libraries have for what went wrong, for an operator who has to act.
-
-Codes and class names only. Their texts stay behind: one may hold a host name, an address, a path or a password.
-"""
+"""Short codes of what failed, for operators. Texts stay out: they may hold a host name, address, path or password."""
 
 import errno
 import re
@@ -10,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
-# Where errors have their codes: this service's and ssl's, PostgreSQL's SQLSTATE, SQLite's, SMTP's and AMQP's.
+# Attributes with codes: this service's and ssl's, PostgreSQL's SQLSTATE, SQLite's, SMTP's and AMQP's.
 _ATTRIBUTES: Final = ("reason", "pgcode", "sqlite_errorname", "smtp_code", "reply_code")
-# libpq has no code for a connection that it did not get, only sentences. The most telling first.
+# libpq has only sentences for a refused connection. The most telling first.
 _OF_LIBPQ: Final = {
     "password authentication failed": "password_refused",
     "no pg_hba.conf entry": "host_not_allowed",
@@ -33,10 +30,8 @@ _ADDRESS_CODES: Final = {int(getattr(socket, name)): name for name in dir(socket
 
 
 def reason_of(error: BaseException) -> str | None:
-    """The first code among an error and its causes, with the operation that failed where the error knows it.
-
-    Without any code it is the class of the first cause; None if that is the error's own.
-    """
+    """Return the first code among an error and its causes, with the operation that failed if known; else the class of
+    the first cause, or None if that is the error's own."""
     chain = list(causes(error))
     for link in chain:
         if (word := word_of(link)) is not None:
@@ -47,7 +42,7 @@ def reason_of(error: BaseException) -> str | None:
 
 
 def word_of(error: BaseException) -> str | None:
-    """The code that this very error carries, if it is one."""
+    """Return this error's own code."""
     for name in _ATTRIBUTES:
         value = getattr(error, name, None)
         if isinstance(value, str | int) and _WORD.fullmatch(str(value)):
@@ -60,7 +55,7 @@ def word_of(error: BaseException) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first, no more than eight."""
+    """Yield the error and its causes, outermost first, at most eight."""
     current: BaseException | None = error
     for _ in range(8):
         if current is None:

@@ -1,7 +1,4 @@
-"""Bounds on how many threads of a process wait for one thing: a client, a dependency, a turn at computing.
-
-Without such a bound, what hangs takes one thread after another until none is left for anything else.
-"""
+"""Bounds on the threads that wait for a client, a dependency or a turn, so that a hang cannot take all threads."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -15,20 +12,17 @@ from vault.core.errors import Busy, VaultError
 
 _PATIENCE_SECONDS: Final = 1.0
 _SLOT_PATIENCE_SECONDS: Final = 5.0
-# A turn that lasts longer than this shows that the dependency hangs. Half of what /livez may be delayed by.
+# A longer turn shows that the dependency hangs. Half of what /livez may be delayed by.
 _HANGS_AFTER_SECONDS: Final = 0.5
 # An installation of few threads still rewraps eight keys concurrently.
 _LEAST_KEY_TURNS: Final = 8
-# Requests that wait a moment for a key, and are answered without what it would tell.
+# Requests that wait a moment for a key, and are answered without it.
 KEY_WAITS: Final = 8
 
 
 class Slots:
-    """At most `count` slots are taken, and at most `share` of them by one holder.
-
-    Up to `waiting` threads wait for one, for `patience_seconds` at most: a burst of short uploads is no reason to
-    refuse any.
-    """
+    """At most `count` slots, and at most `share` of them for one holder. Up to `waiting` threads wait for a slot for
+    `patience_seconds`, so that a burst of short uploads is not refused."""
 
     def __init__(
         self, count: int, *, share: int, waiting: int = 0, patience_seconds: float = _SLOT_PATIENCE_SECONDS
@@ -42,7 +36,7 @@ class Slots:
         self._taken: Counter[Hashable] = Counter()
 
     def take(self, holder: Hashable) -> bool:
-        """Take a slot. False if none has come free, or the holder has its share."""
+        """Take a slot. Returns False if none comes free, or the holder has its share."""
         with self._changed:
             if not self._has_room(holder) and not self._wait_for_room(holder):
                 return False
@@ -54,7 +48,7 @@ class Slots:
             self._taken[holder] -= 1
             if not self._taken[holder]:
                 del self._taken[holder]
-            # All, since the one that is told first may have its share.
+            # All, since the first thread may have its share.
             self._changed.notify_all()
 
     def _has_room(self, holder: Hashable) -> bool:
@@ -71,10 +65,9 @@ class Slots:
 
 
 class Turns:
-    """At most `count` threads have their turn at a time; up to `waiting` more wait for one, None for any number.
+    """At most `count` threads run at a time; up to `waiting` more wait, without a bound if None.
 
-    A thread waits for `patience_seconds` at most, and not at all once a turn has lasted for `hangs_after_seconds`: then
-    a burst is not what keeps the turns from ending.
+    A thread waits for `patience_seconds`, but not once a turn has lasted for `hangs_after_seconds`.
     """
 
     def __init__(
@@ -93,11 +86,11 @@ class Turns:
         self._clock = clock
         self._changed = Condition()
         self.waiting = 0
-        # By when they began: the first is the oldest.
+        # In order of their begin: the first is the oldest.
         self._running: dict[object, float] = {}
 
     def begin(self) -> object | None:
-        """Begin a turn; returns what `end` takes, None if there is none to be had."""
+        """Begin a turn; returns what `end` takes, or None without a turn."""
         with self._changed:
             if not self._has_come():
                 return None
@@ -112,7 +105,7 @@ class Turns:
 
     @contextmanager
     def taken(self, *, refusal: Callable[[], VaultError] = Busy) -> Iterator[None]:
-        """A turn that lasts as long as the block. Raises `refusal` if there is none."""
+        """Hold a turn during the block. Raises `refusal` without a turn."""
         turn = self.begin()
         if turn is None:
             raise refusal()
@@ -142,10 +135,8 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class ThreadPlan:
-    """How the threads of an API process are divided, given how many of them do its work (WEB_THREADS).
-
-    What may wait for long has threads of its own beside them, so that a quarter of the workers is always free.
-    """
+    """Division of an API process's threads; WEB_THREADS of them do its work. Slow waits have additional threads, so
+    that a quarter of the workers stays free."""
 
     workers: int
 
@@ -155,7 +146,7 @@ class ThreadPlan:
 
     @property
     def transfers(self) -> int:
-        """Large uploads and downloads, which may last as long as their clients move on."""
+        """Large uploads and downloads, which may last as long as their clients make progress."""
         return self.workers - self.quarter
 
     @property
@@ -164,7 +155,7 @@ class ThreadPlan:
 
     @property
     def transfer_waits(self) -> int:
-        """Requests that wait for a slot of a transfer that ends."""
+        """Requests that wait for a transfer's slot."""
         return self.quarter
 
     @property
@@ -179,16 +170,16 @@ class ThreadPlan:
 
     @property
     def password_waits(self) -> int:
-        """Requests that wait until a password can be judged, and as many until one can be hashed."""
+        """Requests that wait for a password's judging, and as many for its hashing."""
         return self.workers
 
     @property
     def answers(self) -> int:
-        """Answers to strangers that are larger than the buffers, such as the documentation's files."""
+        """Anonymous answers that exceed the buffers, such as the documentation's files."""
         return max(1, self.workers // 8)
 
     def total(self, hashes: int) -> int:
-        """All threads, where so many passwords are hashed at a time."""
+        """Return the number of all threads with `hashes` concurrent password hashes."""
         passwords = 2 * self.password_waits + 1 + hashes
         files = self.transfer_waits + self.small_files
         return self.workers + files + self.keys + KEY_WAITS + passwords + self.answers

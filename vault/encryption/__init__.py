@@ -1,4 +1,1 @@
-"""Keys and sealed bytes: bytes in, bytes out.
-
-Imports no framework, no database, no settings, and boto3 only in `kms`. The format is docs/object-format.md.
-"""
+"""Keys and sealed bytes (docs/object-format.md). Imports no framework, database or settings; boto3 only in `kms`."""

@@ -1,4 +1,4 @@
-"""Unwrapped data keys, kept for a short while so that many reads of one file cost one call to the key service."""
+"""Unwrapped data keys, kept briefly so that many reads of one file cost one call to the key service."""
 
 import threading
 from collections.abc import Callable
@@ -26,11 +26,11 @@ class _Entry:
 
 
 class DekCache:
-    """Reads go through here; nothing is ever written under a key out of it. In this process's memory only.
+    """Cache of data keys for reading, in this process's memory only. Writing never uses a cached key.
 
-    Bounded in number (`size`, least recently used goes first) and age (`seconds`); 0 of either turns it off. One entry
-    per object, valid for the very wrapped key that it came from. Callers check the header's commitment on every hit.
-    `counted` is told of each lookup whether it was one.
+    Bounded in number (`size`, least recently used goes first) and age (`seconds`); 0 of either turns it off. An entry
+    belongs to one object and one wrapped key. Callers check the header's commitment on every hit.
+    `counted` receives whether a lookup was a hit.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DekCache:
         self._counted = counted
         self._entries: TTLCache[UUID, _Entry] = TTLCache(size if seconds else 0, seconds, clock)
         self._lock = threading.Lock()
-        # Starts no thread before it is used, so it may be made before a fork.
+        # Starts no thread before first use, so it survives a fork.
         self._pool = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="key-service")
         self._turns = Turns(KEY_WAITS)
 
@@ -55,18 +55,15 @@ class DekCache:
         return self._kept(key, object_id) or self._fetch(key, object_id)
 
     def unwrap_within(self, seconds: float, key: WrappedKey, object_id: UUID) -> bytes:
-        """The same, but a key service that takes longer than that is told as KeyServiceUnavailable.
-
-        It is also where as many threads wait for one as may.
-        """
-        # What is kept needs no thread: all of them may be waiting for a service that hangs.
+        """Return the data key. Raises KeyServiceUnavailable after `seconds`, or if too many wait."""
+        # A cached key needs no thread: all of them may be waiting for a service that hangs.
         kept = self._kept(key, object_id)
         if kept is not None:
             return kept
         if not self._keys.is_remote(key.provider):
             return self._fetch(key, object_id)
         with self._turns.taken(refusal=lambda: KeyServiceUnavailable("busy")):
-            # With the request's context, which is where its log lines take their id from.
+            # Log lines take their ids from the request's context.
             waiting = self._pool.submit(copy_context().run, self._fetch, key, object_id)
             try:
                 return waiting.result(timeout=seconds)
@@ -75,13 +72,13 @@ class DekCache:
                 raise KeyServiceUnavailable("slow") from exc
 
     def evict(self, object_id: UUID) -> None:
-        """Forget an object's key, since its file is gone or has another one."""
+        """Forget the key of an object that is deleted or has another key."""
         with self._lock:
             self._entries.pop(object_id, None)
 
     def _kept(self, key: WrappedKey, object_id: UUID) -> bytes | None:
         with self._lock:
-            # Or what is too old would stay in memory until the next key comes.
+            # Otherwise an expired key stays in memory until the next key comes.
             self._entries.expire()
             entry = self._entries.get(object_id)
         kept = entry.dek if entry is not None and entry.key == key else None

@@ -1,7 +1,5 @@
-"""AES-EAX, composed from OpenSSL's AES-CTR and CMAC (Bellare, Rogaway, Wagner 2004, "The EAX Mode of Operation").
-
-pycryptodome's own EAX gives the same bytes at about a third of the speed; it is the oracle in `check_known_answer`.
-"""
+"""AES-EAX of OpenSSL's AES-CTR and CMAC (Bellare, Rogaway, Wagner 2004, "The EAX Mode of Operation"). pycryptodome's
+EAX has a third of the speed; it is the oracle in `check_known_answer`."""
 
 import hmac
 from typing import Final, TypeAlias
@@ -17,7 +15,7 @@ TAG_SIZE: Final = 16
 
 
 class Eax:
-    """AES-EAX with 16-byte tags under one key of 16, 24 or 32 bytes. Safe to share between threads."""
+    """AES-EAX with 16-byte tags under one key of 16, 24 or 32 bytes. Thread-safe."""
 
     tag_size = TAG_SIZE
 
@@ -41,7 +39,7 @@ class Eax:
         return bytes(out)
 
     def open(self, nonce: Buffer, sealed: Buffer, aad: Buffer) -> bytes:
-        """Return the plaintext of ciphertext || tag. Raises AuthenticationFailed, before anything is decrypted."""
+        """Return the plaintext of ciphertext || tag. Raises AuthenticationFailed before decrypting."""
         if len(sealed) < TAG_SIZE:
             raise AuthenticationFailed
         view = memoryview(sealed)
@@ -72,11 +70,8 @@ class Eax:
 
 
 def check_known_answer() -> None:
-    """Seal one message here and with pycryptodome, and compare both with the pinned answer.
-
-    Called once when a process starts: a miscompiled or replaced library must stop it before it seals anything.
-    Raises RuntimeError.
-    """
+    """Compare one message, sealed here and by pycryptodome, with the pinned answer. Raises RuntimeError. A process
+    calls it once at its start, so that a replaced library seals nothing."""
     from Crypto.Cipher import AES  # nosec B413  # PyCryptodome, which is kept up; pyCrypto had the same name
 
     key, nonce, aad = bytes(range(32)), bytes([0xA0] * 16), b"SVS1" + bytes(12)

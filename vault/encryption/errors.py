@@ -22,14 +22,14 @@ class HeaderInvalid(EncryptionError):
 
 
 class AuthenticationFailed(EncryptionError):
-    """Deliberately without a reason: a tag either matches or it does not."""
+    """Has no reason: a tag either matches or it does not."""
 
     code = "integrity_failed"
     detail = "A sealed message failed authentication."
 
 
 class KeyFailure(EncryptionError):
-    """`reason` is a slug of ours or the key service's error code; clients are not told."""
+    """`reason` is this service's slug or the key service's error code; clients do not see it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()

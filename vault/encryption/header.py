@@ -1,8 +1,5 @@
-"""The 96-byte object header, and the keys that a data key and a header give.
-
-Layout and derivations: docs/object-format.md, "Header". The commitment follows the AWS Encryption SDK; without one,
-two keys can open one ciphertext (CVE-2025-14763).
-"""
+"""The 96-byte object header and its derived keys (docs/object-format.md, "Header"). The commitment follows the AWS
+Encryption SDK; without it two keys can open one ciphertext (CVE-2025-14763)."""
 
 import enum
 import hmac
@@ -30,7 +27,7 @@ _PREFIX: Final = struct.Struct(">8sBBBB4s16s")
 
 
 class Suite(enum.IntEnum):
-    """An AEAD and its key derivation, as the header's suite byte names them."""
+    """An AEAD and its key derivation, by the header's suite byte."""
 
     AES_256_EAX = 1
     AES_256_GCM = 2
@@ -45,12 +42,12 @@ class Suite(enum.IntEnum):
 
     @property
     def overhead(self) -> int:
-        """Bytes that a segment adds to its plaintext: nonce and 16-byte tag."""
+        """Return the bytes that a segment adds to its plaintext: nonce and 16-byte tag."""
         return self.nonce_size + 16
 
     @classmethod
     def named(cls, cipher_name: str) -> Self:
-        """The suite for AES-256-EAX or AES-256-GCM. Raises KeyError for any other name."""
+        """Return the suite for AES-256-EAX or AES-256-GCM. Raises KeyError for any other name."""
         return cls[cipher_name.replace("-", "_")]
 
 
@@ -64,7 +61,7 @@ class Header:
 
     @property
     def prefix(self) -> bytes:
-        """The first 32 bytes, which are bound into every derived key."""
+        """Return the first 32 bytes, which every derived key binds."""
         return _PREFIX.pack(MAGIC, VERSION, self.suite, self.lg, 0, bytes(4), self.object_id.bytes)
 
     def to_bytes(self) -> bytes:
@@ -84,7 +81,7 @@ class Header:
 
 
 def header_of(raw: bytes, object_id: UUID) -> Header:
-    """The header of that very object. Raises HeaderInvalid for that of another one, too."""
+    """Return the header of this object. Raises HeaderInvalid, also for another object's header."""
     header = Header.parse(raw)
     if header.object_id != object_id:
         raise HeaderInvalid
@@ -93,7 +90,7 @@ def header_of(raw: bytes, object_id: UUID) -> Header:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileKeys:
-    """What one data key and one header give: 32 bytes each. Has no repr that could reach a log."""
+    """Keys of one data key and one header, 32 bytes each. Has no repr that could reach a log."""
 
     encryption: bytes
     metadata: bytes
@@ -103,7 +100,7 @@ class FileKeys:
 def create_header(
     dek: bytes, suite: Suite, object_id: UUID, *, salt: bytes | None = None, lg: int = DEFAULT_LG
 ) -> Header:
-    """Make the header of a new object; salt is 32 random bytes unless a known answer is wanted."""
+    """Make the header of a new object; salt is 32 random bytes except in known-answer tests."""
     if lg not in LG_RANGE:
         raise ValueError("lg must be 16 to 22")
     bare = Header(suite, lg, object_id, os.urandom(SALT_SIZE) if salt is None else salt, bytes(32))
@@ -112,14 +109,14 @@ def create_header(
 
 
 def open_keys(dek: bytes, header: Header) -> FileKeys:
-    """Derive the file's keys. Raises KeyUnwrapFailed if dek is not the key that the header commits to."""
+    """Derive the file's keys. Raises KeyUnwrapFailed if the header does not commit to dek."""
     keys = _derive(dek, header)
     _compare(keys.commitment, header)
     return keys
 
 
 def prove_commitment(dek: bytes, header: Header) -> None:
-    """Raise KeyUnwrapFailed if dek is not the key that the header commits to; derives nothing else."""
+    """Raise KeyUnwrapFailed if the header does not commit to dek; derives no other key."""
     _compare(_content_keys(_prk(dek, header), header.prefix)[32:], header)
 
 
@@ -142,7 +139,6 @@ def _prk(dek: bytes, header: Header) -> bytes:
 
 
 def _content_keys(prk: bytes, prefix: bytes) -> bytes:
-    """The encryption key, then the commitment."""
     return _expand(prk, b"secure-vault object v1\0" + prefix, 64)
 
 

@@ -1,7 +1,5 @@
-"""The key ring: which provider wraps new data keys, and which one unwraps a row's.
-
-Reads dispatch on the row's provider and key_ref, never on what happens to be configured as primary.
-"""
+"""The key ring: which provider wraps new data keys, and which unwraps a row's. Reads dispatch on the row's provider and
+key_ref, never on the configured primary."""
 
 import base64
 import binascii
@@ -17,7 +15,7 @@ from vault.encryption.header import DEK_SIZE
 
 @dataclass(frozen=True, slots=True)
 class DataKey:
-    """A fresh 32-byte data key and its wrapped form, as a provider made them."""
+    """A fresh 32-byte data key and its wrapped form."""
 
     plaintext: bytes = field(repr=False)
     wrapped: bytes = field(repr=False)
@@ -26,7 +24,7 @@ class DataKey:
 
 @dataclass(frozen=True, slots=True)
 class WrappedKey:
-    """A row's key columns. `blob` is urlsafe base64; a local provider's blob is its Fernet token as it stands."""
+    """A row's key columns. `blob` is urlsafe base64; a local provider's blob is its Fernet token."""
 
     provider: str
     key_ref: str
@@ -34,38 +32,38 @@ class WrappedKey:
 
 
 class KeyProvider(Protocol):
-    """Wraps and unwraps data keys. `object_id` is the context that KMS binds; local keys rely on the commitment."""
+    """Wraps and unwraps data keys. KMS binds `object_id` as context; local keys rely on the commitment."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def is_remote(self) -> bool:
-        """Whether unwrapping asks a service over the network, which takes its time and may fail."""
+        """Return whether unwrapping calls a service over the network."""
 
     @property
     def settings_ref(self) -> str:
-        """The key that wraps as settings name it; empty if none does."""
+        """Return the wrapping key as settings name it, empty without one."""
 
     def held_refs(self) -> frozenset[str]:
-        """Every key that unwraps, by its ref or, before a service was asked for that, as settings name it."""
+        """Return every unwrapping key: its ref, or its name in settings while the service has not told the ref."""
 
     def current_ref(self) -> str:
-        """The key_ref that new wraps will carry. A remote provider may have to ask for it once."""
+        """Return the key_ref of new wraps. A remote provider may ask its service once."""
 
     def generate(self, object_id: UUID) -> DataKey: ...
 
     def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
-        """Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
+        """Return the data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
 
     def wrap(self, dek: bytes, object_id: UUID) -> tuple[bytes, str]:
         """Return the wrapped key and its key_ref."""
 
     def knows(self, key_ref: str) -> bool:
-        """Whether this provider may unwrap under key_ref; no service is ever asked about that ref itself."""
+        """Return whether this provider may unwrap under key_ref, without asking a service about it."""
 
     def health(self) -> None:
-        """Raises an EncryptionError if new keys cannot be wrapped now."""
+        """Raise an EncryptionError if new keys cannot be wrapped now."""
 
 
 class KeyRing:
@@ -81,11 +79,11 @@ class KeyRing:
 
     @property
     def providers(self) -> frozenset[str]:
-        """The names of all providers that are configured."""
+        """Return the names of all configured providers."""
         return frozenset(self._providers)
 
     def held_refs(self) -> frozenset[str]:
-        """Every key that unwraps here; asks no service."""
+        """Return every key that unwraps here, without calling a service."""
         return frozenset[str]().union(*(provider.held_refs() for provider in self._providers.values()))
 
     def generate(self, object_id: UUID) -> tuple[bytes, WrappedKey]:
@@ -111,15 +109,15 @@ class KeyRing:
         return dek
 
     def knows(self, provider: str, key_ref: str) -> bool:
-        """Whether a row with these columns can be unwrapped under the present configuration."""
+        """Return whether a row with these columns can be unwrapped with the present settings."""
         return provider in self._providers and self._providers[provider].knows(key_ref)
 
     def is_remote(self, provider: str) -> bool:
-        """Whether keys of this provider are unwrapped over the network; False if it is not configured."""
+        """Return whether this provider unwraps over the network; False if it is not configured."""
         return provider in self._providers and self._providers[provider].is_remote
 
     def health(self) -> None:
-        """Raises an EncryptionError if new files could not be given a key now."""
+        """Raise an EncryptionError if new files could not get a key now."""
         self._primary.health()
 
     def check_primary(self) -> None:

@@ -1,7 +1,7 @@
-"""The AWS KMS key provider: data keys that only KMS can unwrap, each bound to its object by the encryption context.
+"""The AWS KMS key provider. The encryption context binds each data key to its object.
 
-Needs kms:GenerateDataKey, Encrypt and Decrypt on the key, and kms:DescribeKey where it is named by id or alias. The
-encryption context stands in CloudTrail in clear: it holds ids of objects, no name, address or person.
+Needs kms:GenerateDataKey, Encrypt and Decrypt on the key, and kms:DescribeKey for an id or alias. CloudTrail shows
+the context in clear: it holds ids of objects only.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # What Decrypt accepts as CiphertextBlob
 _MAX_BLOB_BYTES: Final = 6144
-# The service's own trouble, which passes. KeyUnavailableException is KMS's word for "not reachable just now".
+# The service's temporary errors. KeyUnavailableException means "not reachable just now".
 _PASSING: Final = frozenset(
     {
         "DependencyTimeoutException",
@@ -68,7 +68,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KmsOptions:
-    """`key_id` (id, ARN or alias) wraps; without it nothing is wrapped. `decrypt_key_arns` are unwrapped as well."""
+    """`key_id` (id, ARN or alias) wraps; without it nothing is wrapped. `decrypt_key_arns` also unwrap."""
 
     key_id: str | None
     region: str
@@ -88,7 +88,7 @@ class KmsKeyProvider:
         self.access: AwsClient[KMSClient] = _client(options)
         is_arn = options.key_id is not None and KMS_KEY_ARN.fullmatch(options.key_id)
         self._current_arn = options.key_id if is_arn else None
-        # An alias may be pointed at another key while this process runs: what it has wrapped stays readable to it.
+        # An alias may move to another key while this process runs: its earlier wraps stay readable here.
         self._own_arns: set[str] = {options.key_id} if is_arn and options.key_id else set()
 
     @property
@@ -105,7 +105,7 @@ class KmsKeyProvider:
         return frozenset({*own, *self._options.decrypt_key_arns} - {""})
 
     def current_ref(self) -> str:
-        """The ARN of the key that wraps. Asked of KMS once where settings name it by id or alias."""
+        """Return the ARN of the wrapping key. KMS is asked once if settings name it by id or alias."""
         if self._current_arn is None:
             key_id = self._wrapping_key()
             with _translated("DescribeKey"):
@@ -161,8 +161,7 @@ class KmsKeyProvider:
         return self._options.key_id
 
     def _accept(self, arn: str) -> str:
-        """Take the ARN that KMS gave for `key_id` as the one that wraps, if it can be that key's."""
-        # Another key than settings name would make files that nobody here may open.
+        # Another key than settings name would make files that this service may not open.
         if not self._may_be_own(arn):
             raise KeyUnavailable("other_key")
         self._own_arns.add(arn)
@@ -170,7 +169,7 @@ class KmsKeyProvider:
         return arn
 
     def _may_be_own(self, arn: str) -> bool:
-        """Whether settings allow that `key_id` is this key. What an alias means, only KMS knows."""
+        """Return whether settings allow that `key_id` is this key. Only KMS resolves an alias."""
         key_id, found = self._options.key_id, KMS_KEY_ARN.fullmatch(arn)
         if key_id is None or found is None or found[1] != self._options.region:
             return False
@@ -190,7 +189,7 @@ def _client(options: KmsOptions) -> "AwsClient[KMSClient]":
             read_timeout=3,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=64,
-            # Or AWS_ENDPOINT_URL_KMS would lead round the rule that an endpoint is https.
+            # Otherwise AWS_ENDPOINT_URL_KMS would bypass the rule that an endpoint is https.
             ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
         ),
     )
@@ -201,7 +200,7 @@ def _context(object_id: UUID) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    # botocore passes on whatever JSON has where the service's model says string.
+    # botocore passes on any JSON value where the service's model says string.
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -209,7 +208,6 @@ def _text(value: object) -> str:
 
 @contextmanager
 def _translated(operation: str) -> Iterator[None]:
-    """Turn botocore's errors into this package's; their texts hold contexts and host names and stay behind."""
     try:
         yield
     except ClientError as exc:
@@ -223,13 +221,13 @@ def _translated(operation: str) -> Iterator[None]:
     except _MISCONFIGURED as exc:
         log.error("kms_refused", operation=operation, code=type(exc).__name__)
         raise KeyUnavailable(type(exc).__name__) from exc
-    # RuntimeError is botocore's for a role or an instance whose new credentials have expired as well.
+    # botocore raises RuntimeError if a role's new credentials have expired too.
     except (BotoCoreError, ResponseParserError, HTTPError, OSError, RuntimeError) as exc:
         log.error("kms_unreachable", operation=operation, code=type(exc).__name__)
         raise KeyServiceUnavailable(type(exc).__name__) from exc
     except (AttributeError, LookupError, TypeError, ValueError) as exc:
         if operation == "Connect":
             raise KeyUnavailable(type(exc).__name__) from exc
-        # Whatever answered is no KMS: botocore itself stumbles over some answers, others lack what they should hold.
+        # The answer is not KMS's: botocore fails on some such answers, others lack fields.
         log.error("kms_unreachable", operation=operation, code="bad_answer")
         raise KeyServiceUnavailable("bad_answer") from exc

@@ -1,8 +1,5 @@
-"""The local key provider: data keys as Fernet tokens under MASTER_KEY.
-
-Fernet is 128-bit AES-CBC with HMAC-SHA256 and has no associated data, so a local token is bound to its file by the
-header's commitment alone.
-"""
+"""The local key provider: data keys as Fernet tokens under MASTER_KEY. Fernet (AES-128-CBC, HMAC-SHA256) has no
+associated data, so only the header's commitment binds a token to its file."""
 
 import base64
 import hashlib
@@ -25,7 +22,7 @@ class LocalKeyProvider:
     is_remote = False
 
     def __init__(self, master_keys: Sequence[str]) -> None:
-        """Raises ValueError, without showing any key, if one is malformed, one comes twice, or there is none."""
+        """Raise ValueError, without showing a key, for a malformed or repeated key, or for none."""
         self._keys = {local_ref(raw): Fernet(base64.urlsafe_b64encode(raw)) for raw in decode_master_keys(master_keys)}
         self._current = next(iter(self._keys))
 
@@ -60,14 +57,14 @@ class LocalKeyProvider:
         return key_ref in self._keys
 
     def health(self) -> None:
-        """A local key needs nothing but itself."""
+        """Always succeed."""
 
 
 def generate_master_key() -> str:
-    """A fresh value for MASTER_KEY: 32 random bytes, urlsafe base64."""
+    """Return a fresh MASTER_KEY: 32 random bytes, urlsafe base64."""
     return Fernet.generate_key().decode("ascii")
 
 
 def local_ref(raw_key: bytes) -> str:
-    """The key_ref of a raw 32-byte Fernet key; a fingerprint, not a secret."""
+    """Return the key_ref of a raw 32-byte Fernet key: a fingerprint, not a secret."""
     return "local:" + hashlib.sha256(b"svault-kid\0" + raw_key).hexdigest()[:16]

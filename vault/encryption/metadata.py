@@ -1,8 +1,5 @@
-"""The plaintext's SHA-256, sealed for the database row.
-
-A stolen database must not confirm what a file contains, and a row that was moved to another file or owner must not
-open. Layout: docs/object-format.md, "Header" (K_meta).
-"""
+"""The plaintext's SHA-256, sealed for the database row (docs/object-format.md, "Header", K_meta). A stolen database
+must not confirm content, and a row that was moved to another file or owner must not open."""
 
 import os
 from typing import Final

@@ -1,8 +1,5 @@
-"""Segments: where they lie, how they are sealed and opened, one by one and as streams.
-
-Layout: docs/object-format.md, after FLOE (ePrint 2025/2275) and C2SP chunked-encryption. Nothing here does I/O:
-callers hand in `read` callables and buffers.
-"""
+"""Segments: their offsets, sealing and opening, without I/O. Layout: docs/object-format.md, after FLOE (ePrint
+2025/2275) and C2SP chunked-encryption."""
 
 import os
 import struct
@@ -22,9 +19,9 @@ MAX_SEGMENTS: Final = 2**32
 # 32 segments of 256 KiB; doubled until 10,000 parts, S3's limit, suffice.
 PART_SIZE: Final = 8 * 1024 * 1024
 MAX_PARTS: Final = 10_000
-# Plaintext is read about 1 MiB at a time: fewer, larger reads cost less CPU than one per segment.
+# Reads of about 1 MiB cost less CPU than one per segment.
 _SEGMENTS_PER_READ: Final = 4
-# magic, whether it is the last, index
+# magic, is_last, index
 _AAD: Final = struct.Struct(">4s?3xQ")
 
 Read: TypeAlias = Callable[[int], bytes]
@@ -46,7 +43,7 @@ class Covering:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Every offset in an object that holds `size` plaintext bytes. The header counts as 96 bytes of segment 0."""
+    """Every offset in an object of `size` plaintext bytes. The header counts as 96 bytes of segment 0."""
 
     suite: Suite
     lg: int
@@ -73,7 +70,7 @@ class Geometry:
         return HEADER_SIZE + self.size + self.segments * self.suite.overhead
 
     def span(self, index: int) -> tuple[int, int]:
-        """First and last object byte of segment `index`."""
+        """Return the first and last object byte of segment `index`."""
         lo = index * self.segment_size if index else HEADER_SIZE
         return lo, min((index + 1) * self.segment_size, self.object_size) - 1
 
@@ -81,10 +78,8 @@ class Geometry:
         return index == self.segments - 1
 
     def covering(self, start: int, end: int) -> Covering:
-        """The segments that hold plaintext bytes start to end, both included.
-
-        Raises ValueError unless 0 <= start <= end < size.
-        """
+        """Return the segments of plaintext bytes start to end, both included. Raises ValueError outside 0 <= start <=
+        end < size."""
         if not 0 <= start <= end < self.size:
             raise ValueError("the range must lie within the plaintext")
         first = (start + HEADER_SIZE) // self.capacity
@@ -93,12 +88,12 @@ class Geometry:
         return Covering(first, last, self.span(first)[0], self.span(last)[1], skip, end - start + 1)
 
     def whole(self) -> Covering:
-        """All segments, also of an empty file, whose one segment is verified although it holds nothing."""
+        """Return all segments; an empty file has one, which is verified too."""
         return Covering(0, self.segments - 1, HEADER_SIZE, self.object_size - 1, 0, self.size)
 
 
 def plaintext_size(suite: Suite, lg: int, object_size: int) -> int:
-    """The plaintext bytes in an object of object_size bytes. Raises ValueError if no object has that size."""
+    """Return the plaintext bytes in an object of object_size bytes. Raises ValueError if no object has that size."""
     whole, rest = divmod(object_size, 1 << lg)
     if rest < suite.overhead + (0 if whole else HEADER_SIZE):
         raise ValueError("no object has this size")
@@ -106,7 +101,7 @@ def plaintext_size(suite: Suite, lg: int, object_size: int) -> int:
 
 
 def part_size_for(object_size: int | None) -> int:
-    """Bytes per part so that 10,000 parts hold the object; None is a length not known yet, for which 8 MiB is used."""
+    """Return bytes per part so that 10,000 parts hold the object; 8 MiB for an unknown length (None)."""
     size = PART_SIZE
     while object_size is not None and object_size > size * MAX_PARTS:
         size *= 2
@@ -133,7 +128,7 @@ class _Gcm:
 
 
 class ContentKey:
-    """One object's encryption key with its suite and segment size. Safe to share between threads."""
+    """One object's encryption key with its suite and segment size. Thread-safe."""
 
     def __init__(self, keys: FileKeys, header: Header) -> None:
         self.header = header
@@ -144,7 +139,7 @@ class ContentKey:
         self.aead: Aead = Eax(keys.encryption) if header.suite is Suite.AES_256_EAX else _Gcm(keys.encryption)
 
     def capacity_of(self, index: int) -> int:
-        """Plaintext bytes of a full segment; segment 0 shares its space with the header."""
+        """Return the plaintext bytes of a full segment; segment 0 shares its space with the header."""
         return self.capacity if index else self.capacity - HEADER_SIZE
 
 
@@ -166,7 +161,7 @@ def seal_segment_into(
 
 
 def open_segment(key: ContentKey, index: int, segment: Buffer, *, is_last: bool) -> bytes:
-    """Decrypt one segment. Raises AuthenticationFailed if it is not the one that was sealed for this place."""
+    """Decrypt one segment. Raises AuthenticationFailed if it was not sealed for this place."""
     full = key.segment_size if index else key.segment_size - HEADER_SIZE
     if not key.overhead <= len(segment) <= full or is_last != (len(segment) < full):
         raise AuthenticationFailed
@@ -202,7 +197,7 @@ def seal_stream(
 
 
 def _segments(key: ContentKey, read: Read) -> Iterator[memoryview]:
-    """Cut the plaintext into segments; the final one is short, possibly empty, and always comes."""
+    """Cut plaintext into segments; the final one is short, possibly empty, and always comes."""
     index = 0
     while True:
         wanted = _SEGMENTS_PER_READ * key.capacity - (0 if index else HEADER_SIZE)
@@ -219,7 +214,6 @@ def _segments(key: ContentKey, read: Read) -> Iterator[memoryview]:
 
 
 def _read_up_to(read: Read, wanted: int) -> bytes | bytearray:
-    """Read until wanted bytes are there or the stream has ended."""
     piece = read(wanted)
     if len(piece) == wanted or not piece:
         return piece
@@ -230,11 +224,8 @@ def _read_up_to(read: Read, wanted: int) -> bytes | bytearray:
 
 
 def open_stream(key: ContentKey, geometry: Geometry, read_exact: ReadExact, first: int, last: int) -> Iterator[bytes]:
-    """Open segments first to last in turn; each is verified before it is yielded.
-
-    read_exact(n) returns exactly n bytes of the object, from the first byte of segment `first` on. Raises
-    AuthenticationFailed at the first segment that does not open, and never yields a byte of it.
-    """
+    """Open and yield segments first to last, each verified. Raises AuthenticationFailed before yielding a bad one.
+    read_exact(n) returns exactly n bytes of the object, from the first byte of segment `first` on."""
     for index in range(first, last + 1):
         lo, hi = geometry.span(index)
         yield open_segment(key, index, read_exact(hi - lo + 1), is_last=geometry.is_last(index))

@@ -1,4 +1,4 @@
-"""The parts of key management."""
+"""Wiring of key management."""
 
 from dataclasses import dataclass
 

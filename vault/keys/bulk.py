@@ -1,4 +1,4 @@
-"""Key work on many rows: several calls concurrently, and patient with a key service that throttles."""
+"""Key work on many rows: concurrent calls, and patience with a key service that throttles."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from typing import Final, Generic, Self, TypeVar
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable
 from vault.objects.rows import BATCH
 
-# Calls to a key service at once: each takes some 10 ms, nearly all of it waiting.
+# Concurrent calls to a key service: each takes some 10 ms, nearly all of it waiting.
 _CALLS_AT_ONCE: Final = 8
-# About a minute in all, before the command gives up and says so.
+# About a minute in total before the command fails.
 _PAUSES_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# Files in a row that the store does not answer for, before it is taken to be down
+# Consecutive files without an answer of the store, after which it counts as down
 GIVE_UP_AFTER: Final = 10
 _NOT_TRIED: Final = "not_tried"
 
@@ -23,13 +23,13 @@ Result = TypeVar("Result")
 
 
 def chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Cut a long iterator into lists of a batch each."""
+    """Yield lists of a batch each."""
     while chunk := list(islice(items, BATCH)):
         yield chunk
 
 
 def patiently(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
-    """Call until the key service answers, with growing pauses; raises KeyServiceUnavailable after the last of them."""
+    """Call until the key service answers, with growing pauses; raises KeyServiceUnavailable after the last."""
     for pause in _PAUSES_SECONDS:
         try:
             return call()
@@ -39,11 +39,10 @@ def patiently(call: Callable[[], Result], *, sleep: Callable[[float], None] = ti
 
 
 class Outcomes(Generic[Item, Result]):
-    """Does the same key work for many items, a batch at a time, on a few threads where it waits for a service.
+    """Key work on batches of items, on a few threads if a service is called.
 
-    `work` returns a result or raises; errors of encryption are outcomes like results, so that one item does not stop
-    the rest. A key service that does not answer is waited for, with growing pauses, as long as nothing gets done. Where
-    it has answered for others of the batch meanwhile, it is the items that it fails for, and that is their outcome.
+    `work` returns a result or raises; errors of encryption are outcomes, so that other items continue. A service that
+    answers for no item of a batch is waited for with growing pauses. If it answers for some, the failures are outcomes.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class Outcomes(Generic[Item, Result]):
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            # After an interrupt, what has not begun does not begin.
+            # After an interrupt, waiting items do not begin.
             self._pool.shutdown(cancel_futures=True)
 
     def of(self, items: Sequence[Item]) -> list[Result | EncryptionError]:
-        """One outcome for each item, in order. Raises KeyServiceUnavailable when patience is over."""
+        """Return one outcome for each item, in order. Raises KeyServiceUnavailable when patience is over."""
         outcomes: list[Result | EncryptionError] = [KeyServiceUnavailable(_NOT_TRIED)] * len(items)
         left = list(range(len(items)))
         pauses = iter(_PAUSES_SECONDS)
@@ -73,7 +72,7 @@ class Outcomes(Generic[Item, Result]):
             for index, outcome in zip(left, tried, strict=True):
                 outcomes[index] = outcome
             before = len(left)
-            # Those that were not tried come first, so that one which always fails does not keep the others from it.
+            # Untried items come first, so that an item that always fails does not block them.
             left = [index for index in left if isinstance(outcomes[index], KeyServiceUnavailable)]
             left.sort(key=lambda index: not _was_not_tried(outcomes[index]))
             if not left:

@@ -1,4 +1,4 @@
-"""Moves every row's data key under the primary. Rows only: objects are neither read nor written."""
+"""Moves every row's data key under the primary. Objects are neither read nor written."""
 
 import json
 import time
@@ -23,11 +23,11 @@ from vault.keys.usage import KeyState, KeyUsage, KeyUse, reason_of
 from vault.objects.models import File
 from vault.objects.retired import refuse_retired
 
-# A key that is refused for a whole batch of at least this size is refused as such: its other rows are not tried.
+# A key refused for a whole batch of at least this size counts as refused: its other rows are not tried.
 _GIVE_UP_AFTER: Final = 100
 
-# Rows are locked in one order, so that two runs cannot wait for each other, and then changed by one statement: one by
-# one, the server alone takes three times as long.
+# Locks in one order, so that two runs cannot deadlock, before one UPDATE: row by row, the server takes three times as
+# long.
 _LOCK: Final = sa.text(
     """
     SELECT count(*) FROM (
@@ -53,7 +53,7 @@ _UPDATE_EACH: Final = sa.text(
 
 @dataclass(frozen=True, slots=True)
 class NotMoved:
-    """Rows that stay where they are: one that failed, or all those of a key that cannot be used."""
+    """Rows that stay: a failed row, or all rows of a key that cannot be used."""
 
     key_ref: str
     reason: str
@@ -62,7 +62,7 @@ class NotMoved:
 
 @dataclass(slots=True)
 class RewrapReport:
-    """`moved` to the primary; `changed`: deleted or moved by somebody else meanwhile; `failed`; `remaining` in all."""
+    """`moved` to the primary; `changed`: deleted or moved concurrently; `failed`; `remaining` in all."""
 
     moved: int = 0
     changed: int = 0
@@ -97,7 +97,7 @@ class Rewrapper:
         self._sleep = sleep
 
     def waiting(self) -> Sequence[KeyUse]:
-        """The keys other than the primary that rows are wrapped by: the work that there is."""
+        """Return the keys other than the primary that wrap rows."""
         primary = self._usage.primary()
         return [use for use in self._usage.by_ref() if (use.provider, use.key_ref) != primary]
 
@@ -112,11 +112,12 @@ class Rewrapper:
         progress: Callable[[int], None] = lambda _: None,
         on_failure: Callable[[NotMoved], None] = lambda _: None,
     ) -> RewrapReport:
-        """Move the rows of these keys, all or the first `limit`. May be ended anywhere and run again; two may run.
+        """Move rows of these keys, all or the first `limit`, one transaction per batch. Interruptible and safe to run
+        concurrently.
 
-        Each batch is one transaction. `progress` is told of rows that are done with; `report`, if one is given, tells
-        what was done also when this raises: KeyServiceUnavailable once patience is over, and, before any
-        row is touched, KeyUnavailable if the primary cannot wrap and KeyNotEverywhere if a running process lacks it.
+        `progress` receives finished rows. `report` is filled also if this raises: KeyServiceUnavailable when patience
+        is over;
+        before any change, KeyUnavailable if the primary cannot wrap, KeyNotEverywhere if a running process lacks it.
         """
         self._usage.require_primary()
         self._usage.require_everywhere()
@@ -141,7 +142,6 @@ class Rewrapper:
         progress: Callable[[int], None],
         on_failure: Callable[[NotMoved], None],
     ) -> None:
-        """Move the rows of one key, batch by batch."""
         at_once = self._keys.is_remote(use.provider) or self._keys.primary.is_remote
         last = uuid.UUID(int=0)
         with Outcomes(self._rewrapped, at_once=at_once, sleep=self._sleep) as outcomes:
@@ -152,7 +152,7 @@ class Rewrapper:
                 try:
                     found = outcomes.of(rows)
                 except KeyServiceUnavailable as exc:
-                    # Should it be the rows and not the service, the next run ends here again: say where that is.
+                    # If the rows and not the service are at fault, the next run stops here again, so name the place.
                     on_failure(NotMoved(use.key_ref, f"{exc.reason}, as {len(rows) - 1} behind it", rows[0].file_id))
                     raise
                 for row, outcome in zip(rows, found, strict=True):
@@ -169,7 +169,7 @@ class Rewrapper:
                     return
 
     def _rows(self, use: KeyUse, last: uuid.UUID, size: int) -> list[_Row]:
-        """The next rows of a key behind an id. The data is the cursor: rows that have moved are not there any more."""
+        """Return a key's next rows after an id. Moved rows do not come up again."""
         query = (
             sa.select(File.id, File.object_id, File.header, File.encrypted_data_key)
             .where(
@@ -189,7 +189,7 @@ class Rewrapper:
         ]
 
     def _rewrapped(self, row: _Row) -> WrappedKey:
-        """The row's key under the primary, proven by unwrapping it again."""
+        """Wrap the row's key under the primary and prove it by unwrapping."""
         header = header_of(row.header, row.object_id)
         dek = self._keys.unwrap(row.key, row.object_id)
         new = self._keys.wrap(dek, row.object_id)
@@ -197,7 +197,7 @@ class Rewrapper:
         return new
 
     def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], principal: Principal, from_ref: str) -> int:
-        """Write the new keys of rows that are still as they were read; return how many."""
+        """Write new keys of unchanged rows; return how many."""
         if not moved:
             return 0
         primary_refs = {new.key_ref for _, new in moved}
@@ -218,7 +218,7 @@ class Rewrapper:
 
 
 class _Storing:
-    """Stores each batch on a thread of its own while the next is being wrapped, which is a quarter of the time."""
+    """Stores each batch on a thread while the next is wrapped: storing is a quarter of the time."""
 
     def __init__(
         self, store: Callable[[Sequence[tuple[_Row, WrappedKey]], Principal, str], int], report: RewrapReport
@@ -240,7 +240,7 @@ class _Storing:
             self._pool.shutdown()
 
     def store(self, principal: Principal, wrapped: Sequence[tuple[_Row, WrappedKey]], from_ref: str) -> None:
-        """Store a batch when the one before it is stored. Raises what that one has raised."""
+        """Store a batch after the one before; raises that one's error."""
         self._settle()
         self.taken += len(wrapped)
         self._pending = len(wrapped), self._pool.submit(self._store, wrapped, principal, from_ref)
@@ -254,7 +254,6 @@ class _Storing:
 
 
 def _update(session: Session, moved: Sequence[tuple[_Row, WrappedKey]], now: datetime) -> int:
-    """Give each row its new key if it still has the one that was read; return how many had."""
     rows = [
         {"id": row.file_id.hex, "old": row.key.blob, "new": new.blob, "provider": new.provider, "ref": new.key_ref}
         for row, new in moved

@@ -1,4 +1,4 @@
-"""Which keys the rows depend on, and the retiring of those that none does."""
+"""Keys that rows depend on, and the retiring of unused keys."""
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ from vault.objects.models import File, FileState, RetiredKey
 from vault.objects.retired import block_use, refuse_retired
 from vault.observe.processes import Processes
 
-# Rows of one key that `check` tries before it takes the key for bad
+# Rows of one key that `check` tries before the key counts as bad
 _TRIED_ROWS: Final = 5
 
 log = structlog.get_logger(__name__)
 
 
 class KeyState(enum.StrEnum):
-    """Whether a key may unwrap; unknown where KMS has to be asked for the ARN of its own key and does not answer."""
+    """Whether a key may unwrap; unknown if KMS does not answer for the ARN of its own key."""
 
     AVAILABLE = "available"
     RETIRED = "retired"
@@ -39,7 +39,7 @@ class KeyState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """Rows that are wrapped under one key."""
+    """Number of rows under one key."""
 
     provider: str
     key_ref: str
@@ -49,7 +49,7 @@ class KeyUse:
 
 @dataclass(frozen=True, slots=True)
 class KeyCheck:
-    """What became of one trial of a key, `unwrap` or `wrap and unwrap`: `failure` is None, or why it failed."""
+    """Result of a trial, `unwrap` or `wrap and unwrap`; `failure` is None or the reason."""
 
     trial: str
     provider: str
@@ -59,7 +59,7 @@ class KeyCheck:
 
 @dataclass(frozen=True, slots=True)
 class KeyOverview:
-    """What rows depend on, and what new files get; `primary_ref` is None, with why, while KMS does not tell it."""
+    """Keys of rows and of new files; `primary_ref` is None, with the reason, while KMS does not tell it."""
 
     primary_provider: str
     primary_ref: str | None
@@ -72,7 +72,7 @@ class KeyOverview:
         return self.primary_ref in self.retired
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: the shape that the API and `flask keys status --json` show."""
+        """Return the JSON shape of the API and of `flask keys status --json`."""
         primary = (self.primary_provider, self.primary_ref)
         return {
             "primary": {"provider": primary[0], "key_ref": primary[1], "retired": self.primary_is_retired},
@@ -107,11 +107,11 @@ class KeyUsage:
         self._clock = clock
 
     def primary(self) -> tuple[str, str]:
-        """Provider and key_ref that new files get. Raises the key errors if KMS must be asked and does not answer."""
+        """Return provider and key_ref of new files. Raises the key errors if KMS is needed and fails."""
         return self._keys.primary.name, self._keys.primary.current_ref()
 
     def by_ref(self) -> Sequence[KeyUse]:
-        """Every key that some row needs, with how many."""
+        """Return every key that a row needs, with its number of rows."""
         query = (
             sa.select(File.key_provider, File.key_ref, sa.func.count())
             .where(File.encrypted_data_key.is_not(None))
@@ -127,7 +127,7 @@ class KeyUsage:
         ]
 
     def overview(self) -> KeyOverview:
-        """All of it, as far as it can be told without KMS if that does not answer."""
+        """Return all of it, as far as known without a KMS that does not answer."""
         uses, retired = self.by_ref(), self.retired()
         try:
             provider, ref = self.primary()
@@ -142,11 +142,8 @@ class KeyUsage:
         yield self._check_primary()
 
     def retire(self, principal: Principal, key_ref: str) -> bool:
-        """Let a configured key neither wrap nor unwrap any more; False if it was retired before.
-
-        Raises KeyInUse while a row uses it, for the primary, and while it is that of a running process, KeyNotKnown if
-        it is not configured, and Busy.
-        """
+        """Stop a configured key from wrapping and unwrapping; False if it was retired before. Raises KeyInUse for the
+        primary and while a row or a running process uses the key, KeyNotKnown, and Busy."""
         if key_ref == self.primary()[1]:
             raise KeyInUse("This key is the primary and wraps new files. Make another key the primary first.")
         rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
@@ -162,7 +159,7 @@ class KeyUsage:
             block_use(session)
             if session.get(RetiredKey, key_ref) is not None:
                 return False
-            # Uploads wait for this transaction, so no row is counted in it; only refs are looked at.
+            # Uploads wait for this transaction, so compare refs and count nothing.
             if any(ref == key_ref for _, ref in self._refs(session)):
                 raise KeyInUse("A file has just been wrapped by this key. Run: flask keys rewrap")
             if KeyState.AVAILABLE not in states:
@@ -180,18 +177,18 @@ class KeyUsage:
             self._audit.record(session, principal, Action.KEY_RESTORED, key_ref=key_ref)
 
     def retired(self) -> Sequence[str]:
-        """The refs that neither wrap nor unwrap."""
+        """Return the retired refs."""
         with self._sessions.begin() as session:
             return session.scalars(sa.select(RetiredKey.key_ref).order_by(RetiredKey.key_ref)).all()
 
     def require_primary(self) -> None:
-        """Wrap a canary with the primary and unwrap it. Raises the key errors, also if it has been retired."""
+        """Wrap and unwrap a canary with the primary. Raises the key errors, also if it is retired."""
         with self._sessions.begin() as session:
             refuse_retired(session, self._keys.primary.current_ref())
         self._keys.check_primary()
 
     def require_everywhere(self) -> None:
-        """Raise KeyNotEverywhere while a running process could not read what the primary wraps."""
+        """Raise KeyNotEverywhere if a running process could not read what the primary wraps."""
         lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
         if lacking:
             raise KeyNotEverywhere(
@@ -201,10 +198,10 @@ class KeyUsage:
             )
 
     def missing_at_start(self) -> list[str]:
-        """Refs of local keys that ready files need and that are neither configured nor retired.
+        """Return refs of local keys that ready files need and that are neither configured nor retired.
 
-        Compares refs only: unwraps nothing, asks no service. A database that does not answer or has no tables yet is
-        logged and passed over; a KMS provider that is not configured is a warning.
+        Unwraps nothing and calls no key service. Logs an unreachable or empty database, and warns of an unconfigured
+        KMS.
         """
         try:
             with self._sessions.begin() as session:
@@ -217,7 +214,6 @@ class KeyUsage:
         return [ref for provider, ref in needed if provider == "local" and not self._keys.knows(provider, ref)]
 
     def _refs_of_ready(self, session: Session) -> list[tuple[str, str]]:
-        """Those refs that are not retired and that a ready row needs."""
         found: list[tuple[str, str]] = []
         for provider, ref in self._refs(session):
             is_retired = sa.exists().where(RetiredKey.key_ref == ref)
@@ -284,7 +280,7 @@ def prove_key(keys: KeyRing, row: File) -> None:
 
 
 def reason_of(error: VaultError) -> str:
-    """A short reason for an operator and for audit: a slug of ours, or the key service's code."""
+    """Return a short reason for operators and audit: this service's slug, or the key service's code."""
     if isinstance(error, HeaderInvalid):
         return "row_header"
     if isinstance(error, IntegrityFailed | KeyFailure) and not isinstance(error, KeyUnwrapFailed):

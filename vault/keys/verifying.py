@@ -1,4 +1,4 @@
-"""Verifies what is stored, without being asked for it: keys against their headers, objects against their keys."""
+"""Verifies stored keys against their headers, and objects against their keys."""
 
 import hashlib
 import time
@@ -26,7 +26,7 @@ from vault.objects.rows import rows_by_id, sampled
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One file that did not verify. `is_damage` is false where a key or the store was not to be had."""
+    """A file that did not verify. `is_damage` is False if a key or the store was unavailable."""
 
     file_id: uuid.UUID
     reason: str
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(slots=True)
 class VerifyReport:
-    """`unchecked` files may be whole: a key or the store that they need was not to be had."""
+    """Result of verification. `unchecked` files needed a key or a store that was unavailable."""
 
     checked: int = 0
     damaged: int = 0
@@ -43,7 +43,7 @@ class VerifyReport:
 
 
 class Verifier:
-    """`sample` is how many files to draw at random; None is all of them."""
+    """Verifies all files, or a random `sample` of that many."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class Verifier:
         self._sleep = sleep
 
     def count_keys(self) -> int:
-        """How many rows have a key."""
+        """Return how many rows have a key."""
         with self._sessions.begin() as session:
             query = sa.select(sa.func.count()).select_from(File).where(File.encrypted_data_key.is_not(None))
             return session.scalar(query) or 0
 
     def count_files(self) -> tuple[int, int]:
-        """How many files there are, and their plaintext bytes."""
+        """Return the number of files and their plaintext bytes."""
         with self._sessions.begin() as session:
             query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
             count, size = session.execute(query).one()
@@ -80,10 +80,8 @@ class Verifier:
         progress: Callable[[int], None] = lambda _: None,
         on_finding: Callable[[Finding], None] = lambda _: None,
     ) -> VerifyReport:
-        """Unwrap keys, of files that are being uploaded as well, and compare each with its header's commitment.
-
-        `progress` is told of keys. Raises KeyServiceUnavailable once patience with the key service is over.
-        """
+        """Unwrap keys, also of running uploads, and compare each with its header's commitment. `progress` receives
+        keys. Raises KeyServiceUnavailable when patience is over."""
         report = VerifyReport()
         query = sa.select(File, key_is_retired()).where(File.encrypted_data_key.is_not(None))
         is_remote = any(map(self._keys.is_remote, self._keys.providers))
@@ -104,15 +102,12 @@ class Verifier:
         progress: Callable[[int], None] = lambda _: None,
         on_finding: Callable[[Finding], None] = lambda _: None,
     ) -> VerifyReport:
-        """Read whole objects, authenticate every segment, and compare the plaintext with its digest.
-
-        Damage is audited. `progress` is told of plaintext bytes, or of files where they are a sample. Memory is that of
-        one download.
-        """
+        """Read whole objects, authenticate every segment, and compare the plaintext's digest. Damage is audited.
+        `progress` receives plaintext bytes, or files for a sample. Needs one download's memory."""
         report = VerifyReport()
         by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
         unreachable = 0
-        # Only ids are read ahead: what a file is may change while those before it are read.
+        # Read only ids ahead: a file may change while earlier ones are read.
         for (file_id,) in self._rows(sa.select(File.id).where(File.state == FileState.READY), sample):
             try:
                 finding = self._file_finding(file_id, principal, by_bytes)
@@ -139,7 +134,7 @@ class Verifier:
     def _file_finding(
         self, file_id: uuid.UUID, principal: Principal, progress: Callable[[int], None]
     ) -> Finding | None:
-        """What is wrong with a file, audited if it is damage. Raises NotFound for one that has gone by now."""
+        """Return a file's finding, audited if it is damage. Raises NotFound for a deleted file."""
         while True:
             file = find_ready(self._sessions, file_id)
             try:
@@ -150,7 +145,7 @@ class Verifier:
                 raise
             except (EncryptionError, StorageError, IntegrityFailed) as exc:
                 finding = _finding(file.file_id, exc)
-            # What a file has lost by being given another object while it was read is no damage: look at the new one.
+            # A file that got another object during the read is not damaged: read the new one.
             with suppress(NotFound):
                 if finding.is_damage:
                     self._integrity.report(principal, file, finding.reason)
@@ -171,7 +166,7 @@ class Verifier:
 
 
 def _nothing(_: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def _finding(file_id: uuid.UUID, error: EncryptionError | StorageError | IntegrityFailed) -> Finding:

@@ -1,4 +1,4 @@
-"""Email addresses: what is accepted, and when two are the same."""
+"""Email addresses: which are accepted, and when two are the same."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,21 @@ MAX_LENGTH = 254
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Address:
-    """`as_given` is where mail goes; `key` is unique: local part ASCII-lowered, domain as lowered IDNA A-labels."""
+    """An address. Mail goes to `as_given`; `key` is unique: local part ASCII-lowered, domain as lowered IDNA
+    A-labels."""
 
     as_given: str
     key: str
 
 
 def parse_address(text: str, *, field: str = "email") -> Address:
-    """Read one address. Raises InputRefused for the field; asks no name server."""
-    # First: the validator takes a tenth of a second for what a request of 64 KiB may hold.
+    """Parse one address. Raises InputRefused for the field; contacts no name server."""
+    # First, since the validator takes a tenth of a second for 64 KiB.
     if len(text) > MAX_LENGTH:
         raise InputRefused({field: [f"Longer than {MAX_LENGTH} characters."]})
     try:
-        # Domains that only one network knows (vault.internal) are fine; quoted local parts and SMTPUTF8 are not, since
-        # few servers deliver to them.
+        # Accepts local domains (vault.internal), but not quoted local parts and SMTPUTF8, since few servers deliver to
+        # them.
         found = validate_email(
             text, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False, strict=True
         )

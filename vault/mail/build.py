@@ -1,4 +1,4 @@
-"""The parts of mail."""
+"""Wiring of mail."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,4 @@
-"""What mails say, and the seam through which they leave. All that people read is in `templates/en/`."""
+"""Rendering of mails, and the Mailer protocol. All texts are in `templates/en/`."""
 
 import email.utils
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select
 from vault.core.errors import VaultError
 from vault.mail.models import MailKind
 
-# The folder of `templates/` with the texts, subjects included. Another language is another folder, with all of them.
+# The folder of `templates/` with all texts and subjects. Another language is another folder.
 _LANGUAGE: Final = "en"
 _TEST: Final = "test"
 
@@ -28,11 +28,8 @@ class OutgoingMail:
 
 
 class MailDelayed(VaultError):
-    """The provider cannot take the mail now; trying again later can help, `retry_after_seconds` at the earliest.
-
-    `reason` is a short word for the row and the log; `answer`, what the provider said, is for a terminal only, since
-    it may repeat the address.
-    """
+    """The provider cannot take the mail now; retry after `retry_after_seconds` or later. `reason` is a code for the row
+    and the log. `answer` may repeat the address, so it is for a terminal only."""
 
     code = "mail_delayed"
 
@@ -50,14 +47,14 @@ class MailRefused(MailDelayed):
 
 
 def deliverable(address: str) -> str:
-    """The address with its domain in A-labels, as mail without SMTPUTF8 needs it."""
+    """Return the address with its domain in A-labels, for mail without SMTPUTF8."""
     local, _, domain = email.utils.parseaddr(address)[1].rpartition("@")
     return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}" if not domain.isascii() else address
 
 
 class Mailer(Protocol):
     def send(self, mail: OutgoingMail) -> None:
-        """Hand the mail over. Raises MailDelayed or MailRefused; returns only once the provider has accepted it."""
+        """Send the mail; returns only after the provider accepted it. Raises MailDelayed or MailRefused."""
 
 
 class MessageRenderer:
@@ -84,11 +81,11 @@ class MessageRenderer:
         self._values = {"public_url": public_url, "language": _LANGUAGE}
 
     def render(self, kind: MailKind, recipient: str, *, token: str | None = None) -> OutgoingMail:
-        """The mail of this kind. A kind whose template needs a token and gets none raises UndefinedError."""
+        """Render a mail of this kind. Raises UndefinedError if its template needs a token and gets none."""
         return self._rendered(kind, recipient, {} if token is None else {"link": f"{self._pages[kind]}?token={token}"})
 
     def render_test(self, recipient: str) -> OutgoingMail:
-        """A mail that an operator sends to see whether mail is sent."""
+        """Render a mail that tests sending."""
         return self._rendered(_TEST, recipient, {})
 
     def _rendered(self, name: str, recipient: str, values: dict[str, str]) -> OutgoingMail:

@@ -25,27 +25,27 @@ class MailKind(enum.StrEnum):
     ADMIN_INVITATION = "admin_invitation"
 
 
-# What a stranger can cause for any address, with or without an account.
+# Mails that a stranger can cause for any address, with or without an account.
 REGISTRATION_KINDS: Final = (MailKind.VERIFY_EMAIL, MailKind.ALREADY_REGISTERED)
 
 
 class Lane(enum.StrEnum):
-    """Which messages a job's message waits behind, so that what strangers cause delays nobody's reset link."""
+    """The queue of a job's message. Mails of anonymous requests have their own, so that they delay no reset link."""
 
     ACCOUNT = "account"
-    # Mails to addresses that their owner has not confirmed: a stranger can name as many as the limits permit.
+    # Mails to unconfirmed addresses, of which a stranger can name as many as the limits permit.
     REGISTRATION = "registration"
     NO_OP = "no_op"
 
 
 def lane_of(kind: str) -> Lane:
-    """The lane of a mail of this kind, also of one that only a newer version knows."""
+    """Return the lane of a kind, also of one that only a newer version knows."""
     return Lane.REGISTRATION if kind in REGISTRATION_KINDS else Lane.ACCOUNT
 
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A job as `Outbox.announce` needs it once its transaction is committed."""
+    """A committed job, as `Outbox.announce` needs it."""
 
     job_id: uuid.UUID
     lane: Lane
@@ -60,13 +60,12 @@ class MailState(enum.StrEnum):
 
 
 class MailJob(UuidKey, Base):
-    """A mail that is owed. Holds what it needs and no foreign key, so it outlives the user.
+    """A mail that is owed. Has no foreign key, so it outlives the user.
 
-    `recipient` is the address as it was given, `recipient_key` its canonical form. `network` is where the mail was
-    asked for, `password_version` that of the account's password then.
-
-    A job without a recipient is a no-op: it makes the work of a request about an address that gets no mail equal to the
-    work of one about an address that does. It is void from its insertion, so that no pass takes it for a mail.
+    `recipient` is the address as given, `recipient_key` its canonical form, `network` the requester's, and
+    `password_version` that of the account at the request. A job without a recipient is a no-op, void from its
+    insertion:
+    it equalises the work for addresses that get no mail.
     """
 
     __tablename__ = "mail_jobs"
@@ -95,7 +94,7 @@ class MailJob(UuidKey, Base):
 
 
 def is_due() -> sa.ColumnElement[bool]:
-    """Whether a job may be claimed: its time has come, or whoever claimed it has died."""
+    """Return whether a job may be claimed: it is due, or its claim has expired."""
     return sa.or_(
         sa.and_(MailJob.state == MailState.QUEUED, MailJob.next_attempt_at <= db_now()),
         sa.and_(MailJob.state == MailState.SENDING, MailJob.lease_until <= db_now()),

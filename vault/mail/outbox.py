@@ -1,7 +1,7 @@
-"""The outbox: a mail is owed from the moment its row is committed, and sent by whoever claims the row.
+"""The outbox: a committed row owes a mail, and the process that claims the row sends it.
 
-Nothing here rests on the broker. A row is claimed by a lease, retried at a time that it holds itself, and picked up by
-a periodic pass if every message about it is lost. One-time tokens are made when a mail is sent, so no row holds one.
+Rows are claimed by lease and hold their retry time; a periodic pass finds rows whose messages were lost. One-time
+tokens are made during sending, so no row holds one.
 """
 
 import random
@@ -24,20 +24,19 @@ from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailS
 from vault.observe.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
-# What strangers can cause, as they can mails with links; a notice of something that has happened always goes out.
+# Mails that strangers can cause. Notices of changes are always sent.
 _LIMITED: Final = {MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
-# In an hour, to one address for one purpose: asked for from one network, so that a stranger cannot use up the owner's,
-# and from all.
+# Per hour, address and purpose: from one network, so that a stranger cannot use up the owner's, and from all.
 _JOBS_PER_NETWORK: Final = 3
 _JOBS_PER_ADDRESS: Final = 10
-# After a mail was sent or given up; then nothing says any more to whom it went, and later on not that it was owed.
+# After a mail was sent or given up: first the recipient is erased, then the row.
 _RECIPIENT_KEPT_FOR: Final = timedelta(days=7)
 _KEPT_FOR: Final = timedelta(days=30)
 _FIRST_RETRY_SECONDS: Final = 5.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
 _LONGEST_REASON: Final = 64
 _GIVE_UP_AFTER: Final = timedelta(days=1)
-# More than there can be in a day: only what kills its worker each time comes this far.
+# More than a day's retries: only a mail that kills its worker each time gets here.
 _MOST_ATTEMPTS: Final = 60
 
 log = structlog.get_logger(__name__)
@@ -45,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One claim of a job. Whoever claims it after this one's lease has a higher number, or it is owed since later."""
+    """One claim of a job. A later claim has a higher number or a later begin of the job."""
 
     job_id: uuid.UUID
     number: int
@@ -54,7 +53,6 @@ class _Attempt:
     request_id: str | None
 
     def facts(self) -> dict[str, object]:
-        """For a log line: ids, and nothing about whom the mail goes to."""
         return {
             "job_id": str(self.job_id),
             "kind": self.kind,
@@ -80,17 +78,17 @@ class Recipient(Protocol):
 
 
 class Links(Protocol):
-    """Makes the one-time links that some mails carry. Implemented above this package, which knows no accounts."""
+    """Makes the one-time links of mails. Implemented above this package, which does not know accounts."""
 
     @property
     def kinds(self) -> Set[MailKind]:
-        """Kinds of mail that carry a link."""
+        """Return the kinds of mail that carry a link."""
 
     def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
         """Lock the account of a job, if it has one, against the end of its links."""
 
     def mint(self, session: Session, kind: MailKind, job: MailJob) -> str | None:
-        """Store a new token and return it; None if the account is no longer in the state that the link is for."""
+        """Store a new token and return it; None if the account's state no longer fits the link."""
 
 
 class Outbox:
@@ -122,11 +120,10 @@ class Outbox:
         asked_by: uuid.UUID | None = None,
         request_id: str | None = None,
     ) -> Owed:
-        """Owe a mail, in the caller's transaction; without a user, or past the hourly limits, owe a no-op.
+        """Owe a mail in the caller's transaction; without a user, or past the hourly limits, owe a no-op.
 
-        It goes to the user's address unless `to` says otherwise; without a user, `to` is the address that it is about.
-        `ip` is where the mail is asked for; `asked_by` is the session that a link is for. The caller passes what is
-        returned to `announce` after its commit.
+        The mail goes to `to`, else to the user's address; without a user, `to` is the address in question. `ip` is the
+        requester's; `asked_by` the session of a link. The caller passes the result to `announce` after its commit.
         """
         if to is None:
             assert user is not None
@@ -150,10 +147,8 @@ class Outbox:
         return Owed(job.id, lane_of(kind) if wanted_by else Lane.NO_OP)
 
     def has_room(self, session: Session, kind: MailKind, email_key: str, ip: str | None) -> bool:
-        """Whether one more mail of this kind, asked for from `ip`, may go to an address.
-
-        Concurrent callers wait until this one commits.
-        """
+        """Return whether one more mail of this kind, requested from `ip`, may go to an address. Concurrent callers wait
+        until this one commits."""
         if kind not in _LIMITED | self._links.kinds:
             return True
         if session.get_bind().dialect.name == "postgresql":
@@ -169,11 +164,11 @@ class Outbox:
         return bool(in_all < _JOBS_PER_ADDRESS and from_here < _JOBS_PER_NETWORK)
 
     def announce(self, owed: Owed) -> None:
-        """Tell a worker about a committed job. If that fails, the periodic pass finds it."""
+        """Publish a committed job. On failure the periodic pass finds it."""
         self._enqueue(owed.lane, owed.job_id)
 
     def due(self, *, limit: int = 500) -> Sequence[Owed]:
-        """Jobs whose time has come, and those whose sender died: those of accounts first, `limit` of each lane."""
+        """Return due jobs, also those with an expired claim: accounts' first, up to `limit` per lane."""
         of_registrations = MailJob.kind.in_(REGISTRATION_KINDS)
         found: list[Owed] = []
         with self._sessions.begin() as session:
@@ -183,10 +178,7 @@ class Outbox:
         return found
 
     def deliver(self, job_id: uuid.UUID) -> None:
-        """Send one job's mail unless somebody else does, has done, or it is not due.
-
-        Raises what is neither a delay nor a refusal, after putting the job off: a mistake of ours, or a lost database.
-        """
+        """Send a job's mail if it is due and unclaimed. Raises unexpected errors, after postponing the job."""
         attempt = self._claim(job_id)
         if attempt is None:
             return
@@ -208,16 +200,14 @@ class Outbox:
             log.info("mail_sent", **attempt.facts())
 
     def send_test(self, recipient: str) -> OutgoingMail:
-        """Send a mail that says only that it was sent, past the table. Raises MailDelayed or MailRefused."""
+        """Send a test mail without a row. Raises MailDelayed or MailRefused."""
         mail = self._renderer.render_test(recipient)
         self._mailer.send(mail)
         return mail
 
     def _claim(self, job_id: uuid.UUID) -> _Attempt | None:
-        """Take the row for LEASE_SECONDS; None if it is not to be had.
-
-        A transaction of its own, so that the attempt counts even if composing or sending ends this process.
-        """
+        """Claim the row for LEASE_SECONDS in its own transaction, so that the attempt counts even if sending ends this
+        process."""
         with self._sessions.begin() as session:
             taken = session.execute(
                 sa.update(MailJob)
@@ -235,11 +225,12 @@ class Outbox:
         return attempt
 
     def _compose(self, attempt: _Attempt) -> OutgoingMail | None:
-        """The mail, decided from what is true now; None if it is not wanted any more, or another's by now."""
+        """Return the mail that is right now; None if it is not wanted any more or another process claimed it."""
         with self._sessions.begin() as session:
-            # Its user before the job, as everybody does who ends links; the new token's foreign key wants that lock.
+            # The user before the job, the lock order of all that end links; the new token's foreign key needs that
+            # lock.
             self._links.lock_owner(session, attempt.job_id)
-            # Waiting for the locks took its time; sending gets all of a lease.
+            # Waiting for the locks took time; sending gets a full lease.
             if not _record(session, attempt, lease_until=db_now(LEASE_SECONDS)):
                 return None
             job = session.get_one(MailJob, attempt.job_id)
@@ -258,10 +249,8 @@ class Outbox:
         return None if token is None else self._renderer.render(kind, job.recipient, token=token)
 
     def sweep(self, now: datetime, batch: int) -> int:
-        """Erase whom settled mails went to after a week, delete no-ops, and all after a month; return how many rows.
-
-        `batch` of each at most.
-        """
+        """Erase recipients after a week, delete no-ops, and delete all after a month, up to `batch` of each; return how
+        many rows."""
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
@@ -290,7 +279,7 @@ class Outbox:
     def _put_off(self, attempt: _Attempt, reason: str, *, is_final: bool = False, at_least_seconds: float = 0) -> None:
         given_up = is_final or self._clock() - attempt.created_at > _GIVE_UP_AFTER
         pause = min(_FIRST_RETRY_SECONDS * 2 ** min(attempt.number - 1, 20), _LONGEST_RETRY_SECONDS)
-        # Many mails that failed together must not come back together.
+        # Spreads mails that failed together.
         pause = random.uniform(pause / 2, pause)  # noqa: S311  # nosec B311  # a pause, no secret
         pause = max(pause, min(at_least_seconds, _LONGEST_RETRY_SECONDS))
         self._settle(
@@ -303,20 +292,19 @@ class Outbox:
         log.warning("mail_failed" if given_up else "mail_delayed", reason=reason, **attempt.facts())
 
     def _settle(self, attempt: _Attempt, **values: object) -> None:
-        """Record the outcome of an attempt, unless a later one has begun since or the job was made void."""
+        """Record an attempt's outcome unless a later attempt began or the job is void."""
         with self._sessions.begin() as session:
             _record(session, attempt, lease_until=None, **values)
 
 
 def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
-    """Change the job's row if it is this attempt's still."""
     done = session.execute(
         sa.update(MailJob)
         .where(
             MailJob.id == attempt.job_id,
             MailJob.state == MailState.SENDING,
             MailJob.attempts == attempt.number,
-            # An operator who has it tried again begins to count anew.
+            # A retry by an administrator counts from the beginning.
             MailJob.created_at == attempt.created_at,
         )
         .values(**values)
@@ -326,5 +314,5 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
 
 
 def _unlocked(which: sa.ColumnElement[bool], batch: int) -> sa.Select[uuid.UUID]:
-    """Locks these rows but those that somebody else has locked, who would lock them in another order."""
+    """Lock these rows, skipping locked ones, which other processes may lock in another order."""
     return sa.select(MailJob.id).where(which).limit(batch).with_for_update(skip_locked=True)

@@ -1,4 +1,4 @@
-"""What an operator sees of the outbox, and trying again what failed. No address leaves it."""
+"""The outbox for administrators, without addresses, and the retry of failed mails."""
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -29,7 +29,7 @@ class QueuedMail:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many jobs are in each state, and for how long the oldest of those that could be sent now is due."""
+    """Numbers of jobs by state, and seconds that the oldest sendable one has been due."""
 
     counts: dict[str, int]
     oldest_due_seconds: float
@@ -48,38 +48,38 @@ class MailQueue:
         self._clock = clock
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Return the number of jobs by state."""
         with self._sessions.begin() as session:
             rows = session.execute(sa.select(MailJob.state, sa.func.count()).group_by(MailJob.state))
             found = dict(rows.all())
         return {state.value: found.get(state, 0) for state in MailState}
 
     def backlog(self) -> Backlog:
-        """What is owed, for who watches. A job whose sender died is due since it was last tried."""
+        """Return the backlog for monitoring. A job with an expired claim is due since its last attempt."""
         query = sa.select(db_now(), sa.func.min(MailJob.next_attempt_at)).where(is_due())
         with self._sessions.begin() as session:
             now, oldest = session.execute(query).one()
         return Backlog(self.counts(), max((now - oldest).total_seconds(), 0.0) if oldest else 0.0)
 
     def jobs(self, states: Collection[MailState], *, limit: int) -> Sequence[QueuedMail]:
-        """The oldest jobs in these states."""
+        """Return the oldest jobs in these states."""
         columns = [getattr(MailJob, name) for name in QueuedMail.__dataclass_fields__]
         query = sa.select(*columns).where(MailJob.state.in_(states)).order_by(MailJob.created_at, MailJob.id)
         with self._sessions.begin() as session:
             return [QueuedMail(*row) for row in session.execute(query.limit(limit))]
 
     def failed(self) -> Sequence[uuid.UUID]:
-        """All that failed and can be tried again: for a week since they were owed it is known who gets them."""
+        """Return failed jobs that can be retried: their recipients are kept for a week."""
         with self._sessions.begin() as session:
             return session.scalars(sa.select(MailJob.id).where(_can_be_retried()).order_by(MailJob.created_at)).all()
 
     def retry(self, job_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        """Owe failed mails anew, from now and with no attempt behind them. Returns which; others are left alone."""
+        """Owe failed mails again, immediately and with no attempts counted. Returns their ids; skips others."""
         retried: set[uuid.UUID] = set()
         for start in range(0, len(job_ids), _BATCH):
             with self._sessions.begin() as session:
                 asked = MailJob.id.in_(job_ids[start : start + _BATCH])
-                # Waits for nobody: whoever ends links or sweeps locks several rows too, in an order of its own.
+                # Skips locked rows: processes that end links or sweep lock rows in another order.
                 free = sa.select(MailJob.id, MailJob.kind).where(asked, _can_be_retried())
                 kinds = dict(session.execute(free.with_for_update(skip_locked=True)).all())
                 session.execute(

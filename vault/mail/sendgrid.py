@@ -14,15 +14,15 @@ from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail, delivera
 from vault.mail.time_limits import TimeLimit
 
 _TIMEOUT_SECONDS: Final = 10.0
-# For all of it, so that the outbox's lease outlasts every sending.
+# In total, so that the outbox's lease outlasts every sending.
 _TOTAL_SECONDS: Final = 15.0
 _MOST_OF_AN_ANSWER: Final = 4096
-# Of the answers below 500 those that say nothing about the mail: a time-out between, and too many requests.
+# Answers below 500 that do not concern the mail: a gateway's time-out and too many requests.
 _TEMPORARY: Final = {408, 429}
 
 
 class SendGridMailer:
-    """Hands mails to SendGrid. Follows no redirect, and takes no proxy or password from the environment."""
+    """Sends mails by SendGrid. Follows no redirect; takes no proxy or password from the environment."""
 
     def __init__(self, api_key: str, sender: str, *, endpoint_url: str) -> None:
         self._api_key = api_key
@@ -32,7 +32,7 @@ class SendGridMailer:
 
     def send(self, mail: OutgoingMail) -> None:
         with TimeLimit(_TOTAL_SECONDS) as limit, closing(self._connection()) as connection:
-            # http.client's own gives each address of the host all of the time-out.
+            # http.client's connect gives each address of the host the whole time-out.
             connection._create_connection = limit.connect  # type: ignore[attr-defined]
             try:
                 connection.connect()
@@ -40,7 +40,7 @@ class SendGridMailer:
                 limit.watch(lambda: sock)
                 limit.check()
                 with closing(self._post(connection, mail)) as response:
-                    # A head that was cut looks as if it had ended there, but is no answer (RFC 9112, 8).
+                    # A truncated head looks complete, but is not an answer (RFC 9112, 8).
                     limit.check()
                     _judge(response)
             except (http.client.HTTPException, OSError) as exc:
@@ -75,7 +75,7 @@ class SendGridMailer:
             "subject": mail.subject,
             "content": [{"type": "text/plain", "value": mail.text}, {"type": "text/html", "value": mail.html}],
             "headers": {"Message-ID": mail.message_id, "Auto-Submitted": "auto-generated"},
-            # Links must lead here, and to nobody who counts them; the account's own settings may say otherwise.
+            # Links must not lead through a click counter; the account's own settings may say otherwise.
             "tracking_settings": {
                 "click_tracking": {"enable": False, "enable_text": False},
                 "open_tracking": {"enable": False},
@@ -97,7 +97,7 @@ def _judge(response: http.client.HTTPResponse) -> None:
 
 
 def _errors_in(response: http.client.HTTPResponse) -> str:
-    """The sentences of SendGrid's answer; nothing if they cannot be had, for the status is what counts."""
+    """Return the sentences of SendGrid's answer, empty if unreadable, since only the status counts."""
     try:
         found = json.loads(response.read(_MOST_OF_AN_ANSWER))
         return " ".join(str(error["message"]) for error in found["errors"])
@@ -106,7 +106,7 @@ def _errors_in(response: http.client.HTTPResponse) -> str:
 
 
 def _pause_asked_for(headers: http.client.HTTPMessage) -> float:
-    """Seconds by Retry-After (RFC 9110, 10.2.3), or until the time that X-RateLimit-Reset names; 0 without either."""
+    """Return seconds by Retry-After (RFC 9110, 10.2.3), or until X-RateLimit-Reset; 0 without either."""
     asked, reset = headers.get("Retry-After", ""), headers.get("X-RateLimit-Reset", "")
     now = datetime.now(UTC)
     if asked.isascii() and asked.isdigit():

@@ -1,4 +1,4 @@
-"""Background work on the outbox. Arguments are ids: no address, token or name crosses the broker."""
+"""Background work of the outbox. Arguments are ids: no address, token or name crosses the broker."""
 
 import uuid
 
@@ -9,7 +9,7 @@ from vault.mail.outbox import Outbox
 
 
 def register(celery: Celery, outbox: Outbox) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
+    """Register this feature's tasks on this Celery app; a shared task would keep its parts alive."""
 
     @celery.task(name=TASK_DELIVER_MAIL, shared=False)
     def deliver_mail(job_id: str) -> None:
@@ -21,7 +21,7 @@ def register(celery: Celery, outbox: Outbox) -> None:
 
     @celery.task(name=TASK_SKIP_MAIL, shared=False)
     def skip_mail(job_id: str) -> None:
-        """Do nothing: such a message is published so that an address without a mail costs its request as much."""
+        """Do nothing. Published so that a request about an address without a mail costs as much."""
 
     @celery.task(name=TASK_REQUEUE_MAIL, shared=False)
     def requeue_due_mail() -> None:

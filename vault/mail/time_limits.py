@@ -1,4 +1,4 @@
-"""A time limit for a conversation as a whole. The time-outs of a socket hold for each of its reads only."""
+"""A time limit for a whole conversation; a socket's time-out applies to each read."""
 
 import socket
 import threading
@@ -11,10 +11,8 @@ _CUT_AGAIN_SECONDS: Final = 0.1
 
 
 class TimeLimit:
-    """Cuts the connections that it watches once its time is over, so that a server that trickles holds nobody.
-
-    Use it as a context. What is cut raises an OSError or whatever its library makes of a lost connection.
-    """
+    """Context that cuts its watched connections when the time is over; the library then raises an OSError or its own
+    error."""
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False
@@ -33,11 +31,11 @@ class TimeLimit:
         self._thread.join()
 
     def watch(self, find: Callable[[], socket.socket | None]) -> None:
-        """Cut what `find` returns then: STARTTLS puts another socket in the first one's place."""
+        """Cut the socket that `find` returns then, since STARTTLS replaces the first one."""
         self._watched.append(find)
 
     def connect(self, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
-        """Connect to the first of a host's addresses that answers; all of them together get the time that is left."""
+        """Connect to the first of a host's addresses that answers, within the remaining time in total."""
         failure = OSError()
         for *_facts, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
             left = self._ends - monotonic()
@@ -53,7 +51,7 @@ class TimeLimit:
         raise failure
 
     def check(self) -> None:
-        """Raise TimeoutError if the time is over: looking names up and a TLS handshake cannot be cut."""
+        """Raise TimeoutError if the time is over, since look-ups and TLS handshakes cannot be cut."""
         if self.is_over:
             raise TimeoutError
 
@@ -65,5 +63,5 @@ class TimeLimit:
             for find in self._watched:
                 if (sock := find()) is not None:
                     with suppress(OSError):
-                        # Not SSLSocket's own: that drops the encryption first, and another thread may be writing.
+                        # Not SSLSocket's shutdown, which drops encryption while another thread may be writing.
                         socket.socket.shutdown(sock, socket.SHUT_RDWR)

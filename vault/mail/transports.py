@@ -1,4 +1,4 @@
-"""How mail leaves: to this terminal, or by SMTP through Flask-Mail. SendGrid's API is in `vault.mail.sendgrid`."""
+"""Mail to the terminal, or by SMTP through Flask-Mail. `vault.mail.sendgrid` has SendGrid's API."""
 
 import email.charset
 import email.utils
@@ -16,7 +16,7 @@ from vault.mail.messages import MailDelayed, MailRefused, OutgoingMail, delivera
 from vault.mail.time_limits import TimeLimit
 
 _TIMEOUT_SECONDS: Final = 10.0
-# For all of it, so that the outbox's lease outlasts every sending.
+# In total, so that the outbox's lease outlasts every sending.
 _TOTAL_SECONDS: Final = 30.0
 _QUIT_SECONDS: Final = 2.0
 _QUOTED_PRINTABLE: Final = email.charset.Charset("utf-8")
@@ -24,7 +24,7 @@ _QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 
 class ConsoleMailer:
-    """Prints the whole mail as text, links unbroken. For one machine: settings refuse it on a public address."""
+    """Prints the mail as text with unbroken links. Settings refuse it on a public address."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out
@@ -37,7 +37,7 @@ class ConsoleMailer:
 
 
 class SmtpMailer:
-    """SMTP with certificates verified and time limits. `security` is ssl, starttls or none; needs an app context."""
+    """SMTP with verified certificates and time limits. `security` is ssl, starttls or none; needs an app context."""
 
     def __init__(self, mail: Mail, sender: str, *, security: str) -> None:
         self._mail = mail
@@ -66,14 +66,14 @@ class SmtpMailer:
 
 
 class _QuotedMessage(Message):
-    """Flask-Mail's leaves lines as long as they are and letters in 8 bits, which not every server takes (RFC 5321)."""
+    """Wraps lines and encodes letters, since not every server takes long lines and 8 bits (RFC 5321)."""
 
     def _mimetext(self, text: str | None, subtype: str = "plain") -> MIMEText:
         return MIMEText(text or "", subtype, _QUOTED_PRINTABLE)  # type: ignore[arg-type]
 
 
 class _VerifiedConnection(Connection):
-    """Flask-Mail's connection passes no time limit, and its STARTTLS verifies nothing; this one does both."""
+    """Adds a time limit and certificate verification to Flask-Mail's connection."""
 
     def __init__(self, state: Mail, security: str, limit: TimeLimit) -> None:
         super().__init__(state)
@@ -90,7 +90,7 @@ class _VerifiedConnection(Connection):
             host = _Smtp(self._limit, *server, timeout=_TIMEOUT_SECONDS)
         try:
             if self._security == "starttls":
-                # Raises if the server does not offer it: never on in clear text.
+                # Raises if the server does not offer it, rather than send in clear text.
                 host.starttls(context=context)
             if self.mail.username:
                 host.login(self.mail.username, self.mail.password)
@@ -100,8 +100,7 @@ class _VerifiedConnection(Connection):
         return host
 
     def __exit__(self, *_: object) -> None:
-        # The mail has been accepted or refused by now: a server that hangs up on QUIT must not make it unsent, and one
-        # that is slow to answer must not keep the outbox from recording it.
+        # The mail is already accepted or refused: an error or delay of QUIT must not change the outcome.
         if self.host is not None:
             try:
                 if self.host.sock is not None:
@@ -115,12 +114,12 @@ class _Limited(smtplib.SMTP):
     _limit: TimeLimit
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        # smtplib's own gives each address of the host all of the time-out.
+        # smtplib's connect gives each address of the host the whole time-out.
         return self._limit.connect((host, port), timeout)
 
 
 class _Smtp(_Limited):
-    """smtplib's, watched from before it connects, which its constructor does."""
+    """Watched from before the connection, which smtplib's constructor opens."""
 
     def __init__(self, limit: TimeLimit, *args: Any, **kwargs: Any) -> None:
         self._limit = limit
@@ -142,13 +141,13 @@ def _translated(exc: Exception) -> MailDelayed:
     if isinstance(exc, smtplib.SMTPSenderRefused | smtplib.SMTPDataError):
         return _by_status(exc.smtp_code, exc.smtp_error)
     if isinstance(exc, smtplib.SMTPResponseException):
-        # The greeting, STARTTLS or the login was refused, which says nothing about this mail.
+        # The refusal of greeting, STARTTLS or login does not concern this mail.
         return MailDelayed(f"smtp_{exc.smtp_code}", answer=_text(exc.smtp_error))
     return MailDelayed(type(exc).__name__, answer=str(exc))
 
 
 def _by_status(code: int, answer: bytes | str) -> MailDelayed:
-    """RFC 5321, 4.2.1: 4yz may be tried again, 5yz not."""
+    """Map codes by RFC 5321, 4.2.1: 4yz may be retried, 5yz not."""
     error = MailRefused if code >= 500 else MailDelayed
     return error(f"smtp_{code}", answer=_text(answer))
 

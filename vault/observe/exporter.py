@@ -1,8 +1,5 @@
-"""Serves /metrics and the details of /readyz at METRICS_BIND, for a monitoring system and never for clients.
-
-All processes of one service (gunicorn's, or a Celery worker's) count into files of one folder, which
-PROMETHEUS_MULTIPROC_DIR names; whichever of them is asked tells the sum.
-"""
+"""Serves /metrics and the details of /readyz at METRICS_BIND, for monitoring only. The processes of a service count
+into files of one folder (PROMETHEUS_MULTIPROC_DIR); each of them answers with the sum."""
 
 import atexit
 import json
@@ -29,12 +26,12 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 log = structlog.get_logger(__name__)
 
-# gunicorn reads its settings anew on SIGHUP; this stays.
+# Survives SIGHUP, on which gunicorn reads its settings again.
 _listener: socket.socket | None = None
 
 
 class Backlog(Protocol):
-    """How many mails are in each state, and for how long the oldest that could be sent now is due."""
+    """Number of mails by state, and seconds that the oldest sendable mail has been due."""
 
     @property
     def counts(self) -> Mapping[str, int]: ...
@@ -44,7 +41,7 @@ class Backlog(Protocol):
 
 
 def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
-    """Take the address, `offset` ports further on, before any fork. If it is taken, say so and go on without."""
+    """Bind the address, `offset` ports further on, before any fork. A failure is logged only."""
     global _listener
     host, port = bind[0], bind[1] + offset
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -56,16 +53,14 @@ def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
         listener.close()
         log.warning("metrics_not_served", port=port, exc_info=exc)
         return
-    # Of the processes that share it one gets a connection; the others must not wait for the next.
+    # Several processes share it: those that lose a connection must not wait for the next.
     listener.setblocking(False)
     _listener = listener
 
 
 def serve(readiness: Readiness, backlog: Callable[[], Backlog] | None = None) -> ThreadingHTTPServer | None:
-    """Answer in a thread of this process, for as long as it lives; None if there is no address to answer at.
-
-    `backlog` tells of the outbox, by asking the database; one process of a machine is enough for that.
-    """
+    """Answer in a daemon thread; returns None without an address. `backlog` asks the database about the outbox, so pass
+    it in one process of a machine."""
     if _listener is None:
         return None
     registry = CollectorRegistry()
@@ -78,12 +73,12 @@ def serve(readiness: Readiness, backlog: Callable[[], Backlog] | None = None) ->
 
 
 def forget_process(pid: int) -> None:
-    """A process has ended: what it counted stays, what it had in progress does not."""
+    """Keep an ended process's counts, and drop its gauges."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def remove_folder_at_exit() -> None:
-    """Called by the process that made the folder; those that it forks leave it alone."""
+    """Remove the metrics folder at the exit of this process, not of its forks."""
     owner, folder = os.getpid(), os.environ[_FOLDER]
 
     def remove() -> None:
@@ -145,11 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """A scrape every few seconds is no news."""
+        """Log nothing: scrapes come every few seconds."""
 
 
 class _MailCollector(Collector):
-    """Asks the database when it is scraped. Without its answer the numbers are left out, and never old ones told."""
+    """Asks the database at each scrape. Without an answer the numbers are left out."""
 
     def __init__(self, ask: Callable[[], Backlog]) -> None:
         self._ask = ask
@@ -172,7 +167,7 @@ class _MailCollector(Collector):
 
     def _backlog(self) -> Backlog | None:
         with self._lock:
-            # One thread at most waits for a database that hangs.
+            # At most one thread waits for a database that hangs.
             if self._pending is None or self._pending.done():
                 asked: Future[Backlog] = Future()
                 threading.Thread(target=self._run, args=(asked,), name="mail-metrics", daemon=True).start()

@@ -1,8 +1,5 @@
-"""Structured logs: one event name and typed fields a line, as JSON or for a terminal.
-
-Exceptions are logged as class names, codes and places, never with their texts: a library's message may hold a path, a
-host name, an address or an object key.
-"""
+"""Structured logs: one event name and typed fields a line, as JSON or for a terminal. Exceptions are logged as class,
+code and place, never with their texts, which may hold paths, host names or addresses."""
 
 import logging
 import re
@@ -16,14 +13,14 @@ import structlog
 from vault.core.reasons import causes, word_of
 
 REMOVED: Final = "[removed]"
-# Words in the names of fields whose values are nobody's business but the owner's.
+# Words in names of fields whose values are private
 _PRIVATE: Final = frozenset(
     {"address", "addresses", "authorization", "body", "content", "cookie", "credentials", "dek", "email", "emails"}
     | {"filename", "header", "headers", "ip", "name", "names", "passphrase", "passwd", "password", "passwords"}
     | {"plaintext", "query", "recipient", "recipients", "referer", "secret", "secrets", "subject", "token", "tokens"}
     | {"url", "user", "username", "wrapped"}
 )
-# What gives itself away wherever it stands.
+# Secrets that are recognisable by their form
 _SECRET: Final = re.compile(
     r"""
       \beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)*                      # JWT
@@ -39,7 +36,7 @@ _SECRET: Final = re.compile(
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Send structlog and the standard library's logs to standard error in one form."""
+    """Send the logs of structlog and the standard library to standard error in one form."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -71,15 +68,14 @@ def configure_logging(level: str, log_format: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # These write request lines, headers or message bodies at their lower levels.
-    # Celery tells of every task, and beat sends one every few seconds.
-    # Flask-Limiter writes the key of each request that it refuses; the access log has the 429.
+    # These log request lines, headers, message bodies, or a line per task at lower levels. Flask-Limiter logs the key
+    # of each refused request; the access log has the 429.
     for name in ("botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp", "celery", "flask-limiter"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _guard(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Take away what no line may hold. Nothing here should ever need it: it stands for the mistake to come."""
+    """Redact secrets. A safety net: callers must not log them."""
     for name, value in event.items():
         if name == "_record":
             continue
@@ -88,7 +84,6 @@ def _guard(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
 
 
 def _cleaned(name: str, value: Any) -> Any:
-    # Numbers say how many.
     if value is None or isinstance(value, bool | int | float):
         return value
     if not _PRIVATE.isdisjoint(name.lower().replace("-", "_").split("_")):
@@ -101,12 +96,12 @@ def _cleaned(name: str, value: Any) -> Any:
         return {inner_name: _cleaned(str(inner_name), inner) for inner_name, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_cleaned("", inner) for inner in value]
-    # An exception, a path, a row: renderers would write its repr.
+    # Renderers would write the repr of an exception, path or row.
     return _SECRET.sub(REMOVED, repr(value))
 
 
 class _ExceptionTexts(logging.Filter):
-    """Libraries write exceptions into messages, Celery those of tasks: leave the class, and a task's name and id."""
+    """Redacts exceptions in libraries' messages: leaves the class, and a task's name and id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -137,10 +132,10 @@ def _exception_as_text(_logger: object, _method: str, event: MutableMapping[str,
 
 
 def exception_facts(exc: BaseException) -> list[str]:
-    """The exception and its causes, outermost first, each as `Class(code) at file:line in function`."""
+    """Return the exception and its causes, outermost first, each as `Class(code) at file:line in function`."""
     facts: list[str] = []
     for cause in causes(exc):
-        # Not extract_tb, which reads the source of every file on the way, and keeps it.
+        # Not extract_tb, which reads and keeps the source of every file.
         place = ""
         for frame, line in traceback.walk_tb(cause.__traceback__):
             place = f" at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"

@@ -1,4 +1,4 @@
-"""Key providers as the container hands them out: calls are timed, bounded in number, and their failures passed on."""
+"""Times and bounds calls of key providers, and reports their failures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,10 +12,8 @@ from vault.observe.metrics import KEY_SECONDS
 
 
 class MeteredKeyProvider:
-    """A provider with its calls counted. `failed` is told when it could not be used.
-
-    Calls of a service take turns; beyond those, and once it hangs, it counts as unavailable.
-    """
+    """Key provider with metrics. `failed` is called when the provider could not be used. Concurrent calls are bounded;
+    beyond the bound, and once it hangs, the provider counts as unavailable."""
 
     def __init__(self, provider: KeyProvider, *, failed: Callable[[], None], turns: Turns | None = None) -> None:
         self.provider = provider

@@ -1,7 +1,4 @@
-"""Everything that is counted, for Prometheus. No label holds a user, a file, an address or an id.
-
-Layers below the services know nothing of this: the container hands them what counts. `exporter` serves it.
-"""
+"""All metrics, for Prometheus. No label holds a user, file, address or id. Wiring gives counters to lower layers."""
 
 from typing import Final
 
@@ -71,7 +68,7 @@ TASK_MESSAGES: Final = Counter(
     registry=REGISTRY,
 )
 
-# What may stay at nothing for long is there from the start: the first of all events would not be an increase otherwise.
+# Exported as 0 from the start: otherwise the first event would not count as an increase.
 for _metric, _values in (
     (TRANSFERS, ("in", "out")),
     (CONTENT_BYTES, ("in", "out")),

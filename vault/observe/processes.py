@@ -1,7 +1,5 @@
-"""Running processes, each a row that it renews: which keys they hold, and whether beat is alive.
-
-A row is removed when its process stops. That of a process which was killed counts no more after STALE_SECONDS.
-"""
+"""Running processes, each a row that it renews: which keys they hold, and whether beat is alive. A stopped process
+removes its row; a killed process's row counts as stale after STALE_SECONDS."""
 
 import atexit
 import os
@@ -30,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Process(UuidKey, Base):
-    """`key_refs` are the keys that the process can unwrap with, `primary_ref` the one that it wraps new files with."""
+    """Running process. `key_refs` are keys that it can unwrap with; `primary_ref` wraps its new files."""
 
     __tablename__ = "processes"
 
@@ -43,24 +41,24 @@ class Process(UuidKey, Base):
 
 @dataclass(frozen=True, slots=True)
 class HeldKeys:
-    """Refs of keys; a KMS key whose ARN was not asked for yet is named as in the settings."""
+    """Refs of keys. A KMS key whose ARN is not known yet has its name from settings."""
 
     primary_ref: str
     key_refs: frozenset[str]
 
 
 class Processes:
-    """What the processes that run now have said of themselves."""
+    """Queries over the rows of running processes."""
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
 
     def lacking(self, refs: Collection[str]) -> int:
-        """How many running processes hold a key under none of these names."""
+        """Return how many running processes hold a key under none of these names."""
         return sum(not keys.key_refs & set(refs) for keys in self._held())
 
     def wrapping_with(self, ref: str) -> int:
-        """How many running processes wrap new files with this key."""
+        """Return how many running processes wrap new files with this key."""
         return sum(keys.primary_ref == ref for keys in self._held())
 
     def _held(self) -> list[HeldKeys]:
@@ -70,20 +68,18 @@ class Processes:
 
 
 def beat_is_alive() -> sa.Select[int]:
-    """The query that has a row while beat is alive."""
+    """Return a query that has a row while beat is alive."""
     return sa.select(sa.literal(1)).where(Process.kind == BEAT, _is_alive()).limit(1)
 
 
 class Presence:
-    """This process's row, renewed by a thread of its own until `leave` or the process's orderly end.
-
-    `held` tells the keys, each time anew. While `is_well` says no, the row is not renewed. Make it after the last fork.
-    """
+    """This process's row, renewed by a thread until `leave` or an orderly exit. `held` returns the keys at each
+    renewal. While `is_well` returns False the row is not renewed. Create it after the last fork."""
 
     def __init__(
         self, database_url: str, kind: str, held: Callable[[], HeldKeys], is_well: Callable[[], bool] = lambda: True
     ) -> None:
-        # Connections are closed after each use: a worker may fork later on.
+        # Connections close after each use, so a later fork is safe.
         self._engine: Engine = create_engine(database_url)
         self._sessions = create_sessionmaker(self._engine)
         self._kind = kind
@@ -96,12 +92,12 @@ class Presence:
         self._writing = threading.Lock()
 
     def begin(self) -> None:
-        """Write the row as soon as the database takes it, and keep it up."""
+        """Write the row as soon as the database accepts it, and renew it."""
         atexit.register(self.leave)
         threading.Thread(target=self._renew, name="presence", daemon=True).start()
 
     def leave(self) -> None:
-        """Remove the row. What the database does not take now is stale soon."""
+        """Remove the row. On failure it becomes stale soon."""
         if self._has_left.is_set() or os.getpid() != self._owner_pid:
             return
         self._has_left.set()
@@ -133,7 +129,7 @@ class Presence:
         held = self._held()
         values = {"primary_ref": held.primary_ref, "key_refs": sorted(held.key_refs), "seen_at": db_now()}
         insert = insert_into(session, Process).values(id=self._id, kind=self._kind, started_at=db_now(), **values)
-        # The row may be gone although the process is alive: another one took it for stale.
+        # Another process may have deleted the row as stale.
         session.execute(insert.on_conflict_do_update(index_elements=[Process.id], set_=values))
         session.execute(sa.delete(Process).where(~_is_alive()).execution_options(synchronize_session=False))
 

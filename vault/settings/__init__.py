@@ -1,1 +1,1 @@
-"""Settings: what the environment and `.env` say, checked as a whole and frozen."""
+"""Settings: read from the environment and `.env`, checked together and frozen."""

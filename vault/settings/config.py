@@ -1,8 +1,5 @@
-"""Settings: read once from the environment and `.env`, checked as a whole, frozen.
-
-Every problem is found in one pass and told in one message, with the name of each variable and how to fix it. No
-secret has a default, and nothing here is a switch that turns authentication, encryption or verification off.
-"""
+"""Settings: read once, checked together, frozen. One message names every problem with its remedy. No secret has a
+default, and no setting turns authentication, encryption or verification off."""
 
 import difflib
 import os
@@ -24,7 +21,7 @@ ROOT: Final = parse.ROOT
 _TEST_DATABASE: Final = re.compile(r"(^|[_-])test([_-]|$)")
 # The cheapest of OWASP's equal argon2id profiles: 7 MiB and five passes.
 _LEAST_HASHING_KIB: Final = 7168 * 5
-# What docker-compose.yml, Compose itself and Flask read from the same file
+# Names that docker-compose.yml, Compose and Flask read from the same file
 _NAMES_OF_OTHERS: Final = re.compile(
     r"POSTGRES_PASSWORD|REDIS_PASSWORD|MINIO_ROOT_PASSWORD|(COMPOSE|DOCKER|FLASK)_[A-Z0-9_]+"
 )
@@ -32,7 +29,7 @@ _VARIABLE_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{1,39}")
 
 
 class SettingsError(Exception):
-    """One message that names every variable that is missing or wrong, and no value of any."""
+    """One message that names every missing or wrong variable, without any value."""
 
     def __init__(self, problems: Mapping[str, list[str]]) -> None:
         self.problems = dict(problems)
@@ -42,10 +39,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, typed, in the order in which documents list the groups.
-
-    `warnings` are sentences about lines of `.env` that set nothing, for each program to show at its start.
-    """
+    """Every setting, typed. `warnings` are sentences about lines of `.env` that set nothing."""
 
     site: groups.Site
     keys: groups.Keys
@@ -79,7 +73,6 @@ class Settings:
         return replace(settings, warnings=tuple(_unknown_names(assignments, _known_names())))
 
     def _completed(self) -> Self:
-        """Fill in the defaults that are other settings."""
         site, mail = self.site, self.mail
         return replace(
             self,
@@ -89,7 +82,7 @@ class Settings:
 
 
 class _Reader:
-    """Parses each variable by itself. The value of one that is missing or wrong is None, and stands in `problems`."""
+    """Parses each variable by itself. A missing or wrong value is None and adds to `problems`."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self.given = given
@@ -118,7 +111,7 @@ class _Reader:
 
 
 class _Checks:
-    """What must hold between settings. A value that could not be read is None here, whatever its type says."""
+    """Rules between settings. An unreadable value is None here, whatever its type says."""
 
     def __init__(self, settings: Settings, reader: _Reader) -> None:
         self._settings = settings
@@ -167,7 +160,7 @@ class _Checks:
             self._problem("S3_BUCKET_NAME", "set it, or STORAGE_DIR for a directory on this machine")
 
     def _check_aws(self) -> None:
-        """Refuse a part of a set of keys: it would be used with another's, or fail at the first request."""
+        """Refuse part of a set of keys: it would combine with another's, or fail at the first request."""
         access_key_id, secret, token = (
             self._given.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         )
@@ -175,7 +168,7 @@ class _Checks:
             self._problem("AWS_ACCESS_KEY_ID", "set it together with AWS_SECRET_ACCESS_KEY, or neither")
         if token and not access_key_id:
             self._problem("AWS_SESSION_TOKEN", "belongs to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set all three")
-        # AWS's own prefix for keys that end (IAM identifiers, "unique ID prefixes").
+        # AWS's prefix for temporary keys (IAM identifiers, "unique ID prefixes").
         if access_key_id and access_key_id.startswith("ASIA") and not token:
             self._problem("AWS_SESSION_TOKEN", "is required: AWS_ACCESS_KEY_ID is a temporary key")
 
@@ -221,9 +214,9 @@ def _assignments(env_file: Path | None) -> list[dotenv.Assignment]:
 
 
 def _merged(environ: Mapping[str, str], assignments: list[dotenv.Assignment]) -> dict[str, str]:
-    """The environment over `.env`. An empty variable hides `.env`'s and counts as not set."""
+    """Return the environment over `.env`. An empty variable hides `.env`'s and counts as not set."""
     if not environ.get("VAR_DIR", "var").strip():
-        # Paths in `.env` begin with ${VAR_DIR:-var}, and an empty one rarely means the default.
+        # Paths in `.env` begin with ${VAR_DIR:-var}, and an empty VAR_DIR rarely means the default.
         raise SettingsError({"VAR_DIR": ["is set but empty: name a folder or unset it"]})
     values = {**dotenv.resolve(assignments, environ), **environ}
     return {name: value.strip() for name, value in values.items() if value.strip()}

@@ -1,7 +1,7 @@
-"""Reading `.env`: `NAME=value` lines as python-dotenv parses them, each with its place.
+"""Reads `.env`: `NAME=value` lines as python-dotenv parses them, but stricter.
 
-python-dotenv alone takes the last of two lines for one name, passes over lines that it cannot read, and fills in
-variables from earlier lines only. Messages name lines and never quote them, since they may hold secrets.
+python-dotenv takes the last of two lines for one name, skips lines that it cannot read, and expands variables of
+earlier lines only. Messages name lines and never quote them, since they may hold secrets.
 """
 
 import io
@@ -21,7 +21,7 @@ _UTF8_SIGNATURE: Final = b"\xef\xbb\xbf"
 
 
 class EnvFileError(Exception):
-    """What is wrong with the file as a whole: problems by the name of a variable, or by the file's own name."""
+    """Problems of the file, by the name of a variable or of the file."""
 
     def __init__(self, problems: Mapping[str, list[str]]) -> None:
         self.problems = dict(problems)
@@ -30,7 +30,7 @@ class EnvFileError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One line that sets a variable, or, with an empty value, leaves it unset; `start` and `end` are its place."""
+    """A line that sets a variable, or with an empty value leaves it unset; `start` and `end` are its place."""
 
     name: str
     value: str
@@ -40,12 +40,12 @@ class Assignment:
 
 
 def read(path: Path) -> list[Assignment]:
-    """Read a file's assignments in their order; none where it does not exist. Raises EnvFileError."""
+    """Read a file's assignments in order, none if it does not exist. Raises EnvFileError."""
     return parse(text_of(path), path.name)
 
 
 def text_of(path: Path) -> str:
-    """Return a file's text, empty where it does not exist. Raises EnvFileError if it is not UTF-8 or cannot be read."""
+    """Return a file's text, empty if it does not exist. Raises EnvFileError if it is not UTF-8 or cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def text_of(path: Path) -> str:
 
 
 def parse(text: str, file_name: str) -> list[Assignment]:
-    """Parse a text's assignments. Raises EnvFileError if a line is not one, or if a name is set twice."""
+    """Parse a text's assignments. Raises EnvFileError for an unreadable line or a repeated name."""
     found: list[Assignment] = []
     unread: list[str] = []
     position, line = 0, 1
@@ -79,16 +79,14 @@ def parse(text: str, file_name: str) -> list[Assignment]:
 
 
 def resolve(assignments: list[Assignment], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the file's values with `${NAME}` and `${NAME:-default}` filled in.
-
-    The environment wins over the file, and an empty variable counts as not set. The order of lines does not matter.
-    """
+    """Return values with `${NAME}` and `${NAME:-default}` expanded, in any order of lines. The environment wins over
+    the file, and an empty variable counts as not set."""
     raw = {item.name: item.value for item in assignments if item.value.strip()}
     return {name: _filled_in(name, raw, environ, frozenset()) for name in raw}
 
 
 def _filled_in(name: str, raw: Mapping[str, str], environ: Mapping[str, str], above: frozenset[str]) -> str:
-    """Fill in one value. A name that refers to itself, also through others, means the environment's or none."""
+    """Expand one value. A name that refers to itself, also through others, means the environment's value or none."""
     parts = []
     for atom in parse_variables(raw[name]):
         if not isinstance(atom, Variable):
@@ -103,7 +101,7 @@ def _filled_in(name: str, raw: Mapping[str, str], environ: Mapping[str, str], ab
 
 
 def _decoded(content: bytes, name: str) -> str:
-    # Editors on Windows write the signature, and python-dotenv would take it for a part of the first name.
+    # Editors on Windows write the signature; python-dotenv would add it to the first name.
     content = content.removeprefix(_UTF8_SIGNATURE)
     try:
         return content.decode()

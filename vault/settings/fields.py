@@ -1,4 +1,4 @@
-"""Declarations of settings: one line in a group names a variable, how it is read, its default and its meaning."""
+"""Declarations of settings: name, parser, default and meaning of a variable in one line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -37,7 +37,7 @@ def setting(name: str, help: str, *, is_secret: bool = False, **options: Any) ->
 
 
 def number(name: str, help: str, *, at_least: int, at_most: int, default: int | None = None, **options: Any) -> Any:
-    """Declare a whole number. Every number has an upper bound: its column's, or more than any machine needs."""
+    """Declare a whole number. The upper bound is its column's, or more than any machine needs."""
     return setting(
         name,
         help,
@@ -60,5 +60,5 @@ def choice(name: str, help: str, choices: tuple[str, ...], **options: Any) -> An
 
 
 def settings_of(group: type) -> dict[str, Setting]:
-    """Return the settings of a group by the names of its attributes, in their order."""
+    """Return the settings of a group by attribute name, in order."""
     return {each.name: each.metadata[_METADATA] for each in fields(group)}

@@ -1,8 +1,5 @@
-"""Every setting, in groups. A new setting is one declaration here.
-
-Settings reads them, and scripts/settings_pages.py writes .env.example and docs/configuration.md from them. Secrets are
-kept out of the repr; so are URLs that may hold passwords.
-"""
+"""Every setting, in groups; a new setting is one declaration. scripts/settings_pages.py writes .env.example and
+docs/configuration.md from them. Secrets, and URLs that may hold passwords, stay out of the repr."""
 
 import ipaddress
 import os
@@ -16,11 +13,11 @@ from vault.settings import values as parse
 from vault.settings.fields import choice, number, setting, switch
 
 GIB: Final = 1024**3
-# What a column of bytes holds (bigint)
+# A bigint column's maximum
 _BIGINT: Final = 2**63 - 1
-# Requests a minute: for as good as none
+# Requests a minute: effectively unlimited
 _LIMIT: Final = 1_000_000_000
-# What servers listen on (RFC 8314, 3.3; 25 between servers that trust each other)
+# Ports of mail servers (RFC 8314, 3.3; 25 between servers that trust each other)
 SMTP_PORTS: Final = {"starttls": 587, "ssl": 465, "none": 25}
 _PROVIDERS: Final = ("smtp", "sendgrid", "console")
 
@@ -145,7 +142,7 @@ class Database:
 
     @property
     def facts(self) -> tuple[str, str]:
-        """Backend and database name, fit for a log line; never the URL."""
+        """Return backend and database name for a log line; never the URL."""
         url = make_url(self.url)
         return url.get_backend_name(), parse.database_name(url)
 

@@ -1,4 +1,4 @@
-"""How the text of each kind of setting is read. Raises ValueError with a sentence that holds no value of any."""
+"""Parsers of settings' texts. Raise ValueError with a sentence that holds no value."""
 
 import ipaddress
 import re
@@ -16,10 +16,10 @@ from vault.core.master_keys import decode_master_keys
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _EMAIL_FROM: Final = re.compile(r"[^@\s<>]+@[^@\s<>]+|[^<>\r\n]+ <[^@\s<>]+@[^@\s<>]+>")
-# What boto3 takes as a region, and as the host of an endpoint
+# Region and endpoint host as boto3 accepts them
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 HOST: Final = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
-# The widest private networks there are: 10.0.0.0/8 and fc00::/7
+# The widest private networks: 10.0.0.0/8 and fc00::/7
 _WIDEST: Final = {4: 8, 6: 7}
 _ON: Final = {"1"} | {form for word in ("t", "true", "y", "yes", "on") for form in (word, word.title(), word.upper())}
 _OFF: Final = {"0"} | {form for word in ("f", "false", "n", "no", "off") for form in (word, word.title(), word.upper())}
@@ -88,7 +88,7 @@ def kms_key_arns(text: str) -> tuple[str, ...]:
 
 
 def region_of_key(kms_key: str) -> str | None:
-    """The region that an ARN names; None for an id or alias, which belong to whichever region is asked."""
+    """Return the region of an ARN; None for an id or alias, which belong to the region that is asked."""
     return kms_key.split(":")[3] if kms_key.startswith("arn:") else None
 
 
@@ -100,7 +100,7 @@ def public_url(text: str) -> str:
         raise ValueError("must be https, unless it is this machine's loopback address")
     if host.isascii():
         return url
-    # Mails carry it in links and headers, and not every client makes A-labels of it.
+    # Links and headers of mails hold it, and not every client makes A-labels.
     try:
         host = idna.encode(host, uts46=True).decode("ascii")
     except UnicodeError:
@@ -111,7 +111,7 @@ def public_url(text: str) -> str:
 def public_origin(text: str) -> str:
     url = public_url(text)
     if urlsplit(url).path:
-        # The pages of one host name share what browsers keep for it, and Location, links and cookies mean its root.
+        # Pages of one host share browser storage, and Location, links and cookies mean its root.
         raise ValueError("must have no path: give this service a host name of its own")
     return url
 
@@ -123,7 +123,7 @@ def origins(text: str) -> tuple[str, ...]:
         host, port = url.hostname or "", "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
         if not HOST.fullmatch(host) and not is_address(host):
             raise ValueError("has a host that is no name and no address; there are no wildcards")
-        # Browsers send it in this form and it is compared as text, so that any other would never match.
+        # Browsers send this form and it is compared as text.
         if origin != f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}":
             raise ValueError("must be origins, separated by commas: https://host or https://host:port, nothing else")
     return found
@@ -143,7 +143,7 @@ def http_url(text: str) -> str:
 
 
 def endpoint(text: str) -> str:
-    """The URL of a service. Whether it may be http is known only with ALLOW_HTTP_ENDPOINTS."""
+    """Parse the URL of a service. ALLOW_HTTP_ENDPOINTS decides later whether it may be http."""
     url = http_url(text)
     host = urlsplit(url).hostname
     if not HOST.fullmatch(host or "") and not is_address(host):
@@ -157,12 +157,12 @@ def database_url(text: str) -> str:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        # The ValueError of a port that is none quotes it, and it may be a password in the wrong place.
+        # The ValueError of a bad port quotes it, and it may be a misplaced password.
         raise ValueError("is not a database URL") from None
     if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2") and url.database:
         return url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     if url.drivername == "sqlite" and url.database and url.database != ":memory:":
-        # A relative path would be taken from whatever folder the process happens to run in.
+        # Relative to the project, not to the working directory.
         return url.set(database=str(path_from_root(url.database))).render_as_string(hide_password=False)
     raise ValueError("must be postgresql://…/name or sqlite:///path")
 
@@ -190,7 +190,7 @@ def limits_url(text: str) -> str:
         parts.port  # noqa: B018  # raises for a port that is none
     except ValueError:
         raise ValueError("is not a URL") from None
-    # Options could turn the verification of certificates off, and redis-py finds out about unknown ones in a request.
+    # Options could turn certificate verification off, and redis-py finds unknown ones only in a request.
     is_plain = parts.hostname and re.fullmatch(r"/?\d*", parts.path) and not parts.query and not parts.fragment
     if parts.scheme not in ("redis", "rediss") or not is_plain:
         raise ValueError("must be memory://, or redis:// or rediss:// with host, port and number: redis://host:6379/0")
@@ -198,7 +198,7 @@ def limits_url(text: str) -> str:
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """Host and port; up to two ports further on must be ports as well."""
+    """Parse host and port; the next two ports must exist as well."""
     host, _, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not is_address(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65532:
@@ -222,9 +222,9 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
 
 def email_from(text: str) -> str:
     if not text.isprintable():
-        # Such as bytes that are no UTF-8: no header holds them.
+        # Bytes that are not UTF-8, for example: no header holds them.
         raise ValueError("must have printable characters only, in UTF-8")
-    # A comma in a name without quotes would make it a list, whose first address is none (RFC 5322, 3.4).
+    # A comma in an unquoted name would make it a list (RFC 5322, 3.4).
     address = parseaddr(text)[1]
     if not _EMAIL_FROM.fullmatch(text) or address != text.rpartition("<")[2].rstrip(">"):
         raise ValueError('must be address or Name <address>; a name with a comma goes into "quotes"')
@@ -238,7 +238,7 @@ def email_from(text: str) -> str:
 
 
 def mail_host(text: str) -> str:
-    # Unlike a URL's, this name may hold what compose puts into those of its services.
+    # Unlike a URL's, this name may be one that Compose gives a service.
     if not HOST.fullmatch(text.replace("_", "x")) and not is_address(text):
         raise ValueError("must be the name or the address of a server alone; a port goes into SMTP_PORT")
     return text
@@ -278,7 +278,7 @@ def is_address(host: str | None) -> bool:
 
 
 def is_private(host: str | None) -> bool:
-    """A private address, or a single-label name such as compose gives its services."""
+    """Return whether the host is a private address or a single-label name, as Compose gives its services."""
     try:
         return ipaddress.ip_address(host or "").is_private
     except ValueError:

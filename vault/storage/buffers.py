@@ -1,4 +1,4 @@
-"""Part buffers for uploads: one bounded budget per process, so that memory stays flat whatever the clients do."""
+"""Part buffers for uploads: one bounded budget per process keeps memory flat."""
 
 import mmap
 import threading
@@ -15,11 +15,8 @@ _KEPT_BYTES: Final = 32 * 1024**2
 
 
 class BufferBudget:
-    """Hands out byte buffers until `limit_bytes` are out; then waiting for one is the back-pressure on clients.
-
-    Each is memory of its own from the kernel. Among the C library's blocks those of a burst would leave gaps, which a
-    process keeps although they are free.
-    """
+    """Hands out buffers up to `limit_bytes`; waiting for a buffer is the back-pressure on clients. Each buffer is an
+    own mapping: gaps between the C library's blocks would never return to the kernel."""
 
     def __init__(
         self, limit_bytes: int, *, wait_seconds: float = _WAIT_SECONDS, clock: Callable[[], float] = monotonic
@@ -29,7 +26,7 @@ class BufferBudget:
         self._clock = clock
         self._changed = threading.Condition()
         self._out = 0
-        # Freed ones for the next upload, the oldest first.
+        # Freed buffers for the next upload, oldest first.
         self._kept: deque[memoryview] = deque()
 
     @property
@@ -37,13 +34,11 @@ class BufferBudget:
         return self._out
 
     def allocate(self, size: int) -> memoryview:
-        """A buffer of exactly `size` bytes with arbitrary content.
-
-        Raises Busy after `wait_seconds` without room, or if the kernel has no memory.
-        """
+        """Return a buffer of exactly `size` bytes with arbitrary content. Raises Busy after `wait_seconds` without
+        room, or if the kernel has no memory."""
         deadline = self._clock() + self._wait_seconds
         with self._changed:
-            # A part larger than the whole budget is let through alone: a huge file must not wait for ever.
+            # A part larger than the budget passes alone: a huge file must not wait for ever.
             while self._out and self._out + size > self._limit:
                 remaining = deadline - self._clock()
                 if remaining <= 0:
@@ -71,11 +66,10 @@ class BufferBudget:
             self._changed.notify_all()
 
     def _make_way(self) -> None:
-        """Give the oldest back to the kernel until few are kept, and all together are within the limit."""
         room = min(_KEPT_BYTES, self._limit - self._out)
         kept = sum(map(len, self._kept))
         while self._kept and kept > room:
             buffer = self._kept.popleft()
             kept -= len(buffer)
-            # Its pages, too, if somebody still has a view of it: an exception's frames, until the collector runs.
+            # Frees the pages even if an exception's frames still hold a view of them.
             cast(mmap.mmap, buffer.obj).madvise(mmap.MADV_DONTNEED)

@@ -1,9 +1,9 @@
-"""A directory as object store: for one machine, no server.
+"""A directory as object store, for one machine without a server.
 
 Layout: `<root>/objects/<hh>/<object_id>`, `vault-id` and `vault-epoch` in the root, `<root>/incoming/<name>.<random>`
-for writes that are not finished. Folders are 0700, files 0600. An object appears by rename, after its bytes and before
-its folder are flushed to disk, so that a power cut leaves all of it or nothing. One root belongs to one file system,
-which needs exclusive create and rename; hard links, which exFAT and many mounts lack, are not used.
+for unfinished writes. Folders are 0700, files 0600. An object is flushed, then appears by rename, then its folder is
+flushed: a power cut leaves all of it or nothing. The root needs one file system with exclusive create and rename; hard
+links are not used, since exFAT and many mounts lack them.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from vault.storage.room import require_room
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _INCOMING: Final = "incoming"
 _PROBE: Final = "writable"
-# A file grows by any amount, so that what S3 wants of a part is no reason for a larger buffer.
+# A file grows by any amount, so S3's minimum part size does not matter here.
 _WRITE_BYTES: Final = 1024 * 1024
-# How long a process that has claimed a key may take to rename a file: then it is taken to have died.
+# How long a process that claimed a key may take to rename a file before it counts as dead
 _CLAIM_SECONDS: Final = 2.0
 
 
@@ -34,7 +34,7 @@ class LocalStore:
     def __init__(self, root: Path, budget: BufferBudget) -> None:
         self._root = root
         self._budget = budget
-        # Whether this process has seen the root to be a store: when it is none any more, its disk is not mounted.
+        # Whether the root was once a store: if it is not any more, its disk is not mounted.
         self._was_store = False
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
@@ -86,7 +86,7 @@ class LocalStore:
                     leftover.unlink(missing_ok=True)
             if path.exists():
                 path.unlink(missing_ok=True)
-                # The caller forgets the row next: an object must not be back after a power cut.
+                # The caller deletes the row next: the object must not return after a power cut.
                 _sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
@@ -112,14 +112,14 @@ class LocalStore:
             probe.unlink(missing_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where an object lies. Keys are made by this service; anything else is a caller's mistake."""
+        """Return an object's path. Raises ValueError for a key that this service does not make."""
         if key not in (INSTALLATION_KEY, EPOCH_KEY) and not OBJECT_KEY.fullmatch(key):
             raise ValueError("not an object key")
         return self._root / key
 
     def create_incoming(self, key: str) -> tuple[int, Path]:
-        """Create the file that an object grows in; its name leads back to the key, for `delete`."""
-        # Before a folder is made: what is stored where a disk should be mounted vanishes when it is.
+        """Create the file that an object grows in; its name starts with the key's, for `delete`."""
+        # Before a folder is made: bytes stored below an unmounted mount point vanish with the mount.
         if self._was_store and not _is_whole(self.path(INSTALLATION_KEY)):
             raise StorageUnavailable("no_id", "create")
         _make_folder(self.path(key).parent, self._root)
@@ -166,7 +166,7 @@ class _LocalWriter:
 
     def write(self, part: memoryview, length: int) -> None:
         with _translated("write"):
-            # Where the disk is fuller than the reserve allows, what is left serves to delete.
+            # The reserve is for deleting.
             require_room(os.fstatvfs(self._fd), length)
             rest = part[:length]
             while rest:
@@ -187,7 +187,7 @@ class _LocalWriter:
     def _release(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            # A network file system reports failed writes here too; a commit has heard of them from fsync.
+            # A network file system reports failed writes here too; fsync has told a commit of them.
             with contextlib.suppress(OSError):
                 os.close(fd)
         if self._buffer is not None:
@@ -220,7 +220,6 @@ class _LocalReader:
 
 @contextlib.contextmanager
 def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
-    """Turn the operating system's errors into the store's; their texts hold paths and stay behind."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -231,7 +230,7 @@ def _translated(operation: str, *, missing: type[StorageError] = StorageUnavaila
 
 
 def _refuse_gap(error: OSError) -> None:
-    """Let os.walk pass over a folder that is not there, and over no other: unreadable must not look like empty."""
+    """Skip a missing folder only: an unreadable one must not look empty."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -241,10 +240,8 @@ def _create(path: Path) -> int:
 
 
 def _claim(path: Path) -> bool:
-    """Whether the caller is to rename its file to this path: for all that try, true once.
-
-    A claim is an empty file, which no reader takes for an object. One whose process died is taken over.
-    """
+    """Return True to exactly one concurrent caller, which renames its file to this path. A claim is an empty file,
+    which readers ignore. A dead process's claim is taken over."""
     try:
         os.close(_create(path))
         return True
@@ -265,7 +262,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _make_folder(folder: Path, root: Path) -> None:
-    """Create a folder below root, durably: a new name lasts once the folder that holds it is flushed."""
+    """Create a folder durably: its parent is flushed too."""
     if folder.is_dir():
         return
     if folder != root:
@@ -281,7 +278,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as exc:
-        # Some network file systems flush no folders: what they do with a new name is up to them.
+        # Some network file systems cannot flush folders.
         if exc.errno != errno.EINVAL:
             raise
     finally:

@@ -1,4 +1,4 @@
-"""A store in this process's memory, with the behaviour of the real ones: for tests, handed in through the container."""
+"""A store in this process's memory with the behaviour of the others, for tests."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from vault.storage import ObjectReader, ObjectStat, ObjectWriter
 
 
 class MemoryStore:
-    """`objects` maps keys to bytes and may be edited by a test that plays the malicious store."""
+    """In-memory store. Tests may edit `objects`, from key to bytes, to play a malicious store."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -62,7 +62,7 @@ class MemoryStore:
             return sum(map(len, self._open_writers.values()))
 
     def health(self) -> None:
-        """Memory is always there."""
+        """Always succeed."""
 
     def finish(self, writer: "_MemoryWriter", content: bytes | None) -> None:
         """End a writer; content is what it commits, None if it aborts."""

@@ -1,8 +1,5 @@
-"""Room on this machine's disks: a reserve is kept, so that signing in and deleting work when uploads have no room.
-
-Of concern are the disks of a directory store, of SQLite and of the broker's folder. Servers elsewhere look after their
-own, and say so by their errors.
-"""
+"""A reserve on this machine's disks, so that signing in and deleting work when uploads have no room. Covers a directory
+store, SQLite and the broker's folder, not other servers."""
 
 import errno
 import os
@@ -17,19 +14,19 @@ _SHARE: Final = 100
 # SQLite's log needs some MiB on any disk.
 _LEAST_BYTES: Final = 4 * 1024**2
 _RESERVE_FILES: Final = 1000
-# What a disk should have room for beside its reserve: a part of an upload.
+# Room for one part of an upload beside the reserve.
 UPLOAD_BYTES: Final = 8 * 1024**2
 
 
 class DiskReserve:
-    """`store` is the directory of a store that is one; `others` are folders that rows and messages lie in."""
+    """Disk reserve. `store` is a directory store's root; `others` are folders of rows and messages."""
 
     def __init__(self, store: Path | None, *others: Path) -> None:
         self._store = store
         self._others = others
 
     def require(self, wanted_bytes: int = 0) -> None:
-        """Raise StorageFull if a disk has less than its reserve, or the store's would have with so much more on it."""
+        """Raise StorageFull if a disk has less than its reserve, for the store's disk after `wanted_bytes` more."""
         if self._store is not None:
             require_room(_facts(self._store), wanted_bytes, least_bytes=_LEAST_BYTES)
         for folder in self._others:
@@ -37,10 +34,8 @@ class DiskReserve:
 
 
 def require_room(facts: os.statvfs_result, wanted_bytes: int = 0, *, least_bytes: int = 0) -> None:
-    """Raise StorageFull if less than the reserve, which is `least_bytes` or more, would be left of a file system.
-
-    Some report no size (0 blocks, or 0 files): what they have is not known, and not limited here.
-    """
+    """Raise StorageFull if less than the reserve, at least `least_bytes`, would be left. File systems that report no
+    size (0 blocks or 0 files) are not limited."""
     size, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
     reserve = max(least_bytes, min(_RESERVE_BYTES, size // _SHARE))
     if size and free - wanted_bytes < reserve:
@@ -50,7 +45,6 @@ def require_room(facts: os.statvfs_result, wanted_bytes: int = 0, *, least_bytes
 
 
 def _facts(folder: Path) -> os.statvfs_result:
-    """Those of the folder's file system, or of the one that it would be made on."""
     for existing in (folder, *folder.parents):
         try:
             return os.statvfs(existing)

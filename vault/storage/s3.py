@@ -1,8 +1,7 @@
-"""Any S3 as object store: AWS, MinIO, Garage, Ceph, R2, through boto3.
+"""Any S3 as object store through boto3: AWS, MinIO, Garage, Ceph, R2.
 
-An object of one part is a single PutObject, a larger one a multipart upload whose parts go out on a small thread pool
-while the next is being sealed. Needs s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListBucket and
-ListBucketMultipartUploads on one bucket. Uses no call that only one vendor has.
+One part is a PutObject; more are a multipart upload, sent by a small thread pool while the next part is sealed.
+Needs s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListBucket and ListBucketMultipartUploads.
 """
 
 import contextlib
@@ -50,13 +49,13 @@ _ERRORS: Final[dict[str, type[StorageError]]] = {
     "XMinioAdminBucketQuotaExceeded": StorageFull,
 }
 _CODE: Final = re.compile("[A-Za-z]{1,60}")
-# 404s that do not mean a missing object: an operator's mistake, and an upload that somebody else has aborted
+# 404s that do not mean a missing object: a wrong bucket, or an upload that another process has aborted
 _UNUSABLE: Final = frozenset({"NoSuchBucket", "NoSuchUpload"})
 
 
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """What the client needs. `region` is None where boto3 is to find it, as in a profile."""
+    """Options of the client. `region` is None if boto3 is to find it, as in a profile."""
 
     bucket: str
     region: str | None = None
@@ -79,7 +78,7 @@ class S3Store:
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        """Made in the process that uses it: threads do not cross a fork."""
+        """Return the thread pool, created in the process that uses it: threads do not survive a fork."""
         with self._lock:
             if self._pool is None or self._owner_pid != os.getpid():
                 self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="s3-part")
@@ -99,14 +98,14 @@ class S3Store:
                 **conditions,  # type: ignore[arg-type]
             )
         reader = _S3Reader(answer["Body"], answer.get("ContentRange", ""), answer.get("ETag", ""))
-        # Some servers ignore If-Match, and some ignore Range: neither may pass.
+        # Some servers ignore If-Match or Range.
         if not answer.get("ContentRange", "").startswith(f"bytes {first}-") or etag not in (None, reader.etag):
             reader.close()
             raise ObjectChanged
         return reader
 
     def put_if_absent(self, key: str, content: bytes) -> None:
-        # Asked for first, since some servers ignore If-None-Match; where it counts, the header settles a race.
+        # Ask first, since some servers ignore If-None-Match; on others the header settles a race.
         with contextlib.suppress(ObjectNotFound):
             self.get(key)
             return
@@ -143,9 +142,9 @@ class S3Store:
         with _translated("ListObjectsV2"):
             # Not HeadBucket: an answer without a body cannot say why the store refuses.
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=INSTALLATION_KEY, MaxKeys=1)
-        # Before the first start there is nothing that could be written again.
+        # Before the first start there is no id to write again.
         with contextlib.suppress(ObjectNotFound):
-            # Refused as present where writing is permitted; servers that ignore the condition write the same again.
+            # Tests permission to write: a server refuses it as present, or writes the same bytes again.
             self._put_if_absent(INSTALLATION_KEY, self.get(INSTALLATION_KEY))
 
     def _put_if_absent(self, key: str, content: bytes) -> None:
@@ -153,7 +152,7 @@ class S3Store:
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
 
     def abort_uploads(self, key: str, *, but: str | None = None) -> None:
-        """End all unfinished uploads under this very key, but one."""
+        """End all unfinished uploads under exactly this key, except `but`."""
         for found, upload_id in self._open_uploads(key):
             if found == key and upload_id != but:
                 self._abort_upload(key, upload_id)
@@ -186,17 +185,16 @@ def _client(options: S3Options) -> "AwsClient[S3Client]":
             read_timeout=30,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=64,
-            # botocore would put its own together again, twice for each call: an eighth of what a call costs.
+            # botocore would build its own twice for each call, an eighth of the call's cost.
             user_agent="secure-vault",
-            # Segments are authenticated already; a CRC over every part would cost CPU and prove nothing.
+            # Segments are authenticated; a CRC over every part would prove nothing more.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            # Or AWS_ENDPOINT_URL_S3 would lead round the rule that an endpoint is https.
+            # Otherwise AWS_ENDPOINT_URL_S3 would bypass the rule that an endpoint is https.
             ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stub lacks it
             s3={
                 "addressing_style": "path" if options.endpoint_url else "auto",
-                # TLS protects the body on its way. A SHA-256 in the signature would be a second hash of every byte,
-                # and only without TLS does it prove anything that the segments do not.
+                # TLS protects the body. Only without TLS does a second hash of every byte prove something.
                 "payload_signing_enabled": not is_https,
             },
         ),
@@ -223,7 +221,7 @@ class _S3Writer:
 
     def buffer(self) -> memoryview:
         if self._filling is None:
-            # Another part follows. Sent before waiting for room: uploads that all held one would wait for each other.
+            # Sent before waiting for room: uploads that each hold a part would wait for each other.
             self._send_held()
             while len(self._in_flight) >= _PARTS_IN_FLIGHT:
                 self._in_flight.popleft().result()
@@ -231,7 +229,7 @@ class _S3Writer:
         return self._filling
 
     def write(self, part: memoryview, length: int) -> None:
-        # Held back until another is asked for: if the first part stays the only one, it becomes a PutObject.
+        # Held until another is requested: a single part becomes a PutObject.
         self._filling = None
         self._held = (part, length)
 
@@ -252,7 +250,7 @@ class _S3Writer:
 
     def abort(self) -> None:
         for future in self._in_flight:
-            # A part that arrives after the abort would stay in the store, so wait for those already running.
+            # A part that arrives after the abort would stay in the store, so wait for running requests.
             if not future.cancel():
                 future.exception()
         self._in_flight.clear()
@@ -289,14 +287,14 @@ class _S3Writer:
                     answer = self._store.client.create_multipart_upload(Bucket=self._store.bucket, Key=self._key)
                     self._upload_id = answer["UploadId"]
                     if answer["ResponseMetadata"]["RetryAttempts"]:
-                        # An earlier attempt may have begun an upload as well, and only its answer was lost.
+                        # An earlier attempt may have begun an upload and lost only the answer.
                         self._store.abort_uploads(self._key, but=self._upload_id)
             self._sent += 1
             future = self._store.pool.submit(self._upload_part, self._sent, part, length)
         finally:
             if future is None:
                 self._store.budget.free(part)
-        # Freed here and not in the task: a cancelled task never runs.
+        # Freed here, since a cancelled task never runs.
         future.add_done_callback(lambda _: self._store.budget.free(part))
         self._in_flight.append(future)
 
@@ -331,7 +329,7 @@ class _S3Reader:
             return piece
 
     def close(self) -> None:
-        # A response that was not read to its end cannot go back to the pool: its connection is closed.
+        # A partly read response cannot return to the pool, so close its connection.
         self._body.close()
 
 
@@ -340,7 +338,7 @@ if TYPE_CHECKING:
 
 
 def _parse_time(text: str) -> datetime:
-    """The two forms that S3 has for a time, one in each read and each listed object; botocore guesses at any form."""
+    """Parse S3's two forms of a time; botocore's parser guesses."""
     try:
         return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
     except (TypeError, ValueError):
@@ -348,10 +346,9 @@ def _parse_time(text: str) -> datetime:
 
 
 class PartBody(io.BufferedIOBase):
-    """A part as a file that botocore reads: the whole protocol of io, since signers and checksums differ in its use.
+    """A part as a file for botocore, with the whole io protocol, since signers and checksums use it differently.
 
-    It is sent in pieces of 128 KiB. Without TLS, what is sent in one piece must be gone within connect_timeout, and
-    8 MiB may take longer.
+    Sent in pieces of 128 KiB: without TLS each piece must be sent within connect_timeout.
     """
 
     def __init__(self, part: memoryview, length: int) -> None:
@@ -406,25 +403,23 @@ class PartBody(io.BufferedIOBase):
 
 
 def _expect_nothing(*, params: dict[str, Any], **_: Any) -> None:
-    """Of what can be read botocore asks the store first: a round trip a part, or a second where none answers."""
+    """Avoid botocore's Expect: 100-continue, a round trip per part, or a second if the store does not answer it."""
     params["headers"].pop("Expect", None)
 
 
 @contextlib.contextmanager
 def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
-    """Turn botocore's and urllib3's errors into the store's; their texts hold keys and host names and stay behind.
-
-    `missing` is what a 404 means: no such object for a read, a misplaced endpoint for everything else.
-    """
+    """Raise the store's errors for botocore's and urllib3's, whose texts hold keys and host names. `missing` is what a
+    404 means."""
     try:
         yield
     except ClientError as exc:
         status = str(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         code = exc.response.get("Error", {}).get("Code", "")
         error = StorageUnavailable if code in _UNUSABLE else _ERRORS.get(code, _ERRORS.get(status, StorageUnavailable))
-        # Whatever is no code of S3's may be anything.
+        # Anything else may hold arbitrary text.
         reason = code if _CODE.fullmatch(code) else status
         raise (missing if error is ObjectNotFound else error)(reason, operation) from exc
-    # RuntimeError is botocore's for a role or an instance whose new credentials have expired as well.
+    # botocore raises RuntimeError if a role's new credentials have expired too.
     except (BotoCoreError, HTTPError, OSError, RuntimeError) as exc:
         raise StorageUnavailable(type(exc).__name__, operation) from exc

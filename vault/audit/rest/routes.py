@@ -48,7 +48,7 @@ def export(query: dict[str, Any]) -> Response:
     take for a formula begins with an apostrophe.
     """
     filters, format_ = filters_of(query), Format(query["format"])
-    # Of HEAD nobody gets a row, so it is no export.
+    # HEAD sends no rows, so it is not audited as an export.
     is_get = request.method == "GET"
     rows = closed_with_answer(request, find_part(Exports).open(principal(), format_, filters)) if is_get else iter(())
     response = Response(rows, content_type=_MEDIA_TYPES[format_], direct_passthrough=True)

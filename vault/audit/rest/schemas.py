@@ -64,5 +64,5 @@ class ExportQuerySchema(FilterSchema):
 
 
 def filters_of(query: Mapping[str, Any]) -> Filters:
-    """The filters among a query's fields. Raises InputRefused."""
+    """Return the filters among a query's fields. Raises InputRefused."""
     return Filters(**{name: query[name] for name in FilterSchema().fields if name in query})
