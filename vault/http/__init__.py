@@ -1,1 +1,1 @@
-"""What every blueprint shares: problem details, tokens, streams in both directions, cursors, request ids."""
+"""The Flask kit of every blueprint: problem details, tokens, streams, cursors, request ids."""

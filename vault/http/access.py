@@ -1,4 +1,4 @@
-"""Who may use a route. How a request proves whose it is, and what becomes of a refusal, is handed in."""
+"""Access to routes. Features pass in authenticators, and what a refusal does."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from vault.http.openapi import View, may_answer
 
 _NAME: Final = "vault.access"
 
-# Returns whose the request at hand is, or None where it is not of this authenticator's kind. Raises what 401 answers.
+# Returns the principal of this request, or None if it has no such credentials. Raises what 401 answers.
 Authenticator = Callable[[], Principal | None]
 
 
 class Refuse(Protocol):
     def __call__(self, principal: Principal, *, method: str, route: str) -> NoReturn:
-        """Raise Forbidden, once it is audited."""
+        """Raise Forbidden after auditing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,17 @@ class _Guards:
 
 
 def register(app: Flask, *, authenticators: Sequence[Authenticator], refuse: Refuse) -> None:
-    """Bind the guards of routes. The first authenticator that recognises a request says whose it is."""
+    """Bind the guards of routes. The first authenticator that recognises a request returns its principal."""
     app.extensions[_NAME] = _Guards(authenticators, refuse)
 
 
 def principal() -> Principal:
-    """Return who asks; only inside a view that `login_required` or `admin_required` guards."""
+    """Return the principal, only inside a view that `login_required` or `admin_required` guards."""
     return cast(Principal, g.principal)
 
 
 def login_required(permission: Permission) -> Callable[[View], View]:
-    """Let a view run only for a principal that holds the permission; documents the security scheme.
-
-    The view gets the attribute `permission`, by which limits know what needs an account.
-    """
+    """Require a principal with the permission; document the security scheme. Limits read the view's `permission`."""
 
     def decorate(view: View) -> View:
         @wraps(view)
@@ -61,10 +58,8 @@ def login_required(permission: Permission) -> Callable[[View], View]:
 
 
 def admin_required(permission: Permission) -> Callable[[View], View]:
-    """Let a view run for administrators only; everybody else is refused with 403, and that is audited.
-
-    Stands above `arguments`, so that nothing else is looked at before.
-    """
+    """Require an administrator; audit other clients and answer 403. Stands above `arguments`, so that it is checked
+    first."""
 
     def decorate(view: View) -> View:
         @wraps(view)
@@ -79,7 +74,6 @@ def admin_required(permission: Permission) -> Callable[[View], View]:
 
 
 def _admit(permission: Permission) -> Principal:
-    """Return the principal of this request. Raises Unauthorized, and Forbidden for one without the permission."""
     guards = cast(_Guards, current_app.extensions[_NAME])
     found = next((who for authenticate in guards.authenticators if (who := authenticate()) is not None), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""flask-smorest, taught this API's contract: problem bodies, strict input, documented errors."""
+"""flask-smorest with problem bodies, strict input and documented errors."""
 
 import re
 import threading
@@ -28,7 +28,7 @@ class MalformedJson(VaultError):
 
 
 class VaultApi(Api):  # type: ignore[misc]
-    """Registers routes at once, and describes them when somebody asks: that is most of what making it would cost."""
+    """Registers routes immediately and builds the OpenAPI document on first use."""
 
     ERROR_SCHEMA = ProblemSchema
 
@@ -39,7 +39,7 @@ class VaultApi(Api):  # type: ignore[misc]
 
     @property
     def spec(self) -> APISpec:
-        """The OpenAPI document of every blueprint."""
+        """Return the OpenAPI document of every blueprint."""
         with self._describing:
             while self._undescribed:
                 blueprint = self._undescribed.pop(0)
@@ -60,22 +60,20 @@ class VaultApi(Api):  # type: ignore[misc]
         self._undescribed.append(blueprint)
 
     def _register_responses(self) -> None:
-        # By default one for each status that HTTP has, as application/json; operations have their own here.
+        # By default each status of HTTP has one, as application/json; operations have their own here.
         problem = {"description": "A problem", "content": {"application/problem+json": {"schema": ProblemSchema}}}
         self.spec.components.response("DEFAULT_ERROR", problem, lazy=True)
 
     def _register_pagination_header(self) -> None:
-        """Lists say where they go on in their bodies."""
+        """Do nothing: lists have their cursor in the body."""
 
     def handle_http_exception(self, error: HTTPException) -> Any:
         return on_http_error(error)
 
 
 class Text(ma.fields.String):
-    """Text that every database and encoder takes: no NUL, no lone surrogates, which would be errors further in.
-
-    `pattern` is a regular expression in what Python and ECMA 262 have in common, since the document shows it.
-    """
+    """Text that every database and encoder takes: without NUL and lone surrogates. The document shows `pattern`, a
+    regular expression valid in Python and ECMA 262."""
 
     pattern: ClassVar[str] = r"^[^\u0000]*$"
     refusal: ClassVar[str] = "Contains invalid characters."
@@ -92,14 +90,14 @@ class Text(ma.fields.String):
 
 
 class Line(Text):
-    """Text on one line: no control characters, which could end a header or a log line."""
+    """Text on one line, without control characters, which could end a header or a log line."""
 
     pattern = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
     refusal = "Must be one line without control characters."
 
 
 class PasswordText(ma.fields.String):
-    """A password: any characters that can be encoded, NUL among them."""
+    """A password of any encodable characters, NUL among them."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -109,7 +107,7 @@ class PasswordText(ma.fields.String):
 
 
 class Count(ma.fields.Integer):
-    """A number in a query: digits, where `int` would also take `1_0`, `+5`, and the digits of other scripts."""
+    """A number in a query: ASCII digits, unlike `int`, which takes `1_0`, `+5` and other scripts."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
         if re.fullmatch("[0-9]+", str(value)) is None:
@@ -118,7 +116,7 @@ class Count(ma.fields.Integer):
 
 
 def is_encodable(text: str) -> bool:
-    """Whether text has no lone surrogates."""
+    """Return whether text has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -127,17 +125,17 @@ def is_encodable(text: str) -> bool:
 
 
 class StrictParser(FlaskParser):
-    """Unknown fields are refused in bodies and queries; a body that is not JSON is 415, one that does not parse 400."""
+    """Refuses unknown fields in bodies and queries, other bodies than JSON (415), and unparsable ones (400)."""
 
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"json": ma.RAISE, "query": ma.RAISE}  # noqa: RUF012
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
-        # Where every field has a default, no body at all is as good as an empty object.
+        # If every field has a default, a missing body equals an empty object.
         if getattr(schema, "body_is_optional", False) and not req.mimetype and not req.get_data():
             return {}
         if req.mimetype != "application/json":
             raise UnsupportedMediaType
-        # Without a declared length Werkzeug stops reading at the limit as if the body ended there.
+        # Without a declared length Werkzeug silently stops at the limit.
         if req.content_length is None and len(req.get_data()) >= (req.max_content_length or 0):
             raise RequestEntityTooLarge
         try:
@@ -160,7 +158,7 @@ class StrictParser(FlaskParser):
 
 
 def _texts(messages: Any) -> list[str]:
-    """Marshmallow nests messages for lists and dicts; a client needs the sentences."""
+    """Flatten marshmallow's nested messages of lists and dicts into sentences."""
     if isinstance(messages, str):
         return [messages]
     children = messages.values() if isinstance(messages, dict) else messages
@@ -168,10 +166,8 @@ def _texts(messages: Any) -> list[str]:
 
 
 class VaultBlueprint(Blueprint):  # type: ignore[misc]
-    """A blueprint whose routes refuse query parameters that they did not declare, and document their failures.
-
-    `problems` are the codes that each of its routes may answer with, beyond those of its own (`may_answer`).
-    """
+    """Blueprint that refuses undeclared query parameters and documents failures. `problems` are codes of each of its
+    routes, beyond those of a route itself (`may_answer`)."""
 
     ARGUMENTS_PARSER = StrictParser()
 
@@ -210,7 +206,7 @@ class VaultBlueprint(Blueprint):  # type: ignore[misc]
         return {
             **doc,
             "operationId": doc_info["operation_id"],
-            # Empty: no token is needed. What `login_required` says about it comes after this.
+            # Empty: public. `login_required` replaces it later.
             "security": [],
             "parameters": [*doc.get("parameters", []), *headers],
             "responses": dict(sorted(answers.items(), key=lambda answer: str(answer[0]))),
@@ -220,10 +216,8 @@ class VaultBlueprint(Blueprint):  # type: ignore[misc]
 def sends_bytes(
     blueprint: VaultBlueprint, status: int, description: str, headers: dict[str, Any]
 ) -> Callable[[View], View]:
-    """Document an answer of bytes of whatever type; the view returns a Response itself.
-
-    Generated clients read bytes from `application/octet-stream` alone. What is sent has a type of its own.
-    """
+    """Document an answer of bytes; the view returns a Response. The document says `application/octet-stream`, the only
+    type that generated clients read as bytes."""
 
     def decorate(view: View) -> View:
         decorated: Any = view
@@ -244,10 +238,8 @@ def _look_at_query_first() -> None:
 
 
 def refuse_undeclared_query() -> None:
-    """Unknown query parameters are 422 on every route, and so is a query that is not UTF-8.
-
-    Looked at before a view, but for one with the attribute `refuses_undeclared_query`, which calls this itself.
-    """
+    """Refuse unknown query parameters, and queries that are not UTF-8, with 422 on every route before the view. A view
+    with `refuses_undeclared_query` calls this itself."""
     assert request.endpoint is not None
     try:
         names = [name for name, _ in parse_qsl(request.query_string.decode("ascii"), True, errors="strict")]

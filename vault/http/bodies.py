@@ -1,7 +1,4 @@
-"""What a request says about its body beside its type: refused where its bytes would not be those of the content.
-
-Nothing is decoded here, so what was compressed or encoded on its way would be kept as if it were the content.
-"""
+"""Refuses bodies that are not the content's bytes. Nothing is decoded: a compressed body would be stored as content."""
 
 from collections.abc import Callable
 from typing import Final
@@ -15,14 +12,14 @@ _IDENTITIES: Final = {
     "Content-Encoding": {"identity"},
     "Content-Transfer-Encoding": {"7bit", "8bit", "binary", "identity"},
 }
-# RFC 9530, appendix A, declares both obsolete. A client that sends them counts on a check.
+# RFC 9530, appendix A, declares both obsolete. A client that sends them expects a check.
 _OBSOLETE_DIGESTS: Final = ("Content-MD5", "Digest")
 _FORMS_OF_TEXT: Final = {"application/json", "application/x-www-form-urlencoded"}
 _UTF8: Final = {"utf-8", "utf8", "us-ascii"}
 
 
 def register(app: Flask) -> None:
-    """Look at every request that has a body before anything reads it."""
+    """Check every request with a body before it is read."""
     app.before_request(_look_at_body)
 
 
@@ -38,10 +35,8 @@ def _look_at_body() -> None:
 
 
 def refuse_other_meanings(header: Callable[[str], str | None]) -> None:
-    """Refuse headers, of a request or of a form's part, by which the bytes of its body are not the content.
-
-    Raises UnsupportedCoding, MalformedBody, and InputRefused for digests that are not checked.
-    """
+    """Refuse headers of a request or a form's part whose body is not the content. Raises UnsupportedCoding,
+    MalformedBody, and InputRefused for digests that are not checked."""
     for name, identities in _IDENTITIES.items():
         codings = {coding.strip().lower() for coding in (header(name) or "").split(",")} - {""}
         if codings - identities:

@@ -1,4 +1,4 @@
-"""Who is at the other end: the address that sent a request, through proxies that the operator trusts."""
+"""The client's address, through proxies that the administrator trusts."""
 
 import ipaddress
 import threading
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
-    """Find out before anything is decided where each request comes from."""
+    """Determine the client's address before each request."""
     warned = threading.Event()
 
     def find() -> None:
@@ -25,8 +25,8 @@ def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
         forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
         g.client_ip = client_address(peer, forwarded, trusted)
         if forwarded and peer is not None and not _is_trusted(peer, trusted) and not warned.is_set():
-            # Once: behind a proxy that is missing in the settings it is every request, and anybody can send the header.
-            # Without the peer's address: it may be a person's.
+            # Once, since it may be every request, and any client can send the header. Without the peer's address, which
+            # may be a person's.
             warned.set()
             log.warning("forwarded_for_ignored", hint="TRUSTED_PROXIES does not name the peer that sent it")
 
@@ -34,16 +34,14 @@ def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
 
 
 def client_ip() -> str | None:
-    """The address that this request came from; None if the server listens where there are none."""
+    """Return the client's address; None on a server without addresses."""
     found: str | None = g.client_ip
     return found
 
 
 def client_address(peer: IpAddress | None, forwarded: str, trusted: Sequence[IpNetwork]) -> str | None:
-    """Walk X-Forwarded-For from its right end past trusted hops, if the peer that sent it is one.
-
-    What stands left of the first hop that is not trusted was written by whoever wanted to.
-    """
+    """Walk X-Forwarded-For from its right end past trusted hops, if the peer is trusted. Entries left of the first
+    untrusted hop are client-controlled."""
     address = peer
     for hop in reversed(forwarded.split(",")):
         if address is None or not _is_trusted(address, trusted):
@@ -60,7 +58,7 @@ def _is_trusted(address: IpAddress, trusted: Sequence[IpNetwork]) -> bool:
 
 
 def _parsed(text: str) -> IpAddress | None:
-    """An address, perhaps with the port that some proxies add; IPv4 in IPv6's form is IPv4."""
+    """Parse an address, with a port if a proxy adds it; IPv4 in IPv6's form becomes IPv4."""
     if len(text) > _LONGEST:
         return None
     if text.startswith("["):

@@ -1,4 +1,4 @@
-"""Bodies of answers that are closed whatever becomes of the answer that they were opened for."""
+"""Bodies of answers that are closed even if their answer is replaced."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeVar
@@ -10,7 +10,7 @@ _OPENED: Final = "vault.opened_bodies"
 
 
 class Body(Protocol):
-    """What `close` may be called on more than once."""
+    """A body whose `close` may be called more than once."""
 
     def close(self) -> None: ...
 
@@ -19,16 +19,14 @@ B = TypeVar("B", bound=Body)
 
 
 def closed_with_answer(request: Request, body: B) -> B:
-    """Close a body when its request is over, also if the answer with it fails before it is sent."""
+    """Close a body when its request is over, also if its answer fails before it is sent."""
     request.environ.setdefault(_OPENED, []).append(body)
     return body
 
 
 class BodiesAreClosed:
-    """WSGI middleware. A server closes what the application returns, so nothing that an error replaced or prevented.
-
-    For one, gunicorn refuses headers when the application starts its response, and then knows no body.
-    """
+    """WSGI middleware for bodies that an error replaced or prevented, which a server does not close. For example,
+    gunicorn may refuse headers before it knows the body."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Cursors: where a list goes on, signed and bound to the list that gave them."""
+"""Cursors: positions in a list, signed and bound to that list."""
 
 import uuid
 from datetime import datetime
@@ -19,12 +19,12 @@ class Cursors:
         self._key = derive_key(secret_key, "cursor")
 
     def dump(self, after: tuple[str | int | datetime, uuid.UUID], *, scope: str) -> str:
-        """A cursor behind `after`, valid for `scope` only: the list, its owner, and whatever else shaped it."""
+        """Return a cursor after `after`, valid for `scope` only: the list, its owner, and its other parameters."""
         key = after[0].isoformat() if isinstance(after[0], datetime) else after[0]
         return str(self._for(scope).dumps([key, after[1].hex]))
 
     def load(self, cursor: str, *, scope: str, key_type: type[K]) -> tuple[K, uuid.UUID]:
-        """The sort key, which is of `key_type`, and the id. Raises InvalidCursor for an edited or another list's."""
+        """Return the sort key, of `key_type`, and the id. Raises InvalidCursor for an edited or another list's."""
         try:
             key, row_id = self._for(scope).loads(cursor)
             key = datetime.fromisoformat(key) if key_type is datetime else key
@@ -38,7 +38,7 @@ class Cursors:
         return URLSafeSerializer(
             self._key,
             salt=scope,
-            # Names in UTF-8 and not as escapes, so that the longest fit into a request line.
+            # Names in UTF-8 rather than escapes, so that the longest fit into a request line.
             serializer_kwargs={"ensure_ascii": False},
             signer_kwargs={"key_derivation": "hmac"},
         )

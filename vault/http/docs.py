@@ -1,7 +1,5 @@
-"""Swagger UI at /docs: the files of flask-swagger-ui, which come with the installation, in this service's own page.
-
-That package's page has its script inside, which a strict policy refuses.
-"""
+"""Swagger UI at /docs: the files of flask-swagger-ui in this service's page, since that package's page has inline
+script."""
 
 from pathlib import Path
 from typing import Final
@@ -18,7 +16,7 @@ _FOLDERS: Final = {
     "swagger-ui-bundle.js": _DIST,
     "swagger-ui.css": _DIST,
 }
-# data: for the pictures in Swagger UI's style sheet, blob: for pictures that it has downloaded.
+# data: for pictures in Swagger UI's style sheet, blob: for downloaded pictures.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,7 +27,7 @@ blueprint = Blueprint("docs", __name__)
 
 @blueprint.get("/docs")
 def page() -> Response:
-    """The page that shows the API and tries it out."""
+    """Return the page that shows the API and can call it."""
     response = send_from_directory(_OWN, "index.html")
     response.headers["Content-Security-Policy"] = _POLICY
     return response
@@ -37,7 +35,7 @@ def page() -> Response:
 
 @blueprint.get("/docs/<name>")
 def part(name: str) -> Response:
-    """A file that the page loads."""
+    """Return a file that the page loads."""
     if name not in _FOLDERS:
         abort(404)
     return send_from_directory(_FOLDERS[name], name)

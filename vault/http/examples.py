@@ -1,4 +1,4 @@
-"""An example of each schema in the API's document, by the schema's name there. Clients' makers read them first."""
+"""An example of each schema in the OpenAPI document, by the schema's name."""
 
 from typing import Any, Final
 

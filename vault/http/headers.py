@@ -1,8 +1,5 @@
-"""Headers that every answer has, and the pages of other origins that may read answers (CORS).
-
-The origins are compared as a set. Flask-CORS takes what looks like one for a regular expression, and lets preflights
-run through the limits and the checks of queries that real requests are for.
-"""
+"""Headers of every answer, and CORS. Origins are compared as a set: Flask-CORS takes some for regular expressions, and
+lets preflights run into limits and query checks."""
 
 from typing import Final
 
@@ -14,15 +11,15 @@ _ON_EVERY_ANSWER: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Of what a page embeds without asking. Origins that CORS lets read an answer may embed it as well.
+    # For embedded resources. Origins that CORS lets read an answer may embed it as well.
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
 _HSTS: Final = {"Strict-Transport-Security": "max-age=31536000"}
-# What other origins may use at all: the pages behind mailed links and the documentation are this origin's own.
+# What other origins may use: pages of mailed links and the documentation belong to this origin.
 _SHARED: Final = ("/api/", "/openapi.json")
-# What a client of the API needs to read: how to go on after a refusal, and of content its parts and its version.
+# What API clients read: retry information, and a content's range and version.
 _EXPOSED: Final = (
     "Accept-Ranges, Content-Disposition, Content-Encoding, Content-Length, Content-Range, ETag, Location, "
     "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Repr-Digest, Retry-After, WWW-Authenticate, X-Request-ID"
@@ -36,12 +33,12 @@ _PREFLIGHT: Final = {
 
 
 def on_every_answer(settings: Settings) -> dict[str, str]:
-    """What every answer says unless it says something else itself."""
+    """Return default headers of every answer."""
     return _ON_EVERY_ANSWER | (_HSTS if settings.site.public_url.startswith("https:") else {})
 
 
 def for_origin(settings: Settings, origin: str | None, path: str) -> dict[str, str]:
-    """What an answer says beyond that to a page of another origin, which is nothing unless settings list it."""
+    """Return additional headers for a page of another origin, empty unless settings list it."""
     if origin is None or origin not in settings.site.cors_origins or not path.startswith(_SHARED):
         return {}
     return {
@@ -52,10 +49,8 @@ def for_origin(settings: Settings, origin: str | None, path: str) -> dict[str, s
 
 
 def register(app: Flask, settings: Settings) -> None:
-    """Add to every answer what it does not say itself, and let the listed origins read those of the API.
-
-    Tokens are in a header that a page has to set, so no answer allows credentials in the sense of CORS.
-    """
+    """Add missing headers to every answer, and let listed origins read the API's. Pages set tokens in a header, so CORS
+    credentials stay off."""
     defaults = on_every_answer(settings)
 
     def granted() -> dict[str, str]:
@@ -72,7 +67,7 @@ def register(app: Flask, settings: Settings) -> None:
         for name, value in defaults.items():
             response.headers.setdefault(name, value)
         if "ETag" in response.headers and response.headers["Cache-Control"] == defaults["Cache-Control"]:
-            # A proxy that compresses makes the tag weak, and If-Match would fail for ever (RFC 9110, 8.8.1).
+            # A compressing proxy weakens the tag, and If-Match would always fail (RFC 9110, 8.8.1).
             response.headers["Cache-Control"] += ", no-transform"
         if settings.site.cors_origins:
             response.vary.add("Origin")

@@ -1,6 +1,5 @@
-"""What views tell the API's document about themselves beyond their schemas: the problems they may answer with, and the
-headers they read. The problems are told by their codes; statuses and headers of answers follow from those.
-"""
+"""What views declare for the OpenAPI document beyond schemas: headers that they read, and problems by code, which imply
+statuses and headers of answers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
@@ -12,7 +11,7 @@ from vault.http.problems import STATUS
 View = TypeVar("View", bound=Callable[..., Any])
 
 _SECONDS: Final = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."}
-# A header is required where every answer of that status has it.
+# A header is required if every answer of that status has it.
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {
         "WWW-Authenticate": {
@@ -65,7 +64,7 @@ def reads_headers(**texts: str) -> Callable[[View], View]:
 def _note(what: str, items: Sequence[Any]) -> Callable[[View], View]:
     def note(view: View) -> View:
         apidoc = getattr(view, "_apidoc", {})
-        # flask-smorest's own place for what a view says about itself; it copies what it passes on.
+        # flask-smorest's own attribute for this; flask-smorest copies it.
         view._apidoc = {**apidoc, what: (*apidoc.get(what, ()), *items)}  # type: ignore[attr-defined]
         return view
 
@@ -73,12 +72,12 @@ def _note(what: str, items: Sequence[Any]) -> Callable[[View], View]:
 
 
 def parameters(headers: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Parameter objects of request headers."""
+    """Return parameter objects of request headers."""
     return [{"in": "header", "name": name, "description": text, "schema": {"type": "string"}} for name, text in headers]
 
 
 def responses(codes: Iterable[str]) -> dict[int, dict[str, Any]]:
-    """Response objects by status, each naming those of the codes that it comes with."""
+    """Return response objects by status, each naming its codes."""
     by_status: dict[int, list[str]] = {}
     for code in sorted(set(codes), key=lambda code: (STATUS[code], code)):
         by_status.setdefault(STATUS[code], []).append(code)

@@ -1,4 +1,4 @@
-"""What every list shares: the query's limit and cursor, and the form of a page."""
+"""Lists: the query's limit and cursor, and the form of a page."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class ListQuerySchema(ma.Schema):
 
 
 class PageSchema(ma.Schema):
-    """Subclasses say what the `items` are."""
+    """Subclasses declare the `items`."""
 
     next_cursor = ma.fields.String(
         required=True, allow_none=True, metadata={"description": "The cursor of the next page; null on the last page."}
@@ -34,7 +34,7 @@ class PageSchema(ma.Schema):
 
 
 class Page(Protocol):
-    """What services answer; `next_after` is the sort key and id of the last item if there are more."""
+    """A service's page; `next_after` is the last item's sort key and id if there are more."""
 
     @property
     def items(self) -> Sequence[Any]: ...
@@ -50,11 +50,8 @@ def page_of(
     scope: str,
     key_type: type[str | int | datetime] = datetime,
 ) -> dict[str, Any]:
-    """The page that `read` gives behind the query's cursor, with the cursor of the next one.
-
-    `scope` names the list, its owner, and whatever else shaped it; cursors of another are refused. Raises
-    InvalidCursor.
-    """
+    """Return the page that `read` gives after the query's cursor, with the next cursor. `scope` names the list, its
+    owner and its other parameters. Raises InvalidCursor for another scope."""
     cursors = Cursors(find_part(Settings).site.secret_key)
     after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
     page = read(after)

@@ -1,4 +1,4 @@
-"""The application's parts, for routes: each by its class, so that no route knows how they are wired."""
+"""The application's parts for routes, by class."""
 
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar, cast
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def register(app: Flask, parts: Iterable[Any]) -> None:
-    """Keep the one part of each class."""
+    """Store the one part of each class."""
     app.extensions[_NAME] = {type(part): part for part in parts}
 
 

@@ -1,4 +1,4 @@
-"""One table from error codes to HTTP statuses, and the RFC 9457 bodies that carry them."""
+"""HTTP statuses of error codes, and RFC 9457 bodies."""
 
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -66,7 +66,7 @@ STATUS: Final = {
     "limits_unavailable": 503,
     "storage_full": 507,
 }
-# Where trying again can help, and after how many seconds it first makes sense.
+# Retry-After in seconds, by problem code.
 _RETRY_AFTER: Final = {
     "audit_unavailable": 5,
     "busy": 2,
@@ -94,10 +94,10 @@ _DETAILS: Final = {
     405: "This resource does not support the method.",
     413: "The request body is larger than this server accepts.",
 }
-# RFC 6750, 3: the challenge alone for a request without a token; a client whose token ended learns that from the error.
+# RFC 6750, 3: the challenge alone for a request without a token; the error tells a client that its token ended.
 CHALLENGE: Final = 'Bearer realm="secure-vault"'
 CHALLENGE_FOR_BAD_TOKEN: Final = f'{CHALLENGE}, error="invalid_token"'
-# Failures of this side that an operator should see, beyond the access log.
+# Failures of this service that are logged beyond the access log
 _LOGGED_FROM: Final = 500
 
 
@@ -109,7 +109,7 @@ def problem(
     errors: dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """An `application/problem+json` answer."""
+    """Return an `application/problem+json` answer."""
     body = problem_body(status, code, detail, g.get("request_id"))
     if errors is not None:
         body["errors"] = errors
@@ -119,7 +119,7 @@ def problem(
 
 
 def problem_body(status: int, code: str, detail: str, request_id: str | None) -> dict[str, Any]:
-    """RFC 9457's members; `code` and `request_id` are our own. Counts it as well."""
+    """Return RFC 9457's members with `code` and `request_id`, and count the problem."""
     PROBLEMS.labels(code).inc()
     return {
         "type": f"urn:secure-vault:problem:{code}",
@@ -132,7 +132,7 @@ def problem_body(status: int, code: str, detail: str, request_id: str | None) ->
 
 
 def unauthorized(challenge: str) -> Response:
-    """Answer 401 with one body for every token that is missing, malformed, expired, revoked or not ours."""
+    """Answer 401 with one body for every token that is missing, malformed, expired, revoked or foreign."""
     return problem(401, "unauthorized", Unauthorized.detail, headers={"WWW-Authenticate": challenge})
 
 
@@ -154,7 +154,7 @@ def _on_vault_error(error: VaultError) -> Response:
 
 
 def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
-    """What HTTP says about an error beside its body; logs it if it is this side's."""
+    """Return an error's status and headers; log a failure of this service."""
     status = STATUS.get(error.code, 500)
     if status >= _LOGGED_FROM:
         log.error("request_failed", code=error.code, reason=reason_of(error), exc_info=error)
@@ -175,7 +175,7 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
 
 
 def _on_broken_chunk(_error: ParseException) -> Response:
-    """gunicorn's, from whoever read the body: how it is chunked is seen only then."""
+    """Answer gunicorn's error for a bad chunk, which appears only during reading."""
     return _on_vault_error(MalformedBody())
 
 
@@ -189,12 +189,12 @@ def _on_database_error(error: SQLAlchemyError) -> Response:
 
 
 def on_http_error(error: HTTPException) -> Response:
-    """Werkzeug's own errors, with the headers that belong to their status (Allow, for one)."""
+    """Answer Werkzeug's errors with the headers of their status, such as Allow."""
     if error.response is not None or error.code is None or error.code < 400:
         return cast(Response, Response.force_type(error.get_response(request.environ), request.environ))
     headers = {k: v for k, v in error.get_headers(request.environ) if k.lower() != "content-type"}
     code = _CODES.get(error.code, HTTPStatus(error.code).phrase.lower().replace(" ", "_"))
-    # Werkzeug's descriptions speak to people in browsers and may quote the request.
+    # Werkzeug's descriptions address browsers and may quote the request.
     detail = _DETAILS.get(error.code, HTTPStatus(error.code).description or HTTPStatus(error.code).phrase)
     return problem(error.code, code, detail, headers=headers)
 

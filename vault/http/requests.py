@@ -1,4 +1,4 @@
-"""Request ids, the access log, and who a request comes from."""
+"""Request ids, the access log, and the anonymous principal."""
 
 import re
 import uuid
@@ -26,7 +26,7 @@ def register(app: Flask) -> None:
 
 def _begin() -> None:
     given = request.headers.get("X-Request-ID", "")
-    # The client's id is echoed and logged, but it may repeat or lie, so the log has one of our own as well.
+    # The client's id is echoed and logged, but may repeat or lie, so the log also has this service's id.
     g.trace_id = uuid.uuid4().hex
     g.request_id = given if _REQUEST_ID.fullmatch(given) else g.trace_id
     g.started = monotonic()
@@ -36,7 +36,7 @@ def _begin() -> None:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
-    # The route's pattern, never the path or the query: those may hold names and tokens.
+    # The route's pattern: paths and queries may hold names and tokens.
     line = _Line(
         method=request.method if request.url_rule else "-",
         route=request.url_rule.rule if request.url_rule else "-",
@@ -53,7 +53,7 @@ def _end(response: Response) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What the log will say of a request once its answer has gone out."""
+    """The access log's line, written after the answer is sent."""
 
     method: str
     route: str
@@ -65,7 +65,7 @@ class _Line:
         seconds = monotonic() - self.began
         REQUESTS.labels(self.route, self.method, self.status).inc()
         REQUEST_SECONDS.labels(self.route, self.method, f"{self.status // 100}xx").observe(seconds)
-        # The ids once more: by now the thread may have another request's.
+        # Explicit ids: the thread may already have another request's.
         log.info(
             "request",
             method=self.method,
@@ -78,7 +78,7 @@ class _Line:
 
 
 class _Told:
-    """A streamed body; its end, which is when the server closes it, is when the line is written."""
+    """A streamed body that writes the log line when the server closes it."""
 
     def __init__(self, body: Any, line: _Line) -> None:
         self._body = body
@@ -106,7 +106,7 @@ class _Told:
 
 
 def anonymous() -> Principal:
-    """Return the principal of a request that has proven nothing: where it comes from, and its ids."""
+    """Return the principal of a request without proof: its address and ids."""
     return Principal(
         ip=client_ip(),
         user_agent=(request.headers.get("User-Agent") or "")[:255].replace("\0", "") or None,

@@ -1,9 +1,9 @@
-"""What a request tells the connection that it came by: whose it is, and that a file is to be transferred."""
+"""Messages of a request to its connection: its account, and that a file is transferred."""
 
 from collections.abc import Hashable
 from typing import Any, Final, Protocol, runtime_checkable
 
-# What a client need not be waited for: such bodies are there before a thread is, such answers fit into the buffers.
+# Such bodies arrive before a thread is used, and such answers fit into the buffers.
 SMALL_BYTES: Final = 64 * 1024
 
 
@@ -19,14 +19,14 @@ class PacedConnection(Protocol):
 
 
 def know_account(environ: dict[str, Any], account: Hashable) -> None:
-    """Tell the connection of a request whose it is, once that is proven."""
+    """Tell the connection the request's proven account."""
     connection = environ.get("gunicorn.socket")
     if isinstance(connection, PacedConnection):
         connection.know(account)
 
 
 def begin_transfer(environ: dict[str, Any], size_bytes: int | None) -> None:
-    """Take what a file of this size (None: unknown) needs before anything is done for it. Raises Busy."""
+    """Take a slot for a file of this size (None: unknown) before other work. Raises Busy."""
     connection = environ.get("gunicorn.socket")
     if not isinstance(connection, PacedConnection):
         return

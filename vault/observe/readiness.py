@@ -1,7 +1,5 @@
-"""Whether this process can serve: each dependency is asked by a thread of its own, for a limited time, and not often.
-
-Nothing here knows HTTP. What failed is told by its class and code; a library's text may hold a host name or a password.
-"""
+"""Whether this process can serve, from bounded and cached checks of each dependency, without HTTP. Failures have a
+class and a code; a library's text may hold a host name or a password."""
 
 import os
 import threading
@@ -20,8 +18,7 @@ from vault.core.db import open_existing_file, postgresql_options
 from vault.core.reasons import reason_of
 from vault.observe.processes import beat_is_alive
 
-# How long one asks before what does not answer counts as failed, and how long an answer is kept: together less than the
-# two seconds within which whoever asks is to learn of a failure.
+# Time limit of a check, and how long its answer is kept: together less than two seconds until a failure shows.
 ANSWER_SECONDS: Final = 1.0
 KEPT_SECONDS: Final = 0.5
 
@@ -51,10 +48,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`error` is None for what is well, else the class of what was raised, and `reason` its code (vault.core.reasons).
-
-    `took_seconds` is None if no answer came.
-    """
+    """`error` is None, or the raised class, and `reason` its code (vault.core.reasons). `took_seconds` is None without
+    an answer."""
 
     error: str | None
     took_seconds: float | None
@@ -72,27 +67,27 @@ class Report:
 
     @property
     def status(self) -> str:
-        """`ready`, `degraded` where requests that need what failed are refused, or `unavailable`."""
+        """Return `ready`, `degraded` if only requests that need a failed check are refused, or `unavailable`."""
         if not self.can_serve:
             return "unavailable"
         return "ready" if all(finding.is_ok for finding in self.findings.values()) else "degraded"
 
 
 class Readiness:
-    """Safe to ask from many threads: those that come together share one round of questions."""
+    """Thread-safe; concurrent callers share one round of checks."""
 
     def __init__(self, checks: Mapping[str, Check], *, clock: Callable[[], float] = monotonic) -> None:
         self._probes = {name: _Probe(name, check, clock) for name, check in checks.items()}
 
     def report(self) -> Report:
-        """What is known of every dependency now. Takes ANSWER_SECONDS at most."""
+        """Return the state of every dependency within ANSWER_SECONDS."""
         for probe in self._probes.values():
             probe.begin()
         findings = {name: probe.finding() for name, probe in self._probes.items()}
         return Report(findings, all(findings[name].is_ok for name, p in self._probes.items() if p.check.is_vital))
 
     def doubt(self, name: str) -> None:
-        """Keep a check's good answer no longer: somebody has just seen the dependency fail."""
+        """Drop a check's good answer after a caller saw the dependency fail."""
         self._probes[name].doubt()
 
 
@@ -113,12 +108,12 @@ class _Probe:
         with self._changed:
             now = self._clock()
             if self._asking_since is None and (self._last is None or now >= self._kept_until):
-                # Where there is no thread left this raises, and the next one who asks may try again.
+                # Raises without a free thread; the next caller tries again.
                 threading.Thread(target=self._ask, args=(now,), name=f"check-{self._name}", daemon=True).start()
                 self._asking_since = now
 
     def finding(self) -> Finding:
-        """The answer that is kept, or the one that is being waited for; what hangs has failed."""
+        """Return the kept or awaited answer; a check that hangs has failed."""
         with self._changed:
             if self._asking_since is not None:
                 left = self._asking_since + ANSWER_SECONDS - self._clock()
@@ -147,7 +142,7 @@ class _Probe:
             self._changed.notify_all()
 
     def _tell(self, finding: Finding) -> None:
-        """One line when a check begins to fail and one when it is well again, not one for each time it is asked."""
+        """Log when a check begins to fail and when it recovers."""
         if finding.is_ok and not self._was_ok:
             log.info("dependency_recovered", check=self._name)
         elif self._was_ok and not finding.is_ok:
@@ -156,17 +151,17 @@ class _Probe:
 
 
 def check_database(url: str) -> Callable[[], None]:
-    """Asks whether the database takes writes, over a connection of its own, since a busy pool may have none left."""
+    """Return a check for writes, over its own connection, since a busy pool may have none left."""
     engine = _engine(url)
 
     def ask_postgresql() -> None:
-        # On for a standby as well as where an operator, or a provider whose disk is full, wants no writes.
+        # On for a standby, and if an operator or a provider with a full disk stops writes.
         if _scalars(engine, "SHOW transaction_read_only") != ["off"]:
             raise DatabaseReadOnly
 
     def ask_sqlite() -> None:
         _scalars(engine, "SELECT 1")
-        # It makes files beside its own. Not a trial: a transaction would wait for others' writes.
+        # SQLite makes files beside its own. A trial transaction would wait for other writers.
         path = make_url(url).database or ""
         if not (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)):
             raise DatabaseReadOnly
@@ -175,7 +170,7 @@ def check_database(url: str) -> Callable[[], None]:
 
 
 def check_migrations(url: str, folder: str) -> Callable[[], None]:
-    """Whether the database is as this code wants it, or newer, as it is while nodes are being replaced one by one."""
+    """Return a check that migrations are current or newer, as while nodes are replaced one by one."""
     engine = _engine(url)
 
     @cache
@@ -193,7 +188,7 @@ def check_migrations(url: str, folder: str) -> Callable[[], None]:
 
 
 def check_beat(url: str) -> Callable[[], None]:
-    """Whether beat is alive, as it says in the database: a broker cannot tell."""
+    """Return a check of beat's row: a broker cannot tell whether beat is alive."""
     engine = _engine(url)
 
     @cache
@@ -209,7 +204,6 @@ def check_beat(url: str) -> Callable[[], None]:
 
 @cache
 def _engine(url: str) -> sa.Engine:
-    """One for all checks of a database; each opens a connection of its own and closes it."""
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_limits(url))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "do_connect", open_existing_file)
@@ -219,12 +213,12 @@ def _engine(url: str) -> sa.Engine:
 def _limits(url: str) -> dict[str, object]:
     if url.startswith("sqlite"):
         return {"timeout": ANSWER_SECONDS}
-    # A server that vanished while it was asked must not keep the one thread that asks for as long as TCP waits.
+    # A server that vanishes during a check must not block the only checking thread until TCP gives up.
     return postgresql_options(connect_seconds=2, silence_seconds=2)
 
 
 def _scalars(engine: sa.Engine, statement: str) -> list[str]:
-    # Not a Connection: it would begin a transaction, for which SQLite's writers wait.
+    # Not a Connection, which would begin a transaction and block SQLite's writers.
     connection = engine.raw_connection()
     try:
         cursor = connection.cursor()

@@ -1,4 +1,4 @@
-"""The C library's allocator: what it holds, and what it gives back."""
+"""Settings of the C library's allocator."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-# Larger blocks come from the kernel each by itself, whatever is set.
+# Larger blocks always come directly from the kernel.
 _MMAP_THRESHOLD: Final = 32 * 1024 * 1024
 _SLACK: Final = 16 * 1024 * 1024
 _INT_MAX: Final = 2**31 - 1
@@ -19,35 +19,31 @@ _GIVE_BACK_SECONDS: Final = 30.0
 
 
 def share_one_arena() -> None:
-    """Let all threads of this process, and of what it forks, take memory from one place; call before any is started.
+    """Use one arena for all threads and later forks; call before any thread starts.
 
-    glibc gives each thread a place of its own, up to eight for each core, and what has been freed there serves no other
-    thread: with eight transfers of mixed sizes a process came to hold twice as much. MALLOC_ARENA_MAX
-    and GLIBC_TUNABLES, where they are set, have been heeded already; other C libraries have nothing like it.
+    glibc's arenas, up to eight per core, do not share freed memory: eight mixed transfers doubled a process. glibc has
+    already applied MALLOC_ARENA_MAX and GLIBC_TUNABLES. Does nothing with other C libraries.
     """
     if not {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
         _set(_M_ARENA_MAX, 1)
 
 
 def keep_for_hashes(size: int, count: int) -> None:
-    """Let the memory of so many hashes at once serve the next ones until it is given back regularly.
+    """Keep the memory of `count` concurrent hashes for the next ones, until it is given back regularly.
 
-    By itself it keeps twice its largest block. Two hashes are more than that as soon as anything else is free beside
-    them; then both are given back, and for the next the kernel makes each page anew. Of hashes over 32 MiB each comes
-    from the kernel by itself. What is set by the variables of glibc has been heeded already.
+    glibc keeps twice its largest block, so that two hashes would fault in every page again. Blocks over 32 MiB always
+    come
+    from the kernel. glibc's own variables take precedence.
     """
     if size < _MMAP_THRESHOLD and not _OPERATORS & os.environ.keys():
         _set(_M_TRIM_THRESHOLD, min(size * count + _SLACK, _INT_MAX))
-        # glibc raises it as larger blocks are freed, but no more once the other one is set.
+        # glibc raises it as larger blocks are freed, but not after the other one is set.
         _set(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 def give_back_regularly(every_seconds: float = _GIVE_BACK_SECONDS) -> None:
-    """From now on give back what is free, wherever it lies, in a thread of this process, for as long as it lives.
-
-    glibc alone gives back what is free at its arena's end, and a small block there holds all before it: the process
-    would keep what its busiest moment took. Whoever sets the variables of glibc has said what is to be kept.
-    """
+    """Return free memory to the kernel from a daemon thread. glibc alone trims only an arena's end, and a small block
+    there would keep a process at its peak. glibc's own variables take precedence."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None or _OPERATORS & os.environ.keys():
         return

@@ -1,8 +1,7 @@
-"""The socket between a thread and its client: how slowly a client may go, and how many threads may wait for clients.
+"""The socket between a thread and its client: the least rate, and how many threads may wait for clients.
 
-A thread waits for a large upload or download in one of the process's transfer slots, of which one account has a share
-at most, and for no body otherwise: a small one has arrived before a thread gets the request. So slow clients, and
-however many large transfers, leave some threads to the others.
+Large transfers wait in the process's transfer slots, of which one account has a share at most. Small bodies have
+arrived before a thread gets the request. So slow clients and large transfers leave threads to other requests.
 """
 
 import fcntl
@@ -24,11 +23,8 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The least rate: a client that let a thread wait for `seconds` has moved at least `least_bytes` meanwhile.
-
-    What it took of an answer beyond that counts for the time that follows, up to `credit_seconds`: a proxy, and the
-    client's own system, take it in lumps.
-    """
+    """The least rate: while a thread waits for `seconds`, a client moves `least_bytes`. More counts for up to
+    `credit_seconds` after, since proxies and kernels read in lumps."""
 
     seconds: float = 60.0
     least_bytes: int = 60 * 1024
@@ -57,16 +53,16 @@ class Waits:
 
 
 class PacedSocket(socket.socket):
-    """A client's connection. `recv` and `sendall` wait; all the rest is as of a socket that does not block.
+    """A client's connection: non-blocking, except that `recv` and `sendall` wait.
 
-    `recv` waits for a transfer only. It raises TooSlow if the client falls below the least rate, or if no transfer was
-    begun and the client had its time (`is_late`); otherwise TooLarge, since a small body would be there. `sendall`
-    waits for strangers in a few turns. Where it may not wait, or for too long, it is too late for another answer: that
-    is a broken pipe, and `is_cut` becomes true.
+    `recv` waits only for a transfer. It raises TooSlow below the least rate, or without a transfer if the client is
+    late
+    (`is_late`); else TooLarge, since a small body would be there. `sendall` waits for anonymous clients in a few turns.
+    Beyond that it raises a broken pipe and sets `is_cut`, since another answer would come too late.
     """
 
     _account: Hashable
-    # The account that the slot was taken for.
+    # The account that the slot was taken for
     _holder: Hashable
     _holds_slot: bool
     _turn: object | None
@@ -79,25 +75,25 @@ class PacedSocket(socket.socket):
         self._forget_request()
 
     def setblocking(self, _flag: bool, /) -> None:
-        """gunicorn switches between the poller's mode and the threads'; this class has one for both."""
+        """Do nothing: gunicorn switches modes, this class has one."""
 
     def tell_to_continue(self) -> None:
-        """Ask a client that waits for it (RFC 9110, 10.1.1) for the body."""
+        """Send 100 Continue to a client that waits for it (RFC 9110, 10.1.1)."""
         super().send(_CONTINUE)
         self._was_told = True
 
     def send(self, data: bytes, flags: int = 0, /) -> int:  # type: ignore[override]  # gunicorn sends bytes only
-        """gunicorn tells a client to continue in any case; once is enough."""
+        """Send, dropping gunicorn's repeated 100 Continue."""
         if self._was_told and data == _CONTINUE:
             return len(data)
         return super().send(data, flags)
 
     def know(self, account: Hashable) -> None:
-        """From now on the request is this account's."""
+        """Attribute the request to this account from now on."""
         self._account = account
 
     def begin_transfer(self) -> None:
-        """Take a slot until the request ends. Raises Busy if none is free, or the account has its share."""
+        """Take a slot until the request ends. Raises Busy without a free slot, or if the account has its share."""
         if not self._holds_slot:
             if not self._waits.transfers.take(self._account):
                 raise Busy
@@ -157,7 +153,7 @@ class PacedSocket(socket.socket):
 
     def _wait_to_send(self) -> None:
         if self._account is not None:
-            # Such as a long list, or a small file behind answers that were not read: no store is waited for any more.
+            # The store is not needed any more, as for a long list, or a small file after unread answers.
             self._end_small_file()
             self.begin_transfer()
         if self._holds_slot:
@@ -171,15 +167,13 @@ class PacedSocket(socket.socket):
             self._waits.answers.release()
 
     def _taken_bytes(self) -> int:
-        """What the client's system has acknowledged: the kernel takes megabytes for a client that takes none.
-
-        From an origin of its own, since the answer before this one may be in there, too.
-        """
+        """Return what the client's system has acknowledged, since the kernel buffers megabytes. Counts from its own
+        origin: an earlier answer may be in there."""
         try:
-            # Of a TCP socket this is SIOCOUTQ (tcp(7)): what is not acknowledged.
+            # SIOCOUTQ of a TCP socket (tcp(7)): unacknowledged bytes
             waiting = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, bytes(4)))[0]
         except OSError:
-            # A system that does not tell; what was handed over is the next best.
+            # Without it, count what was handed over.
             waiting = 0
         return self._handed_over - int(waiting)
 
@@ -192,13 +186,13 @@ class PacedSocket(socket.socket):
 
 
 class _Progress:
-    """One direction of one request. Only the time counts in which a thread waits for the client."""
+    """One direction of one request. Only time counts in which a thread waits for the client."""
 
     def __init__(self, pace: Pace, *, has_credit: bool) -> None:
         self._pace = pace
         self._has_credit = has_credit
         self._waited = 0.0
-        # How much was moved when the time began that is being looked at, less what counts for it from before.
+        # Bytes moved when the observed time began, less the earlier credit
         self._from: int | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Answers that come before the request's body has arrived, and still reach a client that is sending it."""
+"""Early answers that reach a client which is still sending its body."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -6,18 +6,15 @@ from typing import Any
 
 
 class RefusalsReachClients:
-    """WSGI middleware. Answers to requests whose body was not read to its end close their connection.
-
-    The worker then half closes it and discards what still comes; gunicorn alone would read on in the thread, for a
-    connection that is kept alive.
-    """
+    """WSGI middleware that closes the connection after a partly read body. The worker half closes it and discards the
+    rest; gunicorn alone would read on in the thread."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"] = _Body(environ)
-        # gunicorn drops a Connection header of the application; its response object is what decides.
+        # gunicorn drops the application's Connection header; its response object decides.
         close_after = getattr(getattr(start_response, "__self__", None), "force_close", None)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -29,11 +26,11 @@ class RefusalsReachClients:
 
 
 class _Body(io.BufferedIOBase):
-    """The body's stream, which knows whether all of it was read. Everything that reads goes through `read`."""
+    """The body's stream, which records whether all of it was read. All reading goes through `read`."""
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._stream = environ["wsgi.input"]
-        # `wsgi.input_terminated` does not tell: gunicorn sets it for every request.
+        # gunicorn sets `wsgi.input_terminated` for every request, so it does not tell.
         self._left = None if "HTTP_TRANSFER_ENCODING" in environ else int(environ.get("CONTENT_LENGTH") or 0)
         self.has_ended = self._left == 0
 
@@ -45,7 +42,7 @@ class _Body(io.BufferedIOBase):
         piece: bytes = self._stream.read(length)
         if self._left is not None:
             self._left -= len(piece)
-        # Of a body without a declared length, only a read that gives less than was asked for tells its end.
+        # Without a declared length, only a short read shows the end.
         if self._left == 0 or not 0 <= length <= len(piece):
             self.has_ended = True
         return piece

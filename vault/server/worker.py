@@ -1,8 +1,7 @@
-"""gunicorn's threaded worker, made so that clients are waited for in its poller and not by its threads.
+"""gunicorn's threaded worker, whose poller waits for clients instead of its threads.
 
-gunicorn's own gives every new connection a thread, which then waits for the request. Here a thread gets a request when
-its head and a small body have arrived, also one without a declared length; what a thread may still wait for, large
-bodies both ways, `pacing` limits. TLS and HTTP/2 are a proxy's business: the poller reads heads as they come.
+gunicorn's own gives each new connection a thread, which waits for the request. Here a thread gets a request with its
+head and small body; `pacing` limits the wait for large bodies. A proxy does TLS and HTTP/2: the poller parses heads.
 """
 
 import errno
@@ -42,20 +41,20 @@ from vault.http.transfers import SMALL_BYTES
 from vault.observe.metrics import REQUESTS
 from vault.server.pacing import PacedSocket, Waits
 
-# For the head, from its first byte on, and for the beginning of a body whose length is not declared.
+# For the head from its first byte, and for the begin of a body of undeclared length.
 _REQUEST_SECONDS: Final = 10.0
-# For a small body of declared length, by the least rate of all bodies, which is 1 KiB/s.
+# For a small body of declared length, at the least rate of 1 KiB/s.
 _BODY_SECONDS: Final = SMALL_BYTES / 1024
 _HEAD_BYTES: Final = 32 * 1024
-# A chunked body is handed on when so much has come, framing included: it is large, or cut into absurd pieces.
+# A chunked body of this size, framing included, is large or absurdly cut: hand it on.
 _CHUNKED_BYTES: Final = 2 * SMALL_BYTES
 _CHUNK_LINE_BYTES: Final = 8190
 _RECEIVE_BYTES: Final = 64 * 1024
-# A socket that is closed while bytes lie in it unread is reset, and a reset takes the answer away from whoever has not
-# read it yet (RFC 9112, 9.6). So what still comes is discarded: for 2 s, at most what a line of 4 Gbit/s carries then.
+# A socket that closes with unread bytes is reset, and a reset takes the answer from its client (RFC 9112, 9.6). So
+# incoming bytes are discarded for 2 s, at most what 4 Gbit/s carry.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 1024**3
-# When the worker stops, a request may be on its way on a connection that was kept alive.
+# At a stop, a request may be under way on a kept-alive connection.
 _IDLE_SECONDS_AT_STOP: Final = 1.0
 _SWEEP_SECONDS: Final = 0.25
 
@@ -70,7 +69,7 @@ _PARSER_REFUSALS: Final = {
     ExpectationFailed: (HTTPStatus.EXPECTATION_FAILED, "expectation_failed"),
     UnsupportedTransferCoding: (HTTPStatus.NOT_IMPLEMENTED, "not_implemented"),
 }
-# Raised while an answer is being written, although by their class they are the parser's.
+# Raised while writing an answer, although their classes are the parser's
 _OF_THIS_SIDE: Final = (InvalidResponseHeader, InvalidResponseHeaderName)
 _UNKNOWN: Final = "The server could not answer this request."
 
@@ -79,17 +78,17 @@ log = structlog.get_logger("vault.access")
 
 
 class _Body(Protocol):
-    """What the poller waits for behind a head."""
+    """What the poller waits for after a head."""
 
-    # Whether a body that is late may still be an upload.
+    # Whether a late body may still be an upload.
     is_open_ended: bool
 
     def has_come(self, request: bytearray) -> bool:
-        """Whether no more of it need be waited for here."""
+        """Return whether enough has arrived for a thread."""
 
 
 class _NoBody:
-    """A body that is not there, or is large, or is not for the poller to understand."""
+    """A body that is absent, large, or not for the poller to parse."""
 
     is_open_ended = False
 
@@ -98,8 +97,6 @@ class _NoBody:
 
 
 class _SizedBody:
-    """A small body of declared length."""
-
     is_open_ended = False
 
     def __init__(self, end: int) -> None:
@@ -110,13 +107,13 @@ class _SizedBody:
 
 
 class _ChunkedBody:
-    """A chunked body (RFC 9112, 7.1) up to its end, or until it is no small one."""
+    """A chunked body (RFC 9112, 7.1), up to its end or to the limit of small ones."""
 
     is_open_ended = True
 
     def __init__(self, start: int) -> None:
         self._start = start
-        # Of the line that begins the next chunk.
+        # Offset of the next chunk's size line
         self._at = start
         self._size = 0
 
@@ -139,17 +136,17 @@ class _ChunkedBody:
 
 
 class Connection(TConn):  # type: ignore[misc]
-    """A client's connection, with what has arrived of its next request."""
+    """A client's connection, with the received bytes of its next request."""
 
     def __init__(self, cfg: Any, sock: PacedSocket, client: Any, server: Any) -> None:
         super().__init__(cfg, sock, client, server)
-        # gunicorn's threads first wait for data unless this says that there is some.
+        # Otherwise gunicorn's threads first wait for data.
         self.data_ready = True
         self.request = bytearray()
         self.since = self.deadline = 0.0
         self.is_lingering = False
         self.left_to_discard = _LINGER_BYTES
-        # Why a request that is not complete will not be read on, if so.
+        # Why an incomplete request will not be read further
         self.refusal: Exception | None = None
         self._expect_head()
 
@@ -162,7 +159,7 @@ class Connection(TConn):  # type: ignore[misc]
         self._expect_head()
 
     def take_pipelined(self) -> None:
-        """Bytes behind the request that was answered are the beginning of the next."""
+        """Start the next request with bytes after the answered one."""
         if self.initialized:
             self.request += self.parser.unreader.take_buffered()
 
@@ -171,11 +168,8 @@ class Connection(TConn):  # type: ignore[misc]
         return self.body is not None
 
     def is_for_thread(self) -> bool:
-        """Whether no more of the request need be waited for here: it is there, or is none.
-
-        What it means is the parser's to say; a request that is misread here is only handed on too early or too late.
-        Each byte is looked at once, however small the pieces are in which it comes.
-        """
+        """Return whether the request is complete or invalid. The parser decides its meaning; an error here only hands
+        it on too early or too late. Looks at each byte once."""
         if self.body is None:
             end = self.request.find(b"\r\n\r\n", max(0, self._scanned - 3))
             if end < 0:
@@ -199,7 +193,7 @@ class Connection(TConn):  # type: ignore[misc]
         self._scanned = len(self.request)
 
     def _is_malformed(self) -> bool:
-        """Whether this is not the beginning of a request, which would be waited for in vain."""
+        """Return whether this cannot be the begin of a request."""
         head = self.request
         if head and not head[:1].isupper() and not b"\r\n".startswith(head[:2]):
             return True
@@ -207,7 +201,7 @@ class Connection(TConn):  # type: ignore[misc]
             if _REQUEST_LINE.match(head) is None:
                 return True
             self._has_line = True
-        # Where what was looked at ends amid a line's end, from there on.
+        # Includes a line end that the last look cut in half.
         begin = self._scanned - (head[self._scanned - 1 : self._scanned] == b"\r")
         return head.count(b"\n", begin) != head.count(b"\r\n", begin)
 
@@ -237,7 +231,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """Each connection is in one place: parked in the poller, or with a thread."""
+    """gunicorn worker whose connections are either parked in the poller or with a thread."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -248,20 +242,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._block = bytearray(256 * 1024)
 
     def init_process(self) -> None:
-        # A connection is a file, and so is each that it needs to database and store; many systems begin with 1024.
+        # Each connection, and its database and store connections, are files; many systems begin with 1024.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """gunicorn's has no threads for what waits beside those that work."""
+        """Return a pool with additional threads for waiting; gunicorn's has none."""
         hashes = self.app.wsgi().extensions["vault"].settings.accounts.argon2_concurrency
         return ThreadPoolExecutor(ThreadPlan(self.cfg.threads).total(hashes))
 
-    # --- in the main thread ---
-
     def accept(self, listener: Any) -> None:
-        """gunicorn's hands the connection to a thread at once."""
+        """Accept into the poller; gunicorn's method hands the connection to a thread."""
         try:
             accepted, client = listener.accept()
         except OSError as exc:
@@ -273,20 +265,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         self.nr_conns += 1
         if self.nr_conns >= self.worker_connections:
-            # gunicorn's would leave the port alone until somebody goes.
+            # gunicorn would stop accepting until a client leaves.
             self._make_room()
         sock = PacedSocket(accepted, self._waits)
         self._await_request(Connection(self.cfg, sock, client, listener.getsockname()))
 
     def _make_room(self) -> None:
-        """Drop the connection that has waited longest."""
         if self._parked:
             conn = min(self._parked, key=lambda conn: conn.since)
             self._unpark(conn)
             self._drop(conn)
 
     def finish_request(self, conn: Connection, fs: "Future[Any]") -> None:
-        """gunicorn's closes by waiting for the client in the main thread, and reads on in a thread."""
+        """Close without waiting: gunicorn's method waits for the client in the main thread."""
         if conn.sock.is_cut or conn.sock.fileno() < 0:
             self._drop(conn)
         elif not fs.cancelled() and fs.exception() is None and fs.result():
@@ -295,7 +286,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._linger(conn)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """gunicorn's turn of its main loop for connections that have waited too long; all are in one set here."""
+        """Drop connections that have waited too long, in gunicorn's turn for kept-alive ones."""
         now = monotonic()
         if not self.alive and not self._is_stopping:
             self._begin_to_stop(now)
@@ -308,24 +299,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 self._drop(conn)
                 continue
             if conn.has_head:
-                # An upload may go on in a slot of its own; for any other body its time is over.
+                # An upload may continue in its own slot; other bodies have no time left.
                 conn.sock.is_late = True
             else:
                 conn.refusal = TooSlow()
             self.enqueue_req(conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """gunicorn's looks once a second whether the last connection is gone, and a stop should not wait for that."""
+        """Poll without gunicorn's delay of a second at a stop."""
         super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, _SWEEP_SECONDS))
 
     def is_parent_alive(self) -> bool:
-        """gunicorn's ends without a master, too, and should then free the port as at any stop."""
+        """Free the port also if the master is gone."""
         if not super().is_parent_alive():
             self.alive = False
         return bool(self.alive)
 
     def _begin_to_stop(self, now: float) -> None:
-        """gunicorn's keeps the port open until it ends, so that new clients wait for nothing."""
+        """Close the port, which gunicorn keeps open, so that new clients do not wait in vain."""
         self._is_stopping = True
         self.set_accept_enabled(False)
         for listener in self.sockets:
@@ -350,7 +341,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not conn.body.is_open_ended:
             conn.deadline = monotonic() + _BODY_SECONDS
         if conn.expects_continue:
-            # What a client that has gone is told is seen when its connection is read.
+            # A client that is gone is noticed when its connection is read.
             with suppress(OSError):
                 conn.sock.tell_to_continue()
 
@@ -373,10 +364,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._await_body(conn)
 
     def _end_of_request(self, conn: Connection) -> None:
-        """Hand on a request whose client has left amid its body: it gets its line in the log, and its body is refused.
-
-        Without a head there is no request, and the connection is dropped.
-        """
+        """Hand on a request whose client left during its body, so that it is logged and refused. Without a head, drop
+        the connection."""
         self._unpark(conn)
         if conn.has_head:
             conn.refusal = UploadTruncated()
@@ -385,7 +374,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._drop(conn)
 
     def _linger(self, conn: Connection) -> None:
-        """End the sending side, then discard until the client has closed its own, for a limited time."""
+        """End the sending side, then discard until the client closes, for a limited time."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -404,7 +393,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _park(self, conn: Connection, on_bytes: Callable[[Connection], None]) -> None:
         def on_readable(_sock: object) -> None:
             if conn not in self._parked:
-                # It made room for one that was accepted in this very turn.
+                # It made room for a connection that was accepted in this turn.
                 return
             try:
                 on_bytes(conn)
@@ -425,11 +414,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         with suppress(OSError):
             if conn.sock.is_cut:
-                # By a reset, so that the kernel does not go on offering what the client does not take.
+                # A reset, so that the kernel stops offering unread bytes.
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             conn.sock.close()
-
-    # --- in threads ---
 
     def handle(self, conn: Connection) -> Any:
         try:
@@ -438,9 +425,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.end_request()
 
     def handle_error(self, req: Any, client: PacedSocket, addr: Any, exc: Exception) -> None:
-        """gunicorn's answers in HTML, and quotes the request in answer and log."""
+        """Answer errors as problems; gunicorn answers in HTML and quotes the request in answer and log."""
         request_id = uuid.uuid4().hex
-        # The thread still has the names of the request that it served before.
+        # The thread still has the previous request's ids.
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=request_id)
         if isinstance(exc, VaultError):
@@ -464,7 +451,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             client.sendall(head.encode() + body)
 
     def _headers_for(self, req: Any) -> dict[str, str]:
-        """What the application adds to its answers. `req` is None where no head could be read."""
+        """Return the application's headers. `req` is None for an unreadable head."""
         settings = self.wsgi.extensions["vault"].settings
         headers = on_every_answer(settings) | ({"Vary": "Origin"} if settings.site.cors_origins else {})
         if req is None:
