@@ -1,1 +1,1 @@
-"""Running a vault: its people, their files, its keys. Everything here is for administrators only."""
+"""Administration of accounts, files and keys, for administrators only."""

@@ -1,4 +1,4 @@
-"""The parts of administration."""
+"""Wiring of administration."""
 
 from dataclasses import dataclass
 

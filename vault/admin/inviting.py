@@ -1,4 +1,4 @@
-"""The first administrator, and those after him: invited from the command line, made by the link in the mail."""
+"""Invitations of administrators, from the command line, by a mailed link."""
 
 import uuid
 from collections.abc import Callable
@@ -39,14 +39,14 @@ class Invitations:
     def invite(self, principal: Principal, address: Address) -> None:
         """Mail a link that sets a password, confirms the address, and makes its account an administrator's.
 
-        Until it is used the account, a new one or one that was there, has no password, no session and no other link:
-        whoever had them need not be the one who reads this mail. Raises UserDisabled, and Busy past the hourly limit
-        of mails.
+        Meanwhile the account, new or existing, has no password, session or other link: their holders may not be the
+        reader of
+        this mail. Raises UserDisabled, and Busy past the hourly limit of mails.
         """
         try:
             owed = self._invite(address, principal)
         except IntegrityError:
-            # Somebody has just registered the address.
+            # A client has just registered the address.
             owed = self._invite(address, principal)
         self._outbox.announce(owed)
 
@@ -63,7 +63,7 @@ class Invitations:
                 session.add(user)
             user.password_hash, user.password_version = None, user.password_version + 1
             if user.email_verified_at is None:
-                # From now on the time counts after which it is swept.
+                # Restarts the time after which it is swept.
                 user.created_at = self._clock()
             session.flush()
             ended = self._user_sessions.end_all(session, user.id)

@@ -1,4 +1,4 @@
-"""Lists of people, newest first, by keyset. Each filter has an index (see auth.models)."""
+"""Lists of accounts, newest first, by keyset. Each filter has an index (auth.models)."""
 
 import uuid
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vault.core.text import clean_search
 
 @dataclass(frozen=True, slots=True)
 class UserInfo:
-    """What an administrator may know about a person; nothing about passwords and sessions."""
+    """An account as administrators see it, without passwords and sessions."""
 
     id: uuid.UUID
     email: str
@@ -38,8 +38,8 @@ class UserPage:
 
 
 def _has(text: str) -> sa.ColumnElement[bool]:
-    """That an address or a name begins with a single character, or one of them holds a longer text."""
-    # The escape keeps the wildcards of LIKE from being any.
+    """Match an address or name that begins with a single character, or holds a longer text."""
+    # Escapes LIKE's wildcards.
     if len(text) > 1:
         return User.search_text.contains(text, autoescape=True)
     # The name stands on the second line.
@@ -48,14 +48,14 @@ def _has(text: str) -> sa.ColumnElement[bool]:
 
 @dataclass(frozen=True, slots=True)
 class UserFilter:
-    """Which people; None is any. `search` is part of the address or the name, or the first character of one."""
+    """Filters of accounts; None is any. `search` is part of the address or the name, or the first character of one."""
 
     search: str | None = None
     role: Role | None = None
     disabled: bool | None = None
 
     def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User]:
-        """The rows behind `after`, in order. Raises InputRefused for a search that finds nothing."""
+        """Return a query for the rows after `after`. Raises InputRefused for a search that finds nothing."""
         query = sa.select(User)
         if self.search is not None:
             query = query.where(_has(clean_search(self.search)))

@@ -1,4 +1,4 @@
-"""What administrators do to accounts: look, change, delete, mail a link. Never a password."""
+"""What administrators do to accounts: list, change, delete, mail a link. Never a password."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,20 +24,20 @@ from vault.mail.addresses import Address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
-# What the column holds
+# Maximum of the column
 MAX_BYTES: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Room for a person's files; None is the default of the installation."""
+    """An account's quota; None is the installation's default."""
 
     bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class UserChanges:
-    """What is to be different; None leaves it as it is."""
+    """Changes of an account; None leaves a field as it is."""
 
     role: Role | None = None
     disabled: bool | None = None
@@ -65,25 +65,26 @@ class Administration:
         self._default_quota_bytes = default_quota_bytes
 
     def list(self, which: UserFilter, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> UserPage:
-        """`limit` people at most, newest first, beginning behind `after`. Raises InputRefused."""
+        """Return up to `limit` accounts after `after`, newest first. Raises InputRefused."""
         with self._sessions.begin() as session:
             rows = session.scalars(which.query(after).limit(limit + 1)).all()
         next_after = (rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
         return UserPage([self._info(row) for row in rows[:limit]], next_after)
 
     def get(self, user_id: uuid.UUID) -> UserInfo:
-        """Raises NotFound."""
+        """Return an account. Raises NotFound."""
         return self._find(User.id == user_id)
 
     def find(self, address: Address) -> UserInfo:
-        """The account of an address. Raises NotFound."""
+        """Return the account of an address. Raises NotFound."""
         return self._find(User.email_key == address.key)
 
     def change(self, principal: Principal, user_id: uuid.UUID, changes: UserChanges) -> UserInfo:
-        """Change an account; what is so already leaves no event.
+        """Change an account; an unchanged field leaves no event.
 
-        Disabling ends sessions and links at once. A quota may be below what is used: then nothing more is taken.
-        Raises NotFound, LastAdmin, InputRefused for an administrator whose address nobody has confirmed.
+        Disabling ends sessions and links immediately. A quota below the used bytes refuses uploads. Raises NotFound,
+        LastAdmin,
+        and InputRefused for an administrator with an unconfirmed address.
         """
         action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
         may_take_an_admin = changes.role == Role.USER or changes.disabled is True
@@ -98,10 +99,8 @@ class Administration:
             return self._info(user)
 
     def delete(self, principal: Principal, user_id: uuid.UUID) -> None:
-        """Delete an account: its files are unreadable from the commit on, and their objects follow.
-
-        Raises NotFound, LastAdmin.
-        """
+        """Delete an account: its files are unreadable from the commit on; their objects follow. Raises NotFound,
+        LastAdmin."""
         while (follow_up := self._delete(user_id, principal)) is None:
             self._eraser.let_others_write()
         follow_up()
@@ -114,10 +113,7 @@ class Administration:
             return self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, principal)
 
     def send_password_reset(self, principal: Principal, user_id: uuid.UUID) -> None:
-        """Mail a person a link that sets a new password, unless too many have been mailed within the hour.
-
-        Raises NotFound, UserDisabled.
-        """
+        """Mail a link that sets a new password, within the hourly limit. Raises NotFound, UserDisabled."""
         with self._sessions.begin() as session:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
@@ -143,7 +139,7 @@ class Administration:
             raise InputRefused({"role": ["The address of this account is not confirmed yet."]})
         old, user.role = user.role, role
         if role == Role.USER:
-            # One that is still out would make an administrator of him again.
+            # An open invitation would restore the role.
             kill_links(session, user.id, purposes=[TokenPurpose.ADMIN_INVITATION])
         self._audit.record(
             session, principal, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)

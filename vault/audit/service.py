@@ -24,7 +24,7 @@ _READ_KEY: Final = ("window", "file_id", "session_id", "ip", "action")
 # Views and ranges of one file by one session within these become one event after the first.
 WINDOW_MINUTES: Final = 10
 _INSERT: Final = sa.insert(AuditEvent)
-# Inserts the newest event again only if it is absent, so nothing changes. This needs the same rights as an event, also
+# Inserts the newest event again, which conflicts and changes nothing. This needs the same rights as an event, also
 # of checks and triggers, in a fifth of the time of an insert with a savepoint.
 _NO_EVENT: Final = sa.text(
     "INSERT INTO audit_events SELECT * FROM audit_events WHERE 1 = 1 ORDER BY at DESC, id DESC LIMIT 1"

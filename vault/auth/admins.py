@@ -1,4 +1,4 @@
-"""Who may act as an administrator, and that there is always somebody who may."""
+"""Refusal of other accounts, and protection of the last administrator."""
 
 import uuid
 from typing import NoReturn
@@ -19,10 +19,7 @@ class Admins:
         self._audit = audit
 
     def refuse(self, principal: Principal, *, method: str, route: str) -> NoReturn:
-        """Raise Forbidden, once it is audited, for a route that permits administrators alone.
-
-        `route` is the pattern of what was asked for, never the path itself.
-        """
+        """Raise Forbidden after auditing it. `route` is the URL pattern, never the path."""
         with self._sessions.begin() as session:
             self._audit.record(
                 session,
@@ -37,13 +34,10 @@ class Admins:
 
 
 def lock_active_admins(session: Session, user_id: uuid.UUID) -> frozenset[uuid.UUID]:
-    """Lock every account that can administer the vault, and the one that the caller is about to take away; say who can.
-
-    In one order, and before the caller locks any other account. Whoever is about to take one away sees those that are
-    left when it is his turn, so that two cannot both go.
-    """
+    """Lock all active administrators and the account that loses the role; return the administrators' ids. Call it
+    before locking other accounts: one order, so that two concurrent removals cannot both succeed."""
     is_active = sa.and_(User.role == Role.ADMIN, User.disabled_at.is_(None), User.email_verified_at.is_not(None))
-    # One statement for all: somebody who is made an administrator meanwhile has his place in the order of others.
+    # One statement, so that new administrators are locked in the same order.
     locked = session.execute(
         sa.select(User.id, is_active).where(sa.or_(is_active, User.id == user_id)).order_by(User.id).with_for_update()
     )
@@ -51,7 +45,7 @@ def lock_active_admins(session: Session, user_id: uuid.UUID) -> frozenset[uuid.U
 
 
 def refuse_last_admin(admins: frozenset[uuid.UUID], user: User) -> None:
-    """Raise LastAdmin if the vault would be without one; `admins` and the user's row are locked by the caller."""
+    """Raise LastAdmin if the vault would have no administrator; the caller has locked `admins` and the user's row."""
     is_active_admin = user.role == Role.ADMIN and user.disabled_at is None and user.email_verified_at is not None
     if is_active_admin and admins <= {user.id}:
         raise LastAdmin

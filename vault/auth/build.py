@@ -1,4 +1,4 @@
-"""The parts of accounts."""
+"""Wiring of accounts."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Confirms addresses: the mailed link proves the mailbox, the password proves that the same person asked for the mail.
+"""Confirms addresses: the link proves the mailbox, the password proves the same requester.
 
-Each link is bound to the password that the account had when the mail was asked for. So neither a stranger's link with
-the owner's password nor the owner's link with a stranger's password confirms anything.
+A link is bound to the account's password at the request, so a stranger's link with the owner's password, or the
+reverse, confirms nothing.
 """
 
 from collections.abc import Iterator
@@ -56,10 +56,10 @@ class Confirmations:
         self._clock = core.clock
 
     def confirm(self, principal: Principal, token: str, password: str) -> None:
-        """Confirm an address, a new account's or the new one of an old account, by a mailed token and a password.
+        """Confirm a new account's address, or a change of address, by a mailed token and the password.
 
-        The fifth wrong password ends the token. A token that was used within the hour changes nothing and looks at no
-        password. Raises InvalidToken, WrongPassword, Busy.
+        The fifth wrong password ends the token. A token used within the hour changes nothing and checks no password.
+        Raises InvalidToken, WrongPassword, Busy.
         """
         with self._bad_tokens_tallied(principal):
             with self._sessions.begin() as session:
@@ -74,24 +74,21 @@ class Confirmations:
                 with self._sessions.begin() as session:
                     owed = self._confirm(session, token, principal)
             except IntegrityError as exc:
-                # The address has just been registered.
+                # Another account has just registered the address.
                 raise InvalidToken from exc
         if owed is not None:
             self._outbox.announce(owed)
 
     def confirm_anew(self, principal: Principal, token: str, new_password: str) -> None:
-        """Confirm a new account's address by a mailed token, and set a password: every session and other link ends.
-
-        A token that was used within the hour changes nothing. Raises InvalidToken, and InputRefused or Busy, after
-        which the token still works.
-        """
+        """Confirm a new account's address by a mailed token and set a password; every session and other link ends. A
+        token used within the hour changes nothing. Raises InvalidToken; the token survives InputRefused and Busy."""
         with self._bad_tokens_tallied(principal):
             with self._sessions.begin() as session:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
             if found.purpose != TokenPurpose.VERIFY_EMAIL:
-                # A mistyped address may be a stranger's, who must not be given the account.
+                # A mistyped address may be a stranger's, who must not get the account.
                 raise InputRefused({"new_password": ["A change of address needs the account's password."]})
             hints = own_words(user.email, user.full_name)
             self._passwords.require_strength(new_password, hints, field="new_password")
@@ -103,12 +100,8 @@ class Confirmations:
                     self._password_by_link.set(session, user, password_hash, principal, but=found.id)
 
     def _refuse(self, token: str, checked: Checked, principal: Principal) -> None:
-        """Count a wrong password against the token, under its lock. Raises WrongPassword unless it was used meanwhile.
-
-        Of any number of concurrent ones five are told that they are wrong; from then on the right one is refused as
-        well. One that came within a delay was not looked at and does not count: otherwise a stranger who guesses
-        elsewhere would end the owner's link.
-        """
+        """Count a wrong password against the token, under its lock. Raises WrongPassword unless the token was used
+        meanwhile. Delayed attempts do not count: otherwise a guesser elsewhere would end the owner's link."""
         with self._sessions.begin() as session:
             found, user = self._usable(session, token)
             if found.used_at is not None:
@@ -124,7 +117,7 @@ class Confirmations:
         raise WrongPassword
 
     def _confirm(self, session: Session, token: str, principal: Principal) -> Owed | None:
-        """Use a token whose password was right. Returns the mail that is owed, if one is."""
+        """Use a token after the right password. Returns the owed mail, if any."""
         found, user = self._usable(session, token)
         if found.used_at is not None:
             return None
@@ -138,7 +131,7 @@ class Confirmations:
         return None
 
     def _move(self, session: Session, found: EmailToken, user: User, principal: Principal) -> Owed:
-        """Give the account the address that the token was sent to, and tell the old one; return that mail."""
+        """Change the account's address to the token's, and return the notice to the old one."""
         self._clear_away_unverified(session, found.email_key, principal)
         old = Address(user.email, user.email_key)
         user.email, user.email_key = found.email, found.email_key
@@ -152,7 +145,7 @@ class Confirmations:
         )
 
     def _clear_away_unverified(self, session: Session, email_key: str, principal: Principal) -> None:
-        """Delete an account that holds the address without having confirmed it. Raises InvalidToken for any other."""
+        """Delete an unconfirmed account with the address. Raises InvalidToken for a confirmed one."""
         holder = session.scalar(sa.select(User).where(User.email_key == email_key).with_for_update())
         if holder is None:
             return
@@ -165,15 +158,15 @@ class Confirmations:
         self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
 
     def _usable(self, session: Session, token: str) -> tuple[EmailToken, User]:
-        """The token, which works or was used within the hour, and its user; both locked. Raises InvalidToken."""
+        """Return a valid or just used token and its user, both locked. Raises InvalidToken."""
         found, user = lock_link(session, token, _PURPOSES)
         now = self._clock()
         if found.used_at is not None:
             is_usable = now - found.used_at < REPEATABLE
         else:
             is_usable = not has_ended(found, now) and found.failures < _WRONG_PASSWORDS
-            # The mail of a registration that another one has followed confirms nothing any more. Links that were mailed
-            # before this column have no version: a new registration deletes them.
+            # A link of an earlier registration confirms nothing. Links from before this column have no version: a new
+            # registration deletes them.
             is_usable &= found.password_version in (None, user.password_version)
             is_usable &= found.purpose == TokenPurpose.CHANGE_EMAIL or found.email_key == user.email_key
         if not is_usable:

@@ -1,7 +1,7 @@
-"""How an account ends, whoever decides it: its files are unreadable from the commit on, and their objects follow.
+"""Deletion of an account: its files are unreadable from the commit on; their objects follow.
 
-On SQLite the files of a large account are shredded in several transactions before that one, so that others can write.
-Where such a deletion is interrupted the account is still there, with fewer files, and can be deleted again.
+On SQLite a large account's files are shredded in several transactions, so that others can write. After an interruption
+the account still exists with fewer files, and can be deleted again.
 """
 
 import time
@@ -21,20 +21,20 @@ from vault.core.principal import Principal
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
-# SQLite has one writer. Shredding so many files takes it a few tenths of a second, 100,000 at once ten seconds.
+# SQLite has one writer. This many files take it a few tenths of a second, 100,000 ten seconds.
 _BATCH: Final = 5000
-# A writer that waits for SQLite asks again at least every 100 ms.
+# A writer that waits for SQLite tries again at least every 100 ms.
 _PAUSE_SECONDS: Final = 0.15
 
 
 class ShredSome(Protocol):
     def __call__(self, session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
-        """Shred the oldest files of an account, `limit` at most; return how many."""
+        """Shred an account's oldest files, up to `limit`; return how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileShredding:
-    """How files end with their account: some or all of them in the caller's transaction, their objects after it."""
+    """Shredding of files with their account, in the caller's transaction; objects follow it."""
 
     some: ShredSome
     all: Callable[[Session, uuid.UUID], int]
@@ -58,11 +58,8 @@ class Eraser:
         self._audit = audit
 
     def erase(self, session: Session, user: User, action: Action, principal: Principal) -> Callable[[], None] | None:
-        """Delete an account whose row the caller has locked, in the caller's transaction; its sessions go with it.
-
-        Returns what is to be called after the commit. None says that only some of many files were shredded: the caller
-        commits, waits with `let_others_write`, and calls again in another transaction.
-        """
+        """Delete a locked account in the caller's transaction, with its sessions. Returns a function to call after the
+        commit, or None if files are left: the caller then commits, calls `let_others_write`, and tries again."""
         some = self._files.some(session, user.id, limit=self.batch) if _has_one_writer(session) else 0
         if some == self.batch:
             self._audit.record(session, principal, Action.USER_FILES_DELETED, target=("user", user.id), files=some)

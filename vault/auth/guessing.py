@@ -1,8 +1,7 @@
-"""The one place where passwords are checked: each attempt is counted first, and guessing is slowed down.
+"""Checks passwords: each attempt is counted first, and guessing is delayed.
 
-Attempts are counted for each address, whether or not it has an account, and each network, and for all networks of an
-address together. A stranger can therefore make his own network wait, and everybody only a little: never the owner at a
-place that the owner signs in from.
+Attempts are counted per address (with or without account) and network, and per address over all networks. A stranger
+can thus delay their own network, and others a little, but never the owner on a known network.
 """
 
 import enum
@@ -29,7 +28,7 @@ _EVERYWHERE: Final = b""
 
 
 class Verdict(enum.StrEnum):
-    """What became of an attempt. `DELAYED` is one that came too early: it fails whatever the password was."""
+    """Result of an attempt. `DELAYED` is one that came too early: it fails whatever the password was."""
 
     RIGHT = "right"
     WRONG = "password"
@@ -38,7 +37,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lockout:
-    """A delay that an attempt has brought about where there was none: for one `network`, or `everywhere`."""
+    """A delay that an attempt has started, for one `network` or `everywhere`."""
 
     scope: str
     delay_seconds: int
@@ -66,7 +65,7 @@ class _Delays:
 
 @dataclass(slots=True)
 class _Counts:
-    """The columns of a row of attempts that change."""
+    """The changing columns of a row of attempts."""
 
     failures: int
     counted_from: datetime
@@ -81,17 +80,16 @@ _ANYWHERE: Final = _Delays("everywhere", free=50, at_most_seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """An address and a network, as keys of rows."""
+    """Keys of the rows of an address and a network."""
 
     account_key: bytes
     network_key: bytes
 
 
-# Every login needs these, so they are made once, and each is one round trip for both rows.
+# Prepared for every login; each is one round trip for both rows.
 _TABLE: Final = PasswordAttempts.__table__.c
 _CHANGING: Final = tuple(field.name for field in fields(_Counts))
-# A row that is there is updated to what it is: made or not, it is locked afterwards, in the same time. The empty key is
-# the first in every order.
+# An existing row is updated to itself, so that it is locked afterwards in the same time. The empty key sorts first.
 _MAKE: Final = sa.text(
     "INSERT INTO password_attempts (account_key, network_key, failures, counted_from, last_attempt_at)"
     " VALUES (:account, :everywhere, 0, :now, :now), (:account, :network, 0, :now, :now)"
@@ -110,7 +108,7 @@ _LOCK: Final = (
 
 def _either(name: str) -> sa.ColumnElement[Any]:
     anywhere, here = (sa.bindparam(f"{row}_{name}", type_=_TABLE[name].type) for row in ("anywhere", "here"))
-    # With the column itself as the rest, PostgreSQL knows the type of two NULLs.
+    # With the column as default, PostgreSQL knows the type of two NULLs.
     return sa.case((_IS_EVERYWHERE, anywhere), (_IS_HERE, here), else_=_TABLE[name])
 
 
@@ -118,7 +116,7 @@ _WRITE: Final = sa.update(PasswordAttempts).where(_ARE_BOTH).values({name: _eith
 
 
 class GuessLimiter:
-    """`key` is for the HMACs that stand for addresses and networks in the database."""
+    """Limiter of guesses. `key` is for HMACs that stand for addresses and networks in the database."""
 
     def __init__(
         self,
@@ -136,10 +134,11 @@ class GuessLimiter:
     def check(
         self, email_key: str, password_hash: str | None, password: str, ip: str | None, *, begins_session: bool = False
     ) -> Checked:
-        """Whether a password that came from `ip` is the account's.
+        """Return whether a password from `ip` is the account's.
 
-        Without a hash, and within a delay, the same work is done. With `begins_session` a right one is held against
-        nobody only once the caller has called `signed_in`, or `clear` where no session came of it. Raises Busy.
+        Does the same work without a hash and within a delay. With `begins_session` the caller must call `signed_in`
+        after
+        a right one, or `clear` if it makes no session. Raises Busy.
         """
         place = self._place(email_key, ip)
         admitted = self._count(place)
@@ -157,20 +156,17 @@ class GuessLimiter:
         return Checked(Verdict.WRONG if admitted else Verdict.DELAYED, lockouts)
 
     def signed_in(self, session: Session, email_key: str, ip: str | None) -> None:
-        """Remember, in the caller's transaction, that the account was signed in to from this network.
-
-        Nothing is held against this network any more.
-        """
+        """Record, in the caller's transaction, a sign-in from this network, and drop its failures."""
         with self._locked(session, self._place(email_key, ip)) as (here, anywhere):
             self._forgive(here, anywhere)
             here.signed_in_at = self._clock()
 
     def clear(self, email_key: str, ip: str | None) -> None:
-        """The password was right: nothing is held against this network any more."""
+        """Drop this network's failures after a right password."""
         self._clear(self._place(email_key, ip))
 
     def end_delays(self, session: Session, email_key: str) -> None:
-        """Hold nothing against any network any more, in the caller's transaction; the known ones stay known."""
+        """Drop all networks' failures in the caller's transaction; known networks stay known."""
         of_account = self._lock_all(session, email_key)
         session.execute(
             sa.update(PasswordAttempts)
@@ -180,12 +176,12 @@ class GuessLimiter:
         )
 
     def forget(self, session: Session, email_key: str) -> None:
-        """Drop everything that is known of an address, in the caller's transaction."""
+        """Delete all rows of an address in the caller's transaction."""
         of_account = self._lock_all(session, email_key)
         session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
 
     def sweep(self, now: datetime, batch: int) -> int:
-        """Delete rows that nothing depends on any more, at most `batch`; return how many."""
+        """Delete up to `batch` obsolete rows; return how many."""
         key = sa.tuple_(PasswordAttempts.account_key, PasswordAttempts.network_key)
         over = (
             sa.select(PasswordAttempts.account_key, PasswordAttempts.network_key)
@@ -194,7 +190,7 @@ class GuessLimiter:
                 sa.or_(PasswordAttempts.signed_in_at.is_(None), PasswordAttempts.signed_in_at < now - _KNOWN_FOR),
             )
             .limit(batch)
-            # One that is locked is about to be used again.
+            # A locked row is in use.
             .with_for_update(skip_locked=True)
         )
         with self._sessions.begin() as session:
@@ -204,38 +200,36 @@ class GuessLimiter:
         return int(swept.rowcount)  # type: ignore[attr-defined]
 
     def _lock_all(self, session: Session, email_key: str) -> sa.ColumnElement[bool]:
-        """Lock an account's rows in the order in which attempts lock them; return what they have in common."""
+        """Lock an account's rows in the order of attempts; return their common condition."""
         of_account = PasswordAttempts.account_key == self._mac("account", email_key)
         key = PasswordAttempts.network_key
         session.execute(sa.select(key).where(of_account).order_by(key).with_for_update())
         return of_account
 
     def _count(self, place: _Place) -> bool:
-        """Count an attempt before its password is looked at; False if it comes within a delay, and is not counted."""
+        """Count an attempt before its password is checked; False, uncounted, within a delay."""
         now = self._clock()
         with self._sessions.begin() as session, self._locked(session, place, is_first=True) as (here, anywhere):
             is_known = _is_known(here, now)
             admitted = not (_is_delayed(here, now) or (_is_delayed(anywhere, now) and not is_known))
             if admitted:
-                # Otherwise the count would never end for an owner who mistypes once a month; of all networks together
-                # it is a rate.
+                # Otherwise the count would never end for an owner who mistypes once a month; over all networks it is a
+                # rate.
                 if here.last_attempt_at <= now - _WINDOW:
                     here.failures, here.delayed_until = 0, None
                 if anywhere.counted_from <= now - _WINDOW:
                     anywhere.failures, anywhere.delayed_until, anywhere.counted_from = 0, None, now
                 for row, delays, has_to_wait in ((here, _HERE, True), (anywhere, _ANYWHERE, not is_known)):
                     row.failures += 1
-                    # Once there was a delay, what comes while this attempt is looked at has to wait as well.
+                    # After a first delay, attempts during this one must wait as well.
                     if has_to_wait and row.delayed_until is not None:
                         row.delayed_until = now + delays.after(row.failures)
             _touch(here, anywhere, now)
         return admitted
 
     def _delay(self, place: _Place, *, admitted: bool) -> Sequence[Lockout]:
-        """The attempt failed: put off the next one, from now on, since hashing may have had to wait.
-
-        One that was not admitted puts off nothing, by the same work. Returns what begins with this one.
-        """
+        """Delay the next attempt after a failure, from now on, since hashing may have waited; return new delays. The
+        same work for an attempt that was not admitted, without effect."""
         now, begun = self._clock(), []
         with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
@@ -257,7 +251,7 @@ class GuessLimiter:
         here.failures, here.delayed_until = 0, None
 
     def _take_back(self, place: _Place) -> None:
-        """The attempt was never looked at: it counts for nothing, and nobody has to wait for it."""
+        """Undo the count of an attempt that was never checked."""
         now = self._clock()
         with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             _take_back(here, now, has_to_wait=True)
@@ -265,14 +259,12 @@ class GuessLimiter:
 
     @contextmanager
     def _locked(self, session: Session, place: _Place, *, is_first: bool = False) -> Iterator[tuple[_Counts, _Counts]]:
-        """The rows of this network and of all together, locked always in one order; what becomes of them is written.
-
-        The first look at an attempt makes those that are not there, by the same work whether or not they are.
-        """
+        """Yield this network's row and that of all networks, locked in one order, and write their changes. The first
+        call for an attempt creates missing rows, by the same work either way."""
         keys = {"account": place.account_key, "network": place.network_key}
         rows = [] if is_first else run(session, _LOCK, **keys).all()
         if len(rows) < 2:
-            # Not the first, they have been forgotten since then, both at once.
+            # Unless is_first, both rows may have been deleted since.
             run(session, _MAKE, **keys, now=self._clock())
             rows = run(session, _LOCK, **keys).all()
         anywhere, here = (_Counts(*row) for row in rows)
@@ -289,12 +281,11 @@ class GuessLimiter:
 
 
 def _is_known(here: _Counts, now: datetime) -> bool:
-    """Whether the account was signed in to from this network lately; then no attack from elsewhere delays it."""
+    """Return whether the account signed in from this network recently; attacks from elsewhere then do not delay it."""
     return here.signed_in_at is not None and here.signed_in_at > now - _KNOWN_FOR
 
 
 def _take_back(row: _Counts, now: datetime, *, has_to_wait: bool) -> None:
-    """Undo what counting an attempt did to a row."""
     row.failures = max(row.failures - 1, 0)
     if has_to_wait and row.delayed_until is not None:
         row.delayed_until = min(row.delayed_until, now)

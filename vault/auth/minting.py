@@ -12,14 +12,14 @@ from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.mail.models import MailJob, MailKind
 
-# How long the link in a mail works.
+# Lifetimes of links by kind of mail.
 LINK_LIFETIMES: Final = {
     MailKind.VERIFY_EMAIL: timedelta(hours=24),
     MailKind.CHANGE_EMAIL: timedelta(hours=24),
     MailKind.RESET_PASSWORD: timedelta(hours=1),
     MailKind.ADMIN_INVITATION: timedelta(hours=24),
 }
-# Links that are confirmed by the password which the account had when the mail was asked for.
+# Links that need the password which the account had at the request.
 _BOUND_TO_PASSWORD: Final = {MailKind.VERIFY_EMAIL, MailKind.CHANGE_EMAIL}
 
 
@@ -32,7 +32,6 @@ class LinkMinter:
         return LINK_LIFETIMES.keys()
 
     def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
-        """Lock the account of a job, if it has one, against the end of its links."""
         session.execute(
             sa.select(User.id)
             .join(MailJob, MailJob.user_id == User.id)
@@ -41,7 +40,6 @@ class LinkMinter:
         )
 
     def mint(self, session: Session, kind: MailKind, job: MailJob) -> str | None:
-        """Store a new token and return it; None if the account is no longer in the state that the link is for."""
         user = session.get(User, job.user_id) if job.user_id else None
         if user is None or user.disabled_at is not None or not _fits(kind, user, job):
             return None
@@ -64,8 +62,8 @@ class LinkMinter:
 
 
 def _fits(kind: MailKind, user: User, job: MailJob) -> bool:
-    """Whether the account is still in the state in which this link was asked for."""
-    # Jobs of a version before this column have none, and end with the password that they are for as well.
+    """Return whether the account's state still fits the link."""
+    # Jobs of older versions have none, and end with their password as well.
     if kind in _BOUND_TO_PASSWORD and job.password_version not in (None, user.password_version):
         return False
     if kind is MailKind.CHANGE_EMAIL:

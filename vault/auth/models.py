@@ -1,4 +1,4 @@
-"""Tables of people, their sessions, and the one-time tokens that are mailed to them."""
+"""Tables of accounts, sessions and mailed one-time tokens."""
 
 import enum
 import uuid
@@ -30,18 +30,18 @@ def _newest(name: str, which: str) -> sa.Index:
 
 
 class User(UuidKey, Base):
-    """A person. `email` is the address as it was given, `email_key` its canonical form (see mail.addresses).
+    """An account. `email` is the address as given, `email_key` its canonical form (mail.addresses).
 
-    `search_text` is what administrators search in: address and name, folded whenever one of them is written.
-    `password_version` counts passwords, not hashes: one password is hashed anew when the parameters have changed.
-    `file_count` is of the ready files; NULL, as in accounts from before there was one, until an upload counts.
+    `search_text` is address and name, folded, for administrators. `password_version` counts passwords, not hashes: a
+    hash
+    is renewed when its parameters change. `file_count` counts ready files; NULL in older accounts until an upload.
     """
 
     __tablename__ = "users"
     __table_args__ = (
         sa.CheckConstraint("role IN ('user', 'admin')", name="role"),
         sa.CheckConstraint("used_bytes >= 0 AND reserved_bytes >= 0", name="bytes"),
-        # The list of everybody, and those of the few that are looked for among them.
+        # The list of all accounts, and of the few that are filtered.
         sa.Index("ix_users_created_at_id", "created_at", "id"),
         _newest("admins", "role = 'admin'"),
         _newest("disabled", "disabled_at IS NOT NULL"),
@@ -77,10 +77,8 @@ def _keep_searchable(_mapper: object, _connection: object, user: User) -> None:
 
 
 class UserSession(UuidKey, Base):
-    """One sign-in. Access and refresh tokens name it (`sid`) and end with it.
-
-    `refresh_generation` is the number of the only refresh token that is valid now.
-    """
+    """One sign-in. Access and refresh tokens name it (`sid`) and end with it. Only the refresh token of
+    `refresh_generation` is valid."""
 
     __tablename__ = "sessions"
 
@@ -96,11 +94,10 @@ class UserSession(UuidKey, Base):
 
 
 class EmailToken(UuidKey, Base):
-    """A mailed one-time token: only its SHA-256 is here, bound to a purpose and to the address it was sent to.
+    """SHA-256 of a mailed one-time token, bound to a purpose and an address.
 
-    `email` is that address as it was given. `session_id` is the session that asked for it, if one did: a change of
-    address ends the others. `password_version` is that of the password which confirms a link (auth.confirming),
-    `failures` how many wrong ones came with it.
+    `email` is that address as given. `session_id` is the requesting session; a change of address ends the others.
+    `password_version` is that of the confirming password (auth.confirming), `failures` counts wrong ones.
     """
 
     __tablename__ = "email_tokens"
@@ -119,11 +116,10 @@ class EmailToken(UuidKey, Base):
 
 
 class PasswordAttempts(Base):
-    """What has been tried against an address: a row per network, and one with an empty `network_key` for all together.
+    """Attempts at an address: a row per network, and one with an empty `network_key` for all.
 
-    The keys are HMACs, so that a row names neither, and there are rows for addresses that have no account.
-    `failures` is counted before a password is looked at; `delayed_until` is set once enough have turned out to be
-    wrong. `signed_in_at` is when the account was last signed in to from this network.
+    Keys are HMACs; addresses without account have rows too. `failures` counts before a password is checked. Enough
+    failures set `delayed_until`. `signed_in_at` is the last sign-in from this network.
     """
 
     __tablename__ = "password_attempts"

@@ -1,4 +1,4 @@
-"""Sets the password of an account by a mailed link, which proves who reads the mailbox."""
+"""Sets an account's password by a mailed link, which proves access to the mailbox."""
 
 import uuid
 from collections.abc import Callable
@@ -32,10 +32,8 @@ class PasswordByLink:
     def set(
         self, session: Session, user: User, password_hash: str, principal: Principal, *, but: uuid.UUID | None = None
     ) -> None:
-        """Set the password of a locked account and confirm its address, in the caller's transaction.
-
-        Every session, every delay and every link of the account ends; the token `but` stays.
-        """
+        """Set a locked account's password and confirm its address, in the caller's transaction. Ends every session,
+        delay and link of the account, except the token `but`."""
         user.password_hash, user.password_version = password_hash, user.password_version + 1
         is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self._clock()
         ended = self._user_sessions.end_all(session, user.id)

@@ -1,7 +1,4 @@
-"""Passwords: which are accepted, and how they are hashed.
-
-Both cost as much as hundreds of other requests, so that each has turns of its own in a process.
-"""
+"""Acceptance and hashing of passwords, each with its own turns in a process, since both are expensive."""
 
 import math
 import threading
@@ -22,35 +19,29 @@ if TYPE_CHECKING:
 
 MIN_LENGTH: Final = 12
 MAX_LENGTH: Final = 128
-# zxcvbn raises above 72 characters and takes seconds on hostile ones; the first 32 tell enough.
+# zxcvbn raises above 72 characters and takes seconds on hostile ones; the first 32 suffice.
 _JUDGED_LENGTH: Final = 32
-# zxcvbn tries every way to read digits and signs as letters (4 and @ as a): hundreds of them if all signs are there.
+# zxcvbn tries every reading of digits and signs as letters (4 and @ as a): hundreds if all signs occur.
 _MOST_READINGS: Final = 16
 _NO_LETTER: Final = "~"
 _LEAST_SCORE: Final = 3
 _WAIT_SECONDS: Final = 5.0
 _MOST_WAITING: Final = 1000
 
-# The score of a password, 0 to 4, given words that a guesser tries first.
+# A password's score, 0 to 4, given words that a guesser tries first.
 Judge: TypeAlias = Callable[[str, Sequence[str]], int]
 
 
 def judge(password: str, hints: Sequence[str]) -> int:
-    """zxcvbn's score of the part of a password that is cheap to judge. One thread at a time.
-
-    zxcvbn keeps the hints for all threads in one place, and computes without letting other threads run.
-    """
+    """Return zxcvbn's score of a password's cheap part, one thread at a time: zxcvbn shares its hints and holds the
+    GIL."""
     judged = zxcvbn(_cheap_to_judge(password), user_inputs=[hint for hint in hints if hint])
     return int(judged["score"])
 
 
 class Passwords:
-    """Judges, checks and hashes.
-
-    At most `concurrency` hashes run concurrently, since each takes the hasher's memory, and one judgement. At most
-    `most_waiting` threads wait to hash, and as many to judge: strangers' registrations leave the first to those who
-    sign in.
-    """
+    """Judges, checks and hashes passwords. Runs at most `concurrency` hashes, since each takes the hasher's memory, and
+    one judgement. At most `most_waiting` threads wait for each, so that registrations leave hashing to sign-ins."""
 
     def __init__(
         self,
@@ -71,31 +62,29 @@ class Passwords:
         self._nobodys_hash = hasher.hash("a password that nobody has")
 
     def require_strength(self, password: str, hints: Sequence[str], *, field: str = "password") -> None:
-        """Raises what `check_strength` does, and Busy if no turn to judge comes within a few seconds."""
+        """Raise what `check_strength` raises, and Busy without a turn within a few seconds."""
         check_strength(password, hints, field=field, judge=self._judge_in_turn)
 
     def hash(self, password: str) -> str:
-        """Raises Busy if no slot comes free within a few seconds."""
+        """Return the hash. Raises Busy without a turn within a few seconds."""
         with self._slot(self._slots, self._waiting):
             return self._hasher.hash(normalise(password))
 
     def matches(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password is right. Without a hash the same work is done, and the answer is no.
-
-        Raises Busy if no slot comes free within a few seconds.
-        """
-        # A password longer than any that was accepted is wrong; it is cut so that hashing it costs what others cost.
+        """Return whether the password is right; without a hash, do the same work and return False. Raises Busy without
+        a turn within a few seconds."""
+        # A password beyond the maximum is wrong; it is cut so that its hash costs as much.
         normal = normalise(password[: MAX_LENGTH + 1])[: MAX_LENGTH + 1]
         with self._slot(self._slots, self._waiting):
             try:
                 right = self._hasher.verify(password_hash or self._nobodys_hash, normal)
             except (VerificationError, InvalidHashError):
-                # The second, and the first's other kinds, are hashes that are damaged: no password fits those.
+                # Damaged hashes fit no password.
                 return False
         return right and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Whether it was made with other parameters than hashes are made with now."""
+        """Return whether the hash has other parameters than new ones."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def _judge_in_turn(self, password: str, hints: Sequence[str]) -> int:
@@ -122,17 +111,17 @@ class Passwords:
 
 
 def normalise(password: str) -> str:
-    """NFKC, so that one password typed on two keyboards is the same bytes (NIST SP 800-63B, 3.1.1.2)."""
+    """Return NFKC, so that one password from two keyboards is the same bytes (NIST SP 800-63B, 3.1.1.2)."""
     return unicodedata.normalize("NFKC", password)
 
 
 def own_words(email: str, full_name: str) -> list[str]:
-    """What a person's own password is guessed from first."""
+    """Return words that a guesser of this person's password tries first."""
     return [email, email.rpartition("@")[0], full_name]
 
 
 def check_strength(password: str, hints: Sequence[str], *, field: str = "password", judge: Judge = judge) -> None:
-    """Raises InputRefused for a password that is too short, too long, or easy to guess given the person's own words."""
+    """Raise InputRefused for a password that is too short, too long, or easy to guess given the person's words."""
     if not all(MIN_LENGTH <= len(form) <= MAX_LENGTH for form in (password, normalise(password))):
         raise InputRefused({field: [f"Must have {MIN_LENGTH} to {MAX_LENGTH} characters."]})
     if judge(normalise(password), hints) < _LEAST_SCORE:
@@ -140,10 +129,10 @@ def check_strength(password: str, hints: Sequence[str], *, field: str = "passwor
 
 
 def _cheap_to_judge(password: str) -> str:
-    """The first characters, in which a sign that would make for too many readings is one that means nothing."""
+    """Return the first characters, with neutral signs in place of those that multiply readings."""
     first = password[:_JUDGED_LENGTH]
     options, too_many = dict.fromkeys(L33T_TABLE, 0), {}
-    # Digits come first: all ten make for few readings, and dates and sequences are made of them.
+    # Digits first: ten of them make few readings, and dates and sequences need them.
     for sign in sorted(set(first), key=lambda sign: (not sign.isdigit(), sign)):
         tried = {letter: options[letter] + 1 for letter, signs in L33T_TABLE.items() if sign in signs}
         if math.prod(count or 1 for count in {**options, **tried}.values()) > _MOST_READINGS:

@@ -1,4 +1,4 @@
-"""Account changes by their owner: the name, and with the password also password, address and deletion."""
+"""Changes of an account by its owner: name, and with the password also password, address and deletion."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -58,12 +58,12 @@ class Profiles:
         self._audit = audit
 
     def get(self, principal: Principal) -> Profile:
-        """Return the profile of the signed-in person. Raises NotFound."""
+        """Return the principal's profile. Raises NotFound."""
         with self._sessions.begin() as session:
             return _profile(_existing(session, principal.account_id))
 
     def rename(self, principal: Principal, full_name: str) -> Profile:
-        """Change the person's name, the one thing about an account that needs no password."""
+        """Change the name, which needs no password."""
         with self._sessions.begin() as session:
             user = _existing(session, principal.account_id)
             user.full_name = full_name
@@ -71,10 +71,8 @@ class Profiles:
             return _profile(user)
 
     def change_password(self, principal: Principal, current_password: str, new_password: str) -> None:
-        """Change the password; every other session, and every link of the account, ends.
-
-        Raises InputRefused, WrongPassword, Busy.
-        """
+        """Change the password; other sessions and all links of the account end. Raises InputRefused, WrongPassword,
+        Busy."""
         user = self._user(principal)
         self._passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, principal)
@@ -91,11 +89,8 @@ class Profiles:
         self._outbox.announce(owed)
 
     def change_email(self, principal: Principal, new_email: str, password: str) -> None:
-        """Mail a link to the new address that confirms it, and a notice to the old one.
-
-        If somebody has the new address already, he gets a mail that says so, and the caller the same answer. Raises
-        InputRefused, WrongPassword, Busy.
-        """
+        """Mail a confirming link to the new address, and a notice to the old one. For a taken address its owner gets a
+        mail, and the caller the same answer. Raises InputRefused, WrongPassword, Busy."""
         address = parse_address(new_email, field="new_email")
         user = self._user(principal)
         if address.key == user.email_key:
@@ -125,10 +120,8 @@ class Profiles:
             self._outbox.announce(owed)
 
     def delete(self, principal: Principal, password: str) -> None:
-        """Delete the account: its files are unreadable from the commit on, and their objects follow.
-
-        Raises WrongPassword, LastAdmin, Busy.
-        """
+        """Delete the account: its files are unreadable from the commit on; their objects follow. Raises WrongPassword,
+        LastAdmin, Busy."""
         user = self._user(principal)
         self._require_password(user, password, Action.USER_DELETED, principal)
         while (follow_up := self._delete(principal, user)) is None:
@@ -142,7 +135,7 @@ class Profiles:
             if admins is not None:
                 refuse_last_admin(admins, user)
             elif user.role == Role.ADMIN:
-                # Made one since the request began: the others cannot be locked any more, in the order of all.
+                # The account became an administrator's during the request, too late for the locking order.
                 raise Busy
             return self._eraser.erase(session, user, Action.USER_DELETED, principal)
 
@@ -166,12 +159,12 @@ class Profiles:
 
     @contextmanager
     def _transaction(self, user: User, action: Action, principal: Principal) -> Iterator[Session]:
-        """One that changes the account; what it is refused for is audited in another."""
+        """Yield a transaction that changes the account; a refusal is audited in another."""
         try:
             with self._sessions.begin() as session:
                 yield session
         except (WrongPassword, LastAdmin) as exc:
-            # The password was right when it was looked at.
+            # The password was right when it was checked.
             reason = "last_admin" if isinstance(exc, LastAdmin) else "changed"
             with self._sessions.begin() as session:
                 self._refused(session, user, action, principal, reason)
@@ -184,7 +177,7 @@ class Profiles:
         self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
 
     def _locked(self, session: Session, principal: Principal, checked_version: int) -> User:
-        """The user's row, if the password that was checked is still the account's."""
+        """Lock the user's row if the checked password is still the account's."""
         user = session.scalar(sa.select(User).where(User.id == principal.account_id).with_for_update())
         if user is None or user.disabled_at is not None:
             raise Unauthorized

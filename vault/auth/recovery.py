@@ -39,10 +39,8 @@ class Recovery:
         self._clock = clock
 
     def forgot_password(self, principal: Principal, email: str) -> None:
-        """Mail a link that sets a new password; for an address without an account do the same work.
-
-        An address that is not confirmed yet gets one as well: whoever uses it has read that mail. Raises InputRefused.
-        """
+        """Mail a link that sets a new password, also to an unconfirmed address, since using it proves the mailbox. Does
+        the same work without an account. Raises InputRefused."""
         address = parse_address(email)
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key, User.disabled_at.is_(None)))
@@ -60,12 +58,8 @@ class Recovery:
         self._outbox.announce(owed)
 
     def reset_password(self, principal: Principal, token: str, new_password: str) -> None:
-        """Set a password by a mailed token: every session and every other link of the account ends.
-
-        A token that invites an administrator also makes the account one.
-
-        Raises InvalidToken, and InputRefused or Busy, after which the token still works.
-        """
+        """Set a password by a mailed token, ending all sessions and links; an invitation also gives the administrator's
+        role. Raises InvalidToken; the token survives InputRefused and Busy."""
         with self._refusals_tallied(Action.PASSWORD_RESET, principal):
             owed = self._reset(token, new_password, principal)
         self._outbox.announce(owed)

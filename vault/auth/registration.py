@@ -36,22 +36,20 @@ class Registration:
         self._clock = clock
 
     def register(self, principal: Principal, email: str, password: str, full_name: str) -> None:
-        """Create an account, or start an unverified one over; a verified one gets a mail instead.
-
-        Does the same work and answers the same for every address. Raises InputRefused, or Busy.
-        """
+        """Create an account, or restart an unverified one; a verified one gets a mail. The same work and answer for
+        every address. Raises InputRefused, or Busy."""
         address = parse_address(email)
         self._passwords.require_strength(password, own_words(email, full_name))
         password_hash = self._passwords.hash(password)
         try:
             owed = self._register(address, password_hash, full_name, principal)
         except IntegrityError:
-            # Two registrations of one address at once: the other one made the account, this one starts it over.
+            # A concurrent registration made the account; this one restarts it.
             owed = self._register(address, password_hash, full_name, principal)
         self._outbox.announce(owed)
 
     def resend_verification(self, principal: Principal, email: str) -> None:
-        """Mail another verification link to an unverified account; for every other address do the same work."""
+        """Mail another verification link to an unverified account; for other addresses do the same work."""
         address = parse_address(email)
         with self._sessions.begin() as session:
             user = _by_key(session, address.key)
@@ -71,16 +69,16 @@ class Registration:
             if user is None:
                 user = User(id=uuid.uuid4(), email_key=address.key)
             is_new = user.created_at is None
-            # Past the limit no new link could be mailed, so the one that was mailed last must stay good.
+            # Past the limit no new link could be mailed, so the last one must stay valid.
             starts_over = not known and (is_new or has_room)
             if starts_over:
-                # The newest password and name count, and links that confirm for older ones are dead.
+                # The newest password and name count; links for older ones end.
                 user.email, user.full_name = address.as_given, full_name
                 user.password_hash, user.password_version = password_hash, (user.password_version or 0) + 1
                 user.created_at = self._clock()
                 session.add(user)
                 session.flush()
-            # For others the same work, on nobody's links.
+            # For others the same work, on no account's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
             owed = self._outbox.add(session, kind, user, ip=principal.ip, request_id=principal.request_id)
             who = principal.known_as(user.id, user.email)

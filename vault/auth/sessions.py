@@ -1,4 +1,4 @@
-"""Sessions: begun by a sign-in, carried on by refresh tokens, ended by their owner, by time, or by a stolen token."""
+"""Sessions: started by a sign-in, continued by refresh tokens, ended by their owner, by time, or by a reused token."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from vault.mail.outbox import Outbox
 
 
 def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
-    """Of a session joined with its user: neither has ended."""
+    """Conditions for a session joined with its user, neither of which has ended."""
     return (
         UserSession.revoked_at.is_(None),
         UserSession.expires_at > now,
@@ -32,11 +32,11 @@ def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-# What a session permits
+# Permissions of a session
 _OF_ADMINS: Final = frozenset(Permission)
 _OF_PEOPLE: Final = _OF_ADMINS - ADMINS_ONLY
 _BEGIN: Final = sa.insert(UserSession)
-# Each signed-in request needs it, so it is made once.
+# Prepared, since every signed-in request needs it.
 _IDENTIFY: Final = (
     sa.select(User.email, User.role)
     .join(UserSession, UserSession.user_id == User.id)
@@ -50,7 +50,7 @@ _IDENTIFY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A sign-in that is complete: its session, and the first tokens of that."""
+    """A complete sign-in: its session and first tokens."""
 
     session_id: uuid.UUID
     tokens: TokenPair
@@ -58,7 +58,7 @@ class SignedIn:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What a person may know about a session of his own; `expires_at` is when it ends unless it is refreshed."""
+    """A session as its owner sees it; `expires_at` is its end without a refresh."""
 
     id: uuid.UUID
     current: bool
@@ -78,7 +78,7 @@ class SessionPage:
 
 
 class UserSessions:
-    """`grace_seconds` is how long a client that lost the answer to a refresh may ask for the same one again."""
+    """Sessions. Within `grace_seconds` a client that lost a refresh's answer may get it again."""
 
     def __init__(
         self,
@@ -115,10 +115,7 @@ class UserSessions:
         return SignedIn(session_id, self._pair(UserSession(**columns)))
 
     def identify(self, principal: Principal, user_id: uuid.UUID, session_id: uuid.UUID) -> Principal | None:
-        """Return whom an access token of this request speaks for now; None once its session or account has ended.
-
-        One indexed query.
-        """
+        """Return the principal of an access token by one indexed query; None once its session or account has ended."""
         with one_read(self._sessions) as session:
             row = run(session, _IDENTIFY, user_id=user_id, session_id=session_id, **self._bounds()).one_or_none()
         if row is None:
@@ -134,11 +131,11 @@ class UserSessions:
         )
 
     def refresh(self, principal: Principal, refresh_token: str) -> TokenPair:
-        """The next pair of tokens of a session; each refresh token works once.
+        """Return the next tokens of a session; each refresh token works once.
 
-        A token that was used before ends its session and raises TokenReused, unless it is the immediate parent of one
-        that nobody has used yet, within the grace: a client that lost the answer gets the same again. Raises
-        Unauthorized.
+        A reused token ends its session and raises TokenReused, except the parent of an unused one within the grace,
+        which
+        gets the same tokens again. Raises Unauthorized.
         """
         claims = self._claims(refresh_token, principal)
         with self._sessions.begin() as session:
@@ -160,7 +157,7 @@ class UserSessions:
         raise TokenReused
 
     def list(self, principal: Principal, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
-        """Living sessions, newest first, `limit` at most, beginning behind `after`."""
+        """Return up to `limit` living sessions after `after`, newest first."""
         query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
         query = query.where(UserSession.user_id == principal.account_id, *self._alive())
         if after is not None:
@@ -173,7 +170,7 @@ class UserSessions:
         return SessionPage(items, (last.created_at, last.id) if last else None)
 
     def end(self, principal: Principal, session_id: uuid.UUID) -> None:
-        """End one of one's own sessions. Raises NotFound."""
+        """End one of the principal's sessions. Raises NotFound."""
         with self._sessions.begin() as session:
             if not self._revoke(session, UserSession.user_id == principal.account_id, UserSession.id == session_id):
                 raise NotFound
@@ -193,7 +190,7 @@ class UserSessions:
             )
 
     def end_all(self, session: Session, user_id: uuid.UUID, *, but: uuid.UUID | None = None) -> int:
-        """End an account's sessions, all or all but one, in the caller's transaction; return how many."""
+        """End an account's sessions, except `but`, in the caller's transaction; return how many."""
         return self._revoke(session, UserSession.user_id == user_id, UserSession.id != (but or uuid.UUID(int=0)))
 
     def _claims(self, refresh_token: str, principal: Principal) -> RefreshClaims:
@@ -210,7 +207,7 @@ class UserSessions:
         self._audit.tally(session, who, Action.REFRESH_REFUSED, reason="ended")
 
     def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User] | None:
-        """The session's row, locked, so that two that refresh it at once come one after the other; None if it ended."""
+        """Lock the session's row, so that concurrent refreshes are serial; None if it ended."""
         row = session.execute(
             sa.select(UserSession, User)
             .join(User, User.id == UserSession.user_id)
@@ -239,7 +236,6 @@ class UserSessions:
         )
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
-        """End those sessions that are not ended yet; return how many."""
         done = session.execute(
             sa.update(UserSession)
             .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._bounds()["now"], *where)
@@ -252,9 +248,9 @@ class UserSessions:
         return _alive(**self._bounds())
 
     def _bounds(self) -> dict[str, datetime]:
-        # Another machine wrote when a session ends and was refreshed.
+        # Another machine wrote the session's end and last refresh.
         now = self._clock() - CLOCK_LEEWAY
-        # Idle for as long as a refresh token lives, a session cannot be carried on any more.
+        # A session that is idle for a refresh token's lifetime cannot continue.
         return {"now": now, "idle_since": now - REFRESH_LIFETIME}
 
     def _pair(self, found: UserSession) -> TokenPair:

@@ -1,4 +1,4 @@
-"""Sign-in with a password: every refusal answers alike and takes the same work."""
+"""Sign-in with a password: every refusal has the same answer and work."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -80,7 +80,7 @@ class SignIn:
     def _refuse_login(
         self, address: Address, user: User | None, reason: str, principal: Principal, lockouts: Sequence[Lockout] = ()
     ) -> None:
-        """Owe a mail, the link again to whoever had the right password, to everybody else none; and audit it."""
+        """Audit a refusal and owe a mail: the link again after a right password, otherwise a no-op."""
         LOGIN_FAILURES.labels(reason).inc()
         waiting = user if reason == "unverified" else None
         who = principal.known_as(user.id, user.email) if user else principal
@@ -96,7 +96,7 @@ class SignIn:
 
     def _start_session(self, checked: User, new_hash: str, principal: Principal) -> SignedIn:
         with self._sessions.begin() as session:
-            # While the password was hashed, the account may have been given another, or another address, or closed.
+            # During hashing, the account may have changed its password or address, or ended.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
             changed = {"hash": new_hash, "at": self._clock()}
             if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
@@ -109,7 +109,7 @@ class SignIn:
 
 
 def _why_not(user: User | None, verdict: Verdict) -> str | None:
-    """The class of reason to refuse a login; None if there is none."""
+    """Return the reason to refuse a login, or None."""
     if user is None:
         return "unknown"
     if verdict is not Verdict.RIGHT:

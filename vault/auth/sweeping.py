@@ -1,4 +1,4 @@
-"""Deletes what has ended: sessions, links, attempts, traces of mails, and accounts whose address nobody confirmed."""
+"""Deletes ended sessions, links, attempts and traces of mails, and accounts with unconfirmed addresses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """How many rows of each kind were deleted, or emptied."""
+    """How many rows of each kind were deleted or emptied."""
 
     sessions: int
     links: int
@@ -53,11 +53,8 @@ class Sweeper:
         self._clock = clock
 
     def sweep(self, principal: Principal, *, may_go_on: Callable[[], bool] = lambda: True) -> SweepReport:
-        """Delete everything whose time is over, in batches. A second one beside it does no harm.
-
-        Each kind gets a batch; for a further one `may_go_on` is asked, and the rest is left to the next pass. Raises
-        ClockNotPlausible before anything is deleted.
-        """
+        """Delete everything expired, in batches. Concurrent calls are safe. `may_go_on` is asked before each further
+        batch of a kind. Raises ClockNotPlausible before deleting."""
 
         def in_batches(delete_some: Callable[[int], int]) -> int:
             deleted = done = delete_some(_BATCH)
@@ -67,7 +64,7 @@ class Sweeper:
             return deleted
 
         now = self._clock.now()
-        # On a machine whose clock is behind, they work for as long.
+        # A machine with a slow clock accepts them for this long.
         over = now - CLOCK_LEEWAY
         session_is_over = (
             UserSession.revoked_at.is_not(None)
@@ -84,7 +81,8 @@ class Sweeper:
 
     def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool], batch: int) -> int:
         with self._sessions.begin() as session:
-            # Whoever ends an account's sessions and links locks them in another order; the next pass finds what he had.
+            # Skips locked rows: processes that end sessions and links lock in another order; the next pass deletes the
+            # rest.
             unlocked = sa.select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
             done = session.execute(
                 sa.delete(table).where(table.id.in_(unlocked)).execution_options(synchronize_session=False)
@@ -97,7 +95,7 @@ class Sweeper:
                 sa.select(User.id)
                 .where(
                     User.email_verified_at.is_(None),
-                    # Who was shut out is not let in again by registering once more.
+                    # A disabled account must not return by another registration.
                     User.disabled_at.is_(None),
                     User.created_at <= before,
                 )

@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 
 
 def register(celery: Celery, sweeper: Sweeper) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
+    """Register this feature's tasks on this Celery app; a shared task would keep its parts alive."""
 
     @celery.task(name=TASK_SWEEP_ACCOUNTS, shared=False)
     def sweep_accounts(slices: int = SLICES) -> None:

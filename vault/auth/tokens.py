@@ -31,7 +31,7 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class RefreshClaims:
-    """What a refresh token says: whose session, and which generation of its tokens this is."""
+    """A refresh token's session and generation."""
 
     user_id: uuid.UUID
     session_id: uuid.UUID
@@ -39,10 +39,8 @@ class RefreshClaims:
 
 
 class SessionTokens:
-    """Signs access and refresh tokens of a session, and reads refresh tokens.
-
-    Access tokens are read by the HTTP layer (flask-jwt-extended).
-    """
+    """Signs access and refresh tokens of a session, and reads refresh tokens; flask-jwt-extended reads access
+    tokens."""
 
     def __init__(self, key: bytes, clock: Callable[[], datetime]) -> None:
         self._key = key
@@ -57,10 +55,8 @@ class SessionTokens:
         refreshed_at: datetime,
         session_ends: datetime,
     ) -> TokenPair:
-        """A fresh access token, and the refresh token of `generation`, which is the same each time it is asked for.
-
-        `refreshed_at` is when that generation began. Neither token outlives the session.
-        """
+        """Return a new access token, and the refresh token of `generation`, the same on each call. `refreshed_at` is
+        when that generation began. Neither token outlives the session."""
         now = self._clock()
         access_ends = min(now + ACCESS_LIFETIME, session_ends)
         refresh_ends = min(refreshed_at + REFRESH_LIFETIME, session_ends)
@@ -73,7 +69,7 @@ class SessionTokens:
         )
 
     def read_refresh(self, token: str) -> RefreshClaims:
-        """Raises Unauthorized for anything but a refresh token of ours whose time is not over."""
+        """Return the claims. Raises Unauthorized for anything but this service's valid refresh token."""
         try:
             claims = jwt.decode(
                 token,
@@ -81,7 +77,7 @@ class SessionTokens:
                 algorithms=[ALGORITHM],
                 issuer=ISSUER,
                 audience=AUDIENCE,
-                # The time is compared with this service's own clock below.
+                # Compared with this service's own clock below.
                 options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
             session_id, _, generation = claims["jti"].partition(".")
@@ -112,10 +108,10 @@ class SessionTokens:
 
 
 def new_mail_token() -> str:
-    """256 random bits, fit for a URL."""
+    """Return 256 random bits, safe in a URL."""
     return secrets.token_urlsafe(32)
 
 
 def mail_token_hash(token: str) -> bytes:
-    """What the database keeps. A plain hash suffices for 256 random bits."""
+    """Return the stored hash. A plain hash suffices for 256 random bits."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,8 +1,5 @@
-"""The `flask` commands: db, keys, users, files, mail and audit.
-
-A factory of its own, so that `--help` and `keys generate` work with no settings at all: commands that need them say
-what is missing when they run.
-"""
+"""The `flask` commands: db, keys, users, files, mail and audit. They have their own factory, so that `--help` and `keys
+generate` work without settings; other commands report missing ones."""
 
 import logging
 import os
@@ -24,8 +21,8 @@ from vault.settings.config import Settings, SettingsError
 
 
 def create_cli_app() -> Flask:
-    """What FLASK_APP names: the whole application, or, where settings are missing, a shell that says so on use."""
-    # Whatever a command writes, such as a new database, is for its owner alone.
+    """Return the application for FLASK_APP, or without settings a stub that reports them on use."""
+    # Files that a command writes, such as a new database, are private to their owner.
     os.umask(0o077)
     try:
         settings = Settings.load(given_environment())
@@ -36,7 +33,7 @@ def create_cli_app() -> Flask:
     else:
         configure_logging("WARNING", "console")
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-        # It misses a host name also where the broker is a directory.
+        # It looks for a host name even if the broker is a directory.
         logging.getLogger("kombu.connection").setLevel(logging.ERROR)
         for warning in settings.warnings:
             click.echo(f"Warning: {warning}", err=True)

@@ -1,4 +1,4 @@
-"""`flask audit`: what an operator decides about deletion by age."""
+"""`flask audit`: accepts the clock for deletion by age."""
 
 import click
 

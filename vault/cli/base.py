@@ -1,4 +1,4 @@
-"""What every command shares: settings that may be missing, errors told in a sentence, progress, an orderly end."""
+"""Shared by commands: optional settings, errors as sentences, progress, an orderly end."""
 
 import json
 import os
@@ -31,13 +31,13 @@ from vault.wiring import Container
 _INTERRUPTED: Final = 130
 _LINE_EVERY_SECONDS: Final = 10.0
 _SAMPLE: Final = 100
-# PostgreSQL's words for a table and for a column that is not there.
+# PostgreSQL's codes for a missing table and a missing column
 _LACKING: Final = ("42P01", "42703")
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 
 
 class Unconfigured:
-    """Stands where the application's parts would be; whoever reaches for one is told what settings lack."""
+    """Stands in for the application's parts; any use reports what settings lack."""
 
     def __init__(self, error: SettingsError) -> None:
         self._error = error
@@ -48,7 +48,7 @@ class Unconfigured:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End a command with a sentence and status 1 when the vault or its database refuses."""
+    """End a command with a sentence and status 1 if the vault or its database refuses."""
     try:
         yield
     except InputRefused as exc:
@@ -69,7 +69,7 @@ def errors_told() -> Iterator[None]:
 
 
 class Commands(AppGroup):
-    """A group whose commands tell their errors."""
+    """A group whose commands report errors as sentences."""
 
     def invoke(self, ctx: click.Context) -> Any:
         with errors_told():
@@ -77,9 +77,9 @@ class Commands(AppGroup):
 
 
 def _problem(error: SQLAlchemyError) -> str:
-    """What is wrong with the database, and what to do about it where that is known."""
+    """Describe a database's error, with the remedy if known."""
     text = str(getattr(error, "orig", ""))
-    # The second is libpq's word for a server that was asked for as one that takes writes; SQLite has one of its own.
+    # libpq's text for a server that does not take writes; SQLite has its own.
     if is_read_only(error) or "session is read-only" in text or "server is in hot standby mode" in text:
         return "is read-only: a standby, or closed for writes. Point DATABASE_URL to the server that takes writes"
     if getattr(getattr(error, "orig", None), "pgcode", None) in _LACKING or "no such table" in text:
@@ -88,25 +88,25 @@ def _problem(error: SQLAlchemyError) -> str:
 
 
 def _named(name: str, error: Exception) -> str:
-    """A name with the code of what is behind it: an operator has to know which of many failures this is."""
+    """Return a name with the code of its cause."""
     reason = reason_of(error)
     return name if reason is None else f"{name}: {reason}"
 
 
 def settings() -> Settings:
-    """This application's settings. Ends the command where some are missing or wrong."""
+    """Return this application's settings. Ends the command if some are missing or wrong."""
     return cast(Container, current_app.extensions["vault"]).settings
 
 
 def container() -> Container:
-    """This application's parts."""
-    # Touched here, so that a missing setting is told before a command prints anything.
+    """Return this application's parts."""
+    # Checked here, so that a missing setting is reported before a command prints anything.
     settings()
     return cast(Container, current_app.extensions["vault"])
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before what cannot be undone; `yes` is the answer of --yes. Without a terminal it refuses."""
+    """Ask before an irreversible action; `yes` is --yes. Refuses without a terminal."""
     if yes:
         return
     if not is_at_a_terminal():
@@ -119,8 +119,8 @@ def is_at_a_terminal() -> bool:
 
 
 def operator() -> Principal:
-    """Return who runs this command."""
-    # Not by getpass, which believes the environment.
+    """Return the principal that runs this command."""
+    # Not getpass, which trusts the environment.
     try:
         name = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -140,8 +140,6 @@ class _KeyRef(click.ParamType[str]):
 
 
 class _MailAddress(click.ParamType[Address]):
-    """An address as people type it."""
-
     name = "email"
 
     def convert(self, value: str | Address, param: click.Parameter | None, ctx: click.Context | None) -> Address:
@@ -154,7 +152,7 @@ class _MailAddress(click.ParamType[Address]):
 
 
 class _Quota(click.ParamType[Quota]):
-    """`default`, or bytes: a number, with KiB, MiB, GiB or TiB behind it where that is shorter."""
+    """`default`, or bytes: a number, with an optional KiB, MiB, GiB or TiB."""
 
     name = "bytes"
 
@@ -177,7 +175,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def sample_options(command: Any) -> Any:
-    """--all or --sample N, for commands that verify: the command is given `sample`, None for all."""
+    """Add --all and --sample N; the command receives `sample`, None for all."""
 
     @wraps(command)
     def with_sample(*args: Any, check_all: bool, sample: int | None, **kwargs: Any) -> Any:
@@ -192,7 +190,7 @@ def sample_options(command: Any) -> Any:
 
 
 class Findings:
-    """Tells what verification finds, as it is found, and ends the command."""
+    """Prints findings of a verification and ends the command."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -218,7 +216,7 @@ class Findings:
 
 @contextmanager
 def progress(label: str, length: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yields what is told of each step: a bar on a terminal, else a line now and then. Both on standard error."""
+    """Yield a function to call after each step: on standard error a bar on a terminal, else a line now and then."""
     if not length:
         yield lambda _: None
     elif sys.stderr.isatty():

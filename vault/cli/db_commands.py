@@ -1,9 +1,5 @@
-"""`flask db`: Flask-Migrate's commands, with outages told in a sentence, and a question before what cannot be undone.
-
-`upgrade` alone makes a database that is not there.
-
-Flask-Migrate registers its own group with the application, so its commands are changed in place, when this is imported.
-"""
+"""`flask db`: Flask-Migrate's commands, with outages as sentences and questions before irreversible ones. Only
+`upgrade` creates a missing database. Importing this changes Flask-Migrate's registered commands in place."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,17 +20,17 @@ from vault.core.db import create_database, is_read_only
 from vault.settings.config import ROOT
 
 __all__ = ("db",)
-# What a migration lists of what its downgrade deletes: tables, and columns as table.column.
+# A migration's list of what its downgrade deletes: tables, and columns as table.column.
 _LOSES: Final = "loses"
 
 
 def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
-    """Refuse what loses rows, and ask before anything else, unless --yes is given."""
+    """Refuse a downgrade that loses rows, and ask before any other, unless --yes is given."""
     with container().core.engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         steps = _steps(current, revision)
         lost = list(_lost(connection, steps))
-    # The default is -1, which tells an operator no migration.
+    # The default is -1, which names no migration to an administrator.
     target = (steps[-1].down_revision or "base") if steps else revision
     if lost and not yes:
         raise click.ClickException(
@@ -49,7 +45,7 @@ def _ask_before_stamp(revision: str, *, yes: bool) -> None:
 
 
 def _lost(connection: Connection, steps: list[Script]) -> Iterator[str]:
-    """Which rows and values a downgrade deletes that nothing can make again, counted."""
+    """Count rows and values that a downgrade deletes for ever."""
     for script in steps:
         for name in getattr(script.module, _LOSES, ()):
             table, _, column = name.partition(".")
@@ -90,7 +86,7 @@ def _makes_the_database(name: str) -> None:
         # --sql prints statements and changes nothing.
         made = None if options["sql"] else create_database(settings().database.url)
         if made is not None:
-            # Where there should have been one, an empty one would otherwise say nothing.
+            # Otherwise a misplaced database would be replaced by an empty one without a word.
             click.echo(f"Created a new, empty database: {made}", err=True)
         upgrade(**options)
 
@@ -99,7 +95,7 @@ def _makes_the_database(name: str) -> None:
 
 @contextmanager
 def _outages_told() -> Iterator[None]:
-    """Tell of an outage in a sentence. Of a migration's own failure the traceback is wanted."""
+    """Report an outage as a sentence. A migration's own failure keeps its traceback."""
     try:
         yield
     except DBAPIError as exc:

@@ -1,8 +1,5 @@
-"""The environment as it was before Flask's command line added the lines of a `.env` to it.
-
-Flask reads the first `.env` from the working directory upwards, and by looser rules than settings do: the last of two
-lines wins, and a variable in a value is filled in from the lines before it.
-"""
+"""The environment without what Flask's command line added from a `.env`. Flask searches upwards from the working
+directory and parses by looser rules than settings do."""
 
 import os
 from pathlib import Path
@@ -14,7 +11,7 @@ from vault.settings.config import ROOT, SettingsError
 
 
 def given_environment() -> dict[str, str]:
-    """The environment without what Flask has read from `.env`. Raises SettingsError if that was not the project's."""
+    """Return the environment without Flask's additions. Raises SettingsError if Flask read another project's `.env`."""
     path = find_dotenv(usecwd=True) if get_load_dotenv() else ""
     if not path:
         return dict(os.environ)

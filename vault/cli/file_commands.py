@@ -1,4 +1,4 @@
-"""`flask files`: clean up, verify, give files new keys, own a store after a restore."""
+"""`flask files`: clean up, verify, reencrypt, own a store after a restore."""
 
 import sys
 import uuid
@@ -75,7 +75,7 @@ def _remove_orphans(found: OrphanReport, *, yes: bool, dry_run: bool, max_percen
 
 @contextmanager
 def _counting(label: str) -> Iterator[Callable[[int], None]]:
-    """A bar for work of unknown length, which only counts."""
+    """Show progress of work of unknown length."""
     with click.progressbar(
         length=0, label=label, show_pos=True, show_percent=False, show_eta=False, file=sys.stderr
     ) as bar:

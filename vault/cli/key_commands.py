@@ -1,4 +1,4 @@
-"""`flask keys`: make keys, see which files depend on which, move files between them."""
+"""`flask keys`: make keys, show which files need which, move files between them."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""`flask mail`: send one to see whether it goes, look at what is owed, try again what failed."""
+"""`flask mail`: send a test, show the outbox, retry failed mails."""
 
 import json
 import uuid
@@ -48,7 +48,7 @@ def _provider(settings: Settings) -> str:
 
 
 def _printable(answer: str) -> str:
-    """A stranger's words in one line, without what could move the cursor."""
+    """Return a stranger's text on one line without terminal control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in answer)
 
 

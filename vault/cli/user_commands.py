@@ -1,4 +1,4 @@
-"""`flask users`: the first administrator, and what an operator does to accounts without the API."""
+"""`flask users`: administrators and accounts without the API."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def create_admin(address: Address, yes: bool) -> None:
 def list_(search: str | None, role: str | None, disabled: bool | None, as_json: bool) -> None:
     """List accounts, newest first. With --json, one object a line."""
     which = UserFilter(search, Role(role) if role else None, disabled)
-    # Settings that are missing or wrong are told before the heading is printed.
+    # Report missing or wrong settings before the heading.
     settings()
     if not as_json:
         click.echo(
@@ -157,7 +157,7 @@ def _line(user: UserInfo) -> str:
 
 
 def _size(count: int) -> str:
-    """With the largest unit that leaves a number of one digit at least."""
+    """Format with the largest unit that leaves at least one digit."""
     if count < 1024:
         return f"{count} B"
     size = float(count)

@@ -252,7 +252,7 @@ def _on_sqlite_begin(connection: Connection) -> None:
 
 
 def _on_postgresql_connect(connection: Any, _record: object) -> None:
-    # In a transaction it would end with it.
+    # A setting made in a transaction would end with a rollback.
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")

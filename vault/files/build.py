@@ -1,4 +1,4 @@
-"""The parts of the catalogue of files."""
+"""Wiring of the catalogue of files."""
 
 from dataclasses import dataclass
 

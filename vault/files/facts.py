@@ -1,4 +1,4 @@
-"""What a person is told about a file."""
+"""File metadata for clients."""
 
 import uuid
 from dataclasses import dataclass
@@ -12,10 +12,8 @@ from vault.objects.models import File
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What a person may know about a file of his own, and an administrator about any.
-
-    `sha256` is None where it was not asked for or has no key, `cipher` where the row's header is damaged.
-    """
+    """File metadata as shown to its owner and to administrators. `sha256` is None if not requested or without key,
+    `cipher` if the row's header is damaged."""
 
     id: uuid.UUID
     owner_id: uuid.UUID

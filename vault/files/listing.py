@@ -1,8 +1,7 @@
-"""Pages of a person's files: four sorts, both orders, and a search. One query each, by keyset and never by OFFSET.
+"""Pages of an owner's files: four sorts, both orders, and a search. One query each, by keyset.
 
-Every sort ends in the id, so that equal keys have one order too. Each has an index over the ready rows (see
-files.models), which serves both orders. On PostgreSQL a search that finds little goes by trigrams; every other walks
-the index of its sort until the page is full. Texts are compared by code points on every database.
+Every sort ends in the id. Each has an index over the ready rows (objects.models), for both orders. On PostgreSQL a rare
+search uses trigrams; others walk the sort's index until the page is full. Texts compare by code points.
 """
 
 import enum
@@ -29,7 +28,7 @@ class Sort(enum.StrEnum):
 
     @property
     def key_type(self) -> type[SortKey]:
-        """What its keys are."""
+        """Return the type of the sort's keys."""
         return {Sort.CREATED_AT: datetime, Sort.SIZE: int}.get(self, str)
 
 
@@ -43,14 +42,14 @@ _COLUMNS: Final[dict[Sort, InstrumentedAttribute[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which files, in which order. `search` is part of the name, or its first character; case does not matter."""
+    """Selection and order of files. `search` is part of the name, or its first character, in any case."""
 
     sort: Sort = Sort.CREATED_AT
     descending: bool = True
     search: str | None = None
 
     def query(self, owner_id: uuid.UUID, after: tuple[SortKey, uuid.UUID] | None, limit: int) -> sa.Select[File]:
-        """`limit` rows at most behind `after`, in order. Raises InputRefused for a search that finds nothing."""
+        """Return a query for up to `limit` rows after `after`. Raises InputRefused for a search that finds nothing."""
         key = sa.tuple_(_COLUMNS[self.sort], File.id)
         conditions = [File.owner_id == owner_id, File.state == FileState.READY]
         if after is not None:
@@ -60,22 +59,22 @@ class Listing:
         if self.search is None:
             return sa.select(File).where(*conditions).order_by(*order).limit(limit)
         conditions.append(_has(clean_search(self.search), self.sort))
-        # First the ids, which the sort's index alone tells: rows that are passed over are never read.
+        # First the ids, from the sort's index alone: skipped rows are never read.
         found = sa.select(File.id).where(*conditions).order_by(*order).limit(limit).subquery()
         return sa.select(File).join(found, found.c.id == File.id).order_by(*order)
 
     def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
-        """Where a list goes on behind this row."""
+        """Return the keyset position after this row."""
         return getattr(row, _COLUMNS[self.sort].key), row.id
 
 
 def _has(text: str, sort: Sort) -> sa.ColumnElement[bool]:
-    """That a folded name begins with a single character, or holds a longer text."""
-    # The escape keeps the wildcards of LIKE from being any.
+    """Match a folded name that begins with a single character, or holds a longer text."""
+    # Escapes LIKE's wildcards.
     if len(text) > 1:
         return File.name_folded.contains(text, autoescape=True)
     if sort is not Sort.NAME:
-        # No range: SQLite would read all of it and sort, instead of walking the sort's index until a page is full.
+        # Not a range: SQLite would read and sort all of it, instead of walking the sort's index.
         return File.name_folded.startswith(text, autoescape=True)
     # UTF-8 has no surrogates.
     after = {0xD7FF: 0xE000, 0x10FFFF: None}.get(ord(text), ord(text) + 1)
@@ -85,15 +84,12 @@ def _has(text: str, sort: Sort) -> sa.ColumnElement[bool]:
 
 @dataclass(frozen=True, slots=True)
 class ListingOfAll:
-    """Files of one person, or of everybody person by person; the newest of each first.
-
-    The index that serves the lists of their owners serves this one as well.
-    """
+    """Files of one owner, or of all, owner by owner; newest first. The owners' index serves this list too."""
 
     owner_id: uuid.UUID | None = None
 
     def query(self, after: tuple[str, uuid.UUID] | None) -> sa.Select[File]:
-        """The rows behind `after`, in order."""
+        """Return a query for the rows after `after`."""
         key = (File.owner_id, File.created_at, File.id)
         query = sa.select(File).where(File.state == FileState.READY)
         if self.owner_id is not None:
@@ -106,5 +102,5 @@ class ListingOfAll:
 
     @staticmethod
     def key_of(row: File) -> tuple[str, uuid.UUID]:
-        """Where a list goes on behind this row."""
+        """Return the keyset position after this row."""
         return f"{row.owner_id} {row.created_at.isoformat()}", row.id

@@ -1,4 +1,4 @@
-"""File names and content types as clients give them: what is accepted, and in which form it is kept."""
+"""File names and content types of clients: acceptance and stored form."""
 
 import re
 import unicodedata
@@ -8,7 +8,7 @@ from vault.core.errors import InputRefused
 
 MAX_LENGTH: Final = 255
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
-# NFC makes one character of four at most, and of many accents in the wrong order it takes time by their square.
+# NFC makes one character of four at most; for many accents in the wrong order its time is quadratic.
 _MOST_GIVEN: Final = 4 * MAX_LENGTH
 # RFC 9110, 8.3.1: type "/" subtype, parameters with token or quoted-string values, here without controls and escapes.
 # Each space can match in one place only, so that no text takes long.
@@ -18,7 +18,8 @@ _CONTENT_TYPE: Final = re.compile(rf"({_WORD}/{_WORD})((?:[ \t]*;(?:[ \t]*{_WORD
 
 
 def clean_name(name: str) -> str:
-    """The name in NFC. Raises InputRefused: 1 to 255 characters, no slash, NUL, control character or lone surrogate."""
+    """Return the name in NFC. Raises InputRefused: 1 to 255 characters, no slash, control character or lone
+    surrogate."""
     if any(unicodedata.category(c) in ("Cc", "Cs") or c == "/" for c in name):
         raise InputRefused({"name": ["Must not contain slashes, control characters or invalid text."]})
     normal = unicodedata.normalize("NFC", name) if len(name) <= _MOST_GIVEN else name
@@ -28,7 +29,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_content_type(text: str) -> str:
-    """The media type with type and subtype in lower case. Raises InputRefused for what RFC 9110 does not allow."""
+    """Return the media type, type and subtype in lower case. Raises InputRefused for what RFC 9110 does not allow."""
     match = _CONTENT_TYPE.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         raise InputRefused({"content_type": [f"Must be a media type of at most {MAX_LENGTH} ASCII characters."]})
@@ -36,7 +37,7 @@ def clean_content_type(text: str) -> str:
 
 
 def sendable_content_type(stored: str) -> str:
-    """The stored media type, or that of bytes in general where the row's is none, as older versions let in."""
+    """Return the stored media type, or that of bytes for an invalid one of an older version."""
     try:
         return clean_content_type(stored)
     except InputRefused:

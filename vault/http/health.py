@@ -17,10 +17,8 @@ def livez() -> Response:
 @blueprint.get("/readyz")
 @blueprint.get("/healthz")
 def readyz() -> tuple[Response, int]:
-    """503 without the database; what else fails is named, and takes no node out of a balancer that all share it with.
-
-    Names and one word each, since anybody may ask. Why a check fails is told where the metrics are.
-    """
+    """Answer 503 without the database only: other failures are shared by all nodes of a balancer. Any client may ask,
+    so each check has a name and one word; the metrics' address has reasons."""
     report = find_part(Readiness).report()
     checks = {name: "ok" if finding.is_ok else "failed" for name, finding in report.findings.items()}
     return jsonify(status=report.status, checks=checks), 200 if report.can_serve else 503

@@ -1,4 +1,4 @@
-"""The parts of sealed objects, and the store that settings choose."""
+"""Wiring of sealed objects, and the store that settings choose."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def store_of(settings: groups.Storage, region: str | None, access: AwsAccess) ->
     return S3Store(
         S3Options(
             bucket=settings.bucket,
-            # Servers of one's own have no regions, but the signature wants one.
+            # Private servers have no regions, but the signature needs one.
             region=region or ("us-east-1" if settings.s3_endpoint_url else None),
             endpoint_url=settings.s3_endpoint_url,
             access=access,

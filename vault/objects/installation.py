@@ -1,9 +1,8 @@
 """The id and the epoch that tie this database to its object store.
 
-A process whose two ids differ, or that finds one missing where it cannot be the first start, neither writes nor
-removes anything: an empty or wrong database beside a full store must not make its objects look like garbage. Nor does
-one whose database is an older copy: the epoch is raised in the database and then in the store, so that a copy is behind
-the store as soon as its original, or another copy, has been raised again.
+A process with differing ids, or a missing one after the first start, neither writes nor removes: to an empty or wrong
+database all objects would look like garbage. The epoch detects older copies of the database: it is raised in the
+database and then in the store, so that a copy is behind as soon as its original, or another copy, has been raised.
 """
 
 import re
@@ -28,12 +27,12 @@ from vault.core.principal import Principal
 from vault.objects.models import File, Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
 
-# An upload to a store that went away since is refused only when part of its body has been read.
+# An upload to a vanished store is refused only after part of its body has been read.
 _CONFIRMED_SECONDS: Final = 10.0
 _WAIT_SECONDS: Final = 5.0
-# How long readiness believes that a store can be written: S3 charges for each try.
+# How long readiness trusts that a store is writable: S3 charges for each try.
 _WRITABLE_SECONDS: Final = 15.0
-# More than can be reached by raising. Above it `adopt` would come to numbers that are too long to be read again.
+# Beyond any number of raises. `adopt` above it would make numbers too long to be read again.
 _MOST_RAISED: Final = 10**12
 _EPOCH: Final = re.compile(r"([0-9]{1,15}) ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\n")
 
@@ -45,14 +44,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How often a database has been raised. Two databases that were raised to one number differ in the token."""
+    """How often a database has been raised. The token tells apart two databases with one number."""
 
     number: int = 0
     token: uuid.UUID | None = None
 
     @classmethod
     def parse(cls, content: bytes) -> Self | None:
-        """Read the object `vault-epoch` (docs/object-format.md); None if it holds anything else."""
+        """Parse the object `vault-epoch` (docs/object-format.md); None if it holds anything else."""
         found = _EPOCH.fullmatch(content.decode("ascii", "replace"))
         return cls(int(found[1]), uuid.UUID(found[2])) if found else None
 
@@ -62,7 +61,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What one side holds. `epoch` is None where it cannot be read."""
+    """What one side holds. `epoch` is None if unreadable."""
 
     installation_id: str
     epoch: Epoch | None
@@ -90,10 +89,8 @@ class InstallationGuard:
         self._writable_until = float("-inf")
 
     def require(self) -> None:
-        """Confirm, unless that was done lately, that the store answers and belongs to this database.
-
-        Raises InstallationMismatch, what database and store raise, and Busy while another thread waits for them.
-        """
+        """Confirm, unless done recently, that the store answers and belongs to this database. Raises
+        InstallationMismatch, errors of database and store, and Busy while another thread waits for them."""
         asked_at = monotonic()
         if self._failure is None and self._verified_at > asked_at - _CONFIRMED_SECONDS:
             return
@@ -101,18 +98,18 @@ class InstallationGuard:
         if not self._lock.acquire(timeout=self._wait_seconds):
             raise Busy
         try:
-            # Those who waited for an answer share it.
+            # Threads that waited share the answer.
             if self._verified_at < asked_at:
                 self._failure = self._verified()
                 self._verified_at = monotonic()
             if self._failure is not None:
-                # A copy, with the store's code: an exception that is raised again grows by a traceback each time.
+                # A copy: an exception that is raised again grows by a traceback each time.
                 raise copy(self._failure) from self._failure
         finally:
             self._lock.release()
 
     def verify(self) -> None:
-        """Compare both sides now; on the very first start, with both sides empty, make the id."""
+        """Compare both sides now; on the first start, with both empty, make the id."""
         theirs, ours = self._both()
         if theirs is None:
             self._first_start()
@@ -123,33 +120,29 @@ class InstallationGuard:
             _refuse(error)
 
     def raise_epoch(self) -> None:
-        """Verify, and raise the epoch of both sides: from now on every older copy of the database is behind.
-
-        Raises what `verify` raises. Processes of one database may do it concurrently.
-        """
+        """Verify, and raise both sides' epoch, so that older copies of the database are behind. Raises what `verify`
+        raises. Safe to run concurrently in one database's processes."""
         self.verify()
         with self._sessions.begin() as session:
             _raise_to(session, Installation.epoch + 1)
         try:
             self._tell_store()
         except StorageFull as exc:
-            # What is verified to be the owner may go on to make room: copies are found out by the next raise.
+            # A verified owner may go on to make room; the next raise finds copies.
             log.warning("epoch_not_told", exc_info=exc)
-        # Another database may have been raised at the same moment: the one that told the store last goes on.
+        # Of databases raised concurrently, the last to write the store continues.
         self.verify()
 
     def adopt(self, principal: Principal) -> bool:
-        """Make this database the store's owner: every other copy of it is behind from now on. Audited.
-
-        False if it is the owner already. Raises InstallationMismatch where the store is another installation's.
-        """
+        """Make this database the store's owner, with every copy behind; audited. Returns False if it is the owner
+        already. Raises InstallationMismatch for another installation's store."""
         if self.is_owner():
             return False
         theirs, ours = self._both()
         assert ours is not None
         epoch = theirs.epoch if theirs is not None and theirs.epoch is not None else Epoch()
         if epoch.number > _MOST_RAISED:
-            # Not by a database: it is overwritten, and not outbid.
+            # Not a database's epoch: it is overwritten, not exceeded.
             epoch = Epoch()
         with self._sessions.begin() as session:
             above = sa.case((Installation.epoch > epoch.number, Installation.epoch), else_=epoch.number) + 1
@@ -161,10 +154,8 @@ class InstallationGuard:
         return True
 
     def is_owner(self) -> bool:
-        """Whether the store takes this database for its owner; False where `adopt` can make it so.
-
-        Raises InstallationMismatch where it cannot.
-        """
+        """Return whether the store's owner is this database; False if `adopt` can change that. Raises
+        InstallationMismatch if not."""
         theirs, ours = self._both()
         error = _mismatch(theirs, ours)
         if theirs is None:
@@ -175,10 +166,8 @@ class InstallationGuard:
         return error is None
 
     def confirm_presence(self) -> None:
-        """Say whether an object that was not found is missing: it is not where the whole store is.
-
-        Raises StorageUnavailable if the store carries no id, InstallationMismatch if it is not this database's.
-        """
+        """Tell an absent object from an absent store. Raises StorageUnavailable if the store carries no id,
+        InstallationMismatch if it is not this database's."""
         theirs, ours = self._both()
         if ours is None:
             return
@@ -190,8 +179,8 @@ class InstallationGuard:
     def health(self) -> None:
         """Raise unless the store can be read and written, and belongs to this database.
 
-        Asks the database only where nothing was confirmed yet, or the last comparison failed: readiness must not blame
-        the store for a database that hangs. So an older copy is known to be one from its start or first upload on.
+        Asks the database only before the first confirmation or after a mismatch, so that a database that hangs does not
+        make the store look down. An older copy therefore shows at its start or first upload.
         """
         theirs, ours = self._in_store(), self._confirmed
         if monotonic() >= self._writable_until:
@@ -216,7 +205,7 @@ class InstallationGuard:
         return None
 
     def _first_start(self) -> None:
-        """Make the id, or complete a first start that was cut short: its id is in the database only."""
+        """Make the id, or complete an interrupted first start, whose id is in the database only."""
         self._require_empty()
         try:
             with self._sessions.begin() as session:
@@ -247,7 +236,7 @@ class InstallationGuard:
 
     def _tell_store(self) -> None:
         told: _Held | None = None
-        # Until it is true: another process of this database may have raised the epoch, and have told the store before.
+        # Repeat: another process of this database may have raised the epoch and written it first.
         while told != (ours := self._in_database()):
             assert ours is not None
             assert ours.epoch is not None
@@ -255,10 +244,8 @@ class InstallationGuard:
             told = ours
 
     def _both(self) -> tuple[_Held | None, _Held | None]:
-        """What store and database hold.
-
-        The store's first: it is told last, so that the database, read later, is never behind its own store.
-        """
+        """Read store and database. The store first: it is written last, so the database is never behind its own
+        store."""
         return self._in_store(), self._in_database()
 
     def _in_database(self) -> _Held | None:
@@ -275,7 +262,7 @@ class InstallationGuard:
         epoch = self._object(EPOCH_KEY)
         return _Held(
             installation_id.decode("ascii", "replace").strip(),
-            # Code of before knew no epoch.
+            # Stores of older versions have no epoch.
             Epoch() if epoch is None else Epoch.parse(epoch),
         )
 
@@ -287,7 +274,7 @@ class InstallationGuard:
 
 
 def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch | None:
-    """Why database and store do not belong together; None if they do."""
+    """Return why database and store do not belong together, or None."""
     if theirs is None:
         return InstallationMismatch("no_id", f"The store has no id. {_IS_IT_MOUNTED}")
     if ours is None or theirs.installation_id != ours.installation_id:
@@ -304,7 +291,6 @@ def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch 
 
 
 def _raise_to(session: Session, epoch: sa.ColumnElement[int]) -> int:
-    """Raise the database's epoch, and return it."""
     raised = sa.update(Installation).values(epoch=epoch, epoch_token=uuid.uuid4()).returning(Installation.epoch)
     return session.execute(raised.execution_options(synchronize_session=False)).scalar_one()
 

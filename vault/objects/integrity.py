@@ -1,4 +1,4 @@
-"""Signs of damage: what is wrong with an object or its key is audited, logged and counted, whoever reads it."""
+"""Audits, logs and counts damage of an object or its key for every reader."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Integrity:
 
     @contextmanager
     def watched(self, principal: Principal, file: StoredFile) -> Iterator[None]:
-        """Audit and log every sign of a damaged object or key; a file that went away meanwhile is NotFound."""
+        """Audit and log damage that the block raises; a file that was deleted meanwhile is NotFound."""
         try:
             with integrity_proven():
                 yield
@@ -39,7 +39,7 @@ class Integrity:
             raise
 
     def report(self, principal: Principal, file: StoredFile, reason: str) -> None:
-        """Audit a damaged file. Raises NotFound if the row says by now that there is no such file."""
+        """Audit a damaged file. Raises NotFound if it was deleted meanwhile."""
         try:
             with self._sessions.begin() as session:
                 if not _is_current(session, file):
@@ -53,14 +53,14 @@ class Integrity:
                     reason=reason,
                 )
         except (SQLAlchemyError, AuditUnavailable) as exc:
-            # The refusal stands either way; losing its audit row must not turn it into another error.
+            # The refusal stands; a lost audit row must not replace its error.
             log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
         INTEGRITY_FAILURES.inc()
         log.error("integrity_failed", file_id=str(file.file_id), reason=reason)
 
 
 def _is_current(session: Session, file: StoredFile) -> bool:
-    """Whether the row is still what was read: not deleted since, and not given another object."""
+    """Return whether the row still has the object that was read."""
     return bool(
         session.scalar(
             sa.select(

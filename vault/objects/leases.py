@@ -1,7 +1,5 @@
-"""Leases of running uploads, renewed by one thread per process.
-
-A read from a slow client blocks for as long as the client likes, so the upload's own loop cannot renew its lease.
-"""
+"""Leases of running uploads, renewed by one thread per process, since reads from slow clients block the upload's
+own."""
 
 import os
 import threading
@@ -34,7 +32,7 @@ class LeaseKeeper:
 
     @contextmanager
     def held(self, file_id: uuid.UUID) -> Iterator[None]:
-        """Renew the row's lease for as long as the block runs."""
+        """Renew the row's lease while the block runs."""
         with self._lock:
             self._held.add(file_id)
             if self._thread_pid != os.getpid():
@@ -47,11 +45,11 @@ class LeaseKeeper:
                 self._held.discard(file_id)
 
     def renew(self) -> None:
-        """Give every running upload its full lease again. A row that is not pending any more stays as it is."""
+        """Renew the lease of every running upload whose row is still pending."""
         with self._lock:
             file_ids = list(self._held)
         for file_id in file_ids:
-            # One row a transaction: two that each lock several rows could wait for each other.
+            # One row a transaction: two transactions that lock several rows could deadlock.
             with self._sessions.begin() as session:
                 session.execute(
                     sa.update(File)
@@ -67,5 +65,5 @@ class LeaseKeeper:
             try:
                 self.renew()
             except SQLAlchemyError as exc:
-                # The next round may do better; fourteen may fail before a lease ends.
+                # Fourteen renewals may fail before a lease ends.
                 log.warning("lease_renewal_failed", exc_info=exc)

@@ -1,4 +1,4 @@
-"""Tables of stored files, of retired keys, and the id that ties this database to its object store."""
+"""Tables of files, retired keys, and the id that ties this database to its object store."""
 
 import enum
 import uuid
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from vault.core.db import Base, UuidKey
 
-# Compared by code points everywhere, as SQLite and Python do it.
+# Compared by code points everywhere, as in SQLite and Python.
 _FOLDED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 _MEDIA_TYPE = sa.String(255).with_variant(sa.String(255, collation="C"), "postgresql")
 _READY = sa.text("state = 'ready'")
@@ -26,11 +26,10 @@ class FileState(enum.StrEnum):
 
 
 class File(UuidKey, Base):
-    """One stored file. Its key columns are NULL exactly when it is shredded; then no reader can open the object.
+    """One stored file. Its key columns are NULL exactly when it is shredded; then the object is unreadable.
 
-    `owner_id` is no foreign key: rows outlive a deleted account until their objects are gone.
-    `lease_until` (database clock) protects a pending row, and the object of a row that was shredded while its upload
-    still ran.
+    `owner_id` has no foreign key: rows outlive a deleted account until their objects are gone. `lease_until` (database
+    clock) protects a pending row, and the object of a row that was shredded during its upload.
     """
 
     __tablename__ = "files"
@@ -42,7 +41,7 @@ class File(UuidKey, Base):
             " AND sealed_digest IS NOT NULL)",
             name="ready_is_complete",
         ),
-        # All rows of a person, in the order in which they are locked.
+        # All rows of an owner, in locking order.
         sa.Index("ix_files_owner_id_id", "owner_id", "id"),
         sa.Index(
             "ix_files_unsettled",
@@ -51,7 +50,7 @@ class File(UuidKey, Base):
             postgresql_where=sa.text("state <> 'ready'"),
             sqlite_where=sa.text("state <> 'ready'"),
         ),
-        # A sort of the list each, in both orders; with the names, so that a search along it need not read the rows.
+        # Each sort in both orders; with the names, so that a search need not read the rows.
         _ready_by("name", "name_folded", "id"),
         _ready_by("created_at", "created_at", "id", "name_folded"),
         _ready_by("size", "size_bytes", "id", "name_folded"),
@@ -63,7 +62,7 @@ class File(UuidKey, Base):
             postgresql_ops={"name_folded": "gin_trgm_ops"},
             postgresql_where=_READY,
         ).ddl_if(dialect="postgresql"),
-        # Which refs are in use, and the rows of each in the order in which they are rewrapped.
+        # Refs in use, and each one's rows in the order of rewrapping.
         sa.Index(
             "ix_files_wrapped_by",
             "key_provider",
@@ -105,14 +104,14 @@ class RetiredKey(Base):
 
 
 class Installation(Base):
-    """At most one row. The same id lies in the object store under `vault-id`, the epoch under `vault-epoch`."""
+    """At most one row. The object store has the same id as `vault-id`, the epoch as `vault-epoch`."""
 
     __tablename__ = "installation"
     __table_args__ = (sa.CheckConstraint("row_number = 1", name="one_row"),)
 
     row_number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, autoincrement=False, default=1)
     installation_id: Mapped[uuid.UUID]
-    # Code of before, which runs beside this while nodes are replaced, inserts neither.
+    # Older versions, which run beside this during an update, insert neither.
     epoch: Mapped[int] = mapped_column(server_default=sa.text("0"))
     epoch_token: Mapped[uuid.UUID | None]
     created_at: Mapped[datetime]

@@ -1,11 +1,9 @@
-"""Ends what crashed uploads left, and removes the objects of shredded rows.
+"""Ends what crashed uploads left, and removes objects of shredded rows.
 
-Objects are removed only for rows already committed as shredded. Objects that no row knows are counted; they are
-deleted only on request, since a wrong database makes every object look like one.
-
-A copy of the database is wrong as well: a file that was being uploaded when it was made may be published in the
-original since. The epoch finds copies out, but for one that was started before its original was raised again; so an
-object that was finished and not published stays for a day after its row has ended.
+Only objects of committed shredded rows are removed. Objects without rows are counted, and deleted on request only: to a
+wrong database every object looks so. In a copy of the database, a pending upload may be published in the original
+meanwhile. The epoch detects copies, except one started before its original was raised again; so a finished,
+unpublished object stays for a day after its row has ended.
 """
 
 import uuid
@@ -46,7 +44,7 @@ class ReapReport:
 
 @dataclass(frozen=True, slots=True)
 class OrphanReport:
-    """Objects that no row knows. `foreign` counts keys of another form, which nothing here ever deletes."""
+    """Objects without rows. `foreign` counts keys of another form, which are never deleted."""
 
     objects: int
     orphans: tuple[uuid.UUID, ...] = field(repr=False)
@@ -74,18 +72,17 @@ class Reaper:
         progress: Callable[[int], None] = lambda _: None,
         may_go_on: Callable[[], bool] = lambda: True,
     ) -> ReapReport:
-        """Do the safe part: end pending rows whose lease has ended, remove shredded ones with their objects.
+        """End pending rows with expired leases, and remove shredded rows with their objects.
 
-        Raises AuditUnavailable before anything is touched, and InstallationMismatch, which may also end it midway.
-        `progress` is told of each row that is done; `may_go_on` is asked before each, and the rest is left to the next
-        pass.
+        Raises AuditUnavailable before any change, and InstallationMismatch, also midway. `progress` is called for each
+        finished row; `may_go_on` before each row.
         """
-        # Also where there is nothing to do: an older copy of this database has to be found out.
+        # Always, so that an older copy of this database is found.
         self._installation.raise_epoch()
         foreseen, report = self._foreseen(), ReapReport()
         if not foreseen.removed:
             return report
-        # Before anything goes: what cannot be audited does not happen.
+        # First, since an action that cannot be audited does not happen.
         self._record(principal, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
             if not may_go_on():
@@ -106,7 +103,7 @@ class Reaper:
         return report
 
     def foresee(self) -> ReapReport:
-        """Count what `reap` would do now if nothing failed and no object was finished. Raises InstallationMismatch."""
+        """Count what `reap` would do without failures and finished objects. Raises InstallationMismatch."""
         self._installation.verify()
         return self._foreseen()
 
@@ -119,17 +116,15 @@ class Reaper:
         return ReapReport(expired=abandoned, removed=abandoned + removable)
 
     def remove(self, file_id: uuid.UUID) -> bool:
-        """Remove one shredded file's object and row; False if it is not to be removed, or could not be yet."""
+        """Remove one shredded file's object and row; False if it must stay or could not be removed yet."""
         self._installation.require()
         with self._sessions.begin() as session:
             file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
         return file is not None and self._remove(file)
 
     def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
-        """Remove the objects and rows of a deleted person, and return how many, for as long as `may_go_on` says so.
-
-        What cannot be removed yet is left to the periodic pass.
-        """
+        """Remove objects and rows of a deleted account while `may_go_on` allows; return how many. The periodic pass
+        does the rest."""
         self._installation.require()
         removed = 0
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
@@ -139,10 +134,8 @@ class Reaper:
         return removed
 
     def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
-        """Ask the database about each key after it was listed: the other way round, new uploads would look lost.
-
-        `progress` is told of the objects that were looked at.
-        """
+        """List the store, then look up each key: in the other order new uploads would look lost. `progress` receives
+        objects."""
         self._installation.verify()
         objects, foreign = 0, 0
         orphans: list[uuid.UUID] = []
@@ -157,7 +150,7 @@ class Reaper:
         return OrphanReport(objects, tuple(orphans), foreign)
 
     def remove_orphans(self, principal: Principal, report: OrphanReport, *, progress: Callable[[int], None]) -> int:
-        """Delete the objects of a report that still have no row; return how many."""
+        """Delete a report's objects that still have no row; return how many."""
         self._installation.verify()
         self._record(principal, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
         removed = 0
@@ -179,7 +172,7 @@ class Reaper:
         try:
             keeps = self._is_finished(file.object_id)
             with self._sessions.begin() as session:
-                # The lease is asked for again: the upload may have renewed it since the row was read.
+                # Checks the lease again, since the upload may have renewed it.
                 shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
                 if keeps:
                     kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
@@ -202,7 +195,7 @@ class Reaper:
         return True
 
     def _remove(self, file: File) -> bool:
-        """The object first, then the row: a crash in between leaves a row that is found again."""
+        """Delete the object before the row: a crash in between leaves a row that is found again."""
         self._installation.require()
         try:
             self._store.delete(object_key(file.object_id))
@@ -212,13 +205,12 @@ class Reaper:
             return False
         with self._sessions.begin() as session:
             gone = session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
-        # Another pass may have been here first, and has counted it.
+        # Otherwise another pass has removed and counted it.
         if gone.rowcount:  # type: ignore[attr-defined]
             REAPED.labels("removed").inc()
         return True
 
     def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
-        """Those of the objects that no row has."""
         with self._sessions.begin() as session:
             known = set(session.scalars(sa.select(File.object_id).where(File.object_id.in_(object_ids))))
         return [object_id for object_id in object_ids if object_id not in known]
@@ -229,7 +221,7 @@ def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _removable() -> tuple[sa.ColumnElement[bool], ...]:
-    """Shredded, and no upload can still be writing the object."""
+    """Shredded rows whose upload cannot be writing any more."""
     return (
         File.state == FileState.SHREDDED,
         sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()),

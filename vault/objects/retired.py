@@ -1,4 +1,4 @@
-"""Retired keys: the table is asked in the transaction that wants to use one, so that a race has one outcome."""
+"""Retired keys, checked in the transaction that uses a key, so that a race has one outcome."""
 
 from typing import Final
 
@@ -21,23 +21,21 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 def key_is_retired() -> sa.ColumnElement[bool]:
-    """A column for queries over files: whether the row's key has been retired."""
+    """Return a column for queries over files: whether the row's key is retired."""
     return sa.exists().where(RetiredKey.key_ref == File.key_ref).correlate(File)
 
 
 def refuse_retired(session: Session, key_ref: str) -> None:
-    """Raise KeyUnavailable if the key that a row of this transaction is wrapped by has been retired."""
-    # On PostgreSQL even a locking read that finds nothing holds ROW SHARE on the table until the transaction ends, and
-    # `block_use` waits for that. On SQLite there is one writer at a time.
+    """Raise KeyUnavailable if the key of this transaction's row is retired."""
+    # On PostgreSQL even a locking read without result holds ROW SHARE until the transaction ends, which `block_use`
+    # waits for. SQLite has one writer.
     if run(session, _FIND, wanted=key_ref).scalar() is not None:
         raise KeyUnavailable("retired")
 
 
 def block_use(session: Session) -> None:
-    """Wait for every transaction that has called `refuse_retired`, and let none call it until this one ends.
-
-    Plain reads go on. Raises Busy if that takes too long: uploads that begin meanwhile queue behind this.
-    """
+    """Wait for every transaction that called `refuse_retired`, and block new ones until this one ends. Plain reads
+    continue. Raises Busy if that takes too long."""
     if session.get_bind().dialect.name != "postgresql":
         return
     session.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))

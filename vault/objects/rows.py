@@ -1,4 +1,4 @@
-"""Very many rows of objects, in constant memory: in batches by id, and drawn at random."""
+"""Many rows in constant memory: in batches by id, and as random samples."""
 
 import random
 import uuid
@@ -16,10 +16,8 @@ BATCH: Final = 200
 def batches_by_id(
     sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], *, size: int = BATCH
 ) -> Iterator[Sequence[Any]]:
-    """All rows of a query over files, by id; a row that stays as it is does not come up again.
-
-    The first column is the File or its id. No transaction is open while the caller works on a batch.
-    """
+    """Yield a query's rows by id, in batches, each row once. The first column is the File or its id. The transaction is
+    closed while the caller works."""
     last = uuid.UUID(int=0)
     while True:
         with sessions.begin() as session:
@@ -31,13 +29,13 @@ def batches_by_id(
 
 
 def rows_by_id(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]]) -> Iterator[Any]:
-    """The same, row by row."""
+    """Yield a query's rows by id, one by one."""
     for batch in batches_by_id(sessions, query):
         yield from batch
 
 
 def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], count: int) -> Iterator[Any]:
-    """About count different rows of a query over files, drawn by their random ids; all if there are not more."""
+    """Yield about `count` different random rows of a query, or all if there are fewer."""
     with sessions.begin() as session:
         there = session.scalar(sa.select(sa.func.count()).select_from(query.with_only_columns(File.id).subquery())) or 0
     if there <= count:
@@ -45,7 +43,7 @@ def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]],
         return
     seen: set[uuid.UUID] = set()
     for _ in range(20 * count):
-        # Ids are random (UUID 4), so the next one behind a random point is a fair draw; past the last, the first.
+        # Ids are random (UUID 4), so the next id after a random point is a fair draw; after the last, the first.
         point = uuid.UUID(int=random.getrandbits(128))  # nosec B311  # a sample, no secret
         with sessions.begin() as session:
             first = query.order_by(File.id).limit(1)

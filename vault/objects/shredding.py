@@ -1,4 +1,4 @@
-"""The one transition that ends a file: pending or ready -> shredded, with its quota, in the caller's transaction."""
+"""The transition that ends a file, pending or ready -> shredded, with its quota, in the caller's transaction."""
 
 import uuid
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _LOCK_USER: Final = (
 
 
 class TransitionLost(Exception):
-    """Somebody else moved the row first. Raised inside the transaction, so that its quota change is undone."""
+    """Another transaction changed the row first. Raised inside the transaction to undo its quota change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shreddable:
-    """What was true of a row when its end was decided; the transition happens only if it still is."""
+    """Facts of a row; it is shredded only if they are still true."""
 
     file_id: uuid.UUID
     owner_id: uuid.UUID
@@ -36,11 +36,8 @@ class Shreddable:
 
 
 def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
-    """Make the object unreadable for ever and give its bytes back to the owner.
-
-    end_lease is true where no upload can still be writing the object. Raises TransitionLost if the row is not as
-    `file` says or not as the extra conditions want it.
-    """
+    """Make the object unreadable for ever and return its bytes to the owner's quota. end_lease is True if no upload can
+    be writing the object. Raises TransitionLost unless the row matches `file` and the conditions."""
     lock_user(session, file.owner_id)
     values: dict[str, object] = {
         "state": FileState.SHREDDED,
@@ -77,10 +74,8 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
 
 
 def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
-    """Shred the oldest ready files of a person whose row the caller has locked, `limit` at most; return how many.
-
-    In the order in which they were stored: neighbours share pages, so a batch writes few of them.
-    """
+    """Shred the oldest ready files of an owner whose row is locked, up to `limit`; return how many. Neighbours in time
+    share pages, so a batch writes few."""
     oldest = (
         sa.select(File.id)
         .where(File.owner_id == owner_id, File.state == FileState.READY)
@@ -105,12 +100,10 @@ def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
 
 
 def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
-    """Shred every file of a person whose row the caller has locked, and is about to delete; return how many.
-
-    Leases stay: they protect the objects of uploads that still run, and find out when they want to publish.
-    """
+    """Shred every file of an owner whose row is locked for deletion; return how many. Leases stay, to protect running
+    uploads."""
     of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
-    # In the order in which a rewrap locks the rows of many people.
+    # The order in which a rewrap locks rows of many owners.
     session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
     done = session.execute(
         sa.update(File)
@@ -122,9 +115,9 @@ def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
 
 
 def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
-    """Take the lock that every transition takes first, and say whether the user exists and is enabled.
+    """Lock the owner's row, before any file's, and return whether the owner exists and is enabled.
 
-    The user's row first, then the file's, in every transaction: one order, no deadlock. A loser would give back bytes
-    that are not there any more, which the schema refuses: so it changes nothing, or is undone.
+    One order prevents deadlocks. A transition that loses a race would return bytes twice, so it changes nothing or is
+    undone.
     """
     return bool(run(session, _LOCK_USER, owner=owner_id).scalar())

@@ -1,4 +1,4 @@
-"""Background work on files. Arguments are ids; what is to be done is decided from the rows."""
+"""Background work on files. Arguments are ids; rows decide the work."""
 
 import uuid
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 def register(celery: Celery, reaper: Reaper) -> None:
-    """Put this feature's tasks on the Celery app, and on no other: a shared task would bring its parts along."""
+    """Register this feature's tasks on this Celery app; a shared task would keep its parts alive."""
 
     @celery.task(name=TASK_REMOVE_FILE, shared=False)
     def remove_file(file_id: str) -> None:
@@ -29,7 +29,7 @@ def register(celery: Celery, reaper: Reaper) -> None:
     @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
     def remove_files_of(owner_id: str) -> None:
         time = TimeSlice()
-        # While nothing can be removed the periodic pass tries again.
+        # If nothing could be removed, the periodic pass tries again.
         if reaper.remove_all_of(uuid.UUID(owner_id), may_go_on=time) and time.is_over:
             go_on_later(remove_files_of, owner_id)
 

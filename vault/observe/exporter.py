@@ -182,5 +182,5 @@ class _MailCollector(Collector):
     def _run(self, pending: "Future[Backlog]") -> None:
         try:
             pending.set_result(self._ask())
-        except Exception as exc:  # noqa: BLE001  # goes to whoever waits
+        except Exception as exc:  # noqa: BLE001  # goes to the waiting scrape
             pending.set_exception(exc)

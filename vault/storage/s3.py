@@ -161,7 +161,7 @@ class S3Store:
         try:
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
         except self.client.exceptions.NoSuchUpload:
-            return  # somebody else has aborted it, which is what is wanted
+            return  # another process has aborted it, as wanted
 
     def _open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)

@@ -40,7 +40,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     Newest first.
     """
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
-    # The search comes last, since it may hold anything.
+    # The search comes last, since it may hold any text.
     scope = f"admin users {principal().user_id} {which.role} {which.disabled} {which.search or ''}"
     people = find_part(Administration)
     return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)

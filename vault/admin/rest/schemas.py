@@ -25,7 +25,7 @@ class Flag(ma.fields.Boolean):
 
 
 class ByteCount(ma.fields.Integer):
-    """A size as a JSON number, which true is not."""
+    """A size as a JSON number, excluding true."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(strict=True, validate=Range(0, MAX_BYTES), **kwargs)

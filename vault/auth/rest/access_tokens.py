@@ -1,4 +1,4 @@
-"""Access tokens at the door: who is signed in, asked again for every request."""
+"""Authentication by access token, checked against the database for every request."""
 
 import uuid
 from typing import Any, cast
@@ -53,7 +53,7 @@ def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
 
 
 def authenticate() -> Principal | None:
-    """Return whose access token this request carries, None if it carries none. Raises what is answered with 401."""
+    """Return the principal of the request's access token, None without a token. Raises what 401 answers."""
     try:
         verify_jwt_in_request()
     except NoAuthorizationError:

@@ -1,10 +1,8 @@
-"""How often one network may ask, and how often about one address, on every route of accounts.
+"""Rate limits of account routes, per network and per address.
 
-The first limit counts what needs no account, before it is done, and failures. What succeeds for a session, a login or a
-refresh does not count, so that an office behind one address is not shut out by its own work.
-
-The second limit is for an address as asked about from one network. Were it for the address alone, ten requests a minute
-from anywhere would keep its owner out; guessing from many networks is slowed down by vault.auth.guessing.
+The first counts failures and requests that need no account. Successful requests of sessions, logins and refreshes do
+not count, so that an office behind one address can work. The second counts an address as asked about by one network:
+counted for the address alone, it would let strangers lock its owner out (see vault.auth.guessing).
 """
 
 import hashlib
@@ -32,14 +30,14 @@ from vault.mail.addresses import parse_address
 from vault.settings.config import Settings
 
 _STORE_TIMEOUT_SECONDS: Final = 0.3
-# What only somebody who is signed in may ask, and is answered by a look at his password.
+# Routes of signed-in accounts that check the password
 _ASK_FOR_PASSWORD: Final = {"auth.change_password", "auth.change_email", "auth.delete_me"}
-# What needs no access token, and is answered by a look at a password or a token in the body.
+# Routes without access token that check a password or a token in the body
 _SIGN_IN: Final = {"auth.login", "auth.refresh"}
 
 
 def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> None:
-    """Limit every route of these blueprints. Each application has a limiter of its own: it remembers its routes."""
+    """Limit every route of these blueprints. Each application has its own limiter, which stores its routes."""
     app.config["RATELIMIT_STORAGE_URI"] = settings.limits.storage_uri
     limiter = Limiter(
         key_func=_network,
@@ -69,11 +67,10 @@ def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) 
 
 
 class _NetworkLimit:
-    """A number of requests a minute to each route from one network: of failures, and of what needs no account.
+    """Requests a minute per route and network: failures, and requests that need no account.
 
-    Failures are counted when they are known. Until then a request that shows a password or a refresh token holds a
-    place, so that concurrent ones do not pass the limit together. Places are of one process: several processes can
-    exceed the limit by what they answer at one moment.
+    Failures are counted when known. Until then a request with a password or a refresh token holds a place, so that
+    concurrent ones do not pass together. Places are per process: several processes can exceed the limit briefly.
     """
 
     def __init__(self, limiter: Limiter, per_minute: int, blueprints: Collection[str], key: bytes) -> None:
@@ -85,8 +82,8 @@ class _NetworkLimit:
         self._held: Counter[tuple[str, str]] = Counter()
 
     def admit(self) -> None:
-        """Raises RateLimited where the network has used up its requests to this route."""
-        # The browser's question before a request of another origin asks nothing of an account.
+        """Raise RateLimited if the network has used up its requests to this route."""
+        # A CORS preflight asks nothing of an account.
         if request.blueprint not in self._blueprints or request.method == "OPTIONS":
             return
         place = (_mac(self._key, "network", _network()), str(request.endpoint))
@@ -96,7 +93,7 @@ class _NetworkLimit:
             raise self._refusal(place)
 
     def count_failure(self, response: Response) -> Response:
-        """Count a request that was let in without being counted, if the client's part of it was wrong."""
+        """Count an uncounted request if the client was at fault."""
         place = g.get("limited_place")
         if place is None or not 400 <= response.status_code < 500:
             return response
@@ -107,7 +104,6 @@ class _NetworkLimit:
         return response
 
     def release(self, _error: BaseException | None = None) -> None:
-        """Give the place of this request to the next one."""
         place = g.pop("held_place", None)
         if place is not None:
             with self._lock:
@@ -121,14 +117,14 @@ class _NetworkLimit:
             if is_guess:
                 self._held[place] += 1
                 g.held_place = place
-        # Asked outside the lock, since Redis may take its time.
+        # Outside the lock, since Redis may be slow.
         if not self._limiter.limiter.test(self._limit, *place, cost=1 + taken):
             raise self._refusal(place)
         g.limited_place = place
 
     def _refusal(self, place: tuple[str, str]) -> RateLimited:
         window = self._limiter.limiter.get_window_stats(self._limit, *place)
-        # With requests left, it was concurrent ones that held the places.
+        # With requests left, concurrent ones held the places.
         wait = window.reset_time - time.time() if window.remaining <= 0 else 0
         return RateLimited(limit=self._limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
 
@@ -136,7 +132,7 @@ class _NetworkLimit:
 def _storage_options(uri: str) -> Any:
     if not uri.startswith("redis"):
         return {}
-    # A tenth of the time that a process takes to start: for those alone that count in Redis.
+    # Imported on use: a tenth of a process's start-up time, for Redis only.
     from redis.backoff import NoBackoff
     from redis.exceptions import ResponseError
     from redis.retry import Retry
@@ -145,8 +141,7 @@ def _storage_options(uri: str) -> Any:
         "wrap_exceptions": True,
         "socket_connect_timeout": _STORE_TIMEOUT_SECONDS,
         "socket_timeout": _STORE_TIMEOUT_SECONDS,
-        # One more attempt, over a new connection. A server that answers and cannot serve, such as one that became a
-        # replica, may have been replaced at its address.
+        # One retry over a new connection: a server that became a replica may have a successor at its address.
         "retry": Retry(NoBackoff(), 1),
         "retry_on_error": [ResponseError],
     }
@@ -164,7 +159,7 @@ def _fail_closed(error: StorageError) -> Any:
 
 
 def _needs_token() -> bool:
-    """Whether the route is for accounts alone: on every other one a token shows nothing, and must spare no limit."""
+    """Return whether the route needs an account: elsewhere a token must not lift a limit."""
     assert request.endpoint is not None
     return hasattr(current_app.view_functions[request.endpoint], "permission")
 
@@ -178,13 +173,13 @@ def _has_good_token() -> bool:
 
 
 def _network() -> str:
-    """IPv4 addresses one by one; IPv6 by the network that a household gets, whose addresses are beyond counting."""
+    """Return an IPv4 address, or the IPv6 network of a household."""
     ip = client_ip()
     return network_of(ip) if ip is not None and ":" in ip else ip or "-"
 
 
 def _address() -> str | None:
-    """The address that a request is about: the one it names, or that of whoever shows a password."""
+    """Return the address that a request names, or that of the account whose password it shows."""
     if "limited_address" not in g:
         g.limited_address = _find_address()
     return g.limited_address  # type: ignore[no-any-return]
@@ -192,7 +187,7 @@ def _address() -> str | None:
 
 def _find_address() -> str | None:
     if request.endpoint in _ASK_FOR_PASSWORD:
-        # Answers 401 by itself where there is a token that is no good.
+        # Answers 401 for an invalid token.
         return parse_address(current_user.email).key if verify_jwt_in_request(optional=True) else None
     if request.mimetype != "application/json":
         return None
@@ -200,7 +195,7 @@ def _find_address() -> str | None:
         body: Any = request.get_json(silent=True)
         return parse_address(body["email"]).key
     except (InputRefused, KeyError, TypeError, AttributeError, RecursionError):
-        # Not about an address that could have an account; the route says what is wrong with it.
+        # Not an account's address; the route reports it.
         return None
 
 

@@ -1,4 +1,4 @@
-"""HTML pages behind mailed links: plain forms without script. Opening one changes nothing; sending its form does."""
+"""HTML pages of mailed links: forms without script. Opening one changes nothing; sending its form does."""
 
 import secrets
 
@@ -11,7 +11,7 @@ from vault.http.parts import find_part
 from vault.http.problems import status_and_headers
 from vault.http.requests import anonymous
 
-# More than any password that is accepted, and little to compute from
+# More than any accepted password, and cheap to hash
 _LONGEST = 1024
 
 blueprint = Blueprint("pages", __name__, template_folder="templates")
@@ -19,13 +19,13 @@ blueprint = Blueprint("pages", __name__, template_folder="templates")
 
 @blueprint.get("/verify-email")
 def ask_to_verify() -> Response:
-    """The forms that a verification link opens. Mail scanners follow links, so it consumes nothing."""
+    """Show the forms of a verification link. Mail scanners follow links, so it consumes nothing."""
     return _page("verify_email.html", token=_token(request.args.get("token")))
 
 
 @blueprint.post("/verify-email")
 def verify() -> Response:
-    """Confirm the address of the token in the form, by its password or a new one; a refused one can be corrected."""
+    """Confirm the address of the form's token by its password or a new one; a refused password can be corrected."""
     token, confirmations = _token(request.form.get("token")), find_part(Confirmations)
     try:
         if "new_password" in request.form:
@@ -41,13 +41,13 @@ def verify() -> Response:
 
 @blueprint.get("/reset-password")
 def ask_for_password() -> Response:
-    """The form that a reset link opens. It consumes nothing."""
+    """Show the form of a reset link. It consumes nothing."""
     return _page("reset_password.html", token=_token(request.args.get("token")))
 
 
 @blueprint.post("/reset-password")
 def reset_password() -> Response:
-    """Set the password of the form by its token; a password that is refused can be mended in the same form."""
+    """Set the form's password by its token; a refused password can be corrected in the same form."""
     token = _token(request.form.get("token"))
     try:
         find_part(Recovery).reset_password(anonymous(), token, _password("new_password"))
@@ -67,7 +67,7 @@ for _view in (ask_to_verify, ask_for_password):
 
 @blueprint.errorhandler(VaultError)
 def _tell(error: VaultError) -> Response:
-    """People read these pages, so an error is one as well."""
+    """Show an error as a page."""
     status, headers = status_and_headers(error)
     title = "This link does not work" if isinstance(error, InvalidToken) else "The request failed"
     response = _page("outcome.html", status=status, title=title, text=error.detail)

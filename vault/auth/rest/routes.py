@@ -58,7 +58,7 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 
     The answer is the same whether or not the address has an account.
     """
-    # Strangers' rows must not use up what is kept for signing in and deleting.
+    # Anonymous rows must not use up the room for signing in and deleting.
     find_part(DiskReserve).require()
     find_part(Registration).register(anonymous(), fields["email"], fields["password"], fields["full_name"])
     return _LOOK_FOR_MAIL

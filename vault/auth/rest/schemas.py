@@ -17,7 +17,7 @@ def _email() -> Text:
 
 
 def _password(**options: Any) -> PasswordText:
-    # One that is too long to be right is wrong, not malformed; a bound keeps bodies of megabytes out.
+    # Too long a password is wrong, not malformed; the bound keeps out bodies of megabytes.
     return PasswordText(**{"required": True, **options}, validate=Length(max=1024))
 
 
