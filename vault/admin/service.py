@@ -99,8 +99,7 @@ class Administration:
             return self._info(user)
 
     def delete(self, principal: Principal, user_id: uuid.UUID) -> None:
-        """Delete an account: its files are unreadable from the commit on; their objects follow. Raises NotFound,
-        LastAdmin."""
+        """Delete an account: its files are unreadable after the commit; objects follow. Raises NotFound, LastAdmin."""
         while (follow_up := self._delete(user_id, principal)) is None:
             self._eraser.let_others_write()
         follow_up()

@@ -53,8 +53,7 @@ _OF_THE_ACTOR: Final = {"os_user", "trace_id"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Filters of events, combined by AND, from `since` up to but excluding `until`. Raises InputRefused if `until` is
-    before `since`."""
+    """Filters of events, combined by AND; `until` is excluded. Raises InputRefused if it is before `since`."""
 
     actor_id: uuid.UUID | None = None
     action: Action | None = None
@@ -106,8 +105,7 @@ class AuditLog:
             return _page(_read(session, filters.conditions(), limit + 1, after), limit)
 
     def activity(self, principal: Principal, *, limit: int, after: Key | None = None) -> EventPage:
-        """Return up to `limit` events by the account or about it, after `after`. Events by others lack the actor and
-        the network."""
+        """Return up to `limit` events by or about the account after `after`, without others' ids and networks."""
         user_id = principal.account_id
         # Two queries, since no index answers an OR of both in order. Duplicates are removed here: a condition in the
         # second query could make it read all rows.

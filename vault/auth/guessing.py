@@ -51,8 +51,6 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class _Delays:
-    """After `free` failures each further one costs a delay, which doubles from a second."""
-
     scope: str
     free: int
     at_most_seconds: int
@@ -65,8 +63,6 @@ class _Delays:
 
 @dataclass(slots=True)
 class _Counts:
-    """The changing columns of a row of attempts."""
-
     failures: int
     counted_from: datetime
     last_attempt_at: datetime
@@ -80,8 +76,6 @@ _ANYWHERE: Final = _Delays("everywhere", free=50, at_most_seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Keys of the rows of an address and a network."""
-
     account_key: bytes
     network_key: bytes
 
@@ -200,21 +194,18 @@ class GuessLimiter:
         return int(swept.rowcount)  # type: ignore[attr-defined]
 
     def _lock_all(self, session: Session, email_key: str) -> sa.ColumnElement[bool]:
-        """Lock an account's rows in the order of attempts; return their common condition."""
         of_account = PasswordAttempts.account_key == self._mac("account", email_key)
         key = PasswordAttempts.network_key
         session.execute(sa.select(key).where(of_account).order_by(key).with_for_update())
         return of_account
 
     def _count(self, place: _Place) -> bool:
-        """Count an attempt before its password is checked; False, uncounted, within a delay."""
         now = self._clock()
         with self._sessions.begin() as session, self._locked(session, place, is_first=True) as (here, anywhere):
             is_known = _is_known(here, now)
             admitted = not (_is_delayed(here, now) or (_is_delayed(anywhere, now) and not is_known))
             if admitted:
-                # Otherwise the count would never end for an owner who mistypes once a month; over all networks it is a
-                # rate.
+                # Otherwise an owner's rare typing errors would add up; over all networks it is a rate.
                 if here.last_attempt_at <= now - _WINDOW:
                     here.failures, here.delayed_until = 0, None
                 if anywhere.counted_from <= now - _WINDOW:
@@ -228,8 +219,7 @@ class GuessLimiter:
         return admitted
 
     def _delay(self, place: _Place, *, admitted: bool) -> Sequence[Lockout]:
-        """Delay the next attempt after a failure, from now on, since hashing may have waited; return new delays. The
-        same work for an attempt that was not admitted, without effect."""
+        """Delay the next attempt from now on, since hashing may have waited; unadmitted ones do the same work."""
         now, begun = self._clock(), []
         with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
@@ -251,7 +241,6 @@ class GuessLimiter:
         here.failures, here.delayed_until = 0, None
 
     def _take_back(self, place: _Place) -> None:
-        """Undo the count of an attempt that was never checked."""
         now = self._clock()
         with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             _take_back(here, now, has_to_wait=True)
@@ -259,8 +248,7 @@ class GuessLimiter:
 
     @contextmanager
     def _locked(self, session: Session, place: _Place, *, is_first: bool = False) -> Iterator[tuple[_Counts, _Counts]]:
-        """Yield this network's row and that of all networks, locked in one order, and write their changes. The first
-        call for an attempt creates missing rows, by the same work either way."""
+        """Yield this network's row and that of all networks, locked in one order, and write their changes."""
         keys = {"account": place.account_key, "network": place.network_key}
         rows = [] if is_first else run(session, _LOCK, **keys).all()
         if len(rows) < 2:
@@ -281,7 +269,6 @@ class GuessLimiter:
 
 
 def _is_known(here: _Counts, now: datetime) -> bool:
-    """Return whether the account signed in from this network recently; attacks from elsewhere then do not delay it."""
     return here.signed_in_at is not None and here.signed_in_at > now - _KNOWN_FOR
 
 

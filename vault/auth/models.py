@@ -77,8 +77,7 @@ def _keep_searchable(_mapper: object, _connection: object, user: User) -> None:
 
 
 class UserSession(UuidKey, Base):
-    """One sign-in. Access and refresh tokens name it (`sid`) and end with it. Only the refresh token of
-    `refresh_generation` is valid."""
+    """One sign-in, named by its tokens (`sid`). Only the refresh token of `refresh_generation` is valid."""
 
     __tablename__ = "sessions"
 

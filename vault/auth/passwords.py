@@ -33,8 +33,7 @@ Judge: TypeAlias = Callable[[str, Sequence[str]], int]
 
 
 def judge(password: str, hints: Sequence[str]) -> int:
-    """Return zxcvbn's score of a password's cheap part, one thread at a time: zxcvbn shares its hints and holds the
-    GIL."""
+    """Return zxcvbn's score of a password's cheap part. Not thread-safe: zxcvbn shares its hints."""
     judged = zxcvbn(_cheap_to_judge(password), user_inputs=[hint for hint in hints if hint])
     return int(judged["score"])
 
@@ -71,8 +70,8 @@ class Passwords:
             return self._hasher.hash(normalise(password))
 
     def matches(self, password_hash: str | None, password: str) -> bool:
-        """Return whether the password is right; without a hash, do the same work and return False. Raises Busy without
-        a turn within a few seconds."""
+        """Return whether the password is right; without a hash, False after the same work. Raises Busy without a
+        turn."""
         # A password beyond the maximum is wrong; it is cut so that its hash costs as much.
         normal = normalise(password[: MAX_LENGTH + 1])[: MAX_LENGTH + 1]
         with self._slot(self._slots, self._waiting):
@@ -129,7 +128,6 @@ def check_strength(password: str, hints: Sequence[str], *, field: str = "passwor
 
 
 def _cheap_to_judge(password: str) -> str:
-    """Return the first characters, with neutral signs in place of those that multiply readings."""
     first = password[:_JUDGED_LENGTH]
     options, too_many = dict.fromkeys(L33T_TABLE, 0), {}
     # Digits first: ten of them make few readings, and dates and sequences need them.

@@ -71,8 +71,7 @@ class Profiles:
             return _profile(user)
 
     def change_password(self, principal: Principal, current_password: str, new_password: str) -> None:
-        """Change the password; other sessions and all links of the account end. Raises InputRefused, WrongPassword,
-        Busy."""
+        """Change the password; other sessions and all links end. Raises InputRefused, WrongPassword, Busy."""
         user = self._user(principal)
         self._passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, principal)
@@ -120,8 +119,7 @@ class Profiles:
             self._outbox.announce(owed)
 
     def delete(self, principal: Principal, password: str) -> None:
-        """Delete the account: its files are unreadable from the commit on; their objects follow. Raises WrongPassword,
-        LastAdmin, Busy."""
+        """Delete the account: its files are unreadable after the commit. Raises WrongPassword, LastAdmin, Busy."""
         user = self._user(principal)
         self._require_password(user, password, Action.USER_DELETED, principal)
         while (follow_up := self._delete(principal, user)) is None:
@@ -159,7 +157,6 @@ class Profiles:
 
     @contextmanager
     def _transaction(self, user: User, action: Action, principal: Principal) -> Iterator[Session]:
-        """Yield a transaction that changes the account; a refusal is audited in another."""
         try:
             with self._sessions.begin() as session:
                 yield session
@@ -177,7 +174,6 @@ class Profiles:
         self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
 
     def _locked(self, session: Session, principal: Principal, checked_version: int) -> User:
-        """Lock the user's row if the checked password is still the account's."""
         user = session.scalar(sa.select(User).where(User.id == principal.account_id).with_for_update())
         if user is None or user.disabled_at is not None:
             raise Unauthorized

@@ -81,8 +81,7 @@ class Sweeper:
 
     def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool], batch: int) -> int:
         with self._sessions.begin() as session:
-            # Skips locked rows: processes that end sessions and links lock in another order; the next pass deletes the
-            # rest.
+            # Skips locked rows, since other processes lock in another order; the next pass deletes the rest.
             unlocked = sa.select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
             done = session.execute(
                 sa.delete(table).where(table.id.in_(unlocked)).execution_options(synchronize_session=False)

@@ -39,8 +39,7 @@ class RefreshClaims:
 
 
 class SessionTokens:
-    """Signs access and refresh tokens of a session, and reads refresh tokens; flask-jwt-extended reads access
-    tokens."""
+    """Signs tokens of a session, and reads refresh tokens; flask-jwt-extended reads access tokens."""
 
     def __init__(self, key: bytes, clock: Callable[[], datetime]) -> None:
         self._key = key

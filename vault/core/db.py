@@ -112,8 +112,7 @@ def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence
 
 
 def create_engine(url: str) -> Engine:
-    """Create an engine that connects lazily and hides parameters in errors, since they may be addresses or wrapped
-    keys."""
+    """Create a lazy engine that hides parameters in errors: they may be addresses or wrapped keys."""
     if url.startswith("sqlite"):
         engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _LOCK_SECONDS})
         event.listen(engine, "do_connect", open_existing_file)
@@ -240,8 +239,7 @@ def _sqlite_file(url: str) -> Path | None:
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's transactions begin late and upgrade from read to write, which fails immediately if another process
-    # writes. BEGIN IMMEDIATE waits.
+    # The driver's transactions upgrade from read to write, which may fail immediately. BEGIN IMMEDIATE waits.
     connection.isolation_level = None
     for pragma in _SQLITE_PRAGMAS:
         connection.execute(pragma)

@@ -230,8 +230,7 @@ class IntegrityFailed(VaultError):
 
 
 class StorageError(VaultError):
-    """Base of the object store's errors. `reason` is the store's code, `operation` the call; both are for operators
-    only."""
+    """Base of the object store's errors. `reason` is the store's code, `operation` the call; for operators only."""
 
     def __init__(self, reason: str | None = None, operation: str | None = None) -> None:
         super().__init__()

@@ -19,8 +19,7 @@ _DOTLESS_I, _DOTTED_I = "\u0131", "i\u0307"
 
 
 def fold(text: str) -> str:
-    """Return the form for sorting and searching: without case (ß is ss, both sigmas are one), width, composition, or
-    the dot of an i."""
+    """Return the form for sorting and searching, without case (ß is ss), width, composition, or the dot of an i."""
     folded = unicodedata.normalize("NFC", text.translate(_WIDTHS)).casefold()
     return unicodedata.normalize("NFC", folded.replace(_DOTTED_I, "i").replace(_DOTLESS_I, "i"))
 

@@ -78,8 +78,7 @@ class Geometry:
         return index == self.segments - 1
 
     def covering(self, start: int, end: int) -> Covering:
-        """Return the segments of plaintext bytes start to end, both included. Raises ValueError outside 0 <= start <=
-        end < size."""
+        """Return the segments of plaintext bytes start to end, both included. Raises ValueError outside the file."""
         if not 0 <= start <= end < self.size:
             raise ValueError("the range must lie within the plaintext")
         first = (start + HEADER_SIZE) // self.capacity

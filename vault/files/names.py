@@ -18,8 +18,7 @@ _CONTENT_TYPE: Final = re.compile(rf"({_WORD}/{_WORD})((?:[ \t]*;(?:[ \t]*{_WORD
 
 
 def clean_name(name: str) -> str:
-    """Return the name in NFC. Raises InputRefused: 1 to 255 characters, no slash, control character or lone
-    surrogate."""
+    """Return the name in NFC. Raises InputRefused unless it has 1 to 255 characters without slash and controls."""
     if any(unicodedata.category(c) in ("Cc", "Cs") or c == "/" for c in name):
         raise InputRefused({"name": ["Must not contain slashes, control characters or invalid text."]})
     normal = unicodedata.normalize("NFC", name) if len(name) <= _MOST_GIVEN else name

@@ -58,8 +58,7 @@ def login_required(permission: Permission) -> Callable[[View], View]:
 
 
 def admin_required(permission: Permission) -> Callable[[View], View]:
-    """Require an administrator; audit other clients and answer 403. Stands above `arguments`, so that it is checked
-    first."""
+    """Require an administrator; audit others and answer 403. Stands above `arguments`, so that it runs first."""
 
     def decorate(view: View) -> View:
         @wraps(view)

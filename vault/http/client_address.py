@@ -25,8 +25,7 @@ def register(app: Flask, trusted: Sequence[IpNetwork]) -> None:
         forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
         g.client_ip = client_address(peer, forwarded, trusted)
         if forwarded and peer is not None and not _is_trusted(peer, trusted) and not warned.is_set():
-            # Once, since it may be every request, and any client can send the header. Without the peer's address, which
-            # may be a person's.
+            # Once, since any client can send the header. Without the peer's address, which may be a person's.
             warned.set()
             log.warning("forwarded_for_ignored", hint="TRUSTED_PROXIES does not name the peer that sent it")
 
@@ -58,7 +57,6 @@ def _is_trusted(address: IpAddress, trusted: Sequence[IpNetwork]) -> bool:
 
 
 def _parsed(text: str) -> IpAddress | None:
-    """Parse an address, with a port if a proxy adds it; IPv4 in IPv6's form becomes IPv4."""
     if len(text) > _LONGEST:
         return None
     if text.startswith("["):

@@ -1,5 +1,4 @@
-"""Swagger UI at /docs: the files of flask-swagger-ui in this service's page, since that package's page has inline
-script."""
+"""Swagger UI at /docs: the files of flask-swagger-ui in this service's page, which has no inline script."""
 
 from pathlib import Path
 from typing import Final

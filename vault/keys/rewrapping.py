@@ -26,8 +26,7 @@ from vault.objects.retired import refuse_retired
 # A key refused for a whole batch of at least this size counts as refused: its other rows are not tried.
 _GIVE_UP_AFTER: Final = 100
 
-# Locks in one order, so that two runs cannot deadlock, before one UPDATE: row by row, the server takes three times as
-# long.
+# One locking order prevents deadlocks; one UPDATE takes a third of the server's time row by row.
 _LOCK: Final = sa.text(
     """
     SELECT count(*) FROM (
@@ -169,7 +168,6 @@ class Rewrapper:
                     return
 
     def _rows(self, use: KeyUse, last: uuid.UUID, size: int) -> list[_Row]:
-        """Return a key's next rows after an id. Moved rows do not come up again."""
         query = (
             sa.select(File.id, File.object_id, File.header, File.encrypted_data_key)
             .where(
@@ -189,7 +187,6 @@ class Rewrapper:
         ]
 
     def _rewrapped(self, row: _Row) -> WrappedKey:
-        """Wrap the row's key under the primary and prove it by unwrapping."""
         header = header_of(row.header, row.object_id)
         dek = self._keys.unwrap(row.key, row.object_id)
         new = self._keys.wrap(dek, row.object_id)
@@ -197,7 +194,6 @@ class Rewrapper:
         return new
 
     def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], principal: Principal, from_ref: str) -> int:
-        """Write new keys of unchanged rows; return how many."""
         if not moved:
             return 0
         primary_refs = {new.key_ref for _, new in moved}
@@ -218,8 +214,6 @@ class Rewrapper:
 
 
 class _Storing:
-    """Stores each batch on a thread while the next is wrapped: storing is a quarter of the time."""
-
     def __init__(
         self, store: Callable[[Sequence[tuple[_Row, WrappedKey]], Principal, str], int], report: RewrapReport
     ) -> None:
@@ -240,7 +234,6 @@ class _Storing:
             self._pool.shutdown()
 
     def store(self, principal: Principal, wrapped: Sequence[tuple[_Row, WrappedKey]], from_ref: str) -> None:
-        """Store a batch after the one before; raises that one's error."""
         self._settle()
         self.taken += len(wrapped)
         self._pending = len(wrapped), self._pool.submit(self._store, wrapped, principal, from_ref)

@@ -11,8 +11,7 @@ MAX_LENGTH = 254
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Address:
-    """An address. Mail goes to `as_given`; `key` is unique: local part ASCII-lowered, domain as lowered IDNA
-    A-labels."""
+    """Mail goes to `as_given`; `key` is unique: local part ASCII-lowered, domain as lowered IDNA A-labels."""
 
     as_given: str
     key: str
@@ -24,8 +23,7 @@ def parse_address(text: str, *, field: str = "email") -> Address:
     if len(text) > MAX_LENGTH:
         raise InputRefused({field: [f"Longer than {MAX_LENGTH} characters."]})
     try:
-        # Accepts local domains (vault.internal), but not quoted local parts and SMTPUTF8, since few servers deliver to
-        # them.
+        # Local domains (vault.internal) are valid. Few servers deliver to quoted local parts and SMTPUTF8.
         found = validate_email(
             text, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False, strict=True
         )

@@ -147,8 +147,7 @@ class Outbox:
         return Owed(job.id, lane_of(kind) if wanted_by else Lane.NO_OP)
 
     def has_room(self, session: Session, kind: MailKind, email_key: str, ip: str | None) -> bool:
-        """Return whether one more mail of this kind, requested from `ip`, may go to an address. Concurrent callers wait
-        until this one commits."""
+        """Return whether an address may get one more mail of this kind from `ip`. Blocks concurrent callers."""
         if kind not in _LIMITED | self._links.kinds:
             return True
         if session.get_bind().dialect.name == "postgresql":
@@ -206,8 +205,7 @@ class Outbox:
         return mail
 
     def _claim(self, job_id: uuid.UUID) -> _Attempt | None:
-        """Claim the row for LEASE_SECONDS in its own transaction, so that the attempt counts even if sending ends this
-        process."""
+        """Claim the row for LEASE_SECONDS in its own transaction, so that the attempt counts if the process dies."""
         with self._sessions.begin() as session:
             taken = session.execute(
                 sa.update(MailJob)
@@ -225,10 +223,8 @@ class Outbox:
         return attempt
 
     def _compose(self, attempt: _Attempt) -> OutgoingMail | None:
-        """Return the mail that is right now; None if it is not wanted any more or another process claimed it."""
         with self._sessions.begin() as session:
-            # The user before the job, the lock order of all that end links; the new token's foreign key needs that
-            # lock.
+            # The user before the job, as in ending links; the new token's foreign key needs that lock.
             self._links.lock_owner(session, attempt.job_id)
             # Waiting for the locks took time; sending gets a full lease.
             if not _record(session, attempt, lease_until=db_now(LEASE_SECONDS)):
@@ -249,8 +245,7 @@ class Outbox:
         return None if token is None else self._renderer.render(kind, job.recipient, token=token)
 
     def sweep(self, now: datetime, batch: int) -> int:
-        """Erase recipients after a week, delete no-ops, and delete all after a month, up to `batch` of each; return how
-        many rows."""
+        """Erase recipients after a week, delete no-ops, and all after a month, `batch` of each; return how many."""
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
@@ -292,7 +287,6 @@ class Outbox:
         log.warning("mail_failed" if given_up else "mail_delayed", reason=reason, **attempt.facts())
 
     def _settle(self, attempt: _Attempt, **values: object) -> None:
-        """Record an attempt's outcome unless a later attempt began or the job is void."""
         with self._sessions.begin() as session:
             _record(session, attempt, lease_until=None, **values)
 

@@ -11,8 +11,7 @@ _CUT_AGAIN_SECONDS: Final = 0.1
 
 
 class TimeLimit:
-    """Context that cuts its watched connections when the time is over; the library then raises an OSError or its own
-    error."""
+    """Context that cuts its watched connections when the time is over; their users get an OSError or similar."""
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False

@@ -61,8 +61,6 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What one side holds. `epoch` is None if unreadable."""
-
     installation_id: str
     epoch: Epoch | None
 
@@ -154,8 +152,7 @@ class InstallationGuard:
         return True
 
     def is_owner(self) -> bool:
-        """Return whether the store's owner is this database; False if `adopt` can change that. Raises
-        InstallationMismatch if not."""
+        """Return whether this database owns the store. Raises InstallationMismatch if `adopt` cannot change that."""
         theirs, ours = self._both()
         error = _mismatch(theirs, ours)
         if theirs is None:
@@ -205,7 +202,6 @@ class InstallationGuard:
         return None
 
     def _first_start(self) -> None:
-        """Make the id, or complete an interrupted first start, whose id is in the database only."""
         self._require_empty()
         try:
             with self._sessions.begin() as session:
@@ -244,8 +240,7 @@ class InstallationGuard:
             told = ours
 
     def _both(self) -> tuple[_Held | None, _Held | None]:
-        """Read store and database. The store first: it is written last, so the database is never behind its own
-        store."""
+        """Read the store, then the database. The store is written last, so the database is never behind its own."""
         return self._in_store(), self._in_database()
 
     def _in_database(self) -> _Held | None:
@@ -274,7 +269,6 @@ class InstallationGuard:
 
 
 def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch | None:
-    """Return why database and store do not belong together, or None."""
     if theirs is None:
         return InstallationMismatch("no_id", f"The store has no id. {_IS_IT_MOUNTED}")
     if ours is None or theirs.installation_id != ours.installation_id:

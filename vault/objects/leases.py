@@ -1,5 +1,4 @@
-"""Leases of running uploads, renewed by one thread per process, since reads from slow clients block the upload's
-own."""
+"""Leases of running uploads, renewed by one thread per process, since slow clients block the uploads'."""
 
 import os
 import threading

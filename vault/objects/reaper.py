@@ -123,8 +123,7 @@ class Reaper:
         return file is not None and self._remove(file)
 
     def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
-        """Remove objects and rows of a deleted account while `may_go_on` allows; return how many. The periodic pass
-        does the rest."""
+        """Remove a deleted account's objects and rows while `may_go_on` allows; return how many."""
         self._installation.require()
         removed = 0
         for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
@@ -134,8 +133,7 @@ class Reaper:
         return removed
 
     def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
-        """List the store, then look up each key: in the other order new uploads would look lost. `progress` receives
-        objects."""
+        """List the store before asking for rows, so that new uploads do not look lost. `progress` receives objects."""
         self._installation.verify()
         objects, foreign = 0, 0
         orphans: list[uuid.UUID] = []
@@ -221,7 +219,6 @@ def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _removable() -> tuple[sa.ColumnElement[bool], ...]:
-    """Shredded rows whose upload cannot be writing any more."""
     return (
         File.state == FileState.SHREDDED,
         sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()),

@@ -100,8 +100,7 @@ def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
 
 
 def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
-    """Shred every file of an owner whose row is locked for deletion; return how many. Leases stay, to protect running
-    uploads."""
+    """Shred every file of an owner whose row is locked for deletion; return how many. Leases stay."""
     of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
     # The order in which a rewrap locks rows of many owners.
     session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))

@@ -48,8 +48,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`error` is None, or the raised class, and `reason` its code (vault.core.reasons). `took_seconds` is None without
-    an answer."""
+    """`error` is None or the raised class, `reason` its code; `took_seconds` is None without an answer."""
 
     error: str | None
     took_seconds: float | None
@@ -113,7 +112,6 @@ class _Probe:
                 self._asking_since = now
 
     def finding(self) -> Finding:
-        """Return the kept or awaited answer; a check that hangs has failed."""
         with self._changed:
             if self._asking_since is not None:
                 left = self._asking_since + ANSWER_SECONDS - self._clock()
@@ -142,7 +140,6 @@ class _Probe:
             self._changed.notify_all()
 
     def _tell(self, finding: Finding) -> None:
-        """Log when a check begins to fail and when it recovers."""
         if finding.is_ok and not self._was_ok:
             log.info("dependency_recovered", check=self._name)
         elif self._was_ok and not finding.is_ok:

@@ -78,8 +78,6 @@ log = structlog.get_logger("vault.access")
 
 
 class _Body(Protocol):
-    """What the poller waits for after a head."""
-
     # Whether a late body may still be an upload.
     is_open_ended: bool
 
@@ -193,7 +191,6 @@ class Connection(TConn):  # type: ignore[misc]
         self._scanned = len(self.request)
 
     def _is_malformed(self) -> bool:
-        """Return whether this cannot be the begin of a request."""
         head = self.request
         if head and not head[:1].isupper() and not b"\r\n".startswith(head[:2]):
             return True
@@ -316,7 +313,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return bool(self.alive)
 
     def _begin_to_stop(self, now: float) -> None:
-        """Close the port, which gunicorn keeps open, so that new clients do not wait in vain."""
         self._is_stopping = True
         self.set_accept_enabled(False)
         for listener in self.sockets:
@@ -364,8 +360,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._await_body(conn)
 
     def _end_of_request(self, conn: Connection) -> None:
-        """Hand on a request whose client left during its body, so that it is logged and refused. Without a head, drop
-        the connection."""
+        """Hand on a request whose client left during its body, to log it. Without a head, drop the connection."""
         self._unpark(conn)
         if conn.has_head:
             conn.refusal = UploadTruncated()
@@ -374,7 +369,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._drop(conn)
 
     def _linger(self, conn: Connection) -> None:
-        """End the sending side, then discard until the client closes, for a limited time."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -451,7 +445,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             client.sendall(head.encode() + body)
 
     def _headers_for(self, req: Any) -> dict[str, str]:
-        """Return the application's headers. `req` is None for an unreadable head."""
         settings = self.wsgi.extensions["vault"].settings
         headers = on_every_answer(settings) | ({"Vary": "Origin"} if settings.site.cors_origins else {})
         if req is None:

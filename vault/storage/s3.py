@@ -403,14 +403,13 @@ class PartBody(io.BufferedIOBase):
 
 
 def _expect_nothing(*, params: dict[str, Any], **_: Any) -> None:
-    """Avoid botocore's Expect: 100-continue, a round trip per part, or a second if the store does not answer it."""
+    """Avoid botocore's Expect: 100-continue, a round trip per part, or a second if the store ignores it."""
     params["headers"].pop("Expect", None)
 
 
 @contextlib.contextmanager
 def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
-    """Raise the store's errors for botocore's and urllib3's, whose texts hold keys and host names. `missing` is what a
-    404 means."""
+    """Raise the store's errors for botocore's, whose texts hold keys and hosts. `missing` is what a 404 means."""
     try:
         yield
     except ClientError as exc:
