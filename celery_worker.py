@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.signals import beat_init, setup_logging, worker_init, worker_ready
 
-# Before the first import of what counts, which looks whether processes share their numbers.
+# Before the first import of metrics, which decides then whether processes share numbers.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
 from vault import create_app
@@ -26,7 +26,7 @@ from vault.startup import (
 )
 from vault.wiring import Container, wire
 
-# Whatever this process writes, such as messages in a folder, is for its owner alone.
+# Files of this process, such as messages in a folder, are private to their owner.
 os.umask(0o077)
 exporter.remove_folder_at_exit()
 try:
@@ -37,7 +37,7 @@ except SettingsError as exc:
 
 @setup_logging.connect
 def _configure_logging(**_: Any) -> None:
-    # A receiver on this signal keeps Celery from setting up logging of its own.
+    # A receiver on this signal keeps Celery from setting up its own logging.
     configure_logging(settings.server.log_level, settings.server.log_format)
 
 
@@ -52,14 +52,14 @@ def _check_at_start(**_: Any) -> None:
 
 @worker_init.connect
 def _take_address(**_: Any) -> None:
-    # One machine runs a worker that mails, beat, and a worker for the rest.
+    # A machine runs a mail worker, beat, and a worker for the rest.
     exporter.listen(settings.server.metrics_bind, offset=1 if QUEUE_MAIL in app.amqp.queues.consume_from else 3)
 
 
 @worker_ready.connect
 def _tell_of_worker(**_: Any) -> None:
-    # Not before the processes that do the work are there: a process with threads should not be forked. One of them that
-    # dies is forked again, though, and must find no connection of this process in the pool of its container.
+    # After the fork of the working processes, since a process with threads should not fork. A process that dies is
+    # forked again, and must not inherit a connection in its container's pool.
     own = wire(settings)
     exporter.serve(own.readiness)
     keep_presence(own, WORKER)

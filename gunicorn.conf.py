@@ -1,4 +1,4 @@
-"""gunicorn's settings. Values that an operator chooses come from the environment and `.env`, like all others."""
+"""gunicorn's settings. An administrator's values come from the environment and `.env`, as everywhere."""
 
 import gc
 import os
@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 if "vault" not in sys.modules:
-    # Before the first import of what counts, which looks whether processes share their numbers. Not on SIGHUP.
+    # Before the first import of metrics, which decides then whether processes share numbers. Not on SIGHUP.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
 from vault import create_app
@@ -25,13 +25,13 @@ from vault.startup import (
     tell_warnings,
 )
 
-# Whatever this process writes, and the processes that it starts, is for its owner alone.
+# Files of this process and its children are private to their owner.
 os.umask(0o077)
-# Here for a start that fails, which may be tried every few seconds; below for a master that has become a daemon.
+# Here for a start that fails, which may repeat every few seconds; below for a daemonised master.
 exporter.remove_folder_at_exit()
 _settings, _are_fresh = load_settings()
 
-# For a proxy on this machine. Where it is on another one, or in another container, --bind names an address for it.
+# For a proxy on this machine; --bind gives an address for one elsewhere.
 bind = f"127.0.0.1:{_settings.server.port}"
 worker_class = "vault.server.worker.Worker"
 workers = _settings.server.web_workers
@@ -39,16 +39,16 @@ threads = _settings.server.web_threads
 graceful_timeout = _settings.server.graceful_seconds
 timeout = 60
 keepalive = 15
-# One copy of the code for all workers; nothing that the application makes at import holds a connection or a thread.
+# Workers share one copy of the code; its imports hold no connection or thread.
 preload_app = True
-# The kernel would send files past the least rate that clients have to keep (vault.server.pacing).
+# The kernel would bypass the least rate of clients (vault.server.pacing).
 sendfile = False
 # Recycling would cut transfers that outlast the graceful time.
 max_requests = 0
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
-# No peer's headers change a request's path, prefix or scheme; X-Forwarded-For is read by vault.http alone.
+# Peers' headers change no path, prefix or scheme; only vault.http reads X-Forwarded-For.
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
@@ -57,13 +57,13 @@ proxy_protocol = "off"
 os.environ.pop("SCRIPT_NAME", None)
 # It would write into the home folder.
 control_socket_disable = True
-# Our own access log has the route's pattern; gunicorn's would have paths and queries.
+# This service's access log has the route's pattern; gunicorn's would have paths and queries.
 accesslog = None
 logger_class = "vault.server.logger.QuietLogger"
 
 
 def on_starting(_server: object) -> None:
-    """Once, in the master: an exception when a worker is made anew would end a service that runs."""
+    """Check once in the master: an exception in a new worker would end a running service."""
     share_one_arena()
     keep_for_hashes(_settings.accounts.argon2_memory_kib * 1024, _settings.accounts.argon2_concurrency)
     tell_warnings(_settings)
@@ -72,15 +72,15 @@ def on_starting(_server: object) -> None:
     tell_aws_credentials(_settings)
     exporter.remove_folder_at_exit()
     exporter.listen(_settings.server.metrics_bind)
-    # What was made until here stays, and in memory that the workers share: a collection would copy it into each.
+    # Objects made until here stay in shared memory: a collection would copy them into each worker.
     gc.freeze()
 
 
 def on_reload(server: Any) -> None:
-    """SIGHUP, in the master: new processes get an application of the settings as they are now, with the same code."""
+    """Reload on SIGHUP, in the master: new processes get the same code with the current settings."""
     if not _are_fresh:
         return
-    # gunicorn keeps the application that it has preloaded.
+    # gunicorn keeps the preloaded application.
     server.app.callable = create_app(_settings)
     configure_logging(_settings.server.log_level, _settings.server.log_format)
     tell_warnings(_settings)
@@ -90,8 +90,8 @@ def on_reload(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    # A thread that computes in Python, such as one that judges a password, keeps the others waiting for so long each
-    # time that they have waited for something else. With Python's 5 ms a small request took three times as long.
+    # A computing thread, such as one that judges a password, delays the others by this for each of their waits. With
+    # Python's 5 ms a small request took three times as long.
     sys.setswitchinterval(0.001)
     container = worker.wsgi.extensions["vault"]
     exporter.serve(container.readiness, container.mail.queue.backlog)

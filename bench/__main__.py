@@ -46,7 +46,7 @@ def _run(benchmark: ModuleType, arguments: argparse.Namespace) -> None:
         try:
             found = benchmark.run(arguments)
         except pytest.skip.Exception as exc:
-            # What the tests' servers raise where one is not there.
+            # Raised by the tests' servers if one is missing.
             raise SystemExit(str(exc)) from None
         numbers.write_text(as_json({"benchmark": arguments.name, "machine": where, **found}))
     figure = new_figure()

@@ -1,4 +1,4 @@
-"""What all graphs have in common."""
+"""Shared parts of graphs."""
 
 from pathlib import Path
 from typing import Final
@@ -15,12 +15,12 @@ __all__ = ["GOAL", "OTHER", "OURS", "PEER", "Figure", "ratio_note", "save", "sha
 
 
 def ratio_note(ratio: float, goal: float) -> str:
-    """A ratio beside its goal."""
+    """Return a ratio beside its goal."""
     return f"{ratio:.2f}× (goal {goal:g}×)"
 
 
 def shades(count: int) -> list[tuple[float, float, float, float]]:
-    """Of the vault's colour, from light to full."""
+    """Return shades of the vault's colour, from light to full."""
     return [to_rgba(OURS, number / count) for number in range(1, count + 1)]
 
 

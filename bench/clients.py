@@ -1,4 +1,4 @@
-"""HTTP clients that cost little, since they share the cores with what they measure."""
+"""Cheap HTTP clients, since they share the cores with what they measure."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from typing import Final, Self
 
 from bench.measuring import MIB
 
-# No content is any server's to guess; each file is this block again and again.
+# Random content, repeated in each file, that no server can guess.
 _BLOCK: Final = os.urandom(MIB)
 
 
 class Client:
-    """One connection, kept alive, with headers of its own. Every answer but the expected one ends the program."""
+    """One kept-alive connection with fixed headers. Unexpected answers end the program."""
 
     def __init__(self, port: int, headers: Mapping[str, str]) -> None:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=600)
@@ -29,13 +29,13 @@ class Client:
         self._connection.close()
 
     def upload(self, method: str, path: str, size: int) -> bytes:
-        """Send a file of so many bytes; return the answer's body."""
+        """Send a file of this size; return the answer's body."""
         headers = {**self.headers, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
         self._connection.request(method, path, _pieces(size), headers)
         return self._answer((200, 201, 204)).read()
 
     def download(self, path: str, size: int, *, verify: bool = False) -> None:
-        """Read a file to its end, and compare it with what `upload` sent if asked to."""
+        """Read a file to its end; with `verify`, compare it with what `upload` sent."""
         sha256, left = hashlib.sha256(), size
         self._connection.request("GET", path, headers=self.headers)
         answer = self._answer((200,))
@@ -51,12 +51,12 @@ class Client:
         self._answer((200, 204)).read()
 
     def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> bytes:
-        """A small answer."""
+        """Return a small answer."""
         self._connection.request("GET", path, headers={**self.headers, **(headers or {})})
         return self._answer((200, 206)).read()
 
     def seconds_of(self, path: str, *, headers: Mapping[str, str] | None = None) -> float:
-        """How long a small answer takes, to its last byte."""
+        """Return the seconds to a small answer's last byte."""
         began = perf_counter()
         self.get(path, headers=headers)
         return perf_counter() - began
@@ -69,7 +69,7 @@ class Client:
 
 
 class VaultClient(Client):
-    """Somebody who is signed in to the vault."""
+    """A signed-in client of the vault."""
 
     def store(self, size: int) -> str:
         """Upload a file; return the path of its content."""

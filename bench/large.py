@@ -1,7 +1,7 @@
 """One very large file on the directory store: uploaded, downloaded with a cut, resumed by range; memory beside it.
 
-The content is made while it is sent and has its position in every MiB. curl downloads it through a relay that cuts the
-connection half-way, and goes on from there (`curl -C -`). Needs twice the size on the disk of --folder.
+The content is generated during sending and has its position in every MiB. curl downloads it through a relay that cuts
+the connection half-way, and resumes (`curl -C -`). Needs twice the size on the disk of --folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _CUT_STATUSES: Final = (18, 56)
 
 
 class _Made:
-    """A content that is made while it is read once, and its digest after that."""
+    """Content that is generated while it is read once; then its digest."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -132,7 +132,7 @@ def _once(stack: Stack, api: Process, relay: Proxy, token: str, size: int) -> di
 
 
 def _upload(stack: Stack, token: str, made: _Made, size: int) -> tuple[str, str]:
-    """Id and digest that the API answers."""
+    """Return id and digest of the answer."""
     client = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=600)
     headers = {"Authorization": token, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
     client.request("POST", "/api/v1/files?name=large.bin", made, headers)
@@ -146,7 +146,7 @@ def _upload(stack: Stack, token: str, made: _Made, size: int) -> tuple[str, str]
 
 
 def _download_cut(relay: Proxy, token: str, file_id: str, copy: Path, size: int) -> int:
-    """Begin a download whose connection is cut half-way; how many bytes have come."""
+    """Begin a download whose connection is cut half-way; return how many bytes came."""
 
     def half_is_there() -> bool:
         return copy.exists() and copy.stat().st_size > size // 2
@@ -157,7 +157,7 @@ def _download_cut(relay: Proxy, token: str, file_id: str, copy: Path, size: int)
 
     cutting = threading.Thread(target=cut)
     cutting.start()
-    # Slowed, or a small file would be there before it is cut.
+    # Slowed, or a small file would arrive before the cut.
     slow = ("--limit-rate", "50M") if size == _SMALL_BYTES else ()
     done = _curl(token, *slow, "-o", copy, f"{relay.url}/api/v1/files/{file_id}/content", check=False)
     cutting.join()

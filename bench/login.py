@@ -1,9 +1,9 @@
-"""POST /auth/login: what the time of a failure tells, and logins a second beside argon2id alone.
+"""POST /auth/login: the time of failures, and logins a second beside argon2id alone.
 
-First, one try at a time, how long a login takes that fails for each of the reasons that must look alike, in turn.
-Then, in turn, logins a second with the right passwords (8 clients, each with an account and for every login a
-connection of its own) and argon2id's hashes a second in as many processes as there are API workers. Clients, API and
-PostgreSQL share the machine. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
+First the time of a failed login, serially, for each of the reasons that must look alike, in turn. Then, in turn, logins
+a second with right passwords (8 clients, each with an account and a connection per login) and argon2id's hashes a
+second in as many processes as API workers. Clients, API and PostgreSQL share the machine. Uses TEST_DATABASE_URL, or
+PostgreSQL on 127.0.0.1:5432, in its own database.
 """
 
 import argparse
@@ -40,14 +40,14 @@ _WORKERS: Final = 2
 _CLIENTS: Final = 8
 _GOAL: Final = 0.8
 _WRONG: Final = "wrong battery staple 41 horses"
-# The fifth failure puts off whatever comes next, so each address is tried less often.
+# The fifth failure delays the next attempt, so each address is tried less often.
 _TRIES_PER_ADDRESS: Final = 4
 _FAILURES_UNTIL_DELAY: Final = 5
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A reason why a login fails. The addresses of one kind begin with its `slug`."""
+    """A reason why a login fails. Addresses of a kind begin with its `slug`."""
 
     name: str
     slug: str
@@ -71,14 +71,14 @@ _KINDS: Final = (
 
 @dataclass(frozen=True)
 class _Rate:
-    """How many a second, and the CPU-seconds of each."""
+    """A rate per second, with CPU-seconds of each."""
 
     a_second: float
     cpu_seconds_each: float
 
     @classmethod
     def together(cls, rates: Sequence[Self]) -> Self:
-        """Of processes that ran at the same time."""
+        """Combine concurrent processes."""
         total = sum(rate.a_second for rate in rates)
         return cls(total, sum(rate.cpu_seconds_each * rate.a_second for rate in rates) / total)
 
@@ -179,7 +179,7 @@ def _measure_failures(stack: Stack, hasher: PasswordHasher, tries: int) -> list[
 
 
 def _begin_delays(stack: Stack, client: HTTPConnection, addresses: Sequence[str]) -> None:
-    """Fail often enough at each address, and let the delay that this costs outlast the benchmark."""
+    """Fail at each address until its delay outlasts the benchmark."""
     for address in addresses:
         for _ in range(_FAILURES_UNTIL_DELAY):
             _login(client, address, _WRONG, expected=401)
@@ -206,7 +206,7 @@ def _table_of_failures(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def _box(seconds: Sequence[float]) -> dict[str, float]:
-    """What a box plot is drawn from, in milliseconds."""
+    """Return a box plot's numbers, in milliseconds."""
     (stats,) = boxplot_stats([second * 1e3 for second in seconds])
     return {name: float(stats[name]) for name in ("med", "q1", "q3", "whislo", "whishi")}
 
@@ -239,7 +239,7 @@ def _measure_throughput(stack: Stack, hasher: PasswordHasher, rounds: int, secon
 
 
 def _logins_a_second(stack: Stack, addresses: Sequence[str], seconds: float) -> _Rate:
-    """The CPU is that of the API's processes."""
+    """Return the rate, with the CPU time of the API's processes."""
     cpu_before, started = cpu_seconds(stack.processes[0].popen.pid), time.monotonic()
 
     def log_in_again_and_again(address: str) -> int:
@@ -258,7 +258,7 @@ def _logins_a_second(stack: Stack, addresses: Sequence[str], seconds: float) -> 
 
 @contextmanager
 def _hashing_processes() -> Iterator[list[ProcessPoolExecutor]]:
-    """As many processes as there are API workers, all of them ready."""
+    """Yield as many ready processes as API workers."""
     with ExitStack() as stack:
         # This process has threads, which a fork would break.
         spawn = multiprocessing.get_context("spawn")
@@ -277,7 +277,7 @@ def _hashes_a_second(hasher: PasswordHasher, password_hash: str, seconds: float)
 
 
 def _login(client: HTTPConnection, address: str, password: str, *, expected: int) -> float:
-    """How many seconds the answer took. SystemExit if it is not the expected one."""
+    """Return the answer's seconds. Raises SystemExit for an unexpected one."""
     body = json.dumps({"email": address, "password": password})
     started = time.perf_counter()
     client.request("POST", "/api/v1/auth/login", body, {"Content-Type": "application/json"})

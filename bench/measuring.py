@@ -1,4 +1,4 @@
-"""What processes cost, what several runs say together, and what else the machine was doing."""
+"""Costs of processes, spreads of runs, and the machine's other load."""
 
 import json
 import os
@@ -37,13 +37,13 @@ class Spread:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The least value that so many percent of the values do not exceed."""
+    """Return the least value that so many percent of the values do not exceed."""
     known = sorted(values)
     return known[min(len(known) - 1, int(len(known) * percent / 100))]
 
 
 def cpu_seconds(group_id: int) -> float:
-    """What the living processes of a group have used until now, in user and kernel mode."""
+    """Return the CPU time that a group's living processes have used, in user and kernel mode."""
     ticks = 0
     for pid in group_members(group_id):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -52,12 +52,12 @@ def cpu_seconds(group_id: int) -> float:
 
 
 def peak_mib(group_id: int) -> float:
-    """The most memory that one process of a group has had resident."""
+    """Return the peak resident memory of a group's largest process."""
     return max(peak_bytes(pid) for pid in group_members(group_id)) / MIB
 
 
 def machine() -> dict[str, Any]:
-    """Where and when a result was made, and the load of others before it began."""
+    """Return where and when a result was made, and the load before it."""
     found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -69,7 +69,7 @@ def machine() -> dict[str, Any]:
 
 
 def progress(text: str) -> None:
-    """One line about what is being done, beside the table and not in it."""
+    """Print a progress line, outside the table."""
     print(f"  … {text}", file=sys.stderr, flush=True)
 
 
@@ -83,12 +83,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:
-    """A spread, for JSON."""
+    """Return a spread for JSON."""
     return asdict(Spread.of(values))
 
 
 def as_json(result: dict[str, Any]) -> str:
-    """Five digits of each float, and what holds no other list or object on one line."""
+    """Format five digits of each float, with leaf objects on one line."""
     text = json.dumps(_rounded(result), indent=1)
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: re.sub(r"\n *", " ", inner[0]), text) + "\n"
 
@@ -102,7 +102,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _short(number: float) -> str:
-    """Three digits that count."""
+    """Format three significant digits."""
     if abs(number) >= 100:
         return f"{number:.0f}"
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"

@@ -1,8 +1,8 @@
-"""What must not grow with a file's size: the memory of a worker, and the time to the first bytes of a range.
+"""What must not grow with a file's size: the memory of a worker, and the time to a range's first bytes.
 
-Each transfer is the first of a fresh API of one worker, on S3; the memory is the most that one of its processes ever
-had resident. Beside it that of the peer (see throughput), which is started afresh as well. Then the time that 1 KiB out
-of the middle of a large file takes, and out of a file of 1 MiB, in turn over one connection. The vault is on SQLite.
+Each transfer is the first of a fresh API of one worker, on S3; the memory is its largest process's peak. Beside it that
+of the peer (see throughput), also started afresh. Then the time of 1 KiB from the middle of a large file, and of a file
+of 1 MiB, in turn over one connection. The vault is on SQLite.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with rclone_s3() as s3, running_vault(s3=s3, WEB_WORKERS="1", WEB_THREADS="48") as stack:
         stack.start_api()
         sign_up(stack)
-        # Once the ids of database and store are made, no transfer has to wait for that.
+        # Makes the ids of database and store, so that no transfer waits for that.
         with sign_in(stack) as client:
             client.store(1)
         _stop_api(stack)
@@ -114,7 +114,7 @@ def _of_vault(stack: Stack, size: int, streams: int) -> tuple[list[str], list[di
 
 
 def _of_peer(s3: RcloneS3, size: int, streams: int) -> list[dict[str, Any]]:
-    """Both directions with one process: what the download adds counts for the download."""
+    """Run both directions with one process: the download's increase counts for the download."""
     with running_peer(s3) as peer, ThreadPoolExecutor(streams) as threads:
         list(threads.map(lambda n: peer.client().upload("PUT", f"/{n}.bin", size * MIB), range(streams)))
         peer.settle(streams)

@@ -1,4 +1,4 @@
-"""What processes hold over time: memory, descriptors and threads, read from /proc by a thread."""
+"""Resources of processes over time: memory, descriptors and threads, read from /proc by a thread."""
 
 import os
 import statistics
@@ -32,24 +32,24 @@ class History:
     samples: list[Sample] = field(default_factory=list)
 
     def after(self, seconds: float) -> list[Sample]:
-        """Those of its life beyond so many seconds."""
+        """Return the samples after `seconds` of its life."""
         return [sample for sample in self.samples if sample.at >= self.samples[0].at + seconds]
 
 
 def series(points: Iterable[tuple[float, int]]) -> dict[str, list[float]]:
-    """Seconds and resident bytes, for JSON."""
+    """Return seconds and resident bytes, for JSON."""
     seconds, resident = zip(*points, strict=True)
     return {"seconds": list(seconds), "mib": [value / MIB for value in resident]}
 
 
 def slope_a_minute(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
-    """Least squares."""
+    """Return the least-squares slope."""
     fit = statistics.linear_regression([sample.at / 60 for sample in samples], [value(sample) for sample in samples])
     return fit.slope
 
 
 class Watch:
-    """Samples all members of some process groups. `groups` gives their names and ids now. A context manager."""
+    """Samples all members of process groups. `groups` returns current names and ids. A context manager."""
 
     def __init__(self, groups: Callable[[], Mapping[str, int]], *, every_seconds: float = 1.0) -> None:
         self._groups = groups
@@ -78,7 +78,7 @@ class Watch:
         names = {group: name for name, group in self._groups().items()}
         for pid, group in _members(names).items():
             role = "master" if pid == group else "child"
-            # A process may end while it is looked at.
+            # A process may end during the sample.
             with suppress(OSError):
                 sample = _sample(pid)
                 self._found.setdefault((f"{names[group]} {role}", pid), History(f"{names[group]} {role}", pid))

@@ -1,8 +1,8 @@
 """flask keys rewrap, local to local, on PostgreSQL: rows a second on one core, and peak memory as rows grow.
 
 Each run moves every row to the other of two master keys. The command is pinned to one core; PostgreSQL is not. The
-rate is of the whole command, its start of a second or two included. Uses TEST_DATABASE_URL, or PostgreSQL on
-127.0.0.1:5432, in a database of its own.
+rate includes the command's start of a second or two. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in its
+own database.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             seed_files(container, uuid.uuid4(), rows - there, store_dir=None)
             there = rows
             runs = []
-            # An even number of runs ends where it began: on the key that the next rows are seeded under.
+            # An even number of runs ends on the key under which the next rows are seeded.
             for turn in range(arguments.runs + arguments.runs % 2):
                 order = [keys[1], keys[0]] if turn % 2 == 0 else keys
                 runs.append(_once({**env, "MASTER_KEY": ",".join(order)}, rows))

@@ -1,11 +1,10 @@
 """What must not grow with the number of files: one upload, and one page of a list, on PostgreSQL.
 
-First the time of an upload of 1 KiB by people who have few, many and very many files, in turn; each over one
-connection, on a directory. Then pages of 50, for a person with few files and again when the same person has very many:
-each sort in both orders, first page and a page 90 % down, and likewise searches that find few of them, many, nearly
-all, and none: what some find lies together in one of the sorts, so that hundreds of thousands have to be passed over.
-How each page's query is answered is asked of PostgreSQL as well. Last, the bytes of a row in tables and indexes.
-Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
+First the time of an upload of 1 KiB by accounts with few, many and very many files, in turn; each over one connection,
+on a directory. Then pages of 50 for an account with few files and again with very many: each sort in both orders, first
+page and a page 90 % down, and searches that find few, many, nearly all, or none; some matches lie together in one sort,
+so that hundreds of thousands are skipped. PostgreSQL explains each page's query. Last, the bytes of a row in tables and
+indexes. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in its own database.
 """
 
 import argparse
@@ -37,8 +36,8 @@ _PAGE: Final = 50
 _EVENTS: Final = 100_000
 # Enough for every row of a list.
 _ALL: Final = 2**31
-# Ready rows of nothing but facts, a second apart, written by the server. Names have one of five words, twelve hex
-# digits and an ending, the oldest one word more; one file of each person has a name like no other.
+# Ready rows for lists, a second apart, written by the server. Names have one of five words, twelve hex digits and an
+# ending, the oldest one word more; one file of each account has a unique name.
 _FILES: Final = """
 INSERT INTO files (id, owner_id, name, name_folded, content_type, state, version, size_bytes, object_size_bytes,
     reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest, created_at,
@@ -56,7 +55,7 @@ FROM (
     FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
 ) AS made
 """
-# By what they find. A fifth lies together by name, a quarter by type, and the oldest by time.
+# Searches by what they find. A fifth lies together by name, a quarter by type, and the oldest by time.
 _SEARCHES: Final = {
     "one": "quixotic",
     "none": "no such name",
@@ -77,7 +76,7 @@ WHERE t.relname IN ('files', 'audit_events') GROUP BY 1, 2, 3, c.relkind ORDER B
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[10, 1_000, 100_000], metavar="N", help="of uploaders")
     parser.add_argument("--uploads", type=int, default=200, metavar="N", help="by each of them")
-    # Between them MAX_FILES_PER_USER's default.
+    # MAX_FILES_PER_USER's default lies between them.
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], metavar="N", help="of the lists' owner"
     )
@@ -127,7 +126,7 @@ def draw(result: dict[str, Any], figure: Figure) -> None:
 
 
 def _without_most_searches(kinds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lists as they are, and of the searches that find alike the slowest at the most rows."""
+    """Yield the lists, and of searches that find alike the slowest at the most rows."""
     yield from (kind for kind in kinds if kind["finds"] is None)
     for finds in _SEARCHES:
         yield max((kind for kind in kinds if kind["finds"] == finds), key=lambda kind: kind["p95_ms"][-1])
@@ -163,7 +162,7 @@ def _uploads(stack: Stack, counts: Sequence[int], times: int) -> dict[str, Any]:
         # The first upload of all ties store and database together, while both are empty.
         client.store(1)
         _seed(stack, owner_id, 1, count)
-    # Connections from before have been idle for longer than the server keeps them.
+    # Earlier connections have been idle for longer than the server keeps them.
     people = [(count, sign_in(stack, _uploader(count))) for count in counts]
     milliseconds: dict[int, list[float]] = {count: [] for count in counts}
     for turn in range(-5, times):
@@ -221,7 +220,7 @@ def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
     for count in rows:
         _seed(stack, owner_id, already + 1, count)
         already = count
-        # It took a while to write them, and access tokens live for 15 minutes.
+        # Writing rows took a while, and access tokens live for 15 minutes.
         client = sign_in(stack, "lists@example.org")
         for number, kind in enumerate(kinds):
             progress(f"{count:,} rows: {kind.name} ({number + 1} of {len(kinds)})")
@@ -272,7 +271,7 @@ def _table_of_pages(
 
 
 def _deep(stack: Stack, owner_id: uuid.UUID, kind: _Kind) -> tuple[Any, uuid.UUID]:
-    """The sort key at 90 % of what is listed."""
+    """Return the sort key at 90 % of the list."""
     with stack.container.core.sessions.begin() as session:
         query = kind.listing.query(owner_id, None, _ALL)
         count = session.scalar(sa.select(sa.func.count()).select_from(query.order_by(None).subquery()))
@@ -291,7 +290,7 @@ def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid
 
 
 def _plan(stack: Stack, query: sa.Select[File]) -> list[str]:
-    """The steps in which PostgreSQL answers a page: scans with their indexes, and sorts."""
+    """Return PostgreSQL's steps for a page: scans with their indexes, and sorts."""
     compiled = query.compile(stack.container.core.engine)
     with stack.container.core.engine.connect() as connection:
         ((plan,),) = connection.exec_driver_sql(
@@ -311,7 +310,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _sizes(stack: Stack) -> list[dict[str, Any]]:
-    """What a row takes, from the whole of table or index."""
+    """Return a row's bytes, from the whole table or index."""
     progress(f"writing {_EVENTS:,} events")
     seed_events(stack.container.core.engine, _EVENTS, stack.container.core.clock())
     with stack.container.core.engine.connect() as connection:

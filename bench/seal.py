@@ -89,7 +89,7 @@ class _Vault:
         self._key = ContentKey(open_keys(dek, header), header)
         self._plaintext = memoryview(plaintext)
         self._geometry = Geometry(suite, header.lg, len(plaintext))
-        # As from the store's budget: a buffer that was used before.
+        # A used buffer, as from the store's budget.
         self._part = memoryview(bytearray(_PART))
         self._sealed = b"".join(bytes(part[:length]) for part, length in self._parts())
 
@@ -131,7 +131,7 @@ class _OpenSsl:
         encryptor = Cipher(self._aes, modes.CTR(bytes(16)) if self._is_eax else modes.GCM(bytes(12))).encryptor()
         part = memoryview(self._part)
         for at in range(0, len(self._plaintext), _PIECE):
-            # Into a part of that size, as the vault does; one piece again and again would stay in the core's cache.
+            # Into a part of that size, as the vault does; a single piece would stay in the core's cache.
             out = part[at % _PART : at % _PART + _PIECE + 16]
             count = encryptor.update_into(self._plaintext[at : at + _PIECE], out)
             if self._is_eax:
@@ -141,7 +141,7 @@ class _OpenSsl:
             mac.finalize()
 
     def open(self) -> None:
-        # What is opened need not be what was sealed: the work is the same for all bytes, and no tag is compared.
+        # Opens other bytes than were sealed: the work is the same, and no tag is compared.
         mac = CMAC(self._aes)
         decryptor = Cipher(self._aes, modes.CTR(bytes(16)) if self._is_eax else modes.GCM(bytes(12))).decryptor()
         out = memoryview(self._part)[: _PIECE + 16]

@@ -1,4 +1,4 @@
-"""The servers that are measured, each started for one benchmark on loopback: the vault, and its peer.
+"""The measured servers, each started for one benchmark on loopback: the vault, and its peer.
 
 The peer is `rclone serve webdav` over an rclone crypt remote over S3: an HTTP server that encrypts at rest into S3.
 """
@@ -33,7 +33,7 @@ _PATIENCE_SECONDS: Final = 600.0
 
 @contextmanager
 def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **settings: str) -> Iterator[Stack]:
-    """The vault with its schema but no process yet: on S3 or a directory, on PostgreSQL or SQLite."""
+    """Yield the vault with its schema but without processes: on S3 or a directory, on PostgreSQL or SQLite."""
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory()))
         env = environment(
@@ -53,7 +53,7 @@ def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **setti
 
 
 def s3_settings(s3: RcloneS3) -> dict[str, str]:
-    """A bucket of its own on that server."""
+    """Return settings of a new bucket on that server."""
     return {
         "STORAGE_DIR": "",
         "S3_BUCKET_NAME": s3.create_bucket(),
@@ -65,17 +65,17 @@ def s3_settings(s3: RcloneS3) -> dict[str, str]:
 
 
 def sign_up(stack: Stack, email: str = "anna@example.org") -> VaultClient:
-    """A client with an account of its own."""
+    """Return a client with a new account."""
     return _client(stack, stack.sign_up(email).headers["Authorization"])
 
 
 def sign_in(stack: Stack, email: str = "anna@example.org") -> VaultClient:
-    """A client of an account that is there. Access tokens live for 15 minutes, so rounds sign in anew."""
+    """Return a client of an existing account. Access tokens live for 15 minutes, so rounds sign in again."""
     return _client(stack, stack.sign_in(email).headers["Authorization"])
 
 
 def another(stack: Stack, client: VaultClient) -> VaultClient:
-    """A further connection of the same person."""
+    """Return a further connection of the same account."""
     return _client(stack, client.headers["Authorization"])
 
 
@@ -97,10 +97,8 @@ class Peer:
         return sum(1 for path in self.data.rglob("*") if path.is_file())
 
     def settle(self, objects: int) -> float:
-        """Wait until so many objects are in the store, and then for the process to be idle; return when they were.
-
-        rclone answers a PUT before its upload has ended.
-        """
+        """Wait until the store has so many objects and the process is idle; return the time of the former, since rclone
+        answers a PUT before its upload has ended."""
         wait_until(lambda: self.objects() >= objects, seconds=_PATIENCE_SECONDS, what="the peer's objects")
         stored_at = time.perf_counter()
         used = cpu_seconds(self.group_id)
@@ -116,7 +114,7 @@ class Peer:
 
 
 def empty(bucket: Path) -> None:
-    """Make room on the disk for the next round; nobody asks for these objects again."""
+    """Delete objects to make room for the next round."""
     for entry in bucket.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -126,7 +124,7 @@ def empty(bucket: Path) -> None:
 
 @contextmanager
 def running_peer(s3: RcloneS3) -> Iterator[Peer]:
-    """The peer over a bucket of its own, with rclone's defaults and, as the vault asks for a token, a password."""
+    """Run the peer over a new bucket with rclone's defaults and, like the vault's token, a password."""
     bucket, port, password = s3.create_bucket(), free_port(), secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "rclone.conf"

@@ -1,8 +1,8 @@
-"""Uploads and downloads of 1 KiB by eight clients at once: requests a second of the vault and of its peer.
+"""Uploads and downloads of 1 KiB by eight concurrent clients: requests a second of the vault and of its peer.
 
 In turn, over one S3 server; the vault with two workers on PostgreSQL. It answers an upload when the object, the row and
 the audit event are durable; the peer (see throughput) before its object is in the store, so the clock stops for both
-when the last object is there. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in a database of its own.
+when the last object is there. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in its own database.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def _of_peer(peer: Peer, each: int, round_number: int) -> list[dict[str, Any]]:
 def _together(
     group: int, act: Callable[[int], Any], each: int, *, until: Callable[[], float] = perf_counter
 ) -> tuple[list[Any], dict[str, float]]:
-    """Let all clients act at once. `until` says when it was over; the CPU is read after that."""
+    """Run all clients concurrently. `until` returns the end; the CPU time is read after that."""
     count = _CLIENTS * each
     used, began = cpu_seconds(group), perf_counter()
     with ThreadPoolExecutor(_CLIENTS) as threads:

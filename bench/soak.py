@@ -1,10 +1,9 @@
-"""Clients at work for minutes on PostgreSQL, Redis and S3 while everything is restarted: nothing wrong, lost or leaked.
+"""Clients at work for minutes on PostgreSQL, Redis and S3 while everything restarts: nothing wrong, lost or leaked.
 
-Two API servers stand side by side, as behind a balancer. One is left alone, so that its memory can be watched; the
-other is reloaded (SIGHUP), or stopped (SIGTERM) and started again. One of two Celery workers is restarted likewise.
-Redis and the S3 server (rclone) are killed and started again after a few seconds; PostgreSQL, which others may use,
-ends all connections of this database, and a relay before it refuses new ones for as long. Uses TEST_DATABASE_URL, or
-PostgreSQL on 127.0.0.1:5432, in a database of its own, and a redis-server of its own.
+Of two API servers behind a balancer, one stays undisturbed so that its memory can be watched; the other is reloaded
+(SIGHUP), or stopped (SIGTERM) and started again, and so is one of two Celery workers. Redis and the S3 server (rclone)
+are killed and restarted after a few seconds; PostgreSQL ends this database's connections, and a relay refuses new ones
+for as long. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in its own database, and its own redis-server.
 """
 
 import argparse
@@ -42,15 +41,15 @@ from vault.objects.models import File, FileState
 from vault.storage import OBJECTS, object_key
 
 _DOWN_SECONDS: Final = 5.0
-# How long after an outage, or after a stopped server has gone, its effects are excused.
+# How long after an outage, or a server's stop, its effects are excused.
 _GRACE_SECONDS: Final = 2.0
 _WORKING_SET_BYTES: Final = 384 * MIB
-# A process is measured after these minutes of its life, and only if that is for long enough to tell.
+# A process is measured after its warm-up, and only if it then lives for long enough.
 _WARM_SECONDS: Final = 180.0
 _MEASURED_SECONDS: Final = 150.0
 _ALLOWED_WHILE_DOWN: Final = (None, 500, 502, 503, 507)
 _POOL_SIZE: Final = 10
-# Of the run's time, in what is written and drawn.
+# Slots of the run's time in results and graphs.
 _SLOTS: Final = 150
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COLORS: Final = {"api 1": OURS, "api 2": OTHER, "worker 1": "#3f7d3f", "worker 2": "#9cc79c", "beat": "#b08bd0"}
@@ -58,7 +57,7 @@ _COLORS: Final = {"api 1": OURS, "api 2": OTHER, "worker 1": "#3f7d3f", "worker 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something was restarted; `is_outage` if it was one of the servers that the service depends on."""
+    """A restart; `is_outage` if of a server that the service depends on."""
 
     name: str
     is_outage: bool
@@ -78,7 +77,7 @@ class Check:
 
 @dataclass
 class Site:
-    """The installation. `steady` and `rolling` are its two API servers, the first of which is left alone."""
+    """The installation. Of its two API servers, `steady` stays undisturbed and `rolling` restarts."""
 
     steady: Stack
     rolling: Stack
@@ -100,11 +99,11 @@ class Site:
         return {name: process.popen.pid for name, process in self.processes.items() if process.popen.poll() is None}
 
     def steady_pids(self) -> set[int]:
-        """Of what is left alone all the time."""
+        """Return the process ids that stay undisturbed."""
         parents = {self.processes[name].popen.pid for name in ("api 1", "worker 1", "beat")}
         return {pid for pid in parents if Path(f"/proc/{pid}").exists()} | set(self.processes["api 1"].children)
 
-    # What happens to it. Each ends when things are as before.
+    # Disturbances. Each ends when things are as before.
 
     def reload_api(self) -> None:
         api = self.processes["api 2"]
@@ -151,12 +150,12 @@ class Site:
             self.database.restore()
 
     def stop(self) -> None:
-        """Everything of the service, gracefully."""
+        """Stop the whole service gracefully."""
         for name in list(self.processes):
             self._end(name)
 
     def connections(self) -> Counter[str]:
-        """To the database, by state, but for the one that asks."""
+        """Count database connections by state, without this one."""
         self.steady.container.core.engine.dispose()
         with self.steady.container.core.engine.begin() as connection:
             rows = connection.execute(
@@ -225,7 +224,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _keep_folders(objects: Path) -> None:
-    """Let no folder be empty: rclone removes those, and fails if an object comes into one meanwhile. S3 has none."""
+    """Keep folders non-empty: rclone removes empty ones, and fails if an object arrives meanwhile. S3 has no
+    folders."""
     for number in range(256):
         (objects / f"{number:02x}" / "kept").mkdir(parents=True)
 
@@ -268,7 +268,7 @@ def _running_site() -> Iterator[Site]:
 
 
 def _work(site: Site, clients: Sequence[Client], started: float, seconds: float) -> float:
-    """Let the clients work, and disturb them. When they had done their last request."""
+    """Let the clients work, and disturb them. Returns the time of the last request."""
     end = started + seconds
     threads = at_once(clients, lambda client: client.work(lambda: time.monotonic() > end))
     acts: Sequence[Callable[[], None]] = (
@@ -294,7 +294,7 @@ def _work(site: Site, clients: Sequence[Client], started: float, seconds: float)
 
 @dataclass(frozen=True)
 class _Idle:
-    """What is held when nobody has asked for anything for some seconds."""
+    """Resources after some seconds without requests."""
 
     connections: Counter[str]
     open_deleted_files: dict[str, int]
@@ -345,7 +345,7 @@ def _check_requests(site: Site, journal: Journal) -> list[Check]:
 
 
 def _sorted_out(site: Site, journal: Journal) -> dict[str, list[Request]]:
-    """Requests by what is to be thought of them."""
+    """Sort requests by verdict."""
     found: dict[str, list[Request]] = {
         name: [] for name in ("fine", "while a server was down", "unanswered at a restart", "unexcused")
     }
@@ -355,7 +355,7 @@ def _sorted_out(site: Site, journal: Journal) -> dict[str, list[Request]]:
             found["fine"].append(request)
         elif any(each.is_outage for each in touched) and request.status in _ALLOWED_WHILE_DOWN:
             found["while a server was down"].append(request)
-        # A transfer under way must be let to its end; a request may meet a connection that is just being closed.
+        # A transfer under way must finish; a request may meet a closing connection.
         elif touched and request.status is None and not request.note.endswith("in its middle"):
             found["unanswered at a restart"].append(request)
         else:
@@ -368,13 +368,13 @@ def _words(request: Request) -> str:
 
 
 def _measured(history: History) -> Sequence[Sample]:
-    """What of a process counts: it has become warm. Empty for one that did not live for long enough."""
+    """Return a process's samples after its warm-up, empty for a short life."""
     samples = history.after(_WARM_SECONDS)
     return samples if samples and samples[-1].at - samples[0].at >= _MEASURED_SECONDS else ()
 
 
 def _check_processes(histories: Sequence[History]) -> list[Check]:
-    """Nothing of a process may grow by one a minute: MiB, descriptor, thread."""
+    """Check that a process grows by less than one MiB, descriptor or thread a minute."""
     measured = {f"{history.name} {history.pid}": _measured(history) for history in histories if _measured(history)}
     checks = []
     for what, value in _VALUES.items():
@@ -412,7 +412,7 @@ def _check_idle(idle: _Idle) -> list[Check]:
 
 
 def _check_files(clients: Sequence[Client], journal: Journal) -> str:
-    """Read back all that is owed. What was looked at."""
+    """Read back all owed files; return a summary."""
     for thread in at_once(clients, Client.check_everything):
         thread.join()
     owed = [content for client in clients for content in client.stored.values()]
@@ -423,7 +423,7 @@ def _check_files(clients: Sequence[Client], journal: Journal) -> str:
 
 
 def _check_leftovers(site: Site) -> list[Check]:
-    """Stop everything, let the reaper do what an hour would, and look for what is left."""
+    """Stop everything, let the reaper do an hour's work, and look for leftovers."""
     stack = site.steady
     site.stop()
     left_open = site.connections()
@@ -448,11 +448,11 @@ def _check_leftovers(site: Site) -> list[Check]:
 
 
 def _logged(site: Site) -> dict[str, int]:
-    """How often processes wrote which warning or error."""
+    """Count logged warnings and errors."""
     found: Counter[str] = Counter()
     for path in (log for each in (site.steady, site.rolling) for log in each.folder.glob("*.log")):
         for line in path.read_text(errors="replace").splitlines():
-            # What the libraries say before logging is set up is not JSON.
+            # Libraries' lines before logging is set up are not JSON.
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("level") in ("warning", "error", "critical"):
                 # A library's warning begins with its path.
@@ -512,7 +512,7 @@ def _result(
 
 
 def _rates(work: Sequence[Request], started: float, seconds: float) -> dict[str, Any]:
-    """Requests a second that ended in each slot of time."""
+    """Return requests a second that ended in each slot of time."""
     width = max(1.0, seconds / _SLOTS)
     rates = {name: [0.0] * (int(seconds / width) + 1) for name in ("fine", "failed")}
     for request in work:
@@ -521,7 +521,7 @@ def _rates(work: Sequence[Request], started: float, seconds: float) -> dict[str,
 
 
 def _resident(samples: Sequence[Sample], started: float, ended: float) -> dict[str, list[float]]:
-    """In each slot of the run's time the first sample."""
+    """Return the first sample in each slot of the run's time."""
     width = (ended - started) / _SLOTS
     slots = itertools.groupby(samples, key=lambda sample: (sample.at - started) // width)
     return series((sample.at - started, sample.resident_bytes) for _, (sample, *_) in slots)

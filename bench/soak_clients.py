@@ -1,7 +1,7 @@
-"""The clients of the soak: each has an account, does this and that, and knows what it is owed.
+"""Clients of the soak: each has an account, sends varied requests, and knows what the vault owes it.
 
-A client compares every byte that it gets with what it once sent. What became of a request that was refused or not
-answered is unknown: its file may be there, but then it is whole.
+A client compares all bytes with what it sent. After a refusal or without an answer, a file may be there, but then
+whole.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ MIB: Final = 1024**2
 _LEAST_BYTES, _MOST_BYTES = 1024, 64 * MIB
 _PIECE: Final = MIB
 _TIMEOUT_SECONDS: Final = 120.0
-# Somebody whose request failed tries something else, but not at once.
+# After a failure a client tries another request, after a pause.
 _PAUSE_SECONDS: Final = 0.5
 _REQUESTS_A_CONNECTION: Final = 20
 _BOUNDARY: Final = "soak-5b2e0d9c7a"
@@ -59,7 +59,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is over. `status` is None where no whole answer came; `note` says what came instead."""
+    """A finished request. `status` is None without a whole answer; `note` says what came instead."""
 
     kind: str
     began: float
@@ -77,7 +77,7 @@ class Request:
 
 @dataclass
 class Journal:
-    """What all clients did. `wrongs` can have no excuse, whatever was down."""
+    """What all clients did. `wrongs` have no excuse, whatever was down."""
 
     requests: list[Request] = field(default_factory=list)
     wrongs: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class _NoAnswer(Exception):
 
 
 class Client:
-    """One person. `ports` are those of the API's servers, of which it takes one that listens, like a balancer."""
+    """One account. Takes a listening API server of `ports`, like a balancer."""
 
     def __init__(self, email: str, ports: Sequence[int], blob: Blob, journal: Journal, working_set: int) -> None:
         self.email = email
@@ -151,7 +151,7 @@ class Client:
             self._connection = None
 
     def check_everything(self) -> None:
-        """Read every byte of what is owed, and look for what else there is."""
+        """Read every owed byte, and look for unexpected files."""
         self._login()
         listed: dict[str, dict[str, Any]] = {}
         cursor: str | None = None
@@ -173,7 +173,7 @@ class Client:
                 self._read(file_id, content)
         self.close()
 
-    # What it does
+    # Requests
 
     def _login(self) -> None:
         answer = self._post_json("login", {"email": self.email, "password": PASSWORD})
@@ -249,7 +249,7 @@ class Client:
         if answer.status == 200 and answer.json()["size"] != content.size:
             self.wrong("a file has another size than what was sent")
 
-    # How it does that
+    # Their steps
 
     def _any_file(self) -> tuple[str, Content]:
         return self._chance.choice(list(self.stored.items()))
@@ -288,7 +288,7 @@ class Client:
         expected: int | None = None,
         sent_bytes: int = 0,
     ) -> _Answer:
-        """Send, compare the answer's bytes with `content`, write it down. Raises _NoAnswer."""
+        """Send, compare the answer's bytes with `content`, record it. Raises _NoAnswer."""
         began, status, code, note, answer = time.monotonic(), None, "", "", None
         received = [0]
         try:
@@ -338,7 +338,7 @@ class Client:
         return _Answer(response.status, headers, b"")
 
     def _connect(self) -> tuple[HTTPConnection, bool]:
-        """A connection, and whether it is a new one."""
+        """Return a connection, and whether it is new."""
         if self._connection is not None and self._left > 0:
             self._left -= 1
             return self._connection, False
@@ -361,7 +361,7 @@ class Client:
 
 
 def at_once(clients: Sequence[Client], act: Callable[[Client], None]) -> list[threading.Thread]:
-    """One thread for each client."""
+    """Start one thread for each client."""
 
     def act_and_tell(client: Client) -> None:
         try:

@@ -21,10 +21,10 @@ import vault.mail.models
 import vault.objects.models  # noqa: F401  # models register themselves with the metadata
 from vault.core.db import Base, DatabaseMissing, require_database
 
-# PostgreSQL's advisory locks are numbers; nothing else of the vault's takes one for a session.
+# PostgreSQL's advisory locks are numbers; the vault takes no other one for a session.
 _LOCK = int.from_bytes(b"migrate", "big")
 _PAUSE_SECONDS = 0.2
-# How long a change of a table waits for those who use it, such as a dump, since all others wait for the change.
+# How long a table's change waits for running transactions, such as a dump, since all others wait for the change.
 _IN_THE_WAY_SECONDS = 2
 _TRY_AGAIN_SECONDS = 3
 
@@ -43,8 +43,8 @@ def run() -> None:
 
 
 def _migrated(connection: Connection) -> bool:
-    """Run the migrations; False if tables are in use for longer than others can wait, which undoes the last of them."""
-    # What the database is at is read here: a process that waited finds what the one before it has done.
+    """Run the migrations; False if tables are in use for too long, which undoes the last migration."""
+    # Reads the database's revision here: a process that waited finds the work of the one before.
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -65,7 +65,7 @@ def _migrated(connection: Connection) -> bool:
 
 @contextmanager
 def _alone_on_postgresql(engine: Engine) -> Iterator[Connection]:
-    """A connection to migrate over, while other processes that would migrate wait."""
+    """Yield a connection for migrations, while other migrating processes wait."""
     with _own_connection(engine) as guard, _own_connection(engine) as connection:
         _wait(lambda: _locked(guard))
         sa.event.listen(connection, "before_cursor_execute", _limit_wait)
@@ -73,7 +73,7 @@ def _alone_on_postgresql(engine: Engine) -> Iterator[Connection]:
 
 
 def _limit_wait(_connection: Connection, cursor: Any, statement: str, *_: object) -> None:
-    """Making an index concurrently waits for all transactions, however long they take, and nobody waits for it."""
+    """An index made concurrently waits for all transactions, but blocks none."""
     if statement.lstrip().startswith(("CREATE", "DROP", "ALTER")):
         seconds = 0 if " CONCURRENTLY " in statement else _IN_THE_WAY_SECONDS
         cursor.execute(f"SET lock_timeout = '{seconds}s'")
@@ -81,10 +81,10 @@ def _limit_wait(_connection: Connection, cursor: Any, statement: str, *_: object
 
 @contextmanager
 def _alone_on_sqlite(engine: Engine) -> Iterator[Connection]:
-    """A connection in one transaction for all migrations, for which other writers wait."""
+    """Yield a connection in one transaction for all migrations, for which other writers wait."""
     with _own_connection(engine) as connection:
-        # To change a table, SQLite copies it and drops the old one, which would delete what refers to its rows. This
-        # has no effect inside of a transaction.
+        # To change a table, SQLite copies it and drops the old one, which would delete rows that refer to it. Has no
+        # effect inside a transaction.
         connection.connection.cursor().execute("PRAGMA foreign_keys = OFF")
         _wait(lambda: _begun(connection))
         yield connection
@@ -96,7 +96,7 @@ def _alone_on_sqlite(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _own_connection(engine: Engine) -> Iterator[Connection]:
-    """A connection that no pool gets back, since its settings are changed."""
+    """Yield a connection that does not return to a pool, since its settings change."""
     with engine.connect() as connection:
         try:
             yield connection
@@ -105,10 +105,8 @@ def _own_connection(engine: Engine) -> Iterator[Connection]:
 
 
 def _locked(guard: Connection) -> bool:
-    """Take the lock, which the session then holds to its end.
-
-    It is asked for again and again: CREATE INDEX CONCURRENTLY would wait for a transaction that waits for the lock.
-    """
+    """Take the lock for the session. Polls, since CREATE INDEX CONCURRENTLY would wait for a transaction that waits for
+    the lock."""
     locked = bool(guard.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK))))
     guard.rollback()
     return locked
@@ -133,7 +131,7 @@ def _wait(is_our_turn: Callable[[], bool]) -> None:
 
 
 def _belongs_here(obj: object, _name: str | None, type_: str, reflected: bool, _compare_to: object) -> bool:
-    # An index for one dialect only (ddl_if) is in the metadata of both; elsewhere it would be reported missing.
+    # An index for one dialect (ddl_if) is in the metadata of both, and would be reported missing.
     condition = getattr(obj, "_ddl_if", None)
     if type_ == "index" and not reflected and condition is not None:
         return bool(condition.dialect == context.get_context().dialect.name)

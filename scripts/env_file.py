@@ -1,7 +1,8 @@
 """Writing `.env`: python -m scripts.env_file, which scripts/generate-secrets runs in the project's root.
 
-Every change is written beside the file and moved into its place, with mode 0600: an interrupted run leaves no half
-`.env`, and one that was copied with the mode of its template does not keep it.
+Every change is written beside the file and moved into place with mode 0600, so that an interrupted run leaves no
+partial
+`.env`, and a copied template's mode does not stay.
 """
 
 import os
@@ -38,12 +39,12 @@ EMAIL_PROVIDER=console
 EMAIL_FROM=Secure Vault <vault@localhost>
 LOG_FORMAT=console
 """
-# python-dotenv, shells, Compose and database URLs read these alike, and give the others meanings of their own.
+# python-dotenv, shells, Compose and database URLs read these alike; other characters have special meanings.
 _PLAIN_PATH: Final = re.compile(r"""[^\s#'"\\?$]+(?: [^\s#'"\\?$]+)*""")
 
 
 def generate() -> str:
-    """Make or complete `.env`; returns what was done."""
+    """Make or complete `.env`; return what was done."""
     if not ENV_FILE.exists():
         lines = "".join(f"{name}={make()}\n" for name, make in _MAKERS.items())
         write(_NEW.format(secrets=lines, var_dir=_var_dir(os.environ.get("VAR_DIR", "var"))))
@@ -59,7 +60,7 @@ def generate() -> str:
 
 
 def remember_var_dir() -> str | None:
-    """Keep VAR_DIR of the environment in a `.env` that names none; returns what the user has to know about it."""
+    """Store VAR_DIR of the environment in a `.env` without it; return a sentence for the user."""
     given = os.environ.get("VAR_DIR")
     if given is None:
         return None
@@ -78,7 +79,7 @@ def remember_var_dir() -> str | None:
 
 
 def tighten() -> str:
-    """Take `.env` away from other users of this machine; returns a sentence if they could read it."""
+    """Restrict `.env` to its owner; return a sentence if other users could read it."""
     if ENV_FILE.stat().st_mode & 0o077 == 0:
         return ""
     ENV_FILE.chmod(0o600)
@@ -86,7 +87,7 @@ def tighten() -> str:
 
 
 def with_value(text: str, name: str, value: str) -> str:
-    """Set a name that has no value: in its own line, the last if there are several, or in a new one at the end."""
+    """Set a name without a value: in its own line, the last if there are several, or in a new one at the end."""
     line_end = "\r\n" if "\r\n" in text else "\n"
     places = [item for item in env_file.parse(text, ENV_FILE.name) if item.name == name]
     if places:
@@ -97,7 +98,7 @@ def with_value(text: str, name: str, value: str) -> str:
 
 
 def write(text: str) -> None:
-    """Replace the file, or what a link in its place leads to, as a whole. Its owner stays who it was."""
+    """Replace the file, or a link's target, atomically. Its owner stays."""
     target = ENV_FILE.resolve()
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
@@ -120,7 +121,7 @@ def _lacking(assignments: list[env_file.Assignment]) -> list[str]:
 
 
 def _var_dir(text: str) -> str:
-    """Return VAR_DIR as `.env` keeps it: relative to the project's root where that is `var`, so that both can move."""
+    """Return VAR_DIR for `.env`: relative to the project's root if it is `var`, so that both can move."""
     path = (ROOT / text).resolve()
     if path == ROOT / "var":
         return "var"

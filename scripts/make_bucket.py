@@ -1,7 +1,5 @@
-"""Make the bucket that settings name, if it is missing, by calls that every S3 has: python -m scripts.make_bucket
-
-Waits for a store that is only starting. A bucket that is there is left as it is.
-"""
+"""Make the bucket that settings name, if it is missing, with calls that every S3 has: python -m scripts.make_bucket.
+Waits for a store that is starting. An existing bucket stays as it is."""
 
 import sys
 import time
@@ -17,12 +15,12 @@ from vault.wiring import wire
 
 _WAIT_SECONDS: Final = 60.0
 _MISSING: Final = {"404", "NoSuchBucket"}
-# Somebody else with these credentials was faster.
+# Another process with these credentials was faster.
 _APPEARED: Final = {"BucketAlreadyOwnedByYou"}
 
 
 def main() -> str:
-    """Make the bucket; returns what was done."""
+    """Make the bucket; return what was done."""
     settings = Settings.load()
     store = wire(settings).objects.store
     if not isinstance(store, S3Store):
@@ -45,7 +43,7 @@ def _make(store: S3Store, settings: Settings) -> str:
         if _reason(exc) not in _MISSING:
             raise
     options: dict[str, Any] = {"Bucket": store.bucket}
-    # AWS alone wants to be told; its first region must not be named (CreateBucket, LocationConstraint).
+    # AWS needs the region, except its first, which must be omitted (CreateBucket, LocationConstraint).
     if _is_aws(settings.storage.s3_endpoint_url) and settings.aws.region not in (None, "us-east-1"):
         options["CreateBucketConfiguration"] = {"LocationConstraint": settings.aws.region}
     try:
@@ -61,7 +59,7 @@ def _is_aws(endpoint_url: str | None) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again cannot help: the store has refused, or was not asked. Otherwise it is not ready yet."""
+    """Return whether a retry cannot help: the store refused, or was not asked. Otherwise it is not ready yet."""
     if isinstance(error, ClientError):
         return error.response["ResponseMetadata"]["HTTPStatusCode"] < 500
     return not isinstance(error, HTTPClientError | BotoConnectionError)

@@ -30,12 +30,12 @@ Every setting, by group. `scripts/settings_pages.py` writes this page and `.env.
 `vault/settings/groups.py`. [operate/configuration.md](operate/configuration.md) says where settings come from, and when
 a change takes effect.
 """
-# The values of .env begin with it, so that .env itself cannot set it to nothing.
+# The values of .env begin with it, so that .env itself cannot set it to an empty value.
 _NOT_IN_EXAMPLE: Final = {"VAR_DIR"}
 
 
 def env_example() -> str:
-    """The text of .env.example: first what each installation sets, then the rest by group."""
+    """Return the text of .env.example: first what each installation sets, then the rest by group."""
     groups = {group.__doc__: list(settings_of(group).values()) for group in Settings.groups().values()}
     basic = [setting for settings in groups.values() for setting in settings if setting.is_basic]
     sections = [_section("required", basic)]
@@ -47,7 +47,7 @@ def env_example() -> str:
 
 
 def configuration_page() -> str:
-    """The text of docs/configuration.md: a table for each group."""
+    """Return the text of docs/configuration.md: a table for each group."""
     return _PAGE + "".join(f"\n{line}\n" if line.startswith("#") else f"{line}\n" for line in _tables())
 
 

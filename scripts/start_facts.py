@@ -1,7 +1,5 @@
-"""What scripts/supervise.py has to know of the settings, as JSON: python -m scripts.start_facts
-
-A process of its own, so that the one that only watches others does not hold the whole application in memory.
-"""
+"""Facts of settings for scripts/supervise.py, as JSON: python -m scripts.start_facts. A separate process, so that the
+supervisor does not hold the application in memory."""
 
 import json
 import sys
@@ -12,7 +10,7 @@ from vault.settings.env_file import EnvFileError
 
 
 def main() -> None:
-    """Keep VAR_DIR in `.env`, take `.env` away from others, and print facts; problems end it with their message."""
+    """Keep VAR_DIR in `.env`, restrict `.env` to its owner, and print facts; problems end it with their message."""
     for notice in (env_file.remember_var_dir(), env_file.tighten().strip()):
         if notice:
             print(f"run: {notice}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""The processes of one machine, started, watched and ended together: what scripts/run becomes once it has prepared.
+"""Supervisor of one machine's processes: what scripts/run becomes after its preparations.
 
-Standard library alone, since it only waits. It ends with all that it started on Ctrl-C, SIGTERM, SIGHUP and when its
-terminal is gone; when it is killed itself, Linux ends what it started.
+Standard library only, since it mainly waits. On Ctrl-C, SIGTERM, SIGHUP and a lost terminal it ends all that it
+started;
+if it is killed, Linux ends them.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import Any, Final
 
 HOST: Final = "127.0.0.1"
 BIN: Final = Path(sys.executable).parent
-# What is left running after GRACEFUL_SECONDS and these is killed.
+# After GRACEFUL_SECONDS and these, remaining processes are killed.
 _STOP_SECONDS: Final = 10
 _LOOK_EVERY_SECONDS: Final = 0.5
 # A process that dies is started again after a second, and after twice as long each time that it dies soon.
@@ -36,12 +37,12 @@ _libc: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Stopped(BaseException):
-    """A signal, or the loss of the terminal, asks for the end."""
+    """A signal, or the loss of the terminal, requests the end."""
 
 
 @dataclass
 class Child:
-    """One of the processes, with a process group of its own, so that Ctrl-C reaches this program alone."""
+    """One of the processes, in its own process group, so that Ctrl-C reaches this program alone."""
 
     name: str
     command: list[str]
@@ -52,7 +53,7 @@ class Child:
     delay: float = field(default=_LEAST_DELAY)
 
     def start(self) -> None:
-        """Start it; it ends with this program, and the lock stays until it has."""
+        """Start it; it ends with this program, and holds the lock until then."""
         parent = os.getpid()
         self.started_at = time.monotonic()
         self.popen = subprocess.Popen(  # noqa: S603  # nosec B603  # the commands below, and no shell
@@ -64,17 +65,17 @@ class Child:
         )
 
     def has_ended(self) -> bool:
-        """Whether the process is over. If so, what it has left behind in its group is ended too."""
+        """Return whether the process is over; end the rest of its group if so."""
         if self.popen is None:
             return True
-        # It stays a zombie meanwhile, so that no other process can be given the number of its group.
+        # It stays a zombie meanwhile, so that its group's number is not used again.
         if os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return False
         self.kill()
         return True
 
     def kill(self) -> None:
-        """End the whole group, and forget it."""
+        """Kill the whole group, and forget it."""
         if self.popen is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -82,12 +83,12 @@ class Child:
             self.popen = None
 
     def terminate(self) -> None:
-        """Ask the process, which tells those that it has started, to end in good order."""
+        """Ask the process, which tells its children, to end in good order."""
         if self.popen is not None:
             os.kill(self.popen.pid, signal.SIGTERM)
 
     def watch(self) -> None:
-        """Start the process again if it has ended; later each time if it never ran for long."""
+        """Start the process again if it has ended; with growing delays if it never ran for long."""
         now = time.monotonic()
         if self.popen is not None and self.has_ended():
             if now - self.started_at > _WELL_AFTER_SECONDS:
@@ -100,7 +101,7 @@ class Child:
 
 
 def main() -> None:
-    """Run everything until it is asked to end. Exits with 1 if it could not start."""
+    """Run everything until a signal. Exits with 1 if it could not start."""
     os.umask(0o077)
     _hear_signals()
     try:
@@ -114,7 +115,7 @@ def main() -> None:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Write a line. The terminal may be gone: that must not keep anything from being stopped."""
+    """Write a line. A lost terminal must not prevent the stop."""
     with contextlib.suppress(OSError):
         os.write(2 if error else 1, f"{text}\n".encode())
 
@@ -166,7 +167,7 @@ def _require_free(port: int) -> None:
 
 @contextlib.contextmanager
 def _locked(var_dir: Path, port: int) -> Iterator[int]:
-    """Hold the folder's lock, which the kernel lets go when this program and all that it started have ended."""
+    """Hold the folder's lock, which the kernel releases when this program and its children have ended."""
     var_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(var_dir / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -186,7 +187,7 @@ def _locked(var_dir: Path, port: int) -> Iterator[int]:
 
 def _prepare(var_dir: Path, lock: int) -> None:
     if not (var_dir / "vault.db").exists():
-        # The folder for objects that .env names at first: until something is stored, a missing one is no lost store.
+        # The object folder of .env: a missing one counts as a lost store only after the first object.
         (var_dir / "store").mkdir(exist_ok=True)
     migrate = Child("migration", ["flask", "db", "upgrade"], lock)
     migrate.start()
@@ -254,13 +255,13 @@ def _hear_signals() -> None:
         raise Stopped
 
     for number in _SIGNALS:
-        # nohup, and shells for what they start in the background, ask for a signal to be ignored.
+        # nohup, and shells for background processes, ask for a signal to be ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
 
 
 def _wait(seconds: float) -> None:
-    """Wait so long, or raise Stopped as soon as the terminal, or whatever reads the output, is gone."""
+    """Wait, or raise Stopped as soon as the terminal or the output's reader is gone."""
     poll = select.poll()
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         for descriptor in range(3):
@@ -272,7 +273,7 @@ def _wait(seconds: float) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel send SIGTERM to this new process when the one that started it dies, however that happens."""
+    """Let the kernel send SIGTERM to this new process when its parent dies."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

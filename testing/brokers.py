@@ -1,4 +1,4 @@
-"""Redis and RabbitMQ as tests need them: in a place of one's own, and able to fail."""
+"""Redis and RabbitMQ for tests, separate and able to fail."""
 
 import base64
 import re
@@ -24,16 +24,16 @@ _BODY = re.compile(rb'"body": "([A-Za-z0-9+/=]+)"')
 
 
 class Broker(Protocol):
-    """What tests do to one."""
+    """What tests do to a broker."""
 
     @property
     def url(self) -> str: ...
 
     def stop(self) -> None:
-        """Refuse connections, and forget all messages, as a server does that keeps nothing on disk."""
+        """Refuse connections and forget all messages, as a server without persistence does."""
 
     def hang(self) -> None:
-        """Take connections, and say nothing."""
+        """Accept connections without answering."""
 
     def start(self) -> None:
         """Serve again."""
@@ -41,7 +41,7 @@ class Broker(Protocol):
 
 @dataclass
 class RelayedBroker:
-    """A server that others use as well; a relay before it fails in its place, and hears what clients send."""
+    """A shared server; a relay before it fails in its place and records what clients send."""
 
     proxy: Proxy
     direct_url: str
@@ -69,13 +69,13 @@ class RelayedBroker:
         self.proxy.restore()
 
     def told(self) -> bytes:
-        """All that clients have sent to it, bodies of messages in clear."""
+        """Return all that clients have sent, with bodies of messages decoded."""
         raw = b"\n".join(self.heard)
         return b"\n".join([raw, *(base64.b64decode(body) for body in _BODY.findall(raw))])
 
 
 class RedisServer:
-    """A Redis that is one's own, nothing of which is on disk. Hanging, it is stopped by a signal in all it does."""
+    """A private Redis without persistence. To hang, it is stopped by a signal."""
 
     def __init__(self) -> None:
         self._port = free_port()
@@ -113,7 +113,7 @@ class RedisServer:
         return redis.Redis.from_url(self.url, retry=None)
 
     def follow(self, master: "RedisServer | None") -> None:
-        """Become a replica, which refuses to write; of None, a master again."""
+        """Become a replica, which refuses to write; with None, a master again."""
         with self.client() as client:
             client.replicaof("NO", "ONE") if master is None else client.replicaof("127.0.0.1", str(master._port))
 

@@ -1,4 +1,4 @@
-"""Chromium as people have it, driven from tests."""
+"""Chromium, driven from tests."""
 
 import os
 import tempfile
@@ -13,10 +13,7 @@ from testing.services import program
 
 @contextmanager
 def chromium(downloads: Path | None = None) -> Iterator[webdriver.Chrome]:
-    """Chromium without a window, which finds no host but this machine and writes into folders of its own.
-
-    What it saves goes to `downloads`.
-    """
+    """Yield a headless Chromium with its own folders, which reaches this machine only. Saves to `downloads`."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium", package="chromium")
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):

@@ -10,17 +10,17 @@ from dotenv import dotenv_values
 from vault.settings.config import ROOT
 
 PATH = ROOT / "docker-compose.yml"
-# What is escaped; or the innermost of nested variables, whose default holds no further one.
+# An escaped dollar, or the innermost of nested variables
 _VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|\{(?P<name>[A-Z0-9_]+)(?:(?P<how>:-|:\?)(?P<text>[^${}]*))?\})")
 _ESCAPED = "\0"
 
 
 class Missing(Exception):
-    """A variable without a value, for which the file demands one; the text is what it says about that."""
+    """A variable without a value, for which the file demands one; the text is the file's message."""
 
 
 def fill_in(text: str, values: Mapping[str, str]) -> str:
-    """The forms of interpolation that the file uses: $$, ${NAME}, ${NAME:-default}, ${NAME:?what to do}, nested."""
+    """Interpolate the file's forms: $$, ${NAME}, ${NAME:-default}, ${NAME:?what to do}, nested."""
 
     def value_of(found: re.Match[str]) -> str:
         if found["escaped"]:
@@ -37,18 +37,18 @@ def fill_in(text: str, values: Mapping[str, str]) -> str:
 
 
 def load(values: Mapping[str, str]) -> dict[str, Any]:
-    """The whole file with these variables."""
+    """Return the whole file with these variables."""
     document = _mapped(yaml.safe_load(PATH.read_text()), lambda text: fill_in(text, values))
     return dict(document)
 
 
 def variables() -> set[str]:
-    """The names of all variables that the file reads."""
+    """Return the names of all variables that the file reads."""
     return set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)", PATH.read_text()))
 
 
 def environment(service: Mapping[str, Any], env_file: Mapping[str, str]) -> dict[str, str]:
-    """What a service's processes find in their environment, beside what the image sets."""
+    """Return a service's environment beyond its image's."""
     from_file = env_file if service.get("env_file") == [".env"] else {}
     return {**from_file, **service["environment"]}
 

@@ -1,4 +1,4 @@
-"""Disks so small that a test can fill them: a tmpfs, mounted by root or in a namespace of the user's own."""
+"""Disks small enough to fill: a tmpfs, mounted by root or in the user's namespace."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ _NAMESPACE: Final = ("unshare", "--map-root-user", "--mount")
 
 
 def on_small_disks(test: Callable[..., None]) -> Callable[..., None]:
-    """For a test that calls `small_disk`: where that takes a namespace, the test runs once more, inside one."""
+    """Decorate a test that calls `small_disk`: if that needs a namespace, the test runs again inside one."""
 
     @wraps(test)
     def run(**fixtures: Any) -> None:
@@ -47,7 +47,7 @@ def on_small_disks(test: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
-    """A disk of that size over a folder, which may exist. Skips with the reason where nothing can be mounted."""
+    """Mount a disk of that size over a folder, which may exist. Skips with the reason if nothing can be mounted."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -60,10 +60,8 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all room that is left on the folder's disk, by one file; removing it frees the room again.
-
-    In ever smaller steps, since others may write to the disk meanwhile.
-    """
+    """Fill the folder's disk with one file and return it; deleting it frees the room. Steps shrink, since other
+    processes may write meanwhile."""
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
         for step in (1024 * 1024, 4096):

@@ -1,4 +1,4 @@
-"""Parts that fail when they are told to: an object store, and a database in the middle of a use-case."""
+"""An object store and a database that fail on command."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from vault.storage.memory import MemoryStore
 
 
 class FailingStore(MemoryStore):
-    """Raises `failures[method]` where there is one, and counts the calls of each method in `calls`.
+    """Raises `failures[method]` if set, and counts calls of each method in `calls`.
 
     The methods of a writer count as methods of the store. `commits_first` lets a commit that fails have succeeded;
     `forgets_aborts` plays a process that died before it could abort.
@@ -87,7 +87,7 @@ class _FailingWriter:
 
 
 class FailingDatabase:
-    """Lets one statement of an engine fail as a lost connection does, and, with `stays_away`, all that follow."""
+    """Lets one statement of an engine fail like a lost connection, and with `stays_away` all later ones."""
 
     RESERVE = r"INSERT INTO files"
     GROW = r"UPDATE files SET reserved_bytes=\(files"

@@ -1,4 +1,4 @@
-"""AWS KMS as moto plays it in this process, and as a server of our own on loopback, which knows what a vault asks."""
+"""AWS KMS as moto in this process, and as a server on loopback that records a vault's calls."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from vault.encryption.kms import KmsKeyProvider, KmsOptions
 
 REGION = "eu-central-1"
 ACCESS = ("key-of-moto", "secret-of-moto")
-# What settings need besides KMS_KEY_ID.
+# Settings for KMS besides KMS_KEY_ID.
 SETTINGS = {
     "AWS_REGION": REGION,
     "AWS_ACCESS_KEY_ID": ACCESS[0],
@@ -31,7 +31,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class PlayedKms:
-    """A running KMS with one key, which has an alias as well, and further keys on request."""
+    """A running KMS with one key, its alias, and further keys on request."""
 
     arn: str
     alias: str
@@ -40,11 +40,11 @@ class PlayedKms:
         return KmsKeyProvider(KmsOptions(key_id or self.arn, REGION, decrypt_key_arns, None, AwsAccess(*ACCESS)))
 
     def decrypting_provider(self, *arns: str) -> KmsKeyProvider:
-        """One that wraps nothing."""
+        """Return a provider that wraps nothing."""
         return KmsKeyProvider(KmsOptions(None, REGION, arns, None, AwsAccess(*ACCESS)))
 
     def another_key(self) -> str:
-        """The ARN of a fresh key."""
+        """Return the ARN of a fresh key."""
         return str(_client().create_key()["KeyMetadata"]["Arn"])
 
     def point_alias_at(self, arn: str) -> None:
@@ -53,7 +53,7 @@ class PlayedKms:
 
 @contextmanager
 def played_kms() -> Iterator[PlayedKms]:
-    """Answers as KMS does, where moto by itself does not: a blob that names no key of its own is no ciphertext."""
+    """Yield moto with KMS's answer for a blob that names no key: not a ciphertext."""
     with mock_aws(), patch("moto.kms.models.decrypt", _decrypt):
         arn = _client().create_key()["KeyMetadata"]["Arn"]
         _client().create_alias(AliasName="alias/vault", TargetKeyId=arn)
@@ -72,7 +72,7 @@ def _client() -> Any:
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """Wraps by hiding nothing: the blob is the data key, behind a mark. Not for tests of secrets."""
+    """Hides nothing: the blob is a mark and the data key. Not for tests of secrets."""
 
     protocol_version = "HTTP/1.1"
 
@@ -96,12 +96,12 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing to see."""
+        """Log nothing."""
 
 
 @contextmanager
 def kms_server() -> Iterator[str]:
-    """The URL of a KMS for other processes, which takes every ARN for a key of its own."""
+    """Yield the URL of a KMS for other processes, which accepts every ARN."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""How busy the machine is, so that a bound of time holds what the product takes and not what it waits for a core."""
+"""The machine's load, so that a bound of time measures the product and not its wait for a core."""
 
 import time
 from typing import Final
@@ -9,10 +9,8 @@ _MARGIN: Final = 3.0
 
 
 def slowness() -> float:
-    """Return the factor by which bounds grow now: 1 while a core is free, three times the wait for one otherwise.
-
-    Measured as wall time over CPU time of a short loop in this process.
-    """
+    """Return the factor for time bounds now: 1 with a free core, else three times the wait for a core. Measured as wall
+    time over CPU time of a short loop."""
     wall, cpu = time.perf_counter(), time.thread_time()
     while time.thread_time() - cpu < _SAMPLE_SECONDS:
         pass

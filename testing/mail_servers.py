@@ -1,4 +1,4 @@
-"""Mail providers on this machine: SMTP servers that keep what they are given or follow a script, and SendGrid's API."""
+"""Mail providers on this machine: recording and scripted SMTP servers, and SendGrid's API."""
 
 import asyncio
 import datetime
@@ -22,8 +22,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-# --- a server that keeps what it is given ---------------------------------------------------------------------------
-
 
 class Inbox:
     """What an SMTP server accepted, and whether it came in clear."""
@@ -45,7 +43,7 @@ class Inbox:
 
 @contextmanager
 def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
-    """aiosmtpd on a free port of loopback; with `tls` it speaks TLS from the first byte."""
+    """Run aiosmtpd on a free port of loopback; with `tls` it speaks TLS from the first byte."""
     loop = asyncio.new_event_loop()
     listening: Future[int] = Future()
 
@@ -78,7 +76,7 @@ LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
 
 
 def make_certificate(folder: Path, name: x509.GeneralName = LOOPBACK) -> Path:
-    """A self-signed certificate for this name, with its key, in one PEM file."""
+    """Write a self-signed certificate for this name, with its key, as one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
     now = datetime.datetime.now(datetime.UTC)
@@ -108,16 +106,12 @@ def server_side(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-# --- a server that follows a script ---------------------------------------------------------------------------------
-
 HANG, DROP, TRICKLE = "hang", "drop", "trickle"
 
 
 class ScriptedServer:
-    """Answers each SMTP command with a fixed reply; HANG says nothing more, DROP closes the connection.
-
-    A reply that begins with TRICKLE goes on for ever, one byte after the other.
-    """
+    """Answers each SMTP command with a fixed reply; HANG stops answering, DROP closes the connection, TRICKLE sends
+    single bytes for ever."""
 
     def __init__(self, **replies: str) -> None:
         self.replies = {
@@ -181,11 +175,8 @@ class ScriptedServer:
         return True
 
 
-# --- SendGrid --------------------------------------------------------------------------------------------------------
-
-
 class SendGrid(ThreadingHTTPServer):
-    """Answers every request with `status`, `headers` and `body`, after `behave`; keeps what it was sent."""
+    """Answers every request with `status`, `headers` and `body`, after `behave`; records requests."""
 
     daemon_threads = True
 
@@ -210,7 +201,7 @@ class SendGrid(ThreadingHTTPServer):
         self.close_request(request)
 
     def handle_error(self, *_: Any) -> None:
-        # A client that gives up is what some of these tests are about.
+        # Some of these tests make the client give up.
         pass
 
 
@@ -234,7 +225,7 @@ class SendGridHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def sendgrid_server(tls: ssl.SSLContext | None = None) -> Iterator[SendGrid]:
-    """SendGrid on a free port of loopback; what it was told to do for long ends with the context."""
+    """Run SendGrid on a free port of loopback; pending delays end with the context."""
     with SendGrid(tls) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -1,4 +1,4 @@
-"""A mail server of the test's own: keeps what it accepts, and refuses, hangs or stays in clear when it is told to."""
+"""A mail server for one test, which accepts, refuses, hangs or stays in clear on command."""
 
 import asyncio
 import email
@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"token=([A-Za-z0-9_-]+)")
 
 @dataclass(frozen=True)
 class Mail:
-    """One that was accepted; `token` is that of its link, if it has one."""
+    """An accepted mail; `token` is that of its link, if it has one."""
 
     recipient: str
     text: str
@@ -30,10 +30,10 @@ class Mail:
 
 @dataclass
 class Mailbox:
-    """What a mail server was given, and how it is to answer.
+    """What a mail server received, and its next answers.
 
     `answers` are given in turn to mails, instead of accepting them; then all are accepted. While `hangs` is set
-    nobody's mail gets an answer.
+    no mail gets an answer.
     """
 
     mails: list[Mail] = field(default_factory=list)
@@ -43,19 +43,19 @@ class Mailbox:
     _then: dict[int, Callable[[], object]] = field(default_factory=dict)
 
     def when(self, number: int, action: Callable[[], object]) -> None:
-        """Call `action` once so many mails have been taken, before the last one's sender is told so."""
+        """Call `action` after this many mails, before the last one's sender gets its answer."""
         self._then[number] = action
 
     def counts(self) -> Counter[str]:
-        """How many mails each recipient has."""
+        """Return how many mails each recipient has."""
         return Counter(mail.recipient for mail in self.mails)
 
     def tokens(self, recipient: str) -> list[str]:
-        """Those of the recipient's links, in the order in which the mails came."""
+        """Return tokens of the recipient's links in the order of the mails."""
         return [mail.token for mail in self.mails if mail.recipient == recipient and mail.token is not None]
 
     def text(self) -> str:
-        """All that was accepted."""
+        """Return all that was accepted."""
         return "\n".join(mail.text for mail in self.mails)
 
     async def handle_DATA(self, server: SMTP, _session: Any, envelope: Envelope) -> str:
@@ -76,7 +76,7 @@ class Mailbox:
 
 @contextmanager
 def mailbox() -> Iterator[Mailbox]:
-    """A mail server on a free port of loopback, which offers no TLS."""
+    """Run a mail server on a free port of loopback, without TLS."""
     box = Mailbox()
     server = Controller(box, hostname="127.0.0.1", port=free_port(), server_hostname="mail.example.org")
     server.start()

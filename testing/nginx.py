@@ -24,7 +24,7 @@ from testing.services import program
 from testing.stack import Stack, free_port
 from vault.settings.config import ROOT
 
-# What a distribution's nginx.conf has around conf.d, with every path in the test's folder.
+# A distribution's nginx.conf around conf.d, with every path in the test's folder.
 _AROUND = """
 daemon off;
 user {user};
@@ -74,7 +74,7 @@ class Nginx:
         return (self.folder / "error.log").read_text()
 
     def written_bytes(self) -> int:
-        """What its processes have written to files since they began: sockets do not count."""
+        """Return bytes that its processes have written to files, without sockets."""
         found = 0
         for pid in group_members(self.popen.pid):
             match = re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)
@@ -83,7 +83,7 @@ class Nginx:
         return found
 
     def session(self, like: requests.Session | None = None) -> requests.Session:
-        """A client that trusts the certificate; with the token of another one."""
+        """Return a client that trusts the certificate; with `like`, it has that client's token."""
         session = requests.Session()
         session.verify = str(self.certificate)
         # A bundle that the environment names would win.
@@ -95,10 +95,8 @@ class Nginx:
 
 @contextmanager
 def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = "") -> Iterator[Nginx]:
-    """nginx in front of the stack, without the lines of the configuration that match.
-
-    `beside` is what the machine's administrator has set for all sites.
-    """
+    """Run nginx in front of the stack, without configuration lines that match `without`. `beside` is the
+    administrator's configuration for all sites."""
     path, port, http_port = _path(), free_port(), free_port()
     _make_certificate(folder)
     text = "\n".join(line for line in documented().splitlines() if not re.search(without, line))
@@ -133,7 +131,7 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = ""
 
 
 def _path() -> str:
-    # Debian keeps it out of the path of everybody but root.
+    # Debian keeps it out of other users' paths.
     return "/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else program("nginx", package="nginx-light")
 
 

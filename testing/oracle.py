@@ -1,7 +1,7 @@
 """A second reader of the object format, written from docs/object-format.md alone.
 
-Imports pycryptodome and the standard library, and nothing of `vault`: what both read is what the document says. It is
-slow and holds everything in memory; it is for tests only. Whatever it refuses is a ValueError.
+Imports pycryptodome and the standard library, not `vault`: what both read is what the document says. It is slow, holds
+everything in memory, and is for tests only. Raises ValueError for whatever it refuses.
 """
 
 import base64
@@ -59,7 +59,7 @@ class OracleKeys:
 
 @dataclass(frozen=True)
 class OracleCovering:
-    """Segments i0 to i1, object bytes lo to hi, and what of their plaintext is wanted."""
+    """Segments i0 to i1, object bytes lo to hi, and the wanted part of their plaintext."""
 
     i0: int
     i1: int
@@ -71,7 +71,7 @@ class OracleCovering:
 
 @dataclass(frozen=True)
 class OracleGeometry:
-    """The formulas of "Offsets", in their letters."""
+    """The formulas of "Offsets", with their letters."""
 
     suite: int
     lg: int
@@ -109,7 +109,7 @@ class OracleGeometry:
         return OracleCovering(0, self.n - 1, _HEADER_SIZE, self.L - 1, 0, self.N)
 
     def range(self, a: int, b: int) -> OracleCovering:
-        """What plaintext bytes a to b need, both included."""
+        """Return what plaintext bytes a to b need, both included."""
         if not 0 <= a <= b < self.N:
             raise ValueError("the range does not lie within the plaintext")
         i0, i1 = (a + _HEADER_SIZE) // self.P, (b + _HEADER_SIZE) // self.P
@@ -123,7 +123,7 @@ def overhead(suite: int) -> int:
 
 
 def read_file(row: OracleRow, stored: bytes, master_keys: Sequence[str]) -> bytes:
-    """The plaintext of a whole file, out of its row, its object and MASTER_KEY."""
+    """Return the plaintext of a whole file from its row, its object and MASTER_KEY."""
     header, keys, geometry, digest = _open_row(row, master_keys)
     if len(stored) != geometry.L:
         raise ValueError("the object does not have the row's length")
@@ -136,7 +136,7 @@ def read_file(row: OracleRow, stored: bytes, master_keys: Sequence[str]) -> byte
 
 
 def read_range(row: OracleRow, object_size: int, fetch: Fetch, master_keys: Sequence[str], a: int, b: int) -> bytes:
-    """Plaintext bytes a to b, both included. Asks for the object bytes that cover them, once, and for no others."""
+    """Return plaintext bytes a to b, both included. Fetches the covering object bytes once, and no others."""
     header, keys, geometry, _ = _open_row(row, master_keys)
     covering = geometry.range(a, b)
     if object_size != geometry.L:
@@ -145,7 +145,7 @@ def read_range(row: OracleRow, object_size: int, fetch: Fetch, master_keys: Sequ
 
 
 def read_object(stored: bytes, dek: bytes) -> bytes:
-    """The plaintext of an object without its row. Refuses if a single byte is not what was sealed under dek."""
+    """Return the plaintext of an object without its row. Refuses any byte that was not sealed under dek."""
     header = parse_header(stored[:_HEADER_SIZE])
     keys = open_keys(header, dek)
     geometry = OracleGeometry.of_object(header.suite, header.lg, len(stored))
@@ -153,7 +153,7 @@ def read_object(stored: bytes, dek: bytes) -> bytes:
 
 
 def parse_header(raw: bytes) -> OracleHeader:
-    """Read exactly 96 bytes; anything that version 1 does not allow is refused."""
+    """Read exactly 96 bytes; refuse anything that version 1 does not allow."""
     if len(raw) != _HEADER_SIZE:
         raise ValueError("not 96 bytes")
     if raw[0:9] != b"SVLT\x0d\x0a\x1a\x0a\x01":
@@ -168,7 +168,7 @@ def parse_header(raw: bytes) -> OracleHeader:
 
 
 def unwrap_local(token: str, key_ref: str, master_keys: Sequence[str]) -> bytes:
-    """The DEK in a Fernet token, by that master key alone which key_ref names."""
+    """Return the DEK of a Fernet token, by the master key that key_ref names."""
     raw_keys = {local_ref(raw): raw for raw in map(_decode, master_keys)}
     if key_ref not in raw_keys:
         raise ValueError("no master key has this key_ref")
@@ -190,7 +190,7 @@ def local_ref(raw_key: bytes) -> str:
 
 
 def open_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
-    """The keys that a DEK gives for this header, if it is the one that the header commits to."""
+    """Return the keys of a DEK and this header, if the header commits to the DEK."""
     keys = derive_keys(header, dek)
     if not hmac.compare_digest(keys.commitment, header.commitment):
         raise ValueError("the key is not the one that the header commits to")
@@ -198,7 +198,7 @@ def open_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
 
 
 def derive_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
-    """The keys that a DEK gives for this header, whatever the header's own commitment says."""
+    """Return the keys of a DEK and this header, whatever the header's commitment."""
     prk = extract(header.salt, dek)
     content = _expand(prk, b"secure-vault object v1\0" + header.raw[:32], 64)
     metadata = _expand(prk, b"secure-vault metadata v1\0" + header.raw[:32], 32)
@@ -210,14 +210,14 @@ def extract(salt: bytes, dek: bytes) -> bytes:
 
 
 def open_digest(sealed: bytes, metadata_key: bytes, ids: tuple[uuid.UUID, uuid.UUID, uuid.UUID]) -> bytes:
-    """The SHA-256 that a row holds for (object, file, owner). Refuses one that was sealed for another row."""
+    """Return the SHA-256 of a row for (object, file, owner). Refuses another row's."""
     if len(sealed) != 64:
         raise ValueError("a sealed digest has 64 bytes")
     return _open(1, metadata_key, sealed, b"SVD1" + b"".join(part.bytes for part in ids))
 
 
 def _open_row(row: OracleRow, master_keys: Sequence[str]) -> tuple[OracleHeader, OracleKeys, OracleGeometry, bytes]:
-    """Steps 1 to 5 of "Reading": everything that the row and the master keys can prove, and the digest."""
+    """Do steps 1 to 5 of "Reading": all that the row and the master keys can prove, and the digest."""
     header = parse_header(row.header)
     if header.object_id != row.object_id:
         raise ValueError("the header is another object's")

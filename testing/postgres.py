@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, for what would disturb others on the shared one."""
+"""A private PostgreSQL server, for tests that would disturb the shared one."""
 
 import os
 import pwd
@@ -20,7 +20,7 @@ from testing.stack import free_port
 
 @dataclass(frozen=True)
 class OwnPostgres:
-    """`url` names its database `vault_test`."""
+    """A private server; `url` names its database `vault_test`."""
 
     url: str
 
@@ -35,7 +35,7 @@ class OwnPostgres:
             connection.close()
 
     def take_no_writes(self) -> None:
-        """Make all sessions read-only, those that are open too, as a provider does whose disk is full."""
+        """Make all sessions read-only, also open ones, as a provider with a full disk does."""
         self.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 
     def take_writes(self) -> None:
@@ -48,7 +48,7 @@ class OwnPostgres:
 
 @contextmanager
 def own_postgres() -> Iterator[OwnPostgres]:
-    """Start a server on a free port of loopback; end it afterwards."""
+    """Run a server on a free port of loopback."""
     fill = ("initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata")
     with _server(*fill, database="postgres") as server:
         server.execute("CREATE DATABASE vault_test")
@@ -57,7 +57,7 @@ def own_postgres() -> Iterator[OwnPostgres]:
 
 @contextmanager
 def copy_of(server: OwnPostgres) -> Iterator[OwnPostgres]:
-    """Start a second server with what the first one holds now, as a standby that has been promoted."""
+    """Start a second server with the first one's content, as a promoted standby."""
     fill = ("pg_basebackup", "--dbname", server.url, "--checkpoint=fast", "--no-sync", "--pgdata")
     with _server(*fill, database="vault_test") as copy:
         yield copy
@@ -65,7 +65,7 @@ def copy_of(server: OwnPostgres) -> Iterator[OwnPostgres]:
 
 @contextmanager
 def _server(*fill: str, database: str) -> Iterator[OwnPostgres]:
-    """Run a server over the folder that the command `fill` is given as its last argument."""
+    """Run a server over the folder that the command `fill` receives as its last argument."""
     binaries = _binaries()
     # It refuses to run as root. Not below pytest's folders, which only their owner may enter.
     user = _unprivileged_user() if os.geteuid() == 0 else None

@@ -1,4 +1,4 @@
-"""What Linux's /proc says about running processes: who belongs together, their peak memory, what they hold on disk."""
+"""Facts from Linux's /proc: group members, peak memory, and files on disk."""
 
 import os
 import re
@@ -11,7 +11,7 @@ _READ_BYTES = 16 * 1024**2
 
 
 def group_members(group_id: int) -> list[int]:
-    """The processes of one process group, for example a server with its workers."""
+    """Return the processes of one process group, for example a server with its workers."""
     members = []
     for folder in _PROC.glob("[0-9]*"):
         with suppress(ProcessLookupError):
@@ -21,17 +21,15 @@ def group_members(group_id: int) -> list[int]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process has ever had resident."""
+    """Return a process's peak resident memory."""
     found = re.search(r"VmHWM:\s+(\d+) kB", (_PROC / str(pid) / "status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def files_with(marker: bytes, folders: Iterable[Path], pids: Iterable[int]) -> list[str]:
-    """Files that hold the marker: those below the folders, and those without a name that a process has open.
-
-    The second kind is where temporary files go (`tempfile.TemporaryFile` unlinks its file at once).
-    """
+    """Return files that hold the marker: below the folders, and unnamed ones that a process has open, such as
+    `tempfile.TemporaryFile`."""
     named = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return [str(path) for path in (*named, *_unnamed_files(pids)) if _holds(path, marker)]
 
@@ -46,7 +44,7 @@ def _unnamed_files(pids: Iterable[int]) -> Iterator[Path]:
 
 
 def _holds(path: Path, marker: bytes) -> bool:
-    """Read in blocks, each with the end of the one before it, since the marker may lie across two."""
+    """Read blocks with the end of the previous one, since the marker may lie across two."""
     end = b""
     # A file may be removed, and a process may end, after it was listed.
     with suppress(FileNotFoundError), path.open("rb") as file:

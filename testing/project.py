@@ -14,10 +14,8 @@ PROGRAMS = ("flask", "gunicorn", "celery", "pip-audit")
 
 
 def link_environment(project: Path) -> None:
-    """Give a copy of the project a virtual environment that has what this one has, and the stamps of a finished one.
-
-    Made in a moment: nothing is installed, so that no script has a reason to, and nothing of this one is written to.
-    """
+    """Give a copy of the project a virtual environment like this one, with the stamps of a finished one. Installs
+    nothing, and never writes to this environment."""
     folder = project / ".venv"
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     own_packages = next(folder.glob("lib/python*/site-packages"))
@@ -46,7 +44,7 @@ class ScriptsProject:
         return self.folder / ".env"
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a script to its end. Whatever packages are missing must not be fetched in a test."""
+        """Run a script to its end, without network for packages."""
         basics = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"}
         return subprocess.run(
             command,

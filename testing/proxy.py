@@ -1,4 +1,4 @@
-"""A relay on loopback that fails when it is told to: between the vault and its database, object store or broker."""
+"""A relay on loopback that fails on command, between the vault and its database, object store or broker."""
 
 import re
 import socket
@@ -15,7 +15,7 @@ _POSTGRESQL_PORT: Final = 5432
 
 
 class Act(Enum):
-    """What is done to a message from a client."""
+    """What happens to a client's message."""
 
     PASS = "it goes on"
     CUT = "it does not arrive, and the connection ends"
@@ -25,10 +25,10 @@ class Act(Enum):
 
 @dataclass(eq=False)
 class Fault:
-    """Happens to the message with the last of the patterns, once the others came before it on its connection.
+    """Happens to the message with the last of the patterns, after the others came on its connection.
 
-    Where `act` is bytes, the client gets them as the answer and the server gets nothing. `then` is called before the
-    client can notice. The first `skip` such messages go on, and so do all after `times` of them.
+    If `act` is bytes, the client gets them as the answer and the server gets nothing. `then` is called before the
+    client can notice. The first `skip` matches pass, and so do all after `times` of them.
     """
 
     patterns: tuple[re.Pattern[bytes], ...]
@@ -56,10 +56,10 @@ class _Link:
 
 
 class Proxy:
-    """Passes bytes on, as they are, to the server of a URL; `url` is the way through. A context manager.
+    """Relay to the server of a URL; `url` is the way through. A context manager.
 
-    Faults look at what clients send, as it arrives: PostgreSQL's statements are plain text, and so is the first line
-    of an HTTP request. `heard`, where it is given, is called with every piece of that.
+    Faults match clients' bytes as they arrive: PostgreSQL's statements and HTTP's first lines are plain text. `heard`
+    is called with every piece.
     """
 
     def __init__(self, url: str, heard: Callable[[bytes], object] = lambda _: None) -> None:
@@ -79,7 +79,7 @@ class Proxy:
 
     @property
     def connections(self) -> frozenset[object]:
-        """Those that are open. Of a client that has gone, one ends when the server has done what it was asked for."""
+        """Return open connections. A gone client's ends when the server has done its work."""
         with self._lock:
             return frozenset(self._links)
 
@@ -106,7 +106,7 @@ class Proxy:
         return fault
 
     def redirect(self, url: str) -> None:
-        """Lead new connections to another server. Those that are open stay, as they do where an address moves."""
+        """Lead new connections to another server. Open ones stay, as if an address moves."""
         self._parts = urlsplit(url)
 
     def cut(self) -> None:
@@ -117,18 +117,18 @@ class Proxy:
             link.cut()
 
     def refuse(self) -> None:
-        """End all connections and refuse new ones, as a machine does where no server runs."""
+        """End all connections and refuse new ones, like a machine without a server."""
         self._is_listening = False
         # Closing alone would not wake the thread that accepts.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        # Bound but not listening, so that nobody else gets the port.
+        # Bound but not listening, so that no other process gets the port.
         self._listener = _bound(self._port)
         self.cut()
 
     def hang(self) -> None:
-        """Swallow whatever comes from either side; connections stay, and new ones are accepted."""
+        """Swallow bytes of both sides; connections stay, and new ones are accepted."""
         self._is_hanging = True
 
     def restore(self) -> None:
@@ -197,7 +197,7 @@ class Proxy:
                     link.cut()
                 elif not self._is_hanging:
                     link.client.sendall(answer)
-        # A server ends connections on which nothing comes; a client to which it is silent must not learn of that.
+        # A server ends idle connections; a silenced client must not learn of that.
         if not (link.is_silent or self._is_hanging):
             with suppress(OSError):
                 link.client.shutdown(socket.SHUT_WR)
@@ -220,7 +220,7 @@ class Proxy:
 
 
 def http_answer(status: int, body: str) -> bytes:
-    """What an S3 server may say, to be given in its place."""
+    """Return an HTTP answer to send in an S3 server's place."""
     return (
         f"HTTP/1.1 {status} Told\r\nContent-Type: application/xml\r\nConnection: close\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"

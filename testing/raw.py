@@ -1,4 +1,4 @@
-"""Clients over bare sockets, which do what no library does."""
+"""Clients over bare sockets, which behave as no library does."""
 
 import selectors
 import socket
@@ -11,7 +11,7 @@ TRICKLE_SECONDS = 0.1
 
 
 def connect(port: int, *, timeout: float = 120, receive_bytes: int | None = None) -> socket.socket:
-    """A connection to loopback; with `receive_bytes`, one whose window is small."""
+    """Return a connection to loopback; with `receive_bytes`, its window is small."""
     connection = socket.socket()
     connection.settimeout(timeout)
     if receive_bytes is not None:
@@ -25,7 +25,7 @@ def head(method: str, target: str, *lines: str) -> bytes:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side ends; a reset counts as an end, a time-out does not."""
+    """Read until the other side ends; a reset counts as an end, a time-out does not."""
     pieces = []
     with suppress(ConnectionError):
         while piece := connection.recv(65536):
@@ -34,7 +34,7 @@ def everything(connection: socket.socket) -> bytes:
 
 
 def exchange(port: int, request: bytes, *, half_close: bool = False) -> bytes:
-    """Send these bytes and nothing else, then read until the server ends the connection."""
+    """Send exactly these bytes, then read until the server ends the connection."""
     with connect(port) as connection:
         with suppress(OSError):
             connection.sendall(request)
@@ -45,7 +45,7 @@ def exchange(port: int, request: bytes, *, half_close: bool = False) -> bytes:
 
 @contextmanager
 def trickling(writers: Iterable[socket.socket], readers: Iterable[socket.socket] = ()) -> Iterator[None]:
-    """Meanwhile each writer sends one byte and each reader takes one, every tenth of a second."""
+    """During the block each writer sends one byte and each reader takes one, every tenth of a second."""
     writers, readers, stop = list(writers), list(readers), threading.Event()
 
     def trickle() -> None:
@@ -67,7 +67,7 @@ def trickling(writers: Iterable[socket.socket], readers: Iterable[socket.socket]
 
 
 def ended(connections: Iterable[socket.socket], *, seconds: float) -> dict[socket.socket, float]:
-    """Which of them the server ended, and after how long; what they are sent meanwhile is thrown away."""
+    """Return which connections the server ended, and after how many seconds; discards what arrives."""
     began, left, found = monotonic(), set(connections), {}
     with selectors.DefaultSelector() as selector:
         for connection in left:

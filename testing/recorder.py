@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that remembers what it was asked, and answers as a test says."""
+"""An HTTP server on loopback that records requests and answers as a test says."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ class Asked:
 
 
 class Recorder:
-    """`answer(asked)` gives status and body; by default 200 and nothing."""
+    """`answer(asked)` returns status and body; by default 200 and an empty body."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -24,13 +24,13 @@ class Recorder:
         self.url = ""
 
     def headers(self, name: str) -> list[str | None]:
-        """One header of every request, in turn."""
+        """Return one header of every request, in turn."""
         return [asked.headers.get(name) for asked in self.asked]
 
 
 @contextmanager
 def recorder() -> Iterator[Recorder]:
-    """A running server, which ends with the block."""
+    """Yield a running server, which ends with the block."""
     found = Recorder()
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ def recorder() -> Iterator[Recorder]:
             raise AttributeError(name)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Tests assert on requests; nobody reads this log."""
+            """Log nothing: tests assert on requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.url = f"http://127.0.0.1:{server.server_port}"

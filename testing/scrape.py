@@ -1,4 +1,4 @@
-"""What /metrics says, as numbers."""
+"""Numbers from /metrics."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def sample(name: str, **labels: object) -> Sample:
 
 
 def scrape(bind: str, *, ports_on: int = 0) -> Counter[Sample]:
-    """All samples that a process of the service tells at METRICS_BIND, or so many ports further on."""
+    """Return all samples of a process at METRICS_BIND, or `ports_on` ports further on."""
     host, _, port = bind.rpartition(":")
     answer = requests.get(f"http://{host}:{int(port) + ports_on}/metrics", timeout=120)
     assert answer.status_code == 200, answer.text
@@ -24,6 +24,6 @@ def scrape(bind: str, *, ports_on: int = 0) -> Counter[Sample]:
 
 
 def increase(before: Mapping[Sample, float], after: Mapping[Sample, float], *names: str) -> dict[Sample, float]:
-    """By how much the samples of these names have grown, those that have not left out."""
+    """Return how much the samples of these names have grown, without unchanged ones."""
     grown = {key: value - before.get(key, 0) for key, value in after.items() if key[0] in names}
     return {key: value for key, value in grown.items() if value}

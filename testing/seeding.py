@@ -1,4 +1,4 @@
-"""Many stored files or events at once, written as the service writes them but without its round trips."""
+"""Bulk rows of stored files or events, as the service writes them but without its round trips."""
 
 import hashlib
 import uuid
@@ -23,17 +23,15 @@ _BATCH = 1000
 
 
 def content_of(number: int) -> bytes:
-    """The content of the file with that number: different for each, some 100 bytes."""
+    """Return the content of the file with that number: different for each, some 100 bytes."""
     return hashlib.sha512(number.to_bytes(8, "big")).digest() + b"." * (number % 97)
 
 
 def seed_files(
     container: Container, owner_id: uuid.UUID, count: int, *, store_dir: Path | None, suite: Suite = Suite.AES_256_EAX
 ) -> list[uuid.UUID]:
-    """Insert `count` ready files of one person under the container's primary; objects only where there is a folder.
-
-    The owner's used bytes are brought up to date.
-    """
+    """Insert `count` ready files of one owner under the container's primary, and update the used bytes; objects exist
+    only with a folder."""
     ids: list[uuid.UUID] = []
     for start in range(0, count, _BATCH):
         numbers = range(start, min(start + _BATCH, count))
@@ -54,10 +52,8 @@ def seed_files(
 
 
 def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
-    """Insert ready rows of nothing but facts, for lists: no key of theirs opens anything, and no object exists.
-
-    Each mapping has a `name` and whatever columns are to be special.
-    """
+    """Insert ready rows for lists: their keys open nothing, and they have no objects. Each mapping has a `name` and
+    special columns."""
     now = container.core.clock()
     facts = {
         "owner_id": owner_id,
@@ -85,7 +81,7 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
 
 
 def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
-    """Insert events of nobody in particular; each mapping has whatever columns are to be special."""
+    """Insert events without a particular actor; each mapping has special columns."""
     facts: dict[str, object] = dict.fromkeys(AuditEvent.__table__.columns.keys())
     facts |= {"at": container.core.clock(), "action": Action.LOGIN, "outcome": Outcome.OK, "details": {}}
     made = [{**facts, "id": uuid.uuid4(), **row} for row in rows]
@@ -94,7 +90,7 @@ def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) ->
     return [row["id"] for row in made]  # type: ignore[misc]
 
 
-# Whose the events of `seed_events` are: a third one person's, some seven hundred each other's, every tenth nobody's.
+# Actors in `seed_events`: a third of events are BUSY_ID's, some seven hundred OTHER_ID's, every tenth anonymous.
 BUSY_ID, OTHER_ID = uuid.UUID(int=1), uuid.UUID(int=10)
 _EVENTS = """
 INSERT INTO audit_events (id, at, actor_id, actor_email, ip, user_agent, request_id, session_id, action, target_type,
@@ -114,7 +110,7 @@ FROM (
 
 
 def seed_events(engine: Engine, rows: int, newest: datetime) -> None:
-    """Insert so many events into PostgreSQL, a second apart; of a rare action is one of 200, and one of 100 failed."""
+    """Insert events into PostgreSQL, a second apart: one in 200 of a rare action, one in 100 failed."""
     with engine.begin() as connection:
         connection.execute(sa.text(_EVENTS), {"rows": rows, "newest": newest})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -1,4 +1,4 @@
-"""Servers as real processes on loopback, for tests that need more than a double."""
+"""Real server processes on loopback for tests."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _LISTENING: Final = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:(\d
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: str = "the condition") -> None:
-    """Poll until condition holds. Raises TimeoutError when the time is over, which is longer on a busy machine."""
+    """Poll until condition holds. Raises TimeoutError after `seconds`, which grow on a busy machine."""
     began, patience = time.monotonic(), seconds
     while not condition():
         if time.monotonic() - began > patience:
@@ -35,10 +35,11 @@ def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: 
 
 
 class RcloneS3:
-    """`rclone serve s3` over a folder. Made by `rclone_s3`, which also ends it.
+    """`rclone serve s3` over a folder. `rclone_s3` creates and ends it.
 
-    It differs from S3: it ignores If-Match and If-None-Match, takes parts of any size, answers NoSuchUpload when asked
-    for the open uploads of a bucket that never had one, and forgets all open uploads when it restarts.
+    Unlike S3 it ignores If-Match and If-None-Match, takes parts of any size, answers NoSuchUpload for the open uploads
+    of a
+    bucket that never had any, and forgets all open uploads at a restart.
     """
 
     region: Final = "us-east-1"
@@ -56,7 +57,7 @@ class RcloneS3:
 
     @property
     def data_folder(self) -> Path:
-        """Where the objects lie: a folder per bucket, a file per object."""
+        """Return the folder of objects: a folder per bucket, a file per object."""
         return self._data
 
     @property
@@ -64,7 +65,7 @@ class RcloneS3:
         return f"http://127.0.0.1:{self._port}"
 
     def create_bucket(self, name: str | None = None) -> str:
-        """Create a bucket and return its name, by default one that nobody else uses."""
+        """Create a bucket and return its name, by default a unique one."""
         name = name or f"bucket-{secrets.token_hex(6)}"
         if self._client is None:
             self._client = boto3.client(
@@ -79,7 +80,7 @@ class RcloneS3:
         return name
 
     def start(self) -> None:
-        """Start the server, after a stop on the port that it had, and wait until it listens."""
+        """Start the server, after a stop on its old port, and wait until it listens."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -96,7 +97,7 @@ class RcloneS3:
         wait_until(self._is_listening, seconds=_START_SECONDS, what="rclone serve s3 listening")
 
     def stop(self) -> None:
-        """Kill the server; what it had not finished is lost, the objects stay."""
+        """Kill the server; unfinished work is lost, objects stay."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -122,7 +123,7 @@ class RcloneS3:
 
 @contextmanager
 def rclone_s3() -> Iterator[RcloneS3]:
-    """An S3 server of its own, with no bucket yet, on a free port of loopback; killed at the end."""
+    """Run an S3 server without buckets on a free port of loopback; kill it at the end."""
     beside = str(Path(sys.executable).parent)
     binary = shutil.which("rclone", path=beside) or shutil.which("rclone")
     if binary is None:

@@ -1,4 +1,4 @@
-"""PostgreSQL, Redis, RabbitMQ and programs for tests: used where they are, each run in a place of its own."""
+"""PostgreSQL, Redis, RabbitMQ and programs for tests, each use in its own database or host."""
 
 import os
 import shutil
@@ -20,14 +20,14 @@ REDIS_URL = os.environ.get("TEST_REDIS_URL") or "redis://127.0.0.1:6379/0"
 
 
 def missing(service: str, reason: str) -> NoReturn:
-    """Skip with the reason, or fail where the environment says that services must be there."""
+    """Skip with the reason, or fail if the environment requires services."""
     if os.environ.get("REQUIRE_SERVICES") == "1":
         pytest.fail(f"REQUIRE_SERVICES=1, but {service} does not answer: {reason}")
     pytest.skip(f"{service} does not answer: {reason}")
 
 
 def program(name: str, *, package: str) -> str:
-    """The path of a program; where it is not installed the test skips (fails with REQUIRE_PROGRAMS=1) and says why."""
+    """Return a program's path. Without the program the test skips with the reason, or fails with REQUIRE_PROGRAMS=1."""
     path = shutil.which(name)
     if path is None:
         missing_program(f"{name} is not installed (Debian package {package})")
@@ -35,7 +35,7 @@ def program(name: str, *, package: str) -> str:
 
 
 def missing_program(reason: str) -> NoReturn:
-    """Skip with the reason, or fail where the environment says that programs must be there."""
+    """Skip with the reason, or fail if the environment requires programs."""
     if os.environ.get("REQUIRE_PROGRAMS") == "1":
         pytest.fail(f"REQUIRE_PROGRAMS=1, but {reason}")
     pytest.skip(reason)
@@ -43,7 +43,7 @@ def missing_program(reason: str) -> NoReturn:
 
 @cache
 def postgres_is_there() -> bool:
-    """Whether tests have PostgreSQL; always where they have to, so that they fail without it."""
+    """Return whether tests have PostgreSQL; always True if required, so that they fail without it."""
     if os.environ.get("REQUIRE_SERVICES") == "1":
         return True
     try:
@@ -55,7 +55,7 @@ def postgres_is_there() -> bool:
 
 @contextmanager
 def postgres_database() -> Iterator[str]:
-    """A fresh database; yields its URL and drops it afterwards."""
+    """Create a database; yield its URL and drop it afterwards."""
     name = f"svault_test_{uuid.uuid4().hex[:12]}"
     try:
         admin = psycopg2.connect(POSTGRES_URL, connect_timeout=3)
@@ -76,7 +76,7 @@ def postgres_database() -> Iterator[str]:
 
 @contextmanager
 def redis_url() -> Iterator[str]:
-    """A Redis database number that nobody uses; emptied afterwards."""
+    """Yield an unused Redis database, emptied afterwards."""
     base = REDIS_URL.rpartition("/")[0]
     try:
         redis.Redis.from_url(REDIS_URL, socket_connect_timeout=2).ping()
@@ -97,10 +97,8 @@ def redis_url() -> Iterator[str]:
 
 @contextmanager
 def amqp_url() -> Iterator[str]:
-    """A virtual host of its own in RabbitMQ, deleted afterwards.
-
-    Making one takes `rabbitmqctl`; without it, TEST_AMQP_URL may name one that is there for one run of tests alone.
-    """
+    """Create a virtual host in RabbitMQ, deleted afterwards. Needs `rabbitmqctl`, or in TEST_AMQP_URL a virtual host
+    for one run of tests only."""
     try:
         kombu.Connection(AMQP_URL, connect_timeout=2).ensure_connection(max_retries=1, timeout=2).release()
     except kombu.exceptions.OperationalError as exc:

@@ -1,4 +1,4 @@
-"""Settings for tests: complete, with fresh secrets, and nothing read from the machine's environment or `.env`."""
+"""Complete settings for tests, with fresh secrets, independent of the machine's environment and `.env`."""
 
 import secrets
 from pathlib import Path
@@ -8,7 +8,7 @@ from vault.settings.config import Settings
 
 
 def environment(folder: Path, **overrides: str) -> dict[str, str]:
-    """Variables of the embedded default in `folder`, on a SQLite file whose name says test."""
+    """Return variables of the embedded default in `folder`, on a SQLite file whose name says test."""
     values = {
         "SECRET_KEY": secrets.token_urlsafe(48),
         "MASTER_KEY": generate_master_key(),
@@ -18,7 +18,7 @@ def environment(folder: Path, **overrides: str) -> dict[str, str]:
         "CELERY_BROKER_URL": f"filesystem://{folder}/queue",
         "EMAIL_FROM": "Secure Vault <vault@localhost>",
         "EMAIL_PROVIDER": "console",
-        # Tests ask oftener than people do; those of the limits set their own.
+        # Tests send more requests than clients do; tests of limits set their own.
         "AUTH_LIMIT_PER_IP": "1000000",
         "AUTH_LIMIT_PER_ADDRESS": "1000000",
         "TESTING": "1",

@@ -1,4 +1,4 @@
-"""The service as its operator runs it: gunicorn, a Celery worker and their servers, as processes on loopback."""
+"""The service in production form: gunicorn, a Celery worker and their servers, as processes on loopback."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def _four_free_ports() -> int:
-    """The first of four in a row, for API, workers and beat; of those that no client's connection is given."""
+    """Return the first of four ports in a row, for API, workers and beat, outside the range of client ports."""
     while True:
         first = random.randrange(20000, 32000, 4)
         with ExitStack() as probes, suppress(OSError):
@@ -49,7 +49,7 @@ def _four_free_ports() -> int:
 
 @dataclass
 class Process:
-    """A started program with its output in a file; ended with everything that it started."""
+    """A started program with its output in a file; ended with its children."""
 
     popen: subprocess.Popen[bytes]
     log: Path
@@ -60,12 +60,12 @@ class Process:
 
     @property
     def children(self) -> list[int]:
-        """gunicorn's worker processes, for one."""
+        """Return child processes, such as gunicorn's workers."""
         pid = self.popen.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def kill(self) -> None:
-        """SIGKILL to the whole group: a power cut as far as the program is concerned."""
+        """Send SIGKILL to the whole group, like a power cut."""
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
@@ -73,7 +73,7 @@ class Process:
 
 @dataclass
 class Stack:
-    """One vault in a folder of its own. `env` is all that its processes are given beside the machine's basics."""
+    """One vault in its own folder. `env` is its processes' environment beyond the machine's basics."""
 
     folder: Path
     env: dict[str, str]
@@ -95,7 +95,7 @@ class Stack:
         return f"http://127.0.0.1:{self.port}/api/v1"
 
     def beside(self, **settings: str) -> "Stack":
-        """The same installation on a port of its own, for processes of its own; closed together with this one."""
+        """Return the same installation with its own port and processes; closed with this one."""
         folder = self.folder / f"beside-{len(self.others)}"
         folder.mkdir()
         other = Stack(folder, {**self.env, **settings}, s3=self.s3)
@@ -146,7 +146,7 @@ class Stack:
         return api
 
     def start_worker(self, *queues: str) -> Process:
-        """A worker for these queues, or one for all of them, as costs a test less than a worker for each."""
+        """Start a worker for these queues, or one for all, which costs a test less than one each."""
         name = queues[0] if queues else "worker"
         return self.start(
             "celery", "--app", "celery_worker", "--quiet", "worker", "--queues", ",".join(queues or QUEUES),
@@ -160,7 +160,7 @@ class Stack:
         )
 
     def sign_up(self, email: str = "anna@example.org") -> requests.Session:
-        """A verified account made without mail, signed in over HTTP."""
+        """Sign in over HTTP to a verified account, made without mail."""
         register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=120)
         assert register.status_code == 202, register.text
         with self.container.core.engine.begin() as connection:
@@ -181,22 +181,22 @@ class Stack:
             return sorted(connection.scalars(sa.text("SELECT state FROM files")))
 
     def bytes_counted(self) -> tuple[int, int]:
-        """used_bytes and reserved_bytes of all users together."""
+        """Return used_bytes and reserved_bytes of all users together."""
         with self.container.core.engine.begin() as connection:
             row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
         return int(row[0]), int(row[1])
 
     def end_leases(self, in_seconds: float = -1) -> None:
-        """Let the time that protects running uploads, also those of shredded rows, end then; by default it is over."""
+        """End leases of uploads and shredded rows then; by default they are over."""
         with self.container.core.sessions.begin() as session:
             session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(in_seconds)))
 
     def reap(self) -> ReapReport:
-        """What `flask files reap` does, from this process, which the running ones know as little about."""
+        """Do what `flask files reap` does, from this process."""
         return self.container.objects.reaper.reap(Principal())
 
     def reap_all(self) -> None:
-        """Reap once every lease is over, and again once the day is over for which a finished object is kept."""
+        """Reap after every lease is over, and again after the day for which a finished object is kept."""
         for _ in range(2):
             self.end_leases()
             self.reap()
@@ -205,18 +205,16 @@ class Stack:
         return sorted(stat.key for stat in self.container.objects.store.list("objects/"))
 
     def remains(self) -> tuple[list[str], list[str], int, int]:
-        """Rows, objects, unfinished writes and reserved bytes: what a crash may not leave more of."""
+        """Return rows, objects, unfinished writes and reserved bytes, which a crash must not add to."""
         return self.states(), self.objects(), self.container.objects.store.unfinished(), self.bytes_counted()[1]
 
     def accounts_agree(self) -> bool:
-        """Whether what each person is counted to use and to reserve is exactly what the rows say."""
+        """Return whether each account's used and reserved bytes are exactly its rows'."""
         return accounts_agree(self.container)
 
     def logged(self, private: Sequence[str]) -> list[str]:
-        """Those of the texts, and of the settings' secrets, that some process has written to its terminal.
-
-        The console mailer's mails do not count: to show them there is what it is for.
-        """
+        """Return which of the texts and of the settings' secrets a process has written to its terminal, except in mails
+        of the console mailer."""
         secrets = [self.env[name] for name in self.env if name.endswith(("SECRET_KEY", "MASTER_KEY", "ACCESS_KEY"))]
         outputs = [path.read_text(errors="replace") for path in self.folder.glob("*.log")]
         logs = [re.sub(r"(?s)={72}\nTo: .*?={72}\n", "", output) for output in outputs]
@@ -230,7 +228,7 @@ class Stack:
         self.container.core.engine.dispose()
 
     def environ(self) -> dict[str, str]:
-        """The settings, and an empty variable for each other one, which hides a developer's .env."""
+        """Return the settings, with empty variables for all others, which hide a developer's .env."""
         names = [line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line]
         hidden = {name: "" for name in names if name.isupper() and name.isascii()}
         basics = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -241,7 +239,7 @@ class Stack:
 
 @contextmanager
 def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
-    """SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
+    """Run SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
     stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="32", **settings))
     migrate(stack.container)
     try:
@@ -252,7 +250,7 @@ def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
 
 @contextmanager
 def production(folder: Path, **settings: str) -> Iterator[Stack]:
-    """PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
+    """Run PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
     with ExitStack() as servers:
         database = servers.enter_context(postgres_database())
         broker = servers.enter_context(redis_url())
@@ -282,10 +280,8 @@ def production(folder: Path, **settings: str) -> Iterator[Stack]:
 
 @contextmanager
 def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
-    """PostgreSQL, a directory, and mail by SMTP in clear to a port of loopback; quick passwords; no limits.
-
-    Celery's filesystem transport, unless CELERY_BROKER_URL among the settings says otherwise.
-    """
+    """Run PostgreSQL, a directory, and plain SMTP to a port of loopback, with quick passwords and no limits; Celery's
+    filesystem transport unless CELERY_BROKER_URL says otherwise."""
     with postgres_database() as database:
         # The cheapest hashing that settings allow.
         quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8"}

@@ -1,4 +1,4 @@
-"""What the tests of several object stores share."""
+"""Shared helpers for tests of object stores."""
 
 import threading
 import uuid
@@ -25,7 +25,7 @@ def new_key() -> str:
 
 
 def begin(store: ObjectStore, key: str, content: bytes) -> ObjectWriter:
-    """Write content in parts, and leave it to the caller to commit or abort."""
+    """Write content in parts; the caller commits or aborts."""
     writer = store.writer(key, part_size=PART)
     for start in range(0, len(content), PART):
         add_part(writer, content[start : start + PART])
@@ -40,7 +40,7 @@ def add_part(writer: ObjectWriter, part: bytes) -> None:
 
 @contextmanager
 def closing_s3(options: S3Options) -> Iterator[S3Store]:
-    """An S3Store whose connections and threads end."""
+    """Yield an S3Store and close its connections and threads."""
     store = S3Store(options, BufferBudget(6 * PART))
     yield store
     store.pool.shutdown()
@@ -49,11 +49,8 @@ def closing_s3(options: S3Options) -> Iterator[S3Store]:
 
 
 def suit_moto(store: S3Store, monkeypatch: Any) -> None:
-    """Let moto, in this process, do what a real server does, but with parts of less than 5 MiB.
-
-    It knows no part as body, stumbles over a part for an upload that is not open any more, and is not made for
-    requests at the same time.
-    """
+    """Adapt a store to moto, with parts below 5 MiB: moto takes no part as body, fails on a part of a closed upload,
+    and is not thread-safe."""
     one_at_a_time = threading.RLock()
     process_request = BotocoreStubber.process_request
     upload_part = S3Backend.upload_part

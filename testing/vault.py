@@ -1,4 +1,4 @@
-"""A whole vault in one process, with the doubles that the container takes: what functional tests speak to."""
+"""A whole vault in one process with test doubles, for functional tests."""
 
 import base64
 import re
@@ -48,7 +48,7 @@ CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 def migrate(container: Container) -> None:
-    """Bring a database to head, as `flask db upgrade` does, without the seconds that a command takes to start."""
+    """Bring a database to head, as `flask db upgrade` does, without its start-up time."""
     create_database(container.settings.database.url)
     with create_app(container=container).app_context():
         upgrade()
@@ -56,7 +56,7 @@ def migrate(container: Container) -> None:
 
 @dataclass
 class RecordingMailer:
-    """Keeps what it is given; `failure`, if set, is raised instead."""
+    """Records mails; raises `failure` if set."""
 
     sent: list[OutgoingMail] = field(default_factory=list)
     failure: Exception | None = None
@@ -71,14 +71,14 @@ _TOKEN = re.compile(r"token=([\w-]+)")
 
 
 def _forms(secret: str) -> list[bytes]:
-    """As it is, and in base64 at each of the three offsets that it can have in a longer text."""
+    """Return it plain, and in base64 at each of the three offsets in a longer text."""
     plain = secret.encode(errors="surrogatepass")
     encoded = [base64.b64encode(b"-" * offset + plain)[4 * (offset > 0) : -4] for offset in range(3)]
     return [plain, *encoded, *(text.translate(bytes.maketrans(b"+/", b"-_")) for text in encoded)]
 
 
 class Clock:
-    """A clock that stands still until it is moved. Starts at the real time, since PyJWT looks at that."""
+    """A clock that moves only on command. Starts at the real time, since PyJWT reads that."""
 
     def __init__(self) -> None:
         self.now = datetime.now(UTC)
@@ -90,12 +90,12 @@ class Clock:
         self.now += timedelta(**kwargs)
 
 
-# Engines that no vault uses at the moment, by the database's URL: each has compiled most statements already.
+# Idle engines by database URL: each has compiled most statements already.
 _idle_engines: defaultdict[str, list[Engine]] = defaultdict(list)
 
 
 class Vault:
-    """One application with a recording mailer and a queue that runs when told."""
+    """One application with a recording mailer and a queue that runs on command."""
 
     def __init__(
         self,
@@ -140,14 +140,14 @@ class Vault:
         _idle_engines[self.settings.database.url].append(self.container.core.engine)
 
     def command(self, *arguments: str, input: str | None = None) -> Result:
-        """Run a `flask` command as an operator would, with `input` at a terminal; `output` has both streams."""
+        """Run a `flask` command, with `input` at a terminal; `output` has both streams."""
         for group in (db, keys, users, files, mail, audit):
             self.app.cli.add_command(group)
         with patch("vault.cli.base.is_at_a_terminal", lambda: input is not None):
             return self.app.test_cli_runner().invoke(args=arguments, input=input)
 
     def rotated(self, **settings: str) -> "Vault":
-        """The same installation, started again with other settings: same database, store and clock."""
+        """Return the same installation with other settings: same database, store and clock."""
         same = {"SECRET_KEY": self.settings.site.secret_key, "MASTER_KEY": ",".join(self.settings.keys.master_keys)}
         database_url = settings.pop("DATABASE_URL", self._database_url)
         again = Vault(self._folder, database_url, store=self.store, **{**same, **settings})
@@ -155,18 +155,18 @@ class Vault:
         return again
 
     def rewrap(self, **options: Any) -> RewrapReport:
-        """What `flask keys rewrap` does."""
+        """Do what `flask keys rewrap` does."""
         rewrapper = self.container.keys.rewrapper
         return rewrapper.run(Principal(), rewrapper.waiting(), **{"batch": 500, **options})
 
     def start_beat(self) -> None:
-        """Write the row that a beat which is alive renews."""
+        """Write the row of a living beat."""
         row = Process(kind=BEAT, primary_ref="", key_refs=[], started_at=db_now(), seen_at=db_now())
         with self.container.core.sessions.begin() as session:
             session.add(row)
 
     def run_queue(self) -> None:
-        """Do what a worker would do with every message published so far."""
+        """Run all messages published so far."""
         while self.queue:
             task, row_id = self.queue.pop(0)
             if task in (TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION):
@@ -177,7 +177,7 @@ class Vault:
                 self.container.objects.reaper.remove_all_of(row_id)
 
     def mailed_token(self, address: str) -> str:
-        """The token in the newest mail to an address."""
+        """Return the token in the newest mail to an address."""
         self.run_queue()
         mail = [m for m in self.mailer.sent if m.recipient == address][-1]
         found = re.search(r"token=([A-Za-z0-9_-]+)", mail.text)
@@ -185,34 +185,34 @@ class Vault:
         return found[1]
 
     def mails(self) -> list[tuple[str, str]]:
-        """Recipient and subject of everything sent since the last time this was asked."""
+        """Return recipient and subject of all mails since the last call."""
         self.run_queue()
         sent, self.mailer.sent[:] = [(mail.recipient, mail.subject) for mail in self.mailer.sent], []
         return sent
 
     def audit_trail(self, action: str) -> list[AuditEvent]:
-        """Events of one action, oldest first; those included whose minute is not over."""
+        """Return events of one action, oldest first, including unfinished minutes."""
         self.container.audit.settling.settle(began_by=self.clock())
         with self.container.core.sessions.begin() as session:
             query = sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at)
             return list(session.scalars(query))
 
     def refusals(self, action: str) -> Counter[str]:
-        """How often whoever was not signed in was refused something, by reason."""
+        """Count refusals of anonymous clients by reason."""
         found: Counter[str] = Counter()
         for event in self.audit_trail(action):
             found.update(event.details.get("reasons", {}))
         return found
 
     def outcomes(self, action: str) -> Counter[str]:
-        """How often something was done, and how often it was refused."""
+        """Count outcomes of an action."""
         found: Counter[str] = Counter()
         for event in self.audit_trail(action):
             found[event.outcome] += event.details.get("count", 1)
         return found
 
     def counted(self) -> tuple[int, int]:
-        """used_bytes and reserved_bytes of all accounts together."""
+        """Return used_bytes and reserved_bytes of all accounts together."""
         with self.container.core.sessions.begin() as session:
             row = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
         return int(row[0]), int(row[1])
@@ -222,14 +222,14 @@ class Vault:
             return sorted(session.scalars(sa.select(File.state)))
 
     def secrets_in_database(self) -> list[str]:
-        """Those of the passwords and tokens that went in or out so far that the database holds, plain or in base64."""
+        """Return which passwords and tokens of requests and answers the database holds, plain or in base64."""
         self._secrets.update(token for mail in self.mailer.sent for token in _TOKEN.findall(mail.text))
         found = self.dump()
         secrets = [secret for secret in self._secrets if any(form in found for form in _forms(secret))]
         return secrets + [match.decode() for match in re.findall(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.", found)]
 
     def dump(self) -> bytes:
-        """Everything that the database holds: its rows, and on SQLite its files with the write-ahead log."""
+        """Return the database's content: its rows, and on SQLite its files with the write-ahead log."""
         with self.container.core.engine.begin() as connection:
             tables = [connection.execute(sa.select(table)).all() for table in Base.metadata.sorted_tables]
         files: list[bytes] = []
@@ -240,24 +240,24 @@ class Vault:
 
     def _remember_secrets(self, answer: Response) -> Response:
         sent = None
-        # Some tests send what is too deep or too large.
+        # Some tests send bodies that are too deep or too large.
         with suppress(RecursionError, HTTPException):
             sent = request.get_json(silent=True)
         for body in (sent, answer.json):
             for name, value in body.items() if isinstance(body, dict) else ():
-                # Not what is no password: an address or a single letter that somebody tries as one.
+                # Excludes texts that are not passwords: an address or a single letter.
                 is_secret = ("password" in name or "token" in name) and isinstance(value, str)
                 if is_secret and len(value) >= 12 and "@" not in value:
                     self._secrets.add(value)
         return answer
 
     def register(self, email: str, password: str = PASSWORD) -> None:
-        """An account whose address is not verified yet."""
+        """Register an account, with the address unverified."""
         answer = self.client.post("/api/v1/auth/register", json={"email": email, "password": password})
         assert answer.status_code == 202, answer.text
 
     def sign_up(self, email: str = "anna@example.org", password: str = PASSWORD) -> "Person":
-        """A verified account, signed in."""
+        """Register, verify and sign in."""
         self.register(email, password)
         fields = {"token": self.mailed_token(email), "password": password}
         answer = self.client.post("/api/v1/auth/verify-email", json=fields)
@@ -270,7 +270,7 @@ class Vault:
         return Person(self, email, answer.json["access_token"], answer.json["refresh_token"])
 
     def member(self, email: str = "anna@example.org", **columns: Any) -> "Person":
-        """A verified account with a session, written as rows: what `sign_up` leads to, for tests of something else."""
+        """Return a verified account with a session, written as rows, for tests of something else."""
         now = self.clock()
         user = User(
             id=uuid.uuid4(),
@@ -303,7 +303,7 @@ class Vault:
             return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
 
     def files(self) -> Sequence[File]:
-        """Every row, in whatever state."""
+        """Return every row in any state."""
         with self.container.core.sessions.begin() as session:
             return session.scalars(sa.select(File)).all()
 
@@ -312,7 +312,7 @@ class Vault:
             return session.get_one(File, uuid.UUID(file_id))
 
     def change_file(self, file_id: str | uuid.UUID, **columns: Any) -> None:
-        """Play whoever can write the database: change a row's columns behind the vault's back."""
+        """Change a row's columns directly, like an attacker who can write the database."""
         with self.container.core.sessions.begin() as session:
             session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
 
@@ -321,7 +321,7 @@ class Vault:
             session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
 
     def objects(self) -> list[str]:
-        """The keys of all objects in the store."""
+        """Return the keys of all objects in the store."""
         return [stat.key for stat in self.store.list(OBJECTS)]
 
     def reap(self) -> None:
@@ -332,7 +332,7 @@ class Vault:
         return accounts_agree(self.container)
 
     def leftovers(self) -> dict[str, int]:
-        """What the failed uploads of this test have left after the worker and the periodic passes; {} is right."""
+        """Return what failed uploads have left after the worker and the periodic passes; {} is right."""
         ready = sum(row.state == FileState.READY for row in self.files())
         self.run_queue()
         self.reap()
@@ -355,7 +355,7 @@ class Vault:
 
 
 def accounts_agree(container: Container) -> bool:
-    """Whether each person's bytes and files are exactly those of the ready and pending rows."""
+    """Return whether each account's bytes and files are exactly those of its ready and pending rows."""
     used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
     reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
     ready = sa.func.sum(sa.case((File.state == FileState.READY, 1), else_=0))
@@ -370,19 +370,19 @@ def accounts_agree(container: Container) -> bool:
 
 
 def refusal(answer: Any) -> tuple[int, str]:
-    """Status and code of a problem."""
+    """Return status and code of a problem."""
     return answer.status_code, answer.json["code"]
 
 
 def works(person: "Person") -> bool:
-    """Whether the person's access token is accepted."""
+    """Return whether the person's access token is accepted."""
     answer = person.get("/api/v1/auth/me")
     assert answer.status_code in (200, 401)
     return bool(answer.status_code == 200)
 
 
 def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """What `act(0)` to `act(count - 1)` return, each called on a thread of its own at the same moment."""
+    """Call `act(0)` to `act(count - 1)` concurrently, each on its own thread; return the results."""
     start = threading.Barrier(count)
 
     def act_together(number: int) -> Any:
@@ -394,16 +394,14 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 
 def but_request_id(answer: Any) -> tuple[int, dict[str, str], str]:
-    """Everything of an answer that two requests can have in common: status, headers and body but for the ids."""
+    """Return status, headers and body without request ids."""
     headers = {k: v for k, v in answer.headers.items() if k != "X-Request-ID"}
     return answer.status_code, headers, answer.text.replace(answer.headers["X-Request-ID"], "-")
 
 
 class Body:
-    """A request body as a server hands it over, which runs `then` once when `at` bytes have been read.
-
-    It gives no byte beyond its content, whatever length was declared: a client that hangs up.
-    """
+    """A request body as a server passes it, which calls `then` once when `at` bytes have been read. It ends after its
+    content, whatever the declared length, like a client that hangs up."""
 
     def __init__(self, content: bytes, *, at: int = 0, then: Callable[[], object] | None = None) -> None:
         self._content = content
@@ -426,7 +424,7 @@ class Body:
 
 @dataclass
 class Person:
-    """Somebody who is signed in; requests carry the token."""
+    """A signed-in account; requests carry its token."""
 
     vault: Vault
     email: str
@@ -438,7 +436,7 @@ class Person:
         return {"Authorization": f"Bearer {self.access_token}"}
 
     def at(self, vault: "Vault") -> "Person":
-        """The same person at the same installation, started again."""
+        """Return the same person at a restarted installation."""
         return Person(vault, self.email, self.access_token, self.refresh_token)
 
     def get(self, path: str, **kwargs: Any) -> Any:
@@ -457,15 +455,15 @@ class Person:
         return self._send("delete", path, kwargs)
 
     def upload(self, content: bytes, name: str = "notes.txt", content_type: str = "text/plain") -> dict[str, Any]:
-        """Store a file as a raw body; returns its JSON."""
+        """Store a file as a raw body; return its JSON."""
         answer = self.post("/api/v1/files", query_string={"name": name}, data=content, content_type=content_type)
         assert answer.status_code == 201, answer.text
         return dict(answer.json)
 
     def send(self, body: Body | bytes, *, length: int | None, content_type: str = "text/plain", **kwargs: Any) -> Any:
-        """Upload a body of a declared length, or of none: then it is chunked. A raw one is named notes.txt."""
+        """Upload a body of a declared length, or without one as chunked. A raw one is named notes.txt."""
         environ: dict[str, Any] = {"wsgi.input": Body(body) if isinstance(body, bytes) else body}
-        # Given as it is: the test client makes a boundary of its own for a form.
+        # Set directly: the test client would make its own boundary for a form.
         environ["CONTENT_TYPE"] = content_type
         if length is None:
             environ |= {"wsgi.input_terminated": True, "CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
