@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.cmac import CMAC
 
 from bench.charts import GOAL, OURS, PEER, Figure
 from bench.measuring import MIB, Spread, progress, summary, table
+from testing.sealing import seal_stream
 from vault.encryption.header import HEADER_SIZE, Suite, create_header, open_keys
-from vault.encryption.segments import ContentKey, Geometry, open_stream, seal_stream
+from vault.encryption.segments import ContentKey, Geometry, open_stream
 
 _GOAL: Final = 0.9
 _PIECE: Final = 256 * 1024

@@ -9,12 +9,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from testing.sealing import seal_stream
 from vault.audit.models import Action, AuditEvent, Outcome
 from vault.auth.models import User
 from vault.core.text import fold
 from vault.encryption.header import Suite, create_header, open_keys
 from vault.encryption.metadata import seal_digest
-from vault.encryption.segments import ContentKey, seal_stream
+from vault.encryption.segments import ContentKey
 from vault.objects.models import File, FileState
 from vault.storage import object_key
 from vault.wiring import Container

@@ -95,8 +95,10 @@ def wire(
     )
     objects = vault.objects.build.build(
         core,
+        settings.files,
         store or vault.objects.build.store_of(settings.storage, settings.aws.region, aws_access(settings)),
         _room(settings),
+        ring,
         _dek_cache(settings, ring),
         audit.service,
     )
@@ -121,7 +123,7 @@ def wire(
         mail=mail,
         objects=objects,
         keys=vault.keys.build.build(core, ring, objects, processes, audit.service),
-        files=vault.files.build.build(core, settings.files, objects, ring, audit.service),
+        files=vault.files.build.build(core, settings.files, objects, audit.service),
         auth=auth,
         admin=vault.admin.build.build(core, auth, mail.outbox, audit.service, default_quota_bytes=quota),
     )

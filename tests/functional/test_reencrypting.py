@@ -18,6 +18,7 @@ from vault.encryption.keyring import WrappedKey
 from vault.encryption.local import generate_master_key
 from vault.keys.reencrypting import ReencryptReport, Selection
 from vault.objects.models import File, FileState
+from vault.objects.writing import NewObject
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 
@@ -274,7 +275,7 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
         raise SystemExit
 
     monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", die)
-    monkeypatch.setattr(vault.container.keys.reencryptor, "_abandon", die)
+    monkeypatch.setattr(NewObject, "_abandon", die)
     with pytest.raises(SystemExit):
         reencrypt(vault, file_id)
     vault.reap()

@@ -173,51 +173,65 @@ def _aad(index: int, *, is_last: bool) -> bytes:
     return _AAD.pack(b"SVS1", is_last, index)
 
 
-def seal_stream(
-    key: ContentKey, read: Read, next_buffer: Callable[[], memoryview], *, nonces: NonceSource = os.urandom
-) -> Iterator[tuple[memoryview, int]]:
-    """Seal everything that read gives; yield each filled part with its length in bytes.
+class Sealer:
+    """Seals one object, whose plaintext comes in any number of streams, into parts.
 
-    read(n) returns at most n bytes and b"" only at the end. next_buffer gives a buffer of whole segments for each
-    part, all of one size; every yielded part fills its buffer but the last. The caller owns what was yielded.
+    next_buffer gives a buffer of whole segments for each part, all of one size; every part fills its buffer but the
+    last. A part is yielded with its length in bytes; the caller owns it.
     """
-    buffer, used = next_buffer(), HEADER_SIZE
-    buffer[:HEADER_SIZE] = key.header.to_bytes()
-    for index, plaintext in enumerate(_segments(key, read)):
-        if used == len(buffer):
-            yield buffer, used
-            buffer, used = next_buffer(), 0
-        length = len(plaintext) + key.overhead
-        is_last = len(plaintext) < key.capacity_of(index)
-        out = buffer[used : used + length]
-        seal_segment_into(key, index, plaintext, out, nonce=nonces(key.nonce_size), is_last=is_last)
-        used += length
-    yield buffer, used
 
+    def __init__(
+        self, key: ContentKey, next_buffer: Callable[[], memoryview], *, nonces: NonceSource = os.urandom
+    ) -> None:
+        self._key = key
+        self._next_buffer = next_buffer
+        self._nonces = nonces
+        self._buffer, self._used = next_buffer(), HEADER_SIZE
+        self._buffer[:HEADER_SIZE] = key.header.to_bytes()
+        self._index = 0
+        # The beginning of a segment that is not complete yet.
+        self._rest: Buffer = b""
 
-def _segments(key: ContentKey, read: Read) -> Iterator[memoryview]:
-    """Cut plaintext into segments; the final one is short, possibly empty, and always comes."""
-    index = 0
-    while True:
-        wanted = _SEGMENTS_PER_READ * key.capacity - (0 if index else HEADER_SIZE)
-        group = memoryview(_read_up_to(read, wanted))
-        offset = 0
-        for _ in range(_SEGMENTS_PER_READ):
-            capacity = key.capacity_of(index)
-            segment = group[offset : offset + capacity]
-            yield segment
-            if len(segment) < capacity:
+    def seal(self, read: Read) -> Iterator[tuple[memoryview, int]]:
+        """Seal the full segments of everything that read gives; yield each part that is full.
+
+        read(n) returns at most n bytes and b"" only at its end. What is left waits for the next call, or for `finish`.
+        """
+        while True:
+            wanted = _SEGMENTS_PER_READ * self._key.capacity - (0 if self._index else HEADER_SIZE)
+            group = memoryview(_read_up_to(read, wanted, self._rest))
+            offset = 0
+            while len(group) - offset >= (capacity := self._key.capacity_of(self._index)):
+                yield from self._add(group[offset : offset + capacity], is_last=False)
+                offset += capacity
+            self._rest = group[offset:]
+            if len(group) < wanted:
                 return
-            offset += capacity
-            index += 1
+
+    def finish(self) -> Iterator[tuple[memoryview, int]]:
+        """Seal the final segment, which is short, possibly empty, and always comes; yield the last parts."""
+        yield from self._add(self._rest, is_last=True)
+        yield self._buffer, self._used
+
+    def _add(self, plaintext: Buffer, *, is_last: bool) -> Iterator[tuple[memoryview, int]]:
+        if self._used == len(self._buffer):
+            yield self._buffer, self._used
+            self._buffer, self._used = self._next_buffer(), 0
+        end = self._used + len(plaintext) + self._key.overhead
+        out, nonce = self._buffer[self._used : end], self._nonces(self._key.nonce_size)
+        seal_segment_into(self._key, self._index, plaintext, out, nonce=nonce, is_last=is_last)
+        self._used = end
+        self._index += 1
 
 
-def _read_up_to(read: Read, wanted: int) -> bytes | bytearray:
-    piece = read(wanted)
-    if len(piece) == wanted or not piece:
+def _read_up_to(read: Read, wanted: int, rest: Buffer) -> Buffer:
+    """Read on after the rest until wanted bytes are there or the stream has ended."""
+    piece = read(wanted - len(rest))
+    if not rest and (len(piece) == wanted or not piece):
         return piece
-    group = bytearray(piece)
-    while len(group) < wanted and (piece := read(wanted - len(group))):
+    group = bytearray(rest) + piece
+    while piece and len(group) < wanted:
+        piece = read(wanted - len(group))
         group += piece
     return group
 

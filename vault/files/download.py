@@ -1,29 +1,52 @@
-"""A download: everything that can be refused is refused before the first byte; every byte that leaves is verified."""
+"""A download: find, then open. Everything that can be refused is refused before the first byte; every byte that leaves
+is verified.
+"""
 
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Final, Self
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService, count_read, end_read
-from vault.core.db import one_write
-from vault.core.errors import AuditUnavailable
+from vault.core.db import one_read, one_write
+from vault.core.errors import AuditUnavailable, NotFound
 from vault.core.principal import Principal
+from vault.files.facts import FileInfo, info_of
 from vault.objects.integrity import Integrity
-from vault.objects.reading import ByteRange, FileReader, StoredFile
+from vault.objects.models import File
+from vault.objects.reading import ByteRange, FileReader, StoredFile, ready_files
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
 
 # How long the facts of a file wait for a key service; without its answer they come without the digest.
 _DIGEST_SECONDS: Final = 2.0
 _DOWNLOAD: Final = Action.FILE_DOWNLOAD_STARTED, Action.FILE_DOWNLOAD_ENDED
 _VIEW: Final = Action.FILE_VIEW_STARTED, Action.FILE_VIEW_ENDED
+_READY_OF_OWNER: Final = ready_files(File.id == sa.bindparam("file"), File.owner_id == sa.bindparam("owner"))
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FoundFile:
+    """A file as one query saw it: its facts, and what opens that very version."""
+
+    info: FileInfo
+    stored: StoredFile
+
+
+def find_own(session: Session, principal: Principal, file_id: uuid.UUID) -> FoundFile:
+    """Find a file by id and owner and state in one query: another person's file does not exist. Raises NotFound."""
+    found = session.execute(_READY_OF_OWNER, {"file": file_id, "owner": principal.account_id}).one_or_none()
+    if found is None:
+        raise NotFound
+    return FoundFile(info_of(found[0]), StoredFile.of(found[0], key_is_retired=found[1]))
 
 
 class Downloads:
@@ -44,21 +67,26 @@ class Downloads:
         self._audit = audit
         self._verify_all_first = verify_all_first
 
-    def digest(self, principal: Principal, file: StoredFile, *, at_once: bool = False) -> bytes:
+    def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
+        """Find a file of the principal's own. Raises NotFound."""
+        with one_read(self._sessions) as session:
+            return find_own(session, principal, file_id)
+
+    def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
         """The plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
 
         `at_once` takes a key service that needs longer than two seconds for one that does not answer.
         """
-        with self._integrity.watched(principal, file):
-            return self._reader.unlock(file, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
+        with self._integrity.watched(principal, found.stored):
+            return self._reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
-    def open(
-        self, principal: Principal, file: StoredFile, *, part: ByteRange | None = None, is_view: bool
-    ) -> "Download":
+    def open(self, principal: Principal, found: FoundFile, part: ByteRange | None, *, is_view: bool) -> "Download":
         """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it.
 
-        Without a part it is of the whole file. One that a browser shows is audited as a view.
+        Without a part it is of the whole file. One that a browser shows is audited as a view. Raises IntegrityFailed,
+        and the errors of keys, store and database.
         """
+        file = found.stored
         started, ended = _VIEW if is_view else _DOWNLOAD
         with self._integrity.watched(principal, file):
             unlocked = self._reader.unlock(file)
@@ -103,9 +131,9 @@ class Downloads:
             )
         return None
 
-    def forget(self, file: StoredFile) -> None:
-        """Drop the key of a file that is gone from this process's cache."""
-        self._reader.evict(file.object_id)
+    def forget(self, object_id: uuid.UUID) -> None:
+        """Drop the key of an object that is gone from this process's cache."""
+        self._reader.evict(object_id)
 
     def _record_end(
         self,

@@ -29,7 +29,7 @@ class FileInfo:
     sha256: bytes | None = None
 
 
-def info_of(row: File, digest: bytes | None = None) -> FileInfo:
+def info_of(row: File) -> FileInfo:
     assert row.size_bytes is not None
     return FileInfo(
         id=row.id,
@@ -43,7 +43,6 @@ def info_of(row: File, digest: bytes | None = None) -> FileInfo:
         version=row.version,
         cipher=_cipher(row.header),
         key_provider=row.key_provider,
-        sha256=digest,
     )
 
 

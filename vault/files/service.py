@@ -1,13 +1,13 @@
-"""Files: what their owners do (store, list, look at, rename, read, delete), and what administrators may.
+"""Files: what their owners do (list, look at, rename, delete), and what administrators may.
 
-An administrator sees and deletes what he does not own, and never opens it.
+An administrator sees and deletes what they do not own, and never opens it.
 """
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -19,20 +19,15 @@ from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
-from vault.files.download import Download, Downloads
+from vault.files.download import Downloads, FoundFile, find_own
 from vault.files.facts import FileInfo, info_of
 from vault.files.listing import Listing, ListingOfAll, SortKey
-from vault.files.names import clean_name
-from vault.files.upload import Incoming, Uploads
 from vault.objects.models import File, FileState
 from vault.objects.quota import Usage, usage_of
-from vault.objects.reading import ByteRange, StoredFile, ready_files
 from vault.objects.shredding import Shreddable, TransitionLost, shred
 
 # Of a file's facts: the object's id and the row's version.
 Version = tuple[uuid.UUID, int]
-
-_READY_OF_OWNER: Final = ready_files(File.id == sa.bindparam("file"), File.owner_id == sa.bindparam("owner"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +43,6 @@ class FileService:
         self,
         sessions: sessionmaker[Session],
         *,
-        uploads: Uploads,
         downloads: Downloads,
         remove_later: Callable[[uuid.UUID], None],
         audit: AuditService,
@@ -56,19 +50,11 @@ class FileService:
         default_quota_bytes: int,
     ) -> None:
         self._sessions = sessions
-        self._uploads = uploads
         self._downloads = downloads
         self._remove_later = remove_later
         self._audit = audit
         self._clock = clock
         self._default_quota_bytes = default_quota_bytes
-
-    def upload(self, principal: Principal, incoming: Incoming) -> FileInfo:
-        """Store one file. Raises InputRefused, TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads,
-        UploadTruncated, DigestMismatch, UploadLost, and the errors of keys, store and database; then nothing is kept,
-        unless DatabaseUnavailable says that it may have been.
-        """
-        return self._uploads.upload(principal, incoming)
 
     def list(
         self, principal: Principal, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
@@ -86,8 +72,7 @@ class FileService:
 
     def get(self, principal: Principal, file_id: uuid.UUID) -> FileInfo:
         """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
-        row, file = self._find(principal, file_id)
-        return info_of(row, self._digest(principal, file))
+        return self._with_digest(principal, self._downloads.find(principal, file_id))
 
     def rename(
         self,
@@ -99,10 +84,8 @@ class FileService:
     ) -> FileInfo:
         """Give a file another name, if it is one of these versions; None is any.
 
-        Of several changes at once that are meant for one version, one happens. Raises InputRefused, NotFound,
-        PreconditionFailed.
+        Of several changes at once that are meant for one version, one happens. Raises NotFound, PreconditionFailed.
         """
-        name = clean_name(name)
         with self._sessions.begin() as session:
             renamed = session.execute(
                 sa.update(File)
@@ -115,40 +98,11 @@ class FileService:
                 .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock())
                 .execution_options(synchronize_session=False)
             )
-            row, file = _ready(session, principal, file_id)
+            found = find_own(session, principal, file_id)
             if renamed.rowcount != 1:  # type: ignore[attr-defined]
                 raise PreconditionFailed
             self._audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
-        return info_of(row, self._digest(principal, file))
-
-    def head(self, principal: Principal, file_id: uuid.UUID, *, choose: Callable[[FileInfo], object]) -> FileInfo:
-        """What a content answer says about a file, without opening its object. Raises NotFound and key errors.
-
-        `choose` may refuse what is there by an error of its own.
-        """
-        row, file = self._find(principal, file_id)
-        choose(info_of(row))
-        return info_of(row, self._downloads.digest(principal, file))
-
-    def open(
-        self,
-        principal: Principal,
-        file_id: uuid.UUID,
-        *,
-        choose: Callable[[FileInfo], ByteRange | None],
-        is_view: Callable[[FileInfo], bool],
-    ) -> tuple[FileInfo, ByteRange | None, Download]:
-        """Open the content, proven as far as can be before its first byte. The caller closes the download.
-
-        `choose` is told what is there, and says which part is wanted, None for all; the same version is opened then.
-        `is_view` says whether a browser will show it, which is audited as such. Raises NotFound, IntegrityFailed, and
-        the errors of keys, store and database.
-        """
-        row, file = self._find(principal, file_id)
-        info = info_of(row)
-        part = choose(info)
-        download = self._downloads.open(principal, file, part=part, is_view=is_view(info))
-        return replace(info, sha256=download.sha256), part, download
+        return self._with_digest(principal, found)
 
     def delete(self, principal: Principal, file_id: uuid.UUID) -> None:
         """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
@@ -180,36 +134,22 @@ class FileService:
     def _delete(self, principal: Principal, file_id: uuid.UUID, action: Action, *where: sa.ColumnElement[bool]) -> None:
         try:
             with self._sessions.begin() as session:
-                row, file = _one(session.execute(ready_files(File.id == file_id, *where)))
+                row = session.scalar(sa.select(File).where(File.id == file_id, File.state == FileState.READY, *where))
+                if row is None:
+                    raise NotFound
                 shred(session, Shreddable.of(row), end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
                 self._audit.record(session, principal, action, target=("file", file_id), **details)
         except TransitionLost as exc:
             raise NotFound from exc
-        self._downloads.forget(file)
+        self._downloads.forget(row.object_id)
         self._remove_later(file_id)
 
-    def _digest(self, principal: Principal, file: StoredFile) -> bytes | None:
+    def _with_digest(self, principal: Principal, found: FoundFile) -> FileInfo:
         try:
-            return self._downloads.digest(principal, file, at_once=True)
+            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True))
         except (EncryptionError, IntegrityFailed):
-            return None
-
-    def _find(self, principal: Principal, file_id: uuid.UUID) -> tuple[File, StoredFile]:
-        with one_read(self._sessions) as session:
-            return _ready(session, principal, file_id)
-
-
-def _ready(session: Session, principal: Principal, file_id: uuid.UUID) -> tuple[File, StoredFile]:
-    """Found by id and owner and state in one query: somebody else's file does not exist."""
-    return _one(session.execute(_READY_OF_OWNER, {"file": file_id, "owner": principal.account_id}))
-
-
-def _one(ready: sa.Result[File, bool]) -> tuple[File, StoredFile]:
-    found = ready.one_or_none()
-    if found is None:
-        raise NotFound
-    return found[0], StoredFile.of(found[0], key_is_retired=found[1])
+            return found.info
 
 
 def _is_one_of(versions: Collection[Version] | None) -> sa.ColumnElement[bool]:

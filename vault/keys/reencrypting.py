@@ -4,25 +4,21 @@ It runs like an upload, with a leased pending row of its own, which belongs to n
 the objects of the two rows; the old object goes an hour later, so that running downloads end well.
 """
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import db_now
 from vault.core.errors import (
-    Busy,
-    InstallationMismatch,
     IntegrityFailed,
     KeyInUse,
     NotFound,
@@ -36,25 +32,17 @@ from vault.core.principal import Principal
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.encryption.metadata import seal_digest
 from vault.keys.bulk import GIVE_UP_AFTER, patiently
 from vault.keys.usage import KeyUsage, reason_of
 from vault.objects.build import Objects
-from vault.objects.leases import LEASE_SECONDS
 from vault.objects.models import File, FileState
 from vault.objects.reading import StoredFile, Unlocked, find_ready, integrity_proven
-from vault.objects.retired import refuse_retired
 from vault.objects.rows import rows_by_id
-from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
-from vault.objects.writing import NewObject, write_object
-from vault.storage import object_key
+from vault.objects.shredding import TransitionLost, lock_user
+from vault.objects.writing import NOBODY, NewObject
 
-# A pending row that belongs to nobody costs nobody's quota, and no list shows it.
-_NOBODY: Final = uuid.UUID(int=0)
 _KEEP_OLD_SECONDS: Final = 60 * 60
 _TRIES: Final = 3
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +79,12 @@ class Reencryptor:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._sessions = core.sessions
-        self._store = objects.store
+        self._objects = objects.new
         self._keys = keys
         self._usage = usage
         self._reader = objects.reader
         self._integrity = objects.integrity
         self._installation = objects.installation
-        self._leases = objects.leases
         self._audit = audit
         self._clock = core.clock
         self._sleep = sleep
@@ -173,44 +160,27 @@ class Reencryptor:
 
     def _try(self, file: StoredFile, suite: Suite, principal: Principal, progress: Callable[[int], None]) -> None:
         unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
-        self._installation.require()
-        new, pending_id = self._reserve(suite)
-        with self._leases.held(pending_id):
-            try:
-                self._copy(file, unlocked, new, progress)
-                self._installation.require()
-                self._swap(file, new, pending_id, unlocked.sha256, principal)
-            except BaseException:
-                self._abandon(new, pending_id)
-                raise
-
-    def _reserve(self, suite: Suite) -> tuple[NewObject, uuid.UUID]:
-        new = patiently(lambda: NewObject.create(self._keys, suite), sleep=self._sleep)
-        now = self._clock()
-        row = _nobodys_row(now, state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS), **new.columns(now))
-        with self._sessions.begin() as session:
-            refuse_retired(session, new.wrapped.key_ref)
-            session.add(row)
-        return new, row.id
+        new = patiently(lambda: self._objects.reserve_copy(suite, file.size_bytes), sleep=self._sleep)
+        with new.held():
+            self._copy(file, unlocked, new, progress)
+            self._swap(file, new, principal)
 
     def _copy(self, file: StoredFile, unlocked: Unlocked, new: NewObject, progress: Callable[[int], None]) -> None:
         """Stream the verified plaintext into the new object."""
         with integrity_proven():
             pieces, close = self._reader.open(file, unlocked)
-            source = _Source(pieces, progress)
             try:
-                write_object(self._store, new, source.read, at_most_bytes=file.size_bytes)
+                new.append(_Source(pieces, progress).read)
             finally:
                 close()
-        if source.digest() != unlocked.sha256:
+        if new.sha256() != unlocked.sha256:
             raise IntegrityFailed("digest")
+        new.complete()
 
-    def _swap(
-        self, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes, principal: Principal
-    ) -> None:
+    def _swap(self, file: StoredFile, new: NewObject, principal: Principal) -> None:
         try:
             with self._sessions.begin() as session:
-                key_ref = self._exchange(session, file, new, pending_id, digest)
+                key_ref = self._exchange(session, file, new)
                 self._audit.record(
                     session,
                     principal,
@@ -221,21 +191,19 @@ class Reencryptor:
                 )
         except DBAPIError:
             # The commit may have succeeded unseen; the row says which it was.
-            if not self._is_known(new.object_id, File.id == file.file_id):
+            if not self._is_swapped(file, new):
                 raise
 
-    def _exchange(
-        self, session: Session, file: StoredFile, new: NewObject, pending_id: uuid.UUID, digest: bytes
-    ) -> str:
+    def _exchange(self, session: Session, file: StoredFile, new: NewObject) -> str:
         """Give the file the new object and a shredded row the old one; return the ref that wraps the new key."""
         lock_user(session, file.owner_id)
         # Both rows in the order in which rewrapping locks them, or the two would wait for each other.
         rows = session.scalars(
-            sa.select(File).where(File.id.in_([pending_id, file.file_id])).order_by(File.id).with_for_update()
+            sa.select(File).where(File.id.in_([new.row_id, file.file_id])).order_by(File.id).with_for_update()
         ).all()
         # The pending row's key as it is now: it may have been rewrapped while the object was being written.
-        pending = next((row for row in rows if row.id == pending_id and row.state == FileState.PENDING), None)
-        if pending is None or not session.scalar(sa.select(File.lease_until > db_now()).where(File.id == pending_id)):
+        pending = next((row for row in rows if row.id == new.row_id and row.state == FileState.PENDING), None)
+        if pending is None or not session.scalar(sa.select(File.lease_until > db_now()).where(File.id == new.row_id)):
             raise TransitionLost
         key = WrappedKey(pending.key_provider, pending.key_ref, pending.encrypted_data_key or "")
         session.delete(pending)
@@ -250,15 +218,13 @@ class Reencryptor:
             )
             .values(
                 object_id=new.object_id,
-                header=new.content_key.header.to_bytes(),
+                header=new.header.to_bytes(),
                 encrypted_data_key=key.blob,
                 key_provider=key.provider,
                 key_ref=key.key_ref,
                 wrapped_at=pending.wrapped_at,
                 object_size_bytes=new.geometry(file.size_bytes).object_size,
-                sealed_digest=seal_digest(
-                    new.keys, digest, object_id=new.object_id, file_id=file.file_id, owner_id=file.owner_id
-                ),
+                sealed_digest=new.sealed_digest(file_id=file.file_id, owner_id=file.owner_id),
             )
             .execution_options(synchronize_session=False)
         )
@@ -266,8 +232,12 @@ class Reencryptor:
             raise TransitionLost
         now = self._clock()
         session.add(
-            _nobodys_row(
-                now,
+            File(
+                id=uuid.uuid4(),
+                owner_id=NOBODY,
+                name="",
+                name_folded="",
+                content_type="",
                 state=FileState.SHREDDED,
                 object_id=file.object_id,
                 header=file.header,
@@ -277,27 +247,16 @@ class Reencryptor:
                 wrapped_at=now,
                 # The reaper removes the object when this has passed.
                 lease_until=db_now(_KEEP_OLD_SECONDS),
+                created_at=now,
+                updated_at=now,
             )
         )
         return key.key_ref
 
-    def _abandon(self, new: NewObject, pending_id: uuid.UUID) -> None:
-        """End a pending row that failed; the reaper removes it with what was written."""
-        try:
-            with self._sessions.begin() as session:
-                row = session.get(File, pending_id)
-                if row is not None and row.state == FileState.PENDING:
-                    shred(session, Shreddable.of(row), end_lease=True)
-            if not self._is_known(new.object_id):
-                # The reaper had ended the row, and may have removed the object before it was complete.
-                self._installation.require()
-                self._store.delete(object_key(new.object_id))
-        except (SQLAlchemyError, StorageError, InstallationMismatch, Busy, TransitionLost) as exc:
-            log.warning("reencryption_left_to_reaper", file_id=str(pending_id), exc_info=exc)
-
-    def _is_known(self, object_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> bool:
+    def _is_swapped(self, file: StoredFile, new: NewObject) -> bool:
         with self._sessions.begin() as session:
-            return bool(session.scalar(sa.select(sa.exists().where(File.object_id == object_id, *where))))
+            swapped = sa.exists().where(File.id == file.file_id, File.object_id == new.object_id)
+            return bool(session.scalar(sa.select(swapped)))
 
     def _primary(self) -> str:
         return self._usage.primary()[1]
@@ -318,12 +277,11 @@ class Reencryptor:
 
 
 class _Source:
-    """Verified pieces as a stream that the sealer reads from, hashed and counted on their way."""
+    """Verified pieces as a stream that the sealer reads from, counted on their way."""
 
     def __init__(self, pieces: Iterator[bytes], progress: Callable[[int], None]) -> None:
         self._pieces = pieces
         self._progress = progress
-        self._hash = hashlib.sha256()
         self._rest = memoryview(b"")
 
     def read(self, length: int) -> bytes:
@@ -331,27 +289,10 @@ class _Source:
             piece = next(self._pieces, None)
             if piece is None:
                 return b""
-            self._hash.update(piece)
             self._progress(len(piece))
             self._rest = memoryview(piece)
         piece, self._rest = bytes(self._rest[:length]), self._rest[length:]
         return piece
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
-
-
-def _nobodys_row(now: datetime, **columns: Any) -> File:
-    return File(
-        id=uuid.uuid4(),
-        owner_id=_NOBODY,
-        name="",
-        name_folded="",
-        content_type="",
-        created_at=now,
-        updated_at=now,
-        **columns,
-    )
 
 
 def _reason(error: VaultError | TransitionLost) -> str:

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from vault.audit.service import AuditService
+from vault.background.broker import TASK_REMOVE_FILE
 from vault.core.aws import AwsAccess
 from vault.core.parts import Core
 from vault.encryption.cache import DekCache
+from vault.encryption.header import Suite
+from vault.encryption.keyring import KeyRing
 from vault.objects.installation import InstallationGuard
 from vault.objects.integrity import Integrity
 from vault.objects.leases import LeaseKeeper
 from vault.objects.reading import FileReader
 from vault.objects.reaper import Reaper
+from vault.objects.writing import NewObjects
 from vault.settings import groups
 from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
@@ -25,19 +29,40 @@ class Objects:
     room: DiskReserve
     installation: InstallationGuard
     leases: LeaseKeeper
+    new: NewObjects
     reader: FileReader
     integrity: Integrity
     reaper: Reaper
 
 
-def build(core: Core, store: ObjectStore, room: DiskReserve, cache: DekCache, audit: AuditService) -> Objects:
-    """Build what writes, reads and removes objects of the store. `cache` unwraps their keys."""
+def build(
+    core: Core,
+    settings: groups.Files,
+    store: ObjectStore,
+    room: DiskReserve,
+    ring: KeyRing,
+    cache: DekCache,
+    audit: AuditService,
+) -> Objects:
+    """Build what writes, reads and removes objects of the store. `ring` makes their keys, `cache` unwraps them."""
     installation = InstallationGuard(core.sessions, store, core.clock, audit=audit)
+    leases = LeaseKeeper(core.sessions)
     return Objects(
         store=store,
         room=room,
         installation=installation,
-        leases=LeaseKeeper(core.sessions),
+        leases=leases,
+        new=NewObjects(
+            core=core,
+            store=store,
+            room=room,
+            installation=installation,
+            leases=leases,
+            keys=ring,
+            suite=Suite.named(settings.cipher),
+            limits=settings,
+            remove_later=core.publisher(TASK_REMOVE_FILE),
+        ),
         reader=FileReader(store, cache, installation),
         integrity=Integrity(core.sessions, audit=audit),
         reaper=Reaper(core.sessions, store=store, installation=installation, audit=audit),

@@ -8,24 +8,45 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from vault.auth.models import User
-from vault.core.db import run
-from vault.core.errors import NotFound
+from vault.core.db import db_now, run
+from vault.core.errors import NotFound, QuotaExceeded, TooManyFiles, TooManyUploads
 from vault.objects.models import File, FileState
 
 # For queries of an account, with parameters `owner` and `default_quota`
-OWNER: Final = sa.bindparam("owner", type_=sa.Uuid)
-QUOTA: Final = sa.func.coalesce(User.quota_bytes, sa.bindparam("default_quota", type_=sa.BigInteger))
+_OWNER: Final = sa.bindparam("owner", type_=sa.Uuid)
+_QUOTA: Final = sa.func.coalesce(User.quota_bytes, sa.bindparam("default_quota", type_=sa.BigInteger))
 
 
-def count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+def _count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
     """Return a count of the owner's matching rows; for ready rows an index suffices."""
-    return sa.select(sa.func.count()).select_from(File).where(File.owner_id == OWNER, *where).scalar_subquery()
+    return sa.select(sa.func.count()).select_from(File).where(File.owner_id == _OWNER, *where).scalar_subquery()
 
 
 # The account's own count, or a count of rows if it has none
-FILES: Final = sa.func.coalesce(User.file_count, count_of(File.state == FileState.READY))
-_USAGE: Final = sa.select(User.used_bytes, User.reserved_bytes, QUOTA, FILES).where(User.id == OWNER)
-_FREE_BYTES: Final = sa.select(QUOTA - User.used_bytes - User.reserved_bytes).where(User.id == OWNER)
+_FILES: Final = sa.func.coalesce(User.file_count, _count_of(File.state == FileState.READY))
+_USAGE: Final = sa.select(User.used_bytes, User.reserved_bytes, _QUOTA, _FILES).where(User.id == _OWNER)
+_FREE_BYTES: Final = sa.select(_QUOTA - User.used_bytes - User.reserved_bytes).where(User.id == _OWNER)
+_WANTED: Final = sa.bindparam("wanted", type_=sa.BigInteger)
+_RESERVED: Final = sa.bindparam("reserved", type_=sa.BigInteger)
+_TAKE_QUOTA: Final = (
+    sa.update(User)
+    .where(User.id == _OWNER, User.disabled_at.is_(None), User.used_bytes + User.reserved_bytes + _WANTED <= _QUOTA)
+    .values(reserved_bytes=User.reserved_bytes + _WANTED)
+)
+_COUNT_FILES: Final = sa.select(
+    _count_of(File.state == FileState.PENDING, File.lease_until > db_now()), _FILES, User.file_count.is_not(None)
+).where(User.id == _OWNER)
+_KEEP_COUNT: Final = sa.update(User).where(User.id == _OWNER).values(file_count=sa.bindparam("ready"))
+_MOVE_TO_USED: Final = (
+    sa.update(User)
+    # If another process has ended the upload, the bytes may have been given back already, which the schema minds.
+    .where(User.id == _OWNER, User.disabled_at.is_(None), User.reserved_bytes >= _RESERVED)
+    .values(
+        reserved_bytes=User.reserved_bytes - _RESERVED,
+        used_bytes=User.used_bytes + sa.bindparam("size", type_=sa.BigInteger),
+        file_count=User.file_count + 1,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +73,25 @@ def free_bytes_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes:
     if free is None:
         raise NotFound
     return int(free)
+
+
+def take_quota(session: Session, owner_id: uuid.UUID, wanted: int, *, default_quota_bytes: int) -> None:
+    """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together. Raises QuotaExceeded."""
+    if run(session, _TAKE_QUOTA, owner=owner_id, wanted=wanted, default_quota=default_quota_bytes).rowcount != 1:
+        raise QuotaExceeded
+
+
+def limit_files(session: Session, owner_id: uuid.UUID, *, most_files: int, most_running: int) -> None:
+    """Raise TooManyUploads or TooManyFiles if the owner, whose row the caller has locked, may not begin another."""
+    running, ready, is_counted = run(session, _COUNT_FILES, owner=owner_id).one()
+    if not is_counted:
+        run(session, _KEEP_COUNT, owner=owner_id, ready=ready)
+    if running >= most_running:
+        raise TooManyUploads
+    if ready + running >= most_files:
+        raise TooManyFiles
+
+
+def move_to_used(session: Session, owner_id: uuid.UUID, *, reserved: int, size: int) -> bool:
+    """Turn reserved bytes into the bytes of one more file; False if they are not reserved any more."""
+    return run(session, _MOVE_TO_USED, owner=owner_id, reserved=reserved, size=size).rowcount == 1

@@ -1,67 +1,350 @@
-"""Writes new objects: each under a data key of its own, sealed while its plaintext streams by."""
+"""New objects in three steps: reserve, append, publish. Each is one short transaction at most, around slow work.
 
+From the reservation on a crash leaves a leased row that the reaper finds; until the publication nobody can see the
+object; after it the object is there, whole.
+"""
+
+import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from functools import partial
+from time import monotonic, sleep
+from typing import Final
 
-from vault.encryption.header import FileKeys, Suite, create_header, open_keys
-from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.encryption.segments import ContentKey, Geometry, part_size_for, seal_stream
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from vault.core.db import db_now, one_read, run
+from vault.core.errors import (
+    Busy,
+    DatabaseUnavailable,
+    InstallationMismatch,
+    QuotaExceeded,
+    StorageError,
+    TooLarge,
+)
+from vault.core.parts import Core
+from vault.encryption.header import Suite, create_header, open_keys
+from vault.encryption.keyring import KeyRing
+from vault.encryption.metadata import seal_digest
+from vault.encryption.segments import ContentKey, Geometry, Read, Sealer, part_size_for
+from vault.objects.installation import InstallationGuard
+from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
+from vault.objects.models import File, FileState
+from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
+from vault.objects.retired import refuse_retired
+from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
 from vault.observe.metrics import SEGMENTS
+from vault.settings import groups
 from vault.storage import ObjectStore, object_key
+from vault.storage.room import DiskReserve
+
+# The owner of a copy, which costs nobody's quota, and which no list shows.
+NOBODY: Final = uuid.UUID(int=0)
+# A body of unknown length reserves quota in steps of this size.
+_GROW_BYTES: Final = 16 * 1024**2
+# A little less than S3's 10,000 parts hold if each is of the usual size: larger parts for what may come, but does not,
+# would take the memory of all other uploads.
+_MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
+# How long a database that was lost during a commit is waited for, which is longer than a restart takes.
+_AWAY_SECONDS: Final = 5.0
+_ASK_AGAIN_SECONDS: Final = 0.2
+
+_RESERVE: Final = sa.insert(File).values(state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS), version=1)
+_PUBLISH: Final = (
+    sa.update(File)
+    .where(File.id == sa.bindparam("file"), File.state == FileState.PENDING, File.lease_until > db_now())
+    .values(state=FileState.READY, reserved_bytes=0, lease_until=None)
+)
+
+log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewObjects:
+    """Reserves new objects, and holds what they are written with. `suite` is that of uploads."""
+
+    core: Core
+    store: ObjectStore
+    room: DiskReserve
+    installation: InstallationGuard
+    leases: LeaseKeeper
+    keys: KeyRing
+    suite: Suite
+    limits: groups.Files
+    remove_later: Callable[[uuid.UUID], None]
+
+    def reserve(
+        self, owner_id: uuid.UUID, bounds: tuple[int, int] | None, *, name: str, name_folded: str, content_type: str
+    ) -> "NewObject":
+        """Make the key, then in one transaction take the quota and write the pending row with its complete header.
+
+        `bounds` are how many bytes will come, at least and at most; None is not known. Raises TooLarge, QuotaExceeded,
+        TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the database.
+        """
+        least, most = bounds or (0, _MOST_UNKNOWN_BYTES)
+        self._refuse_early(owner_id, least)
+        most = min(most, self.limits.max_upload_bytes)
+        new = NewObject(self, owner_id, self.suite, reserved_bytes=least, at_most_bytes=most)
+        with self.core.sessions.begin() as session:
+            take_quota(session, owner_id, least, default_quota_bytes=self.limits.default_quota_bytes)
+            # The user's row is locked by now, so two reservations cannot both be the last that fits.
+            limit_files(
+                session,
+                owner_id,
+                most_files=self.limits.max_files_per_user,
+                most_running=self.limits.max_uploads_per_user,
+            )
+            new.add_row(session, name=name, name_folded=name_folded, content_type=content_type, reserved_bytes=least)
+        return new
+
+    def reserve_copy(self, suite: Suite, size_bytes: int) -> "NewObject":
+        """Reserve an object for content that is stored already. Raises as `reserve` does, but for quota."""
+        self.installation.require()
+        new = NewObject(self, NOBODY, suite, reserved_bytes=size_bytes, at_most_bytes=size_bytes)
+        with self.core.sessions.begin() as session:
+            new.add_row(session, name="", name_folded="", content_type="", reserved_bytes=0)
+        return new
+
+    def _refuse_early(self, owner_id: uuid.UUID, least: int) -> None:
+        """Refuse what can be refused before a remote key is made, or a row written. Only reads."""
+        self.installation.require()
+        if least > self.limits.max_upload_bytes:
+            raise TooLarge
+        self.room.require(least)
+        if not self.keys.primary.is_remote:
+            # The reservation refuses it as well, and to make a key here costs less than to ask.
+            return
+        with one_read(self.core.sessions) as session:
+            free = free_bytes_of(session, owner_id, default_quota_bytes=self.limits.default_quota_bytes)
+        # Files are counted once, where the count also decides: of very many that takes milliseconds.
+        if least > free:
+            raise QuotaExceeded
+
+
 class NewObject:
-    """An object's identity and keys, complete before its first byte is read."""
+    """One object with its pending row: identity and keys are complete before the first byte is read."""
 
-    object_id: uuid.UUID
-    keys: FileKeys
-    content_key: ContentKey
-    wrapped: WrappedKey
+    def __init__(
+        self, parts: NewObjects, owner_id: uuid.UUID, suite: Suite, *, reserved_bytes: int, at_most_bytes: int
+    ) -> None:
+        self._parts = parts
+        self._sessions = parts.core.sessions
+        self.object_id = uuid.uuid4()
+        dek, self.wrapped = parts.keys.generate(self.object_id)
+        self.header = create_header(dek, suite, self.object_id)
+        self._keys = open_keys(dek, self.header)
+        self.row_id = uuid.uuid4()
+        self.owner_id = owner_id
+        self.created_at = self.updated_at = parts.core.clock()
+        self.size_bytes = 0
+        self._reserved_bytes = reserved_bytes
+        self._at_most_bytes = at_most_bytes
+        self._hash = hashlib.sha256()
+        self._is_stored = False
 
-    @classmethod
-    def create(cls, ring: KeyRing, suite: Suite) -> "NewObject":
-        """Make a data key under the primary. Raises KeyUnavailable or KeyServiceUnavailable."""
-        object_id = uuid.uuid4()
-        dek, wrapped = ring.generate(object_id)
-        header = create_header(dek, suite, object_id)
-        keys = open_keys(dek, header)
-        return cls(object_id, keys, ContentKey(keys, header), wrapped)
+    def add_row(self, session: Session, **columns: str | int) -> None:
+        """Write the pending row with its complete header. Raises KeyUnavailable if the key was retired meanwhile."""
+        refuse_retired(session, self.wrapped.key_ref)
+        run(
+            session,
+            _RESERVE,
+            id=self.row_id,
+            owner_id=self.owner_id,
+            **columns,
+            object_id=self.object_id,
+            header=self.header.to_bytes(),
+            encrypted_data_key=self.wrapped.blob,
+            key_provider=self.wrapped.provider,
+            key_ref=self.wrapped.key_ref,
+            wrapped_at=self.created_at,
+            created_at=self.created_at,
+            updated_at=self.created_at,
+        )
 
-    def columns(self, wrapped_at: datetime) -> dict[str, Any]:
-        """What the pending row says of this object and its key."""
-        return {
-            "object_id": self.object_id,
-            "header": self.content_key.header.to_bytes(),
-            "encrypted_data_key": self.wrapped.blob,
-            "key_provider": self.wrapped.provider,
-            "key_ref": self.wrapped.key_ref,
-            "wrapped_at": wrapped_at,
-        }
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Renew the lease while the block runs. If it fails, nothing stays visible, reserved or counted.
+
+        Raises TransitionLost where another process had ended the row, and the store failed for that reason.
+        """
+        with self._parts.leases.held(self.row_id):
+            writer = None
+            try:
+                key = ContentKey(self._keys, self.header)
+                object_size = self.geometry(self._at_most_bytes).object_size
+                # A small file needs no full part: whole segments, rounded up.
+                whole = -(-object_size // key.segment_size) * key.segment_size
+                part_size = min(part_size_for(object_size), whole)
+                writer = self._parts.store.writer(object_key(self.object_id), part_size=part_size)
+                self._writer, self._sealer = writer, Sealer(key, writer.buffer)
+                yield
+            except BaseException as exc:
+                if writer is not None and not self._is_stored:
+                    writer.abort()
+                # The reaper takes the unfinished write away with the row, and the store then fails on the next part.
+                if not self._abandon() and isinstance(exc, StorageError):
+                    raise TransitionLost from exc
+                raise
+
+    def append(self, read: Read) -> None:
+        """Seal and store all that read gives; what does not fill a segment waits for the next call, or for `complete`.
+
+        read(n) returns at most n bytes, and b"" only at its end. Raises what it raises, TooLarge, QuotaExceeded,
+        TransitionLost, Busy, and the errors of the store.
+        """
+        self._store(self._sealer.seal(partial(self._take, read)))
+
+    def complete(self) -> None:
+        """Seal the final segment and make the object durable; then prove that this is still the store's database."""
+        self._store(self._sealer.finish())
+        self._writer.commit()
+        self._is_stored = True
+        # Since the upload began, another copy of the database may have become the store's owner.
+        self._parts.installation.require()
+
+    @contextmanager
+    def publish(self) -> Iterator[Session]:
+        """Complete the object and make its row ready, in one transaction with what the block does.
+
+        Raises TransitionLost if the row or its lease has ended. Only where DatabaseUnavailable says that the file may
+        have been stored, it may.
+        """
+        self.complete()
+        is_done = False
+        try:
+            with self._sessions.begin() as session:
+                self._move_to_ready(session)
+                yield session
+                is_done = True
+        except DBAPIError:
+            # The commit may have succeeded unseen. The conditional transition in `_is_ready` waits for it, so the row
+            # then says which it was.
+            if not is_done or not self._is_ready():
+                raise
+
+    def sha256(self) -> bytes:
+        """The digest of the plaintext so far."""
+        return self._hash.digest()
+
+    def sealed_digest(self, *, file_id: uuid.UUID, owner_id: uuid.UUID) -> bytes:
+        """The digest as the row of a file keeps it."""
+        return seal_digest(self._keys, self.sha256(), object_id=self.object_id, file_id=file_id, owner_id=owner_id)
 
     def geometry(self, size_bytes: int) -> Geometry:
-        header = self.content_key.header
-        return Geometry(header.suite, header.lg, size_bytes)
+        """Where segments lie in this object, if it has so many bytes of plaintext."""
+        return Geometry(self.header.suite, self.header.lg, size_bytes)
 
+    def _take(self, read: Read, length: int) -> bytes:
+        """Count, limit and hash plaintext on its way to the sealer."""
+        piece = read(length)
+        self._hash.update(piece)
+        self.size_bytes += len(piece)
+        if self.size_bytes > self._at_most_bytes:
+            raise TooLarge
+        if self.size_bytes > self._reserved_bytes:
+            self._grow()
+        return piece
 
-def write_object(store: ObjectStore, new: NewObject, read: Callable[[int], bytes], *, at_most_bytes: int) -> None:
-    """Seal everything that read gives into the store; the object is durable when this returns.
+    def _store(self, parts: Iterable[tuple[memoryview, int]]) -> None:
+        segment_size = 1 << self.header.lg
+        for part, length in parts:
+            self._writer.write(part, length)
+            SEGMENTS.labels("sealed").inc(-(-length // segment_size))
 
-    at_most_bytes is the most plaintext that may come. Raises what read and the store raise; then nothing is visible.
-    """
-    key = new.content_key
-    object_size = new.geometry(at_most_bytes).object_size
-    # A small file needs no full part: whole segments, rounded up.
-    part_size = min(part_size_for(object_size), -(-object_size // key.segment_size) * key.segment_size)
-    writer = store.writer(object_key(new.object_id), part_size=part_size)
-    try:
-        for part, length in seal_stream(key, read, writer.buffer):
-            writer.write(part, length)
-            SEGMENTS.labels("sealed").inc(-(-length // key.segment_size))
-        writer.commit()
-    except BaseException:
-        writer.abort()
-        raise
+    def _grow(self) -> None:
+        """Reserve more for a body of unknown length: a step, or just what is missing if that does not fit."""
+        missing = self.size_bytes - self._reserved_bytes
+        try:
+            self._grow_by(max(missing, min(_GROW_BYTES, self._at_most_bytes - self._reserved_bytes)))
+        except QuotaExceeded:
+            self._grow_by(missing)
+
+    def _grow_by(self, more: int) -> None:
+        with self._sessions.begin() as session:
+            if not lock_user(session, self.owner_id):
+                raise TransitionLost
+            take_quota(session, self.owner_id, more, default_quota_bytes=self._parts.limits.default_quota_bytes)
+            grown = session.execute(
+                sa.update(File)
+                .where(File.id == self.row_id, File.state == FileState.PENDING)
+                .values(reserved_bytes=File.reserved_bytes + more)
+                .execution_options(synchronize_session=False)
+            )
+            if grown.rowcount != 1:  # type: ignore[attr-defined]
+                raise TransitionLost
+        self._reserved_bytes += more
+
+    def _move_to_ready(self, session: Session) -> None:
+        self.updated_at = self._parts.core.clock()
+        # The user's row first, as in `lock_user`.
+        if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
+            raise TransitionLost
+        published = run(
+            session,
+            _PUBLISH,
+            file=self.row_id,
+            size_bytes=self.size_bytes,
+            object_size_bytes=self.geometry(self.size_bytes).object_size,
+            sealed_digest=self.sealed_digest(file_id=self.row_id, owner_id=self.owner_id),
+            updated_at=self.updated_at,
+        )
+        if published.rowcount != 1:
+            raise TransitionLost
+
+    def _is_ready(self) -> bool:
+        """After a commit of unknown outcome: end the row if it is still pending, then say whether it is ready."""
+        deadline = monotonic() + _AWAY_SECONDS
+        while True:
+            try:
+                self._shred_own()
+                return self._exists(File.id == self.row_id, File.state == FileState.READY)
+            except SQLAlchemyError as exc:
+                if monotonic() >= deadline:
+                    raise DatabaseUnavailable(
+                        "The database was lost while the file was being published. The file may have been stored: look "
+                        "for it before you send it again."
+                    ) from exc
+            sleep(_ASK_AGAIN_SECONDS)
+
+    def _abandon(self) -> bool:
+        """End an object that failed; False if another process had ended it before.
+
+        What cannot be done now is left to the reaper; the first error goes on.
+        """
+        ours = True
+        try:
+            ours = self._shred_own()
+            if ours:
+                self._parts.remove_later(self.row_id)
+            elif not self._is_in_use():
+                # Another process ended the row, and may have removed the object before it was complete.
+                self._parts.installation.require()
+                self._parts.store.delete(object_key(self.object_id))
+        except (SQLAlchemyError, StorageError, InstallationMismatch, Busy) as exc:
+            log.warning("upload_left_to_reaper", file_id=str(self.row_id), exc_info=exc)
+        return ours
+
+    def _shred_own(self) -> bool:
+        try:
+            with self._sessions.begin() as session:
+                row = session.get(File, self.row_id)
+                if row is None or row.state != FileState.PENDING:
+                    return False
+                shred(session, Shreddable.of(row), end_lease=True)
+        except TransitionLost:
+            return False
+        return True
+
+    def _is_in_use(self) -> bool:
+        """Whether this row is ready, or another row has got the object."""
+        is_used = sa.or_(File.state == FileState.READY, File.id != self.row_id)
+        return self._exists(File.object_id == self.object_id, is_used)
+
+    def _exists(self, *where: sa.ColumnElement[bool]) -> bool:
+        with self._sessions.begin() as session:
+            return bool(session.scalar(sa.select(sa.exists().where(*where))))

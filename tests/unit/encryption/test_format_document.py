@@ -15,6 +15,7 @@ from Crypto.Cipher import AES
 from Crypto.Hash import CMAC
 
 from testing import oracle
+from testing.sealing import seal_stream
 from vault.core.aws import AwsAccess
 from vault.encryption.eax import Eax
 from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
@@ -29,7 +30,6 @@ from vault.encryption.segments import (
     Geometry,
     open_stream,
     plaintext_size,
-    seal_stream,
 )
 from vault.objects.models import File
 from vault.storage import object_key

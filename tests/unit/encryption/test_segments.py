@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from testing import oracle
+from testing.sealing import seal_stream
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
 from vault.encryption.segments import (
@@ -23,7 +24,6 @@ from vault.encryption.segments import (
     part_size_for,
     plaintext_size,
     seal_segment_into,
-    seal_stream,
 )
 
 EAX, GCM = Suite.AES_256_EAX, Suite.AES_256_GCM

@@ -12,9 +12,10 @@ from uuid import UUID
 
 import pytest
 
+from testing.sealing import seal_stream
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwrapFailed
 from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
-from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size, seal_stream
+from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size
 
 DEK = bytes(range(32))
 OTHER_DEK = bytes(range(1, 33))

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from flask import Request, Response, abort
+from flask import Request, Response
 from werkzeug.http import parse_etags, parse_range_header
 
 from vault.core.errors import PreconditionFailed, RangeNotSatisfiable
@@ -14,32 +14,34 @@ from vault.objects.reading import ByteRange
 _NO_SUFFIX: Final = re.compile(r"bytes=\s*-0+\s*", re.IGNORECASE)
 
 
-def wanted(request: Request, info: FileInfo) -> ByteRange | None:
-    """The part of the content that a request asks for; None is all of it.
+def is_known(request: Request, info: FileInfo) -> bool:
+    """Whether the client has this very version, so that the answer is 304. Raises PreconditionFailed.
 
-    In the order of RFC 9110, 13.2.2. Raises PreconditionFailed and RangeNotSatisfiable, and answers 304 by itself.
-    Nothing has a date here, so conditions on dates are ignored, or in If-Range false.
+    In the order of RFC 9110, 13.2.2. Nothing has a date here, so conditions on dates are ignored, or in If-Range false.
     """
     tag = str(info.object_id)
     if "If-Match" in request.headers and not parse_etags(request.headers["If-Match"]).contains(tag):
         raise PreconditionFailed
-    if "If-None-Match" in request.headers and parse_etags(request.headers["If-None-Match"]).contains_weak(tag):
-        abort(not_modified(tag))
+    return "If-None-Match" in request.headers and parse_etags(request.headers["If-None-Match"]).contains_weak(tag)
+
+
+def not_modified(info: FileInfo) -> Response:
+    """A 304, with what a cache needs to renew what it has."""
+    response = Response(status=304)
+    response.headers.clear()
+    response.headers.extend({"ETag": f'"{info.object_id}"', "Cache-Control": "private, no-store, no-transform"})
+    return response
+
+
+def wanted(request: Request, info: FileInfo) -> ByteRange | None:
+    """The part of the content that a request asks for; None is all of it. Raises RangeNotSatisfiable."""
     # A range is defined for GET only.
     if request.method != "GET" or "Range" not in request.headers:
         return None
     # A weak tag never equals (RFC 9110, 13.1.5).
-    if request.headers.get("If-Range", f'"{tag}"').strip() != f'"{tag}"':
+    if request.headers.get("If-Range", f'"{info.object_id}"').strip() != f'"{info.object_id}"':
         return None
     return _range(request.headers["Range"], info.size)
-
-
-def not_modified(tag: str) -> Response:
-    """A 304, with what a cache needs to renew what it has."""
-    response = Response(status=304)
-    response.headers.clear()
-    response.headers.extend({"ETag": f'"{tag}"', "Cache-Control": "private, no-store, no-transform"})
-    return response
 
 
 def _range(header: str, size: int) -> ByteRange | None:

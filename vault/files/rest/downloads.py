@@ -25,19 +25,14 @@ _INLINE_TYPES: Final = {
 
 
 def chosen(request: Request, info: FileInfo, *, reads_all: bool) -> ByteRange | None:
-    """The part that a GET asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as may.
+    """The part that a request asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as
+    may; also for HEAD, since a key may have to be waited for.
 
     `reads_all` tells that a part of a large file lasts as long as all of it, which is read before the first byte.
     """
     part = wanted(request, info)
-    begin_transfer(request.environ, info.size if part is None or reads_all else part.size)
-    return part
-
-
-def looked_at(request: Request, info: FileInfo) -> ByteRange | None:
-    """The part that a HEAD asks for: all. Raises as `chosen` does, since a key may have to be waited for."""
-    part = wanted(request, info)
-    begin_transfer(request.environ, 0)
+    size = info.size if part is None or reads_all else part.size
+    begin_transfer(request.environ, 0 if request.method == "HEAD" else size)
     return part
 
 

@@ -1,15 +1,17 @@
 """Routes under /api/v1/files: read the input, call the service, answer."""
 
 import uuid
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from flask import Response, request
 
 from vault.core.principal import Permission
+from vault.files.download import Downloads
 from vault.files.facts import FileInfo
 from vault.files.listing import Listing, Sort
 from vault.files.rest import downloads
+from vault.files.rest.conditions import is_known, not_modified
 from vault.files.rest.schemas import (
     ContentQuerySchema,
     FileListQuerySchema,
@@ -23,6 +25,7 @@ from vault.files.rest.schemas import (
 from vault.files.rest.uploads import open_upload
 from vault.files.rest.versions import version_tag, wanted_versions
 from vault.files.service import FileService
+from vault.files.upload import Uploads
 from vault.http.access import login_required, principal
 from vault.http.api import BINARY, VaultBlueprint, sends_bytes
 from vault.http.closing import closed_with_answer
@@ -81,14 +84,15 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 )
 @may_answer("audit_unavailable", "storage_unavailable", "storage_full")
 @login_required(Permission.FILES_WRITE)
-def upload(_query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
+def upload(query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     """Upload a file.
 
     The body is a form with one part named `file`, or the content itself with its name in Content-Disposition or
     `?name=`.
     """
-    incoming = open_upload(request, max_bytes=find_part(Settings).files.max_upload_bytes)
-    info = find_part(FileService).upload(principal(), incoming)
+    max_bytes = find_part(Settings).files.max_upload_bytes
+    incoming = open_upload(request, query.get("name"), max_bytes=max_bytes)
+    info = find_part(Uploads).upload(principal(), incoming)
     return info, 201, {"Location": file_path(info.id)}
 
 
@@ -168,15 +172,18 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
 
     The content or one range of it; every byte is verified before it is sent. HEAD answers the headers alone.
     """
-    files, who = find_part(FileService), principal()
+    files, who = find_part(Downloads), principal()
+    found = files.find(who, file_id)
+    if is_known(request, found.info):
+        return not_modified(found.info)
+    reads_all = find_part(Settings).files.download_verify == "full"
+    part = downloads.chosen(request, found.info, reads_all=reads_all)
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
-        info = files.head(who, file_id, choose=partial(downloads.looked_at, request))
+        info = replace(found.info, sha256=files.digest(who, found))
         return downloads.stream(info, None, inline=inline)
-    reads_all = find_part(Settings).files.download_verify == "full"
-    choose = partial(downloads.chosen, request, reads_all=reads_all)
-    is_view = partial(downloads.is_shown, inline=inline)
-    info, part, download = files.open(who, file_id, choose=choose, is_view=is_view)
+    download = files.open(who, found, part, is_view=downloads.is_shown(found.info, inline=inline))
+    info = replace(found.info, sha256=download.sha256)
     return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
 
 

@@ -127,16 +127,16 @@ class FormUpload:
                 raise MalformedBody
 
 
-def open_upload(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
+def open_upload(request: Request, name: str | None, *, max_bytes: int) -> RawUpload | FormUpload:
     """Take the name, type and stream of an upload out of a request.
 
-    A raw body has its name in Content-Disposition or `?name=`; a form has it in its part. Raises InputRefused,
+    A raw body has its name in Content-Disposition, or is given `name`; a form has it in its part. Raises InputRefused,
     MalformedBody, TooLarge as soon as the declared length says so, and Busy if as many transfers run as may.
     """
     digest = _expected_digest(request, "Repr-Digest")
     mimetype, options = parse_options_header(request.headers.get("Content-Type", _DEFAULT_TYPE))
     if mimetype != "multipart/form-data":
-        upload = RawUpload(request, _raw_name(request), clean_content_type(_raw_type(request)), digest)
+        upload = RawUpload(request, _raw_name(request, name), clean_content_type(_raw_type(request)), digest)
         if (upload.declared_bytes or 0) > max_bytes:
             raise TooLarge
         begin_transfer(request.environ, upload.declared_bytes)
@@ -199,14 +199,14 @@ def _raw_type(request: Request) -> str:
     return request.headers.get("Content-Type") or _DEFAULT_TYPE
 
 
-def _raw_name(request: Request) -> str:
+def _raw_name(request: Request, otherwise: str | None) -> str:
     header = request.headers.get("Content-Disposition")
     name = name_of_raw_body(header) if header else None
-    if name is None:
-        name = request.args.get("name")
-    if name is None:
+    if name is not None:
+        return clean_name(name)
+    if otherwise is None:
         raise InputRefused({"name": ["Give a name in Content-Disposition or as ?name=."]})
-    return clean_name(name)
+    return otherwise
 
 
 def _expected_digest(request: Request, header: str) -> bytes | None:

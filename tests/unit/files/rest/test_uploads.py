@@ -14,6 +14,7 @@ from werkzeug.test import EnvironBuilder
 
 from vault.core.errors import InputRefused, MalformedBody, TooLarge, UploadTruncated, VaultError
 from vault.files.rest import uploads
+from vault.files.rest.schemas import UploadQuerySchema
 from vault.files.rest.uploads import FormUpload, RawUpload, open_upload
 
 MAX = 10**9
@@ -75,6 +76,12 @@ def request(
     return Request(environ)
 
 
+def opened(request: Request, *, max_bytes: int = MAX) -> RawUpload | FormUpload:
+    """Read the request as the route does, with the name of its query."""
+    query = UploadQuerySchema().load(request.args, unknown="exclude")
+    return open_upload(request, query.get("name"), max_bytes=max_bytes)
+
+
 def read_all(upload: RawUpload | FormUpload, *sizes: int) -> bytes:
     sizes, content, turn = sizes or (100_000,), b"", 0
     while piece := upload.read(sizes[turn % len(sizes)]):
@@ -86,7 +93,7 @@ def read_all(upload: RawUpload | FormUpload, *sizes: int) -> bytes:
 
 
 def raw(headers: dict[str, str] | None = None, query: str = "name=x", body: bytes = b"", **options: Any) -> RawUpload:
-    upload = open_upload(request(body, headers=headers, query=query, **options), max_bytes=MAX)
+    upload = opened(request(body, headers=headers, query=query, **options))
     assert isinstance(upload, RawUpload)
     return upload
 
@@ -266,7 +273,7 @@ def test_a_body_without_a_length_is_empty() -> None:
     environ["wsgi.input"] = Chunks([b"what follows on the connection"])
     environ["wsgi.input_terminated"] = False
 
-    upload = open_upload(Request(environ), max_bytes=MAX)
+    upload = opened(Request(environ))
 
     assert upload.declared_bytes == 0
     assert upload.read(100) == b""
@@ -303,7 +310,7 @@ def test_errors_of_the_connection_are_translated_also_in_the_middle(
     head = form(b"", end=b"") if kind == "form" else b""
     stream = Chunks([head + b"abc", b"def"], error)
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"} if kind == "form" else {}
-    upload = open_upload(request(stream, headers=headers, query="name=x", chunked=True), max_bytes=MAX)
+    upload = opened(request(stream, headers=headers, query="name=x", chunked=True))
 
     with pytest.raises(VaultError) as caught:
         read_all(upload)
@@ -319,9 +326,9 @@ def test_a_raw_body_declared_larger_than_allowed_is_refused_unread(declared: int
 
     if too_large:
         with pytest.raises(TooLarge):
-            open_upload(attempt, max_bytes=100)
+            opened(attempt, max_bytes=100)
     else:
-        assert open_upload(attempt, max_bytes=100).declared_bytes == 100
+        assert opened(attempt, max_bytes=100).declared_bytes == 100
 
 
 @settings(deadline=None)
@@ -354,7 +361,7 @@ def form(
 
 def open_form(body: bytes | Chunks, *, boundary: str = BOUNDARY, max_bytes: int = MAX, **options: Any) -> FormUpload:
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    upload = open_upload(request(body, headers=headers, **options), max_bytes=max_bytes)
+    upload = opened(request(body, headers=headers, **options), max_bytes=max_bytes)
     assert isinstance(upload, FormUpload)
     return upload
 
@@ -517,7 +524,7 @@ def test_a_form_that_does_not_parse_is_malformed(body: bytes, chunked: bool) -> 
 )
 def test_a_form_without_a_boundary_is_malformed(content_type: str) -> None:
     with pytest.raises(MalformedBody):
-        open_upload(request(form(b"x"), headers={"Content-Type": content_type}), max_bytes=MAX)
+        opened(request(form(b"x"), headers={"Content-Type": content_type}))
 
 
 @pytest.mark.parametrize("boundary", ["x" * 1025, '"a\xe4b"', "\xff"], ids=["long", "latin-1", "y-umlaut"])
@@ -649,7 +656,7 @@ def test_the_sha_256_of_repr_digest_is_what_is_expected(kind: str, header: str) 
     if kind == "form":
         headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
 
-    upload = open_upload(request(form(b"x"), headers=headers, query="name=x"), max_bytes=MAX)
+    upload = opened(request(form(b"x"), headers=headers, query="name=x"))
 
     assert upload.expected_sha256 == DIGEST
 
