@@ -4,7 +4,6 @@ is verified.
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -100,13 +99,16 @@ class Downloads:
         return Download(
             wanted,
             unlocked.sha256,
-            pieces,
+            self._watched(principal, file, pieces),
             close,
-            watched=lambda: self._integrity.watched(principal, file),
             ended=lambda served, complete: self._record_end(
                 file, principal, ended, counted_by, served=served, complete=complete
             ),
         )
+
+    def _watched(self, principal: Principal, file: StoredFile, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        with self._integrity.watched(principal, file):
+            yield from pieces
 
     def _record_start(
         self, file: StoredFile, principal: Principal, action: Action, part: ByteRange | None, *, can_be_merged: bool
@@ -172,14 +174,12 @@ class Download:
         pieces: Iterator[bytes],
         close: Callable[[], None],
         *,
-        watched: Callable[[], AbstractContextManager[None]],
         ended: Callable[[int, bool], None],
     ) -> None:
         self.size_bytes = size_bytes
         self.sha256 = sha256
         self._pieces = pieces
         self._close = close
-        self._watched = watched
         self._ended = ended
         self._served = 0
         self._is_complete = False
@@ -191,8 +191,7 @@ class Download:
 
     def __next__(self) -> bytes:
         """The next verified bytes. Raises what `Downloads.open` raises; then nothing of that segment is returned."""
-        with self._watched():
-            piece = next(self._pieces, None)
+        piece = next(self._pieces, None)
         if piece is None:
             # Asked for after the last piece, and so after that one was sent; a connection that broke asks for no more.
             self._is_complete = True

@@ -140,10 +140,11 @@ class FileReader:
         geometry = unlocked.geometry
         wanted = geometry.whole() if part is None else geometry.covering(part.first, part.last)
         is_small = wanted.take <= _WHOLE_BYTES
-        etag = self._prove_last(file, unlocked) if part is None and not is_small else None
-        if verify_all_first and not is_small:
-            etag = self._prove_all(file, unlocked, wanted, etag, with_header=part is None)
-        reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=part is None)
+        with _damage_named():
+            etag = self._prove_last(file, unlocked) if part is None and not is_small else None
+            if verify_all_first and not is_small:
+                etag = self._prove_all(file, unlocked, wanted, etag, with_header=part is None)
+            reader, pieces = self._stream(file, unlocked, wanted, etag, with_header=part is None)
         try:
             if is_small:
                 proven = list(pieces)
@@ -176,11 +177,12 @@ class FileReader:
         reader = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
 
         def segments() -> Iterator[bytes]:
-            if with_header and reader.read(HEADER_SIZE) != file.header:
-                raise IntegrityFailed("header")
-            for segment in open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last):
-                _OPENED.inc()
-                yield segment
+            with _damage_named():
+                if with_header and reader.read(HEADER_SIZE) != file.header:
+                    raise IntegrityFailed("header")
+                for segment in open_stream(unlocked.key, geometry, reader.read, wanted.first, wanted.last):
+                    _OPENED.inc()
+                    yield segment
 
         return reader, _cut(segments(), wanted.skip, wanted.take)
 
@@ -231,8 +233,8 @@ def _cut(segments: Iterator[bytes], skip: int, take: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def integrity_proven() -> Iterator[None]:
-    """Turn every sign of a damaged object into IntegrityFailed with its reason; key errors pass."""
+def _damage_named() -> Iterator[None]:
+    """Turn every sign of a damaged object into IntegrityFailed with its reason."""
     try:
         yield
     except AuthenticationFailed as exc:
