@@ -28,7 +28,6 @@ class Objects:
     store: ObjectStore
     room: DiskReserve
     installation: InstallationGuard
-    leases: LeaseKeeper
     new: NewObjects
     reader: FileReader
     integrity: Integrity
@@ -46,18 +45,16 @@ def build(
 ) -> Objects:
     """Build what writes, reads and removes objects of the store. `ring` makes their keys, `cache` unwraps them."""
     installation = InstallationGuard(core.sessions, store, core.clock, audit=audit)
-    leases = LeaseKeeper(core.sessions)
     return Objects(
         store=store,
         room=room,
         installation=installation,
-        leases=leases,
         new=NewObjects(
             core=core,
             store=store,
             room=room,
             installation=installation,
-            leases=leases,
+            leases=LeaseKeeper(core.sessions),
             keys=ring,
             suite=Suite.named(settings.cipher),
             limits=settings,

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
@@ -19,6 +20,7 @@ from vault.encryption.segments import (
     ContentKey,
     Covering,
     Geometry,
+    Sealer,
     open_segment,
     open_stream,
     part_size_for,
@@ -392,6 +394,23 @@ class TestSealStream:
             buffer[:] = b"\xff" * len(buffer)
 
         assert bytes(stored) == sealed_object(suite, size)
+
+    @each_suite
+    @pytest.mark.parametrize(
+        "cuts",
+        [(0,), (1,), (65_411,), (65_412,), (100_000, 100_000), (5, 70_000, 270_000), (299_999,), (300_000,)],
+        ids=str,
+    )
+    def test_plaintext_in_several_streams_gives_the_object_of_one(self, suite: Suite, cuts: tuple[int, ...]) -> None:
+        plaintext, edges = plaintext_of(300_000), (0, *cuts, 300_000)
+        sealer = Sealer(content_key(suite), lambda: memoryview(bytearray(64 * KIB)), nonces=counting_nonces())
+
+        parts = []
+        for begin, end in pairwise(edges):
+            parts += sealer.seal(io.BytesIO(plaintext[begin:end]).read)
+        parts += sealer.finish()
+
+        assert b"".join(bytes(buffer[:length]) for buffer, length in parts) == sealed_object(suite, 300_000)
 
     def test_a_buffer_is_asked_for_only_when_a_segment_is_there_to_fill_it(self) -> None:
         asked: list[int] = []

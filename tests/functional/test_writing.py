@@ -1,0 +1,83 @@
+"""A new object in three steps: reserve, append as often as plaintext comes, publish."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from testing.vault import PASSWORD, Person, Vault
+from vault.auth.models import User
+from vault.core.errors import QuotaExceeded
+from vault.objects.shredding import TransitionLost
+from vault.objects.writing import NewObject
+
+CONTENT = bytes(range(256)) * 4000
+
+
+def reserve(vault: Vault, bounds: tuple[int, int] | None = None) -> NewObject:
+    return vault.container.objects.new.reserve(
+        vault.user().id, bounds, name="a.txt", name_folded="a.txt", content_type="text/plain"
+    )
+
+
+def write(new: NewObject, *streams: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Append the streams one by one, with something else before the last, and publish."""
+    with new.held():
+        for index, stream in enumerate(streams):
+            if index == len(streams) - 1:
+                meanwhile()
+            new.append(io.BytesIO(stream).read)
+        with new.publish():
+            pass
+
+
+@pytest.mark.parametrize("bounds", [None, (len(CONTENT), len(CONTENT))], ids=["unknown length", "known length"])
+def test_what_comes_in_several_streams_is_one_object(
+    vault: Vault, anna: Person, bounds: tuple[int, int] | None
+) -> None:
+    new = reserve(vault, bounds)
+
+    write(new, *(CONTENT[begin : begin + 300_000] for begin in range(0, len(CONTENT), 300_000)))
+
+    assert anna.download(str(new.row_id)) == CONTENT
+    assert vault.counted() == (len(CONTENT), 0)
+
+
+def test_an_object_that_got_nothing_is_empty(vault: Vault, anna: Person) -> None:
+    new = reserve(vault)
+
+    write(new)
+
+    assert anna.download(str(new.row_id)) == b""
+
+
+def test_what_fails_beside_the_publication_takes_it_back(vault: Vault, anna: Person) -> None:
+    new = reserve(vault)
+
+    with pytest.raises(ZeroDivisionError), new.held(), new.publish():
+        raise ZeroDivisionError
+
+    assert vault.leftovers() == {}
+
+
+def test_quota_that_runs_out_between_two_streams_ends_the_object(vault: Vault, anna: Person) -> None:
+    def lower() -> None:
+        with vault.container.core.sessions.begin() as session:
+            session.execute(sa.update(User).values(quota_bytes=len(CONTENT)))
+
+    new = reserve(vault)
+
+    with pytest.raises(QuotaExceeded):
+        write(new, CONTENT, bytes(20 * 1024**2), meanwhile=lower)
+
+    assert vault.leftovers() == {}
+
+
+def test_an_object_whose_owner_is_erased_meanwhile_is_not_published(vault: Vault, anna: Person) -> None:
+    new = reserve(vault)
+
+    with pytest.raises(TransitionLost):
+        write(new, CONTENT, CONTENT, meanwhile=lambda: anna.delete("/api/v1/auth/me", json={"password": PASSWORD}))
+
+    assert vault.objects() == []
