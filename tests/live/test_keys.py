@@ -201,10 +201,10 @@ def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
     assert {states[file_id] for file_id in gone} == {FileState.SHREDDED}
     expected = {file_id: content_of(number) for number, file_id in enumerate(seeded) if file_id not in gone}
     expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
+    downloads = container.files.downloads
     for file_id, content in expected.items():
-        _, _, download = container.files.service.open(
-            Principal(owner_id), file_id, choose=lambda _: None, is_view=lambda _: False
-        )
+        found = downloads.find(Principal(owner_id), file_id)
+        download = downloads.open(Principal(owner_id), found, None, is_view=False)
         assert b"".join(download) == content
         download.close()
 

@@ -158,15 +158,14 @@ class Counting:
 def test_a_range_of_1_kib_fetches_two_segments_at_most(stored: Stored) -> None:
     store = Counting(stored.stack.container.objects.store)
     container = wire(Settings.load(stored.stack.env, env_file=None), store=store)  # type: ignore[arg-type]
-    owner_id = uuid.UUID(stored.person.get(f"{stored.stack.url}/auth/me").json()["id"])
+    downloads = container.files.downloads
+    owner = Principal(uuid.UUID(stored.person.get(f"{stored.stack.url}/auth/me").json()["id"]))
     firsts = (0, P - H - 512, 2**32 - 512, SIZE // 3, LAST_EDGE - 512, SIZE - 1024)
 
     for first in firsts:
         store.fetched.clear()
-        part = ByteRange(first, first + 1023)
-        _, _, download = container.files.service.open(
-            Principal(owner_id), uuid.UUID(stored.file["id"]), choose=lambda _, part=part: part, is_view=lambda _: False
-        )
+        found = downloads.find(owner, uuid.UUID(stored.file["id"]))
+        download = downloads.open(owner, found, ByteRange(first, first + 1023), is_view=False)
         content = b"".join(download)
         download.close()
 
