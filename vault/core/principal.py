@@ -34,7 +34,7 @@ class Entrance(enum.StrEnum):
     WORKER = "worker"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Principal:
     """The caller and its origin. An anonymous client has no user_id; a command or task has no ip.
 

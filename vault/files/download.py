@@ -1,6 +1,4 @@
-"""A download: find, then open. Everything that can be refused is refused before the first byte; every byte that leaves
-is verified.
-"""
+"""Downloads: find, then open. Refusals come before the first byte, and every byte is verified before it leaves."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ from vault.objects.models import File
 from vault.objects.reading import ByteRange, FileReader, StoredFile, ready_files
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
 
-# How long the facts of a file wait for a key service; without its answer they come without the digest.
+# The wait of a file's metadata for a key service; without an answer it has no digest.
 _DIGEST_SECONDS: Final = 2.0
 _DOWNLOAD: Final = Action.FILE_DOWNLOAD_STARTED, Action.FILE_DOWNLOAD_ENDED
 _VIEW: Final = Action.FILE_VIEW_STARTED, Action.FILE_VIEW_ENDED
@@ -34,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FoundFile:
-    """A file as one query saw it: its facts, and what opens that very version."""
+    """A file as one query saw it: its metadata, and the object of that version."""
 
     info: FileInfo
     stored: StoredFile
@@ -67,23 +65,23 @@ class Downloads:
         self._verify_all_first = verify_all_first
 
     def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
-        """Find a file of the principal's own. Raises NotFound."""
+        """Find a file that the principal owns. Raises NotFound."""
         with one_read(self._sessions) as session:
             return find_own(session, principal, file_id)
 
     def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
-        """The plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
+        """Return the plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
 
-        `at_once` takes a key service that needs longer than two seconds for one that does not answer.
+        `at_once` waits two seconds at most for a key service.
         """
         with self._integrity.watched(principal, found.stored):
             return self._reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
     def open(self, principal: Principal, found: FoundFile, part: ByteRange | None, *, is_view: bool) -> "Download":
-        """Verify what must be proven before the first byte, and audit that a download begins. The caller closes it.
+        """Prove the object's ends, and audit the start of a download. The caller closes it.
 
-        Without a part it is of the whole file. One that a browser shows is audited as a view. Raises IntegrityFailed,
-        and the errors of keys, store and database.
+        Without a part, the download is of the whole file. With `is_view` it is audited as a view. Raises
+        IntegrityFailed, and the errors of keys, store and database.
         """
         file = found.stored
         started, ended = _VIEW if is_view else _DOWNLOAD
@@ -113,9 +111,9 @@ class Downloads:
     def _record_start(
         self, file: StoredFile, principal: Principal, action: Action, part: ByteRange | None, *, can_be_merged: bool
     ) -> uuid.UUID | None:
-        """Commit that bytes are about to leave: an event, or a count of reads that follow one (viewers ask in ranges).
+        """Commit the start of a download: as an event, or in the count of an earlier one (viewers read in ranges).
 
-        Returns the row that counts it, if one does.
+        Returns the id of the row that counts it, or None.
         """
         with self._sessions.begin() if can_be_merged else one_write(self._sessions) as session:
             if can_be_merged:
@@ -134,7 +132,7 @@ class Downloads:
         return None
 
     def forget(self, object_id: uuid.UUID) -> None:
-        """Drop the key of an object that is gone from this process's cache."""
+        """Drop the key of a removed object from this process's cache."""
         self._reader.evict(object_id)
 
     def _record_end(
@@ -190,10 +188,10 @@ class Download:
         return self
 
     def __next__(self) -> bytes:
-        """The next verified bytes. Raises what `Downloads.open` raises; then nothing of that segment is returned."""
+        """Return the next verified bytes. Raises the errors of `Downloads.open`, without a byte of a bad segment."""
         piece = next(self._pieces, None)
         if piece is None:
-            # Asked for after the last piece, and so after that one was sent; a connection that broke asks for no more.
+            # The server asks again after it has sent the last piece, and not after a connection broke.
             self._is_complete = True
             raise StopIteration
         self._served += len(piece)
@@ -201,7 +199,7 @@ class Download:
         return piece
 
     def close(self) -> None:
-        """Release the object and audit how far the download came. May be called at any time, more than once."""
+        """Release the object and audit how many bytes were served. Safe to call at any time and more than once."""
         if not self._closed:
             self._closed = True
             TRANSFERS.labels("out").dec()

@@ -1,7 +1,5 @@
-"""Files: what their owners do (list, look at, rename, delete), and what administrators may.
-
-An administrator sees and deletes what they do not own, and never opens it.
-"""
+"""The catalogue: owners list, read, rename and delete metadata. Administrators list and delete every file, and open
+none."""
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +24,7 @@ from vault.objects.models import File, FileState
 from vault.objects.quota import Usage, usage_of
 from vault.objects.shredding import Shreddable, TransitionLost, shred
 
-# Of a file's facts: the object's id and the row's version.
+# The object's id and the row's version
 Version = tuple[uuid.UUID, int]
 
 
@@ -59,19 +57,19 @@ class FileService:
     def list(
         self, principal: Principal, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
     ) -> Page:
-        """`limit` at most, beginning behind `after`. Needs neither store nor keys. Raises InputRefused."""
+        """Return at most `limit` files after the key `after`. Uses neither store nor keys. Raises InputRefused."""
         with one_read(self._sessions) as session:
             rows = session.scalars(listing.query(principal.account_id, after, limit + 1)).all()
         next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
         return Page([info_of(row) for row in rows[:limit]], next_after)
 
     def usage(self, principal: Principal) -> Usage:
-        """How much of one's room is taken."""
+        """Return the principal's used and reserved bytes, quota and number of files."""
         with one_read(self._sessions) as session:
             return usage_of(session, principal.account_id, default_quota_bytes=self._default_quota_bytes)
 
     def get(self, principal: Principal, file_id: uuid.UUID) -> FileInfo:
-        """One file with its digest, which is None if its key is not to be had or damaged. Raises NotFound."""
+        """Return a file with its digest, which is None if its key is unavailable or damaged. Raises NotFound."""
         return self._with_digest(principal, self._downloads.find(principal, file_id))
 
     def rename(
@@ -82,9 +80,9 @@ class FileService:
         *,
         versions: Collection[Version] | None = None,
     ) -> FileInfo:
-        """Give a file another name, if it is one of these versions; None is any.
+        """Rename a file of one of these versions; None stands for any version.
 
-        Of several changes at once that are meant for one version, one happens. Raises NotFound, PreconditionFailed.
+        Of several concurrent changes to one version, one succeeds. Raises NotFound, PreconditionFailed.
         """
         with self._sessions.begin() as session:
             renamed = session.execute(
@@ -105,7 +103,7 @@ class FileService:
         return self._with_digest(principal, found)
 
     def delete(self, principal: Principal, file_id: uuid.UUID) -> None:
-        """Shred a file: once this returns, nobody can read it. Its object follows. Raises NotFound."""
+        """Shred a file: it is unreadable once this returns. A task removes its object. Raises NotFound."""
         self._delete(principal, file_id, Action.FILE_DELETED, File.owner_id == principal.account_id)
 
     def list_of_all(
@@ -116,9 +114,9 @@ class FileService:
         limit: int,
         after: tuple[str, uuid.UUID] | None = None,
     ) -> Page:
-        """For an administrator: `limit` files at most, beginning behind `after`.
+        """Return at most `limit` files of all owners after the key `after`, for an administrator.
 
-        Audited, unlike lists of one's own: it shows names that others have given.
+        It is audited, because it shows the file names of other people.
         """
         target = ("user", listing.owner_id) if listing.owner_id else None
         with self._sessions.begin() as session:
@@ -128,7 +126,7 @@ class FileService:
         return Page([info_of(row) for row in rows[:limit]], next_after)
 
     def delete_any(self, principal: Principal, file_id: uuid.UUID) -> None:
-        """For an administrator: shred a file, whoever owns it. Raises NotFound."""
+        """Shred a file of any owner, for an administrator. Raises NotFound."""
         self._delete(principal, file_id, Action.ADMIN_FILE_DELETED)
 
     def _delete(self, principal: Principal, file_id: uuid.UUID, action: Action, *where: sa.ColumnElement[bool]) -> None:

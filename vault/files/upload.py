@@ -1,4 +1,4 @@
-"""An upload: reserve, append, publish (`vault.objects.writing`), for a person who sends a named file."""
+"""Uploads of files: reserve, append, publish (`vault.objects.writing`)."""
 
 from typing import Protocol
 
@@ -15,9 +15,9 @@ from vault.storage.room import DiskReserve
 
 
 class Incoming(Protocol):
-    """What a client sends. `read(n)` gives at most n bytes, b"" at the end, and raises if the body is cut short.
+    """A client's body. `read(n)` returns at most n bytes, b"" at the end, and raises for a body that is cut short.
 
-    `bounds` are how many bytes will come, at least and at most, if the client keeps its word; None if it gave none.
+    `bounds` are the least and the most bytes by the client's declaration; None without one.
     """
 
     @property
@@ -33,6 +33,8 @@ class Incoming(Protocol):
 
 
 class Uploads:
+    """Stores files for their owners."""
+
     def __init__(self, objects: NewObjects, room: DiskReserve, *, audit: AuditService) -> None:
         self._objects = objects
         self._room = room
@@ -45,7 +47,7 @@ class Uploads:
         """
 
         def read(length: int) -> bytes:
-            # Other uploads, and all else that fills disks, go on meanwhile.
+            # Other uploads and programs fill the disk meanwhile.
             self._room.require()
             piece = incoming.read(length)
             CONTENT_BYTES.labels("in").inc(len(piece))

@@ -1,7 +1,7 @@
 """Gives files a new data key and a new object: after a master key leaked, or for another cipher.
 
-It runs like an upload, with a leased pending row of its own, which belongs to nobody. One transaction then exchanges
-the objects of the two rows; the old object goes an hour later, so that running downloads end well.
+A copy is written like an upload, to a leased pending row without an owner. One transaction then exchanges the objects
+of the two rows. The old object is removed an hour later, so that running downloads can end.
 """
 
 import time
@@ -152,7 +152,7 @@ class Reencryptor:
             except (IntegrityFailed, KeyUnwrapFailed) as exc:
                 self._integrity.report(principal, file, _reason(exc))
                 raise
-            # Its key was rewrapped meanwhile, or it has gone, or somebody else has reencrypted it.
+            # Meanwhile its key was rewrapped, or it was deleted, or another process reencrypted it.
             file = find_ready(self._sessions, file_id)
             if file.object_id != first.object_id:
                 raise NotFound

@@ -1,4 +1,4 @@
-"""Reads stored objects: what can be proven is proven before the first byte, and each byte before it is given out."""
+"""Reads stored objects. Both ends are proven before the first byte, and each byte before it is returned."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ from vault.objects.retired import key_is_retired
 from vault.observe.metrics import SEGMENTS
 from vault.storage import ObjectReader, ObjectStore, object_key
 
-# Up to here all that was asked for is fetched and verified before its first byte is given out.
+# Up to this size, the whole answer is fetched and verified before its first byte is returned.
 _WHOLE_BYTES: Final = 8 * 1024**2
 _OPENED: Final = SEGMENTS.labels("opened")
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A part of a file's plaintext, first to last byte, both included; it holds one byte at least."""
+    """A range of a file's plaintext, at least one byte; `first` and `last` are included."""
 
     first: int
     last: int
@@ -42,7 +42,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A ready row's facts, copied out so that no transaction is open while bytes move."""
+    """A copy of a ready row, so that no transaction is open while bytes move."""
 
     file_id: uuid.UUID
     owner_id: uuid.UUID
@@ -56,7 +56,7 @@ class StoredFile:
 
     @classmethod
     def of(cls, file: File, *, key_is_retired: bool) -> Self:
-        """Copy a row in state ready, whose constraints say that nothing is missing."""
+        """Copy a row in state ready. The table's constraints guarantee its values."""
         assert file.size_bytes is not None
         assert file.object_size_bytes is not None
         assert file.sealed_digest is not None
@@ -75,12 +75,12 @@ class StoredFile:
 
 
 def ready_files(*where: sa.ColumnElement[bool]) -> sa.Select[File, bool]:
-    """Ready rows, each with whether its key is retired: what `StoredFile.of` takes."""
+    """Return a query of ready rows, each with whether its key is retired: the arguments of `StoredFile.of`."""
     return sa.select(File, key_is_retired()).where(File.state == FileState.READY, *where)
 
 
 def find_ready(sessions: sessionmaker[Session], file_id: uuid.UUID) -> StoredFile:
-    """A file as it is now, whoever owns it. Raises NotFound."""
+    """Read a file of any owner. Raises NotFound."""
     with sessions.begin() as session:
         found = session.execute(ready_files(File.id == file_id)).one_or_none()
     if found is None:
@@ -106,7 +106,7 @@ class FileReader:
         self._installation = installation
 
     def unlock(self, file: StoredFile, *, within_seconds: float | None = None) -> Unlocked:
-        """Unwrap the data key and prove what the row says. Asks the store nothing.
+        """Unwrap the data key and prove the row. Does not use the store.
 
         Raises the key errors, and IntegrityFailed. `within_seconds` bounds the wait for a key service.
         """
@@ -132,10 +132,10 @@ class FileReader:
     def open(
         self, file: StoredFile, unlocked: Unlocked, part: ByteRange | None = None, *, verify_all_first: bool = False
     ) -> tuple[Iterator[bytes], Callable[[], None]]:
-        """Open the object, prove its ends, and return what yields its plaintext with what closes it.
+        """Open the object, prove its ends, and return an iterator over its plaintext and a function that closes it.
 
-        Of a part only the segments that hold it are fetched, and the first of them is proven. `verify_all_first` proves
-        every segment that is wanted before this returns; each is proven again as it is yielded.
+        For a part, only its segments are fetched, and the first of them is proven. `verify_all_first` proves every
+        wanted segment before this returns; each is proven again as it is yielded.
         """
         geometry = unlocked.geometry
         wanted = geometry.whole() if part is None else geometry.covering(part.first, part.last)
@@ -156,7 +156,7 @@ class FileReader:
             raise
 
     def evict(self, object_id: uuid.UUID) -> None:
-        """Forget the key of an object that is gone."""
+        """Drop the key of a removed object from the cache."""
         self._keys.evict(object_id)
 
     def _unwrap(self, file: StoredFile, within_seconds: float | None) -> bytes:
@@ -169,9 +169,9 @@ class FileReader:
     def _stream(
         self, file: StoredFile, unlocked: Unlocked, wanted: Covering, etag: str | None, *, with_header: bool
     ) -> tuple[ObjectReader, Iterator[bytes]]:
-        """What is to be closed, and the plaintext that is wanted, each segment of it verified before it is yielded.
+        """Return the open reader, and the wanted plaintext, each segment verified before it is yielded.
 
-        Nothing is fetched ahead by a thread: the system's buffers do that, and handing over costs more than it gains.
+        No thread fetches ahead: the system's buffers do, and handing pieces over costs more than it gains.
         """
         geometry = unlocked.geometry
         reader = self._open(file, geometry, 0 if with_header else wanted.lo, wanted.hi, etag)
@@ -187,7 +187,7 @@ class FileReader:
         return reader, _cut(segments(), wanted.skip, wanted.take)
 
     def _prove_last(self, file: StoredFile, unlocked: Unlocked) -> str:
-        """Authenticate the final segment, so that a truncated object is found before the first byte is given out."""
+        """Authenticate the final segment, so that a truncated object is found before the first byte is returned."""
         geometry = unlocked.geometry
         index = geometry.segments - 1
         lo, hi = geometry.span(index)
@@ -214,7 +214,7 @@ class FileReader:
         try:
             reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
         except ObjectNotFound:
-            # A store that is not mounted has lost nothing. It may be back since, so the object is asked for again.
+            # An unmounted store has lost nothing. It may be mounted again by now, so ask once more.
             self._installation.confirm_presence()
             reader = self._store.open(object_key(file.object_id), lo, hi, etag=etag)
         if reader.object_size != geometry.object_size:
@@ -224,7 +224,7 @@ class FileReader:
 
 
 def _cut(segments: Iterator[bytes], skip: int, take: int) -> Iterator[bytes]:
-    """`take` bytes of what the segments hold, after the first `skip`."""
+    """Yield `take` bytes of the segments, after the first `skip`."""
     for segment in segments:
         piece = segment[skip : skip + take]
         skip = 0

@@ -1,7 +1,7 @@
 """New objects in three steps: reserve, append, publish. Each is one short transaction at most, around slow work.
 
-From the reservation on a crash leaves a leased row that the reaper finds; until the publication nobody can see the
-object; after it the object is there, whole.
+After the reservation, a crash leaves a leased row that the reaper finds. The object is visible, and whole, from the
+publication on.
 """
 
 import hashlib
@@ -43,14 +43,14 @@ from vault.settings import groups
 from vault.storage import ObjectStore, object_key
 from vault.storage.room import DiskReserve
 
-# The owner of a copy, which costs nobody's quota, and which no list shows.
+# The owner of a copy: it takes no quota, and no list shows it.
 NOBODY: Final = uuid.UUID(int=0)
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
-# A little less than S3's 10,000 parts hold if each is of the usual size: larger parts for what may come, but does not,
-# would take the memory of all other uploads.
+# A little less than 10,000 parts of the usual size hold, S3's limit. Larger parts for bytes that may never come would
+# take the memory of other uploads.
 _MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
-# How long a database that was lost during a commit is waited for, which is longer than a restart takes.
+# The wait for a database that was lost during a commit: longer than a restart takes.
 _AWAY_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 0.2
 
@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewObjects:
-    """Reserves new objects, and holds what they are written with. `suite` is that of uploads."""
+    """Reserves new objects. `suite` is the cipher of uploads; copies name their own."""
 
     core: Core
     store: ObjectStore
@@ -83,8 +83,9 @@ class NewObjects:
     ) -> "NewObject":
         """Make the key, then in one transaction take the quota and write the pending row with its complete header.
 
-        `bounds` are how many bytes will come, at least and at most; None is not known. Raises TooLarge, QuotaExceeded,
-        TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the database.
+        `bounds` are the least and the most bytes of plaintext; None if they are unknown. Raises TooLarge,
+        QuotaExceeded, TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the
+        database.
         """
         least, most = bounds or (0, _MOST_UNKNOWN_BYTES)
         self._refuse_early(owner_id, least)
@@ -103,7 +104,7 @@ class NewObjects:
         return new
 
     def reserve_copy(self, suite: Suite, size_bytes: int) -> "NewObject":
-        """Reserve an object for content that is stored already. Raises as `reserve` does, but for quota."""
+        """Reserve an object for content that is stored already. Raises as `reserve`, but takes no quota."""
         self.installation.require()
         new = NewObject(self, NOBODY, suite, reserved_bytes=size_bytes, at_most_bytes=size_bytes)
         with self.core.sessions.begin() as session:
@@ -111,17 +112,17 @@ class NewObjects:
         return new
 
     def _refuse_early(self, owner_id: uuid.UUID, least: int) -> None:
-        """Refuse what can be refused before a remote key is made, or a row written. Only reads."""
+        """Refuse an upload before a remote key is made and a row written. Only reads."""
         self.installation.require()
         if least > self.limits.max_upload_bytes:
             raise TooLarge
         self.room.require(least)
         if not self.keys.primary.is_remote:
-            # The reservation refuses it as well, and to make a key here costs less than to ask.
+            # The reservation refuses it too, and a local key costs less than a query.
             return
         with one_read(self.core.sessions) as session:
             free = free_bytes_of(session, owner_id, default_quota_bytes=self.limits.default_quota_bytes)
-        # Files are counted once, where the count also decides: of very many that takes milliseconds.
+        # Only the reservation counts files: a count of very many takes milliseconds.
         if least > free:
             raise QuotaExceeded
 
@@ -192,9 +193,9 @@ class NewObject:
                 raise
 
     def append(self, read: Read) -> None:
-        """Seal and store all that read gives; what does not fill a segment waits for the next call, or for `complete`.
+        """Seal and store everything that read returns. An incomplete segment waits for the next call or `complete`.
 
-        read(n) returns at most n bytes, and b"" only at its end. Raises what it raises, TooLarge, QuotaExceeded,
+        read(n) returns at most n bytes, and b"" only at its end. Raises the errors of read, TooLarge, QuotaExceeded,
         TransitionLost, Busy, and the errors of the store.
         """
         self._store(self._sealer.seal(partial(self._take, read)))
@@ -209,10 +210,10 @@ class NewObject:
 
     @contextmanager
     def publish(self) -> Iterator[Session]:
-        """Complete the object and make its row ready, in one transaction with what the block does.
+        """Complete the object and make its row ready, in one transaction with the block's statements.
 
-        Raises TransitionLost if the row or its lease has ended. Only where DatabaseUnavailable says that the file may
-        have been stored, it may.
+        Raises TransitionLost if the row or its lease has ended, and DatabaseUnavailable if the outcome is unknown: the
+        file may have been stored.
         """
         self.complete()
         is_done = False
@@ -222,21 +223,20 @@ class NewObject:
                 yield session
                 is_done = True
         except DBAPIError:
-            # The commit may have succeeded unseen. The conditional transition in `_is_ready` waits for it, so the row
-            # then says which it was.
+            # The commit may have succeeded although its answer was lost. `_is_ready` waits for it and reads the row.
             if not is_done or not self._is_ready():
                 raise
 
     def sha256(self) -> bytes:
-        """The digest of the plaintext so far."""
+        """Return the SHA-256 of the plaintext so far."""
         return self._hash.digest()
 
     def sealed_digest(self, *, file_id: uuid.UUID, owner_id: uuid.UUID) -> bytes:
-        """The digest as the row of a file keeps it."""
+        """Return the digest of the plaintext, sealed for this file's row."""
         return seal_digest(self._keys, self.sha256(), object_id=self.object_id, file_id=file_id, owner_id=owner_id)
 
     def geometry(self, size_bytes: int) -> Geometry:
-        """Where segments lie in this object, if it has so many bytes of plaintext."""
+        """Return the offsets of segments for this many bytes of plaintext."""
         return Geometry(self.header.suite, self.header.lg, size_bytes)
 
     def _take(self, read: Read, length: int) -> bytes:
@@ -257,7 +257,7 @@ class NewObject:
             SEGMENTS.labels("sealed").inc(-(-length // segment_size))
 
     def _grow(self) -> None:
-        """Reserve more for a body of unknown length: a step, or just what is missing if that does not fit."""
+        """Reserve more for a body of unknown length: a step, or only the missing bytes if a step does not fit."""
         missing = self.size_bytes - self._reserved_bytes
         try:
             self._grow_by(max(missing, min(_GROW_BYTES, self._at_most_bytes - self._reserved_bytes)))
@@ -297,7 +297,7 @@ class NewObject:
             raise TransitionLost
 
     def _is_ready(self) -> bool:
-        """After a commit of unknown outcome: end the row if it is still pending, then say whether it is ready."""
+        """After a commit of unknown outcome, end the row if it is pending, and return whether it is ready."""
         deadline = monotonic() + _AWAY_SECONDS
         while True:
             try:
@@ -312,9 +312,9 @@ class NewObject:
             sleep(_ASK_AGAIN_SECONDS)
 
     def _abandon(self) -> bool:
-        """End an object that failed; False if another process had ended it before.
+        """End a failed object. Returns False if another process had ended its row.
 
-        What cannot be done now is left to the reaper; the first error goes on.
+        After a second failure the reaper does the rest, and the first error goes on.
         """
         ours = True
         try:
@@ -341,7 +341,7 @@ class NewObject:
         return True
 
     def _is_in_use(self) -> bool:
-        """Whether this row is ready, or another row has got the object."""
+        """Return whether this row is ready, or another row has the object (reencryption exchanges objects)."""
         is_used = sa.or_(File.state == FileState.READY, File.id != self.row_id)
         return self._exists(File.object_id == self.object_id, is_used)
 
