@@ -1,5 +1,6 @@
 """Celery's entry: celery --app celery_worker worker | beat."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -76,3 +77,5 @@ def _tell_of_beat(sender: Any, **_: Any) -> None:
 configure_logging(settings.server.log_level, settings.server.log_format)
 container: Container = create_app(settings).extensions["vault"]
 app = container.celery
+# Processes of the pool share what is made until here, and no collection goes through it.
+gc.freeze()

@@ -16,7 +16,7 @@ from moto import mock_aws
 from moto.kms.exceptions import AccessDeniedException, InvalidCiphertextException
 from moto.kms.utils import decrypt as moto_decrypt
 
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 
 REGION = "eu-central-1"

@@ -11,7 +11,7 @@ from moto.core.botocore_stubber import BotocoreStubber
 from moto.s3.exceptions import NoSuchUpload
 from moto.s3.models import S3Backend
 
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.storage import ObjectStore, ObjectWriter, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.s3 import PartBody, S3Options, S3Store

@@ -1,5 +1,6 @@
 """Secure Vault: an encrypted file store behind a REST API."""
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ def __getattr__(name: str) -> Any:
     """Import the application on first use, so that importing `vault.core` does not load it."""
     if name != "create_app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vault.app import create_app
-
+    # What imports make stays: a collection finds nothing in it.
+    gc.disable()
+    try:
+        from vault.app import create_app
+    finally:
+        gc.enable()
+    globals()[name] = create_app
     return create_app

@@ -8,7 +8,6 @@ from dataclasses import replace
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from vault.core.aws import tell_credentials
 from vault.core.db import DatabaseMissing, require_database
 from vault.core.errors import VaultError
 from vault.observe.processes import HeldKeys, Presence
@@ -101,6 +100,9 @@ def _missing_keys(settings: Settings) -> list[str]:
 def tell_aws_credentials(settings: Settings) -> None:
     """Log where the credentials for S3 and KMS come from, if either is used."""
     if settings.storage.bucket or settings.keys.kms_key_id or settings.keys.kms_decrypt_key_arns:
+        # Here, since boto3 is slow to import.
+        from vault.core.aws import tell_credentials
+
         tell_credentials(aws_access(settings))
 
 

@@ -22,13 +22,12 @@ from vault.auth.erasing import FileShredding
 from vault.auth.minting import LinkMinter
 from vault.auth.passwords import Judge, Passwords, judge
 from vault.background.broker import TASK_REMOVE_FILES_OF, Publisher, check_broker, create_celery
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.core.db import create_engine
 from vault.core.parts import Core
 from vault.core.slots import ThreadPlan, Turns
 from vault.encryption.cache import DekCache
 from vault.encryption.keyring import KeyProvider, KeyRing
-from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import LocalKeyProvider
 from vault.http.extensions import mail as smtp
 from vault.mail.messages import Mailer
@@ -136,6 +135,9 @@ def _key_ring(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
         providers["local"] = LocalKeyProvider(settings.keys.master_keys)
     if settings.keys.kms_key_id or settings.keys.kms_decrypt_key_arns:
         assert settings.aws.region is not None
+        # Here, since boto3 is slow to import.
+        from vault.encryption.kms import KmsKeyProvider, KmsOptions
+
         providers["aws-kms"] = KmsKeyProvider(
             KmsOptions(
                 key_id=settings.keys.kms_key_id,

@@ -1,10 +1,9 @@
-"""Clients of AWS services for the S3 and KMS gateways. Owns boto3 sessions; never logs or raises a key."""
+"""Clients of AWS services for the S3 and KMS gateways. Owns boto3 sessions; never logs or raises a key.
+Only a process that uses AWS imports this module, since boto3 is slow to import."""
 
 import os
-import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
@@ -14,6 +13,8 @@ import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from vault.core.aws_access import AwsAccess
+
 # For services that the credentials chain calls (STS, SSO). boto3's own limits are five tries of a minute.
 _CHAIN_LIMITS: Final = Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
 # Without a metadata service the chain takes 2 s, so requests must not repeat it one after another.
@@ -21,25 +22,8 @@ _ASK_AGAIN_SECONDS: Final = 5.0
 # Answers of S3, STS and KMS to credentials that have expired
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 Client = TypeVar("Client")
-# A key, never an alias: an alias may point to another key later
-KMS_KEY_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:([a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
-# Values of KMS_KEY_ID: an id, an alias, or the ARN of either
-KMS_KEY_ID: Final = re.compile(
-    r"[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250}"
-    r"|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(?:key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]{1,250})"
-)
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AwsAccess:
-    """Keys from settings, or a profile; with neither, boto3's chain finds credentials (role, instance, file)."""
-
-    access_key_id: str | None = field(default=None, repr=False)
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    profile: str | None = None
 
 
 class AwsClient(Generic[Client]):

@@ -25,7 +25,8 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from vault.core.aws import KMS_KEY_ARN, AwsAccess, AwsClient
+from vault.core.aws import AwsClient
+from vault.core.aws_access import KMS_KEY_ARN, AwsAccess
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 from vault.encryption.keyring import DataKey

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vault.audit.service import AuditService
 from vault.background.broker import TASK_REMOVE_FILE
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.core.parts import Core
 from vault.encryption.cache import DekCache
 from vault.encryption.header import Suite
@@ -20,7 +20,6 @@ from vault.storage import ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
 from vault.storage.room import DiskReserve
-from vault.storage.s3 import S3Options, S3Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +71,9 @@ def store_of(settings: groups.Storage, region: str | None, access: AwsAccess) ->
     if settings.bucket is None:
         assert settings.directory is not None
         return LocalStore(settings.directory, budget)
+    # Here, since boto3 is slow to import.
+    from vault.storage.s3 import S3Options, S3Store
+
     return S3Store(
         S3Options(
             bucket=settings.bucket,

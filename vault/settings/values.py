@@ -11,7 +11,7 @@ import idna
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from vault.core.aws import KMS_KEY_ARN, KMS_KEY_ID
+from vault.core.aws_access import KMS_KEY_ARN, KMS_KEY_ID
 from vault.core.master_keys import decode_master_keys
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -23,7 +23,8 @@ from botocore.session import Session
 from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError
 
-from vault.core.aws import AwsAccess, AwsClient
+from vault.core.aws import AwsClient
+from vault.core.aws_access import AwsAccess
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, ObjectReader, ObjectStat, ObjectWriter
 from vault.storage.buffers import BufferBudget

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 import vault.core.aws
 from testing.recorder import Asked, Recorder, recorder
 from testing.settings import make_settings
-from vault.core.aws import AwsAccess, tell_credentials
+from vault.core.aws import tell_credentials
+from vault.core.aws_access import AwsAccess
 from vault.core.errors import StorageUnavailable
 from vault.encryption.errors import KeyFailure
 from vault.storage.s3 import S3Store

@@ -16,7 +16,7 @@ from Crypto.Hash import CMAC
 
 from testing import oracle
 from testing.sealing import seal_stream
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.encryption.eax import Eax
 from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
 from vault.encryption.keyring import KeyRing, WrappedKey

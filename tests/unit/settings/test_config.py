@@ -507,17 +507,17 @@ def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -
     )
 
 
-def test_a_process_with_good_settings_starts_without_touching_a_server(tmp_path: Path) -> None:
+def test_a_process_with_good_settings_starts_without_touching_a_server_or_importing_boto3(tmp_path: Path) -> None:
     values = environment(tmp_path, DATABASE_URL="postgresql://nobody@127.0.0.1:1/vault-test")
 
-    done = run_wsgi(values)
+    done = run_wsgi(values, "; import sys; assert 'boto3' not in sys.modules")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def run_wsgi(values: dict[str, str]) -> Any:
+def run_wsgi(values: dict[str, str], then: str = "") -> Any:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import wsgi"],
+        [sys.executable, "-W", "error", "-c", f"import wsgi{then}"],
         cwd=ROOT,
         env=values,
         capture_output=True,

@@ -13,7 +13,7 @@ from moto import mock_aws
 
 from testing.servers import RcloneS3, rclone_s3, wait_until
 from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
 from vault.storage.buffers import BufferBudget

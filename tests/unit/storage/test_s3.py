@@ -24,7 +24,7 @@ from urllib3.exceptions import SSLError
 
 from testing.servers import wait_until
 from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
-from vault.core.aws import AwsAccess
+from vault.core.aws_access import AwsAccess
 from vault.core.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, object_key
 from vault.storage.buffers import BufferBudget
