@@ -195,6 +195,13 @@ class Stack:
         """Do what `flask files reap` does, from this process."""
         return self.container.objects.reaper.reap(Principal())
 
+    def has_raised_epoch(self) -> bool:
+        """Return whether each worker of the API has raised the epoch since the database was made, and written it to the
+        store: until then, one of them may be at that write."""
+        with self.container.core.engine.begin() as connection:
+            raised = connection.scalar(sa.text("SELECT epoch FROM installation")) or 0
+        return raised >= int(self.env["WEB_WORKERS"]) and self.container.objects.store.unfinished() == 0
+
     def reap_all(self) -> None:
         """Reap after every lease is over, and again after the day for which a finished object is kept."""
         for _ in range(2):

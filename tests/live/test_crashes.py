@@ -33,6 +33,7 @@ BODY = os.urandom(12 * MIB)
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with request.param(tmp_path_factory.mktemp("crashes")) as running:
         running.start_api()
+        wait_until(running.has_raised_epoch, what="the workers' writes of the epoch")
         yield running
 
 
