@@ -22,7 +22,7 @@ REFUSED = ["400", "401", "403", "404", "409", "412", "413", "416", "422", "429"]
 CONDITIONS = [{}, {"Range": "bytes=2-5"}, {"If-None-Match": "*"}, {}, {"Range": "bytes=99-"}, {"If-Match": '"other"'}]
 
 # With coverage on a busy machine it takes a few times as long as alone.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.uncounted]
 
 
 class Visitors:
@@ -168,12 +168,15 @@ def note(recorder: Any, findings: Findings) -> None:
 
 @pytest.fixture(autouse=True)
 def _only_what_wsgi_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep settings of sockets from the WSGI transport: the check of authentication passes them, and it fails."""
+    """Keep from the WSGI transport what belongs to a connection: settings of sockets, which the check of authentication
+    passes, and transfer codings, of which an unknown one is a 501 for every route."""
     send = WSGITransport.send
 
     def send_without(self: WSGITransport, case: schemathesis.Case, **kwargs: Any) -> schemathesis.Response:
         for name in ("max_redirects", "verify", "cert"):
             kwargs.pop(name, None)
+        for name in [name for name in case.headers or {} if name.lower() == "transfer-encoding"]:
+            del case.headers[name]
         return send(self, case, **kwargs)
 
     monkeypatch.setattr(WSGITransport, "send", send_without)
