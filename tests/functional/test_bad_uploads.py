@@ -19,7 +19,7 @@ from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import DataKey, KeyRing
 from vault.encryption.local import LocalKeyProvider, generate_master_key
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 FILES = "/api/v1/files"
 MIB = 1024 * 1024

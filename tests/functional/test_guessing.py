@@ -11,7 +11,7 @@ from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.core.networks import network_of
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

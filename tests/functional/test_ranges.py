@@ -17,7 +17,7 @@ SEGMENT, P, H = 262_144, 262_112, 96
 SIZES = [0, 1, P - H - 1, P - H, P - H + 1, 2 * P - H, 1_000_000]
 FILES = "/api/v1/files"
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
 
 
 class CountingStore(MemoryStore):
