@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Hypothesis 6.170.15 warns of trio's generator of random numbers where `gc.freeze()` came between their imports.
+# hypothesis 6.170.15 warns of trio's generator of random numbers where `gc.freeze()` came between their imports.
 #
 # A service calls `gc.freeze()` once its modules are imported, so that forked workers share their memory. Hypothesis asks
 # `gc.get_referrers` then whether anything keeps the generator that trio 0.35.0 registers, and the collector no longer looks into
