@@ -77,5 +77,5 @@ def _tell_of_beat(sender: Any, **_: Any) -> None:
 configure_logging(settings.server.log_level, settings.server.log_format)
 container: Container = create_app(settings).extensions["vault"]
 app = container.celery
-# Processes of the pool share what is made until here, and no collection goes through it.
+# A collection would copy these objects into each process of the pool, which shares them now.
 gc.freeze()

@@ -13,11 +13,13 @@ def __getattr__(name: str) -> Any:
     """Import the application on first use, so that importing `vault.core` does not load it."""
     if name != "create_app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # What imports make stays: a collection finds nothing in it.
+    # Imported modules stay: collections among imports find no garbage in them.
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         from vault.app import create_app
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     globals()[name] = create_app
     return create_app

@@ -23,7 +23,7 @@ from vault.settings.config import Settings, SettingsError
 
 def create_cli_app() -> Flask:
     """Return the application for FLASK_APP, or without settings a stub that reports them on use."""
-    # Collections at a command's end went through all modules, for a quarter of its time.
+    # Otherwise the collections at a command's end go through all modules, for a quarter of its time.
     gc.freeze()
     # Files that a command writes, such as a new database, are private to their owner.
     os.umask(0o077)

@@ -39,8 +39,7 @@ class Principal:
     """The caller and its origin. An anonymous client has no user_id; a command or task has no ip.
 
     `role` is current. Only routes check `permissions`. The client may choose `request_id`, never `trace_id`. `os_user`
-    runs
-    a command.
+    runs a command.
     """
 
     user_id: uuid.UUID | None = None
