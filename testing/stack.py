@@ -21,10 +21,13 @@ from testing.settings import environment
 from testing.vault import PASSWORD, accounts_agree, migrate
 from vault.background.broker import QUEUES
 from vault.core.db import db_now
+from vault.core.errors import ObjectNotFound
 from vault.core.principal import Principal
+from vault.objects.installation import Epoch
 from vault.objects.models import File
 from vault.objects.reaper import ReapReport
 from vault.settings.config import ROOT, Settings
+from vault.storage import EPOCH_KEY
 from vault.wiring import Container, wire
 
 BIN = Path(sys.executable).parent
@@ -196,11 +199,18 @@ class Stack:
         return self.container.objects.reaper.reap(Principal())
 
     def has_raised_epoch(self) -> bool:
-        """Return whether each worker of the API has raised the epoch since the database was made, and written it to the
-        store: until then, one of them may be at that write."""
+        """Return whether the API's workers have raised a new database's epoch, and the store has the last one. Before,
+        one of them may be writing it."""
+        store = self.container.objects.store
         with self.container.core.engine.begin() as connection:
             raised = connection.scalar(sa.text("SELECT epoch FROM installation")) or 0
-        return raised >= int(self.env["WEB_WORKERS"]) and self.container.objects.store.unfinished() == 0
+        if raised < int(self.env["WEB_WORKERS"]):
+            return False
+        try:
+            told = Epoch.parse(store.get(EPOCH_KEY))
+        except ObjectNotFound:
+            return False
+        return told is not None and told.number == raised and store.unfinished() == 0
 
     def reap_all(self) -> None:
         """Reap after every lease is over, and again after the day for which a finished object is kept."""
