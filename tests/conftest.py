@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Count no coverage in tests marked `uncounted`, nor in their fixtures: Python takes twice as long to count."""
+    """Count no coverage in tests marked `uncounted`, nor in their fixtures: counting doubles a test's time."""
     stopped = []
-    # A worker of xdist counts twice: one counts what the other does not.
+    # A worker of xdist has two counters: where one stops, the other starts.
     while item.get_closest_marker("uncounted") and (counting := coverage.Coverage.current()):
         counting.stop()
         stopped.append(counting)
@@ -130,7 +130,7 @@ def postgres_url(migrated_postgres: str) -> str:
     return migrated_postgres
 
 
-# The second run of a test covers what the first did.
+# The bounds of coverage hold without the second run of a test.
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.uncounted)])
 def database_url(request: pytest.FixtureRequest) -> str:
     """Each test runs on both databases, but for those that are marked `one_database`."""

@@ -17,11 +17,11 @@ from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.mail.addresses import parse_address
 from vault.mail.models import MailJob, MailKind, MailState
 
+pytestmark = pytest.mark.uncounted
+
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"
 MANY = 20
-pytestmark = pytest.mark.uncounted
-
 NEW = "seven violet kettles hum"
 WRONG = "certainly not this one"
 

@@ -21,7 +21,7 @@ PHASES = dict.fromkeys(("coverage", "fuzzing", "stateful", "examples"), Status.S
 REFUSED = ["400", "401", "403", "404", "409", "412", "413", "416", "422", "429"]
 CONDITIONS = [{}, {"Range": "bytes=2-5"}, {"If-None-Match": "*"}, {}, {"Range": "bytes=99-"}, {"If-Match": '"other"'}]
 
-# With coverage on a busy machine it takes a few times as long as alone.
+# On a busy machine it takes a few times as long as alone.
 pytestmark = [pytest.mark.timeout(400), pytest.mark.uncounted]
 
 

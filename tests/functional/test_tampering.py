@@ -12,12 +12,12 @@ from vault.core.errors import IntegrityFailed
 from vault.storage import OBJECTS
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.uncounted
+
 CAPACITY = {"AES-256-EAX": 262_144 - 32, "AES-256-GCM": 262_144 - 28}
 NONCE = {"AES-256-EAX": 16, "AES-256-GCM": 12}
 SEGMENT = 262_144
 HEADER = 96
-pytestmark = pytest.mark.uncounted
-
 SIZES = ["0", "1", "P-H-1", "P-H", "P-H+1", "3 segments"]
 
 
