@@ -10,7 +10,7 @@ from testing.vault import PASSWORD, Body, Person, Vault, but_request_id, refusal
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.mail.models import MailJob
 
-pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

@@ -26,7 +26,7 @@ from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 
-pytestmark = pytest.mark.usefixtures("no_secret_stays")
+pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 AUTH, FILES, ADMIN = "/api/v1/auth", "/api/v1/files", "/api/v1/admin"
 WRONG = "certainly not this one"

@@ -19,6 +19,8 @@ from vault.audit.listing import EventPage, Filters
 from vault.audit.models import Action, Outcome
 from vault.core.principal import Principal
 
+pytestmark = pytest.mark.uncounted
+
 log = logging.getLogger(__name__)
 
 NOBODY_ID = uuid.UUID(int=2**64)

@@ -22,6 +22,8 @@ from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.uncounted
+
 AUTH, FILES, ADMIN = "/api/v1/auth", "/api/v1/files", "/api/v1/admin"
 WRONG = "certainly not this one"
 NEW = "seven violet kettles hum"

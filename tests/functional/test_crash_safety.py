@@ -26,6 +26,8 @@ from vault.objects.shredding import Shreddable, shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 from vault.storage.memory import MemoryStore
 
+pytestmark = pytest.mark.uncounted
+
 FILES = "/api/v1/files"
 GRANT = timedelta(seconds=LEASE_SECONDS)
 

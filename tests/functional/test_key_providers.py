@@ -17,7 +17,7 @@ from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.storage.memory import MemoryStore
 
 # Which key wraps a row is not the database's business: one is enough here. test_rewrapping has both.
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
 
 FILES = "/api/v1/files"
 UNAVAILABLE = (503, "key_unavailable")

@@ -17,7 +17,7 @@ from testing.services import redis_url
 from testing.vault import PASSWORD, Vault, at_once, but_request_id, refusal
 from vault.core.db import Base
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
 
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"

@@ -21,6 +21,8 @@ from vault.core.text import fold
 from vault.files.listing import Listing, Sort
 from vault.objects.models import File, FileState
 
+pytestmark = pytest.mark.uncounted
+
 FILES = "/api/v1/files"
 SORTS = ["name", "created_at", "size", "content_type"]
 ORDERS = ["asc", "desc"]

@@ -18,6 +18,8 @@ from vault.background.broker import TASK_SETTLE_AUDIT
 from vault.core.errors import InvalidCredentials
 from vault.core.principal import Principal
 
+pytestmark = pytest.mark.uncounted
+
 AUTH = "/api/v1/auth"
 EMAIL = "anna@example.org"
 WRONG = "certainly not this one"

@@ -17,6 +17,8 @@ from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwr
 from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
 from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size
 
+pytestmark = pytest.mark.uncounted
+
 DEK = bytes(range(32))
 OTHER_DEK = bytes(range(1, 33))
 SALT = bytes(range(0x40, 0x60))
