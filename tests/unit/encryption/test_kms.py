@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 import structlog
@@ -77,6 +78,10 @@ FOREIGN_REFS = [
 ]
 
 
+def options(key_id: str | None = ARN, *decrypt_key_arns: str, endpoint_url: str | None = None) -> KmsOptions:
+    return KmsOptions(key_id, REGION, decrypt_key_arns, endpoint_url, AwsAccess(*ACCESS))
+
+
 @dataclass(frozen=True)
 class ScriptedKms:
     """Providers over one client, the answers that it will get, and the names of the operations it was asked for."""
@@ -86,14 +91,29 @@ class ScriptedKms:
     calls: list[str]
 
     def provider(self, key_id: str | None = ARN, *decrypt_key_arns: str) -> KmsKeyProvider:
-        return KmsKeyProvider(KmsOptions(key_id, REGION, decrypt_key_arns, None, AwsAccess(*ACCESS)))
+        return KmsKeyProvider(options(key_id, *decrypt_key_arns))
 
-    def alias_is(self, arn: str) -> None:
-        self.answers.add_response("describe_key", described(arn), {"KeyId": ALIAS})
+    def alias_is(self, arn: str, key_id: str = ALIAS) -> None:
+        self.answers.add_response("describe_key", {"KeyMetadata": {"KeyId": KEY_ID, "Arn": arn}}, {"KeyId": key_id})
 
-    def resolved(self, *decrypt_key_arns: str) -> KmsKeyProvider:
+    def generates(self, *, by: str = ARN, asked: str = ARN, object_id: object = OBJECT_ID) -> None:
+        self.answers.add_response(
+            "generate_data_key",
+            {"KeyId": by, "Plaintext": DEK, "CiphertextBlob": BLOB},
+            {"KeyId": asked, "KeySpec": "AES_256", "EncryptionContext": {**CONTEXT, "object_id": str(object_id)}},
+        )
+
+    def encrypts(self, *, by: str = ARN, asked: str = ARN) -> None:
+        expected = {"KeyId": asked, "Plaintext": DEK, "EncryptionContext": CONTEXT}
+        self.answers.add_response("encrypt", {"KeyId": by, "CiphertextBlob": BLOB}, expected)
+
+    def decrypts(self, *, by: str = ARN, asked: str = ARN, blob: bytes = BLOB) -> None:
+        expected = {"KeyId": asked, "CiphertextBlob": blob, "EncryptionContext": CONTEXT}
+        self.answers.add_response("decrypt", {"KeyId": by, "Plaintext": DEK}, expected)
+
+    def resolved(self) -> KmsKeyProvider:
         """A provider that is configured by alias and has learned already that the alias is ARN."""
-        provider = self.provider(ALIAS, *decrypt_key_arns)
+        provider = self.provider(ALIAS)
         self.alias_is(ARN)
         provider.current_ref()
         self.calls.clear()
@@ -110,8 +130,11 @@ class ScriptedKms:
             yield
 
 
-def described(arn: str) -> dict[str, Any]:
-    return {"KeyMetadata": {"KeyId": KEY_ID, "Arn": arn}}
+@contextmanager
+def fails(error: type[KeyFailure], reason: str) -> Iterator[None]:
+    with pytest.raises(error) as failure:
+        yield
+    assert failure.value.reason == reason
 
 
 @contextmanager
@@ -167,7 +190,7 @@ def http_key(arn: str, *, plaintext: bytes = DEK, blob: bytes = BLOB) -> AWSResp
 @pytest.fixture(scope="module")
 def client() -> "KMSClient":
     """One for all tests, since each takes a tenth of a second to make. Nothing that it asks leaves the process."""
-    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client
+    return KmsKeyProvider(options()).client
 
 
 @pytest.fixture
@@ -188,7 +211,7 @@ def kms(client: "KMSClient", monkeypatch: pytest.MonkeyPatch) -> Iterator[Script
 def wire(client: "KMSClient", monkeypatch: pytest.MonkeyPatch) -> KmsKeyProvider:
     """A provider of which only the network is missing: see `answering`."""
     monkeypatch.setattr("boto3.session.Session", lambda **_: SimpleNamespace(client=lambda *_, **__: client))
-    return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
+    return KmsKeyProvider(options())
 
 
 @pytest.fixture
@@ -246,49 +269,12 @@ every_operation = pytest.mark.parametrize(
 
 
 class TestRequests:
-    def test_generating_asks_for_256_bits_bound_to_the_object(self, kms: ScriptedKms) -> None:
-        kms.answers.add_response(
-            "generate_data_key",
-            {"KeyId": ARN, "Plaintext": DEK, "CiphertextBlob": BLOB},
-            {"KeyId": ARN, "KeySpec": "AES_256", "EncryptionContext": CONTEXT},
-        )
-
-        made = kms.provider().generate(OBJECT_ID)
-
-        assert (made.plaintext, made.wrapped, made.key_ref) == (DEK, BLOB, ARN)
-
-    def test_wrapping_binds_the_key_to_the_object(self, kms: ScriptedKms) -> None:
-        kms.answers.add_response(
-            "encrypt",
-            {"KeyId": ARN, "CiphertextBlob": BLOB},
-            {"KeyId": ARN, "Plaintext": DEK, "EncryptionContext": CONTEXT},
-        )
-
-        assert kms.provider().wrap(DEK, OBJECT_ID) == (BLOB, ARN)
-
-    def test_unwrapping_names_the_key_and_the_object(self, kms: ScriptedKms) -> None:
-        kms.answers.add_response(
-            "decrypt",
-            {"KeyId": ARN, "Plaintext": DEK},
-            {"KeyId": ARN, "CiphertextBlob": BLOB, "EncryptionContext": CONTEXT},
-        )
-
-        assert kms.provider().unwrap(BLOB, ARN, OBJECT_ID) == DEK
-
     @pytest.mark.parametrize("key_id", [ALIAS, ALIAS_ARN, KEY_ID], ids=["alias", "alias-arn", "key-id"])
     def test_a_key_is_wrapped_with_by_the_name_that_settings_give(self, kms: ScriptedKms, key_id: str) -> None:
         provider = kms.provider(key_id)
-        kms.answers.add_response("describe_key", described(ARN), {"KeyId": key_id})
-        kms.answers.add_response(
-            "encrypt",
-            {"KeyId": ARN, "CiphertextBlob": BLOB},
-            {"KeyId": key_id, "Plaintext": DEK, "EncryptionContext": CONTEXT},
-        )
-        kms.answers.add_response(
-            "generate_data_key",
-            {"KeyId": ARN, "Plaintext": DEK, "CiphertextBlob": BLOB},
-            {"KeyId": key_id, "KeySpec": "AES_256", "EncryptionContext": CONTEXT},
-        )
+        kms.alias_is(ARN, key_id)
+        kms.encrypts(asked=key_id)
+        kms.generates(asked=key_id)
 
         assert provider.current_ref() == ARN
         assert provider.wrap(DEK, OBJECT_ID)[1] == ARN
@@ -296,32 +282,25 @@ class TestRequests:
 
     def test_unwrapping_names_the_rows_arn_and_never_the_alias(self, kms: ScriptedKms) -> None:
         provider = kms.resolved()
-        kms.answers.add_response(
-            "decrypt",
-            {"KeyId": ARN, "Plaintext": DEK},
-            {"KeyId": ARN, "CiphertextBlob": BLOB, "EncryptionContext": CONTEXT},
-        )
+        kms.decrypts()
 
         assert provider.unwrap(BLOB, ARN, OBJECT_ID) == DEK
 
-    def test_health_generates_a_key_of_no_object(self, kms: ScriptedKms) -> None:
-        nobody = {**CONTEXT, "object_id": "00000000-0000-0000-0000-000000000000"}
-        kms.answers.add_response(
-            "generate_data_key",
-            {"KeyId": ARN, "Plaintext": DEK, "CiphertextBlob": BLOB},
-            {"KeyId": ARN, "KeySpec": "AES_256", "EncryptionContext": nobody},
-        )
+    def test_health_generates_a_key_for_the_id_of_no_object(self, kms: ScriptedKms) -> None:
+        kms.generates(object_id="00000000-0000-0000-0000-000000000000")
 
         kms.provider().health()
 
         assert kms.calls == ["GenerateDataKey"]
 
-    def test_nothing_but_the_documented_fields_is_sent(self, wire: KmsKeyProvider) -> None:
+    def test_only_the_documented_fields_are_sent_and_the_answers_returned(self, wire: KmsKeyProvider) -> None:
         with answering(wire.client, http_key(ARN)) as requests:
-            wire.generate(OBJECT_ID)
-            wire.wrap(DEK, OBJECT_ID)
-            wire.unwrap(BLOB, ARN, OBJECT_ID)
+            made = wire.generate(OBJECT_ID)
+            wrapped = wire.wrap(DEK, OBJECT_ID)
+            unwrapped = wire.unwrap(BLOB, ARN, OBJECT_ID)
 
+        assert (made.plaintext, made.wrapped, made.key_ref) == (DEK, BLOB, ARN)
+        assert (wrapped, unwrapped) == ((BLOB, ARN), DEK)
         dek, blob = base64.b64encode(DEK).decode(), base64.b64encode(BLOB).decode()
         assert [json.loads(request.body) for request in requests] == [
             {"KeyId": ARN, "KeySpec": "AES_256", "EncryptionContext": CONTEXT},
@@ -336,51 +315,31 @@ class TestRequests:
 
     @pytest.mark.parametrize("size", [1, 6144], ids=["least", "most"])
     def test_a_wrapped_key_of_any_size_that_kms_takes_is_sent(self, kms: ScriptedKms, size: int) -> None:
-        kms.answers.add_response(
-            "decrypt",
-            {"KeyId": ARN, "Plaintext": DEK},
-            {"KeyId": ARN, "CiphertextBlob": bytes(size), "EncryptionContext": CONTEXT},
-        )
+        kms.decrypts(blob=bytes(size))
 
         assert kms.provider().unwrap(bytes(size), ARN, OBJECT_ID) == DEK
 
     @pytest.mark.parametrize("size", [0, 6145], ids=["empty", "too-large"])
     def test_a_wrapped_key_of_another_size_is_damaged_without_a_call(self, kms: ScriptedKms, size: int) -> None:
-        with kms.refusing_calls(), pytest.raises(KeyUnwrapFailed) as failure:
+        with kms.refusing_calls(), fails(KeyUnwrapFailed, "damaged"):
             kms.provider().unwrap(bytes(size), ARN, OBJECT_ID)
-
-        assert failure.value.reason == "damaged"
 
 
 class TestForeignKeys:
     @pytest.mark.parametrize("ref", FOREIGN_REFS)
-    def test_a_provider_by_arn_calls_nobody_about_another_ref(self, kms: ScriptedKms, ref: str) -> None:
-        provider = kms.provider()
+    @pytest.mark.parametrize(
+        "configured",
+        [ScriptedKms.provider, ScriptedKms.resolved, lambda kms: kms.provider(None, ARN)],
+        ids=["by-arn", "by-alias", "unwraps-only"],
+    )
+    def test_another_ref_is_unknown_without_a_call(
+        self, kms: ScriptedKms, configured: Callable[[ScriptedKms], KmsKeyProvider], ref: str
+    ) -> None:
+        provider = configured(kms)
 
-        with kms.refusing_calls(), pytest.raises(KeyUnavailable) as failure:
+        with kms.refusing_calls(), fails(KeyUnavailable, "unknown_ref"):
             provider.unwrap(BLOB, ref, OBJECT_ID)
 
-        assert failure.value.reason == "unknown_ref"
-        assert not provider.knows(ref)
-
-    @pytest.mark.parametrize("ref", FOREIGN_REFS)
-    def test_a_provider_by_alias_calls_nobody_about_another_ref(self, kms: ScriptedKms, ref: str) -> None:
-        provider = kms.resolved()
-
-        with kms.refusing_calls(), pytest.raises(KeyUnavailable) as failure:
-            provider.unwrap(BLOB, ref, OBJECT_ID)
-
-        assert failure.value.reason == "unknown_ref"
-        assert not provider.knows(ref)
-
-    @pytest.mark.parametrize("ref", FOREIGN_REFS)
-    def test_a_provider_that_only_unwraps_calls_nobody_about_another_ref(self, kms: ScriptedKms, ref: str) -> None:
-        provider = kms.provider(None, ARN)
-
-        with kms.refusing_calls(), pytest.raises(KeyUnavailable) as failure:
-            provider.unwrap(BLOB, ref, OBJECT_ID)
-
-        assert failure.value.reason == "unknown_ref"
         assert not provider.knows(ref)
 
     @pytest.mark.parametrize(
@@ -388,22 +347,18 @@ class TestForeignKeys:
         [ALIAS, ALIAS_ARN, KEY_ID, ARN + "\n", "local:0011223344556677", ""],
         ids=["alias", "alias-arn", "key-id", "line-end", "local", "empty"],
     )
-    def test_a_ref_that_is_no_arn_is_unknown_before_the_alias_is_resolved(self, kms: ScriptedKms, ref: str) -> None:
-        provider = kms.provider(ALIAS)
+    def test_a_ref_of_another_form_than_an_arn_is_unknown_before_the_alias_is_resolved(
+        self, kms: ScriptedKms, ref: str
+    ) -> None:
+        with kms.refusing_calls(), fails(KeyUnavailable, "unknown_ref"):
+            kms.provider(ALIAS).unwrap(BLOB, ref, OBJECT_ID)
 
-        with kms.refusing_calls(), pytest.raises(KeyUnavailable) as failure:
-            provider.unwrap(BLOB, ref, OBJECT_ID)
-
-        assert failure.value.reason == "unknown_ref"
-
-    def test_a_foreign_arn_makes_kms_be_asked_about_the_own_alias_alone(self, kms: ScriptedKms) -> None:
-        provider = kms.provider(ALIAS)
+    def test_a_foreign_arn_makes_the_provider_ask_about_its_own_alias_alone(self, kms: ScriptedKms) -> None:
         kms.alias_is(ARN)
 
-        with pytest.raises(KeyUnavailable) as failure:
-            provider.unwrap(BLOB, OTHER_ARN, OBJECT_ID)
+        with fails(KeyUnavailable, "unknown_ref"):
+            kms.provider(ALIAS).unwrap(BLOB, OTHER_ARN, OBJECT_ID)
 
-        assert failure.value.reason == "unknown_ref"
         assert kms.calls == ["DescribeKey"]
 
     def test_an_unknown_ref_is_unavailable_even_with_a_damaged_blob(self, kms: ScriptedKms) -> None:
@@ -411,70 +366,56 @@ class TestForeignKeys:
             kms.provider().unwrap(b"", OTHER_ARN, OBJECT_ID)
 
     @pytest.mark.parametrize("key_id", [ARN, ALIAS, None], ids=["by-arn", "by-alias", "unwraps-only"])
-    def test_a_listed_arn_is_unwrapped_whatever_wraps(self, kms: ScriptedKms, key_id: str | None) -> None:
-        provider = kms.provider(key_id, OTHER_ARN)
-        kms.answers.add_response(
-            "decrypt",
-            {"KeyId": OTHER_ARN, "Plaintext": DEK},
-            {"KeyId": OTHER_ARN, "CiphertextBlob": BLOB, "EncryptionContext": CONTEXT},
-        )
+    def test_every_listed_arn_is_known_and_unwrapped_whatever_wraps(self, kms: ScriptedKms, key_id: str | None) -> None:
+        listed = (OTHER_ARN, OTHER_ARN.replace(":key/0987", ":key/1987"))
+        provider = kms.provider(key_id, *listed)
 
-        assert provider.unwrap(BLOB, OTHER_ARN, OBJECT_ID) == DEK
-        assert kms.calls == ["Decrypt"]
+        for arn in listed:
+            kms.decrypts(by=arn, asked=arn)
+            assert provider.knows(arn)
+            assert provider.unwrap(BLOB, arn, OBJECT_ID) == DEK
+        assert kms.calls == ["Decrypt", "Decrypt"]
 
 
 class TestAnswersThatNameAnotherKey:
     @pytest.mark.parametrize("listed", [(), (OTHER_ARN,)], ids=["foreign", "listed"])
-    def test_a_generated_key_of_another_arn_is_refused(self, kms: ScriptedKms, listed: tuple[str, ...]) -> None:
+    def test_a_key_that_another_arn_generated_or_wrapped_is_refused(
+        self, kms: ScriptedKms, listed: tuple[str, ...]
+    ) -> None:
         provider = kms.provider(ARN, *listed)
-        kms.answers.add_response("generate_data_key", {"KeyId": OTHER_ARN, "Plaintext": DEK, "CiphertextBlob": BLOB})
+        kms.generates(by=OTHER_ARN)
+        kms.encrypts(by=OTHER_ARN)
 
-        with pytest.raises(KeyUnavailable) as failure:
-            provider.generate(OBJECT_ID)
-
-        assert failure.value.reason == "other_key"
-        assert provider.current_ref() == ARN
-
-    @pytest.mark.parametrize("listed", [(), (OTHER_ARN,)], ids=["foreign", "listed"])
-    def test_a_key_wrapped_by_another_arn_is_refused(self, kms: ScriptedKms, listed: tuple[str, ...]) -> None:
-        provider = kms.provider(ARN, *listed)
-        kms.answers.add_response("encrypt", {"KeyId": OTHER_ARN, "CiphertextBlob": BLOB})
-
-        with pytest.raises(KeyUnavailable) as failure:
-            provider.wrap(DEK, OBJECT_ID)
-
-        assert failure.value.reason == "other_key"
-        assert provider.current_ref() == ARN
+        for operation in (GENERATE, ENCRYPT):
+            with fails(KeyUnavailable, "other_key"):
+                operation.run(provider)
+            assert provider.current_ref() == ARN
 
     @pytest.mark.parametrize("answered", [OTHER_ARN, KEY_ID, ALIAS_ARN], ids=["other-arn", "key-id", "alias-arn"])
     def test_a_key_unwrapped_by_another_arn_than_asked_for_is_refused(self, kms: ScriptedKms, answered: str) -> None:
-        provider = kms.provider(ARN, OTHER_ARN)
-        kms.answers.add_response("decrypt", {"KeyId": answered, "Plaintext": DEK})
+        kms.decrypts(by=answered)
 
-        with pytest.raises(KeyUnwrapFailed) as failure:
-            provider.unwrap(BLOB, ARN, OBJECT_ID)
-
-        assert failure.value.reason == "other_key"
+        with fails(KeyUnwrapFailed, "other_key"):
+            kms.provider(ARN, OTHER_ARN).unwrap(BLOB, ARN, OBJECT_ID)
 
     @pytest.mark.parametrize("answered", [KEY_ID, ALIAS_ARN, ARN + "\n"], ids=["key-id", "alias-arn", "line-end"])
-    def test_an_alias_that_answers_with_no_arn_of_a_key_is_refused(self, kms: ScriptedKms, answered: str) -> None:
+    def test_an_alias_that_answers_with_another_form_than_an_arn_is_refused(
+        self, kms: ScriptedKms, answered: str
+    ) -> None:
         provider = kms.provider(ALIAS)
         kms.alias_is(answered)
-        kms.answers.add_response("encrypt", {"KeyId": answered, "CiphertextBlob": BLOB})
-        kms.answers.add_response("generate_data_key", {"KeyId": answered, "Plaintext": DEK, "CiphertextBlob": BLOB})
+        kms.encrypts(by=answered, asked=ALIAS)
+        kms.generates(by=answered, asked=ALIAS, object_id=UUID(int=0))
 
         for attempt in (provider.current_ref, lambda: provider.wrap(DEK, OBJECT_ID), provider.health):
-            with pytest.raises(KeyUnavailable) as failure:
+            with fails(KeyUnavailable, "other_key"):
                 attempt()
-            assert failure.value.reason == "other_key"
 
     def test_a_description_without_an_arn_is_refused(self, kms: ScriptedKms) -> None:
         kms.answers.add_response("describe_key", {"KeyMetadata": {"KeyId": KEY_ID}})
 
-        with pytest.raises(KeyServiceUnavailable) as failure:
+        with fails(KeyServiceUnavailable, "bad_answer"):
             kms.provider(ALIAS).current_ref()
-
-        assert failure.value.reason == "bad_answer"
 
     @pytest.mark.parametrize(
         ("key_id", "answered"),
@@ -488,23 +429,20 @@ class TestAnswersThatNameAnotherKey:
     def test_an_arn_that_cannot_be_the_configured_keys_is_refused(
         self, kms: ScriptedKms, key_id: str, answered: str
     ) -> None:
-        kms.answers.add_response("generate_data_key", {"KeyId": answered, "Plaintext": DEK, "CiphertextBlob": BLOB})
-        provider = kms.provider(key_id)
+        kms.generates(by=answered, asked=key_id)
 
-        with pytest.raises(KeyUnavailable) as failure:
-            provider.generate(OBJECT_ID)
-
-        assert failure.value.reason == "other_key"
+        with fails(KeyUnavailable, "other_key"):
+            kms.provider(key_id).generate(OBJECT_ID)
 
 
-class TestAnswersThatAreNone:
-    """Whatever answers at the address is not KMS, or not whole: a trouble that may pass, never an unknown error."""
+class TestAnswersOfAnotherService:
+    """What answers is not KMS, or not whole: a trouble that may pass, never an unknown error."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def client(cls) -> "KMSClient":
         """One of its own: a client that has failed very often stops trying again, which other tests count."""
-        return KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client
+        return KmsKeyProvider(options()).client
 
     @pytest.mark.parametrize("status", [200, 500])
     @pytest.mark.parametrize(
@@ -512,39 +450,25 @@ class TestAnswersThatAreNone:
         [b"", b"<html>", b"null", b"[]", b"{}", b'{"KeyId": 5}', b"\xff\xfe", b'{"KeyMetadata": 1}'],
         ids=["empty", "html", "null", "list", "no-fields", "number", "not-utf8", "no-metadata"],
     )
-    @pytest.mark.usefixtures("pauses")
-    def test_every_call_takes_the_service_for_unreachable(
-        self, wire: KmsKeyProvider, client: "KMSClient", body: bytes, status: int
-    ) -> None:
-        by_alias = KmsKeyProvider(KmsOptions(ALIAS, REGION, (), None, AwsAccess(*ACCESS)))
-        calls: list[Callable[[], object]] = [
-            lambda: wire.generate(OBJECT_ID),
-            lambda: wire.wrap(DEK, OBJECT_ID),
-            lambda: wire.unwrap(BLOB, ARN, OBJECT_ID),
-            by_alias.current_ref,
-        ]
-
-        for call in calls:
+    @pytest.mark.usefixtures("pauses", "wire")
+    def test_every_call_takes_the_service_for_unreachable(self, client: "KMSClient", body: bytes, status: int) -> None:
+        for operation in (GENERATE, ENCRYPT, DECRYPT, DESCRIBE):
             with answering(client, http(status, body)), pytest.raises(KeyServiceUnavailable):
-                call()
+                operation.run(KmsKeyProvider(options(operation.key_id)))
 
     @pytest.mark.parametrize("key_id", [5, None, ["x"]], ids=str)
-    def test_an_arn_that_is_no_text_is_none(self, wire: KmsKeyProvider, client: "KMSClient", key_id: object) -> None:
+    def test_an_arn_of_another_type_than_text_is_a_bad_answer(
+        self, wire: KmsKeyProvider, client: "KMSClient", key_id: object
+    ) -> None:
         whole = json.loads(http_key(ARN).content)
         answer = http(200, json.dumps({**whole, "KeyId": key_id}).encode())
-        calls: list[Callable[[], object]] = [
-            lambda: wire.generate(OBJECT_ID),
-            lambda: wire.wrap(DEK, OBJECT_ID),
-            lambda: wire.unwrap(BLOB, ARN, OBJECT_ID),
-        ]
 
-        for call in calls:
-            with answering(client, answer), pytest.raises(KeyServiceUnavailable) as failure:
-                call()
-            assert failure.value.reason == "bad_answer"
+        for operation in (GENERATE, ENCRYPT, DECRYPT):
+            with answering(client, answer), fails(KeyServiceUnavailable, "bad_answer"):
+                operation.run(wire)
 
     @pytest.mark.parametrize("plaintext", [b"", b"\0\0\0", bytes(31), bytes(33)], ids=len)
-    def test_a_generated_key_of_another_length_is_none(
+    def test_a_generated_key_of_another_length_is_a_bad_answer(
         self, wire: KmsKeyProvider, client: "KMSClient", plaintext: bytes
     ) -> None:
         with answering(client, http_key(ARN, plaintext=plaintext)), pytest.raises(KeyServiceUnavailable):
@@ -552,34 +476,16 @@ class TestAnswersThatAreNone:
 
 
 class TestUnwrappingOnly:
-    def test_every_listed_arn_is_known_and_unwrapped(self, kms: ScriptedKms) -> None:
-        provider = kms.provider(None, ARN, OTHER_ARN)
-        for arn in (ARN, OTHER_ARN):
-            kms.answers.add_response(
-                "decrypt",
-                {"KeyId": arn, "Plaintext": DEK},
-                {"KeyId": arn, "CiphertextBlob": BLOB, "EncryptionContext": CONTEXT},
-            )
-
-        assert all(provider.knows(arn) for arn in (ARN, OTHER_ARN))
-        assert [provider.unwrap(BLOB, arn, OBJECT_ID) for arn in (ARN, OTHER_ARN)] == [DEK, DEK]
-
     @pytest.mark.parametrize(
         "attempt",
-        [
-            pytest.param(lambda provider: provider.generate(OBJECT_ID), id="generate"),
-            pytest.param(lambda provider: provider.wrap(DEK, OBJECT_ID), id="wrap"),
-            pytest.param(lambda provider: provider.current_ref(), id="current-ref"),
-            pytest.param(lambda provider: provider.health(), id="health"),
-        ],
+        [GENERATE.run, ENCRYPT.run, KmsKeyProvider.current_ref, KmsKeyProvider.health],
+        ids=["generate", "wrap", "current-ref", "health"],
     )
-    def test_nothing_is_wrapped(self, kms: ScriptedKms, attempt: Callable[[KmsKeyProvider], object]) -> None:
-        provider = kms.provider(None, ARN)
-
-        with kms.refusing_calls(), pytest.raises(KeyUnavailable) as failure:
-            attempt(provider)
-
-        assert failure.value.reason == "no_wrapping_key"
+    def test_wrapping_is_refused_without_a_call(
+        self, kms: ScriptedKms, attempt: Callable[[KmsKeyProvider], object]
+    ) -> None:
+        with kms.refusing_calls(), fails(KeyUnavailable, "no_wrapping_key"):
+            attempt(kms.provider(None, ARN))
 
 
 class TestAliases:
@@ -596,7 +502,7 @@ class TestAliases:
 
     def test_an_alias_needs_no_resolving_once_it_has_wrapped(self, kms: ScriptedKms) -> None:
         provider = kms.provider(ALIAS)
-        kms.answers.add_response("encrypt", {"KeyId": ARN, "CiphertextBlob": BLOB})
+        kms.encrypts(asked=ALIAS)
 
         provider.wrap(DEK, OBJECT_ID)
 
@@ -618,14 +524,16 @@ class TestAliases:
 
         assert provider.current_ref() == ARN
 
-    @pytest.mark.parametrize("key_id", [ALIAS, KEY_ID])
-    def test_a_ref_of_another_region_is_unknown_before_the_key_is_resolved(self, kms: ScriptedKms, key_id: str) -> None:
+    @pytest.mark.parametrize(
+        ("key_id", "ref"),
+        [(ALIAS, ARN.replace(REGION, "us-east-1")), (KEY_ID, ARN.replace(REGION, "us-east-1")), (KEY_ID, OTHER_ARN)],
+        ids=["other-region-than-the-alias", "other-region-than-the-plain-id", "other-key-than-the-plain-id"],
+    )
+    def test_a_ref_that_cannot_be_the_configured_keys_is_unknown_without_a_call(
+        self, kms: ScriptedKms, key_id: str, ref: str
+    ) -> None:
         with kms.refusing_calls():
-            assert not kms.provider(key_id).knows(ARN.replace(REGION, "us-east-1"))
-
-    def test_a_ref_of_another_key_than_the_plain_id_is_unknown_without_a_call(self, kms: ScriptedKms) -> None:
-        with kms.refusing_calls():
-            assert not kms.provider(KEY_ID).knows(OTHER_ARN)
+            assert not kms.provider(key_id).knows(ref)
 
     def test_an_unresolved_alias_makes_a_row_wait_for_the_key_service(self, kms: ScriptedKms) -> None:
         provider = kms.provider(ALIAS)
@@ -654,17 +562,14 @@ class TestCiphertexts:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
 
         for blob in (made.wrapped, wrapped):
-            with pytest.raises(KeyUnwrapFailed) as failure:
+            with fails(KeyUnwrapFailed, "InvalidCiphertextException"):
                 provider.unwrap(blob, key_ref, OTHER_ID)
-            assert failure.value.reason == "InvalidCiphertextException"
 
     def test_a_damaged_blob_does_not_unwrap(self, provider: KmsKeyProvider) -> None:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
 
-        with pytest.raises(KeyUnwrapFailed) as failure:
+        with fails(KeyUnwrapFailed, "InvalidCiphertextException"):
             provider.unwrap(wrapped[:-1], key_ref, OBJECT_ID)
-
-        assert failure.value.reason == "InvalidCiphertextException"
 
     def test_a_provider_that_only_unwraps_reads_what_another_wrapped(
         self, played: PlayedKms, provider: KmsKeyProvider
@@ -691,40 +596,52 @@ class TestCiphertexts:
         assert provider.wrap(DEK, OBJECT_ID)[1] == provider.current_ref() == played.arn
 
 
-PASSING = [
-    pytest.param("ThrottlingException", 400, id="throttled"),
-    pytest.param("Throttling", 400, id="throttled-as-others-say"),
-    pytest.param("TooManyRequestsException", 429, id="too-many-requests"),
-    pytest.param("RequestLimitExceeded", 400, id="request-limit"),
-    pytest.param("LimitExceededException", 400, id="limit"),
-    pytest.param("SlowDown", 400, id="slow-down"),
-    pytest.param("RequestTimeout", 400, id="request-timeout"),
-    pytest.param("ServiceUnavailable", 400, id="unavailable-by-its-code"),
-    pytest.param("KMSInternalException", 500, id="internal"),
-    pytest.param("KMSInternalException", 400, id="internal-by-its-code"),
-    pytest.param("DependencyTimeoutException", 503, id="dependency"),
-    pytest.param("DependencyTimeoutException", 400, id="dependency-by-its-code"),
-    pytest.param("KeyUnavailableException", 500, id="key-not-reachable"),
-    pytest.param("KeyUnavailableException", 400, id="key-not-reachable-by-its-code"),
-    pytest.param("SomethingNewException", 500, id="unknown-500"),
-    pytest.param("SomethingNewException", 503, id="unknown-503"),
-    pytest.param("", 599, id="no-code-599"),
-]
-LASTING = [
-    pytest.param("DisabledException", 400, id="disabled"),
-    pytest.param("KMSInvalidStateException", 400, id="pending-deletion"),
-    pytest.param("AccessDeniedException", 400, id="access-denied"),
-    pytest.param("NotFoundException", 400, id="not-found"),
-    pytest.param("InvalidKeyUsageException", 400, id="key-of-another-use"),
-    pytest.param("UnrecognizedClientException", 400, id="unknown-credentials"),
-    pytest.param("InvalidSignatureException", 400, id="wrong-secret"),
-    pytest.param("SomethingNewException", 499, id="unknown-499"),
-    pytest.param("", 400, id="no-code"),
-]
-DAMAGED = [
-    pytest.param("InvalidCiphertextException", id="damaged-or-other-context"),
-    pytest.param("IncorrectKeyException", id="other-key"),
-]
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong in a call to KMS, and what the provider makes of it."""
+
+    cause: tuple[str, int] | Exception
+    error: type[KeyFailure]
+    event: str
+
+    @property
+    def reason(self) -> str:
+        return type(self.cause).__name__ if isinstance(self.cause, Exception) else self.cause[0]
+
+    @contextmanager
+    def in_a_call(self, kms: ScriptedKms, method: str) -> Iterator[None]:
+        if isinstance(self.cause, Exception):
+            with failing(kms.client, self.cause):
+                yield
+        else:
+            code, status = self.cause
+            kms.answers.add_client_error(method, code, "User: arn:aws:iam::111122223333:user/vault may not.", status)
+            yield
+
+
+def refusals(error: type[KeyFailure], codes_by_status: dict[int, list[str]]) -> list[Fault]:
+    pairs = [(code, status) for status, codes in codes_by_status.items() for code in codes]
+    return [Fault(pair, error, "kms_refused") for pair in pairs]
+
+
+# fmt: off
+MAY_PASS = {
+    400: ["ThrottlingException", "Throttling", "RequestLimitExceeded", "LimitExceededException", "SlowDown",
+          "RequestTimeout", "ServiceUnavailable", "KMSInternalException", "DependencyTimeoutException",
+          "KeyUnavailableException"],
+    408: ["SomethingNewException"],
+    429: ["TooManyRequestsException", "SomethingNewException"],
+    500: ["KMSInternalException", "KeyUnavailableException", "SomethingNewException"],
+    503: ["DependencyTimeoutException", "SomethingNewException"],
+    599: [""],
+}
+LASTS = {
+    400: ["DisabledException", "KMSInvalidStateException", "AccessDeniedException", "NotFoundException",
+          "InvalidKeyUsageException", "UnrecognizedClientException", "InvalidSignatureException", ""],
+    499: ["SomethingNewException"],
+}
+# fmt: on
+DAMAGED = {400: ["InvalidCiphertextException", "IncorrectKeyException"]}
 NETWORK: list[Exception] = [
     ConnectTimeoutError(endpoint_url="https://kms.example.org"),
     ReadTimeoutError(endpoint_url="https://kms.example.org"),
@@ -737,122 +654,86 @@ NETWORK: list[Exception] = [
     ProtocolError("cut"),
     ConnectionResetError(),
 ]
+MISCONFIGURED = [PartialCredentialsError(provider="env", cred_var="aws_secret_access_key"), NoRegionError()]
+FAULTS = [
+    *refusals(KeyServiceUnavailable, MAY_PASS),
+    *refusals(KeyUnavailable, LASTS),
+    *refusals(KeyUnavailable, DAMAGED),
+    *(Fault(error, KeyServiceUnavailable, "kms_unreachable") for error in NETWORK),
+    *(Fault(error, KeyUnavailable, "kms_refused") for error in MISCONFIGURED),
+]
+# KMS, or a proxy, may repeat what it was sent.
+TALKATIVE = f"{DEK.hex()} {BLOB.hex()} {ACCESS[1]} {OBJECT_ID} secure-vault"
+
+
+def assert_tells_nothing(text: str) -> None:
+    assert not shows(text, DEK)
+    assert not shows(text, BLOB)
+    for secret in (ACCESS[1], str(OBJECT_ID), OBJECT_ID.hex, "secure-vault", "file-dek"):
+        assert secret not in text
 
 
 class TestFailures:
     @every_operation
-    @pytest.mark.parametrize(("code", "status"), PASSING)
-    def test_the_services_own_trouble_may_pass(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, code: str, status: int
+    @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.reason}-{fault.error.__name__}")
+    def test_a_fault_is_translated_and_logged_without_secrets(
+        self, kms: ScriptedKms, log: list[Any], operation: Operation, fault: Fault
     ) -> None:
-        kms.answers.add_client_error(operation.method, code, http_status_code=status)
+        is_damage = operation is DECRYPT and fault.reason in DAMAGED[400]
 
-        with pytest.raises(KeyServiceUnavailable) as failure:
+        with (
+            fault.in_a_call(kms, operation.method),
+            pytest.raises(KeyUnwrapFailed if is_damage else fault.error) as failure,
+        ):
             operation.run(kms.provider(operation.key_id))
 
-        assert failure.value.reason == code
-        assert log == [{"event": "kms_refused", "log_level": "error", "operation": operation.name, "code": code}]
+        line = {"event": fault.event, "log_level": "error", "operation": operation.name, "code": fault.reason}
+        assert failure.value.reason == fault.reason
+        assert isinstance(fault.cause, tuple) or failure.value.__cause__ is fault.cause
+        assert log == ([] if is_damage else [line])
+        assert_tells_nothing(told_by(failure.value) + repr(log))
 
     @every_operation
-    @pytest.mark.parametrize(("code", "status"), LASTING)
-    def test_a_refusal_is_for_an_operator(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, code: str, status: int
+    @pytest.mark.parametrize("status", [400, 500], ids=["refused", "down"])
+    def test_a_service_that_repeats_what_it_was_sent_is_not_quoted(
+        self, kms: ScriptedKms, log: list[Any], operation: Operation, status: int
     ) -> None:
-        kms.answers.add_client_error(operation.method, code, http_status_code=status)
+        kms.answers.add_client_error(operation.method, "SomeException", TALKATIVE, status)
 
-        with pytest.raises(KeyUnavailable) as failure:
+        with pytest.raises(KeyFailure) as failure:
             operation.run(kms.provider(operation.key_id))
 
-        assert failure.value.reason == code
-        assert log == [{"event": "kms_refused", "log_level": "error", "operation": operation.name, "code": code}]
-
-    @pytest.mark.parametrize("code", DAMAGED)
-    def test_a_wrapped_key_that_kms_cannot_open_is_damaged_or_anothers(self, kms: ScriptedKms, code: str) -> None:
-        kms.answers.add_client_error("decrypt", code)
-
-        with pytest.raises(KeyUnwrapFailed) as failure:
-            kms.provider().unwrap(BLOB, ARN, OBJECT_ID)
-
-        assert failure.value.reason == code
-
-    @pytest.mark.parametrize("operation", [GENERATE, ENCRYPT, DESCRIBE], ids=lambda operation: operation.name)
-    @pytest.mark.parametrize("code", DAMAGED)
-    def test_only_an_unwrap_can_fail_for_the_wrapped_key(
-        self, kms: ScriptedKms, operation: Operation, code: str
-    ) -> None:
-        kms.answers.add_client_error(operation.method, code)
-
-        with pytest.raises(KeyUnavailable) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        assert failure.value.reason == code
-
-    @every_operation
-    @pytest.mark.parametrize("error", NETWORK, ids=lambda error: type(error).__name__)
-    def test_a_network_that_fails_may_recover(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, error: Exception
-    ) -> None:
-        name = type(error).__name__
-
-        with failing(kms.client, error), pytest.raises(KeyServiceUnavailable) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        assert failure.value.reason == name
-        assert failure.value.__cause__ is error
-        assert log == [{"event": "kms_unreachable", "log_level": "error", "operation": operation.name, "code": name}]
-
-    @every_operation
-    @pytest.mark.parametrize(
-        "error",
-        [PartialCredentialsError(provider="env", cred_var="aws_secret_access_key"), NoRegionError()],
-        ids=lambda error: type(error).__name__,
-    )
-    def test_credentials_that_do_not_do_are_for_an_operator(
-        self, kms: ScriptedKms, operation: Operation, error: Exception
-    ) -> None:
-        with failing(kms.client, error), pytest.raises(KeyUnavailable) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        assert failure.value.reason == type(error).__name__
+        error = failure.value
+        assert_tells_nothing(f"{error} {error!r} {error.args} {vars(error)} {exception_facts(error)} {log}")
 
     @pytest.mark.usefixtures("no_credentials")
-    def test_missing_credentials_are_for_an_operator(self) -> None:
+    def test_missing_credentials_are_for_an_operator(self, log: list[Any]) -> None:
         provider = KmsKeyProvider(KmsOptions(ARN, REGION))
 
         for operation in (GENERATE, ENCRYPT, DECRYPT):
             with pytest.raises(KeyUnavailable) as failure:
                 operation.run(provider)
             assert failure.value.reason == "NoCredentialsError"
+            assert_tells_nothing(told_by(failure.value) + repr(log))
 
     @pytest.mark.usefixtures("no_credentials")
     def test_a_profile_that_does_not_exist_is_for_an_operator(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_PROFILE", "absent")
 
-        with pytest.raises(KeyUnavailable) as failure:
+        with fails(KeyUnavailable, "ProfileNotFound"):
             KmsKeyProvider(KmsOptions(ARN, REGION)).health()
-
-        assert failure.value.reason == "ProfileNotFound"
 
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
             (KmsOptions(ARN, "eu central", (), None, AwsAccess(*ACCESS)), "InvalidRegionError"),
-            (KmsOptions(ARN, REGION, (), "http://my_kms:4566", AwsAccess(*ACCESS)), "ValueError"),
+            (options(endpoint_url="http://my_kms:4566"), "ValueError"),
         ],
         ids=["region", "host"],
     )
     def test_settings_that_boto3_refuses_are_for_an_operator(self, options: KmsOptions, reason: str) -> None:
-        with pytest.raises(KeyUnavailable) as failure:
+        with fails(KeyUnavailable, reason):
             KmsKeyProvider(options).generate(OBJECT_ID)
-
-        assert failure.value.reason == reason
-
-    @pytest.mark.parametrize("status", [408, 429])
-    def test_a_status_that_says_later_may_pass_whatever_its_code(self, kms: ScriptedKms, status: int) -> None:
-        kms.answers.add_client_error("decrypt", "NobodyKnowsIt", http_status_code=status)
-
-        with pytest.raises(KeyServiceUnavailable):
-            kms.provider().unwrap(BLOB, ARN, OBJECT_ID)
 
 
 @pytest.mark.usefixtures("pauses")
@@ -860,41 +741,34 @@ class TestAttempts:
     """Through the whole of botocore, down to where it would send."""
 
     @pytest.mark.parametrize(
-        ("answer", "reason"),
+        ("answer", "error", "reason", "attempts"),
         [
-            pytest.param(ConnectTimeoutError(endpoint_url="https://kms"), "ConnectTimeoutError", id="connect"),
-            pytest.param(ReadTimeoutError(endpoint_url="https://kms"), "ReadTimeoutError", id="read"),
-            pytest.param(http_error(400, "ThrottlingException"), "ThrottlingException", id="throttled"),
-            pytest.param(http_error(500, "KMSInternalException"), "KMSInternalException", id="internal"),
-            pytest.param(http(502, b"<html>Bad Gateway</html>"), "502", id="proxy"),
-            pytest.param(http(503), "503", id="empty"),
+            (ConnectTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ConnectTimeoutError", 3),
+            (ReadTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ReadTimeoutError", 3),
+            (http_error(400, "ThrottlingException"), KeyServiceUnavailable, "ThrottlingException", 3),
+            (http_error(500, "KMSInternalException"), KeyServiceUnavailable, "KMSInternalException", 3),
+            (http(502, b"<html>Bad Gateway</html>"), KeyServiceUnavailable, "502", 3),
+            (http(503), KeyServiceUnavailable, "503", 3),
+            (http_error(400, "AccessDeniedException"), KeyUnavailable, "AccessDeniedException", 1),
+            (http_error(400, "DisabledException"), KeyUnavailable, "DisabledException", 1),
+            (http_error(400, "InvalidCiphertextException"), KeyUnwrapFailed, "InvalidCiphertextException", 1),
         ],
+        ids=["connect", "read", "throttled", "internal", "proxy", "empty", "refused", "disabled", "damaged"],
     )
-    def test_what_may_pass_is_tried_three_times_in_all(
-        self, wire: KmsKeyProvider, answer: AWSResponse | Exception, reason: str
+    def test_a_fault_that_may_pass_is_tried_three_times_in_all_and_another_once(
+        self,
+        wire: KmsKeyProvider,
+        answer: AWSResponse | Exception,
+        error: type[KeyFailure],
+        reason: str,
+        attempts: int,
     ) -> None:
-        with answering(wire.client, answer) as requests, pytest.raises(KeyServiceUnavailable) as failure:
+        with answering(wire.client, answer) as requests, fails(error, reason):
             wire.unwrap(BLOB, ARN, OBJECT_ID)
 
-        assert failure.value.reason == reason
-        assert len(requests) == 3
+        assert len(requests) == attempts
 
-    @pytest.mark.parametrize(
-        ("code", "error"),
-        [
-            pytest.param("AccessDeniedException", KeyUnavailable, id="refused"),
-            pytest.param("DisabledException", KeyUnavailable, id="disabled"),
-            pytest.param("InvalidCiphertextException", KeyUnwrapFailed, id="damaged"),
-        ],
-    )
-    def test_what_lasts_is_tried_once(self, wire: KmsKeyProvider, code: str, error: type[KeyFailure]) -> None:
-        with answering(wire.client, http_error(400, code)) as requests, pytest.raises(error) as failure:
-            wire.unwrap(BLOB, ARN, OBJECT_ID)
-
-        assert failure.value.reason == code
-        assert len(requests) == 1
-
-    def test_a_trouble_that_passes_in_time_is_not_told(self, wire: KmsKeyProvider, log: list[Any]) -> None:
+    def test_a_fault_that_passes_in_time_is_not_logged(self, wire: KmsKeyProvider, log: list[Any]) -> None:
         throttled, slow = http_error(400, "ThrottlingException"), ReadTimeoutError(endpoint_url="https://kms")
 
         with answering(wire.client, throttled, slow, http_key(ARN)) as requests:
@@ -944,12 +818,12 @@ class TestClient:
         monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", "http://somewhere.example.org")
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere.example.org")
 
-        endpoint = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS))).client.meta.endpoint_url
+        endpoint = KmsKeyProvider(options()).client.meta.endpoint_url
 
         assert endpoint == f"https://kms.{REGION}.amazonaws.com"
 
     def test_it_is_made_from_the_options(self, boto: CountingSessions) -> None:
-        _ = KmsKeyProvider(KmsOptions(ARN, REGION, (), "https://kms.example.org", AwsAccess(*ACCESS))).client
+        _ = KmsKeyProvider(options(endpoint_url="https://kms.example.org")).client
 
         (made,), (session,) = boto.clients, boto.sessions
         assert session["region_name"] == REGION
@@ -958,23 +832,19 @@ class TestClient:
 
     @pytest.mark.parametrize("key_id", [ARN, ALIAS, None], ids=["by-arn", "by-alias", "unwraps-only"])
     def test_it_is_not_made_before_it_is_used(self, boto: CountingSessions, key_id: str | None) -> None:
-        provider = KmsKeyProvider(KmsOptions(key_id, REGION, (ARN,), None, AwsAccess(*ACCESS)))
+        provider = KmsKeyProvider(options(key_id, ARN))
 
         assert provider.knows(ARN)
         assert not provider.knows("local:0011223344556677")
         assert boto.sessions == []
 
-    def test_it_is_made_once_in_a_process(self, boto: CountingSessions) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
-
-        first, second = provider.client, provider.client
-
-        assert first is second
-        assert len(boto.clients) == 1
-
-    def test_it_is_made_anew_in_a_forked_child(self, boto: CountingSessions, monkeypatch: pytest.MonkeyPatch) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
+    def test_it_is_made_once_in_a_process_and_again_in_a_forked_child(
+        self, boto: CountingSessions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = KmsKeyProvider(options())
         parents = provider.client
+        assert provider.client is parents
+        assert len(boto.clients) == 1
 
         pid = os.getpid()
         monkeypatch.setattr("os.getpid", lambda: pid + 1)
@@ -985,7 +855,7 @@ class TestClient:
         assert len(boto.clients) == 2
 
     def test_threads_share_one(self, boto: CountingSessions) -> None:
-        provider = KmsKeyProvider(KmsOptions(ARN, REGION, (), None, AwsAccess(*ACCESS)))
+        provider = KmsKeyProvider(options())
         second = threading.Barrier(2)
 
         def let_another_catch_up() -> None:
@@ -1002,89 +872,36 @@ class TestClient:
 
 
 class TestSecrecy:
-    # KMS itself repeats no input; a proxy or another implementation of it may.
-    TALKATIVE = f"{DEK.hex()} {BLOB.hex()} {ACCESS[1]} {OBJECT_ID} secure-vault"
-
-    def assert_tells_nothing(self, text: str) -> None:
-        assert not shows(text, DEK)
-        assert not shows(text, BLOB)
-        for secret in (ACCESS[1], str(OBJECT_ID), OBJECT_ID.hex, "secure-vault", "file-dek"):
-            assert secret not in text
-
-    @every_operation
-    @pytest.mark.parametrize(
-        "code", ["AccessDeniedException", "ThrottlingException", "InvalidCiphertextException", "IncorrectKeyException"]
-    )
-    def test_an_error_and_its_whole_chain_tell_nothing(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, code: str
-    ) -> None:
-        kms.answers.add_client_error(operation.method, code, "User: arn:aws:iam::111122223333:user/vault may not.")
-
-        with pytest.raises(KeyFailure) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        self.assert_tells_nothing(told_by(failure.value) + repr(log))
-
-    @every_operation
-    @pytest.mark.parametrize("error", NETWORK, ids=lambda error: type(error).__name__)
-    def test_a_network_error_and_its_whole_chain_tell_nothing(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, error: Exception
-    ) -> None:
-        with failing(kms.client, error), pytest.raises(KeyFailure) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        self.assert_tells_nothing(told_by(failure.value) + repr(log))
-
-    @every_operation
-    @pytest.mark.parametrize("status", [400, 500], ids=["refused", "down"])
-    def test_a_service_that_repeats_what_it_was_sent_is_not_quoted(
-        self, kms: ScriptedKms, log: list[Any], operation: Operation, status: int
-    ) -> None:
-        kms.answers.add_client_error(operation.method, "SomeException", self.TALKATIVE, status)
-
-        with pytest.raises(KeyFailure) as failure:
-            operation.run(kms.provider(operation.key_id))
-
-        error = failure.value
-        self.assert_tells_nothing(f"{error} {error!r} {error.args} {vars(error)} {exception_facts(error)} {log}")
-
     @pytest.mark.parametrize("attempt", ["foreign", "empty", "too-large", "other-answer"])
     def test_an_error_of_the_providers_own_tells_nothing(self, kms: ScriptedKms, attempt: str) -> None:
         wrapped = {"empty": b"", "too-large": BLOB * 49}.get(attempt, BLOB)
         if attempt == "other-answer":
-            kms.answers.add_response("decrypt", {"KeyId": OTHER_ARN, "Plaintext": DEK})
+            kms.decrypts(by=OTHER_ARN)
 
         with pytest.raises(KeyFailure) as failure:
             kms.provider().unwrap(wrapped, OTHER_ARN if attempt == "foreign" else ARN, OBJECT_ID)
 
-        self.assert_tells_nothing(told_by(failure.value))
-
-    @pytest.mark.usefixtures("no_credentials")
-    def test_missing_credentials_tell_nothing(self, log: list[Any]) -> None:
-        with pytest.raises(KeyUnavailable) as failure:
-            KmsKeyProvider(KmsOptions(ARN, REGION)).wrap(DEK, OBJECT_ID)
-
-        self.assert_tells_nothing(told_by(failure.value) + repr(log))
+        assert_tells_nothing(told_by(failure.value))
 
     def test_repr_of_the_options_shows_no_credential(self) -> None:
-        options = KmsOptions(ARN, REGION, (OTHER_ARN,), None, AwsAccess(*ACCESS))
+        shown = f"{options()} {options()!r}"
 
-        assert not any(part in f"{options} {options!r}" for part in ACCESS)
-        assert f"key_id='{ARN}'" in repr(options)
+        assert not any(part in shown for part in ACCESS)
+        assert f"key_id='{ARN}'" in shown
 
     def test_repr_of_the_provider_shows_no_credential_and_no_key(self, kms: ScriptedKms) -> None:
         provider = kms.provider()
-        kms.answers.add_response("generate_data_key", {"KeyId": ARN, "Plaintext": DEK, "CiphertextBlob": BLOB})
+        kms.generates()
 
         made = provider.generate(OBJECT_ID)
 
-        self.assert_tells_nothing(f"{provider} {provider!r} {vars(provider)} {made} {made!r}")
+        assert_tells_nothing(f"{provider} {provider!r} {vars(provider)} {made} {made!r}")
         assert ACCESS[0] not in f"{provider} {provider!r} {vars(provider)}"
 
     def test_a_success_is_not_logged(self, kms: ScriptedKms, log: list[Any]) -> None:
-        kms.answers.add_response("generate_data_key", {"KeyId": ARN, "Plaintext": DEK, "CiphertextBlob": BLOB})
-        kms.answers.add_response("encrypt", {"KeyId": ARN, "CiphertextBlob": BLOB})
-        kms.answers.add_response("decrypt", {"KeyId": ARN, "Plaintext": DEK})
+        kms.generates()
+        kms.encrypts()
+        kms.decrypts()
         provider = kms.provider()
 
         for operation in (GENERATE, ENCRYPT, DECRYPT):
@@ -1101,7 +918,7 @@ class TestRing:
         return KeyRing({"local": LocalKeyProvider([master_key(1)]), "aws-kms": kms.provider()}, primary="aws-kms")
 
     def test_new_keys_are_wrapped_by_kms_and_carry_its_arn(self, kms: ScriptedKms, ring: KeyRing) -> None:
-        kms.answers.add_response("encrypt", {"KeyId": ARN, "CiphertextBlob": BLOB})
+        kms.encrypts()
 
         key = ring.wrap(DEK, OBJECT_ID)
 
@@ -1123,23 +940,15 @@ class TestRing:
         assert ring.providers == {"local", "aws-kms"}
         assert [ring.is_remote(name) for name in ("aws-kms", "local", "elsewhere")] == [True, False, False]
 
-    @pytest.mark.parametrize(
-        ("unwrapped", "error", "reason"),
-        [
-            pytest.param(bytes(32), KeyUnwrapFailed, "canary", id="another-key"),
-            pytest.param(bytes(16), KeyUnwrapFailed, "length", id="another-length"),
-        ],
-    )
-    def test_a_canary_that_does_not_come_back_is_told(
-        self, kms: ScriptedKms, ring: KeyRing, unwrapped: bytes, error: type[KeyFailure], reason: str
+    @pytest.mark.parametrize(("unwrapped", "reason"), [(bytes(32), "canary"), (bytes(16), "length")])
+    def test_a_canary_that_comes_back_changed_is_refused(
+        self, kms: ScriptedKms, ring: KeyRing, unwrapped: bytes, reason: str
     ) -> None:
         kms.answers.add_response("encrypt", {"KeyId": ARN, "CiphertextBlob": BLOB})
         kms.answers.add_response("decrypt", {"KeyId": ARN, "Plaintext": unwrapped})
 
-        with pytest.raises(error) as failure:
+        with fails(KeyUnwrapFailed, reason):
             ring.check_primary()
-
-        assert failure.value.reason == reason
 
     def test_a_canary_that_comes_back_passes(self, wire: KmsKeyProvider) -> None:
         ring = KeyRing({"aws-kms": wire}, primary="aws-kms")
