@@ -27,7 +27,7 @@ _MAKERS: Final[dict[str, Callable[[], str]]] = {
 }
 _NEW: Final = """\
 # Made by scripts/generate-secrets. .env.example explains every setting.
-# Whoever has MASTER_KEY can read every file; without it nobody can. Keep a copy away from this machine.
+# MASTER_KEY opens every file, and no file opens without it. Keep a copy away from this machine.
 {secrets}
 # For one machine without any server. docker-compose.yml has database, store and broker of its own instead of these.
 VAR_DIR={var_dir}

@@ -18,7 +18,8 @@ from vault.core.errors import AuditUnavailable
 from vault.core.networks import network_of
 from vault.core.principal import Principal
 
-NOBODY: Final = uuid.UUID(int=0)
+# Stands for NULL in unique keys: who is not signed in has no account and no session.
+NO_ACCOUNT: Final = uuid.UUID(int=0)
 _TALLY_KEY: Final = ("minute", "action", "network", "account_id", "reason")
 _READ_KEY: Final = ("window", "file_id", "session_id", "ip", "action")
 # Views and ranges of one file by one session within these become one event after the first.
@@ -78,7 +79,7 @@ class AuditService:
             "minute": now.replace(second=0, microsecond=0),
             "action": action,
             "network": network_of(principal.ip),
-            "account_id": principal.user_id or NOBODY,
+            "account_id": principal.user_id or NO_ACCOUNT,
             "reason": reason,
             "count": 1,
             "first_at": now,
@@ -108,7 +109,7 @@ def count_read(
         "id": uuid.uuid4(),
         "window": at.replace(minute=at.minute // WINDOW_MINUTES * WINDOW_MINUTES, second=0, microsecond=0),
         "file_id": file_id,
-        "session_id": principal.session_id or NOBODY,
+        "session_id": principal.session_id or NO_ACCOUNT,
         "ip": principal.ip or "",
         "action": action,
         "count": 1,
@@ -116,7 +117,7 @@ def count_read(
         "broken_off": 0,
         "bytes_served": 0,
         "last_at": at,
-        "actor_id": principal.user_id or NOBODY,
+        "actor_id": principal.user_id or NO_ACCOUNT,
         "actor_email": principal.email,
         "user_agent": principal.user_agent,
         "request_id": principal.request_id,

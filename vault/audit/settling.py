@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditRead, AuditTally, Outcome
-from vault.audit.service import NOBODY, WINDOW_MINUTES, write
+from vault.audit.service import NO_ACCOUNT, WINDOW_MINUTES, write
 
 # A minute, plus clock differences and the time of transactions.
 _OVER_AFTER: Final = timedelta(seconds=90)
@@ -116,7 +116,7 @@ def _event_key(tally: Any) -> tuple[Any, ...]:
 
 def _event(tallies: Sequence[AuditTally]) -> dict[str, Any]:
     first = min(tallies, key=lambda tally: tally.first_at)
-    actor_id = None if first.account_id == NOBODY else first.account_id
+    actor_id = None if first.account_id == NO_ACCOUNT else first.account_id
     return {
         # One tally can never make two events.
         "id": first.id,

@@ -58,7 +58,7 @@ class Passwords:
         self._wait_seconds = wait_seconds
         self._judging = threading.BoundedSemaphore(1)
         self._waiting_to_judge = threading.BoundedSemaphore(most_waiting)
-        self._nobodys_hash = hasher.hash("a password that nobody has")
+        self._dummy_hash = hasher.hash("a password of no account")
 
     def require_strength(self, password: str, hints: Sequence[str], *, field: str = "password") -> None:
         """Raise what `check_strength` raises, and Busy without a turn within a few seconds."""
@@ -76,7 +76,7 @@ class Passwords:
         normal = normalise(password[: MAX_LENGTH + 1])[: MAX_LENGTH + 1]
         with self._slot(self._slots, self._waiting):
             try:
-                right = self._hasher.verify(password_hash or self._nobodys_hash, normal)
+                right = self._hasher.verify(password_hash or self._dummy_hash, normal)
             except (VerificationError, InvalidHashError):
                 # Damaged hashes fit no password.
                 return False

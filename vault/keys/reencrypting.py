@@ -39,7 +39,7 @@ from vault.objects.models import File, FileState
 from vault.objects.reading import StoredFile, Unlocked, find_ready
 from vault.objects.rows import rows_by_id
 from vault.objects.shredding import TransitionLost, lock_user
-from vault.objects.writing import NOBODY, NewObject
+from vault.objects.writing import NO_OWNER, NewObject
 
 _KEEP_OLD_SECONDS: Final = 60 * 60
 _TRIES: Final = 3
@@ -60,7 +60,7 @@ class Selection:
 
 @dataclass(slots=True)
 class ReencryptReport:
-    """`gone`: deleted, or given another object by somebody else, meanwhile."""
+    """`gone`: deleted, or given another object by another process, meanwhile."""
 
     done: int = 0
     gone: int = 0
@@ -233,7 +233,7 @@ class Reencryptor:
         session.add(
             File(
                 id=uuid.uuid4(),
-                owner_id=NOBODY,
+                owner_id=NO_OWNER,
                 name="",
                 name_folded="",
                 content_type="",

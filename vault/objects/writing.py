@@ -44,7 +44,7 @@ from vault.storage import ObjectStore, object_key
 from vault.storage.room import DiskReserve
 
 # The owner of a copy: it takes no quota, and no list shows it.
-NOBODY: Final = uuid.UUID(int=0)
+NO_OWNER: Final = uuid.UUID(int=0)
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
 # A little less than 10,000 parts of the usual size hold, S3's limit. Larger parts for bytes that may never come would
@@ -106,7 +106,7 @@ class NewObjects:
     def reserve_copy(self, suite: Suite, size_bytes: int) -> "NewObject":
         """Reserve an object for content that is stored already. Raises as `reserve`, but takes no quota."""
         self.installation.require()
-        new = NewObject(self, NOBODY, suite, reserved_bytes=size_bytes, at_most_bytes=size_bytes)
+        new = NewObject(self, NO_OWNER, suite, reserved_bytes=size_bytes, at_most_bytes=size_bytes)
         with self.core.sessions.begin() as session:
             new.add_row(session, name="", name_folded="", content_type="", reserved_bytes=0)
         return new
