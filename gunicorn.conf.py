@@ -90,6 +90,7 @@ def on_reload(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
+    """Begin what each worker process does beside requests."""
     # A computing thread, such as one that judges a password, delays the others by this for each of their waits. With
     # Python's 5 ms a small request took three times as long.
     sys.setswitchinterval(0.001)
@@ -101,4 +102,5 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(_server: object, worker: Any) -> None:
+    """Drop the gauges of a process that has ended; its counters stay."""
     exporter.forget_process(worker.pid)

@@ -115,6 +115,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def is_at_a_terminal() -> bool:
+    """Return whether a person can be asked: standard input is a terminal."""
     return sys.stdin.isatty()
 
 

@@ -222,6 +222,7 @@ def is_read_only(error: Exception) -> bool:
 
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
+    """Return the maker of sessions; their rows keep their values after a commit."""
     return sessionmaker(engine, expire_on_commit=False)
 
 

@@ -30,6 +30,7 @@ class FileInfo:
 
 
 def info_of(row: File) -> FileInfo:
+    """Return what clients may know of a ready row."""
     assert row.size_bytes is not None
     return FileInfo(
         id=row.id,

@@ -82,4 +82,5 @@ for _metric, _values in (
 
 
 def count_cache_lookup(is_hit: bool) -> None:
+    """Count a lookup in the cache of data keys."""
     DEK_CACHE.labels("hit" if is_hit else "miss").inc()

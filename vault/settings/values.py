@@ -27,6 +27,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def whole_number(text: str, at_least: int, at_most: int) -> int:
+    """Return the number in decimal notation, within the bounds."""
     bounds = f"must be a whole number of at least {at_least} and at most {at_most}"
     try:
         number = int(text)
@@ -38,6 +39,7 @@ def whole_number(text: str, at_least: int, at_most: int) -> int:
 
 
 def switch(text: str) -> bool:
+    """Return whether the text says on: 1, true, yes or on; 0, false, no or off say off."""
     if text in _ON:
         return True
     if text in _OFF:
@@ -46,12 +48,14 @@ def switch(text: str) -> bool:
 
 
 def one_of(text: str, choices: tuple[str, ...]) -> str:
+    """Return the text, which must be one of the choices as it is spelled there."""
     if text not in choices:
         raise ValueError("must be " + " or ".join(choices))
     return text
 
 
 def secret(text: str) -> str:
+    """Return a secret of at least 32 bytes and 12 different characters."""
     if len(text.encode()) < 32:
         raise ValueError("must have at least 32 bytes; run: flask keys generate --secret-key")
     if len(set(text)) < 12:
@@ -60,6 +64,7 @@ def secret(text: str) -> str:
 
 
 def master_keys(text: str) -> tuple[str, ...]:
+    """Return Fernet keys separated by commas; the first is the primary one."""
     keys = tuple(key.strip() for key in text.split(","))
     try:
         decode_master_keys(keys)
@@ -69,18 +74,21 @@ def master_keys(text: str) -> tuple[str, ...]:
 
 
 def region(text: str) -> str:
+    """Return a region's name; it becomes a label of AWS's host names."""
     if not _LABEL.fullmatch(text):
         raise ValueError("must be the name of a region: letters, digits and hyphens")
     return text
 
 
 def kms_key_id(text: str) -> str:
+    """Return the id, ARN or alias of a KMS key."""
     if not KMS_KEY_ID.fullmatch(text):
         raise ValueError("must be the id, the ARN or the alias (alias/…) of a KMS key")
     return text
 
 
 def kms_key_arns(text: str) -> tuple[str, ...]:
+    """Return ARNs of KMS keys separated by commas."""
     arns = tuple(arn.strip() for arn in text.split(","))
     if not all(KMS_KEY_ARN.fullmatch(arn) for arn in arns):
         raise ValueError("must be ARNs of KMS keys (arn:aws:kms:region:account:key/…), separated by commas")
@@ -93,6 +101,7 @@ def region_of_key(kms_key: str) -> str | None:
 
 
 def public_url(text: str) -> str:
+    """Return a URL that clients are given, its host in A-labels: https, or http of this machine."""
     url = http_url(text)
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -109,6 +118,7 @@ def public_url(text: str) -> str:
 
 
 def public_origin(text: str) -> str:
+    """Return a public URL that has no path."""
     url = public_url(text)
     if urlsplit(url).path:
         # Pages of one host share browser storage, and Location, links and cookies mean its root.
@@ -117,6 +127,7 @@ def public_origin(text: str) -> str:
 
 
 def origins(text: str) -> tuple[str, ...]:
+    """Return origins separated by commas, each as browsers send it."""
     found = tuple(part.strip() for part in text.split(","))
     for origin in found:
         url = urlsplit(public_url(origin))
@@ -130,6 +141,7 @@ def origins(text: str) -> tuple[str, ...]:
 
 
 def http_url(text: str) -> str:
+    """Return a URL of http or https without user, query, fragment and final slash."""
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018  # raises for a port that is none
@@ -154,6 +166,7 @@ def endpoint(text: str) -> str:
 
 
 def database_url(text: str) -> str:
+    """Return the URL for SQLAlchemy: PostgreSQL by psycopg2, or a SQLite file by its absolute path."""
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -168,10 +181,12 @@ def database_url(text: str) -> str:
 
 
 def database_name(url: URL) -> str:
+    """Return a database's name; for SQLite that of its file without suffix."""
     return Path(url.database or "").stem if url.get_backend_name() == "sqlite" else url.database or ""
 
 
 def broker_url(text: str) -> str:
+    """Return a URL for Celery; a folder becomes an absolute path. TLS always verifies certificates."""
     scheme, separator, rest = text.partition("://")
     if scheme == "filesystem" and rest:
         return f"filesystem://{path_from_root(rest)}"
@@ -183,6 +198,7 @@ def broker_url(text: str) -> str:
 
 
 def limits_url(text: str) -> str:
+    """Return where rate limits are counted: memory, or Redis by a URL without options."""
     if text == "memory://":
         return text
     try:
@@ -207,6 +223,7 @@ def listen_address(text: str) -> tuple[str, int]:
 
 
 def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Return networks separated by commas, none wider than the private ones."""
     try:
         found = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
     except ValueError:
@@ -221,6 +238,7 @@ def networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, 
 
 
 def email_from(text: str) -> str:
+    """Return the sender of mails, as a header holds it."""
     if not text.isprintable():
         # Bytes that are not UTF-8, for example: no header holds them.
         raise ValueError("must have printable characters only, in UTF-8")
@@ -238,6 +256,7 @@ def email_from(text: str) -> str:
 
 
 def mail_host(text: str) -> str:
+    """Return the name or address of a mail server."""
     # Unlike a URL's, this name may be one that Compose gives a service.
     if not HOST.fullmatch(text.replace("_", "x")) and not is_address(text):
         raise ValueError("must be the name or the address of a server alone; a port goes into SMTP_PORT")
@@ -245,22 +264,26 @@ def mail_host(text: str) -> str:
 
 
 def smtp_login(text: str) -> str:
+    """Return a user name or password for SMTP."""
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be printable ASCII, which is all that a login by SMTP can carry")
     return text
 
 
 def api_key(text: str) -> str:
+    """Return a key that fits into a header."""
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError("must be one key, as its maker shows it: no spaces, and ASCII only")
     return text
 
 
 def path_from_root(text: str) -> Path:
+    """Return the absolute path; a relative one begins at the project's folder."""
     return (ROOT / text).resolve()
 
 
 def is_loopback(host: str | None) -> bool:
+    """Return whether the host is this machine's loopback address or a name for it."""
     if host is None:
         return False
     try:
@@ -270,6 +293,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def is_address(host: str | None) -> bool:
+    """Return whether the host is an IP address."""
     try:
         ipaddress.ip_address(host or "")
     except ValueError:
