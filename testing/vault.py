@@ -43,7 +43,11 @@ from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
 from vault.wiring import Container, wire
 
+AUTH = "/api/v1/auth"
+EMAIL = "anna@example.org"
 PASSWORD = "four plain words stapled"
+NEW_PASSWORD = "seven violet kettles hum"
+WRONG_PASSWORD = "certainly not this one"
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
@@ -251,25 +255,56 @@ class Vault:
                     self._secrets.add(value)
         return answer
 
-    def register(self, email: str, password: str = PASSWORD) -> None:
-        """Register an account, with the address unverified."""
-        answer = self.client.post("/api/v1/auth/register", json={"email": email, "password": password})
-        assert answer.status_code == 202, answer.text
+    def new_client(self) -> FlaskClient:
+        """Return a client like this vault's, since threads must not share one."""
+        client = self.app.test_client()
+        client.environ_base = self.client.environ_base
+        return client
 
-    def sign_up(self, email: str = "anna@example.org", password: str = PASSWORD) -> "Person":
+    def post(self, path: str, *, at: str | None = None, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+        """Post JSON to a route of /auth, from an address if one is given; return the response."""
+        origin = {"REMOTE_ADDR": at} if at else {}
+        return self.new_client().post(f"{AUTH}/{path}", json=fields, headers=headers, environ_overrides=origin)
+
+    def register(self, email: str = EMAIL, password: str = PASSWORD, **fields: Any) -> Any:
+        return self.post("register", email=email, password=password, **fields)
+
+    def login(self, email: str = EMAIL, password: str = PASSWORD, **fields: Any) -> Any:
+        return self.post("login", email=email, password=password, **fields)
+
+    def verify(self, token: str, password: str = PASSWORD, **fields: Any) -> Any:
+        return self.post("verify-email", token=token, password=password, **fields)
+
+    def resend(self, email: str = EMAIL, **fields: Any) -> Any:
+        return self.post("resend-verification", email=email, **fields)
+
+    def forgot(self, email: str = EMAIL, **fields: Any) -> Any:
+        return self.post("forgot-password", email=email, **fields)
+
+    def reset(self, token: str, new_password: str = NEW_PASSWORD, **fields: Any) -> Any:
+        return self.post("reset-password", token=token, new_password=new_password, **fields)
+
+    def refresh(self, refresh_token: object) -> Any:
+        return self.post("refresh", refresh_token=refresh_token)
+
+    def reset_token(self, email: str = EMAIL) -> str:
+        """Ask for a link that sets a new password; return its token."""
+        self.forgot(email)
+        return self.mailed_token(email)
+
+    def sign_up(self, email: str = EMAIL, password: str = PASSWORD) -> "Person":
         """Register, verify and sign in."""
         self.register(email, password)
-        fields = {"token": self.mailed_token(email), "password": password}
-        answer = self.client.post("/api/v1/auth/verify-email", json=fields)
+        answer = self.verify(self.mailed_token(email), password)
         assert answer.status_code == 200, answer.text
         return self.sign_in(email, password)
 
-    def sign_in(self, email: str, password: str = PASSWORD) -> "Person":
-        answer = self.client.post("/api/v1/auth/login", json={"email": email, "password": password})
+    def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> "Person":
+        answer = self.login(email, password)
         assert answer.status_code == 200, answer.text
         return Person(self, email, answer.json["access_token"], answer.json["refresh_token"])
 
-    def member(self, email: str = "anna@example.org", **columns: Any) -> "Person":
+    def member(self, email: str = EMAIL, **columns: Any) -> "Person":
         """Return a verified account with a session, written as rows, for tests of something else."""
         now = self.clock()
         user = User(
@@ -298,7 +333,7 @@ class Vault:
             session.add(started)
         return Person(self, email, tokens.access_token, tokens.refresh_token)
 
-    def user(self, email: str = "anna@example.org") -> User:
+    def user(self, email: str = EMAIL) -> User:
         with self.container.core.sessions.begin() as session:
             return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
 
@@ -316,7 +351,7 @@ class Vault:
         with self.container.core.sessions.begin() as session:
             session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
 
-    def change_user(self, email: str = "anna@example.org", **columns: Any) -> None:
+    def change_user(self, email: str = EMAIL, **columns: Any) -> None:
         with self.container.core.sessions.begin() as session:
             session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
 
@@ -376,7 +411,7 @@ def refusal(answer: Any) -> tuple[int, str]:
 
 def works(person: "Person") -> bool:
     """Return whether the person's access token is accepted."""
-    answer = person.get("/api/v1/auth/me")
+    answer = person.me()
     assert answer.status_code in (200, 401)
     return bool(answer.status_code == 200)
 
@@ -454,6 +489,31 @@ class Person:
     def delete(self, path: str, **kwargs: Any) -> Any:
         return self._send("delete", path, kwargs)
 
+    def me(self) -> Any:
+        return self.get(f"{AUTH}/me")
+
+    def rename(self, full_name: str) -> Any:
+        return self.patch(f"{AUTH}/me", json={"full_name": full_name})
+
+    def sessions(self, **query: Any) -> Any:
+        return self.get(f"{AUTH}/sessions", query_string=query)
+
+    def refresh(self) -> Any:
+        return self.vault.refresh(self.refresh_token)
+
+    def logout(self, **kwargs: Any) -> Any:
+        return self.post(f"{AUTH}/logout", **kwargs)
+
+    def change_password(self, password: str = PASSWORD, new_password: str = NEW_PASSWORD) -> Any:
+        fields = {"current_password": password, "new_password": new_password}
+        return self.post(f"{AUTH}/change-password", json=fields)
+
+    def change_email(self, new_email: str, password: str = PASSWORD) -> Any:
+        return self.post(f"{AUTH}/change-email", json={"new_email": new_email, "password": password})
+
+    def delete_account(self, password: str = PASSWORD) -> Any:
+        return self.delete(f"{AUTH}/me", json={"password": password})
+
     def upload(self, content: bytes, name: str = "notes.txt", content_type: str = "text/plain") -> dict[str, Any]:
         """Store a file as a raw body; return its JSON."""
         answer = self.post("/api/v1/files", query_string={"name": name}, data=content, content_type=content_type)
@@ -479,4 +539,4 @@ class Person:
 
     def _send(self, method: str, path: str, kwargs: dict[str, Any]) -> Any:
         headers = {**self.headers, **kwargs.pop("headers", {})}
-        return getattr(self.vault.client, method)(path, headers=headers, **kwargs)
+        return getattr(self.vault.new_client(), method)(path, headers=headers, **kwargs)

@@ -13,56 +13,27 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault, but_request_id
+from testing.vault import AUTH, EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Person, Vault, but_request_id, refusal
 from vault.auth.models import EmailToken, User
 from vault.core.derived import derive_key
 from vault.mail.models import MailJob, MailKind
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
-OTHER_PASSWORD = "seven violet kettles hum"
-
-
-def register(vault: Vault, **fields: Any) -> Any:
-    return vault.client.post(f"{AUTH}/register", json={"email": EMAIL, "password": PASSWORD, **fields})
-
-
-def login(vault: Vault, **fields: Any) -> Any:
-    return vault.client.post(f"{AUTH}/login", json={"email": EMAIL, "password": PASSWORD, **fields})
-
-
-def verify(vault: Vault, token: str, password: str = PASSWORD) -> Any:
-    return vault.client.post(f"{AUTH}/verify-email", json={"token": token, "password": password})
-
-
-def resend(vault: Vault, email: str = EMAIL) -> Any:
-    return vault.client.post(f"{AUTH}/resend-verification", json={"email": email})
-
-
-def mails_to(vault: Vault, address: str) -> list[str]:
-    vault.run_queue()
-    return [mail.subject for mail in vault.mailer.sent if mail.recipient == address]
-
-
-def code(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json["code"]
-
-
 # Sign-up and confirmation
 
 
 def test_a_person_registers_confirms_the_address_and_signs_in(vault: Vault) -> None:
-    registered = register(vault, full_name="Ánna Ödegård")
+    registered = vault.register(full_name="Ánna Ödegård")
     token = vault.mailed_token(EMAIL)
-    verified = verify(vault, token)
-    signed_in = login(vault)
+    verified = vault.verify(token)
+    signed_in = vault.login()
+    anna = Person(vault, EMAIL, signed_in.json["access_token"], signed_in.json["refresh_token"])
 
     assert (registered.status_code, verified.status_code, signed_in.status_code) == (202, 200, 200)
     assert signed_in.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in"}
     assert (signed_in.json["token_type"], signed_in.json["expires_in"]) == ("Bearer", 900)
-    me = vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {signed_in.json['access_token']}"})
+    me = anna.me()
     assert me.status_code == 200
     assert me.json.keys() == {"id", "email", "full_name", "role", "email_verified", "created_at"}
     assert (me.json["email"], me.json["full_name"]) == (EMAIL, "Ánna Ödegård")
@@ -71,7 +42,7 @@ def test_a_person_registers_confirms_the_address_and_signs_in(vault: Vault) -> N
 
 
 def test_opening_the_mailed_link_changes_nothing_and_its_form_confirms(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     token = vault.mailed_token(EMAIL)
     link = re.search(r"http://127\.0\.0\.1:8000(/verify-email\?token=\S+)", vault.mailer.sent[-1].text)
     assert link is not None
@@ -89,124 +60,101 @@ def test_opening_the_mailed_link_changes_nothing_and_its_form_confirms(vault: Va
     assert token not in posted.text
 
 
-def test_the_pages_hold_no_script_and_leak_no_token(vault: Vault) -> None:
-    hostile = "\"><script>alert('x')</script>"
-
-    page = vault.client.get("/verify-email", query_string={"token": hostile})
-    failed = vault.client.post("/verify-email", data={"token": hostile})
-
-    assert failed.status_code == 400
-    for answer in (page, failed):
-        assert answer.mimetype == "text/html"
-        assert "<script" not in answer.text
-        assert answer.headers["Cache-Control"] == "no-store"
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
-        policy = answer.headers["Content-Security-Policy"]
-        assert "default-src 'none'" in policy
-        assert "form-action 'self'" in policy
-        assert "frame-ancestors 'none'" in policy
-        assert "unsafe" not in policy
-        nonce = re.search(r"style-src 'nonce-([^']+)'", policy)
-        assert nonce is not None
-        assert f'<style nonce="{nonce[1]}">' in answer.text
-        assert "Set-Cookie" not in answer.headers
-
-
 def test_a_used_link_is_answered_alike_for_an_hour_and_then_refused(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    first = verify(vault, token)
+    first = vault.verify(token)
     vault.clock.advance(minutes=59)
-    second = verify(vault, token)
+    second = vault.verify(token)
     vault.clock.advance(minutes=2)
-    third = verify(vault, token)
+    third = vault.verify(token)
 
     assert but_request_id(first) == but_request_id(second)
     assert first.status_code == 200
-    assert code(third) == (400, "invalid_token")
+    assert refusal(third) == (400, "invalid_token")
     assert vault.outcomes("user.email_verified") == {"ok": 1, "failed": 1}
 
 
 def test_a_link_that_is_expired_or_unknown_or_void_is_refused(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    unknown = [verify(vault, text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
+    unknown = [vault.verify(text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
     vault.clock.advance(hours=24, seconds=10)
-    expired = verify(vault, token)
+    expired = vault.verify(token)
 
-    assert {code(answer) for answer in [*unknown, expired]} == {(400, "invalid_token")}
+    assert {refusal(answer) for answer in [*unknown, expired]} == {(400, "invalid_token")}
     assert vault.user().email_verified_at is None
 
 
 def test_a_newer_link_kills_none_and_one_success_kills_the_others(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     first = vault.mailed_token(EMAIL)
-    resend(vault)
+    vault.resend()
     second = vault.mailed_token(EMAIL)
 
     assert first != second
-    assert verify(vault, first).status_code == 200
-    assert code(verify(vault, second)) == (400, "invalid_token")
+    assert vault.verify(first).status_code == 200
+    assert refusal(vault.verify(second)) == (400, "invalid_token")
 
 
 def test_registering_an_unverified_address_again_starts_over(vault: Vault) -> None:
-    register(vault, full_name="First")
+    vault.register(full_name="First")
     first = vault.mailed_token(EMAIL)
 
-    register(vault, password=OTHER_PASSWORD, full_name="Second")
+    vault.register(password=NEW_PASSWORD, full_name="Second")
     second = vault.mailed_token(EMAIL)
 
-    assert code(verify(vault, first)) == (400, "invalid_token")
-    assert verify(vault, second, OTHER_PASSWORD).status_code == 200
-    assert code(login(vault)) == (401, "invalid_credentials")
-    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+    assert refusal(vault.verify(first)) == (400, "invalid_token")
+    assert vault.verify(second, NEW_PASSWORD).status_code == 200
+    assert refusal(vault.login()) == (401, "invalid_credentials")
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
     assert vault.user().full_name == "Second"
 
 
 def test_registering_too_often_leaves_the_last_link_and_password_as_they_are(vault: Vault) -> None:
-    for password in (PASSWORD, PASSWORD, OTHER_PASSWORD):
-        register(vault, password=password)
+    for password in (PASSWORD, PASSWORD, NEW_PASSWORD):
+        vault.register(password=password)
     token = vault.mailed_token(EMAIL)
 
-    answers = [register(vault, password=f"a stranger tries words {n}") for n in range(3)]
+    answers = [vault.register(password=f"a stranger tries words {n}") for n in range(3)]
 
     assert {answer.status_code for answer in answers} == {202}
-    assert verify(vault, token, OTHER_PASSWORD).status_code == 200
-    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+    assert vault.verify(token, NEW_PASSWORD).status_code == 200
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
 def test_registering_again_leaves_a_link_that_sets_a_password(vault: Vault) -> None:
-    vault.register(EMAIL)
-    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
+    vault.register()
+    vault.forgot()
     token = vault.mailed_token(EMAIL)
     vault.register(EMAIL, "a stranger tries his words")
 
-    reset = vault.client.post(f"{AUTH}/reset-password", json={"token": token, "new_password": OTHER_PASSWORD})
+    reset = vault.reset(token)
 
     assert reset.status_code == 204
-    assert login(vault, password=OTHER_PASSWORD).status_code == 200
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
 def test_a_mail_still_queued_for_the_first_registration_is_never_sent(vault: Vault) -> None:
-    register(vault)
-    register(vault, password=OTHER_PASSWORD)
+    vault.register()
+    vault.register(password=NEW_PASSWORD)
 
-    assert mails_to(vault, EMAIL) == ["Confirm your address for Secure Vault"]
+    assert vault.mails() == [(EMAIL, "Confirm your address for Secure Vault")]
 
 
 def test_registering_a_verified_address_mails_its_owner_and_changes_nothing(vault: Vault, anna: Person) -> None:
     before = vault.user()
 
-    answer = register(vault, password=OTHER_PASSWORD, full_name="Mallory")
+    answer = vault.register(password=NEW_PASSWORD, full_name="Mallory")
 
     after = vault.user()
     assert answer.status_code == 202
-    assert mails_to(vault, EMAIL) == ["You already have a Secure Vault account"]
+    assert vault.mails() == [(EMAIL, "You already have a Secure Vault account")]
     assert (after.password_hash, after.full_name) == (before.password_hash, before.full_name)
-    assert code(login(vault, password=OTHER_PASSWORD)) == (401, "invalid_credentials")
-    assert login(vault).status_code == 200
+    assert refusal(vault.login(password=NEW_PASSWORD)) == (401, "invalid_credentials")
+    assert vault.login().status_code == 200
     assert [(e.outcome, e.reason) for e in vault.audit_trail("user.registered")] == [("failed", "known")]
 
 
@@ -222,16 +170,16 @@ def test_registering_a_verified_address_mails_its_owner_and_changes_nothing(vaul
     ],
 )
 def test_no_mail_tells_a_name_neither_before_the_address_is_verified_nor_after(vault: Vault, name: str) -> None:
-    answer = register(vault, full_name=name)
+    answer = vault.register(full_name=name)
     if answer.status_code == 202:
-        verify(vault, vault.mailed_token(EMAIL))
+        vault.verify(vault.mailed_token(EMAIL))
     else:
         # Some names are refused; the tables may hold one from before that rule.
-        vault.register(EMAIL)
-        verify(vault, vault.mailed_token(EMAIL))
+        vault.register()
+        vault.verify(vault.mailed_token(EMAIL))
         vault.change_user(full_name=name)
-    register(vault)
-    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
+    vault.register()
+    vault.forgot()
     vault.run_queue()
 
     assert len(vault.mailer.sent) == 3
@@ -244,11 +192,9 @@ def test_no_mail_tells_a_name_neither_before_the_address_is_verified_nor_after(v
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_no_mail_leads_to_the_host_that_a_request_names(vault: Vault) -> None:
     headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
-    fields = {"email": EMAIL, "password": PASSWORD}
-    answers = [vault.client.post(f"{AUTH}/register", json=fields, headers=headers)]
-    verify(vault, vault.mailed_token(EMAIL))
-    answers.append(vault.client.post(f"{AUTH}/register", json=fields, headers=headers))
-    answers.append(vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL}, headers=headers))
+    answers = [vault.register(headers=headers)]
+    vault.verify(vault.mailed_token(EMAIL))
+    answers += [vault.register(headers=headers), vault.forgot(headers=headers)]
     vault.run_queue()
 
     assert {answer.status_code for answer in answers} == {202}
@@ -258,27 +204,15 @@ def test_no_mail_leads_to_the_host_that_a_request_names(vault: Vault) -> None:
         assert vault.settings.site.public_url in mail.text
 
 
-def test_at_most_three_mails_of_a_kind_go_to_an_address_in_an_hour(vault: Vault) -> None:
-    vault.register(EMAIL)
-    answers = [resend(vault) for _ in range(5)]
-    within_the_hour = len(mails_to(vault, EMAIL))
-    vault.clock.advance(minutes=61)
-    resend(vault)
-
-    assert {answer.status_code for answer in answers} == {202}
-    assert within_the_hour == 3
-    assert len(mails_to(vault, EMAIL)) == 4
-
-
 def test_addresses_that_differ_in_case_or_domain_spelling_are_one_account(vault: Vault) -> None:
-    register(vault, email="Anna@Example.ORG")
-    register(vault, email="anna@EXAMPLE.org")
-    register(vault, email="bert@bücher.example")
-    verify(vault, vault.mailed_token("anna@EXAMPLE.org"))
-    verify(vault, vault.mailed_token("bert@bücher.example"))
+    vault.register(email="Anna@Example.ORG")
+    vault.register(email="anna@EXAMPLE.org")
+    vault.register(email="bert@bücher.example")
+    vault.verify(vault.mailed_token("anna@EXAMPLE.org"))
+    vault.verify(vault.mailed_token("bert@bücher.example"))
 
-    assert login(vault, email="ANNA@example.org").status_code == 200
-    assert login(vault, email="Bert@XN--BCHER-KVA.example").status_code == 200
+    assert vault.login(email="ANNA@example.org").status_code == 200
+    assert vault.login(email="Bert@XN--BCHER-KVA.example").status_code == 200
     with vault.container.core.sessions.begin() as session:
         keys = set(session.scalars(sa.select(User.email_key)))
     assert keys == {"anna@example.org", "bert@xn--bcher-kva.example"}
@@ -291,12 +225,12 @@ def test_answers_are_the_same_for_known_and_unknown_addresses(vault: Vault, anna
     vault.register("waiting@example.org")
     vault.change_user("bert@example.org", disabled_at=vault.clock())
     known = [EMAIL, "waiting@example.org", "bert@example.org"]
-    wrong = {"password": "certainly not this one"}
+    wrong = {"password": WRONG_PASSWORD}
 
-    registered = {str(but_request_id(register(vault, email=e))) for e in [*known, "new@example.org"]}
-    resent = {str(but_request_id(resend(vault, e))) for e in [*known, "nobody@example.org"]}
-    refused = {str(but_request_id(login(vault, email=e, **wrong))) for e in [*known, "nobody@example.org"]}
-    right_but_closed = {str(but_request_id(login(vault, email=e))) for e in known[1:]}
+    registered = {str(but_request_id(vault.register(email=e))) for e in [*known, "new@example.org"]}
+    resent = {str(but_request_id(vault.resend(e))) for e in [*known, "nobody@example.org"]}
+    refused = {str(but_request_id(vault.login(email=e, **wrong))) for e in [*known, "nobody@example.org"]}
+    right_but_closed = {str(but_request_id(vault.login(email=e))) for e in known[1:]}
 
     assert len(registered) == 1
     assert len(resent) == 1
@@ -305,8 +239,8 @@ def test_answers_are_the_same_for_known_and_unknown_addresses(vault: Vault, anna
 
 
 def test_an_address_that_gets_no_mail_still_causes_a_job(vault: Vault, anna: Person) -> None:
-    resend(vault, EMAIL)
-    resend(vault, "nobody@example.org")
+    vault.resend()
+    vault.resend("nobody@example.org")
 
     with vault.container.core.sessions.begin() as session:
         jobs = session.scalars(sa.select(MailJob)).all()
@@ -317,17 +251,17 @@ def test_an_address_that_gets_no_mail_still_causes_a_job(vault: Vault, anna: Per
 
 
 def test_the_right_password_of_an_unverified_account_mails_the_link_again(vault: Vault) -> None:
-    vault.register(EMAIL)
-    vault.mailed_token(EMAIL)
+    vault.register()
+    vault.mails()
 
-    wrong = login(vault, password="certainly not this one")
-    mails_after_wrong = len(mails_to(vault, EMAIL))
-    right = login(vault)
+    wrong = vault.login(password=WRONG_PASSWORD)
+    mails_after_wrong = len(vault.mails())
+    right = vault.login()
 
-    assert code(wrong) == code(right) == (401, "invalid_credentials")
-    assert (mails_after_wrong, len(mails_to(vault, EMAIL))) == (1, 2)
-    assert verify(vault, vault.mailed_token(EMAIL)).status_code == 200
-    assert login(vault).status_code == 200
+    assert refusal(wrong) == refusal(right) == (401, "invalid_credentials")
+    assert mails_after_wrong == 0
+    assert vault.verify(vault.mailed_token(EMAIL)).status_code == 200
+    assert vault.login().status_code == 200
 
 
 # Passwords
@@ -345,9 +279,9 @@ def test_weak_short_and_long_passwords_are_refused_by_name(vault: Vault) -> None
         "the name": "Annabelle Odegard",
     }
 
-    answers = {what: register(vault, password=text, full_name="Annabelle Odegard") for what, text in weak.items()}
+    answers = {what: vault.register(password=text, full_name="Annabelle Odegard") for what, text in weak.items()}
 
-    assert {what: code(answer) for what, answer in answers.items()} == dict.fromkeys(weak, (422, "validation_failed"))
+    assert {what for what, answer in answers.items() if refusal(answer) != (422, "validation_failed")} == set()
     assert {tuple(answer.json["errors"]) for answer in answers.values()} == {("password",)}
     assert vault.queue == []
 
@@ -357,22 +291,22 @@ def test_any_characters_make_a_password_and_two_spellings_of_them_are_one(vault:
     decomposed = unicodedata.normalize("NFD", composed)
     assert composed != decomposed
 
-    register(vault, password=composed)
-    verify(vault, vault.mailed_token(EMAIL), decomposed)
+    vault.register(password=composed)
+    vault.verify(vault.mailed_token(EMAIL), decomposed)
 
-    assert login(vault, password=decomposed).status_code == 200
-    assert login(vault, password=composed[:-1]).status_code == 401
+    assert vault.login(password=decomposed).status_code == 200
+    assert vault.login(password=composed[:-1]).status_code == 401
 
 
 def test_128_characters_are_accepted_and_all_of_them_count(vault: Vault) -> None:
     long = "four plain words stapled " + "x" * 103
     assert len(long) == 128
-    register(vault, password=long)
-    verify(vault, vault.mailed_token(EMAIL), long)
+    vault.register(password=long)
+    vault.verify(vault.mailed_token(EMAIL), long)
 
-    assert login(vault, password=long).status_code == 200
+    assert vault.login(password=long).status_code == 200
     for wrong in (long[:-1], long + "x", long[:72]):
-        assert login(vault, password=wrong).status_code == 401
+        assert vault.login(password=wrong).status_code == 401
 
 
 # Input that is not acceptable
@@ -384,10 +318,10 @@ FIELDS = {
     "verify-email": {"token": "x", "password": PASSWORD},
     "resend-verification": {"email": EMAIL},
     "forgot-password": {"email": EMAIL},
-    "reset-password": {"token": "x", "new_password": OTHER_PASSWORD},
+    "reset-password": {"token": "x", "new_password": NEW_PASSWORD},
 }
 SIGNED_IN_FIELDS = {
-    "change-password": {"current_password": PASSWORD, "new_password": OTHER_PASSWORD},
+    "change-password": {"current_password": PASSWORD, "new_password": NEW_PASSWORD},
     "change-email": {"new_email": "new@example.org", "password": PASSWORD},
 }
 
@@ -403,7 +337,7 @@ def test_fields_that_hold_no_text_are_named(vault: Vault, anna: Person) -> None:
 
     for send, path, fields, field, value in cases:
         answer = send(path, data=json.dumps({**fields, field: value}), content_type="application/json")
-        if code(answer) != (422, "validation_failed") or list(answer.json["errors"]) != [field]:
+        if refusal(answer) != (422, "validation_failed") or list(answer.json["errors"]) != [field]:
             unexpected.append((path, field, value, answer.status_code, answer.text))
 
     assert unexpected == []
@@ -411,55 +345,36 @@ def test_fields_that_hold_no_text_are_named(vault: Vault, anna: Person) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "fields", "named"),
+    ("path", "wrong"),
     [
-        ("register", {}, ["email", "password"]),
-        ("register", {"email": EMAIL, "password": PASSWORD, "role": "admin"}, ["role"]),
-        ("register", {"email": "no address", "password": PASSWORD}, ["email"]),
-        ("register", {"email": "a@b@c.example", "password": PASSWORD}, ["email"]),
-        ("register", {"email": "anna@example.org\r\nBcc: x@example.org", "password": PASSWORD}, ["email"]),
-        ("register", {"email": f"{'a' * 250}@example.org", "password": PASSWORD}, ["email"]),
-        ("register", {"email": EMAIL, "password": PASSWORD, "full_name": "x" * 201}, ["full_name"]),
-        ("register", {"email": EMAIL, "password": PASSWORD, "full_name": "a\r\nBcc: x@example.org"}, ["full_name"]),
-        ("register", {"email": EMAIL, "password": PASSWORD, "full_name": "a\u2028b"}, ["full_name"]),
-        ("register", {"email": '"quoted local"@example.org', "password": PASSWORD}, ["email"]),
-        ("register", {"email": f"{'a' * 243}@example.org", "password": PASSWORD}, ["email"]),
-        ("register", {"email": EMAIL, "password": "x" * 10_000}, ["password"]),
-        ("login", {"email": EMAIL, "password": "x" * 1025}, ["password"]),
-        ("forgot-password", {"email": "no address"}, ["email"]),
-        ("reset-password", {"token": "x" * 257, "new_password": OTHER_PASSWORD}, ["token"]),
-        ("reset-password", {"token": "x", "new_password": "x" * 10_000}, ["new_password"]),
-        ("login", {"email": EMAIL, "password": PASSWORD, "a\ud800b": 1}, ["a\\ud800b"]),
-        ("verify-email", {"token": "x" * 257, "password": PASSWORD}, ["token"]),
-    ],
-    ids=[
-        "missing",
-        "unknown",
-        "no address",
-        "two @",
-        "header",
-        "long",
-        "long name",
-        "name header",
-        "name lines",
-        "quoted",
-        "255",
-        "huge password",
-        "long password",
-        "forgot",
-        "reset token",
-        "reset password",
-        "odd",
-        "token",
+        pytest.param("register", {"email": None, "password": None}, id="missing"),
+        pytest.param("register", {"role": "admin"}, id="unknown"),
+        pytest.param("register", {"email": "no address"}, id="no address"),
+        pytest.param("register", {"email": "a@b@c.example"}, id="two @"),
+        pytest.param("register", {"email": "anna@example.org\r\nBcc: x@example.org"}, id="header"),
+        pytest.param("register", {"email": f"{'a' * 250}@example.org"}, id="long"),
+        pytest.param("register", {"email": f"{'a' * 243}@example.org"}, id="255"),
+        pytest.param("register", {"email": '"quoted local"@example.org'}, id="quoted"),
+        pytest.param("register", {"full_name": "x" * 201}, id="long name"),
+        pytest.param("register", {"full_name": "a\r\nBcc: x@example.org"}, id="name header"),
+        pytest.param("register", {"full_name": "a\u2028b"}, id="name lines"),
+        pytest.param("register", {"password": "x" * 10_000}, id="huge password"),
+        pytest.param("login", {"password": "x" * 1025}, id="long password"),
+        pytest.param("login", {"a\ud800b": 1}, id="odd"),
+        pytest.param("forgot-password", {"email": "no address"}, id="forgot"),
+        pytest.param("reset-password", {"token": "x" * 257}, id="reset token"),
+        pytest.param("reset-password", {"new_password": "x" * 10_000}, id="reset password"),
+        pytest.param("verify-email", {"token": "x" * 257}, id="token"),
     ],
 )
-def test_missing_unknown_and_overlong_fields_are_named(
-    vault: Vault, path: str, fields: dict[str, Any], named: list[str]
-) -> None:
+def test_missing_unknown_and_overlong_fields_are_named(vault: Vault, path: str, wrong: dict[str, Any]) -> None:
+    fields = {name: value for name, value in {**FIELDS[path], **wrong}.items() if value is not None}
+
     answer = vault.client.post(f"{AUTH}/{path}", data=json.dumps(fields), content_type="application/json")
 
-    assert code(answer) == (422, "validation_failed")
+    assert refusal(answer) == (422, "validation_failed")
     assert answer.mimetype == "application/problem+json"
+    named = [name.encode("ascii", "backslashreplace").decode() for name in sorted(wrong)]
     assert sorted(json.loads(answer.text)["errors"]) == named
 
 
@@ -485,7 +400,7 @@ def test_bodies_that_are_not_json_are_told_apart(vault: Vault) -> None:
         for what, (body, kind, _) in cases.items()
     }
 
-    assert {what: code(answer) for what, answer in answers.items()} == {w: want for w, (_, _, want) in cases.items()}
+    assert {what: refusal(answer) for what, answer in answers.items()} == {w: want for w, (_, _, want) in cases.items()}
     assert {answer.mimetype for answer in answers.values()} == {"application/problem+json"}
 
 
@@ -509,7 +424,7 @@ def test_a_large_json_body_without_a_length_is_refused_while_it_is_read(vault: V
         },
     )
 
-    assert code(answer) == (413, "too_large")
+    assert refusal(answer) == (413, "too_large")
     assert Endless.given <= 1024 * 1024
 
 
@@ -517,14 +432,14 @@ def test_a_large_json_body_without_a_length_is_refused_while_it_is_read(vault: V
 
 
 def test_the_name_can_be_changed_and_nothing_else(vault: Vault, anna: Person, bert: Person) -> None:
-    changed = anna.patch(f"{AUTH}/me", json={"full_name": "安娜 \u202e 🦀"})
+    changed = anna.rename("安娜 \u202e 🦀")
     refused = anna.patch(f"{AUTH}/me", json={"full_name": "x", "role": "admin", "email": "x@example.org"})
 
     assert changed.status_code == 200
-    assert changed.json == anna.get(f"{AUTH}/me").json
+    assert changed.json == anna.me().json
     assert changed.json["full_name"] == "安娜 \u202e 🦀"
     assert (refused.status_code, sorted(refused.json["errors"])) == (422, ["email", "role"])
-    assert bert.get(f"{AUTH}/me").json["full_name"] == ""
+    assert bert.me().json["full_name"] == ""
 
 
 # Tokens
@@ -618,17 +533,17 @@ def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Perso
     with vault.container.core.sessions.begin() as session:
         session.execute(sa.delete(User).where(User.email_key == bert.email))
 
-    disabled, deleted = anna.get(f"{AUTH}/me"), bert.get(f"{AUTH}/me")
+    disabled, deleted = anna.me(), bert.me()
     vault.change_user(anna.email, disabled_at=None)
-    enabled = anna.get(f"{AUTH}/me")
+    enabled = anna.me()
     vault.change_user(anna.email, email_verified_at=None)
-    unverified = anna.get(f"{AUTH}/me")
+    unverified = anna.me()
     vault.change_user(anna.email, email_verified_at=vault.clock())
     vault.clock.advance(days=30)
-    session_over = anna.get(f"{AUTH}/me")
+    session_over = anna.me()
 
     assert enabled.status_code == 200
-    assert {code(a) for a in (disabled, deleted, unverified, session_over)} == {(401, "unauthorized")}
+    assert {refusal(a) for a in (disabled, deleted, unverified, session_over)} == {(401, "unauthorized")}
     assert len({but_request_id(a)[2] for a in (disabled, deleted, unverified, session_over)}) == 1
 
 
@@ -641,16 +556,16 @@ def test_a_token_counts_in_the_authorization_header_only(vault: Vault, anna: Per
     in_body = vault.client.patch(f"{AUTH}/me", json={"full_name": "x", "access_token": token})
     in_query = {name: vault.client.get(f"{AUTH}/me", query_string={name: token}) for name in ("jwt", "access_token")}
 
-    assert code(in_cookie) == (401, "unauthorized")
+    assert refusal(in_cookie) == (401, "unauthorized")
     assert in_body.status_code in (401, 422)
-    assert {name: code(a) for name, a in in_query.items()} == dict.fromkeys(in_query, (422, "validation_failed"))
+    assert {name: refusal(a) for name, a in in_query.items()} == dict.fromkeys(in_query, (422, "validation_failed"))
     assert token not in str([a.text for a in in_query.values()])
 
 
 def test_no_answer_sets_a_cookie(vault: Vault) -> None:
     anna = vault.sign_up()
 
-    answers = [register(vault), login(vault), resend(vault), anna.get(f"{AUTH}/me"), anna.get(f"{AUTH}/nothing")]
+    answers = [vault.register(), vault.login(), vault.resend(), anna.me(), anna.get(f"{AUTH}/nothing")]
 
     assert [answer.headers.get("Set-Cookie") for answer in answers] == [None] * 5
     assert {answer.headers["Cache-Control"] for answer in answers} == {"no-store"}
@@ -660,7 +575,7 @@ def test_no_answer_sets_a_cookie(vault: Vault) -> None:
 
 
 def test_hashes_are_argon2id_and_differ_for_one_password(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     token = vault.mailed_token(EMAIL)
     vault.register("bert@example.org")
 
@@ -672,46 +587,11 @@ def test_hashes_are_argon2id_and_differ_for_one_password(vault: Vault) -> None:
         assert [row.token_hash for row in session.scalars(sa.select(EmailToken))] == [sha256(token.encode()).digest()]
 
 
-def test_accounts_are_audited_with_who_where_and_which_request(vault: Vault) -> None:
-    headers = {"User-Agent": "test/1.0"}
-
-    def post(path: str, request_id: str, **fields: str) -> None:
-        vault.client.post(f"{AUTH}/{path}", json=fields, headers={**headers, "X-Request-ID": request_id})
-        # Each in a minute of its own, or failures would be one event.
-        vault.container.audit.settling.settle(began_by=vault.clock())
-
-    post("register", "r1", email=EMAIL, password=PASSWORD)
-    post("verify-email", "r2", token=vault.mailed_token(EMAIL), password=PASSWORD)
-    post("login", "r3", email=EMAIL, password=PASSWORD)
-    post("login", "r4", email=EMAIL, password="certainly not this one")
-    post("login", "r5", email="nobody@example.org", password=PASSWORD)
-    vault.change_user(disabled_at=vault.clock())
-    post("login", "r6", email=EMAIL, password=PASSWORD)
-    vault.change_user(disabled_at=None, email_verified_at=None)
-    post("login", "r7", email=EMAIL, password=PASSWORD)
-
-    user_id = vault.user().id
-    events = [*vault.audit_trail("user.registered"), *vault.audit_trail("user.email_verified")]
-    events += vault.audit_trail("user.login")
-    rows = {(e.request_id, e.action, e.outcome, e.reason, e.actor_id, e.actor_email, e.target_id) for e in events}
-    assert rows == {
-        ("r1", "user.registered", "ok", None, user_id, EMAIL, user_id),
-        ("r2", "user.email_verified", "ok", None, user_id, EMAIL, user_id),
-        ("r3", "user.login", "ok", None, user_id, EMAIL, user_id),
-        ("r4", "user.login", "failed", "password", user_id, EMAIL, user_id),
-        ("r5", "user.login", "failed", "unknown", None, None, None),
-        ("r6", "user.login", "failed", "disabled", user_id, EMAIL, user_id),
-        ("r7", "user.login", "failed", "unverified", user_id, EMAIL, user_id),
-    }
-    assert {(e.ip, e.user_agent) for e in events} == {("127.0.0.1", "test/1.0")}
-    assert [e.request_id for e in events if e.session_id is not None] == ["r3"]
-
-
 def test_a_sender_that_fails_fails_no_request_and_puts_the_mail_off(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault()
     vault.mailer.failure = RuntimeError("provider is down")
 
-    answer = register(vault)
+    answer = vault.register()
     with pytest.raises(RuntimeError):
         vault.run_queue()
 

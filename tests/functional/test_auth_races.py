@@ -12,18 +12,14 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 
 from testing.servers import wait_until
-from testing.vault import PASSWORD, Vault, at_once, refusal, works
+from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Vault, at_once, refusal, works
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.mail.addresses import parse_address
 from vault.mail.models import MailJob, MailKind, MailState
 
 pytestmark = pytest.mark.uncounted
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
 MANY = 20
-NEW = "seven violet kettles hum"
-WRONG = "certainly not this one"
 
 
 @pytest.fixture
@@ -31,12 +27,6 @@ def vault(tmp_path: Path, postgres_url: str) -> Iterator[Vault]:
     vault = Vault(tmp_path, postgres_url, ARGON2_CONCURRENCY=str(MANY))
     yield vault
     vault.close()
-
-
-def post(vault: Vault, path: str, fields: dict[str, Any], token: str | None = None) -> Any:
-    """From a client of its own, since clients are not for sharing between threads."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return vault.app.test_client().post(f"{AUTH}/{path}", json=fields, headers=headers)
 
 
 def statuses(answers: list[Any]) -> dict[int, int]:
@@ -65,37 +55,37 @@ def test_twenty_wrong_passwords_at_once_count_as_twenty(tmp_path: Path, postgres
     vault = Vault(tmp_path, postgres_url, hasher=Gathering(MANY), ARGON2_CONCURRENCY=str(MANY))
     vault.member()
 
-    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+    answers = at_once(MANY, lambda _: vault.login(password=WRONG_PASSWORD))
 
     assert {refusal(answer) for answer in answers} == {(401, "invalid_credentials")}
     assert attempts(vault) == [MANY, MANY]
     assert vault.refusals("user.login") == {"password": MANY}
     normal = vault.rotated()
     normal.clock.now = vault.clock() + timedelta(minutes=15, milliseconds=-1)
-    assert post(normal, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 401
+    assert normal.login().status_code == 401
     normal.clock.advance(seconds=1)
-    assert post(normal, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 200
+    assert normal.login().status_code == 200
     vault.close()
 
 
 def test_wrong_passwords_at_once_are_never_counted_less_than_they_were_looked_at(vault: Vault) -> None:
     vault.member()
 
-    at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+    at_once(MANY, lambda _: vault.login(password=WRONG_PASSWORD))
 
     looked_at = vault.refusals("user.login")["password"]
     assert looked_at >= 5
     assert attempts(vault) == [looked_at, looked_at]
-    assert post(vault, "login", {"email": EMAIL, "password": PASSWORD}).status_code == 401
+    assert vault.login().status_code == 401
 
 
 def test_once_there_was_a_delay_one_at_a_time_is_looked_at(vault: Vault) -> None:
     vault.member()
     for _ in range(5):
-        post(vault, "login", {"email": EMAIL, "password": WRONG})
+        vault.login(password=WRONG_PASSWORD)
     vault.clock.advance(seconds=1)
 
-    at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": WRONG}))
+    at_once(MANY, lambda _: vault.login(password=WRONG_PASSWORD))
 
     assert vault.refusals("user.login") == {"password": 6, "delayed": MANY - 1}
     assert attempts(vault) == [6, 6]
@@ -104,7 +94,7 @@ def test_once_there_was_a_delay_one_at_a_time_is_looked_at(vault: Vault) -> None
 def test_twenty_right_passwords_at_once_all_sign_in(vault: Vault) -> None:
     vault.member()
 
-    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": PASSWORD}))
+    answers = at_once(MANY, lambda _: vault.login())
 
     assert statuses(answers) == {200: MANY}
     assert attempts(vault) == [0, 0]
@@ -114,7 +104,7 @@ def test_right_passwords_at_once_all_sign_in_while_their_hash_is_made_anew(tmp_p
     vault = Vault(tmp_path, postgres_url, hasher=PasswordHasher(1, 16, 1), ARGON2_CONCURRENCY=str(MANY))
     vault.member()
 
-    answers = at_once(MANY, lambda _: post(vault, "login", {"email": EMAIL, "password": PASSWORD}))
+    answers = at_once(MANY, lambda _: vault.login())
 
     assert statuses(answers) == {200: MANY}
     vault.close()
@@ -122,26 +112,25 @@ def test_right_passwords_at_once_all_sign_in_while_their_hash_is_made_anew(tmp_p
 
 @pytest.mark.parametrize("path", ["forgot-password", "resend-verification", "login"])
 def test_at_most_three_mails_an_hour_also_at_once(vault: Vault, path: str) -> None:
-    vault.register(EMAIL) if path != "forgot-password" else vault.member()
+    vault.register() if path != "forgot-password" else vault.member()
     sent_before = len(vault.mails())
     fields = {"email": EMAIL, **({"password": PASSWORD} if path == "login" else {})}
 
-    at_once(MANY, lambda _: post(vault, path, fields))
+    at_once(MANY, lambda _: vault.post(path, **fields))
 
     assert sent_before + len(vault.mails()) == 3
 
 
 def test_one_reset_token_at_once_sets_one_password(vault: Vault) -> None:
     vault.member()
-    post(vault, "forgot-password", {"email": EMAIL})
-    token = vault.mailed_token(EMAIL)
-    words = [f"{NEW} number {number}" for number in range(MANY)]
+    token = vault.reset_token()
+    words = [f"{NEW_PASSWORD} number {number}" for number in range(MANY)]
 
-    answers = at_once(MANY, lambda n: post(vault, "reset-password", {"token": token, "new_password": words[n]}))
+    answers = at_once(MANY, lambda n: vault.reset(token, words[n]))
 
     assert statuses(answers) == {204: 1, 400: MANY - 1}
     (winner,) = (word for word, answer in zip(words, answers, strict=True) if answer.status_code == 204)
-    assert post(vault, "login", {"email": EMAIL, "password": winner}).status_code == 200
+    assert vault.login(password=winner).status_code == 200
     assert vault.outcomes("user.password_reset") == {"ok": 1, "failed": MANY - 1}
 
 
@@ -149,32 +138,31 @@ def test_several_reset_tokens_at_once_set_one_password(vault: Vault) -> None:
     vault.member()
     tokens = []
     for _ in range(3):
-        post(vault, "forgot-password", {"email": EMAIL})
-        tokens.append(vault.mailed_token(EMAIL))
+        tokens.append(vault.reset_token())
 
-    answers = at_once(3, lambda n: post(vault, "reset-password", {"token": tokens[n], "new_password": NEW}))
+    answers = at_once(3, lambda n: vault.reset(tokens[n]))
 
     assert statuses(answers) == {204: 1, 400: 2}
 
 
 def test_one_verification_at_once_counts_once(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    answers = at_once(MANY, lambda _: post(vault, "verify-email", {"token": token, "password": PASSWORD}))
+    answers = at_once(MANY, lambda _: vault.verify(token))
 
     assert statuses(answers) == {200: MANY}
     assert len(vault.audit_trail("user.email_verified")) == 1
 
 
 def test_several_verification_links_at_once_confirm_the_address_once(vault: Vault) -> None:
-    vault.register(EMAIL)
+    vault.register()
     tokens = [vault.mailed_token(EMAIL)]
     for _ in range(2):
-        post(vault, "resend-verification", {"email": EMAIL})
+        vault.resend()
         tokens.append(vault.mailed_token(EMAIL))
 
-    answers = at_once(3, lambda n: post(vault, "verify-email", {"token": tokens[n], "password": PASSWORD}))
+    answers = at_once(3, lambda n: vault.verify(tokens[n]))
 
     assert statuses(answers) == {200: 1, 400: 2}
     assert vault.outcomes("user.email_verified") == {"ok": 1, "failed": 2}
@@ -184,7 +172,7 @@ def test_several_verification_links_at_once_confirm_the_address_once(vault: Vaul
 def test_registrations_of_one_address_at_once_make_one_account(vault: Vault, spellings: list[str]) -> None:
     emails = [spellings[number % len(spellings)] for number in range(MANY)]
 
-    answers = at_once(MANY, lambda n: post(vault, "register", {"email": emails[n], "password": PASSWORD}))
+    answers = at_once(MANY, lambda n: vault.register(emails[n]))
 
     assert statuses(answers) == {202: MANY}
     with vault.container.core.sessions.begin() as session:
@@ -204,7 +192,7 @@ def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
         vault.container.mail.outbox.deliver(job.job_id)
         tokens.append(vault.mailed_token("new@example.org"))
 
-    answers = at_once(len(tokens), lambda n: post(vault, "verify-email", {"token": tokens[n], "password": PASSWORD}))
+    answers = at_once(len(tokens), lambda n: vault.verify(tokens[n]))
 
     assert statuses(answers) == {200: 1, 400: 7}
     assert len(vault.audit_trail("user.email_changed")) == 1
@@ -214,13 +202,12 @@ def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: V
     anna = vault.member()
     for turn in range(10):
         vault.clock.advance(hours=-1)
-        post(vault, "forgot-password", {"email": EMAIL})
+        vault.forgot()
         (_, job_id) = vault.queue.pop()
-        old, new = (PASSWORD, NEW) if turn % 2 == 0 else (NEW, PASSWORD)
-        fields = {"current_password": old, "new_password": new}
+        old, new = (PASSWORD, NEW_PASSWORD) if turn % 2 == 0 else (NEW_PASSWORD, PASSWORD)
         acts = [
             lambda job_id=job_id: vault.container.mail.outbox.deliver(job_id),
-            lambda fields=fields: post(vault, "change-password", fields, anna.access_token),
+            lambda old=old, new=new: anna.change_password(old, new),
         ]
 
         _, changed = at_once(2, lambda n, acts=acts: acts[n]())
@@ -237,9 +224,7 @@ def test_two_last_admins_who_leave_at_once_leave_one(vault: Vault) -> None:
 
         answers = at_once(
             2,
-            lambda n, admins=admins: vault.app.test_client().delete(
-                f"{AUTH}/me", json={"password": PASSWORD}, headers=admins[n].headers
-            ),
+            lambda n, admins=admins: admins[n].delete_account(),
         )
 
         assert statuses(answers) == {204: 1, 409: 1}
@@ -254,7 +239,7 @@ def test_deletions_of_one_account_at_once_delete_it_once(vault: Vault) -> None:
 
     answers = at_once(
         8,
-        lambda _: vault.app.test_client().delete(f"{AUTH}/me", json={"password": PASSWORD}, headers=anna.headers),
+        lambda _: anna.delete_account(),
     )
 
     assert [answer.status_code for answer in answers].count(204) == 1
@@ -270,15 +255,14 @@ def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
     one, other = (vault.member(f"{name}@example.org") for name in ("one", "other"))
     holder, mover = sorted((one, other), key=lambda person: vault.user(person.email).id)
     vault.change_user(holder.email, email_verified_at=None)
-    fields = {"new_email": holder.email, "password": PASSWORD}
-    assert mover.post(f"{AUTH}/change-email", json=fields).status_code == 202
+    assert mover.change_email(holder.email).status_code == 202
     token = vault.mailed_token(holder.email)
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
 
     with ThreadPoolExecutor(1) as threads:
         with vault.container.core.sessions.begin() as session:
             session.execute(sa.select(User.id).where(User.email == holder.email).with_for_update())
-            moving = threads.submit(post, vault, "verify-email", {"token": token, "password": PASSWORD})
+            moving = threads.submit(vault.verify, token)
             wait_until(lambda: session.scalar(sa.text(waits)), what="the move waiting for the other account")
             still_free = session.scalars(
                 sa.select(User.email).where(User.email == mover.email).with_for_update(skip_locked=True)

@@ -6,39 +6,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault, at_once, but_request_id, refusal
+from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Person, Vault, at_once, but_request_id, refusal
 from vault.auth.models import EmailToken
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
 NEW_EMAIL = "anna.new@example.org"
 THEIRS = "the password of a stranger"
-NEW = "seven violet kettles hum"
-WRONG = "certainly not this one"
-OWNER, STRANGER = "192.0.2.10", "203.0.113.66"
-INVALID, WRONG_PASSWORD = (400, "invalid_token"), (403, "wrong_password")
-
-
-def post(vault: Vault, path: str, *, at: str = OWNER, **fields: str) -> Any:
-    return vault.client.post(f"{AUTH}/{path}", json=fields, environ_overrides={"REMOTE_ADDR": at})
-
-
-def register(vault: Vault, password: str = PASSWORD, *, at: str = OWNER) -> None:
-    assert post(vault, "register", at=at, email=EMAIL, password=password).status_code == 202
-
-
-def verify(vault: Vault, token: str, password: str = PASSWORD, *, at: str = OWNER) -> Any:
-    return post(vault, "verify-email", at=at, token=token, password=password)
-
-
-def verify_anew(vault: Vault, token: str, new_password: str = NEW) -> Any:
-    return post(vault, "verify-email", token=token, new_password=new_password)
+STRANGER = "203.0.113.66"
+INVALID, REFUSED = (400, "invalid_token"), (403, "wrong_password")
 
 
 def signs_in(vault: Vault, password: str, email: str = EMAIL) -> bool:
-    return bool(post(vault, "login", email=email, password=password).status_code == 200)
+    return bool(vault.login(email, password).status_code == 200)
 
 
 def networks(count: int) -> list[str]:
@@ -50,76 +30,76 @@ def networks(count: int) -> list[str]:
 
 def test_the_owners_registration_mails_after_a_stranger_used_up_his_mails(vault: Vault) -> None:
     for _ in range(4):
-        register(vault, THEIRS, at=STRANGER)
+        vault.register(EMAIL, THEIRS, at=STRANGER)
     vault.mails()
 
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    assert verify(vault, token).status_code == 200
+    assert vault.verify(token).status_code == 200
     assert [signs_in(vault, password) for password in (PASSWORD, THEIRS)] == [True, False]
 
 
 @pytest.mark.parametrize("first", [PASSWORD, THEIRS], ids=["the-owner-first", "the-stranger-first"])
 def test_no_link_confirms_a_password_that_its_reader_does_not_know(vault: Vault, first: str) -> None:
     second = THEIRS if first == PASSWORD else PASSWORD
-    register(vault, first)
+    vault.register(EMAIL, first)
     older = vault.mailed_token(EMAIL)
-    register(vault, second)
+    vault.register(EMAIL, second)
     newer = vault.mailed_token(EMAIL)
 
-    answers = [verify(vault, token, first) for token in (older, newer)]
+    answers = [vault.verify(token, first) for token in (older, newer)]
 
-    assert [refusal(answer) for answer in answers] == [INVALID, WRONG_PASSWORD]
+    assert [refusal(answer) for answer in answers] == [INVALID, REFUSED]
     assert not any(signs_in(vault, password) for password in (PASSWORD, THEIRS))
     assert vault.user().email_verified_at is None
 
 
 def test_a_new_password_makes_a_strangers_registration_the_owners(vault: Vault) -> None:
-    register(vault, THEIRS, at=STRANGER)
+    vault.register(EMAIL, THEIRS, at=STRANGER)
     token = vault.mailed_token(EMAIL)
-    post(vault, "forgot-password", email=EMAIL)
+    vault.forgot()
     reset = vault.mailed_token(EMAIL)
-    post(vault, "resend-verification", email=EMAIL)
+    vault.resend()
     resent = vault.mailed_token(EMAIL)
 
-    answer = verify_anew(vault, token)
+    answer = vault.post("verify-email", token=token, new_password=NEW_PASSWORD)
 
     assert answer.status_code == 200
-    assert [signs_in(vault, password) for password in (NEW, THEIRS)] == [True, False]
-    assert refusal(verify_anew(vault, resent)) == INVALID
-    assert refusal(post(vault, "reset-password", token=reset, new_password=THEIRS)) == INVALID
+    assert [signs_in(vault, password) for password in (NEW_PASSWORD, THEIRS)] == [True, False]
+    assert refusal(vault.post("verify-email", token=resent, new_password=NEW_PASSWORD)) == INVALID
+    assert refusal(vault.reset(reset, THEIRS)) == INVALID
     assert vault.outcomes("user.password_reset") == {"ok": 1, "failed": 1}
 
 
 @pytest.mark.parametrize("how", ["resend-verification", "login"])
 def test_a_link_that_is_mailed_again_is_bound_to_the_newest_password(vault: Vault, how: str) -> None:
-    register(vault)
-    register(vault, THEIRS, at=STRANGER)
+    vault.register()
+    vault.register(EMAIL, THEIRS, at=STRANGER)
     vault.mails()
     fields = {"password": THEIRS} if how == "login" else {}
-    post(vault, how, email=EMAIL, **fields)
+    vault.post(how, email=EMAIL, **fields)
     token = vault.mailed_token(EMAIL)
 
-    assert refusal(verify(vault, token)) == WRONG_PASSWORD
-    assert verify_anew(vault, token).status_code == 200
+    assert refusal(vault.verify(token)) == REFUSED
+    assert vault.post("verify-email", token=token, new_password=NEW_PASSWORD).status_code == 200
     assert not signs_in(vault, THEIRS)
 
 
 def test_a_login_that_another_registration_overtakes_mails_no_link(
     vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(vault, THEIRS, at=STRANGER)
+    vault.register(EMAIL, THEIRS, at=STRANGER)
     vault.mails()
     check = vault.container.auth.guess_limiter.check
 
     def overtaken(*args: Any, **kwargs: Any) -> Any:
         checked = check(*args, **kwargs)
-        register(vault)
+        vault.register()
         return checked
 
     monkeypatch.setattr(type(vault.container.auth.guess_limiter), "check", lambda _self, *a, **k: overtaken(*a, **k))
-    post(vault, "login", at=STRANGER, email=EMAIL, password=THEIRS)
+    vault.login(password=THEIRS, at=STRANGER)
     monkeypatch.undo()
 
     # The owner's own link, and not one more for the stranger's password.
@@ -127,11 +107,11 @@ def test_a_login_that_another_registration_overtakes_mails_no_link(
 
 
 def test_mails_are_limited_by_network_and_altogether(vault: Vault) -> None:
-    from_one = [post(vault, "resend-verification", email=EMAIL) for _ in range(4)]
-    register(vault)
+    from_one = [vault.resend() for _ in range(4)]
+    vault.register()
     for network in networks(5):
         for _ in range(4):
-            post(vault, "resend-verification", at=network, email=EMAIL)
+            vault.resend(at=network)
 
     assert {answer.status_code for answer in from_one} == {202}
     # Nobody's address yet, so the first four were no-ops; then one for the owner, and three for each network.
@@ -140,89 +120,89 @@ def test_mails_are_limited_by_network_and_altogether(vault: Vault) -> None:
 
 def test_past_the_limit_of_all_networks_the_last_link_stays_good(vault: Vault) -> None:
     for network in networks(9):
-        register(vault, THEIRS, at=network)
+        vault.register(EMAIL, THEIRS, at=network)
     vault.mails()
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    register(vault, THEIRS, at=STRANGER)
+    vault.register(EMAIL, THEIRS, at=STRANGER)
 
-    assert verify(vault, token).status_code == 200
+    assert vault.verify(token).status_code == 200
 
 
 # Five wrong passwords
 
 
 def test_the_fifth_wrong_password_ends_the_link_and_a_new_one_works(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    wrong = [verify(vault, token, WRONG) for _ in range(5)]
+    wrong = [vault.verify(token, WRONG_PASSWORD) for _ in range(5)]
     vault.clock.advance(minutes=1)
-    right, anew = verify(vault, token), verify_anew(vault, token)
-    post(vault, "resend-verification", email=EMAIL)
-    resent = verify(vault, vault.mailed_token(EMAIL))
+    right, anew = vault.verify(token), vault.post("verify-email", token=token, new_password=NEW_PASSWORD)
+    vault.resend()
+    resent = vault.verify(vault.mailed_token(EMAIL))
 
-    assert [refusal(answer) for answer in wrong] == [WRONG_PASSWORD] * 5
+    assert [refusal(answer) for answer in wrong] == [REFUSED] * 5
     assert (refusal(right), refusal(anew), resent.status_code) == (INVALID, INVALID, 200)
     assert vault.refusals("user.email_verified") == {"password": 5, "token": 2}
 
 
 def test_of_wrong_passwords_at_once_five_are_told(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
     places = networks(12)
 
-    answers = at_once(len(places), lambda n: verify(vault, token, f"{WRONG} {n}", at=places[n]))
+    answers = at_once(len(places), lambda n: vault.verify(token, f"{WRONG_PASSWORD} {n}", at=places[n]))
 
-    assert Counter(refusal(answer) for answer in answers) == {WRONG_PASSWORD: 5, INVALID: 7}
-    assert refusal(verify(vault, token)) == INVALID
+    assert Counter(refusal(answer) for answer in answers) == {REFUSED: 5, INVALID: 7}
+    assert refusal(vault.verify(token)) == INVALID
 
 
 def test_passwords_that_come_within_a_delay_do_not_end_the_link(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
     for place in networks(60):
-        post(vault, "login", at=place, email=EMAIL, password=WRONG)
+        vault.login(password=WRONG_PASSWORD, at=place)
 
-    delayed = [verify(vault, token) for _ in range(6)]
+    delayed = [vault.verify(token) for _ in range(6)]
     vault.clock.advance(seconds=31)
 
-    assert {refusal(answer) for answer in delayed} == {WRONG_PASSWORD}
-    assert verify(vault, token).status_code == 200
+    assert {refusal(answer) for answer in delayed} == {REFUSED}
+    assert vault.verify(token).status_code == 200
 
 
 def test_wrong_passwords_of_links_and_of_logins_are_counted_together(vault: Vault) -> None:
     vault.sign_up(NEW_EMAIL)
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
     for _ in range(4):
-        post(vault, "login", email=EMAIL, password=WRONG)
+        vault.login(password=WRONG_PASSWORD)
 
-    verify(vault, token, WRONG)
-    too_soon = verify(vault, token)
+    vault.verify(token, WRONG_PASSWORD)
+    too_soon = vault.verify(token)
     vault.clock.advance(seconds=1)
 
-    assert refusal(too_soon) == WRONG_PASSWORD
-    assert verify(vault, token).status_code == 200
+    assert refusal(too_soon) == REFUSED
+    assert vault.verify(token).status_code == 200
     assert vault.refusals("user.lockout") == {"network": 1}
 
 
 def test_a_used_link_tells_nothing_about_a_password_and_sets_none(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
-    first = verify(vault, token)
+    first = vault.verify(token)
 
     again = [
-        verify(vault, token),
-        verify(vault, token, WRONG),
-        verify_anew(vault, token),
-        verify_anew(vault, token, "x" * 12),
+        vault.verify(token),
+        vault.verify(token, WRONG_PASSWORD),
+        vault.post("verify-email", token=token, new_password=NEW_PASSWORD),
+        vault.post("verify-email", token=token, new_password="x" * 12),
     ]
 
     assert {but_request_id(answer)[2] for answer in again} == {but_request_id(first)[2]}
     assert {answer.status_code for answer in again} == {200}
-    assert [signs_in(vault, password) for password in (PASSWORD, NEW)] == [True, False]
+    assert [signs_in(vault, password) for password in (PASSWORD, NEW_PASSWORD)] == [True, False]
     with vault.container.core.sessions.begin() as session:
         assert session.scalars(sa.select(EmailToken.failures)).all() == [0]
 
@@ -231,41 +211,41 @@ def test_a_used_link_tells_nothing_about_a_password_and_sets_none(vault: Vault) 
     ("fields", "named"),
     [
         pytest.param({}, "password", id="neither"),
-        pytest.param({"password": PASSWORD, "new_password": NEW}, "password", id="both"),
+        pytest.param({"password": PASSWORD, "new_password": NEW_PASSWORD}, "password", id="both"),
         pytest.param({"new_password": "short"}, "new_password", id="short"),
         pytest.param({"new_password": "anna@example.org"}, "new_password", id="weak"),
     ],
 )
 def test_one_good_password_is_wanted(vault: Vault, fields: dict[str, str], named: str) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    answer = post(vault, "verify-email", token=token, **fields)
+    answer = vault.post("verify-email", token=token, **fields)
 
     assert refusal(answer) == (422, "validation_failed")
     assert list(answer.json["errors"]) == [named]
-    assert verify(vault, token).status_code == 200
+    assert vault.verify(token).status_code == 200
 
 
 # A change of address
 
 
 def change_email(anna: Person) -> str:
-    fields = {"new_email": NEW_EMAIL, "password": PASSWORD}
-    assert anna.post(f"{AUTH}/change-email", json=fields).status_code == 202
+    assert anna.change_email(NEW_EMAIL).status_code == 202
     return anna.vault.mailed_token(NEW_EMAIL)
 
 
 def test_a_new_address_is_confirmed_by_the_accounts_password_only(vault: Vault, anna: Person) -> None:
     token = change_email(anna)
 
-    wrong, anew = verify(vault, token, WRONG), verify_anew(vault, token)
+    wrong = vault.verify(token, WRONG_PASSWORD)
+    anew = vault.post("verify-email", token=token, new_password=NEW_PASSWORD)
 
-    assert (refusal(wrong), refusal(anew)) == (WRONG_PASSWORD, (422, "validation_failed"))
+    assert (refusal(wrong), refusal(anew)) == (REFUSED, (422, "validation_failed"))
     assert list(anew.json["errors"]) == ["new_password"]
     assert vault.user().email == EMAIL
     assert vault.refusals("user.email_changed") == {"password": 1}
-    assert verify(vault, token).status_code == 200
+    assert vault.verify(token).status_code == 200
     assert signs_in(vault, PASSWORD, NEW_EMAIL)
 
 
@@ -273,9 +253,9 @@ def test_the_reader_of_a_mistyped_address_gets_five_guesses(vault: Vault, anna: 
     token = change_email(anna)
 
     for _ in range(5):
-        verify(vault, token, WRONG, at=STRANGER)
+        vault.verify(token, WRONG_PASSWORD, at=STRANGER)
 
-    assert refusal(verify(vault, token)) == INVALID
+    assert refusal(vault.verify(token)) == INVALID
     assert vault.user().email == EMAIL
 
 
@@ -283,11 +263,11 @@ def test_the_reader_of_a_mistyped_address_gets_five_guesses(vault: Vault, anna: 
 
 
 def test_the_page_asks_for_the_password_and_says_when_it_is_wrong(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
     page = vault.client.get("/verify-email", query_string={"token": token})
-    wrong = vault.client.post("/verify-email", data={"token": token, "password": WRONG})
+    wrong = vault.client.post("/verify-email", data={"token": token, "password": WRONG_PASSWORD})
     nothing = vault.client.post("/verify-email", data={"token": token})
     right = vault.client.post("/verify-email", data={"token": token, "password": PASSWORD})
 
@@ -297,28 +277,28 @@ def test_the_page_asks_for_the_password_and_says_when_it_is_wrong(vault: Vault) 
     assert 'role="alert"' not in page.text
     assert 'role="alert"' in wrong.text
     assert f'value="{token}"' in wrong.text
-    assert WRONG not in wrong.text
+    assert WRONG_PASSWORD not in wrong.text
     assert "Address confirmed" in right.text
 
 
 def test_the_page_sets_a_new_password_and_says_what_is_wrong_with_it(vault: Vault) -> None:
-    register(vault, THEIRS, at=STRANGER)
+    vault.register(EMAIL, THEIRS, at=STRANGER)
     token = vault.mailed_token(EMAIL)
 
     weak = vault.client.post("/verify-email", data={"token": token, "new_password": "anna@example.org"})
-    strong = vault.client.post("/verify-email", data={"token": token, "new_password": NEW})
+    strong = vault.client.post("/verify-email", data={"token": token, "new_password": NEW_PASSWORD})
 
     assert (weak.status_code, strong.status_code) == (422, 200)
     assert "Too easy to guess" in weak.text
     assert "<details open>" in weak.text
-    assert [signs_in(vault, password) for password in (NEW, THEIRS)] == [True, False]
+    assert [signs_in(vault, password) for password in (NEW_PASSWORD, THEIRS)] == [True, False]
 
 
 def test_the_page_says_when_a_link_is_dead(vault: Vault) -> None:
-    register(vault)
+    vault.register()
     token = vault.mailed_token(EMAIL)
 
-    answers = [vault.client.post("/verify-email", data={"token": token, "password": WRONG}) for _ in range(6)]
+    answers = [vault.client.post("/verify-email", data={"token": token, "password": WRONG_PASSWORD}) for _ in range(6)]
 
     assert [answer.status_code for answer in answers] == [403] * 5 + [400]
     assert "This link does not work" in answers[-1].text

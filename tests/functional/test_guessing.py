@@ -6,45 +6,34 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher, extract_parameters
 
-from testing.vault import CHEAP_HASHER, PASSWORD, Person, Vault, but_request_id, refusal
+from testing.vault import (
+    AUTH,
+    CHEAP_HASHER,
+    EMAIL,
+    NEW_PASSWORD,
+    PASSWORD,
+    WRONG_PASSWORD,
+    Person,
+    Vault,
+    but_request_id,
+    refusal,
+)
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.core.networks import network_of
 
 pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
-WRONG = "certainly not this one"
-NEW = "seven violet kettles hum"
 HOME, OFFICE, THIEF = "192.0.2.10", "198.51.100.7", "203.0.113.66"
-
-
-@pytest.fixture
-def vault(make_vault: Any) -> Vault:
-    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1")
-    return vault
-
-
-def login(vault: Vault, password: str = PASSWORD, *, at: str = HOME, email: str = EMAIL) -> Any:
-    return vault.client.post(
-        f"{AUTH}/login", json={"email": email, "password": password}, headers={"X-Forwarded-For": at}
-    )
 
 
 def fail(vault: Vault, times: int, *, at: str = THIEF, email: str = EMAIL) -> None:
     for _ in range(times):
-        assert login(vault, WRONG, at=at, email=email).status_code == 401
+        assert vault.login(email, WRONG_PASSWORD, at=at).status_code == 401
 
 
 def succeeds(vault: Vault, *, at: str = HOME) -> bool:
-    return bool(login(vault, at=at).status_code == 200)
-
-
-def test_four_mistakes_cost_nothing(vault: Vault, anna: Person) -> None:
-    fail(vault, 4, at=HOME)
-
-    assert succeeds(vault)
+    return bool(vault.login(at=at).status_code == 200)
 
 
 def test_the_fifth_and_every_further_one_costs_twice_the_wait(vault: Vault, anna: Person) -> None:
@@ -53,7 +42,7 @@ def test_the_fifth_and_every_further_one_costs_twice_the_wait(vault: Vault, anna
     for turn, wait in enumerate((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900), start=1):
         fail(vault, 1, at=HOME)
         vault.clock.advance(seconds=wait - 0.001)
-        refused = login(vault)
+        refused = vault.login(at=HOME)
         vault.clock.advance(seconds=0.001)
 
         assert refusal(refused) == (401, "invalid_credentials"), wait
@@ -91,11 +80,11 @@ def test_mistakes_are_forgotten_after_an_hour_without_any(vault: Vault, anna: Pe
 
 
 def test_a_delayed_answer_is_that_of_every_other_failure(vault: Vault, anna: Person) -> None:
-    first = but_request_id(login(vault, WRONG))
+    first = but_request_id(vault.login(password=WRONG_PASSWORD, at=HOME))
     fail(vault, 4, at=HOME)
 
-    delayed = but_request_id(login(vault))
-    unknown = but_request_id(login(vault, email="nobody@example.org"))
+    delayed = but_request_id(vault.login(at=HOME))
+    unknown = but_request_id(vault.login("nobody@example.org", at=HOME))
 
     assert first == delayed == unknown
 
@@ -105,7 +94,7 @@ def test_an_owner_signs_in_while_somebody_attacks_from_elsewhere(vault: Vault, a
         fail(vault, 1)
         vault.clock.advance(seconds=3)
 
-    assert login(vault, at=THIEF).status_code == 401
+    assert vault.login(at=THIEF).status_code == 401
     assert succeeds(vault, at=HOME)
     assert succeeds(vault, at=OFFICE)
 
@@ -182,24 +171,21 @@ def test_a_network_is_known_for_thirty_days(vault: Vault, anna: Person) -> None:
 def test_a_new_password_by_mail_ends_every_delay(vault: Vault, anna: Person) -> None:
     attack_from_everywhere(vault, 60)
     fail(vault, 10, at=HOME)
-    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
-    token = vault.mailed_token(EMAIL)
+    token = vault.reset_token()
 
-    reset = vault.client.post(f"{AUTH}/reset-password", json={"token": token, "new_password": NEW})
+    reset = vault.reset(token)
 
     assert reset.status_code == 204
-    assert login(vault, NEW, at=OFFICE).status_code == 200
+    assert vault.login(password=NEW_PASSWORD, at=OFFICE).status_code == 200
 
 
 def test_a_new_password_leaves_the_owners_networks_known(vault: Vault, anna: Person) -> None:
     assert succeeds(vault, at=HOME)
-    vault.client.post(f"{AUTH}/forgot-password", json={"email": EMAIL})
-    fields = {"token": vault.mailed_token(EMAIL), "new_password": NEW}
-    vault.client.post(f"{AUTH}/reset-password", json=fields)
+    vault.reset(vault.reset_token())
 
     attack_from_everywhere(vault, 60)
 
-    assert [login(vault, NEW, at=at).status_code for at in (OFFICE, HOME)] == [401, 200]
+    assert [vault.login(password=NEW_PASSWORD, at=at).status_code for at in (OFFICE, HOME)] == [401, 200]
 
 
 @pytest.mark.parametrize("state", ["disabled_at", "email_verified_at"])
@@ -208,7 +194,7 @@ def test_the_right_password_of_an_account_that_is_closed_makes_no_network_known(
 ) -> None:
     closed, open_ = {state: None}, {state: vault.clock()}
     vault.change_user(**(open_ if state == "disabled_at" else closed))
-    login(vault, at=THIEF)
+    vault.login(at=THIEF)
     vault.change_user(**(closed if state == "disabled_at" else open_))
 
     attack_from_everywhere(vault, 60)
@@ -220,7 +206,7 @@ def test_the_right_password_of_an_account_that_is_closed_makes_no_network_known(
     ("method", "path", "fields"),
     [
         ("POST", "login", {"email": EMAIL}),
-        ("POST", "change-password", {"new_password": NEW}),
+        ("POST", "change-password", {"new_password": NEW_PASSWORD}),
         ("POST", "change-email", {"new_email": "new@example.org"}),
         ("DELETE", "me", {}),
     ],
@@ -230,12 +216,13 @@ def test_every_route_that_looks_at_a_password_counts_and_waits(
     vault: Vault, anna: Person, method: str, path: str, fields: dict[str, str]
 ) -> None:
     fail(vault, 4, at=HOME)
-    headers = {**anna.headers, "X-Forwarded-For": HOME}
     name = "current_password" if path == "change-password" else "password"
 
+    vault.client.environ_base["REMOTE_ADDR"] = HOME
+
     answers = [
-        vault.client.open(f"{AUTH}/{path}", method=method, json={**fields, name: password}, headers=headers)
-        for password in (WRONG, PASSWORD)
+        vault.client.open(f"{AUTH}/{path}", method=method, json={**fields, name: password}, headers=anna.headers)
+        for password in (WRONG_PASSWORD, PASSWORD)
     ]
 
     expected = (401, "invalid_credentials") if path == "login" else (403, "wrong_password")
@@ -281,7 +268,7 @@ def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> N
             Counting.looked_at += 1
             return super().verify(hash, password)
 
-    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", hasher=Counting(time_cost=1, memory_cost=8, parallelism=1))
+    vault: Vault = make_vault(hasher=Counting(time_cost=1, memory_cost=8, parallelism=1))
     vault.member()
     changes: dict[str, dict[str, Any]] = {
         "disabled": {"disabled_at": vault.clock()},
@@ -294,27 +281,26 @@ def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> N
         fail(vault, 5, at=HOME)
     Counting.looked_at = 0
 
-    answer = login(
-        vault, WRONG if state == "wrong" else PASSWORD, email="nobody@example.org" if state == "unknown" else EMAIL
-    )
+    email = "nobody@example.org" if state == "unknown" else EMAIL
+    answer = vault.login(email, WRONG_PASSWORD if state == "wrong" else PASSWORD, at=HOME)
 
     assert refusal(answer) == (401, "invalid_credentials")
     assert Counting.looked_at == 1
 
 
 def test_a_server_that_is_too_busy_to_look_counts_nothing(make_vault: Any) -> None:
-    vault: Vault = make_vault(TRUSTED_PROXIES="127.0.0.1", ARGON2_CONCURRENCY="1")
+    vault: Vault = make_vault(ARGON2_CONCURRENCY="1")
     vault.member()
     passwords = vault.container.auth.guess_limiter._passwords
     passwords._wait_seconds = 0.01
     assert passwords._slots.acquire(blocking=False)
 
-    before_any_delay = [login(vault) for _ in range(6)]
+    before_any_delay = [vault.login(at=HOME) for _ in range(6)]
     passwords._slots.release()
     fail(vault, 5, at=HOME)
     vault.clock.advance(seconds=1)
     passwords._slots.acquire()
-    after_one = login(vault)
+    after_one = vault.login(at=HOME)
     passwords._slots.release()
 
     assert {refusal(answer) for answer in [*before_any_delay, after_one]} == {(503, "busy")}
@@ -328,11 +314,11 @@ def test_a_hash_is_made_anew_at_sign_in_when_the_parameters_have_changed(make_va
     after = before.rotated(**settings, hasher=None)
     old = after.user().password_hash
 
-    wrong = after.client.post(f"{AUTH}/login", json={"email": EMAIL, "password": WRONG})
+    wrong = after.login(password=WRONG_PASSWORD)
     kept = after.user().password_hash
-    after.sign_in(EMAIL)
+    after.sign_in()
     new = after.user().password_hash
-    after.sign_in(EMAIL)
+    after.sign_in()
 
     assert (wrong.status_code, kept) == (401, old)
     assert new is not None
@@ -346,7 +332,7 @@ def test_a_damaged_hash_is_a_wrong_password(vault: Vault, anna: Person) -> None:
     for damaged in ("", "x", "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$", CHEAP_HASHER.hash(PASSWORD)[:-8]):
         vault.change_user(password_hash=damaged)
 
-        assert refusal(login(vault, at=f"192.0.{len(damaged)}.1")) == (401, "invalid_credentials")
+        assert refusal(vault.login(at=f"192.0.{len(damaged)}.1")) == (401, "invalid_credentials")
 
 
 @pytest.mark.parametrize("change", ["password", "address", "disabled", "deleted"])
@@ -355,7 +341,7 @@ def test_what_changes_while_a_password_is_looked_at_counts(
 ) -> None:
     def meanwhile(*_: object, **__: object) -> Checked:
         if change == "password":
-            vault.change_user(password_hash=CHEAP_HASHER.hash(NEW), password_version=7)
+            vault.change_user(password_hash=CHEAP_HASHER.hash(NEW_PASSWORD), password_version=7)
         elif change == "address":
             with vault.container.core.sessions.begin() as session:
                 session.execute(sa.text("UPDATE users SET email = 'b@example.org', email_key = 'b@example.org'"))
@@ -368,7 +354,7 @@ def test_what_changes_while_a_password_is_looked_at_counts(
 
     monkeypatch.setattr(GuessLimiter, "check", meanwhile)
 
-    assert refusal(login(vault)) == (401, "invalid_credentials")
+    assert refusal(vault.login(at=HOME)) == (401, "invalid_credentials")
     assert vault.refusals("user.login") == {"changed": 1}
 
 

@@ -1,51 +1,31 @@
 """A forgotten password: the mail, the page, the new password, and everything that ends with it."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault, but_request_id, refusal, works
+from testing.vault import EMAIL, NEW_PASSWORD, Person, Vault, but_request_id, refusal, works
 from vault.auth.models import EmailToken
 from vault.mail.models import MailJob
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
-NEW = "seven violet kettles hum"
-
-
-def forgot(vault: Vault, email: str = EMAIL) -> Any:
-    return vault.client.post(f"{AUTH}/forgot-password", json={"email": email})
-
-
-def reset(vault: Vault, token: str, new_password: str = NEW) -> Any:
-    return vault.client.post(f"{AUTH}/reset-password", json={"token": token, "new_password": new_password})
-
-
-def login(vault: Vault, password: str, email: str = EMAIL) -> Any:
-    return vault.client.post(f"{AUTH}/login", json={"email": email, "password": password})
-
-
-def reset_token(vault: Vault, email: str = EMAIL) -> str:
-    assert forgot(vault, email).status_code == 202
-    return vault.mailed_token(email)
-
 
 def test_a_forgotten_password_is_set_anew_by_a_mailed_link(vault: Vault, anna: Person, bert: Person) -> None:
     again = vault.sign_in(EMAIL)
-    token = reset_token(vault)
+    token = vault.reset_token()
 
-    answer = reset(vault, token)
+    answer = vault.reset(token)
 
     assert (answer.status_code, answer.data) == (204, b"")
     assert [works(person) for person in (anna, again, bert)] == [False, False, True]
-    refreshed = vault.client.post(f"{AUTH}/refresh", json={"refresh_token": again.refresh_token})
+    refreshed = again.refresh()
     assert refusal(refreshed) == (401, "unauthorized")
-    assert refusal(login(vault, PASSWORD)) == (401, "invalid_credentials")
-    assert login(vault, NEW).status_code == 200
+    assert refusal(vault.login()) == (401, "invalid_credentials")
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
     assert vault.mails() == [
         (EMAIL, "Set a new password for Secure Vault"),
         (EMAIL, "Your Secure Vault password was changed"),
@@ -56,76 +36,62 @@ def test_a_forgotten_password_is_set_anew_by_a_mailed_link(vault: Vault, anna: P
 
 
 def test_a_reset_link_works_once_and_kills_the_others(vault: Vault, anna: Person) -> None:
-    first, second = reset_token(vault), reset_token(vault)
+    first, second = vault.reset_token(), vault.reset_token()
 
-    assert reset(vault, first).status_code == 204
-    assert refusal(reset(vault, first, "another set of plain words")) == (400, "invalid_token")
-    assert refusal(reset(vault, second, "another set of plain words")) == (400, "invalid_token")
-    assert login(vault, NEW).status_code == 200
-
-
-def test_a_newer_reset_link_kills_none(vault: Vault, anna: Person) -> None:
-    first, _ = reset_token(vault), reset_token(vault)
-
-    assert reset(vault, first).status_code == 204
+    assert vault.reset(first).status_code == 204
+    assert refusal(vault.reset(first, "another set of plain words")) == (400, "invalid_token")
+    assert refusal(vault.reset(second, "another set of plain words")) == (400, "invalid_token")
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
 def test_a_reset_link_lives_an_hour(vault: Vault, anna: Person) -> None:
-    token = reset_token(vault)
+    token = vault.reset_token()
     vault.clock.advance(minutes=59, seconds=59)
-    late = reset_token(vault)
+    late = vault.reset_token()
     vault.clock.advance(seconds=11)
 
-    assert refusal(reset(vault, token)) == (400, "invalid_token")
-    assert reset(vault, late).status_code == 204
+    assert refusal(vault.reset(token)) == (400, "invalid_token")
+    assert vault.reset(late).status_code == 204
 
 
 def test_only_reset_tokens_reset(vault: Vault, anna: Person) -> None:
     vault.register("new@example.org")
-    others = [
-        "",
-        "x",
-        "é" * 200,
-        vault.mailed_token("new@example.org"),
-        anna.access_token[:256],
-        reset_token(vault)[:-1],
-    ]
+    others = ["", "x", "é" * 200, vault.mailed_token("new@example.org"), anna.access_token[:256]]
 
-    answers = [reset(vault, token) for token in others]
-    fields = {"token": reset_token(vault), "password": PASSWORD}
-    verified_by_reset_token = vault.client.post(f"{AUTH}/verify-email", json=fields)
+    answers = [vault.reset(token) for token in [*others, vault.reset_token()[:-1]]]
+    verified_by_reset_token = vault.verify(vault.reset_token())
 
     assert {refusal(answer) for answer in answers} == {(400, "invalid_token")}
     assert refusal(verified_by_reset_token) == (400, "invalid_token")
-    assert login(vault, PASSWORD).status_code == 200
+    assert vault.login().status_code == 200
 
 
 @pytest.mark.parametrize("weak", ["short", "passwordpassword", "anna@example.org", "x" * 129, "", "a" * 1024])
 def test_a_weak_password_is_refused_and_the_link_still_works(vault: Vault, anna: Person, weak: str) -> None:
-    token = reset_token(vault)
+    token = vault.reset_token()
 
-    answer = reset(vault, token, weak)
+    answer = vault.reset(token, weak)
 
     assert refusal(answer) == (422, "validation_failed")
     assert list(answer.json["errors"]) == ["new_password"]
-    assert reset(vault, token).status_code == 204
+    assert vault.reset(token).status_code == 204
 
 
 def test_a_reset_confirms_the_address_since_the_mail_was_read(vault: Vault) -> None:
     vault.register(EMAIL)
 
-    assert reset(vault, reset_token(vault)).status_code == 204
-    assert login(vault, NEW).status_code == 200
+    assert vault.reset(vault.reset_token()).status_code == 204
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
 def test_a_disabled_account_gets_no_link_and_one_that_is_out_is_dead(vault: Vault, anna: Person) -> None:
-    token = reset_token(vault)
+    token = vault.reset_token()
     vault.change_user(disabled_at=vault.clock())
     vault.mails()
 
-    assert forgot(vault).status_code == 202
+    assert vault.forgot().status_code == 202
     assert vault.mails() == []
-    assert refusal(reset(vault, token)) == (400, "invalid_token")
+    assert refusal(vault.reset(token)) == (400, "invalid_token")
 
 
 def test_answers_are_the_same_for_every_address_and_so_is_the_work(vault: Vault, anna: Person, bert: Person) -> None:
@@ -134,7 +100,7 @@ def test_answers_are_the_same_for_every_address_and_so_is_the_work(vault: Vault,
     vault.mails()
     everybody = [EMAIL, bert.email, "waiting@example.org", "nobody@example.org"]
 
-    answers = {str(but_request_id(forgot(vault, email))) for email in everybody}
+    answers = {str(but_request_id(vault.forgot(email))) for email in everybody}
 
     assert len(answers) == 1
     assert len(vault.queue) == 4
@@ -146,36 +112,66 @@ def test_answers_are_the_same_for_every_address_and_so_is_the_work(vault: Vault,
     assert owed == [("failed", "None", 2), ("ok", EMAIL, None), ("ok", "waiting@example.org", None)]
 
 
-def test_at_most_three_links_an_hour_go_to_an_address(vault: Vault, anna: Person) -> None:
-    for email in (EMAIL, "ANNA@example.org", "anna@EXAMPLE.ORG", EMAIL, EMAIL):
-        assert forgot(vault, email).status_code == 202
-    within = len(vault.mails())
-    vault.clock.advance(minutes=61)
-    forgot(vault)
-
-    assert (within, len(vault.mails())) == (3, 1)
-
-
 def test_links_lead_to_the_frontend_where_there_is_one(make_vault: Any) -> None:
     vault = make_vault(FRONTEND_BASE_URL="https://app.example.org/account/")
     vault.member()
 
-    token = reset_token(vault)
+    token = vault.reset_token()
 
     assert f"https://app.example.org/account/reset-password?token={token}" in vault.mailer.sent[-1].text.splitlines()
+
+
+@pytest.mark.parametrize("ask", [Vault.resend, Vault.forgot], ids=["verification", "reset"])
+def test_an_address_gets_at_most_three_mails_of_a_kind_in_an_hour(vault: Vault, ask: Callable[..., Any]) -> None:
+    vault.register()
+    before = len(vault.mails()) if ask is Vault.resend else 0
+    vault.mails()
+
+    for email in (EMAIL, "ANNA@example.org", "anna@EXAMPLE.ORG", EMAIL, EMAIL):
+        assert ask(vault, email).status_code == 202
+    within = len(vault.mails())
+    vault.clock.advance(minutes=61)
+    ask(vault)
+
+    assert (before + within, len(vault.mails())) == (3, 1)
 
 
 # The page
 
 
+@pytest.mark.parametrize("path", ["/verify-email", "/reset-password"])
+def test_the_pages_need_no_script_and_keep_their_token_to_themselves(vault: Vault, path: str) -> None:
+    hostile = "\"><script>alert('x')</script>"
+
+    page = vault.client.get(path, query_string={"token": hostile})
+    failed = vault.client.post(path, data={"token": hostile})
+
+    assert failed.status_code == 400
+    for answer in (page, failed):
+        assert answer.mimetype == "text/html"
+        assert "<script" not in answer.text
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        policy = answer.headers["Content-Security-Policy"]
+        assert all(part in policy for part in ("default-src 'none'", "form-action 'self'", "frame-ancestors 'none'"))
+        assert "unsafe" not in policy
+        nonce = re.search(r"style-src 'nonce-([^']+)'", policy)
+        assert nonce is not None
+        assert f'<style nonce="{nonce[1]}">' in answer.text
+        assert "Set-Cookie" not in answer.headers
+    assert '<label for="new_password">' in page.text
+    assert 'autocomplete="new-password"' in page.text
+    assert vault.client.get(path, query_string={"token": "x", "other": "y"}).status_code == 422
+
+
 def test_opening_the_link_changes_nothing_and_its_form_sets_the_password(vault: Vault, anna: Person) -> None:
-    token = reset_token(vault)
+    token = vault.reset_token()
     link = re.search(r"http://127\.0\.0\.1:8000(/reset-password\?token=\S+)", vault.mailer.sent[-1].text)
     assert link is not None
 
     pages = [vault.client.get(link[1]), vault.client.head(link[1]), vault.client.get(link[1])]
     still_works = works(anna)
-    posted = vault.client.post("/reset-password", data={"token": token, "new_password": NEW})
+    posted = vault.client.post("/reset-password", data={"token": token, "new_password": NEW_PASSWORD})
 
     assert [page.status_code for page in pages] == [200, 200, 200]
     assert f'value="{token}"' in pages[0].text
@@ -183,11 +179,11 @@ def test_opening_the_link_changes_nothing_and_its_form_sets_the_password(vault: 
     assert (posted.status_code, posted.mimetype) == (200, "text/html")
     assert token not in posted.text
     assert not works(anna)
-    assert login(vault, NEW).status_code == 200
+    assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
 def test_a_password_that_is_refused_can_be_mended_in_the_form(vault: Vault, anna: Person) -> None:
-    token = reset_token(vault)
+    token = vault.reset_token()
 
     for weak in ("short", "", "x" * 129, "y" * 2000):
         refused = vault.client.post(
@@ -200,10 +196,10 @@ def test_a_password_that_is_refused_can_be_mended_in_the_form(vault: Vault, anna
         assert 'role="alert"' in refused.text
         assert f'value="{token}"' in refused.text
         assert "short" not in refused.text
-    assert vault.client.post("/reset-password", data={"token": token, "new_password": NEW}).status_code == 200
+    assert vault.client.post("/reset-password", data={"token": token, "new_password": NEW_PASSWORD}).status_code == 200
 
 
-@pytest.mark.parametrize("data", [{}, {"token": "x"}, {"token": "x" * 300, "new_password": NEW}, {"new_password": NEW}])
+@pytest.mark.parametrize("data", [{}, {"token": "x"}, {"token": "x" * 300, "new_password": "x"}, {"new_password": "x"}])
 def test_a_form_without_a_living_token_says_so_as_a_page(vault: Vault, data: dict[str, str]) -> None:
     answer = vault.client.post("/reset-password", data=data)
 
@@ -211,31 +207,16 @@ def test_a_form_without_a_living_token_says_so_as_a_page(vault: Vault, data: dic
     assert "This link does not work" in answer.text
 
 
-def test_the_page_is_a_form_that_needs_no_script_and_tells_nobody_its_token(vault: Vault) -> None:
-    hostile = "\"><script>alert('x')</script>"
-
-    page = vault.client.get("/reset-password", query_string={"token": hostile})
-
-    assert "<script" not in page.text
-    assert '<label for="new_password">' in page.text
-    assert 'autocomplete="new-password"' in page.text
-    assert page.headers["Cache-Control"] == "no-store"
-    assert page.headers["Referrer-Policy"] == "no-referrer"
-    policy = page.headers["Content-Security-Policy"]
-    assert all(part in policy for part in ("default-src 'none'", "form-action 'self'", "frame-ancestors 'none'"))
-    assert vault.client.get("/reset-password?token=x&other=y").status_code == 422
-
-
 def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None:
     vault = make_vault()
     vault.member()
-    token = reset_token(vault)
+    token = vault.reset_token()
     slots = vault.container.auth.recovery._passwords._slots
     vault.container.auth.recovery._passwords._wait_seconds = 0.01
     while slots.acquire(blocking=False):
         pass
 
-    answer = vault.client.post("/reset-password", data={"token": token, "new_password": NEW})
+    answer = vault.client.post("/reset-password", data={"token": token, "new_password": NEW_PASSWORD})
 
     assert (answer.status_code, answer.mimetype) == (503, "text/html")
     assert int(answer.headers["Retry-After"]) > 0

@@ -3,28 +3,17 @@
 import uuid
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jwt
 import pytest
 
-from testing.vault import Person, Vault, at_once, refusal
+from testing.vault import AUTH, Person, Vault, at_once, refusal, works
 from vault.auth.models import UserSession
 from vault.core.derived import derive_key
 
 pytestmark = pytest.mark.usefixtures("no_secret_stays")
-
-AUTH = "/api/v1/auth"
-
-
-def refresh(vault: Vault, token: object) -> Any:
-    return vault.client.post(f"{AUTH}/refresh", json={"refresh_token": token})
-
-
-def works(vault: Vault, access_token: str) -> bool:
-    answer = vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {access_token}"})
-    assert answer.status_code in (200, 401)
-    return bool(answer.status_code == 200)
 
 
 def session_of(vault: Vault) -> UserSession:
@@ -34,24 +23,24 @@ def session_of(vault: Vault) -> UserSession:
 
 
 def test_each_refresh_gives_the_next_pair_and_the_session_goes_on(vault: Vault, anna: Person) -> None:
-    first = refresh(vault, anna.refresh_token)
-    second = refresh(vault, first.json["refresh_token"])
+    first = anna.refresh()
+    second = vault.refresh(first.json["refresh_token"])
 
     assert (first.status_code, second.status_code) == (200, 200)
     assert first.json["token_type"] == "Bearer"
     assert first.json["expires_in"] == 900
     assert len({anna.refresh_token, first.json["refresh_token"], second.json["refresh_token"]}) == 3
-    assert all(works(vault, token) for token in (anna.access_token, second.json["access_token"]))
+    assert all(works(replace(anna, access_token=token)) for token in (anna.access_token, second.json["access_token"]))
     assert session_of(vault).refresh_generation == 2
 
 
 def test_a_client_that_lost_the_answer_gets_the_same_child_again_while_nobody_has_used_it(
     vault: Vault, anna: Person
 ) -> None:
-    first = refresh(vault, anna.refresh_token)
+    first = anna.refresh()
     vault.clock.advance(seconds=29)
 
-    again = refresh(vault, anna.refresh_token)
+    again = anna.refresh()
 
     assert again.status_code == 200
     assert again.json["refresh_token"] == first.json["refresh_token"]
@@ -62,21 +51,21 @@ def test_a_client_that_lost_the_answer_gets_the_same_child_again_while_nobody_ha
 def test_any_other_replay_ends_the_session_is_audited_and_mailed(make_vault: Callable[..., Vault], how: str) -> None:
     vault = make_vault(REFRESH_GRACE_SECONDS="0" if how == "without a grace" else "30")
     anna = vault.member()
-    pair = refresh(vault, anna.refresh_token).json
+    pair = anna.refresh().json
     if how == "after the grace":
         vault.clock.advance(seconds=30)
     if how in ("once the child was used", "grand-parent"):
-        pair = refresh(vault, pair["refresh_token"]).json
+        pair = vault.refresh(pair["refresh_token"]).json
     if how == "grand-parent":
-        pair = refresh(vault, pair["refresh_token"]).json
+        pair = vault.refresh(pair["refresh_token"]).json
 
-    replayed = refresh(vault, anna.refresh_token)
+    replayed = anna.refresh()
 
     assert refusal(replayed) == (401, "token_reused")
     assert replayed.headers["WWW-Authenticate"].startswith("Bearer")
-    assert not any(works(vault, token) for token in (anna.access_token, pair["access_token"]))
-    assert refusal(refresh(vault, pair["refresh_token"])) == (401, "unauthorized")
-    assert refusal(refresh(vault, anna.refresh_token)) == (401, "unauthorized")
+    assert not any(works(replace(anna, access_token=token)) for token in (anna.access_token, pair["access_token"]))
+    assert refusal(vault.refresh(pair["refresh_token"])) == (401, "unauthorized")
+    assert refusal(anna.refresh()) == (401, "unauthorized")
     (event,) = vault.audit_trail("session.refresh_reused")
     assert (event.outcome, event.actor_email, str(event.target_id)) == (
         "failed",
@@ -121,14 +110,10 @@ def test_what_is_no_living_refresh_token_of_ours_is_refused_alike(vault: Vault, 
         "expired": forged(vault, anna, exp=int(vault.clock().timestamp()) - 10),
     }
 
-    answers = {what: refresh(vault, token) for what, token in tokens.items()}
+    answers = {what: vault.refresh(token) for what, token in tokens.items()}
 
     assert {what: refusal(answer) for what, answer in answers.items()} == dict.fromkeys(tokens, (401, "unauthorized"))
-    assert refresh(vault, anna.refresh_token).status_code == 200
-
-
-def test_a_refresh_token_is_no_access_token(vault: Vault, anna: Person) -> None:
-    assert not works(vault, anna.refresh_token)
+    assert anna.refresh().status_code == 200
 
 
 @pytest.mark.parametrize("body", [{}, {"refresh_token": None}, {"refresh_token": 5}, {"refresh_token": ["x"]}, []])
@@ -142,20 +127,20 @@ def test_a_session_ends_after_a_week_without_use_and_after_a_month_in_any_case(v
     token = anna.refresh_token
     for _ in range(4):
         vault.clock.advance(days=6, hours=23)
-        token = refresh(vault, token).json["refresh_token"]
+        token = vault.refresh(token).json["refresh_token"]
     vault.clock.advance(days=3)
 
-    assert refusal(refresh(vault, token)) == (401, "unauthorized")
+    assert refusal(vault.refresh(token)) == (401, "unauthorized")
     bert = vault.member("bert@example.org")
     vault.clock.advance(days=7, seconds=10)
-    assert refusal(refresh(vault, bert.refresh_token)) == (401, "unauthorized")
+    assert refusal(bert.refresh()) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("what", ["disabled_at", "email_verified_at"])
 def test_an_account_that_is_closed_refreshes_nothing(vault: Vault, anna: Person, what: str) -> None:
     vault.change_user(**{what: vault.clock() if what == "disabled_at" else None})
 
-    assert refusal(refresh(vault, anna.refresh_token)) == (401, "unauthorized")
+    assert refusal(anna.refresh()) == (401, "unauthorized")
 
 
 def signed_in_thrice(vault: Vault) -> list[Person]:
@@ -176,12 +161,12 @@ def signed_in_thrice(vault: Vault) -> list[Person]:
 def test_logout_ends_the_right_sessions_at_once(vault: Vault, scope: str | None, left: list[bool]) -> None:
     people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
 
-    answer = people[2].post(f"{AUTH}/logout", **({} if scope is None else {"json": {"scope": scope}}))
+    answer = people[2].logout(**({} if scope is None else {"json": {"scope": scope}}))
 
     assert answer.status_code == 204
-    assert [works(vault, person.access_token) for person in people] == left
-    assert [refresh(vault, person.refresh_token).status_code == 200 for person in people] == left
-    assert works(vault, bert.access_token)
+    assert [works(person) for person in people] == left
+    assert [person.refresh().status_code == 200 for person in people] == left
+    assert works(bert)
     (event,) = vault.audit_trail("user.logout")
     assert event.details == {"scope": scope or "local", "sessions": left.count(False)}
 
@@ -200,17 +185,17 @@ def test_logout_ends_the_right_sessions_at_once(vault: Vault, scope: str | None,
 def test_a_logout_that_is_not_understood_ends_nothing(
     vault: Vault, anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]
 ) -> None:
-    assert refusal(anna.post(f"{AUTH}/logout", **kwargs)) == expected
-    assert works(vault, anna.access_token)
+    assert refusal(anna.logout(**kwargs)) == expected
+    assert works(anna)
 
 
 def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
     people = signed_in_thrice(vault)
     vault.member("bert@example.org")
-    people[0].post(f"{AUTH}/logout")
+    people[0].logout()
 
-    page = people[2].get(f"{AUTH}/sessions?limit=1").json
-    rest = people[2].get(f"{AUTH}/sessions", query_string={"limit": 1, "cursor": page["next_cursor"]}).json
+    page = people[2].sessions(limit=1).json
+    rest = people[2].sessions(limit=1, cursor=page["next_cursor"]).json
 
     assert [item["current"] for item in page["items"] + rest["items"]] == [True, False]
     assert rest["next_cursor"] is None
@@ -222,7 +207,7 @@ def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
 
 def test_one_session_is_ended_by_its_owner_and_by_nobody_else(vault: Vault) -> None:
     people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
-    ids = [item["id"] for item in people[2].get(f"{AUTH}/sessions").json["items"]]
+    ids = [item["id"] for item in people[2].sessions().json["items"]]
 
     by_bert = bert.delete(f"{AUTH}/sessions/{ids[1]}")
     unknown = people[2].delete(f"{AUTH}/sessions/{uuid.uuid4()}")
@@ -230,7 +215,7 @@ def test_one_session_is_ended_by_its_owner_and_by_nobody_else(vault: Vault) -> N
     again = people[2].delete(f"{AUTH}/sessions/{ids[1]}")
 
     assert [answer.status_code for answer in (by_bert, unknown, ended, again)] == [404, 404, 204, 404]
-    assert [works(vault, person.access_token) for person in people] == [True, False, True]
+    assert [works(person) for person in people] == [True, False, True]
     assert [str(event.target_id) for event in vault.audit_trail("session.revoked")] == [ids[1]]
 
 
@@ -246,9 +231,7 @@ def test_twenty_refreshes_of_one_token_at_once_have_one_child(postgres_url: str,
     vault = Vault(tmp_path, postgres_url, REFRESH_GRACE_SECONDS=grace)
     try:
         anna = vault.member()
-        answers = at_once(
-            20, lambda _: vault.app.test_client().post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token})
-        )
+        answers = at_once(20, lambda _: anna.refresh())
 
         children = {answer.json["refresh_token"] for answer in answers if answer.status_code == 200}
         assert len(answers) == 20
@@ -256,10 +239,10 @@ def test_twenty_refreshes_of_one_token_at_once_have_one_child(postgres_url: str,
         refused = [refusal(answer) for answer in answers if answer.status_code != 200]
         if grace == "30":
             assert refused == []
-            assert refresh(vault, children.pop()).status_code == 200
+            assert vault.refresh(children.pop()).status_code == 200
         else:
             assert sorted(set(refused)) == [(401, "token_reused"), (401, "unauthorized")]
             assert (len(refused), refused.count((401, "token_reused"))) == (19, 1)
-            assert refusal(refresh(vault, children.pop())) == (401, "unauthorized")
+            assert refusal(vault.refresh(children.pop())) == (401, "unauthorized")
     finally:
         vault.close()
