@@ -11,12 +11,11 @@ from vault.auth.rest import routes as auth_routes
 from vault.background.broker import run_in_context
 from vault.encryption.eax import check_known_answer
 from vault.files.rest import routes as files_routes
-from vault.http import access, api, bodies, client_address, docs, headers, health, parts, problems, requests
-from vault.http.closing import BodiesAreClosed
+from vault.http import access, api, docs, health, problems, requests
+from vault.http.connections import BodiesAreClosed, RefusalsReachClients
 from vault.http.extensions import db, mail, migrate
 from vault.mail import tasks as mail_tasks
 from vault.objects import tasks as objects_tasks
-from vault.server.refusals import RefusalsReachClients
 from vault.settings.config import ROOT, Settings
 from vault.wiring import Container, wire
 
@@ -33,7 +32,6 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.url_map.merge_slashes = False
     _configure(app, container.settings)
     app.extensions["vault"] = container
-    parts.register(app, container.parts())
     app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
@@ -41,14 +39,11 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     mail.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
 
-    requests.register(app)
-    headers.register(app, container.settings)
-    client_address.register(app, container.settings.site.trusted_proxies)
+    admit = limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
+    requests.register(app, container.settings, container.parts(), admit)
     problems.register(app)
-    bodies.register(app)
     access_tokens.register(app, container.settings.site.secret_key, container.auth.user_sessions)
     access.register(app, authenticators=[access_tokens.authenticate], refuse=container.auth.admins.refuse)
-    limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
     rest.register_blueprint(files_routes.blueprint)

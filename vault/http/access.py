@@ -9,8 +9,8 @@ from flask import Flask, current_app, g, request
 
 from vault.core.errors import Unauthorized
 from vault.core.principal import Permission, Principal
-from vault.http.api import refuse_undeclared_query
 from vault.http.openapi import View, may_answer
+from vault.http.requests import refuse_undeclared_query
 
 _NAME: Final = "vault.access"
 

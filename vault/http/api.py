@@ -4,11 +4,10 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, NoReturn, cast
-from urllib.parse import parse_qsl
 
 import marshmallow as ma
 from apispec import APISpec
-from flask import Flask, Request, current_app, request
+from flask import Flask, Request
 from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
@@ -230,30 +229,6 @@ def sends_bytes(
     return decorate
 
 
-def _look_at_query_first() -> None:
-    if request.endpoint is None:
-        return
-    if not getattr(current_app.view_functions[request.endpoint], "refuses_undeclared_query", False):
-        refuse_undeclared_query()
-
-
-def refuse_undeclared_query() -> None:
-    """Refuse unknown query parameters, and queries that are not UTF-8, with 422 on every route before the view. A view
-    with `refuses_undeclared_query` calls this itself."""
-    assert request.endpoint is not None
-    try:
-        names = [name for name, _ in parse_qsl(request.query_string.decode("ascii"), True, errors="strict")]
-    except UnicodeDecodeError:
-        raise InputRefused({"query": ["Is not valid UTF-8."]}) from None
-    declared: frozenset[str] = getattr(current_app.view_functions[request.endpoint], "query_fields", frozenset())
-    unknown = sorted({name for name in names if name not in declared})
-    if unknown:
-        raise InputRefused({name: ["Unknown parameter."] for name in unknown})
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise InputRefused({name: ["Must occur only once."] for name in sorted(repeated)})
-
-
 def register(app: Flask, settings: Settings) -> VaultApi:
     """Bind the API and its documentation to an application."""
     app.config.update(
@@ -268,5 +243,4 @@ def register(app: Flask, settings: Settings) -> VaultApi:
             "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
         },
     )
-    app.before_request(_look_at_query_first)
     return VaultApi(app)

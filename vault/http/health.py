@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response, jsonify
 
-from vault.http.parts import find_part
+from vault.http.requests import find_part
 from vault.observe.readiness import Readiness
 
 blueprint = Blueprint("health", __name__)

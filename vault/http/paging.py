@@ -10,7 +10,7 @@ from marshmallow.validate import Length, Range
 
 from vault.http.api import Count, Text
 from vault.http.cursors import Cursors
-from vault.http.parts import find_part
+from vault.http.requests import find_part
 from vault.settings.config import Settings
 
 

@@ -35,9 +35,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from vault.core.errors import TooSlow, UploadTruncated, VaultError
 from vault.core.slots import ThreadPlan
-from vault.http.headers import for_origin, on_every_answer
+from vault.http.connections import SMALL_BYTES
 from vault.http.problems import STATUS, problem_body
-from vault.http.transfers import SMALL_BYTES
+from vault.http.requests import for_origin, on_every_answer
 from vault.observe.metrics import REQUESTS
 from vault.server.pacing import PacedSocket, Waits
 

@@ -1,6 +1,7 @@
 import ipaddress
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from flask import Flask, request
 from structlog.testing import capture_logs
 
 from testing.machine import slowness
-from vault.http import client_address as clients
-from vault.http.client_address import client_address, client_ip
+from testing.settings import make_settings
+from vault.http import requests
+from vault.http.requests import client_address, client_ip
 
 STRANGER = "198.51.100.9"
 CLIENT = "203.0.113.5"
@@ -140,10 +142,11 @@ def log() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def ask(log: list[Any]) -> Callable[..., Any]:
+def ask(log: list[Any], tmp_path: Path) -> Callable[..., Any]:
     """What an application behind trusted proxies thinks of a request: client_ip, host, scheme and root."""
     app = Flask("clients")
-    clients.register(app, TRUSTED)
+    settings = make_settings(tmp_path, TRUSTED_PROXIES=",".join(str(network) for network in TRUSTED))
+    requests.register(app, settings, parts=[], admit={})
 
     @app.get("/")
     def tell() -> list[str | None]:
@@ -151,7 +154,9 @@ def ask(log: list[Any]) -> Callable[..., Any]:
 
     def send(peer: str | None, *lines: str, **headers: str) -> Any:
         given = [("X-Forwarded-For", line) for line in lines] + [(k.replace("_", "-"), v) for k, v in headers.items()]
-        return app.test_client().get("/", headers=given, environ_overrides={"REMOTE_ADDR": peer}).json
+        answer = app.test_client().get("/", headers=given, environ_overrides={"REMOTE_ADDR": peer}).json
+        log[:] = [line for line in log if line["event"] != "request"]
+        return answer
 
     return send
 

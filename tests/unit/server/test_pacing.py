@@ -10,7 +10,7 @@ import pytest
 
 from vault.core.errors import Busy, TooLarge, TooSlow
 from vault.core.slots import Slots, Turns
-from vault.http.transfers import SMALL_BYTES, begin_transfer, know_account
+from vault.http.connections import SMALL_BYTES, begin_transfer, know_account
 from vault.server.pacing import Pace, PacedSocket, Waits
 
 LARGE = bytes(8 * 1024 * 1024)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vault.server.refusals import RefusalsReachClients
+from vault.http.connections import RefusalsReachClients
 
 BODY = b"0123456789"
 

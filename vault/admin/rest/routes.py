@@ -23,7 +23,7 @@ from vault.http.access import admin_required, principal
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
-from vault.http.parts import find_part
+from vault.http.requests import find_part
 from vault.keys.usage import KeyUsage
 
 blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", description="Administration")

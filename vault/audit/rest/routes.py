@@ -12,10 +12,10 @@ from vault.audit.service import AuditService
 from vault.core.principal import Permission
 from vault.http.access import admin_required, principal
 from vault.http.api import VaultBlueprint, sends_bytes
-from vault.http.closing import closed_with_answer
+from vault.http.connections import closed_with_answer
 from vault.http.openapi import may_answer
 from vault.http.paging import page_of
-from vault.http.parts import find_part
+from vault.http.requests import find_part
 
 blueprint = VaultBlueprint("audit", __name__, url_prefix="/api/v1/admin/audit", description="The audit log")
 

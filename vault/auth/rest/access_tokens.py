@@ -12,9 +12,9 @@ from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.derived import derive_key
 from vault.core.principal import Principal
+from vault.http.connections import know_account
 from vault.http.problems import CHALLENGE_FOR_BAD_TOKEN, unauthorized
 from vault.http.requests import anonymous
-from vault.http.transfers import know_account
 
 
 def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
@@ -28,7 +28,6 @@ def register(app: Flask, secret_key: str, sessions: UserSessions) -> None:
         JWT_DECODE_LEEWAY=CLOCK_LEEWAY,
         JWT_TOKEN_LOCATION=["headers"],
     )
-    app.before_request(_spell_scheme)
     jwt = JWTManager(app)
     for refuse in (
         jwt.invalid_token_loader,
@@ -59,13 +58,6 @@ def authenticate() -> Principal | None:
     except NoAuthorizationError:
         return None
     return cast(Principal, get_current_user())
-
-
-def _spell_scheme() -> None:
-    """Write the scheme as flask-jwt-extended expects it: its case does not matter (RFC 9110, 11.1)."""
-    scheme, space, credentials = request.headers.get("Authorization", "").partition(" ")
-    if space and scheme.lower() == "bearer":
-        request.environ["HTTP_AUTHORIZATION"] = f"Bearer {credentials}"
 
 
 def _refuse_bad_token(*_: object) -> Response:

@@ -11,21 +11,21 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any, Final
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 from flask_jwt_extended import current_user, verify_jwt_in_request
 from flask_jwt_extended.exceptions import JWTExtendedException
-from flask_limiter import Limiter, RequestLimit
+from flask_limiter import Limiter
 from jwt import PyJWTError
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
 
 from vault.core.derived import derive_key
 from vault.core.errors import InputRefused, LimitsUnavailable, RateLimited
 from vault.core.networks import network_of
-from vault.http.client_address import client_ip
+from vault.http.requests import client_ip
 from vault.mail.addresses import parse_address
 from vault.settings.config import Settings
 
@@ -36,61 +36,55 @@ _ASK_FOR_PASSWORD: Final = {"auth.change_password", "auth.change_email", "auth.d
 _SIGN_IN: Final = {"auth.login", "auth.refresh"}
 
 
-def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> None:
-    """Limit every route of these blueprints. Each application has its own limiter, which stores its routes."""
+def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) -> dict[str, Callable[[], None]]:
+    """Return what admits requests, by the blueprints' names. Each application has its own limiter."""
     app.config["RATELIMIT_STORAGE_URI"] = settings.limits.storage_uri
     limiter = Limiter(
         key_func=_network,
         strategy="moving-window",
         storage_options=_storage_options(settings.limits.storage_uri),
-        on_breach=_refuse,
     )
-    key = derive_key(settings.site.secret_key, "limits")
-
-    def by_address() -> str:
-        return _mac(key, "address", _network(), _address() or "")
-
-    for blueprint in blueprints:
-        limiter.limit(
-            f"{settings.limits.per_address}/minute",
-            key_func=by_address,
-            scope="address",
-            exempt_when=lambda: _address() is None,
-        )(blueprint)
-    names = {blueprint.name for blueprint in blueprints}
-    by_network = _NetworkLimit(limiter, settings.limits.per_ip, names, key)
-    app.before_request(by_network.admit)
-    app.after_request(by_network.count_failure)
-    app.teardown_request(by_network.release)
     limiter.init_app(app)
+    limits = _Limits(limiter, settings, derive_key(settings.site.secret_key, "limits"))
+    for blueprint in blueprints:
+        app.after_request_funcs[blueprint.name].append(limits.count_failure)
+        app.teardown_request_funcs[blueprint.name].append(limits.release)
     app.register_error_handler(StorageError, _fail_closed)
+    return {blueprint.name: limits.admit for blueprint in blueprints}
 
 
-class _NetworkLimit:
-    """Requests a minute per route and network: failures, and requests that need no account.
+class _Limits:
+    """Requests a minute per route: of a network, failures and requests that need no account; about an address, all.
 
     Failures are counted when known. Until then a request with a password or a refresh token holds a place, so that
     concurrent ones do not pass together. Places are per process: several processes can exceed the limit briefly.
     """
 
-    def __init__(self, limiter: Limiter, per_minute: int, blueprints: Collection[str], key: bytes) -> None:
+    def __init__(self, limiter: Limiter, settings: Settings, key: bytes) -> None:
         self._limiter = limiter
-        self._limit = RateLimitItemPerMinute(per_minute)
-        self._blueprints = blueprints
+        self._per_network = RateLimitItemPerMinute(settings.limits.per_ip)
+        self._per_address = RateLimitItemPerMinute(settings.limits.per_address)
         self._key = key
         self._lock = threading.Lock()
         self._held: Counter[tuple[str, str]] = Counter()
 
     def admit(self) -> None:
-        """Raise RateLimited if the network has used up its requests to this route."""
+        """Raise RateLimited if the network, or the network about this address, has used up its requests."""
+        network, endpoint = _network(), str(request.endpoint)
         # A CORS preflight asks nothing of an account.
-        if request.blueprint not in self._blueprints or request.method == "OPTIONS":
-            return
-        place = (_mac(self._key, "network", _network()), str(request.endpoint))
+        if request.method != "OPTIONS":
+            self._admit_network((_mac(self._key, "network", network), endpoint))
+        address = _address()
+        if address is not None:
+            place = (_mac(self._key, "address", network, address), f"{endpoint}:address")
+            if not self._limiter.limiter.hit(self._per_address, *place):
+                raise self._refusal(self._per_address, place)
+
+    def _admit_network(self, place: tuple[str, str]) -> None:
         if request.endpoint in _SIGN_IN or (_needs_token() and _has_good_token()):
             self._hold(place, is_guess=request.endpoint in _SIGN_IN | _ASK_FOR_PASSWORD)
-        elif not self._limiter.limiter.hit(self._limit, *place):
-            raise self._refusal(place)
+        elif not self._limiter.limiter.hit(self._per_network, *place):
+            raise self._refusal(self._per_network, place)
 
     def count_failure(self, response: Response) -> Response:
         """Count an uncounted request if the client was at fault."""
@@ -98,7 +92,7 @@ class _NetworkLimit:
         if place is None or not 400 <= response.status_code < 500:
             return response
         try:
-            self._limiter.limiter.hit(self._limit, *place)
+            self._limiter.limiter.hit(self._per_network, *place)
         except StorageError as exc:
             return current_app.make_response(_fail_closed(exc))
         return response
@@ -118,15 +112,15 @@ class _NetworkLimit:
                 self._held[place] += 1
                 g.held_place = place
         # Outside the lock, since Redis may be slow.
-        if not self._limiter.limiter.test(self._limit, *place, cost=1 + taken):
-            raise self._refusal(place)
+        if not self._limiter.limiter.test(self._per_network, *place, cost=1 + taken):
+            raise self._refusal(self._per_network, place)
         g.limited_place = place
 
-    def _refusal(self, place: tuple[str, str]) -> RateLimited:
-        window = self._limiter.limiter.get_window_stats(self._limit, *place)
+    def _refusal(self, limit: RateLimitItem, place: tuple[str, str]) -> RateLimited:
+        window = self._limiter.limiter.get_window_stats(limit, *place)
         # With requests left, concurrent ones held the places.
         wait = window.reset_time - time.time() if window.remaining <= 0 else 0
-        return RateLimited(limit=self._limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
+        return RateLimited(limit=limit.amount, retry_after_seconds=max(1, math.ceil(wait)))
 
 
 def _storage_options(uri: str) -> Any:
@@ -145,11 +139,6 @@ def _storage_options(uri: str) -> Any:
         "retry": Retry(NoBackoff(), 1),
         "retry_on_error": [ResponseError],
     }
-
-
-def _refuse(breached: RequestLimit) -> Response:
-    wait = max(1, math.ceil(breached.window.reset_time - time.time()))
-    raise RateLimited(limit=breached.limit.amount, retry_after_seconds=wait)
 
 
 def _fail_closed(error: StorageError) -> Any:
@@ -180,12 +169,6 @@ def _network() -> str:
 
 def _address() -> str | None:
     """Return the address that a request names, or that of the account whose password it shows."""
-    if "limited_address" not in g:
-        g.limited_address = _find_address()
-    return g.limited_address  # type: ignore[no-any-return]
-
-
-def _find_address() -> str | None:
     if request.endpoint in _ASK_FOR_PASSWORD:
         # Answers 401 for an invalid token.
         return parse_address(current_user.email).key if verify_jwt_in_request(optional=True) else None

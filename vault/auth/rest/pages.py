@@ -7,9 +7,8 @@ from flask import Blueprint, Response, render_template, request
 from vault.auth.confirming import Confirmations
 from vault.auth.recovery import Recovery
 from vault.core.errors import InputRefused, InvalidToken, VaultError, WrongPassword
-from vault.http.parts import find_part
 from vault.http.problems import status_and_headers
-from vault.http.requests import anonymous
+from vault.http.requests import anonymous, find_part
 
 # More than any accepted password, and cheap to hash
 _LONGEST = 1024

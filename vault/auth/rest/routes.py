@@ -34,8 +34,7 @@ from vault.http.access import login_required, principal
 from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import ListQuerySchema, page_of
-from vault.http.parts import find_part
-from vault.http.requests import anonymous
+from vault.http.requests import anonymous, find_part
 from vault.storage.room import DiskReserve
 
 blueprint = VaultBlueprint(

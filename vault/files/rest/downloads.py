@@ -10,7 +10,7 @@ from flask import Request, Response
 from vault.files.download import Download
 from vault.files.facts import FileInfo
 from vault.files.rest.conditions import wanted
-from vault.http.transfers import begin_transfer
+from vault.http.connections import begin_transfer
 from vault.objects.reading import ByteRange
 
 # What RFC 8187 lets stand unescaped in filename*.

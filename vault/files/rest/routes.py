@@ -28,10 +28,10 @@ from vault.files.service import FileService
 from vault.files.upload import Uploads
 from vault.http.access import login_required, principal
 from vault.http.api import BINARY, VaultBlueprint, sends_bytes
-from vault.http.closing import closed_with_answer
+from vault.http.connections import closed_with_answer
 from vault.http.openapi import may_answer, reads_headers
 from vault.http.paging import page_of
-from vault.http.parts import find_part
+from vault.http.requests import find_part
 from vault.objects.quota import Usage
 from vault.settings.config import Settings
 

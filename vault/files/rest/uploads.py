@@ -16,8 +16,8 @@ from werkzeug.http import parse_options_header
 from vault.core.errors import DigestMismatch, InputRefused, MalformedBody, TooLarge, UploadTruncated
 from vault.files.names import clean_content_type, clean_name
 from vault.files.rest.dispositions import name_of_part, name_of_raw_body
-from vault.http.bodies import refuse_other_meanings
-from vault.http.transfers import begin_transfer
+from vault.http.connections import begin_transfer
+from vault.http.requests import refuse_other_meanings
 
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024

@@ -15,7 +15,7 @@ from vault.core.errors import InputRefused
 from vault.files.facts import FileInfo
 from vault.files.names import clean_name
 from vault.files.rest.downloads import ascii_fallback, chosen, disposition, repr_digest, stream
-from vault.http.transfers import SMALL_BYTES
+from vault.http.connections import SMALL_BYTES
 from vault.objects.reading import ByteRange
 
 
