@@ -42,14 +42,11 @@ def region_of(bucket: str) -> str | None:
 @pytest.mark.parametrize(
     ("settings", "region"),
     [
-        pytest.param({"AWS_REGION": "us-east-1"}, None, id="first-region"),
-        pytest.param({"AWS_REGION": "eu-central-1"}, "eu-central-1", id="another-region"),
-        pytest.param(
-            {"AWS_REGION": "eu-central-1", "S3_ENDPOINT_URL": "https://s3.eu-central-1.amazonaws.com"},
-            "eu-central-1",
-            id="by-its-address",
-        ),
+        ({"AWS_REGION": "us-east-1"}, None),
+        ({"AWS_REGION": "eu-central-1"}, "eu-central-1"),
+        ({"AWS_REGION": "eu-central-1", "S3_ENDPOINT_URL": "https://s3.eu-central-1.amazonaws.com"}, "eu-central-1"),
     ],
+    ids=["first-region", "another-region", "by-its-address"],
 )
 def test_the_bucket_is_made_where_the_settings_say_and_once(
     run: Run, settings: dict[str, str], region: str | None
@@ -77,10 +74,8 @@ def test_somebody_who_was_faster_is_no_failure(run: Run, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [
-        pytest.param("a_", "InvalidBucketName", id="by-the-store"),
-        pytest.param("no/name", "ParamValidationError", id="by-boto3"),
-    ],
+    [("a_", "InvalidBucketName"), ("no/name", "ParamValidationError")],
+    ids=["by-the-store", "by-boto3"],
 )
 def test_a_refusal_ends_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
     monkeypatch.setattr(make_bucket, "_WAIT_SECONDS", 3600.0)

@@ -150,11 +150,8 @@ class TestHits:
 
     @pytest.mark.parametrize(
         "other",
-        [
-            pytest.param(TWO, id="blob"),
-            pytest.param(wrapped("one", key_ref="ref-2"), id="key-ref"),
-            pytest.param(wrapped("one", provider="local"), id="provider"),
-        ],
+        [TWO, wrapped("one", key_ref="ref-2"), wrapped("one", provider="local")],
+        ids=["blob", "key-ref", "provider"],
     )
     def test_another_wrapped_key_of_an_object_replaces_the_first(
         self, cache: DekCache, service: CountingProvider, local: CountingProvider, other: WrappedKey

@@ -31,21 +31,20 @@ keys_of_32 = st.binary(min_size=32, max_size=32)
 @pytest.mark.parametrize(
     ("suite", "commitment", "encryption", "metadata"),
     [
-        pytest.param(
+        (
             Suite.AES_256_EAX,
             "e01b69341a57b5b3a2e52655a649c4aa044643ecf8a863803f48439164349012",
             "7e1ae94f61a1423e8697f07fcfb472f9d978c334577b94a26be088897343e098",
             "a28d4301525a5ccd1f6a30cad2f44035634a78c79152b32de3def247f76b45a4",
-            id="eax",
         ),
-        pytest.param(
+        (
             Suite.AES_256_GCM,
             "4789823881c77efb1c4cc1a68441741ac52e37e56cbe5243cdffe4149bb742bf",
             None,
             "6b1c4b343c82298e42807fd8a5985a3e07cf705a46fc60719cb3e209cbf648bd",
-            id="gcm",
         ),
     ],
+    ids=["eax", "gcm"],
 )
 def test_derived_keys_are_the_known_answers(
     suite: Suite, commitment: str, encryption: str | None, metadata: str
@@ -68,11 +67,7 @@ def test_oracle_derives_the_same_keys(dek: bytes, salt: bytes, suite: Suite, lg:
     keys = open_keys(dek, header)
     theirs = oracle.derive_keys(oracle.parse_header(header.to_bytes()), dek)
 
-    assert (keys.encryption, keys.commitment, keys.metadata) == (
-        theirs.encryption,
-        theirs.commitment,
-        theirs.metadata,
-    )
+    assert (keys.encryption, keys.commitment, keys.metadata) == (theirs.encryption, theirs.commitment, theirs.metadata)
     assert theirs.commitment == header.commitment
 
 
@@ -144,13 +139,8 @@ def test_another_data_key_fails_the_commitment() -> None:
 @each_suite
 @pytest.mark.parametrize(
     "change",
-    [
-        pytest.param({"lg": 17}, id="lg"),
-        pytest.param({"object_id": UUID(int=1)}, id="object_id"),
-        pytest.param({"salt": bytes(32)}, id="salt"),
-        pytest.param({"commitment": bytes(32)}, id="commitment"),
-        pytest.param({"commitment": b""}, id="no-commitment"),
-    ],
+    [{"lg": 17}, {"object_id": UUID(int=1)}, {"salt": bytes(32)}, {"commitment": bytes(32)}, {"commitment": b""}],
+    ids=["lg", "object_id", "salt", "commitment", "no-commitment"],
 )
 def test_commitment_binds_every_field(suite: Suite, change: dict[str, object]) -> None:
     header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
@@ -207,10 +197,8 @@ def test_file_keys_show_nothing_of_themselves() -> None:
 
 @pytest.mark.parametrize(
     ("name", "suite", "nonce_size", "overhead"),
-    [
-        pytest.param("AES-256-EAX", Suite.AES_256_EAX, 16, 32, id="eax"),
-        pytest.param("AES-256-GCM", Suite.AES_256_GCM, 12, 28, id="gcm"),
-    ],
+    [("AES-256-EAX", Suite.AES_256_EAX, 16, 32), ("AES-256-GCM", Suite.AES_256_GCM, 12, 28)],
+    ids=["eax", "gcm"],
 )
 def test_suites_have_the_documents_names_and_sizes(name: str, suite: Suite, nonce_size: int, overhead: int) -> None:
     assert Suite.named(name) is suite

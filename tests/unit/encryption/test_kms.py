@@ -258,13 +258,8 @@ DESCRIBE_TO_UNWRAP = Operation("DescribeKey", "describe_key", DECRYPT.run, ALIAS
 
 every_operation = pytest.mark.parametrize(
     "operation",
-    [
-        pytest.param(GENERATE, id="generate"),
-        pytest.param(ENCRYPT, id="wrap"),
-        pytest.param(DECRYPT, id="unwrap"),
-        pytest.param(DESCRIBE, id="resolve"),
-        pytest.param(DESCRIBE_TO_UNWRAP, id="resolve-to-unwrap"),
-    ],
+    [GENERATE, ENCRYPT, DECRYPT, DESCRIBE, DESCRIBE_TO_UNWRAP],
+    ids=["generate", "wrap", "unwrap", "resolve", "resolve-to-unwrap"],
 )
 
 
@@ -756,12 +751,7 @@ class TestAttempts:
         ids=["connect", "read", "throttled", "internal", "proxy", "empty", "refused", "disabled", "damaged"],
     )
     def test_a_fault_that_may_pass_is_tried_three_times_in_all_and_another_once(
-        self,
-        wire: KmsKeyProvider,
-        answer: AWSResponse | Exception,
-        error: type[KeyFailure],
-        reason: str,
-        attempts: int,
+        self, wire: KmsKeyProvider, answer: AWSResponse | Exception, error: type[KeyFailure], reason: str, attempts: int
     ) -> None:
         with answering(wire.client, answer) as requests, fails(error, reason):
             wire.unwrap(BLOB, ARN, OBJECT_ID)

@@ -133,15 +133,12 @@ class TestOffsets:
     @pytest.mark.parametrize(
         ("size", "start", "end", "lo", "hi", "skip", "take"),
         [
-            pytest.param(1_000_000, 500_000, 799_999, 262_144, 1_000_223, 237_984, 300_000, id="middle"),
-            pytest.param(1_000_000, 0, 0, 96, 262_143, 0, 1, id="first-byte"),
-            pytest.param(
-                5 * GIB, 3_221_225_472, 3_221_226_495, 3_221_487_616, 3_221_749_759, 131_200, 1024, id="5-GiB-middle"
-            ),
-            pytest.param(
-                5 * GIB, 5 * GIB - 500, 5 * GIB - 1, 5_369_233_408, 5_369_364_671, 130_732, 500, id="5-GiB-last-500"
-            ),
+            (1_000_000, 500_000, 799_999, 262_144, 1_000_223, 237_984, 300_000),
+            (1_000_000, 0, 0, 96, 262_143, 0, 1),
+            (5 * GIB, 3_221_225_472, 3_221_226_495, 3_221_487_616, 3_221_749_759, 131_200, 1024),
+            (5 * GIB, 5 * GIB - 500, 5 * GIB - 1, 5_369_233_408, 5_369_364_671, 130_732, 500),
         ],
+        ids=["middle", "first-byte", "5-GiB-middle", "5-GiB-last-500"],
     )
     def test_ranges_are_the_documents(
         self, size: int, start: int, end: int, lo: int, hi: int, skip: int, take: int
@@ -498,12 +495,8 @@ class TestSealSegment:
     @pytest.mark.parametrize("index", [0, 1])
     @pytest.mark.parametrize(
         ("beyond", "is_last"),
-        [
-            pytest.param(0, True, id="full-yet-last"),
-            pytest.param(-1, False, id="short-yet-not-last"),
-            pytest.param(1, False, id="too-long"),
-            pytest.param(1, True, id="too-long-and-last"),
-        ],
+        [(0, True), (-1, False), (1, False), (1, True)],
+        ids=["full-yet-last", "short-yet-not-last", "too-long", "too-long-and-last"],
     )
     def test_a_length_that_does_not_fit_its_place_is_a_callers_mistake(
         self, key: ContentKey, index: int, beyond: int, is_last: bool
@@ -593,8 +586,7 @@ class TestOpenSegment:
 
     @pytest.mark.parametrize("index", [0, 1])
     @pytest.mark.parametrize(
-        ("missing", "is_last"),
-        [pytest.param(0, True, id="full-yet-last"), pytest.param(1, False, id="short-yet-not-last")],
+        ("missing", "is_last"), [(0, True), (1, False)], ids=["full-yet-last", "short-yet-not-last"]
     )
     def test_a_length_against_the_rule_is_refused_even_with_the_right_tag(
         self, key: ContentKey, index: int, missing: int, is_last: bool

@@ -363,23 +363,15 @@ class TestSplicing:
     @pytest.mark.parametrize("same_plaintext", [True, False], ids=["same-plaintext", "other-plaintext"])
     @pytest.mark.parametrize(
         ("dek", "object_id"),
-        [
-            pytest.param(DEK, OTHER_ID, id="same-data-key"),
-            pytest.param(OTHER_DEK, OBJECT_ID, id="other-data-key"),
-            pytest.param(OTHER_DEK, OTHER_ID, id="other-data-key-and-object"),
-        ],
+        [(DEK, OTHER_ID), (OTHER_DEK, OBJECT_ID), (OTHER_DEK, OTHER_ID)],
+        ids=["same-data-key", "other-data-key", "other-data-key-and-object"],
     )
     def test_another_objects_segment_is_refused(
         self, original: Sealed, dek: bytes, object_id: UUID, same_plaintext: bool
     ) -> None:
         geometry = original.geometry
         other = sealed(
-            geometry.suite,
-            geometry.lg,
-            geometry.size,
-            dek=dek,
-            object_id=object_id,
-            byte=7 if same_plaintext else 11,
+            geometry.suite, geometry.lg, geometry.size, dek=dek, object_id=object_id, byte=7 if same_plaintext else 11
         )
 
         for index in range(geometry.segments):

@@ -52,10 +52,7 @@ def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: SendGrid) ->
     assert payload["personalizations"] == [{"to": [{"email": "anna@example.org"}]}]
     assert payload["from"] == {"email": "vault@example.org", "name": "Secure Vault"}
     assert payload["subject"] == MAIL.subject
-    assert payload["content"] == [
-        {"type": "text/plain", "value": MAIL.text},
-        {"type": "text/html", "value": MAIL.html},
-    ]
+    assert payload["content"] == [{"type": "text/plain", "value": MAIL.text}, {"type": "text/html", "value": MAIL.html}]
     assert payload["headers"] == {"Message-ID": MAIL.message_id, "Auto-Submitted": "auto-generated"}
 
 
@@ -206,12 +203,13 @@ def drop(handler: SendGridHandler) -> None:
 @pytest.mark.parametrize(
     ("behave", "reasons"),
     [
-        pytest.param(hang, {"TimeoutError"}, id="hang"),
-        pytest.param(trickle(b"HTTP/1.1 202 "), {"TimeoutError"}, id="trickle-a-status"),
-        pytest.param(trickle(b"HTTP/1.1 202 Accepted\r\nX-Long: "), {"TimeoutError"}, id="trickle-a-header"),
-        pytest.param(drop, {"RemoteDisconnected", "ConnectionResetError"}, id="drop"),
-        pytest.param(trickle(b"SMTP ready\r\n"), {"BadStatusLine"}, id="another-protocol"),
+        (hang, {"TimeoutError"}),
+        (trickle(b"HTTP/1.1 202 "), {"TimeoutError"}),
+        (trickle(b"HTTP/1.1 202 Accepted\r\nX-Long: "), {"TimeoutError"}),
+        (drop, {"RemoteDisconnected", "ConnectionResetError"}),
+        (trickle(b"SMTP ready\r\n"), {"BadStatusLine"}),
     ],
+    ids=["hang", "trickle-a-status", "trickle-a-header", "drop", "another-protocol"],
 )
 def test_a_server_that_does_not_answer_is_asked_again_later_and_within_the_limit(
     server: SendGrid, impatient: None, behave: Callable[[SendGridHandler], None], reasons: set[str]

@@ -279,10 +279,8 @@ def request_for(target: str) -> Any:
 
 @pytest.mark.parametrize(
     "error",
-    [
-        pytest.param(InvalidRequestLine(f"GET /verify-email?token={SECRET}"), id="request-line"),
-        pytest.param(InvalidHeader(f"Authorization: Bearer {SECRET}"), id="header"),
-    ],
+    [InvalidRequestLine(f"GET /verify-email?token={SECRET}"), InvalidHeader(f"Authorization: Bearer {SECRET}")],
+    ids=["request-line", "header"],
 )
 def test_gunicorn_tells_of_an_invalid_request_without_quoting_it(
     worker: Any, json_log: io.StringIO, error: Exception

@@ -283,15 +283,12 @@ def test_an_empty_line_after_the_value_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        pytest.param(
-            b"PORT=9001\nEMAIL_FROM=Z\xfcrich <vault@example.org>\n",
-            "is not UTF-8 in line 2: save it as UTF-8",
-            id="latin-1",
-        ),
-        pytest.param("PORT=9001\n".encode("utf-16"), "is not UTF-8 in line 1: save it as UTF-8", id="utf-16"),
-        pytest.param(b"PORT=9001\n\nSECRET_KEY hunter2\n", "has lines that are not NAME=value: 3", id="no-equals-sign"),
-        pytest.param(b'EMAIL_FROM="hunter2\nPORT=9001\n', "has lines that are not NAME=value: 1", id="open-quote"),
+        (b"PORT=9001\nEMAIL_FROM=Z\xfcrich <vault@example.org>\n", "is not UTF-8 in line 2: save it as UTF-8"),
+        ("PORT=9001\n".encode("utf-16"), "is not UTF-8 in line 1: save it as UTF-8"),
+        (b"PORT=9001\n\nSECRET_KEY hunter2\n", "has lines that are not NAME=value: 3"),
+        (b'EMAIL_FROM="hunter2\nPORT=9001\n', "has lines that are not NAME=value: 1"),
     ],
+    ids=["latin-1", "utf-16", "no-equals-sign", "open-quote"],
 )
 def test_an_env_file_that_cannot_be_read_is_refused_without_its_content(
     tmp_path: Path, content: bytes, problem: str
@@ -311,11 +308,7 @@ def test_a_folder_in_the_place_of_the_env_file_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"\xef\xbb\xbfPORT=9001\nWEB_THREADS=5\n", id="signature"),
-        pytest.param(b"PORT=9001\r\nWEB_THREADS=5\r\n", id="crlf"),
-    ],
+    "content", [b"\xef\xbb\xbfPORT=9001\nWEB_THREADS=5\n", b"PORT=9001\r\nWEB_THREADS=5\r\n"], ids=["signature", "crlf"]
 )
 def test_an_env_file_from_windows_is_read(tmp_path: Path, content: bytes) -> None:
     environ, env_file = with_env_file(tmp_path)

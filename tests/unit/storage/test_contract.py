@@ -174,12 +174,7 @@ class TestWriting:
         writer.abort()
 
     @pytest.mark.parametrize(
-        "written",
-        [
-            pytest.param(b"", id="nothing-written"),
-            pytest.param(OBJECT[:10], id="one-part"),
-            pytest.param(OBJECT, id="several-parts"),
-        ],
+        "written", [b"", OBJECT[:10], OBJECT], ids=["nothing-written", "one-part", "several-parts"]
     )
     @pytest.mark.parametrize("with_buffer", [False, True], ids=["between-parts", "amid-a-part"])
     def test_abort_leaves_nothing(self, place: Place, written: bytes, with_buffer: bool) -> None:
@@ -251,14 +246,8 @@ class TestWriting:
 class TestReading:
     @pytest.mark.parametrize(
         ("first", "last"),
-        [
-            pytest.param(0, LAST, id="whole"),
-            pytest.param(0, 0, id="first-byte"),
-            pytest.param(LAST, LAST, id="last-byte"),
-            pytest.param(10, 20, id="within-a-part"),
-            pytest.param(PART - 1, PART, id="across-parts"),
-            pytest.param(2 * PART, LAST, id="last-part"),
-        ],
+        [(0, LAST), (0, 0), (LAST, LAST), (10, 20), (PART - 1, PART), (2 * PART, LAST)],
+        ids=["whole", "first-byte", "last-byte", "within-a-part", "across-parts", "last-part"],
     )
     def test_range_has_both_its_ends(self, store: ObjectStore, first: int, last: int) -> None:
         key = new_key()

@@ -4,6 +4,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,33 @@ def assert_tells_no_path(error: StorageError, root: Path) -> None:
         assert str(OBJECT_ID) not in told
 
 
+@contextmanager
+def failing_with(error: type[StorageError], root: Path, **calls: Callable[..., Any]) -> Iterator[Any]:
+    """Put these in the place of system calls, and expect exactly this error, which tells no path."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, call in calls.items():
+            patch.setattr(os, name, call)
+        with pytest.raises(error) as caught:
+            yield caught
+    assert type(caught.value) is error
+    assert_tells_no_path(caught.value, root)
+
+
+def failing_for_folders(number: int) -> Callable[[int], None]:
+    """An fsync that fails for folders."""
+    fsync = os.fsync
+    return lambda fd: failing(number)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
+
+
 class TestLayout:
-    def test_an_object_lies_under_the_first_two_digits_of_its_id(self, store: LocalStore, root: Path) -> None:
+    def test_an_object_lies_under_the_first_two_digits_of_its_id_and_the_installation_id_at_the_top(
+        self, store: LocalStore, root: Path
+    ) -> None:
         begin(store, KEY, CONTENT).commit()
-
-        assert files(root) == {f"objects/ab/{OBJECT_ID}"}
-        assert (root / "objects" / "ab" / str(OBJECT_ID)).read_bytes() == CONTENT
-
-    def test_the_installation_id_lies_at_the_top(self, store: LocalStore, root: Path) -> None:
         store.put_if_absent(INSTALLATION_KEY, b"an id")
 
-        assert files(root) == {"vault-id"}
+        assert files(root) == {f"objects/ab/{OBJECT_ID}", "vault-id"}
+        assert (root / "objects" / "ab" / str(OBJECT_ID)).read_bytes() == CONTENT
 
     def test_an_unfinished_object_lies_only_in_incoming(self, store: LocalStore, root: Path) -> None:
         writer = begin(store, KEY, CONTENT)
@@ -121,10 +138,9 @@ class TestLayout:
         monkeypatch.setattr("vault.storage.local.secrets.token_hex", lambda _: "00" * 8)
         writer = begin(store, KEY, CONTENT)
 
-        with pytest.raises(StorageUnavailable) as caught:
+        with failing_with(StorageUnavailable, root):
             store.writer(KEY, part_size=PART)
 
-        assert_tells_no_path(caught.value, root)
         writer.commit()
         assert store.get(KEY) == CONTENT
 
@@ -171,7 +187,7 @@ class TestLayout:
             pytest.param(lambda store, key: store.delete(key), id="delete"),
         ],
     )
-    def test_what_is_no_object_key_is_a_mistake_of_the_caller(
+    def test_a_name_of_another_form_than_an_object_key_is_refused(
         self, store: LocalStore, root: Path, key: str, use: Callable[[LocalStore, str], object]
     ) -> None:
         with pytest.raises(ValueError, match=r"^not an object key$"):
@@ -268,49 +284,29 @@ class TestWriting:
     @pytest.mark.parametrize(("number", "error"), FAILURES)
     @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
     def test_a_failure_leaves_nothing_after_abort(
-        self,
-        store: LocalStore,
-        root: Path,
-        budget: BufferBudget,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        number: int,
-        error: type[StorageError],
+        self, store: LocalStore, root: Path, budget: BufferBudget, call: str, number: int, error: type[StorageError]
     ) -> None:
         writer = begin(store, KEY, CONTENT)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, failing(number))
 
-            with pytest.raises(error) as caught:
+        with failing_with(error, root, **{call: failing(number)}):
+            try:
                 finish(writer, b"more")
-            writer.abort()
+            finally:
+                writer.abort()
 
-        assert type(caught.value) is error
-        assert_tells_no_path(caught.value, root)
         assert files(root) == set()
-        assert store.unfinished() == 0
-        assert budget.bytes_out == 0
+        assert store.unfinished() == budget.bytes_out == 0
         with pytest.raises(ObjectNotFound):
             store.get(KEY)
 
     @pytest.mark.parametrize(("number", "error"), FAILURES)
     @pytest.mark.parametrize("call", ["mkdir", "open"])
     def test_a_write_that_cannot_begin_leaves_nothing(
-        self,
-        store: LocalStore,
-        root: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        number: int,
-        error: type[StorageError],
+        self, store: LocalStore, root: Path, call: str, number: int, error: type[StorageError]
     ) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, failing(number))
+        with failing_with(error, root, **{call: failing(number)}):
+            store.writer(KEY, part_size=PART)
 
-            with pytest.raises(error) as caught:
-                store.writer(KEY, part_size=PART)
-
-        assert_tells_no_path(caught.value, root)
         assert files(root) == set()
         assert store.unfinished() == 0
 
@@ -321,11 +317,10 @@ class TestWriting:
         begin(store, KEY, CONTENT).commit()
         writer = store.writer(new_key(), part_size=PART)
 
-        with pytest.raises(StorageFull) as caught:
+        with failing_with(StorageFull, small_disk):
             finish(writer, bytes(64 * PART))
         writer.abort()
 
-        assert_tells_no_path(caught.value, small_disk)
         assert store.unfinished() == 0
         assert budget.bytes_out == 0
         assert store.get(KEY) == CONTENT
@@ -346,26 +341,20 @@ class TestWriting:
         yield disk
         subprocess.run(["umount", str(disk)], check=True)
 
-    def test_a_failed_flush_of_the_folder_is_told_although_the_object_is_there(
-        self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
+    def test_a_failed_flush_of_the_folder_is_an_error_although_the_object_is_there(
+        self, store: LocalStore, root: Path, budget: BufferBudget
     ) -> None:
         writer = begin(store, KEY, CONTENT)
-        fsync = os.fsync
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                os, "fsync", lambda fd: failing(errno.EIO)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
-            )
 
-            with pytest.raises(StorageUnavailable):
-                writer.commit()
-            writer.abort()
+        with failing_with(StorageUnavailable, root, fsync=failing_for_folders(errno.EIO)):
+            writer.commit()
+        writer.abort()
 
         assert store.get(KEY) == CONTENT
-        assert store.unfinished() == 0
-        assert budget.bytes_out == 0
+        assert store.unfinished() == budget.bytes_out == 0
 
     @pytest.mark.parametrize("end", ["commit", "abort"])
-    def test_an_error_of_close_is_of_no_consequence(
+    def test_an_error_of_close_changes_no_outcome(
         self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch, end: str
     ) -> None:
         writer = begin(store, KEY, CONTENT)
@@ -382,10 +371,9 @@ class TestWriting:
             getattr(writer, end)()
 
         assert [found.key for found in store.list("")] == ([KEY] if end == "commit" else [])
-        assert store.unfinished() == 0
-        assert budget.bytes_out == 0
+        assert store.unfinished() == budget.bytes_out == 0
 
-    def test_abort_does_not_raise_when_the_disk_is_gone(
+    def test_abort_raises_nothing_when_the_disk_is_gone_or_when_repeated(
         self, store: LocalStore, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         writer = begin(store, KEY, CONTENT)
@@ -393,18 +381,9 @@ class TestWriting:
             patch.setattr(os, "unlink", failing(errno.EIO))
             writer.abort()
 
-        assert budget.bytes_out == 0
-        assert store.unfinished() == 1
-        store.delete(KEY)
-        assert store.unfinished() == 0
-
-    def test_a_second_abort_changes_nothing(self, store: LocalStore, budget: BufferBudget) -> None:
-        writer = begin(store, KEY, CONTENT)
+        assert (budget.bytes_out, store.unfinished()) == (0, 1)
         writer.abort()
-
-        writer.abort()
-
-        assert budget.bytes_out == 0
+        assert (budget.bytes_out, store.unfinished()) == (0, 0)
 
 
 class TestReading:
@@ -441,45 +420,34 @@ class TestReading:
         with pytest.raises(ObjectChanged):
             store.open(KEY, 0, 0, etag=reader.etag)
 
-    def test_an_object_of_nothing_is_changed_not_empty(self, store: LocalStore) -> None:
+    def test_an_object_cut_to_nothing_is_changed_not_empty(self, store: LocalStore) -> None:
         begin(store, KEY, CONTENT).commit()
         os.truncate(store.path(KEY), 0)
 
         with pytest.raises(ObjectChanged):
             store.open(KEY, 0, 0)
 
-    def test_a_disk_error_is_unavailable(self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disk_error_is_unavailable(self, store: LocalStore, root: Path) -> None:
         begin(store, KEY, CONTENT).commit()
         reader = store.open(KEY, 0, 10)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pread", failing(errno.EIO))
 
-            with pytest.raises(StorageUnavailable) as caught:
-                reader.read(1)
+        with failing_with(StorageUnavailable, root, pread=failing(errno.EIO)) as caught:
+            reader.read(1)
+        reader.close()
 
         assert caught.value.reason == "EIO"
-        assert_tells_no_path(caught.value, root)
-        reader.close()
 
     def test_a_folder_in_the_place_of_an_object_is_unavailable(self, store: LocalStore, root: Path) -> None:
         store.path(KEY).mkdir(parents=True)
 
-        with pytest.raises(StorageUnavailable) as caught:
+        with failing_with(StorageUnavailable, root):
             store.get(KEY)
 
-        assert_tells_no_path(caught.value, root)
-
-    def test_no_permission_is_unavailable_not_missing(
-        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_object_without_permission_is_unavailable_not_missing(self, store: LocalStore, root: Path) -> None:
         begin(store, KEY, CONTENT).commit()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "open", failing(errno.EACCES))
 
-            with pytest.raises(StorageUnavailable) as caught:
-                store.open(KEY, 0, 0)
-
-        assert_tells_no_path(caught.value, root)
+        with failing_with(StorageUnavailable, root, open=failing(errno.EACCES)):
+            store.open(KEY, 0, 0)
 
 
 class TestPutIfAbsent:
@@ -498,10 +466,7 @@ class TestPutIfAbsent:
     def test_a_file_system_that_flushes_no_folders_is_good_enough(
         self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fsync = os.fsync
-        monkeypatch.setattr(
-            os, "fsync", lambda fd: failing(errno.EINVAL)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
-        )
+        monkeypatch.setattr(os, "fsync", failing_for_folders(errno.EINVAL))
 
         store.put_if_absent(INSTALLATION_KEY, b"an id")
 
@@ -534,7 +499,9 @@ class TestPutIfAbsent:
         yield disk
         subprocess.run(["umount", str(disk)], check=True)
 
-    def test_another_process_that_is_faster_wins(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_object_that_another_process_wrote_first_stays(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         create = os.open
 
         def create_second(path: Path, flags: int, *args: int) -> int:
@@ -561,7 +528,7 @@ class TestPutIfAbsent:
         assert len(set(found)) == 1
         assert found[0] in contents
 
-    def test_a_claim_of_a_process_that_died_is_no_object_and_is_taken_over(
+    def test_a_claim_of_a_process_that_died_is_taken_over(
         self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("vault.storage.local._CLAIM_SECONDS", 0.02)
@@ -577,27 +544,18 @@ class TestPutIfAbsent:
     @pytest.mark.parametrize(("number", "error"), FAILURES)
     @pytest.mark.parametrize("call", ["fsync", "rename"])
     def test_a_failure_leaves_nothing(
-        self,
-        store: LocalStore,
-        root: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        number: int,
-        error: type[StorageError],
+        self, store: LocalStore, root: Path, call: str, number: int, error: type[StorageError]
     ) -> None:
         begin(store, KEY, CONTENT).abort()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, failing(number))
 
-            with pytest.raises(error) as caught:
-                store.put_if_absent(INSTALLATION_KEY, b"an id")
+        with failing_with(error, root, **{call: failing(number)}):
+            store.put_if_absent(INSTALLATION_KEY, b"an id")
 
-        assert_tells_no_path(caught.value, root)
         assert files(root) == set()
 
 
-def test_what_is_no_store_any_more_is_not_written_into(store: LocalStore, root: Path) -> None:
-    """A disk that is not mounted any more, while the id was confirmed a moment ago."""
+def test_a_folder_that_lost_its_store_is_not_written_into(store: LocalStore, root: Path) -> None:
+    """The disk was unmounted after the id was confirmed."""
     store.put_if_absent(INSTALLATION_KEY, b"an id")
     store.get(INSTALLATION_KEY)
     root.rename(root.with_name("elsewhere"))
@@ -611,23 +569,17 @@ def test_what_is_no_store_any_more_is_not_written_into(store: LocalStore, root: 
 
 class TestHealth:
     @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
-    def test_a_store_that_cannot_be_written_is_not_healthy(
-        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
-    ) -> None:
+    def test_a_store_that_cannot_be_written_is_not_healthy(self, store: LocalStore, root: Path, number: int) -> None:
         store.put_if_absent(INSTALLATION_KEY, b"an id")
         create = os.open
 
         def read_only(path: Path, flags: int, *args: int) -> int:
             return failing(number)() if flags & os.O_CREAT else create(path, flags, *args)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(os, "open", read_only)
-
-        with pytest.raises(StorageUnavailable) as caught:
+        with failing_with(StorageUnavailable, root, open=read_only):
             store.health()
 
-        assert_tells_no_path(caught.value, root)
-
-    def test_asking_leaves_nothing(self, store: LocalStore, root: Path) -> None:
+    def test_asking_for_health_leaves_nothing(self, store: LocalStore, root: Path) -> None:
         store.put_if_absent(INSTALLATION_KEY, b"an id")
 
         store.health()
@@ -637,20 +589,15 @@ class TestHealth:
 
 class TestDeleting:
     @pytest.mark.parametrize("number", UNAVAILABLE, ids=errno.errorcode.get)
-    def test_an_object_that_cannot_be_removed_is_told(
-        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
-    ) -> None:
+    def test_an_object_that_cannot_be_removed_is_an_error(self, store: LocalStore, root: Path, number: int) -> None:
         begin(store, KEY, CONTENT).commit()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "unlink", failing(number))
 
-            with pytest.raises(StorageUnavailable) as caught:
-                store.delete(KEY)
+        with failing_with(StorageUnavailable, root, unlink=failing(number)):
+            store.delete(KEY)
 
-        assert_tells_no_path(caught.value, root)
         assert store.get(KEY) == CONTENT
 
-    def test_an_object_that_somebody_else_removes_meanwhile_is_deleted(
+    def test_an_object_that_another_process_removes_meanwhile_is_deleted(
         self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         begin(store, KEY, CONTENT).commit()
@@ -681,19 +628,15 @@ class TestListing:
 
         assert sorted(listed) == [key for key in keys if key != gone]
 
-    def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
-        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_that_cannot_be_read_is_unavailable_not_empty(self, store: LocalStore, root: Path) -> None:
         begin(store, KEY, CONTENT).commit()
-        scandir = os.scandir
-        monkeypatch.setattr(
-            os, "scandir", lambda path: failing(errno.EACCES)() if Path(path).name == "ab" else scandir(path)
-        )
+        real = os.scandir
 
-        with pytest.raises(StorageUnavailable) as caught:
+        def scandir(path: Path) -> Any:
+            return failing(errno.EACCES)() if Path(path).name == "ab" else real(path)
+
+        with failing_with(StorageUnavailable, root, scandir=scandir):
             list(store.list(OBJECTS))
-
-        assert_tells_no_path(caught.value, root)
 
     def test_a_listing_may_be_left_early(self, store: LocalStore) -> None:
         for _ in range(3):
@@ -706,20 +649,18 @@ class TestListing:
 
 
 class TestBeforeTheFirstWrite:
-    def test_a_store_without_its_folder_is_empty_and_makes_none(self, store: LocalStore, root: Path) -> None:
+    def test_a_store_without_its_folder_is_empty_and_unhealthy_and_makes_none(
+        self, store: LocalStore, root: Path
+    ) -> None:
         assert list(store.list("")) == []
         assert store.unfinished() == 0
         store.delete(KEY)
         with pytest.raises(ObjectNotFound):
             store.get(KEY)
-
-        assert not root.exists()
-
-    def test_a_store_without_its_folder_is_not_healthy(self, store: LocalStore, root: Path) -> None:
-        with pytest.raises(StorageUnavailable) as caught:
+        with failing_with(StorageUnavailable, root):
             store.health()
 
-        assert_tells_no_path(caught.value, root)
+        assert not root.exists()
 
 
 def test_the_buffer_of_a_file_does_not_grow_with_the_parts_that_s3_would_want(tmp_path: Path) -> None:
@@ -733,17 +674,10 @@ def test_the_buffer_of_a_file_does_not_grow_with_the_parts_that_s3_would_want(tm
         writer.abort()
 
 
-def test_an_object_stays_whole_when_the_one_that_replaces_it_cannot_be_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = LocalStore(tmp_path / "store", BufferBudget(8 * 1024**2))
+def test_an_object_stays_whole_when_the_one_that_replaces_it_cannot_be_published(store: LocalStore, root: Path) -> None:
     store.put("vault-epoch", b"before")
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "refused")
-
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(StorageUnavailable):
+    with failing_with(StorageUnavailable, root, rename=failing(errno.EIO)):
         store.put("vault-epoch", b"after")
 
     assert store.get("vault-epoch") == b"before"

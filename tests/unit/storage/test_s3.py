@@ -319,10 +319,11 @@ class TestCalls:
     @pytest.mark.parametrize(
         ("endpoint_url", "sent"),
         [
-            pytest.param("https://s3.example.org", "UNSIGNED-PAYLOAD", id="https"),
-            pytest.param(None, "UNSIGNED-PAYLOAD", id="aws"),
-            pytest.param("http://127.0.0.1:9", hashlib.sha256(CONTENT[:1]).hexdigest(), id="http"),
+            ("https://s3.example.org", "UNSIGNED-PAYLOAD"),
+            (None, "UNSIGNED-PAYLOAD"),
+            ("http://127.0.0.1:9", hashlib.sha256(CONTENT[:1]).hexdigest()),
         ],
+        ids=["https", "aws", "http"],
     )
     def test_a_part_is_hashed_for_its_signature_only_without_tls(self, endpoint_url: str | None, sent: str) -> None:
         asked: list[Any] = []
@@ -871,11 +872,7 @@ class TestReading:
 
 def stubbed_object(body: bytes | io.BytesIO, content_range: str) -> dict[str, Any]:
     raw = io.BytesIO(body) if isinstance(body, bytes) else body
-    return {
-        "Body": StreamingBody(raw, len(raw.getvalue())),
-        "ContentRange": content_range,
-        "ETag": '"an-etag"',
-    }
+    return {"Body": StreamingBody(raw, len(raw.getvalue())), "ContentRange": content_range, "ETag": '"an-etag"'}
 
 
 class TestPutIfAbsent:
