@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 from uuid import UUID, uuid4
 
@@ -72,7 +73,7 @@ class CountingProvider:
         raise AssertionError("reading wraps no key")
 
     def health(self) -> None:
-        raise AssertionError("reading asks after nobody's health")
+        raise AssertionError("reading asks for no health")
 
 
 class Clock:
@@ -129,17 +130,11 @@ def cache(make: Callable[..., DekCache]) -> DekCache:
 
 
 class TestHits:
-    def test_the_first_read_asks_and_the_second_does_not(self, cache: DekCache, service: CountingProvider) -> None:
-        first, second = cache.unwrap(ONE, OBJECT_ID), cache.unwrap(ONE, OBJECT_ID)
+    def test_only_the_first_read_of_an_equal_key_asks(self, cache: DekCache, service: CountingProvider) -> None:
+        first, second = cache.unwrap(ONE, OBJECT_ID), cache.unwrap(replace(ONE), UUID(str(OBJECT_ID)))
 
         assert first == second == dek_of(ONE, OBJECT_ID)
         assert service.asked == [(b"one", OBJECT_ID)]
-
-    def test_an_equal_wrapped_key_is_the_same(self, cache: DekCache, service: CountingProvider) -> None:
-        cache.unwrap(ONE, OBJECT_ID)
-        cache.unwrap(replace(ONE), UUID(str(OBJECT_ID)))
-
-        assert len(service.asked) == 1
 
     def test_every_object_has_its_own_key(self, cache: DekCache, service: CountingProvider) -> None:
         for _ in range(2):
@@ -235,10 +230,8 @@ class TestEvicting:
 
         assert [object_id for _, object_id in service.asked] == [OBJECT_ID, OTHER_ID, OBJECT_ID]
 
-    def test_evicting_what_is_not_there_is_no_error(self, cache: DekCache) -> None:
+    def test_evicting_an_absent_or_an_expired_key_raises_nothing(self, cache: DekCache, clock: Clock) -> None:
         cache.evict(OBJECT_ID)
-
-    def test_evicting_what_is_too_old_is_no_error(self, cache: DekCache, clock: Clock) -> None:
         cache.unwrap(ONE, OBJECT_ID)
         clock.now += 61
 
@@ -246,18 +239,20 @@ class TestEvicting:
 
 
 class TestFailures:
+    @pytest.mark.parametrize("is_bounded", [False, True], ids=["unwrap", "unwrap_within"])
     @pytest.mark.parametrize("failure", FAILURES, ids=lambda error: error.code)
     def test_a_failure_is_passed_on_and_not_kept(
-        self, cache: DekCache, service: CountingProvider, failure: KeyFailure
+        self, cache: DekCache, service: CountingProvider, failure: KeyFailure, is_bounded: bool
     ) -> None:
+        ask = partial(cache.unwrap_within, BOUND_SECONDS) if is_bounded else cache.unwrap
         service.failure = failure
         for _ in range(2):
             with pytest.raises(type(failure)) as caught:
-                cache.unwrap(ONE, OBJECT_ID)
+                ask(ONE, OBJECT_ID)
             assert caught.value is failure
         service.failure = None
 
-        assert [cache.unwrap(ONE, OBJECT_ID) for _ in range(2)] == [dek_of(ONE, OBJECT_ID)] * 2
+        assert [ask(ONE, OBJECT_ID) for _ in range(2)] == [dek_of(ONE, OBJECT_ID)] * 2
         assert len(service.asked) == 3
 
     def test_a_kept_key_needs_no_key_service(self, cache: DekCache, service: CountingProvider) -> None:
@@ -265,6 +260,7 @@ class TestFailures:
         service.failure = KeyServiceUnavailable("down")
 
         assert cache.unwrap(ONE, OBJECT_ID) == dek_of(ONE, OBJECT_ID)
+        assert cache.unwrap_within(BOUND_SECONDS, ONE, OBJECT_ID) == dek_of(ONE, OBJECT_ID)
 
     def test_a_failing_new_key_does_not_answer_with_the_old_one(
         self, cache: DekCache, service: CountingProvider
@@ -307,23 +303,6 @@ class TestUnwrappingWithin:
 
         assert service.requests == ["abc-1", "abc-2"]
 
-    def test_a_remote_key_that_is_kept_asks_nobody(self, cache: DekCache, service: CountingProvider) -> None:
-        cache.unwrap(ONE, OBJECT_ID)
-        service.failure = KeyServiceUnavailable("down")
-
-        assert cache.unwrap_within(BOUND_SECONDS, ONE, OBJECT_ID) == dek_of(ONE, OBJECT_ID)
-
-    @pytest.mark.parametrize("failure", FAILURES, ids=lambda error: error.code)
-    def test_a_failure_in_time_is_passed_on_as_it_is(
-        self, cache: DekCache, service: CountingProvider, failure: KeyFailure
-    ) -> None:
-        service.failure = failure
-
-        with pytest.raises(type(failure)) as caught:
-            cache.unwrap_within(BOUND_SECONDS, ONE, OBJECT_ID)
-
-        assert caught.value is failure
-
     def test_a_key_service_that_takes_longer_is_unavailable(self, cache: DekCache, service: CountingProvider) -> None:
         service.may_answer.clear()
 
@@ -337,7 +316,7 @@ class TestUnwrappingWithin:
         service.may_answer.clear()
         ask_in_vain(cache, service, OBJECT_ID)
 
-        # Whoever asks anew fails, so the key can only come from the answer that was late.
+        # A second question fails, so the key can only come from the answer that was late.
         service.failure = KeyServiceUnavailable("asked again")
         service.may_answer.set()
 
@@ -350,7 +329,7 @@ class TestUnwrappingWithin:
         except KeyServiceUnavailable:
             return None
 
-    def test_what_nobody_waits_for_any_more_is_not_asked(self, cache: DekCache, service: CountingProvider) -> None:
+    def test_a_question_whose_caller_gave_up_is_not_asked(self, cache: DekCache, service: CountingProvider) -> None:
         service.may_answer.clear()
         busy = [UUID(int=number) for number in range(WORKERS)]
         for object_id in busy:

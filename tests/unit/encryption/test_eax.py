@@ -105,7 +105,7 @@ def test_any_changed_bit_is_refused(
 
 
 @pytest.mark.parametrize("length", range(16))
-def test_what_is_shorter_than_a_tag_is_refused(length: int) -> None:
+def test_bytes_shorter_than_a_tag_are_refused(length: int) -> None:
     with pytest.raises(AuthenticationFailed):
         Eax(bytes(32)).open(bytes(16), bytes(length), b"")
 
@@ -134,7 +134,7 @@ def test_nothing_is_decrypted_before_the_tag_is_right(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("size", [0, 24, 26, 50])
-def test_out_of_another_size_is_a_callers_mistake(size: int) -> None:
+def test_an_out_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="no more and no less"):
         Eax(bytes(32)).seal_into(bytes(16), b"nine byte", b"", memoryview(bytearray(size)))
 

@@ -7,6 +7,7 @@ import base64
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -74,29 +75,25 @@ def told_by(error: BaseException) -> str:
 
 
 class TestKeyProviderContract:
-    def test_a_generated_key_has_32_bytes_and_unwraps_to_itself(self, provider: KeyProvider) -> None:
+    def test_a_generated_and_a_wrapped_key_carry_the_current_ref_and_unwrap_to_themselves(
+        self, provider: KeyProvider
+    ) -> None:
         made = provider.generate(OBJECT_ID)
+        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
 
         assert len(made.plaintext) == 32
+        assert made.key_ref == key_ref == provider.current_ref()
         assert provider.unwrap(made.wrapped, made.key_ref, OBJECT_ID) == made.plaintext
+        assert provider.unwrap(wrapped, key_ref, OBJECT_ID) == DEK
 
-    def test_generated_keys_are_all_different(self, provider: KeyProvider) -> None:
+    def test_generated_and_wrapped_keys_are_all_different_and_do_not_hold_the_key(self, provider: KeyProvider) -> None:
         made = [provider.generate(OBJECT_ID) for _ in range(5)]
+        wrapped = {provider.wrap(DEK, OBJECT_ID)[0] for _ in range(5)}
 
         assert len({key.plaintext for key in made}) == 5
         assert len({key.wrapped for key in made}) == 5
-
-    def test_a_wrapped_key_unwraps_to_itself(self, provider: KeyProvider) -> None:
-        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
-
-        assert provider.unwrap(wrapped, key_ref, OBJECT_ID) == DEK
-
-    def test_a_key_is_never_wrapped_twice_alike(self, provider: KeyProvider) -> None:
-        assert len({provider.wrap(DEK, OBJECT_ID)[0] for _ in range(5)}) == 5
-
-    def test_new_keys_carry_the_current_ref(self, provider: KeyProvider) -> None:
-        assert provider.generate(OBJECT_ID).key_ref == provider.current_ref()
-        assert provider.wrap(DEK, OBJECT_ID)[1] == provider.current_ref()
+        assert len(wrapped) == 5
+        assert not any(DEK in blob for blob in wrapped)
 
     def test_the_current_ref_is_known_and_others_are_not(self, provider: KeyProvider) -> None:
         assert provider.knows(provider.current_ref())
@@ -110,26 +107,15 @@ class TestKeyProviderContract:
         with pytest.raises(KeyUnavailable):
             provider.unwrap(wrapped, unknown, OBJECT_ID)
 
-    def test_every_flipped_byte_of_a_wrapped_key_fails(self, provider: KeyProvider) -> None:
+    def test_a_changed_a_cut_and_an_extended_wrapped_key_fail(self, provider: KeyProvider) -> None:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
+        flips = [(at, mask) for at in range(len(wrapped)) for mask in (1, 0x80)]
+        changed = [wrapped[:at] + bytes([wrapped[at] ^ mask]) + wrapped[at + 1 :] for at, mask in flips]
+        resized = [b"", wrapped[:1], wrapped[:-1], wrapped[1:], wrapped + b"\0", wrapped * 2]
 
-        for position in range(len(wrapped)):
-            damaged = bytearray(wrapped)
-            damaged[position] ^= 1
-            with pytest.raises(KeyUnwrapFailed):
-                provider.unwrap(bytes(damaged), key_ref, OBJECT_ID)
-
-    def test_a_cut_or_extended_wrapped_key_fails(self, provider: KeyProvider) -> None:
-        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
-
-        for damaged in (b"", wrapped[:1], wrapped[:-1], wrapped[1:], wrapped + b"\0", wrapped * 2):
+        for damaged in [*changed, *resized]:
             with pytest.raises(KeyUnwrapFailed):
                 provider.unwrap(damaged, key_ref, OBJECT_ID)
-
-    def test_a_wrapped_key_does_not_hold_the_key(self, provider: KeyProvider) -> None:
-        wrapped, _ = provider.wrap(DEK, OBJECT_ID)
-
-        assert DEK not in wrapped
 
     def test_a_failure_tells_nothing_of_the_keys(self, provider: KeyProvider) -> None:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
@@ -151,17 +137,15 @@ class TestKeyProviderContract:
 
 
 class TestKeyRing:
-    def test_a_generated_key_unwraps_to_itself(self, ring: KeyRing) -> None:
+    def test_a_generated_key_names_the_primary_and_unwraps_to_itself(
+        self, ring: KeyRing, provider: KeyProvider
+    ) -> None:
         dek, wrapped = ring.generate(OBJECT_ID)
-
-        assert len(dek) == 32
-        assert ring.unwrap(wrapped, OBJECT_ID) == dek
-
-    def test_a_generated_key_names_the_primary(self, ring: KeyRing, provider: KeyProvider) -> None:
-        _, wrapped = ring.generate(OBJECT_ID)
 
         assert ring.primary is provider
         assert (wrapped.provider, wrapped.key_ref) == (provider.name, provider.current_ref())
+        assert len(dek) == 32
+        assert ring.unwrap(wrapped, OBJECT_ID) == dek
 
     def test_a_blob_is_the_wrapped_key_in_urlsafe_base64(self, ring: KeyRing, provider: KeyProvider) -> None:
         dek, wrapped = ring.generate(OBJECT_ID)
@@ -171,25 +155,18 @@ class TestKeyRing:
         assert base64.urlsafe_b64encode(raw).decode() == wrapped.blob
         assert provider.unwrap(raw, wrapped.key_ref, OBJECT_ID) == dek
 
-    def test_an_unknown_provider_is_unavailable(self, ring: KeyRing) -> None:
+    def test_an_unknown_provider_or_ref_is_unavailable_even_with_a_damaged_blob(
+        self, ring: KeyRing, provider: KeyProvider
+    ) -> None:
         _, wrapped = ring.generate(OBJECT_ID)
-        elsewhere = WrappedKey("elsewhere", wrapped.key_ref, wrapped.blob)
-
-        assert not ring.knows("elsewhere", wrapped.key_ref)
-        with pytest.raises(KeyUnavailable):
-            ring.unwrap(elsewhere, OBJECT_ID)
-
-    def test_an_unknown_ref_is_unavailable(self, ring: KeyRing, provider: KeyProvider) -> None:
-        _, wrapped = ring.generate(OBJECT_ID)
+        elsewhere, unknown = replace(wrapped, provider="elsewhere"), replace(wrapped, key_ref="unknown")
 
         assert ring.knows(provider.name, wrapped.key_ref)
+        assert not ring.knows("elsewhere", wrapped.key_ref)
         assert not ring.knows(provider.name, "unknown")
-        with pytest.raises(KeyUnavailable):
-            ring.unwrap(WrappedKey(provider.name, "unknown", wrapped.blob), OBJECT_ID)
-
-    def test_an_unknown_ref_is_unavailable_even_with_a_damaged_blob(self, ring: KeyRing, provider: KeyProvider) -> None:
-        with pytest.raises(KeyUnavailable):
-            ring.unwrap(WrappedKey(provider.name, "unknown", "not base64!"), OBJECT_ID)
+        for key in (elsewhere, unknown, replace(unknown, blob="not base64!")):
+            with pytest.raises(KeyUnavailable):
+                ring.unwrap(key, OBJECT_ID)
 
     @pytest.mark.parametrize(
         "damage",
@@ -211,17 +188,6 @@ class TestKeyRing:
 
         with pytest.raises(KeyUnwrapFailed):
             ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, damage(wrapped.blob)), OBJECT_ID)
-
-    def test_every_flipped_byte_of_a_blob_fails(self, ring: KeyRing) -> None:
-        _, wrapped = ring.generate(OBJECT_ID)
-        raw = base64.urlsafe_b64decode(wrapped.blob)
-
-        for position in range(len(raw)):
-            damaged = bytearray(raw)
-            damaged[position] ^= 0x80
-            blob = base64.urlsafe_b64encode(damaged).decode()
-            with pytest.raises(KeyUnwrapFailed):
-                ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, blob), OBJECT_ID)
 
     @pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
     def test_a_key_that_is_not_32_bytes_fails(self, ring: KeyRing, provider: KeyProvider, length: int) -> None:
@@ -246,7 +212,7 @@ class TestKeyRing:
     def test_health_is_the_primarys(self, ring: KeyRing) -> None:
         ring.health()
 
-    def test_a_primary_that_is_not_configured_is_a_callers_mistake(self, provider: KeyProvider) -> None:
+    def test_a_primary_that_is_not_configured_is_refused(self, provider: KeyProvider) -> None:
         with pytest.raises(KeyError):
             KeyRing({provider.name: provider}, primary="elsewhere")
 
@@ -305,12 +271,8 @@ class TestDispatch:
         )
         _, wrapped = ring.generate(OBJECT_ID)
 
-        assert [ring.knows(name, ref) for name in ("one", "two") for ref in ("ref-1", "ref-2")] == [
-            True,
-            False,
-            False,
-            True,
-        ]
+        refs = [ring.knows(name, ref) for name in ("one", "two") for ref in ("ref-1", "ref-2")]
+        assert refs == [True, False, False, True]
         with pytest.raises(KeyUnavailable):
             ring.unwrap(WrappedKey("two", wrapped.key_ref, wrapped.blob), OBJECT_ID)
 
@@ -331,10 +293,9 @@ class TestDispatch:
             primary="one",
         )
 
-        with pytest.raises(type(failure)):
-            ring.generate(OBJECT_ID)
-        with pytest.raises(type(failure)):
-            ring.health()
+        for attempt in (lambda: ring.generate(OBJECT_ID), ring.health):
+            with pytest.raises(type(failure)):
+                attempt()
 
     def test_a_failing_provider_is_not_replaced_by_the_primary(self) -> None:
         working = ReversingProvider("one", "ref-1")
@@ -355,11 +316,8 @@ class TestDispatch:
         assert ring.knows("one", "ref-1")
 
 
-def test_repr_of_a_data_key_shows_its_ref_alone() -> None:
+def test_repr_of_a_data_key_and_of_a_wrapped_key_shows_its_ref_alone() -> None:
     assert repr(DataKey(DEK, b"wrapped", "ref-1")) == "DataKey(key_ref='ref-1')"
-
-
-def test_repr_of_a_wrapped_key_leaves_out_the_blob() -> None:
     assert repr(WrappedKey("local", "ref-1", "c2VjcmV0")) == "WrappedKey(provider='local', key_ref='ref-1')"
 
 
