@@ -13,8 +13,7 @@ from testing.sealing import seal_stream
 from vault.audit.models import Action, AuditEvent, Outcome
 from vault.auth.models import User
 from vault.core.text import fold
-from vault.encryption.header import Suite, create_header, open_keys
-from vault.encryption.metadata import seal_digest
+from vault.encryption.header import Suite, create_header, open_keys, seal_digest
 from vault.encryption.segments import ContentKey
 from vault.objects.models import File, FileState
 from vault.storage import object_key

@@ -32,8 +32,7 @@ from vault.encryption.local import LocalKeyProvider
 from vault.http.extensions import mail as smtp
 from vault.mail.messages import Mailer
 from vault.objects.shredding import shred_all_of, shred_some_of
-from vault.observe.metering import MeteredKeyProvider
-from vault.observe.metrics import count_cache_lookup
+from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
 from vault.observe.readiness import Check, Readiness, check_beat, check_database, check_migrations
 from vault.settings.config import ROOT, Settings
@@ -148,13 +147,19 @@ def _key_ring(settings: Settings, *, failed: Callable[[], None]) -> KeyRing:
             )
         )
     turns = Turns(ThreadPlan(settings.server.web_threads).keys)
-    metered = {name: MeteredKeyProvider(provider, failed=failed, turns=turns) for name, provider in providers.items()}
-    return KeyRing(metered, primary="aws-kms" if settings.keys.kms_key_id else "local")
+    primary = "aws-kms" if settings.keys.kms_key_id else "local"
+    return KeyRing(providers, primary=primary, turns=turns, seconds=KEY_SECONDS, failed=failed)
 
 
 def _dek_cache(settings: Settings, ring: KeyRing) -> DekCache:
     keys = settings.keys
-    return DekCache(ring, size=keys.dek_cache_size, seconds=keys.dek_cache_seconds, counted=count_cache_lookup)
+    return DekCache(
+        ring,
+        size=keys.dek_cache_size,
+        seconds=keys.dek_cache_seconds,
+        hit=DEK_CACHE.labels("hit").inc,
+        missed=DEK_CACHE.labels("miss").inc,
+    )
 
 
 def _passwords(settings: Settings, hasher: PasswordHasher | None, judge: Judge) -> Passwords:

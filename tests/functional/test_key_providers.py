@@ -48,7 +48,7 @@ def deny(*_: Any, **__: Any) -> Any:
 
 def forbid_calls(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on every request to KMS fails the test."""
-    provider = vault.container.keys.ring._providers["aws-kms"].provider
+    provider = vault.container.keys.ring._providers["aws-kms"]
     assert isinstance(provider, KmsKeyProvider)
     monkeypatch.setattr(provider.client, "_make_api_call", deny)
 

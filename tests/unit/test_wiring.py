@@ -9,10 +9,9 @@ import pytest
 
 from testing.kms import ACCESS, REGION, SETTINGS
 from testing.settings import make_settings
-from vault.encryption.keyring import KeyProvider, KeyRing
+from vault.encryption.keyring import KeyRing
 from vault.encryption.kms import KmsKeyProvider
 from vault.encryption.local import LocalKeyProvider, generate_master_key
-from vault.observe.metering import MeteredKeyProvider
 from vault.wiring import Container, wire
 
 ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -39,16 +38,10 @@ def known(keys: KeyRing) -> list[str]:
     return [ref for provider, ref in REFS if keys.knows(provider, ref)]
 
 
-def behind(provider: KeyProvider) -> KeyProvider:
-    """What is metered."""
-    assert isinstance(provider, MeteredKeyProvider)
-    return provider.provider
-
-
 def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Container]) -> None:
     keys = build().keys.ring
 
-    assert isinstance(behind(keys.primary), LocalKeyProvider)
+    assert isinstance(keys.primary, LocalKeyProvider)
     assert keys.providers == {"local"}
     assert known(keys) == [LOCAL_REF]
 
@@ -63,7 +56,7 @@ def test_of_several_master_keys_the_first_wraps_and_all_unwrap(build: Callable[.
 def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Container]) -> None:
     keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys.ring
 
-    assert isinstance(behind(keys.primary), KmsKeyProvider)
+    assert isinstance(keys.primary, KmsKeyProvider)
     assert keys.primary.current_ref() == ARN
     assert keys.providers == {"local", "aws-kms"}
     assert known(keys) == [LOCAL_REF, ARN]
@@ -72,7 +65,7 @@ def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Cont
 def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]) -> None:
     keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys.ring
 
-    assert isinstance(behind(keys.primary), KmsKeyProvider)
+    assert isinstance(keys.primary, KmsKeyProvider)
     assert keys.providers == {"aws-kms"}
     assert known(keys) == [ARN, OTHER_ARN]
 
@@ -80,7 +73,7 @@ def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]
 def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(build: Callable[..., Container]) -> None:
     keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys.ring
 
-    assert isinstance(behind(keys.primary), LocalKeyProvider)
+    assert isinstance(keys.primary, LocalKeyProvider)
     assert keys.providers == {"local", "aws-kms"}
     assert known(keys) == [LOCAL_REF, ARN, OTHER_ARN]
 
@@ -101,7 +94,7 @@ def test_nothing_is_connected_to(build: Callable[..., Container], overrides: dic
 
 
 def test_the_kms_client_gets_region_endpoint_and_credentials(build: Callable[..., Container]) -> None:
-    primary = behind(build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.ring.primary)
+    primary = build(KMS_KEY_ID=ARN, KMS_ENDPOINT_URL="https://kms.example.org", **SETTINGS).keys.ring.primary
     assert isinstance(primary, KmsKeyProvider)
 
     url = primary.client.generate_presigned_url("list_keys")

@@ -30,7 +30,7 @@ class DekCache:
 
     Bounded in number (`size`, least recently used goes first) and age (`seconds`); 0 of either turns it off. An entry
     belongs to one object and one wrapped key. Callers check the header's commitment on every hit.
-    `counted` receives whether a lookup was a hit.
+    `hit` or `missed` is called for each lookup.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class DekCache:
         size: int,
         seconds: float,
         clock: Callable[[], float] = monotonic,
-        counted: Callable[[bool], None] = lambda _: None,
+        hit: Callable[[], None] = lambda: None,
+        missed: Callable[[], None] = lambda: None,
     ) -> None:
         self._keys = keys
-        self._counted = counted
+        self._hit, self._missed = hit, missed
         self._entries: TTLCache[UUID, _Entry] = TTLCache(size if seconds else 0, seconds, clock)
         self._lock = threading.Lock()
         # Starts no thread before first use, so it survives a fork.
@@ -81,9 +82,11 @@ class DekCache:
             # Otherwise an expired key stays in memory until the next key comes.
             self._entries.expire()
             entry = self._entries.get(object_id)
-        kept = entry.dek if entry is not None and entry.key == key else None
-        self._counted(kept is not None)
-        return kept
+        if entry is None or entry.key != key:
+            self._missed()
+            return None
+        self._hit()
+        return entry.dek
 
     def _fetch(self, key: WrappedKey, object_id: UUID) -> bytes:
         dek = self._keys.unwrap(key, object_id)

@@ -1,5 +1,5 @@
-"""The 96-byte object header and its derived keys (docs/object-format.md, "Header"). The commitment follows the AWS
-Encryption SDK; without it two keys can open one ciphertext (CVE-2025-14763)."""
+"""The 96-byte object header, its derived keys, and the digest that one of them seals (docs/object-format.md, "Header").
+The commitment follows the AWS Encryption SDK; without it two keys can open one ciphertext (CVE-2025-14763)."""
 
 import enum
 import hmac
@@ -12,13 +12,15 @@ from uuid import UUID
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from vault.encryption.errors import HeaderInvalid, KeyUnwrapFailed
+from vault.encryption.eax import Eax
+from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwrapFailed
 
 MAGIC: Final = b"SVLT\r\n\x1a\n"
 VERSION: Final = 1
 HEADER_SIZE: Final = 96
 DEK_SIZE: Final = 32
 SALT_SIZE: Final = 32
+_NONCE_SIZE: Final = 16
 DEFAULT_LG: Final = 18
 LG_RANGE: Final = range(16, 23)
 
@@ -27,28 +29,29 @@ _PREFIX: Final = struct.Struct(">8sBBBB4s16s")
 
 
 class Suite(enum.IntEnum):
-    """An AEAD and its key derivation, by the header's suite byte."""
+    """An AEAD and its key derivation, by the header's suite byte. A segment adds `overhead` bytes to its plaintext: the
+    nonce and a 16-byte tag."""
 
-    AES_256_EAX = 1
-    AES_256_GCM = 2
+    nonce_size: int
+    overhead: int
+    cipher_name: str
 
-    @property
-    def cipher_name(self) -> str:
-        return self.name.replace("_", "-")
+    def __new__(cls, value: int, nonce_size: int, cipher_name: str) -> Self:
+        suite = int.__new__(cls, value)
+        suite._value_ = value
+        suite.nonce_size, suite.overhead, suite.cipher_name = nonce_size, nonce_size + 16, cipher_name
+        return suite
 
-    @property
-    def nonce_size(self) -> int:
-        return 16 if self is Suite.AES_256_EAX else 12
-
-    @property
-    def overhead(self) -> int:
-        """Return the bytes that a segment adds to its plaintext: nonce and 16-byte tag."""
-        return self.nonce_size + 16
+    AES_256_EAX = 1, 16, "AES-256-EAX"
+    AES_256_GCM = 2, 12, "AES-256-GCM"
 
     @classmethod
     def named(cls, cipher_name: str) -> Self:
         """Return the suite for AES-256-EAX or AES-256-GCM. Raises KeyError for any other name."""
         return cls[cipher_name.replace("-", "_")]
+
+
+_SUITES: Final = {suite.value: suite for suite in Suite}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,9 @@ class Header:
         magic, version, suite, lg, flags, reserved, object_id = _PREFIX.unpack_from(raw)
         if (magic, version, flags, reserved) != (MAGIC, VERSION, 0, bytes(4)):
             raise HeaderInvalid
-        if suite not in Suite.__members__.values() or lg not in LG_RANGE:
+        if suite not in _SUITES or lg not in LG_RANGE:
             raise HeaderInvalid
-        return cls(Suite(suite), lg, UUID(bytes=object_id), raw[32:64], raw[64:96])
+        return cls(_SUITES[suite], lg, UUID(bytes=object_id), raw[32:64], raw[64:96])
 
 
 def header_of(raw: bytes, object_id: UUID) -> Header:
@@ -118,6 +121,27 @@ def open_keys(dek: bytes, header: Header) -> FileKeys:
 def prove_commitment(dek: bytes, header: Header) -> None:
     """Raise KeyUnwrapFailed if the header does not commit to dek; derives no other key."""
     _compare(_content_keys(_prk(dek, header), header.prefix)[32:], header)
+
+
+def seal_digest(
+    keys: FileKeys, digest: bytes, *, object_id: UUID, file_id: UUID, owner_id: UUID, nonce: bytes | None = None
+) -> bytes:
+    """Return nonce (16) || ciphertext (32) || tag (16) of a SHA-256, for the row: a stolen database must not confirm
+    content."""
+    nonce = os.urandom(_NONCE_SIZE) if nonce is None else nonce
+    return nonce + Eax(keys.metadata).seal(nonce, digest, _aad(object_id, file_id, owner_id))
+
+
+def open_digest(keys: FileKeys, sealed: bytes, *, object_id: UUID, file_id: UUID, owner_id: UUID) -> bytes:
+    """Return the digest. Raises AuthenticationFailed unless it was sealed for this object, file and owner."""
+    digest = Eax(keys.metadata).open(sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], _aad(object_id, file_id, owner_id))
+    if len(digest) != 32:
+        raise AuthenticationFailed
+    return digest
+
+
+def _aad(object_id: UUID, file_id: UUID, owner_id: UUID) -> bytes:
+    return b"SVD1" + object_id.bytes + file_id.bytes + owner_id.bytes
 
 
 def _compare(commitment: bytes, header: Header) -> None:

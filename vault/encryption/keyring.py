@@ -4,12 +4,15 @@ key_ref, never on the configured primary."""
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from time import monotonic
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from vault.encryption.errors import KeyUnavailable, KeyUnwrapFailed
+from vault.core.slots import Turns
+from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
 
 
@@ -66,12 +69,33 @@ class KeyProvider(Protocol):
         """Raise an EncryptionError if new keys cannot be wrapped now."""
 
 
-class KeyRing:
-    """Every configured provider and the one primary, which wraps new files' keys."""
+class Seconds(Protocol):
+    """A metric of durations by provider, operation and outcome."""
 
-    def __init__(self, providers: Mapping[str, KeyProvider], *, primary: str) -> None:
+    def labels(self, *values: str) -> Any: ...
+
+
+class KeyRing:
+    """Every configured provider and the one primary, which wraps new files' keys.
+
+    Calls of remote providers take `turns`; beyond these, and once a service hangs, it counts as unavailable. `failed`
+    is called when a provider could not be used.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, KeyProvider],
+        *,
+        primary: str,
+        turns: Turns | None = None,
+        seconds: Seconds | None = None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._providers = dict(providers)
         self._primary = self._providers[primary]
+        self._turns = turns
+        self._seconds = seconds
+        self._failed = failed
 
     @property
     def primary(self) -> KeyProvider:
@@ -88,12 +112,15 @@ class KeyRing:
 
     def generate(self, object_id: UUID) -> tuple[bytes, WrappedKey]:
         """Make a data key for a new object. There is no fall-back to another provider."""
-        made = self._primary.generate(object_id)
+        with self._call("generate", self._primary):
+            made = self._primary.generate(object_id)
         return made.plaintext, self._row(made.wrapped, made.key_ref)
 
     def wrap(self, dek: bytes, object_id: UUID) -> WrappedKey:
         """Wrap a data key under the primary."""
-        return self._row(*self._primary.wrap(dek, object_id))
+        with self._call("wrap", self._primary):
+            wrapped, key_ref = self._primary.wrap(dek, object_id)
+        return self._row(wrapped, key_ref)
 
     def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
         """Return the 32-byte data key. Raises KeyUnavailable, KeyServiceUnavailable or KeyUnwrapFailed."""
@@ -103,7 +130,9 @@ class KeyRing:
             wrapped = base64.b64decode(key.blob, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as exc:
             raise KeyUnwrapFailed("damaged") from exc
-        dek = self._providers[key.provider].unwrap(wrapped, key.key_ref, object_id)
+        provider = self._providers[key.provider]
+        with self._call("unwrap", provider):
+            dek = provider.unwrap(wrapped, key.key_ref, object_id)
         if len(dek) != DEK_SIZE:
             raise KeyUnwrapFailed("length")
         return dek
@@ -118,13 +147,31 @@ class KeyRing:
 
     def health(self) -> None:
         """Raise an EncryptionError if new files could not get a key now."""
-        self._primary.health()
+        with self._call("health", self._primary):
+            self._primary.health()
 
     def check_primary(self) -> None:
         """Wrap a canary and unwrap it again. Raises the key errors."""
         canary, object_id = os.urandom(DEK_SIZE), uuid4()
         if self.unwrap(self.wrap(canary, object_id), object_id) != canary:
             raise KeyUnwrapFailed("canary")
+
+    @contextmanager
+    def _call(self, operation: str, provider: KeyProvider) -> Iterator[None]:
+        """Bound and time a call of a provider, and report that it could not be used."""
+        began, outcome = monotonic(), "ok"
+        turns = self._turns if provider.is_remote else None
+        try:
+            with turns.taken(refusal=lambda: KeyServiceUnavailable("busy")) if turns else nullcontext():
+                yield
+        except EncryptionError as exc:
+            outcome = exc.code
+            if isinstance(exc, KeyServiceUnavailable | KeyUnavailable):
+                self._failed()
+            raise
+        finally:
+            if self._seconds is not None:
+                self._seconds.labels(provider.name, operation, outcome).observe(monotonic() - began)
 
     def _row(self, wrapped: bytes, key_ref: str) -> WrappedKey:
         return WrappedKey(self._primary.name, key_ref, base64.urlsafe_b64encode(wrapped).decode("ascii"))

@@ -13,9 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.core.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
 from vault.encryption.cache import DekCache
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnavailable
-from vault.encryption.header import HEADER_SIZE, header_of, open_keys
+from vault.encryption.header import HEADER_SIZE, header_of, open_digest, open_keys
 from vault.encryption.keyring import WrappedKey
-from vault.encryption.metadata import open_digest
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState

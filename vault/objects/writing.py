@@ -28,9 +28,8 @@ from vault.core.errors import (
     TooLarge,
 )
 from vault.core.parts import Core
-from vault.encryption.header import Suite, create_header, open_keys
+from vault.encryption.header import Suite, create_header, open_keys, seal_digest
 from vault.encryption.keyring import KeyRing
-from vault.encryption.metadata import seal_digest
 from vault.encryption.segments import ContentKey, Geometry, Read, Sealer, part_size_for
 from vault.objects.installation import InstallationGuard
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper

@@ -79,8 +79,3 @@ for _metric, _values in (
 ):
     for _value in _values:
         _metric.labels(_value)
-
-
-def count_cache_lookup(is_hit: bool) -> None:
-    """Count a lookup in the cache of data keys."""
-    DEK_CACHE.labels("hit" if is_hit else "miss").inc()

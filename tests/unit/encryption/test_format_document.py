@@ -18,11 +18,20 @@ from testing import oracle
 from testing.sealing import seal_stream
 from vault.core.aws_access import AwsAccess
 from vault.encryption.eax import Eax
-from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, create_header, open_keys
+from vault.encryption.header import (
+    HEADER_SIZE,
+    LG_RANGE,
+    FileKeys,
+    Header,
+    Suite,
+    create_header,
+    open_digest,
+    open_keys,
+    seal_digest,
+)
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.local import LocalKeyProvider
-from vault.encryption.metadata import open_digest, seal_digest
 from vault.encryption.segments import (
     MAX_SEGMENTS,
     ContentKey,

@@ -6,8 +6,7 @@ import pytest
 
 from testing import oracle
 from vault.encryption.errors import AuthenticationFailed
-from vault.encryption.header import FileKeys, Suite, create_header, open_keys
-from vault.encryption.metadata import open_digest, seal_digest
+from vault.encryption.header import FileKeys, Suite, create_header, open_digest, open_keys, seal_digest
 
 DEK = bytes(range(32))
 DIGEST = hashlib.sha256(b"content").digest()

@@ -1,7 +1,11 @@
 import re
+from pathlib import Path
+from uuid import uuid4
 
-from vault.observe.metrics import REGISTRY, count_cache_lookup
+from testing.settings import make_settings
+from vault.observe.metrics import REGISTRY
 from vault.settings.config import ROOT
+from vault.wiring import wire
 
 # A closed list: what a label may be about. None of it is a person, a file, an address or an id.
 LABELS = {"route", "method", "status", "code", "direction", "operation", "provider", "outcome", "result", "reason"}
@@ -32,15 +36,16 @@ def test_what_must_raise_an_alarm_is_there_before_it_happens() -> None:
     assert {("vault_login_failures_total", "delayed"), ("vault_reaper_rows_total", "failed")} <= told
 
 
-def test_lookups_in_the_cache_are_hits_or_misses() -> None:
+def test_lookups_in_the_cache_are_hits_or_misses(tmp_path: Path) -> None:
     def counts() -> list[float]:
         values = (REGISTRY.get_sample_value("vault_dek_cache_lookups_total", {"result": r}) for r in ("hit", "miss"))
         return [value or 0.0 for value in values]
 
+    container, object_id = wire(make_settings(tmp_path)), uuid4()
+    _, wrapped = container.keys.ring.generate(object_id)
     hits, misses = counts()
 
-    count_cache_lookup(True)
-    count_cache_lookup(False)
-    count_cache_lookup(False)
+    for _ in range(3):
+        container.objects.reader._keys.unwrap(wrapped, object_id)
 
-    assert counts() == [hits + 1, misses + 2]
+    assert counts() == [hits + 2, misses + 1]
