@@ -142,9 +142,10 @@ def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
             bounds = {"first": start, "last": end, "old": last - last // 50}
             connection.execute(sa.text(_FILES).bindparams(owner), bounds)
             connection.execute(
-                sa.text("UPDATE users SET used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
-                        " file_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
-                        " WHERE id = :owner").bindparams(owner)
+                sa.text("UPDATE storage_accounts SET"
+                        " used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
+                        " object_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
+                        " WHERE owner_id = :owner").bindparams(owner)
             )  # fmt: skip
     with stack.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM ANALYZE files"))

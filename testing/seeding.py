@@ -11,11 +11,10 @@ from sqlalchemy.engine import Engine
 
 from testing.sealing import seal_stream
 from vault.audit.models import Action, AuditEvent, Outcome
-from vault.auth.models import User
 from vault.core.text import fold
 from vault.encryption.header import Suite, create_header, open_keys, seal_digest
 from vault.encryption.segments import ContentKey
-from vault.objects.models import File, FileState
+from vault.objects.models import File, FileState, StorageAccount
 from vault.storage import object_key
 from vault.wiring import Container
 
@@ -40,12 +39,11 @@ def seed_files(
         with container.core.sessions.begin() as session:
             session.execute(sa.insert(File), rows)
             session.execute(
-                sa.text(
-                    "UPDATE users SET used_bytes = used_bytes + :more, file_count = file_count + :rows WHERE id = :id"
-                ).bindparams(
-                    sa.bindparam("id", owner_id, sa.Uuid),
-                    more=sum(row["size_bytes"] for row in rows),
-                    rows=len(rows),
+                sa.update(StorageAccount)
+                .where(StorageAccount.owner_id == owner_id)
+                .values(
+                    used_bytes=StorageAccount.used_bytes + sum(row["size_bytes"] for row in rows),
+                    object_count=StorageAccount.object_count + len(rows),
                 )
             )
     return ids
@@ -76,7 +74,8 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
     ]
     with container.core.sessions.begin() as session:
         session.execute(sa.insert(File), made)
-        session.execute(sa.update(User).where(User.id == owner_id).values(file_count=User.file_count + len(made)))
+        counted = {"object_count": StorageAccount.object_count + len(made)}
+        session.execute(sa.update(StorageAccount).where(StorageAccount.owner_id == owner_id).values(counted))
     return [row["id"] for row in made]  # type: ignore[misc]
 
 

@@ -184,9 +184,9 @@ class Stack:
             return sorted(connection.scalars(sa.text("SELECT state FROM files")))
 
     def bytes_counted(self) -> tuple[int, int]:
-        """Return used_bytes and reserved_bytes of all users together."""
+        """Return used_bytes and reserved_bytes of all accounts together."""
         with self.container.core.engine.begin() as connection:
-            row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM users")).one()
+            row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM storage_accounts")).one()
         return int(row[0]), int(row[1])
 
     def end_leases(self, in_seconds: float = -1) -> None:

@@ -37,7 +37,7 @@ from vault.core.principal import Principal
 from vault.encryption.keyring import KeyRing
 from vault.keys.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
-from vault.objects.models import File, FileState
+from vault.objects.models import File, FileState, StorageAccount
 from vault.observe.processes import BEAT, Process
 from vault.storage import OBJECTS, ObjectStore
 from vault.storage.memory import MemoryStore
@@ -94,6 +94,7 @@ class Clock:
         self.now += timedelta(**kwargs)
 
 
+_SUMS = sa.select(sa.func.sum(StorageAccount.used_bytes), sa.func.sum(StorageAccount.reserved_bytes))
 # Idle engines by database URL: each has compiled most statements already.
 _idle_engines: defaultdict[str, list[Engine]] = defaultdict(list)
 
@@ -218,7 +219,7 @@ class Vault:
     def counted(self) -> tuple[int, int]:
         """Return used_bytes and reserved_bytes of all accounts together."""
         with self.container.core.sessions.begin() as session:
-            row = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
+            row = session.execute(_SUMS).one()
         return int(row[0]), int(row[1])
 
     def file_states(self) -> list[str]:
@@ -307,6 +308,7 @@ class Vault:
     def member(self, email: str = EMAIL, **columns: Any) -> "Person":
         """Return a verified account with a session, written as rows, for tests of something else."""
         now = self.clock()
+        storage, columns = _split(columns)
         user = User(
             id=uuid.uuid4(),
             email=email,
@@ -330,12 +332,16 @@ class Vault:
         with self.container.core.sessions.begin() as session:
             session.add(user)
             session.flush()
-            session.add(started)
+            session.add_all([started, StorageAccount(owner_id=user.id, **storage)])
         return Person(self, email, tokens.access_token, tokens.refresh_token)
 
     def user(self, email: str = EMAIL) -> User:
         with self.container.core.sessions.begin() as session:
             return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
+
+    def account(self, email: str = EMAIL) -> StorageAccount:
+        with self.container.core.sessions.begin() as session:
+            return session.get_one(StorageAccount, self.user(email).id)
 
     def files(self) -> Sequence[File]:
         """Return every row in any state."""
@@ -352,8 +358,14 @@ class Vault:
             session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
 
     def change_user(self, email: str = EMAIL, **columns: Any) -> None:
+        storage, columns = _split(columns)
         with self.container.core.sessions.begin() as session:
-            session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
+            found = sa.select(User.id).where(User.email_key == email.lower())
+            if storage:
+                owned = StorageAccount.owner_id == found.scalar_subquery()
+                session.execute(sa.update(StorageAccount).where(owned).values(storage))
+            if columns:
+                session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
 
     def objects(self) -> list[str]:
         """Return the keys of all objects in the store."""
@@ -377,7 +389,7 @@ class Vault:
                 self.change_file(row.id, lease_until=self.clock().replace(year=2000))
         self.reap()
         with self.container.core.sessions.begin() as session:
-            counted = session.execute(sa.select(sa.func.sum(User.used_bytes), sa.func.sum(User.reserved_bytes))).one()
+            counted = session.execute(_SUMS).one()
         found = {
             "ready rows": ready,
             "rows": len(self.files()),
@@ -389,16 +401,26 @@ class Vault:
         return {what: count for what, count in found.items() if count}
 
 
+def _split(columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return columns of the storage account, and those of the user."""
+    storage = {name: value for name, value in columns.items() if name in StorageAccount.__table__.c}
+    return storage, {name: value for name, value in columns.items() if name in User.__table__.c}
+
+
 def accounts_agree(container: Container) -> bool:
     """Return whether each account's bytes and files are exactly those of its ready and pending rows."""
     used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
     reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
     ready = sa.func.sum(sa.case((File.state == FileState.READY, 1), else_=0))
     wrong = (
-        sa.select(User.id)
-        .outerjoin(File, File.owner_id == User.id)
-        .group_by(User.id, User.used_bytes, User.reserved_bytes, User.file_count)
-        .having((User.used_bytes != used) | (User.reserved_bytes != reserved) | (User.file_count != ready))
+        sa.select(StorageAccount.owner_id)
+        .outerjoin(File, File.owner_id == StorageAccount.owner_id)
+        .group_by(StorageAccount)
+        .having(
+            (StorageAccount.used_bytes != used)
+            | (StorageAccount.reserved_bytes != reserved)
+            | (StorageAccount.object_count != ready)
+        )
     )
     with container.core.sessions.begin() as session:
         return session.scalar(wrong) is None

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import vault.keys.build
 import vault.mail.build
 import vault.objects.build
 from vault.auth.erasing import FileShredding
+from vault.auth.hooks import Hooks
 from vault.auth.minting import LinkMinter
 from vault.auth.passwords import Judge, Passwords, judge
 from vault.background.broker import TASK_REMOVE_FILES_OF, Publisher, check_broker, create_celery
@@ -31,6 +33,7 @@ from vault.encryption.keyring import KeyProvider, KeyRing
 from vault.encryption.local import LocalKeyProvider
 from vault.http.extensions import mail as smtp
 from vault.mail.messages import Mailer
+from vault.objects.quota import close_accounts, let_store, open_accounts
 from vault.objects.shredding import shred_all_of, shred_some_of
 from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
@@ -106,6 +109,13 @@ def wire(
         secret_key=settings.site.secret_key,
         passwords=_passwords(settings, hasher, judge),
         files=FileShredding(shred_some_of, shred_all_of, core.publisher(TASK_REMOVE_FILES_OF)),
+        hooks=Hooks(
+            on_registered=(open_accounts,),
+            on_enabled=(partial(let_store, allowed=True),),
+            on_disabled=(partial(let_store, allowed=False),),
+            on_swept=(close_accounts,),
+            on_erased=(close_accounts,),
+        ),
         outbox=mail.outbox,
         audit=audit.service,
     )

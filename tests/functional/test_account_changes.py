@@ -309,7 +309,7 @@ def test_registering_the_address_again_starts_from_nothing(vault: Vault, anna: P
     assert attempts == 0
     assert again.get("/api/v1/files").json["items"] == []
     assert len(again.sessions().json["items"]) == 1
-    assert vault.user().used_bytes == 0
+    assert vault.account().used_bytes == 0
     assert not works(anna)
 
 

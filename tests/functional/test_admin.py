@@ -298,9 +298,9 @@ def test_a_cursor_goes_with_its_administrator_and_its_filters(vault: Vault, root
 
 SEED = """
 INSERT INTO users (id, email, email_key, full_name, search_text, password_version, role, email_verified_at, disabled_at,
-    used_bytes, reserved_bytes, created_at)
+    created_at)
 SELECT gen_random_uuid(), 'p' || n, 'p' || n, '', md5(CAST(n AS text)) || ' person ' || n, 0,
-    CASE WHEN n % 1000 = 0 THEN 'admin' ELSE 'user' END, now(), CASE WHEN n % 500 = 0 THEN now() END, 0, 0,
+    CASE WHEN n % 1000 = 0 THEN 'admin' ELSE 'user' END, now(), CASE WHEN n % 500 = 0 THEN now() END,
     now() - n * interval '1 second'
 FROM generate_series(1, 20000) AS n
 """
@@ -311,8 +311,11 @@ def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_pa
     vaults.append(vault)
     with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text(SEED))
+        connection.execute(
+            sa.text("INSERT INTO storage_accounts SELECT id, NULL, 0, 0, 0, disabled_at IS NULL FROM users")
+        )
     with vault.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text("VACUUM ANALYZE users"))
+        connection.execute(sa.text("VACUUM ANALYZE users, storage_accounts"))
     with vault.container.core.sessions.begin() as session:
         middle = session.scalars(sa.select(User).order_by(User.created_at).offset(10_000).limit(1)).one()
     expected = {
@@ -406,7 +409,7 @@ def test_an_address_that_nobody_confirmed_makes_no_administrator(vault: Vault, r
 
     assert refusal(answer) == (422, "validation_failed")
     assert list(answer.json["errors"]) == ["role"]
-    assert (vault.user("new@example.org").role, vault.user("new@example.org").quota_bytes) == ("user", None)
+    assert (vault.user("new@example.org").role, vault.account("new@example.org").quota_bytes) == ("user", None)
     assert admin_events(vault) == []
 
 
@@ -477,7 +480,7 @@ def test_an_upload_that_runs_while_its_owner_is_disabled_is_lost(vault: Vault, r
 
     assert refusal(anna.send(body, length=3_000_000)) == (409, "upload_lost")
     vault.run_queue()
-    assert vault.user(anna.email).reserved_bytes == 0
+    assert vault.account(anna.email).reserved_bytes == 0
 
 
 def test_deleting_somebody_leaves_nothing_of_his(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
@@ -548,7 +551,7 @@ def test_the_last_active_administrator_stays(vault: Vault, root: Person) -> None
     assert root.get(USERS).status_code == 200
     assert root.download(stored["id"]) == b"content"
     assert vault.mails() == []
-    assert vault.user(root.email).quota_bytes is None
+    assert vault.account(root.email).quota_bytes is None
     assert admin_events(vault) == [
         ("admin.user_deleted", "failed", "last_admin", {}),
         ("admin.user_disabled", "failed", "last_admin", {}),
@@ -721,7 +724,7 @@ def test_an_administrator_shreds_what_is_not_his(vault: Vault, root: Person, ann
     assert refusal(anna.get(f"/api/v1/files/{file_id}/content")) == (404, "not_found")
     assert [row.encrypted_data_key for row in vault.files()] == [None]
     vault.run_queue()
-    assert (vault.objects(), vault.user(anna.email).used_bytes) == ([], 0)
+    assert (vault.objects(), vault.account(anna.email).used_bytes) == ([], 0)
     (event,) = vault.audit_trail("admin.file_deleted")
     assert (event.actor_email, event.target_type, str(event.target_id)) == (root.email, "file", file_id)
     assert event.details == {"owner_id": str(vault.user(anna.email).id)}

@@ -275,7 +275,7 @@ def test_the_quota_is_exact_to_the_byte(make_vault: Callable[..., Vault]) -> Non
     assert {refusal(answer) for answer in over + one_more} == {(413, "quota_exceeded")}
     assert leftovers == {}
     assert [answer.status_code for answer in [*stored, empty]] == [201, 201, 201]
-    assert (vault.user().used_bytes, vault.user().reserved_bytes) == (10_000, 0)
+    assert (vault.account().used_bytes, vault.account().reserved_bytes) == (10_000, 0)
     anna.delete(f"{FILES}/{stored[1].json['id']}")
     assert anna.send(b"x" * 6000, length=None).status_code == 201
 
@@ -315,7 +315,7 @@ def test_uploads_that_run_at_once_cannot_pass_the_quota_together(make_vault: Cal
 
     assert outer.status_code == 201
     assert refusal(inner[0]) == (413, "quota_exceeded")
-    assert vault.user().used_bytes == 2 * MIB
+    assert vault.account().used_bytes == 2 * MIB
     assert vault.accounts_balance()
 
 

@@ -16,12 +16,13 @@ from flask import Response, request_finished
 from testing.faults import FailingDatabase, FailingStore
 from testing.servers import wait_until
 from testing.vault import Body, Person, Vault
+from vault.admin.service import UserChanges
 from vault.auth.models import User
 from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
 from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
-from vault.objects.models import File, FileState, Installation
+from vault.objects.models import File, FileState, Installation, StorageAccount
 from vault.objects.shredding import Shreddable, shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 from vault.storage.memory import MemoryStore
@@ -134,7 +135,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     with dying(vault, after_commit=after_commit):
         anna.send(b"hello", length=5)
     row = pending(vault)
-    held = vault.user().reserved_bytes
+    held = vault.account().reserved_bytes
 
     vault.reap()
     while_leased = vault.file_states(), len(vault.objects()), vault.store.unfinished()
@@ -146,7 +147,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     # What was finished may be published in the database that this one is a copy of.
     removed = int(not after_commit)
     assert (report.expired, report.removed, report.failed) == (1, removed, 0)
-    assert (len(vault.objects()), vault.user().reserved_bytes) == (int(after_commit), 0)
+    assert (len(vault.objects()), vault.account().reserved_bytes) == (int(after_commit), 0)
     assert vault.audit_trail("files.reaped")[-1].details == {"expired": 1, "removed": removed, "failed": 0}
     end_leases(vault)
     assert vault.leftovers() == {}
@@ -206,7 +207,7 @@ def test_the_object_of_a_shredded_row_stays_while_an_upload_may_still_write_it(v
     end_leases(vault)
 
     assert while_leased == (["shredded"], 1)
-    assert vault.user().reserved_bytes == 0
+    assert vault.account().reserved_bytes == 0
     assert vault.leftovers() == {}
 
 
@@ -224,7 +225,7 @@ def test_an_upload_whose_row_was_shredded_answers_409_and_removes_its_object(
 
     assert outcome(answer) == (409, "upload_lost")
     assert vault.objects() == []
-    assert (vault.user().used_bytes, vault.user().reserved_bytes) == (0, 0)
+    assert (vault.account().used_bytes, vault.account().reserved_bytes) == (0, 0)
     end_leases(vault)
     assert vault.leftovers() == {}
 
@@ -252,7 +253,7 @@ def test_an_upload_of_somebody_who_was_disabled_meanwhile_keeps_nothing(
     vault: Vault, anna: Person, length: int | None
 ) -> None:
     def disable() -> None:
-        vault.change_user(disabled_at=vault.clock())
+        vault.container.admin.administration.change(Principal(), vault.user().id, UserChanges(disabled=True))
 
     answer = anna.send(Body(b"hello", at=2, then=disable), length=length)
 
@@ -267,6 +268,7 @@ def test_an_upload_of_somebody_who_was_deleted_meanwhile_keeps_nothing(
     def close_account() -> None:
         with vault.container.core.sessions.begin() as session:
             session.execute(sa.delete(User))
+            session.execute(sa.delete(StorageAccount))
 
     answer = anna.send(Body(b"hello", at=2, then=close_account), length=length)
 
@@ -371,7 +373,7 @@ def test_uploads_at_once_never_pass_the_quota(make_vault: Callable[..., Vault]) 
     answers = in_parallel(4, upload)
 
     assert sorted(answer.status_code for answer in answers) == [201, 201, 413, 413]
-    assert vault.user().used_bytes == 20
+    assert vault.account().used_bytes == 20
     assert vault.accounts_balance()
 
 

@@ -187,7 +187,7 @@ def test_every_size_around_a_segments_edge_comes_back(make_vault: Callable[..., 
             assert answer.json["sha256"] == hashlib.sha256(content).hexdigest()
             assert anna.download(answer.json["id"]) == content
     assert vault.accounts_balance()
-    assert vault.user().used_bytes == 3 * sum(sizes)
+    assert vault.account().used_bytes == 3 * sum(sizes)
 
 
 @pytest.mark.parametrize("length", ["declared", "chunked"])
@@ -546,7 +546,7 @@ def test_a_deleted_file_is_gone_at_once_and_its_object_after_the_queue(vault: Va
     assert (answer.status_code, answer.data) == (204, b"")
     assert (row.state, row.encrypted_data_key, row.sealed_digest) == ("shredded", None, None)
     assert len(vault.objects()) == 2
-    assert vault.user().used_bytes == 5
+    assert vault.account().used_bytes == 5
     for send, path in ((anna.get, ""), (anna.get, "/content"), (anna.head, "/content"), (anna.delete, "")):
         assert send(f"{FILES}/{doomed['id']}{path}").status_code == 404
     assert [item["id"] for item in anna.get(FILES).json["items"]] == [kept["id"]]

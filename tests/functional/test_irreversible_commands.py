@@ -25,14 +25,15 @@ NOT_MISSED = {
     "installation",
     "mail_jobs.network",
     "processes",
+    "storage_accounts",
     "users.file_count",
     "users.password_version",
     "users.search_text",
 }
 ROWS = (
     "INSERT INTO users"
-    " (id, email, email_key, full_name, role, used_bytes, reserved_bytes, created_at, password_version)"
-    " VALUES ('u', 'a@example.org', 'a@example.org', '', 'user', 0, 0, '2026-01-01 00:00:00.000000', 3)",
+    " (id, email, email_key, full_name, role, created_at, password_version)"
+    " VALUES ('u', 'a@example.org', 'a@example.org', '', 'user', '2026-01-01 00:00:00.000000', 3)",
     "INSERT INTO sessions (id, user_id, created_at, last_used_at, expires_at, refresh_generation, refreshed_at)"
     " VALUES ('s', 'u', '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000', '2026-02-01 00:00:00.000000', 0,"
     " '2026-01-01 00:00:00.000000')",
@@ -163,7 +164,7 @@ def test_without_a_terminal_what_cannot_be_undone_is_refused(vault: Vault, argum
     file_id = anna.upload(b"content")["id"]
     with vault.container.core.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM files"))
-        connection.execute(sa.text("UPDATE users SET used_bytes = 0"))
+        connection.execute(sa.text("UPDATE storage_accounts SET used_bytes = 0"))
     objects = vault.objects()
 
     refused = vault.command(*arguments)

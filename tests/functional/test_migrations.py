@@ -70,6 +70,51 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
     assert found == {name: fold(f"{email}\n{name}") for email, name in users}
 
 
+def test_quotas_and_counters_move_to_a_table_of_their_own_and_back(tmp_path: Path, database_url: str) -> None:
+    kept = [(None, 0, 0, 0, False), (5, 7, 2**40, None, False), (2**62, 3, 0, 2, True)]
+    insert = sa.text(
+        "INSERT INTO users (id, email, email_key, full_name, password_version, role, quota_bytes, used_bytes,"
+        " reserved_bytes, file_count, disabled_at, created_at) VALUES (:id, :id, :id, '', 0, 'user', :quota, :used,"
+        " :reserved, :files, CASE WHEN :disabled THEN CURRENT_TIMESTAMP END, CURRENT_TIMESTAMP)"
+    )
+    moved = "SELECT quota_bytes, used_bytes, reserved_bytes, object_count, NOT may_store FROM storage_accounts"
+    back = "SELECT quota_bytes, used_bytes, reserved_bytes, file_count, disabled_at IS NOT NULL FROM users"
+    with postgres_database() if database_url.startswith("postgresql") else nullcontext() as url:
+        container = wire(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
+        create_database(container.settings.database.url)
+
+        def rows(query: str) -> list[tuple[object, ...]]:
+            with container.core.engine.connect() as connection:
+                return [tuple(row) for row in connection.execute(sa.text(f"{query} ORDER BY used_bytes"))]
+
+        def users() -> set[str]:
+            found = sa.inspect(container.core.engine)
+            columns = [str([*column.values()]) for column in found.get_columns("users")]
+            checks = [check["sqltext"] for check in found.get_check_constraints("users")]
+            indexes = [
+                f"{index['name']} {index['column_names']} {[*map(str, index.get('dialect_options', {}).values())]}"
+                for index in found.get_indexes("users")
+            ]
+            return {*columns, *checks, *indexes}
+
+        with create_app(container=container).app_context():
+            upgrade(revision="0019")
+            before = users()
+            names = ("quota", "used", "reserved", "files", "disabled")
+            # The last one is of a process that did not count: its next upload counts again.
+            people = [dict(zip(names, row, strict=True)) for row in (*kept, (None, 9, 0, -1, False))]
+            with container.core.engine.begin() as connection:
+                connection.execute(insert, [{"id": str(uuid.uuid4()), **person} for person in people])
+            upgrade()
+            above = rows(moved)
+            downgrade(revision="0019")
+            below, after = rows(back), users()
+        container.core.engine.dispose()
+
+    assert above == below == sorted([*kept, (None, 9, 0, None, False)], key=lambda row: row[1])
+    assert after == before
+
+
 def test_indexes_that_upgrades_beside_each_other_have_lost_are_made_again(tmp_path: Path) -> None:
     with postgres_database() as url:
         container = wire(make_settings(tmp_path, DATABASE_URL=url))

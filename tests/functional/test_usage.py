@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import Body, Person, Vault, at_once, refusal
+from testing.vault import PASSWORD, Body, Person, Vault, at_once, refusal
+from vault.auth.models import User
+from vault.core.principal import Principal
+from vault.mail.addresses import parse_address
+from vault.objects.models import StorageAccount
 
 FILES = "/api/v1/files"
 
@@ -27,6 +31,30 @@ def test_usage_counts_what_is_there(make_vault: Callable[..., Vault]) -> None:
     ]
     assert anna.get(f"{FILES}/usage").json == {**seen[1], "used_bytes": 150, "reserved_bytes": 0, "file_count": 3}
     assert bert.get(f"{FILES}/usage").json == {**seen[0], "quota_bytes": 0}
+
+
+def test_each_account_has_its_storage_from_the_beginning_to_the_end(vault: Vault) -> None:
+    def have_storage() -> list[str]:
+        with vault.container.core.sessions.begin() as session:
+            owners = set(session.scalars(sa.select(StorageAccount.owner_id)))
+            emails = {user.id: user.email for user in session.scalars(sa.select(User))}
+        return sorted(emails.pop(owner_id) for owner_id in owners) + [
+            f"no storage: {email}" for email in emails.values()
+        ]
+
+    anna = vault.sign_up("anna@example.org")
+    for _ in range(2):
+        vault.client.post("/api/v1/auth/register", json={"email": "bert@example.org", "password": PASSWORD})
+        vault.container.admin.invitations.invite(Principal(), parse_address("carl@example.org"))
+    made = have_storage()
+    anna.delete("/api/v1/auth/me", json={"password": PASSWORD})
+    erased = have_storage()
+    vault.clock.advance(days=8)
+    vault.container.auth.sweeper.sweep(Principal())
+
+    assert made == ["anna@example.org", "bert@example.org", "carl@example.org"]
+    assert erased == made[1:]
+    assert have_storage() == []
 
 
 def test_usage_takes_a_token_and_no_parameters(vault: Vault, anna: Person) -> None:
@@ -57,14 +85,14 @@ def test_files_of_an_account_from_before_they_were_counted_are_counted_by_its_ne
     anna = vault.member()
     files = [anna.upload(b"x") for _ in range(2)]
     with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE users SET file_count = NULL"))
+        connection.execute(sa.text("UPDATE storage_accounts SET object_count = NULL"))
     anna.delete(f"{FILES}/{files[0]['id']}")
 
-    before = (anna.get(f"{FILES}/usage").json["file_count"], vault.user().file_count)
+    before = (anna.get(f"{FILES}/usage").json["file_count"], vault.account().object_count)
     anna.upload(b"x")
 
     assert before == (1, None)
-    assert (anna.get(f"{FILES}/usage").json["file_count"], vault.user().file_count) == (2, 2)
+    assert (anna.get(f"{FILES}/usage").json["file_count"], vault.account().object_count) == (2, 2)
     assert anna.upload(b"x")["size"] == 1
     assert refusal(anna.send(b"x", length=1)) == (413, "too_many_files")
 

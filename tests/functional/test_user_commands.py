@@ -13,6 +13,7 @@ from vault.auth.models import User
 from vault.cli.base import operator
 from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
+from vault.objects.models import StorageAccount
 
 BOSS = "boss@example.org"
 USERS = "/api/v1/admin/users"
@@ -248,7 +249,7 @@ def test_a_quota_is_set_in_bytes_or_larger_units(
     result = vault.command("users", "set-quota", anna.email, given)
 
     assert (result.exit_code, result.stdout) == (0, f"The quota is {shown}; 0 B are used.\n")
-    assert vault.user().quota_bytes == bytes_
+    assert vault.account().quota_bytes == bytes_
 
 
 @SQLITE
@@ -335,7 +336,10 @@ def test_a_list_shows_everybody_or_those_that_are_asked_for(vault: Vault) -> Non
 def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     now = vault.clock()
     with vault.container.core.sessions.begin() as session:
-        session.add_all(User(email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401))
+        people = [User(email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401)]
+        session.add_all(people)
+        session.flush()
+        session.add_all(StorageAccount(owner_id=person.id) for person in people)
 
     lines = vault.command("users", "list", "--json").stdout.splitlines()
 

@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 from testing.vault import PASSWORD, Person, Vault
-from vault.auth.models import User
 from vault.core.errors import QuotaExceeded
+from vault.objects.models import StorageAccount
 from vault.objects.shredding import TransitionLost
 from vault.objects.writing import NewObject
 
@@ -64,7 +64,7 @@ def test_what_fails_beside_the_publication_takes_it_back(vault: Vault, anna: Per
 def test_quota_that_runs_out_between_two_streams_ends_the_object(vault: Vault, anna: Person) -> None:
     def lower() -> None:
         with vault.container.core.sessions.begin() as session:
-            session.execute(sa.update(User).values(quota_bytes=len(CONTENT)))
+            session.execute(sa.update(StorageAccount).values(quota_bytes=len(CONTENT)))
 
     new = reserve(vault)
 

@@ -294,7 +294,10 @@ def with_little_room(stack: Stack) -> Account:
     person = stack.sign_up("bert@example.org")
     with stack.container.core.engine.begin() as connection:
         connection.execute(
-            sa.text("UPDATE users SET quota_bytes = :quota WHERE email = 'bert@example.org'"), {"quota": 8 * MIB}
+            sa.text(
+                "UPDATE storage_accounts SET quota_bytes = :quota FROM users WHERE id = owner_id AND email = :email"
+            ),
+            {"quota": 8 * MIB, "email": "bert@example.org"},
         )
     return Account(f"{stack.url}/files", str(person.headers["Authorization"]))
 

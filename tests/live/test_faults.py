@@ -28,8 +28,10 @@ from testing.proxy import Act, Proxy, http_answer
 from testing.servers import wait_until
 from testing.stack import Process, Stack, embedded, production
 from testing.vault import PASSWORD
-from vault.auth.models import User
+from vault.admin.service import UserChanges
 from vault.core.db import db_now
+from vault.core.principal import Principal
+from vault.mail.addresses import parse_address
 from vault.objects.models import File, FileState
 from vault.objects.reaper import ReapReport
 from vault.storage import object_key
@@ -473,8 +475,8 @@ def test_an_upload_whose_owner_is_disabled_meanwhile_is_a_409_and_nothing_stays(
     stored, objects = site.send(SMALL, person=owner), site.stack.objects()
 
     def disable() -> None:
-        with site.stack.container.core.sessions.begin() as session:
-            session.execute(sa.update(User).where(User.email == address).values(disabled_at=User.created_at))
+        administration = site.stack.container.admin.administration
+        administration.change(Principal(), administration.find(parse_address(address)).id, UserChanges(disabled=True))
 
     site.s3.when(SECOND_PART, act=Act.PASS, then=disable)
 

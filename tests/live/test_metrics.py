@@ -300,7 +300,7 @@ def _damage(script: Script) -> None:
 
 def _set_quota(stack: Stack, quota_bytes: int | None) -> None:
     with stack.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE users SET quota_bytes = :quota"), {"quota": quota_bytes})
+        connection.execute(sa.text("UPDATE storage_accounts SET quota_bytes = :quota"), {"quota": quota_bytes})
 
 
 def _mail_jobs(samples: Counter[Sample]) -> dict[str, float]:

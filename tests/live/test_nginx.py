@@ -221,7 +221,7 @@ def refused(proxy: Nginx, authorization: str, framing: str) -> bytes:
 def refusals(stack: Stack, proxy: Nginx, person: requests.Session, times: int) -> list[tuple[int, str]]:
     """What so many uploads are told that have no token, or a quota that is too small."""
     with stack.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE users SET quota_bytes = used_bytes + 1000000"))
+        connection.execute(sa.text("UPDATE storage_accounts SET quota_bytes = used_bytes + 1000000"))
     found = []
     try:
         for turn in range(times):
@@ -232,7 +232,7 @@ def refusals(stack: Stack, proxy: Nginx, person: requests.Session, times: int) -
             found.append((int(status), json.loads(body[body.find(b"{") : body.rfind(b"}") + 1])["code"]))
     finally:
         with stack.container.core.engine.begin() as connection:
-            connection.execute(sa.text("UPDATE users SET quota_bytes = NULL"))
+            connection.execute(sa.text("UPDATE storage_accounts SET quota_bytes = NULL"))
     return found
 
 

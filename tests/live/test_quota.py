@@ -51,7 +51,9 @@ def upload(stack: Stack, person: requests.Session, framing: str, content: bytes,
 def give_quota(stack: Stack, email: str, quota_bytes: int) -> None:
     with stack.container.core.engine.begin() as connection:
         connection.execute(
-            sa.text("UPDATE users SET quota_bytes = :quota WHERE email = :email"),
+            sa.text(
+                "UPDATE storage_accounts SET quota_bytes = :quota FROM users WHERE id = owner_id AND email = :email"
+            ),
             {"quota": quota_bytes, "email": email},
         )
 

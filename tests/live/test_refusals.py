@@ -44,7 +44,7 @@ def whole_answer(stack: Stack, authorization: str, framing: str) -> bytes:
 def test_a_client_that_reads_only_after_it_has_sent_everything_gets_the_problem(stack: Stack, framing: str) -> None:
     person = stack.sign_up(f"{framing}@example.org")
     with stack.container.core.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE users SET quota_bytes = 1000000")
+        connection.exec_driver_sql("UPDATE storage_accounts SET quota_bytes = 1000000")
     good = str(person.headers["Authorization"])
 
     answers = [whole_answer(stack, token, framing) for token in ("Bearer wrong", good) for _ in range(5)]

@@ -23,12 +23,18 @@ def build(core: Core, auth: Auth, outbox: Outbox, audit: AuditService, *, defaul
             core.sessions,
             user_sessions=auth.user_sessions,
             eraser=auth.eraser,
+            hooks=auth.hooks,
             outbox=outbox,
             audit=audit,
             clock=core.clock,
             default_quota_bytes=default_quota_bytes,
         ),
         invitations=Invitations(
-            core.sessions, user_sessions=auth.user_sessions, outbox=outbox, audit=audit, clock=core.clock
+            core.sessions,
+            user_sessions=auth.user_sessions,
+            hooks=auth.hooks,
+            outbox=outbox,
+            audit=audit,
+            clock=core.clock,
         ),
     )

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
@@ -26,12 +27,14 @@ class Invitations:
         sessions: sessionmaker[Session],
         *,
         user_sessions: UserSessions,
+        hooks: Hooks,
         outbox: Outbox,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._user_sessions = user_sessions
+        self._hooks = hooks
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -66,6 +69,8 @@ class Invitations:
                 # Restarts the time after which it is swept.
                 user.created_at = self._clock()
             session.flush()
+            if is_new:
+                call(self._hooks.on_registered, session, user.id)
             ended = self._user_sessions.end_all(session, user.id)
             kill_links(session, user.id)
             self._audit.record(

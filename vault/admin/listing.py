@@ -4,12 +4,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
 from vault.auth.models import Role, User
 from vault.core.db import comes_before
 from vault.core.text import clean_search
+from vault.objects.models import StorageAccount
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ class UserPage:
     next_after: tuple[datetime, uuid.UUID] | None
 
 
+WITH_STORAGE: Final = sa.select(User, StorageAccount).join(StorageAccount, StorageAccount.owner_id == User.id)
+
+
 def _has(text: str) -> sa.ColumnElement[bool]:
     """Match an address or name that begins with a single character, or holds a longer text."""
     # Escapes LIKE's wildcards.
@@ -54,9 +59,9 @@ class UserFilter:
     role: Role | None = None
     disabled: bool | None = None
 
-    def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User]:
+    def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User, StorageAccount]:
         """Return a query for the rows after `after`. Raises InputRefused for a search that finds nothing."""
-        query = sa.select(User)
+        query = WITH_STORAGE
         if self.search is not None:
             query = query.where(_has(clean_search(self.search)))
         if self.role is not None:

@@ -10,11 +10,12 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.admin.listing import UserFilter, UserInfo, UserPage
+from vault.admin.listing import WITH_STORAGE, UserFilter, UserInfo, UserPage
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.erasing import Eraser
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import Role, TokenPurpose, User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
@@ -23,6 +24,7 @@ from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
+from vault.objects.models import StorageAccount
 
 # Maximum of the column
 MAX_BYTES: Final = 2**63 - 1
@@ -51,6 +53,7 @@ class Administration:
         *,
         user_sessions: UserSessions,
         eraser: Eraser,
+        hooks: Hooks,
         outbox: Outbox,
         audit: AuditService,
         clock: Callable[[], datetime],
@@ -59,6 +62,7 @@ class Administration:
         self._sessions = sessions
         self._user_sessions = user_sessions
         self._eraser = eraser
+        self._hooks = hooks
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -67,9 +71,9 @@ class Administration:
     def list(self, which: UserFilter, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> UserPage:
         """Return up to `limit` accounts after `after`, newest first. Raises InputRefused."""
         with self._sessions.begin() as session:
-            rows = session.scalars(which.query(after).limit(limit + 1)).all()
-        next_after = (rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
-        return UserPage([self._info(row) for row in rows[:limit]], next_after)
+            rows = session.execute(which.query(after).limit(limit + 1)).all()
+        next_after = (rows[limit - 1][0].created_at, rows[limit - 1][0].id) if len(rows) > limit else None
+        return UserPage([self._info(*row) for row in rows[:limit]], next_after)
 
     def get(self, user_id: uuid.UUID) -> UserInfo:
         """Return an account. Raises NotFound."""
@@ -94,9 +98,10 @@ class Administration:
             if may_take_an_admin:
                 refuse_last_admin(admins, user)
             self._change_role(session, user, changes.role, principal)
-            self._change_quota(session, user, changes.quota, principal)
+            storage = session.get_one(StorageAccount, user_id)
+            self._change_quota(session, storage, changes.quota, principal)
             self._change_disabled(session, user, changes.disabled, principal)
-            return self._info(user)
+            return self._info(user, storage)
 
     def delete(self, principal: Principal, user_id: uuid.UUID) -> None:
         """Delete an account: its files are unreadable after the commit; objects follow. Raises NotFound, LastAdmin."""
@@ -144,13 +149,14 @@ class Administration:
             session, principal, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)
         )
 
-    def _change_quota(self, session: Session, user: User, quota: Quota | None, principal: Principal) -> None:
-        if quota is None or quota.bytes == user.quota_bytes:
+    def _change_quota(
+        self, session: Session, storage: StorageAccount, quota: Quota | None, principal: Principal
+    ) -> None:
+        if quota is None or quota.bytes == storage.quota_bytes:
             return
-        old, user.quota_bytes = user.quota_bytes, quota.bytes
-        self._audit.record(
-            session, principal, Action.ADMIN_QUOTA_CHANGED, target=("user", user.id), old=old, new=quota.bytes
-        )
+        old, storage.quota_bytes = storage.quota_bytes, quota.bytes
+        target = ("user", storage.owner_id)
+        self._audit.record(session, principal, Action.ADMIN_QUOTA_CHANGED, target=target, old=old, new=quota.bytes)
 
     def _change_disabled(self, session: Session, user: User, disabled: bool | None, principal: Principal) -> None:
         if disabled is None or disabled == (user.disabled_at is not None):
@@ -158,19 +164,21 @@ class Administration:
         target = ("user", user.id)
         if not disabled:
             user.disabled_at = None
+            call(self._hooks.on_enabled, session, user.id)
             self._audit.record(session, principal, Action.ADMIN_USER_ENABLED, target=target)
             return
         user.disabled_at = self._clock()
         ended = self._user_sessions.end_all(session, user.id)
         kill_links(session, user.id)
+        call(self._hooks.on_disabled, session, user.id)
         self._audit.record(session, principal, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
 
     def _find(self, which: sa.ColumnElement[bool]) -> UserInfo:
         with self._sessions.begin() as session:
-            user = session.scalar(sa.select(User).where(which))
-            if user is None:
+            found = session.execute(WITH_STORAGE.where(which)).one_or_none()
+            if found is None:
                 raise NotFound
-            return self._info(user)
+            return self._info(*found)
 
     @contextmanager
     def _refusal_audited(self, user_id: uuid.UUID, action: Action, principal: Principal) -> Iterator[None]:
@@ -182,7 +190,7 @@ class Administration:
                 self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
             raise
 
-    def _info(self, user: User) -> UserInfo:
+    def _info(self, user: User, storage: StorageAccount) -> UserInfo:
         return UserInfo(
             id=user.id,
             email=user.email,
@@ -192,9 +200,9 @@ class Administration:
             disabled=user.disabled_at is not None,
             created_at=user.created_at,
             last_login_at=user.last_login_at,
-            used_bytes=user.used_bytes,
-            quota_bytes=self._default_quota_bytes if user.quota_bytes is None else user.quota_bytes,
-            quota_is_default=user.quota_bytes is None,
+            used_bytes=storage.used_bytes,
+            quota_bytes=self._default_quota_bytes if storage.quota_bytes is None else storage.quota_bytes,
+            quota_is_default=storage.quota_bytes is None,
         )
 
 

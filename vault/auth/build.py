@@ -9,6 +9,7 @@ from vault.auth.admins import Admins
 from vault.auth.confirming import Confirmations
 from vault.auth.erasing import Eraser, FileShredding
 from vault.auth.guessing import GuessLimiter
+from vault.auth.hooks import Hooks
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords
 from vault.auth.profile import Profiles
@@ -26,6 +27,7 @@ from vault.settings import groups
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
+    hooks: Hooks
     guess_limiter: GuessLimiter
     user_sessions: UserSessions
     eraser: Eraser
@@ -45,6 +47,7 @@ def build(
     secret_key: str,
     passwords: Passwords,
     files: FileShredding,
+    hooks: Hooks,
     outbox: Outbox,
     audit: AuditService,
 ) -> Auth:
@@ -54,12 +57,13 @@ def build(
     limiter = GuessLimiter(sessions, passwords=passwords, key=key, clock=clock)
     signed_in = _user_sessions(core, settings, derive_key(secret_key, "jwt"), outbox, audit)
     by_link = PasswordByLink(guess_limiter=limiter, user_sessions=signed_in, audit=audit, clock=clock)
-    eraser = Eraser(guess_limiter=limiter, files=files, outbox=outbox, audit=audit)
+    eraser = Eraser(guess_limiter=limiter, files=files, hooks=hooks, outbox=outbox, audit=audit)
     return Auth(
+        hooks=hooks,
         guess_limiter=limiter,
         user_sessions=signed_in,
         eraser=eraser,
-        registration=Registration(sessions, passwords=passwords, outbox=outbox, audit=audit, clock=clock),
+        registration=Registration(sessions, passwords=passwords, hooks=hooks, outbox=outbox, audit=audit, clock=clock),
         sign_in=SignIn(
             sessions,
             passwords=passwords,
@@ -91,7 +95,9 @@ def build(
             audit=audit,
         ),
         admins=Admins(sessions, audit=audit),
-        sweeper=Sweeper(sessions, guess_limiter=limiter, outbox=outbox, audit=audit, clock=core.deletion_clock),
+        sweeper=Sweeper(
+            sessions, guess_limiter=limiter, hooks=hooks, outbox=outbox, audit=audit, clock=core.deletion_clock
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.auth.guessing import GuessLimiter
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.core.principal import Principal
@@ -49,11 +50,13 @@ class Eraser:
         *,
         guess_limiter: GuessLimiter,
         files: FileShredding,
+        hooks: Hooks,
         outbox: Outbox,
         audit: AuditService,
     ) -> None:
         self._guess_limiter = guess_limiter
         self._files = files
+        self._hooks = hooks
         self._outbox = outbox
         self._audit = audit
 
@@ -71,6 +74,7 @@ class Eraser:
             session, MailKind.ACCOUNT_DELETED, user, ip=principal.ip, request_id=principal.request_id
         )
         self._audit.record(session, principal, action, target=("user", user_id), files=files)
+        call(self._hooks.on_erased, session, user_id)
         session.delete(user)
 
         def follow_up() -> None:

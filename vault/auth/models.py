@@ -33,14 +33,12 @@ class User(UuidKey, Base):
     """An account. `email` is the address as given, `email_key` its canonical form (mail.addresses).
 
     `search_text` is address and name, folded, for administrators. `password_version` counts passwords, not hashes: a
-    hash
-    is renewed when its parameters change. `file_count` counts ready files; NULL in older accounts until an upload.
+    hash is renewed when its parameters change.
     """
 
     __tablename__ = "users"
     __table_args__ = (
         sa.CheckConstraint("role IN ('user', 'admin')", name="role"),
-        sa.CheckConstraint("used_bytes >= 0 AND reserved_bytes >= 0", name="bytes"),
         # The list of all accounts, and of the few that are filtered.
         sa.Index("ix_users_created_at_id", "created_at", "id"),
         _newest("admins", "role = 'admin'"),
@@ -62,10 +60,6 @@ class User(UuidKey, Base):
     role: Mapped[str] = mapped_column(sa.String(16), default=Role.USER)
     email_verified_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
-    quota_bytes: Mapped[int | None]
-    used_bytes: Mapped[int] = mapped_column(default=0)
-    reserved_bytes: Mapped[int] = mapped_column(default=0)
-    file_count: Mapped[int | None] = mapped_column(default=0)
     created_at: Mapped[datetime]
     last_login_at: Mapped[datetime | None]
 

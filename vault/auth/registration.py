@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
@@ -25,12 +26,14 @@ class Registration:
         sessions: sessionmaker[Session],
         *,
         passwords: Passwords,
+        hooks: Hooks,
         outbox: Outbox,
         audit: AuditService,
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._passwords = passwords
+        self._hooks = hooks
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -78,6 +81,8 @@ class Registration:
                 user.created_at = self._clock()
                 session.add(user)
                 session.flush()
+                if is_new:
+                    call(self._hooks.on_registered, session, user.id)
             # For others the same work, on no account's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
             owed = self._outbox.add(session, kind, user, ip=principal.ip, request_id=principal.request_id)

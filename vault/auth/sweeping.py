@@ -13,6 +13,7 @@ from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.auth.confirming import REPEATABLE
 from vault.auth.guessing import GuessLimiter
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
@@ -42,12 +43,14 @@ class Sweeper:
         sessions: sessionmaker[Session],
         *,
         guess_limiter: GuessLimiter,
+        hooks: Hooks,
         outbox: Outbox,
         audit: AuditService,
         clock: DeletionClock,
     ) -> None:
         self._sessions = sessions
         self._guess_limiter = guess_limiter
+        self._hooks = hooks
         self._outbox = outbox
         self._audit = audit
         self._clock = clock
@@ -102,6 +105,7 @@ class Sweeper:
                 .with_for_update(skip_locked=True)
             ).all()
             kill_links(session, *user_ids)
+            call(self._hooks.on_swept, session, *user_ids)
             session.execute(sa.delete(User).where(User.id.in_(user_ids)).execution_options(synchronize_session=False))
             for user_id in user_ids:
                 target = ("user", user_id)

@@ -38,7 +38,7 @@ from vault.objects.build import Objects
 from vault.objects.models import File, FileState
 from vault.objects.reading import StoredFile, Unlocked, find_ready
 from vault.objects.rows import rows_by_id
-from vault.objects.shredding import TransitionLost, lock_user
+from vault.objects.shredding import TransitionLost, lock_account
 from vault.objects.writing import NO_OWNER, NewObject
 
 _KEEP_OLD_SECONDS: Final = 60 * 60
@@ -195,7 +195,7 @@ class Reencryptor:
 
     def _exchange(self, session: Session, file: StoredFile, new: NewObject) -> str:
         """Give the file the new object and a shredded row the old one; return the ref that wraps the new key."""
-        lock_user(session, file.owner_id)
+        lock_account(session, file.owner_id)
         # Both rows in the order in which rewrapping locks them, or the two would wait for each other.
         rows = session.scalars(
             sa.select(File).where(File.id.in_([new.row_id, file.file_id])).order_by(File.id).with_for_update()

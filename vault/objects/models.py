@@ -1,4 +1,4 @@
-"""Tables of files, retired keys, and the id that ties this database to its object store."""
+"""Tables of files, their owners' storage, retired keys, and the id that ties this database to its object store."""
 
 import enum
 import uuid
@@ -92,6 +92,28 @@ class File(UuidKey, Base):
     lease_until: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+
+class StorageAccount(Base):
+    """Quota and counters of one owner: the one row that uploads lock. It has no foreign key, as files have none.
+
+    Without `quota_bytes` the installation's default holds. `object_count` counts ready files; after NULL, the next
+    upload counts them again.
+    """
+
+    __tablename__ = "storage_accounts"
+    __table_args__ = (
+        sa.CheckConstraint(
+            "quota_bytes >= 0 AND used_bytes >= 0 AND reserved_bytes >= 0 AND object_count >= 0", name="not_negative"
+        ),
+    )
+
+    owner_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    quota_bytes: Mapped[int | None]
+    used_bytes: Mapped[int] = mapped_column(default=0)
+    reserved_bytes: Mapped[int] = mapped_column(default=0)
+    object_count: Mapped[int | None] = mapped_column(default=0)
+    may_store: Mapped[bool] = mapped_column(default=True)
 
 
 class RetiredKey(Base):

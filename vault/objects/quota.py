@@ -1,20 +1,21 @@
-"""An account's used room: bytes as counted on the account, and files."""
+"""An owner's storage account: its row, and the room that is used, in bytes and files."""
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.auth.models import User
 from vault.core.db import db_now, run
 from vault.core.errors import NotFound, QuotaExceeded, TooManyFiles, TooManyUploads
 from vault.objects.models import File, FileState
+from vault.objects.models import StorageAccount as Account
 
 # For queries of an account, with parameters `owner` and `default_quota`
 _OWNER: Final = sa.bindparam("owner", type_=sa.Uuid)
-_QUOTA: Final = sa.func.coalesce(User.quota_bytes, sa.bindparam("default_quota", type_=sa.BigInteger))
+_QUOTA: Final = sa.func.coalesce(Account.quota_bytes, sa.bindparam("default_quota", type_=sa.BigInteger))
 
 
 def _count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
@@ -23,28 +24,30 @@ def _count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 
 
 # The account's own count, or a count of rows if it has none
-_FILES: Final = sa.func.coalesce(User.file_count, _count_of(File.state == FileState.READY))
-_USAGE: Final = sa.select(User.used_bytes, User.reserved_bytes, _QUOTA, _FILES).where(User.id == _OWNER)
-_FREE_BYTES: Final = sa.select(_QUOTA - User.used_bytes - User.reserved_bytes).where(User.id == _OWNER)
+_FILES: Final = sa.func.coalesce(Account.object_count, _count_of(File.state == FileState.READY))
+_USAGE: Final = sa.select(Account.used_bytes, Account.reserved_bytes, _QUOTA, _FILES).where(Account.owner_id == _OWNER)
+_FREE_BYTES: Final = sa.select(_QUOTA - Account.used_bytes - Account.reserved_bytes).where(Account.owner_id == _OWNER)
 _WANTED: Final = sa.bindparam("wanted", type_=sa.BigInteger)
 _RESERVED: Final = sa.bindparam("reserved", type_=sa.BigInteger)
 _TAKE_QUOTA: Final = (
-    sa.update(User)
-    .where(User.id == _OWNER, User.disabled_at.is_(None), User.used_bytes + User.reserved_bytes + _WANTED <= _QUOTA)
-    .values(reserved_bytes=User.reserved_bytes + _WANTED)
+    sa.update(Account)
+    .where(
+        Account.owner_id == _OWNER, Account.may_store, Account.used_bytes + Account.reserved_bytes + _WANTED <= _QUOTA
+    )
+    .values(reserved_bytes=Account.reserved_bytes + _WANTED)
 )
 _COUNT_FILES: Final = sa.select(
-    _count_of(File.state == FileState.PENDING, File.lease_until > db_now()), _FILES, User.file_count.is_not(None)
-).where(User.id == _OWNER)
-_KEEP_COUNT: Final = sa.update(User).where(User.id == _OWNER).values(file_count=sa.bindparam("ready"))
+    _count_of(File.state == FileState.PENDING, File.lease_until > db_now()), _FILES, Account.object_count.is_not(None)
+).where(Account.owner_id == _OWNER)
+_KEEP_COUNT: Final = sa.update(Account).where(Account.owner_id == _OWNER).values(object_count=sa.bindparam("ready"))
 _MOVE_TO_USED: Final = (
-    sa.update(User)
+    sa.update(Account)
     # If another process has ended the upload, the bytes may have been given back already, which the schema minds.
-    .where(User.id == _OWNER, User.disabled_at.is_(None), User.reserved_bytes >= _RESERVED)
+    .where(Account.owner_id == _OWNER, Account.may_store, Account.reserved_bytes >= _RESERVED)
     .values(
-        reserved_bytes=User.reserved_bytes - _RESERVED,
-        used_bytes=User.used_bytes + sa.bindparam("size", type_=sa.BigInteger),
-        file_count=User.file_count + 1,
+        reserved_bytes=Account.reserved_bytes - _RESERVED,
+        used_bytes=Account.used_bytes + sa.bindparam("size", type_=sa.BigInteger),
+        object_count=Account.object_count + 1,
     )
 )
 
@@ -95,3 +98,19 @@ def limit_files(session: Session, owner_id: uuid.UUID, *, most_files: int, most_
 def move_to_used(session: Session, owner_id: uuid.UUID, *, reserved: int, size: int) -> bool:
     """Turn reserved bytes into the bytes of one more file; False if they are not reserved any more."""
     return run(session, _MOVE_TO_USED, owner=owner_id, reserved=reserved, size=size).rowcount == 1
+
+
+def open_accounts(session: Session, owner_ids: Collection[uuid.UUID]) -> None:
+    """Make the storage accounts of new owners."""
+    session.add_all(Account(owner_id=owner_id) for owner_id in owner_ids)
+    session.flush()
+
+
+def close_accounts(session: Session, owner_ids: Collection[uuid.UUID]) -> None:
+    """Remove the storage accounts of owners whose files are shredded."""
+    run(session, sa.delete(Account).where(Account.owner_id.in_(owner_ids)))
+
+
+def let_store(session: Session, owner_ids: Collection[uuid.UUID], *, allowed: bool) -> None:
+    """Allow or refuse owners' new files, also those whose upload has begun."""
+    run(session, sa.update(Account).where(Account.owner_id.in_(owner_ids)).values(may_store=allowed))

@@ -7,12 +7,13 @@ from typing import Final, Self
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.auth.models import User
 from vault.core.db import run
-from vault.objects.models import File, FileState
+from vault.objects.models import File, FileState, StorageAccount
 
-_LOCK_USER: Final = (
-    sa.select(User.disabled_at.is_(None)).where(User.id == sa.bindparam("owner")).with_for_update(key_share=True)
+_LOCK_ACCOUNT: Final = (
+    sa.select(StorageAccount.may_store)
+    .where(StorageAccount.owner_id == sa.bindparam("owner"))
+    .with_for_update(key_share=True)
 )
 
 
@@ -38,7 +39,7 @@ class Shreddable:
 def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
     """Make the object unreadable for ever and return its bytes to the owner's quota. end_lease is True if no upload can
     be writing the object. Raises TransitionLost unless the row matches `file` and the conditions."""
-    lock_user(session, file.owner_id)
+    lock_account(session, file.owner_id)
     values: dict[str, object] = {
         "state": FileState.SHREDDED,
         "encrypted_data_key": None,
@@ -62,20 +63,21 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
         raise TransitionLost
     was_ready = file.state == FileState.READY
     session.execute(
-        sa.update(User)
-        .where(User.id == file.owner_id)
+        sa.update(StorageAccount)
+        .where(StorageAccount.owner_id == file.owner_id)
         .values(
-            used_bytes=User.used_bytes - (file.size_bytes if was_ready else 0),
-            file_count=User.file_count - (1 if was_ready else 0),
-            reserved_bytes=User.reserved_bytes - file.reserved_bytes,
+            used_bytes=StorageAccount.used_bytes - (file.size_bytes if was_ready else 0),
+            object_count=StorageAccount.object_count - (1 if was_ready else 0),
+            reserved_bytes=StorageAccount.reserved_bytes - file.reserved_bytes,
         )
         .execution_options(synchronize_session=False)
     )
 
 
 def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
-    """Shred the oldest ready files of an owner whose row is locked, up to `limit`; return how many. Neighbours in time
+    """Shred the oldest ready files of an owner, up to `limit`; return how many. Neighbours in time
     share pages, so a batch writes few."""
+    lock_account(session, owner_id)
     oldest = (
         sa.select(File.id)
         .where(File.owner_id == owner_id, File.state == FileState.READY)
@@ -91,16 +93,17 @@ def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
         .execution_options(synchronize_session=False)
     )
     session.execute(
-        sa.update(User)
-        .where(User.id == owner_id)
-        .values(used_bytes=User.used_bytes - size_bytes, file_count=User.file_count - files)
+        sa.update(StorageAccount)
+        .where(StorageAccount.owner_id == owner_id)
+        .values(used_bytes=StorageAccount.used_bytes - size_bytes, object_count=StorageAccount.object_count - files)
         .execution_options(synchronize_session=False)
     )
     return int(files)
 
 
 def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
-    """Shred every file of an owner whose row is locked for deletion; return how many. Leases stay."""
+    """Shred every file of an owner whose account is about to be closed; return how many. Leases stay."""
+    lock_account(session, owner_id)
     of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
     # The order in which a rewrap locks rows of many owners.
     session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
@@ -113,10 +116,10 @@ def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
     return int(done.rowcount)  # type: ignore[attr-defined]
 
 
-def lock_user(session: Session, owner_id: uuid.UUID) -> bool:
-    """Lock the owner's row, before any file's, and return whether the owner exists and is enabled.
+def lock_account(session: Session, owner_id: uuid.UUID) -> bool:
+    """Lock the owner's account, before any file's row, and return whether it exists and may store.
 
     One order prevents deadlocks. A transition that loses a race would return bytes twice, so it changes nothing or is
     undone.
     """
-    return bool(run(session, _LOCK_USER, owner=owner_id).scalar())
+    return bool(run(session, _LOCK_ACCOUNT, owner=owner_id).scalar())

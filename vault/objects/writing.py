@@ -36,7 +36,7 @@ from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState
 from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
 from vault.objects.retired import refuse_retired
-from vault.objects.shredding import Shreddable, TransitionLost, lock_user, shred
+from vault.objects.shredding import Shreddable, TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
 from vault.storage import ObjectStore, object_key
@@ -92,7 +92,7 @@ class NewObjects:
         new = NewObject(self, owner_id, self.suite, reserved_bytes=least, at_most_bytes=most)
         with self.core.sessions.begin() as session:
             take_quota(session, owner_id, least, default_quota_bytes=self.limits.default_quota_bytes)
-            # The user's row is locked by now, so two reservations cannot both be the last that fits.
+            # The account's row is locked by now, so two reservations cannot both be the last that fits.
             limit_files(
                 session,
                 owner_id,
@@ -265,7 +265,7 @@ class NewObject:
 
     def _grow_by(self, more: int) -> None:
         with self._sessions.begin() as session:
-            if not lock_user(session, self.owner_id):
+            if not lock_account(session, self.owner_id):
                 raise TransitionLost
             take_quota(session, self.owner_id, more, default_quota_bytes=self._parts.limits.default_quota_bytes)
             grown = session.execute(
@@ -280,7 +280,7 @@ class NewObject:
 
     def _move_to_ready(self, session: Session) -> None:
         self.updated_at = self._parts.core.clock()
-        # The user's row first, as in `lock_user`.
+        # The account's row first, as in `lock_account`.
         if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
             raise TransitionLost
         published = run(
