@@ -14,7 +14,7 @@ from vault.audit.service import AuditService
 from vault.auth.models import Role, User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
-from vault.core.db import comes_before, one_read, run
+from vault.core.db import comes_before, count_changed, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
 from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
 from vault.mail.models import MailKind, Owed
@@ -236,13 +236,12 @@ class UserSessions:
         )
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
-        done = session.execute(
+        return count_changed(
+            session,
             sa.update(UserSession)
             .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._bounds()["now"], *where)
-            .values(revoked_at=self._clock())
-            .execution_options(synchronize_session=False)
+            .values(revoked_at=self._clock()),
         )
-        return int(done.rowcount)  # type: ignore[attr-defined]
 
     def _alive(self) -> tuple[sa.ColumnElement[bool], ...]:
         return _alive(**self._bounds())

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.db import one_read
+from vault.core.db import count_changed, one_read
 from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.core.principal import Principal
 from vault.core.text import fold
@@ -85,7 +85,8 @@ class FileService:
         Of several concurrent changes to one version, one succeeds. Raises NotFound, PreconditionFailed.
         """
         with self._sessions.begin() as session:
-            renamed = session.execute(
+            renamed = count_changed(
+                session,
                 sa.update(File)
                 .where(
                     File.id == file_id,
@@ -93,11 +94,10 @@ class FileService:
                     File.state == FileState.READY,
                     _is_one_of(versions),
                 )
-                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock())
-                .execution_options(synchronize_session=False)
+                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock()),
             )
             found = find_own(session, principal, file_id)
-            if renamed.rowcount != 1:  # type: ignore[attr-defined]
+            if renamed != 1:
                 raise PreconditionFailed
             self._audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
         return self._with_digest(principal, found)

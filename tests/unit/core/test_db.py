@@ -16,6 +16,7 @@ from vault.auth.models import EmailToken, User
 from vault.core.db import (
     DatabaseMissing,
     UtcDateTime,
+    count_changed,
     create_database,
     create_engine,
     create_sessionmaker,
@@ -381,6 +382,51 @@ def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
         found = [run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
 
     assert found == [None, NOON, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(sa.update(User).where(User.email_key != "").values(full_name="Berta"), id="update"),
+        pytest.param(sa.delete(User).where(User.email_key != ""), id="delete"),
+    ],
+)
+def test_a_change_of_many_rows_neither_reads_them_nor_touches_objects(engine: Engine, change: sa.UpdateBase) -> None:
+    seen: list[str] = []
+    with create_sessionmaker(engine).begin() as session:
+        session.add(User(email="anna@example.org", email_key="anna@example.org", full_name="Anna", created_at=NOON))
+        session.flush()
+        (user,) = session.scalars(sa.select(User)).all()
+        sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+
+        session.execute(change)
+
+        assert sa.inspect(user).persistent
+        assert user.full_name == "Anna"
+        session.rollback()
+
+    assert [statement.split()[0] for statement in seen] == ["UPDATE" if change.is_update else "DELETE"]
+    assert "RETURNING" not in seen[0]
+
+
+def test_run_executes_after_pending_changes_and_once_for_each_row(engine: Engine) -> None:
+    with create_sessionmaker(engine).begin() as session:
+        session.add(User(email="anna@example.org", email_key="anna@example.org", created_at=NOON))
+        found = run(session, sa.select(User.email).where(User.email_key == sa.bindparam("key")), key="anna@example.org")
+        run(session, sa.insert(MOMENTS), {"id": 0, "at": NOON}, {"id": 1, "at": None})
+
+        assert found.scalars().all() == ["anna@example.org"]
+        session.rollback()
+
+
+def test_count_changed_tells_how_many_rows_were_met(engine: Engine) -> None:
+    store(engine, None, NOON, NOON)
+    later = sa.update(MOMENTS).where(MOMENTS.c.at == sa.bindparam("then")).values(at=NOON + timedelta(hours=1))
+
+    with create_sessionmaker(engine).begin() as session:
+        counts = [count_changed(session, later, then=NOON) for _ in range(2)]
+
+    assert counts == [2, 0]
 
 
 def test_one_read_on_a_connection_that_dies_fails_as_every_other(postgres_url: str) -> None:
