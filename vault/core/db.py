@@ -2,7 +2,7 @@
 
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -103,12 +103,6 @@ _SILENCE_SECONDS: Final = 5
 # SQLSTATEs that end a connection: it was lost (08), the server ends or ended the session (57P, 25P03, 25P04), or became
 # a standby (25006). A lack of resources (53, 58) ends only the statement.
 _DISCONNECTS: Final = ("08", "57P", "25006", "25P03", "25P04")
-
-
-def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Return whether a row's columns, as a tuple, are less than these values: a keyset in descending order."""
-    bound = [sa.bindparam(None, value, column.type) for value, column in zip(values, columns, strict=True)]
-    return sa.tuple_(*columns) < sa.tuple_(*bound)
 
 
 def create_engine(url: str) -> Engine:
