@@ -8,8 +8,8 @@ import marshmallow as ma
 from marshmallow.validate import Length, Range
 
 from vault.core.paging import Key, Page
-from vault.http.api import Count, Text
 from vault.http.cursors import Cursors
+from vault.http.fields import Count, Text
 from vault.http.requests import find_part
 from vault.settings.config import Settings
 

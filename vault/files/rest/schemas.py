@@ -10,8 +10,8 @@ from marshmallow.validate import Length, OneOf, Range
 from vault.encryption.header import Suite
 from vault.files.listing import Sort
 from vault.files.names import MAX_LENGTH, clean_name
-from vault.http.api import Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
+from vault.http.fields import HexBytes, Text
 from vault.http.paging import ListQuerySchema, PageSchema
 
 
@@ -46,13 +46,6 @@ class FileSchema(ma.Schema):
         metadata={"description": "Null if the stored header is damaged."},
     )
     key_provider = ma.fields.String(required=True)
-
-
-class HexBytes(ma.fields.Field[bytes]):
-    """Bytes that go out as hex."""
-
-    def _serialize(self, value: bytes | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else value.hex()
 
 
 class OneFileSchema(FileSchema):
