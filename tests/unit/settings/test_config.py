@@ -10,7 +10,6 @@ import pytest
 
 from testing.settings import environment
 from vault.encryption.local import generate_master_key
-from vault.http.extensions import mail as smtp
 from vault.mail.build import mailer_of
 from vault.mail.sendgrid import SendGridMailer
 from vault.objects.build import store_of
@@ -480,7 +479,7 @@ def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> 
     assert eu.mail.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
     assert settings.mail.sendgrid_api_key == "SG.key-of-everything"
     assert "SG." not in repr(settings)
-    assert isinstance(mailer_of(settings.mail, smtp), SendGridMailer)
+    assert isinstance(mailer_of(settings.mail), SendGridMailer)
 
 
 def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -> None:
