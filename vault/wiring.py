@@ -38,8 +38,7 @@ from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
 from vault.observe.readiness import Check, Readiness, check_beat, check_database, check_migrations
 from vault.settings.config import ROOT, Settings
-from vault.storage import ObjectStore
-from vault.storage.room import UPLOAD_BYTES, DiskReserve
+from vault.storage import UPLOAD_BYTES, DiskReserve, ObjectStore
 
 KEY_PROVIDER: Final = "key_provider"
 

@@ -129,7 +129,7 @@ class FileService:
 
     def _with_digest(self, principal: Principal, found: FoundFile) -> FileInfo:
         try:
-            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True))
+            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True).hex())
         except (EncryptionError, IntegrityFailed):
             return found.info
 

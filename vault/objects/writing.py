@@ -39,8 +39,7 @@ from vault.objects.retired import refuse_retired
 from vault.objects.shredding import Shreddable, TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
-from vault.storage import ObjectStore, object_key
-from vault.storage.room import DiskReserve
+from vault.storage import DiskReserve, ObjectStore, object_key
 
 # The owner of a copy: it takes no quota, and no list shows it.
 NO_OWNER: Final = uuid.UUID(int=0)
