@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditRead, AuditTally, Outcome
 from vault.audit.service import NO_ACCOUNT, WINDOW_MINUTES, write
-from vault.core.db import run
 
 # A minute, plus clock differences and the time of transactions.
 _OVER_AFTER: Final = timedelta(seconds=90)
@@ -59,7 +58,9 @@ class Settling:
             if groups:
                 write(session, [_event(group) for group in groups])
                 ids = [tally.id for group in groups for tally in group]
-                run(session, sa.delete(AuditTally).where(AuditTally.id.in_(ids)))
+                session.execute(
+                    sa.delete(AuditTally).where(AuditTally.id.in_(ids)).execution_options(synchronize_session=False)
+                )
         return len(groups)
 
     def _settle_some_reads(self, began_by: datetime) -> int:
@@ -74,7 +75,11 @@ class Settling:
             ).all()
             if events := [_event_of_reads(read) for read in reads if read.count > 1]:
                 write(session, events)
-            run(session, sa.delete(AuditRead).where(AuditRead.id.in_([read.id for read in reads])))
+            session.execute(
+                sa.delete(AuditRead)
+                .where(AuditRead.id.in_([read.id for read in reads]))
+                .execution_options(synchronize_session=False)
+            )
         return len(reads)
 
 

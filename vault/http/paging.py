@@ -1,15 +1,15 @@
 """Lists: the query's limit and cursor, and the form of a page."""
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import marshmallow as ma
 from marshmallow.validate import Length, Range
 
-from vault.core.paging import Key, Page
+from vault.http.api import Count, Text
 from vault.http.cursors import Cursors
-from vault.http.fields import Count, Text
 from vault.http.requests import find_part
 from vault.settings.config import Settings
 
@@ -33,8 +33,18 @@ class PageSchema(ma.Schema):
     )
 
 
+class Page(Protocol):
+    """A service's page; `next_after` is the last item's sort key and id if there are more."""
+
+    @property
+    def items(self) -> Sequence[Any]: ...
+
+    @property
+    def next_after(self) -> tuple[str | int | datetime, uuid.UUID] | None: ...
+
+
 def page_of(
-    read: Callable[[Key | None], Page[Any]],
+    read: Callable[[tuple[Any, uuid.UUID] | None], Page],
     query: dict[str, Any],
     *,
     scope: str,

@@ -22,7 +22,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.db import run
 from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
 from vault.core.principal import Principal
 from vault.objects.models import File, Installation
@@ -287,7 +286,7 @@ def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch 
 
 def _raise_to(session: Session, epoch: sa.ColumnElement[int]) -> int:
     raised = sa.update(Installation).values(epoch=epoch, epoch_token=uuid.uuid4()).returning(Installation.epoch)
-    return int(run(session, raised).scalar_one())
+    return session.execute(raised.execution_options(synchronize_session=False)).scalar_one()
 
 
 def _refuse(error: InstallationMismatch) -> NoReturn:

@@ -8,11 +8,9 @@ import pytest
 from testing.machine import slowness
 from vault.mail.time_limits import TimeLimit
 
-Pairs = list[tuple[socket.socket, socket.socket]]
-
 
 @pytest.fixture
-def pairs() -> Iterator[Pairs]:
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
     """Two connections, each with both of its ends; reading waits for ten seconds at most."""
     found = [socket.socketpair(), socket.socketpair()]
     for pair in found:
@@ -24,7 +22,7 @@ def pairs() -> Iterator[Pairs]:
             end.close()
 
 
-def test_within_its_time_a_limit_does_nothing(pairs: Pairs) -> None:
+def test_within_its_time_a_limit_does_nothing(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     ours, theirs = pairs[0]
 
     with TimeLimit(20) as limit:
@@ -37,7 +35,7 @@ def test_within_its_time_a_limit_does_nothing(pairs: Pairs) -> None:
 
 
 def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(
-    pairs: Pairs,
+    pairs: list[tuple[socket.socket, socket.socket]],
 ) -> None:
     (first, _), (second, theirs) = pairs
     now = first
@@ -56,7 +54,7 @@ def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(
         limit.check()
 
 
-def test_a_socket_that_is_closed_already_is_passed_over(pairs: Pairs) -> None:
+def test_a_socket_that_is_closed_already_is_no_problem(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     closed, (waiting, _) = pairs[0][0], pairs[1]
     closed.close()
 
