@@ -1,6 +1,8 @@
 """The machine's load, so that a bound of time measures the product and not its wait for a core."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _SAMPLE_SECONDS: Final = 0.05
@@ -16,3 +18,11 @@ def slowness() -> float:
         pass
     share = (time.perf_counter() - wall) / (time.thread_time() - cpu)
     return _MARGIN * share if share > 1.25 else 1.0
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail if the body takes as long as this on a machine with a free core."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds * slowness()

@@ -1,6 +1,7 @@
 """The application factory."""
 
 from flask import Flask
+from flask_migrate import Migrate
 
 from vault.admin.rest import routes as admin_routes
 from vault.audit import tasks as audit_tasks
@@ -9,12 +10,13 @@ from vault.auth import tasks as auth_tasks
 from vault.auth.rest import access_tokens, limits, pages
 from vault.auth.rest import routes as auth_routes
 from vault.background.broker import run_in_context
+from vault.core.db import Base
 from vault.encryption.eax import check_known_answer
 from vault.files.rest import routes as files_routes
 from vault.http import access, api, docs, health, problems, requests
 from vault.http.connections import BodiesAreClosed, RefusalsReachClients
-from vault.http.extensions import db, mail, migrate
 from vault.mail import tasks as mail_tasks
+from vault.mail.build import SMTP
 from vault.objects import tasks as objects_tasks
 from vault.settings.config import ROOT, Settings
 from vault.wiring import Container, wire
@@ -35,9 +37,9 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.wsgi_app = BodiesAreClosed(RefusalsReachClients(app.wsgi_app))  # type: ignore[method-assign]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
-    db.init_app(app)
-    mail.init_app(app)
-    migrate.init_app(app, db, directory=str(ROOT / "migrations"), render_as_batch=True)
+    SMTP.init_app(app)
+    # It reads the metadata alone; migrations run on the container's engine.
+    Migrate(app, Base, directory=str(ROOT / "migrations"))
 
     admit = limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     requests.register(app, container.settings, container.parts(), admit)
@@ -65,7 +67,6 @@ def _configure(app: Flask, settings: Settings) -> None:
     app.config.update(
         TESTING=settings.server.testing,
         MAX_CONTENT_LENGTH=_MAX_BODY_BYTES,
-        SQLALCHEMY_DATABASE_URI=settings.database.url,
         MAIL_SERVER=settings.mail.smtp_host or "127.0.0.1",
         MAIL_PORT=settings.mail.smtp_port,
         MAIL_USERNAME=settings.mail.smtp_username,

@@ -31,7 +31,6 @@ from vault.core.slots import ThreadPlan, Turns
 from vault.encryption.cache import DekCache
 from vault.encryption.keyring import KeyProvider, KeyRing
 from vault.encryption.local import LocalKeyProvider
-from vault.http.extensions import mail as smtp
 from vault.mail.messages import Mailer
 from vault.objects.quota import close_accounts, let_store, open_accounts
 from vault.objects.shredding import shred_all_of, shred_some_of
@@ -39,8 +38,7 @@ from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
 from vault.observe.readiness import Check, Readiness, check_beat, check_database, check_migrations
 from vault.settings.config import ROOT, Settings
-from vault.storage import ObjectStore
-from vault.storage.room import UPLOAD_BYTES, DiskReserve
+from vault.storage import UPLOAD_BYTES, DiskReserve, ObjectStore
 
 KEY_PROVIDER: Final = "key_provider"
 
@@ -91,9 +89,8 @@ def wire(
     ring = keys or _key_ring(settings, failed=lambda: readiness.doubt(KEY_PROVIDER))
     processes = Processes(core.sessions)
     audit = vault.audit.build.build(core, settings.audit)
-    mail = vault.mail.build.build(
-        core, settings.site, mailer or vault.mail.build.mailer_of(settings.mail, smtp), LinkMinter(core.clock)
-    )
+    mailer = mailer or vault.mail.build.mailer_of(settings.mail)
+    mail = vault.mail.build.build(core, settings.site, mailer, LinkMinter(core.clock))
     objects = vault.objects.build.build(
         core,
         settings.files,

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from testing.seeding import BUSY_ID, OTHER_ID, seed_events
 from testing.vault import Vault
-from vault.audit.listing import EventPage, Filters
+from vault.audit.listing import Event, Filters
 from vault.audit.models import Action, Outcome
+from vault.core.paging import Page
 from vault.core.principal import Principal
 
 pytestmark = pytest.mark.uncounted
@@ -33,7 +34,7 @@ SINGLE: list[dict[str, Any]] = [
 ]
 
 
-def plans(vault: Vault, act: Callable[[], EventPage]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def plans(vault: Vault, act: Callable[[], Page[Event]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """How PostgreSQL answers each statement that `act` sends: the root of the plan, and all of its nodes."""
     with statements(vault) as sent:
         act()
@@ -77,7 +78,7 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
     deep = (now - timedelta(seconds=rows * 2 // 3), NOBODY_ID)
     since, until = now - timedelta(seconds=rows * 9 // 10), now - timedelta(seconds=rows // 10)
     time_ranges: list[dict[str, Any]] = [{}, {"since": since}, {"until": until}, {"since": since, "until": until}]
-    queries: dict[str, Callable[..., EventPage]] = {
+    queries: dict[str, Callable[..., Page[Event]]] = {
         f"{one} {two}": partial(audit_log.page, Filters(**one, **two)) for one in SINGLE for two in time_ranges
     }
     queries |= {

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from testing.vault import Person, Vault, refusal
+from vault.files.names import name_of_raw_body
 from vault.files.rest import routes
-from vault.files.rest.dispositions import name_of_raw_body
 from vault.observe.metrics import TRANSFERS
 
 FILES = "/api/v1/files"

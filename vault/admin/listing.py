@@ -1,7 +1,6 @@
 """Lists of accounts, newest first, by keyset. Each filter has an index (auth.models)."""
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -9,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from vault.auth.models import Role, User
-from vault.core.db import comes_before
+from vault.core.paging import Key, in_order
 from vault.core.text import clean_search
 from vault.objects.models import StorageAccount
 
@@ -29,14 +28,6 @@ class UserInfo:
     used_bytes: int
     quota_bytes: int
     quota_is_default: bool
-
-
-@dataclass(frozen=True, slots=True)
-class UserPage:
-    """`next_after` is the sort key of the last item if there are more."""
-
-    items: Sequence[UserInfo]
-    next_after: tuple[datetime, uuid.UUID] | None
 
 
 WITH_STORAGE: Final = sa.select(User, StorageAccount).join(StorageAccount, StorageAccount.owner_id == User.id)
@@ -59,7 +50,7 @@ class UserFilter:
     role: Role | None = None
     disabled: bool | None = None
 
-    def query(self, after: tuple[datetime, uuid.UUID] | None) -> sa.Select[User, StorageAccount]:
+    def query(self, after: Key | None) -> sa.Select[User, StorageAccount]:
         """Return a query for the rows after `after`. Raises InputRefused for a search that finds nothing."""
         query = WITH_STORAGE
         if self.search is not None:
@@ -68,6 +59,4 @@ class UserFilter:
             query = query.where(User.role == self.role)
         if self.disabled is not None:
             query = query.where(User.disabled_at.is_not(None) if self.disabled else User.disabled_at.is_(None))
-        if after is not None:
-            query = query.where(comes_before((User.created_at, User.id), after))
-        return query.order_by(User.created_at.desc(), User.id.desc())
+        return in_order(query, (User.created_at, User.id), after)

@@ -10,7 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.admin.listing import WITH_STORAGE, UserFilter, UserInfo, UserPage
+from vault.admin.listing import WITH_STORAGE, UserFilter, UserInfo
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.auth.admins import lock_active_admins, refuse_last_admin
@@ -20,6 +20,7 @@ from vault.auth.models import Role, TokenPurpose, User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
+from vault.core.paging import Key, Page, page
 from vault.core.principal import Principal
 from vault.mail.addresses import Address
 from vault.mail.models import MailKind
@@ -68,12 +69,11 @@ class Administration:
         self._clock = clock
         self._default_quota_bytes = default_quota_bytes
 
-    def list(self, which: UserFilter, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> UserPage:
+    def list(self, which: UserFilter, *, limit: int, after: Key | None = None) -> Page[UserInfo]:
         """Return up to `limit` accounts after `after`, newest first. Raises InputRefused."""
         with self._sessions.begin() as session:
             rows = session.execute(which.query(after).limit(limit + 1)).all()
-        next_after = (rows[limit - 1][0].created_at, rows[limit - 1][0].id) if len(rows) > limit else None
-        return UserPage([self._info(*row) for row in rows[:limit]], next_after)
+        return page(rows, limit, lambda row: (row[0].created_at, row[0].id), lambda row: self._info(*row))
 
     def get(self, user_id: uuid.UUID) -> UserInfo:
         """Return an account. Raises NotFound."""

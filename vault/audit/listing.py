@@ -1,11 +1,10 @@
 """Pages of the audit log, newest first, by keyset: one query, which uses the index of one filter (audit.models)."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from heapq import merge
-from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
@@ -13,11 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent, Outcome
-from vault.core.db import comes_before
 from vault.core.errors import InputRefused
+from vault.core.paging import Key, Page, in_order, page
 from vault.core.principal import Principal
-
-Key = tuple[datetime, uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +36,10 @@ class Event:
     reason: str | None
     details: dict[str, Any]
 
-    @property
-    def key(self) -> Key:
-        """Return the keyset position after this event."""
-        return self.at, self.id
-
 
 NAMES: Final = tuple(field.name for field in fields(Event))
 COLUMNS: Final[tuple[sa.ColumnElement[Any], ...]] = tuple(AuditEvent.__table__.c[name] for name in NAMES)
+_KEY: Final = attrgetter("at", "id")
 # Details about the actor, not about the action.
 _OF_THE_ACTOR: Final = {"os_user", "trace_id"}
 
@@ -87,24 +80,16 @@ class Filters:
         return [holds(value) for holds, value in conditions.items() if value is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class EventPage:
-    """A page of events, and the key of its last event unless it is the last page."""
-
-    items: Sequence[Event]
-    next_after: Key | None
-
-
 class AuditLog:
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
 
-    def page(self, filters: Filters, *, limit: int, after: Key | None = None) -> EventPage:
+    def page(self, filters: Filters, *, limit: int, after: Key | None = None) -> Page[Event]:
         """Return up to `limit` events of all accounts after `after`."""
         with self._sessions.begin() as session:
-            return _page(_read(session, filters.conditions(), limit + 1, after), limit)
+            return page(_read(session, filters.conditions(), limit + 1, after), limit, _KEY, lambda event: event)
 
-    def activity(self, principal: Principal, *, limit: int, after: Key | None = None) -> EventPage:
+    def activity(self, principal: Principal, *, limit: int, after: Key | None = None) -> Page[Event]:
         """Return up to `limit` events by or about the account after `after`, without others' ids and networks."""
         user_id = principal.account_id
         # Two queries, since no index answers an OR of both in order. Duplicates are removed here: a condition in the
@@ -113,26 +98,18 @@ class AuditLog:
             own = _read(session, [AuditEvent.actor_id == user_id], limit + 1, after)
             about = _read(session, [AuditEvent.target_id == user_id], limit + 1, after)
         others = [event for event in about if event.actor_id != user_id]
-        return _page(merge(own, map(_disclosed, others), key=attrgetter("key"), reverse=True), limit)
+        return page(merge(own, map(_disclosed, others), key=_KEY, reverse=True), limit, _KEY, lambda event: event)
 
 
 def select_events(
     columns: Iterable[sa.ColumnElement[Any]], conditions: Iterable[sa.ColumnElement[bool]], after: Key | None
 ) -> sa.Select[*tuple[Any, ...]]:
     """Return a query for events that meet all conditions, newest first, after `after`."""
-    query = sa.select(*columns).where(*conditions)
-    if after is not None:
-        query = query.where(comes_before((AuditEvent.at, AuditEvent.id), after))
-    return query.order_by(AuditEvent.at.desc(), AuditEvent.id.desc())
+    return in_order(sa.select(*columns).where(*conditions), (AuditEvent.at, AuditEvent.id), after)
 
 
 def _read(session: Session, conditions: Iterable[sa.ColumnElement[bool]], limit: int, after: Key | None) -> list[Event]:
     return [Event(*row) for row in session.execute(select_events(COLUMNS, conditions, after).limit(limit))]
-
-
-def _page(events: Iterable[Event], limit: int) -> EventPage:
-    items = list(islice(events, limit + 1))
-    return EventPage(items[:limit], items[limit - 1].key if len(items) > limit else None)
 
 
 def _disclosed(event: Event) -> Event:

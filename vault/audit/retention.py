@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditEvent
 from vault.audit.service import AuditService
+from vault.core.db import count_changed
 from vault.core.deletion_clock import DeletionClock
 from vault.core.principal import Principal
 
@@ -45,8 +46,7 @@ class Retention:
         oldest = sa.select(AuditEvent.id).where(AuditEvent.at < before).order_by(AuditEvent.at, AuditEvent.id)
         delete = sa.delete(AuditEvent).where(AuditEvent.id.in_(oldest.limit(batch)))
         with self._sessions.begin() as session:
-            result = session.execute(delete.execution_options(synchronize_session=False))
-            done = int(result.rowcount)  # type: ignore[attr-defined]
+            done = count_changed(session, delete)
             if done:
                 self._audit.record(session, principal, Action.AUDIT_PRUNED, events=done, before=before.isoformat())
         return done

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcome
-from vault.core.db import insert_into
+from vault.core.db import count_changed, insert_into, run
 from vault.core.errors import AuditUnavailable
 from vault.core.networks import network_of
 from vault.core.principal import Principal
@@ -96,8 +96,8 @@ class AuditService:
         )
         session.flush()
         with _unavailable_told():
-            session.execute(_NO_EVENT)
-            session.connection().execute(upsert, first)
+            run(session, _NO_EVENT)
+            run(session, upsert, first)
 
 
 def count_read(
@@ -129,23 +129,24 @@ def count_read(
     ).returning(AuditRead.id, AuditRead.count)
     session.flush()
     with _unavailable_told():
-        session.execute(_NO_EVENT)
-        row_id, count = session.connection().execute(upsert, first).one()
+        run(session, _NO_EVENT)
+        row_id, count = run(session, upsert, first).one()
     return None if count == 1 else row_id
 
 
 def end_read(session: Session, row_id: uuid.UUID, *, served: int, complete: bool) -> bool:
     """Count a read's end in the row of its begin; False if that row has become an event."""
-    done = session.connection().execute(
+    ended = count_changed(
+        session,
         sa.update(AuditRead)
         .where(AuditRead.id == row_id)
         .values(
             ended=AuditRead.ended + 1,
             broken_off=AuditRead.broken_off + (0 if complete else 1),
             bytes_served=AuditRead.bytes_served + served,
-        )
+        ),
     )
-    return bool(done.rowcount)
+    return bool(ended)
 
 
 def write(session: Session, events: Sequence[dict[str, Any]]) -> None:
@@ -153,7 +154,7 @@ def write(session: Session, events: Sequence[dict[str, Any]]) -> None:
     # Pending statements raise their own errors.
     session.flush()
     with _unavailable_told():
-        session.connection().execute(_INSERT, events)
+        run(session, _INSERT, *events)
 
 
 @contextmanager

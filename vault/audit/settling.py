@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, AuditRead, AuditTally, Outcome
 from vault.audit.service import NO_ACCOUNT, WINDOW_MINUTES, write
+from vault.core.db import run
 
 # A minute, plus clock differences and the time of transactions.
 _OVER_AFTER: Final = timedelta(seconds=90)
@@ -58,9 +59,7 @@ class Settling:
             if groups:
                 write(session, [_event(group) for group in groups])
                 ids = [tally.id for group in groups for tally in group]
-                session.execute(
-                    sa.delete(AuditTally).where(AuditTally.id.in_(ids)).execution_options(synchronize_session=False)
-                )
+                run(session, sa.delete(AuditTally).where(AuditTally.id.in_(ids)))
         return len(groups)
 
     def _settle_some_reads(self, began_by: datetime) -> int:
@@ -75,11 +74,7 @@ class Settling:
             ).all()
             if events := [_event_of_reads(read) for read in reads if read.count > 1]:
                 write(session, events)
-            session.execute(
-                sa.delete(AuditRead)
-                .where(AuditRead.id.in_([read.id for read in reads]))
-                .execution_options(synchronize_session=False)
-            )
+            run(session, sa.delete(AuditRead).where(AuditRead.id.in_([read.id for read in reads])))
         return len(reads)
 
 

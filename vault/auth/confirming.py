@@ -21,6 +21,7 @@ from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
+from vault.core.db import run
 from vault.core.errors import InputRefused, InvalidToken, WrongPassword
 from vault.core.parts import Core
 from vault.core.principal import Principal
@@ -152,7 +153,7 @@ class Confirmations:
         if holder.email_verified_at is not None or holder.disabled_at is not None:
             raise InvalidToken
         kill_links(session, holder.id)
-        session.execute(sa.delete(User).where(User.id == holder.id).execution_options(synchronize_session=False))
+        run(session, sa.delete(User).where(User.id == holder.id))
         session.expunge(holder)
         target = ("user", holder.id)
         self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")

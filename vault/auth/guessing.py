@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
-from vault.core.db import run
+from vault.core.db import count_changed, run
 from vault.core.errors import Busy
 from vault.core.networks import network_of
 
@@ -162,17 +162,12 @@ class GuessLimiter:
     def end_delays(self, session: Session, email_key: str) -> None:
         """Drop all networks' failures in the caller's transaction; known networks stay known."""
         of_account = self._lock_all(session, email_key)
-        session.execute(
-            sa.update(PasswordAttempts)
-            .where(of_account)
-            .values(failures=0, delayed_until=None)
-            .execution_options(synchronize_session=False)
-        )
+        run(session, sa.update(PasswordAttempts).where(of_account).values(failures=0, delayed_until=None))
 
     def forget(self, session: Session, email_key: str) -> None:
         """Delete all rows of an address in the caller's transaction."""
         of_account = self._lock_all(session, email_key)
-        session.execute(sa.delete(PasswordAttempts).where(of_account).execution_options(synchronize_session=False))
+        run(session, sa.delete(PasswordAttempts).where(of_account))
 
     def sweep(self, now: datetime, batch: int) -> int:
         """Delete up to `batch` obsolete rows; return how many."""
@@ -188,10 +183,7 @@ class GuessLimiter:
             .with_for_update(skip_locked=True)
         )
         with self._sessions.begin() as session:
-            swept = session.execute(
-                sa.delete(PasswordAttempts).where(key.in_(over)).execution_options(synchronize_session=False)
-            )
-        return int(swept.rowcount)  # type: ignore[attr-defined]
+            return count_changed(session, sa.delete(PasswordAttempts).where(key.in_(over)))
 
     def _lock_all(self, session: Session, email_key: str) -> sa.ColumnElement[bool]:
         of_account = PasswordAttempts.account_key == self._mac("account", email_key)

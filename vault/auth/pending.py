@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash
 from vault.core.clock import CLOCK_LEEWAY
+from vault.core.db import run
 from vault.core.errors import InvalidToken
 from vault.mail.models import MailJob, MailState
 
@@ -22,7 +23,8 @@ def kill_links(
 ) -> None:
     """End links of accounts, also those about to be mailed, except the token `but`. Notices are still sent."""
     # Jobs first: a worker that makes a link holds its job's row, so its token exists afterwards.
-    session.execute(
+    run(
+        session,
         sa.update(MailJob)
         .where(
             MailJob.user_id.in_(user_ids),
@@ -30,17 +32,15 @@ def kill_links(
             # A failed job too, since an administrator may retry it.
             MailJob.state.in_((MailState.QUEUED, MailState.SENDING, MailState.FAILED)),
         )
-        .values(state=MailState.VOID, lease_until=None)
-        .execution_options(synchronize_session=False)
+        .values(state=MailState.VOID, lease_until=None),
     )
-    session.execute(
-        sa.delete(EmailToken)
-        .where(
+    run(
+        session,
+        sa.delete(EmailToken).where(
             EmailToken.user_id.in_(user_ids),
             EmailToken.purpose.in_(purposes),
             EmailToken.id != (but or uuid.UUID(int=0)),
-        )
-        .execution_options(synchronize_session=False)
+        ),
     )
 
 

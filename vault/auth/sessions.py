@@ -1,9 +1,11 @@
 """Sessions: started by a sign-in, continued by refresh tokens, ended by their owner, by time, or by a reused token."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,8 +16,9 @@ from vault.audit.service import AuditService
 from vault.auth.models import Role, User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
-from vault.core.db import comes_before, one_read, run
+from vault.core.db import count_changed, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
+from vault.core.paging import Key, Page, in_order, page
 from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
 from vault.mail.models import MailKind, Owed
 from vault.mail.outbox import Outbox
@@ -67,14 +70,6 @@ class SessionInfo:
     expires_at: datetime
     ip: str | None
     user_agent: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SessionPage:
-    """`next_after` is the sort key of the last item if there are more."""
-
-    items: Sequence[SessionInfo]
-    next_after: tuple[datetime, uuid.UUID] | None
 
 
 class UserSessions:
@@ -156,18 +151,14 @@ class UserSessions:
         self._outbox.announce(owed)
         raise TokenReused
 
-    def list(self, principal: Principal, *, limit: int, after: tuple[datetime, uuid.UUID] | None = None) -> SessionPage:
+    def list(self, principal: Principal, *, limit: int, after: Key | None = None) -> Page[SessionInfo]:
         """Return up to `limit` living sessions after `after`, newest first."""
         query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
         query = query.where(UserSession.user_id == principal.account_id, *self._alive())
-        if after is not None:
-            query = query.where(comes_before((UserSession.created_at, UserSession.id), after))
-        query = query.order_by(UserSession.created_at.desc(), UserSession.id.desc()).limit(limit + 1)
+        query = in_order(query, (UserSession.created_at, UserSession.id), after).limit(limit + 1)
         with self._sessions.begin() as session:
             rows = session.scalars(query).all()
-        last = rows[limit - 1] if len(rows) > limit else None
-        items = [_info(row, current=row.id == principal.session_id) for row in rows[:limit]]
-        return SessionPage(items, (last.created_at, last.id) if last else None)
+        return page(rows, limit, attrgetter("created_at", "id"), partial(_info, current_id=principal.session_id))
 
     def end(self, principal: Principal, session_id: uuid.UUID) -> None:
         """End one of the principal's sessions. Raises NotFound."""
@@ -236,13 +227,12 @@ class UserSessions:
         )
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
-        done = session.execute(
+        return count_changed(
+            session,
             sa.update(UserSession)
             .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._bounds()["now"], *where)
-            .values(revoked_at=self._clock())
-            .execution_options(synchronize_session=False)
+            .values(revoked_at=self._clock()),
         )
-        return int(done.rowcount)  # type: ignore[attr-defined]
 
     def _alive(self) -> tuple[sa.ColumnElement[bool], ...]:
         return _alive(**self._bounds())
@@ -263,6 +253,6 @@ class UserSessions:
         )
 
 
-def _info(row: UserSession, *, current: bool) -> SessionInfo:
+def _info(row: UserSession, *, current_id: uuid.UUID | None) -> SessionInfo:
     ends = min(row.expires_at, row.refreshed_at + REFRESH_LIFETIME)
-    return SessionInfo(row.id, current, row.created_at, row.last_used_at, ends, row.ip, row.user_agent)
+    return SessionInfo(row.id, row.id == current_id, row.created_at, row.last_used_at, ends, row.ip, row.user_agent)

@@ -13,7 +13,7 @@ from vault.auth.guessing import GuessLimiter, Lockout, Verdict
 from vault.auth.models import User
 from vault.auth.passwords import Passwords
 from vault.auth.sessions import SignedIn, UserSessions
-from vault.core.db import one_read, run
+from vault.core.db import count_changed, one_read
 from vault.core.errors import InvalidCredentials, VaultError
 from vault.core.principal import Principal
 from vault.mail.addresses import Address, parse_address
@@ -99,7 +99,7 @@ class SignIn:
             # During hashing, the account may have changed its password or address, or ended.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
             changed = {"hash": new_hash, "at": self._clock()}
-            if not run(session, _SIGN_IN, **unchanged, **changed).rowcount:
+            if not count_changed(session, _SIGN_IN, **unchanged, **changed):
                 raise InvalidCredentials
             signed_in = self._user_sessions.begin(session, checked, principal)
             who = principal.known_as(checked.id, checked.email, signed_in.session_id)

@@ -18,6 +18,7 @@ from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
 from vault.auth.tokens import REFRESH_LIFETIME
 from vault.core.clock import CLOCK_LEEWAY
+from vault.core.db import count_changed, run
 from vault.core.deletion_clock import DeletionClock
 from vault.core.principal import Principal
 from vault.mail.outbox import Outbox
@@ -86,10 +87,7 @@ class Sweeper:
         with self._sessions.begin() as session:
             # Skips locked rows, since other processes lock in another order; the next pass deletes the rest.
             unlocked = sa.select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
-            done = session.execute(
-                sa.delete(table).where(table.id.in_(unlocked)).execution_options(synchronize_session=False)
-            )
-        return int(done.rowcount)  # type: ignore[attr-defined]
+            return count_changed(session, sa.delete(table).where(table.id.in_(unlocked)))
 
     def _delete_unverified(self, principal: Principal, before: datetime, batch: int) -> int:
         with self._sessions.begin() as session:
@@ -106,7 +104,7 @@ class Sweeper:
             ).all()
             kill_links(session, *user_ids)
             call(self._hooks.on_swept, session, *user_ids)
-            session.execute(sa.delete(User).where(User.id.in_(user_ids)).execution_options(synchronize_session=False))
+            run(session, sa.delete(User).where(User.id.in_(user_ids)))
             for user_id in user_ids:
                 target = ("user", user_id)
                 self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")

@@ -2,7 +2,7 @@
 
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -105,12 +105,6 @@ _SILENCE_SECONDS: Final = 5
 _DISCONNECTS: Final = ("08", "57P", "25006", "25P03", "25P04")
 
 
-def comes_before(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Return whether a row's columns, as a tuple, are less than these values: a keyset in descending order."""
-    bound = [sa.bindparam(None, value, column.type) for value, column in zip(values, columns, strict=True)]
-    return sa.tuple_(*columns) < sa.tuple_(*bound)
-
-
 def create_engine(url: str) -> Engine:
     """Create a lazy engine that hides parameters in errors: they may be addresses or wrapped keys."""
     if url.startswith("sqlite"):
@@ -182,10 +176,22 @@ def open_existing_file(
     return connection
 
 
-def run(session: Session, statement: sa.Executable, **values: Any) -> CursorResult[*tuple[Any, ...]]:
-    """Execute a prepared statement with values of its bound parameters. For hot paths: to build a statement again, and
-    to lead it through the ORM, costs ten times its execution."""
-    return session.connection().execute(statement, values)
+def run(
+    session: Session, statement: sa.Executable, /, *rows: Mapping[str, Any], **values: Any
+) -> CursorResult[*tuple[Any, ...]]:
+    """Execute a statement with `values` of its bound parameters, or once with each of `rows`, after pending changes.
+
+    For every statement that changes rows, and for prepared queries of hot paths: to build a statement again, and to
+    lead it through the ORM, costs ten times its execution. Other queries, and those for objects, are the session's own
+    (`scalar`, `scalars`, `execute`).
+    """
+    session.flush()
+    return session.connection().execute(statement, rows or values)
+
+
+def count_changed(session: Session, statement: sa.Executable, /, *rows: Mapping[str, Any], **values: Any) -> int:
+    """`run` a statement that changes rows; return how many it changed."""
+    return run(session, statement, *rows, **values).rowcount
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:
@@ -222,8 +228,8 @@ def is_read_only(error: Exception) -> bool:
 
 
 def create_sessionmaker(engine: Engine) -> sessionmaker[Session]:
-    """Return the maker of sessions; their rows keep their values after a commit."""
-    return sessionmaker(engine, expire_on_commit=False)
+    """Create a maker of sessions whose objects keep their values after a commit and after an UPDATE or DELETE."""
+    return sessionmaker(engine, expire_on_commit=False, execution_options={"synchronize_session": False})
 
 
 def _require_file(path: Path) -> None:

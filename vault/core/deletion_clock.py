@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
-from vault.core.db import Base, UtcDateTime, db_now, insert_into
+from vault.core.db import Base, UtcDateTime, db_now, insert_into, run
 
 # Longer than a machine is switched off for a holiday. Passes run every hour.
 PLAUSIBLE_PAUSE: Final = timedelta(days=14)
@@ -82,7 +82,7 @@ class DeletionClock:
     def _remember(self, at: datetime) -> None:
         with self._sessions.begin() as session:
             insert = insert_into(session, DeletionPass).values(row_number=1, at=at)
-            session.execute(insert.on_conflict_do_update(index_elements=["row_number"], set_={"at": at}))
+            run(session, insert.on_conflict_do_update(index_elements=["row_number"], set_={"at": at}))
 
 
 def _facts(reading: ClockReading) -> dict[str, str]:

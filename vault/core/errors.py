@@ -12,6 +12,7 @@ or content. `code` is a stable slug that clients may test for.
     ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
     ├── InvalidCredentials    invalid_credentials
     ├── Unauthorized          unauthorized          the token is missing, invalid or expired
+    │   ├── BadToken          unauthorized          a request's token is not valid, or not any more
     │   └── TokenReused       token_reused          a refresh token came twice; its session is over
     ├── Forbidden             forbidden             the account is not an administrator's
     ├── WrongPassword         wrong_password        of a signed-in account
@@ -107,6 +108,12 @@ class Unauthorized(VaultError):
 
     code = "unauthorized"
     detail = "A valid token is required."
+
+
+class BadToken(Unauthorized):
+    """The answer of Unauthorized; its challenge tells the client to get another token."""
+
+    code = "unauthorized"
 
 
 class TokenReused(Unauthorized):

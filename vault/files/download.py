@@ -62,7 +62,7 @@ class Downloads:
         self._reader = reader
         self._integrity = integrity
         self._audit = audit
-        self._verify_all_first = verify_all_first
+        self.verifies_all_first = verify_all_first
 
     def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
         """Find a file that the principal owns. Raises NotFound."""
@@ -87,7 +87,7 @@ class Downloads:
         started, ended = _VIEW if is_view else _DOWNLOAD
         with self._integrity.watched(principal, file):
             unlocked = self._reader.unlock(file)
-            pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self._verify_all_first)
+            pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self.verifies_all_first)
         wanted = file.size_bytes if part is None else part.size
         try:
             counted_by = self._record_start(file, principal, started, part, can_be_merged=is_view or part is not None)

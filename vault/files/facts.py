@@ -12,8 +12,8 @@ from vault.objects.models import File
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """File metadata as shown to its owner and to administrators. `sha256` is None if not requested or without key,
-    `cipher` if the row's header is damaged."""
+    """File metadata as shown to its owner and to administrators. `sha256`, in hex, is None if not requested or without
+    key, `cipher` if the row's header is damaged."""
 
     id: uuid.UUID
     owner_id: uuid.UUID
@@ -26,7 +26,7 @@ class FileInfo:
     version: int
     cipher: str | None
     key_provider: str
-    sha256: bytes | None = None
+    sha256: str | None = None
 
 
 def info_of(row: File) -> FileInfo:

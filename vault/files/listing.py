@@ -8,12 +8,13 @@ import enum
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
-from vault.core.db import comes_before
+from vault.core.paging import Key, in_order
 from vault.core.text import clean_search
 from vault.objects.models import File, FileState
 
@@ -48,22 +49,18 @@ class Listing:
     descending: bool = True
     search: str | None = None
 
-    def query(self, owner_id: uuid.UUID, after: tuple[SortKey, uuid.UUID] | None, limit: int) -> sa.Select[File]:
+    def query(self, owner_id: uuid.UUID, after: Key | None, limit: int) -> sa.Select[File]:
         """Return a query for up to `limit` rows after `after`. Raises InputRefused for a search that finds nothing."""
-        key = sa.tuple_(_COLUMNS[self.sort], File.id)
-        conditions = [File.owner_id == owner_id, File.state == FileState.READY]
-        if after is not None:
-            bound = sa.tuple_(*(sa.bindparam(None, value, part.type) for value, part in zip(after, key, strict=True)))
-            conditions.append(key < bound if self.descending else key > bound)
-        order = [part.desc() if self.descending else part.asc() for part in key]
+        ordered = partial(in_order, columns=(_COLUMNS[self.sort], File.id), descending=self.descending)
+        own = (File.owner_id == owner_id, File.state == FileState.READY)
         if self.search is None:
-            return sa.select(File).where(*conditions).order_by(*order).limit(limit)
-        conditions.append(_has(clean_search(self.search), self.sort))
+            return ordered(sa.select(File).where(*own), after=after).limit(limit)
         # First the ids, from the sort's index alone: skipped rows are never read.
-        found = sa.select(File.id).where(*conditions).order_by(*order).limit(limit).subquery()
-        return sa.select(File).join(found, found.c.id == File.id).order_by(*order)
+        matching = sa.select(File.id).where(*own, _has(clean_search(self.search), self.sort))
+        found = ordered(matching, after=after).limit(limit).subquery()
+        return ordered(sa.select(File).join(found, found.c.id == File.id), after=None)
 
-    def key_of(self, row: File) -> tuple[SortKey, uuid.UUID]:
+    def key_of(self, row: File) -> Key:
         """Return the keyset position after this row."""
         return getattr(row, _COLUMNS[self.sort].key), row.id
 
@@ -88,19 +85,18 @@ class ListingOfAll:
 
     owner_id: uuid.UUID | None = None
 
-    def query(self, after: tuple[str, uuid.UUID] | None) -> sa.Select[File]:
+    def query(self, after: Key | None) -> sa.Select[File]:
         """Return a query for the rows after `after`."""
-        key = (File.owner_id, File.created_at, File.id)
         query = sa.select(File).where(File.state == FileState.READY)
         if self.owner_id is not None:
             query = query.where(File.owner_id == self.owner_id)
+        values = None
         if after is not None:
             owner_id, created_at = after[0].split(" ")
             values = (uuid.UUID(owner_id), datetime.fromisoformat(created_at), after[1])
-            query = query.where(comes_before(key, values))
-        return query.order_by(*(part.desc() for part in key))
+        return in_order(query, (File.owner_id, File.created_at, File.id), values)
 
     @staticmethod
-    def key_of(row: File) -> tuple[str, uuid.UUID]:
+    def key_of(row: File) -> Key:
         """Return the keyset position after this row."""
         return f"{row.owner_id} {row.created_at.isoformat()}", row.id

@@ -2,8 +2,8 @@
 none."""
 
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -12,28 +12,21 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.db import one_read
+from vault.core.db import count_changed, one_read
 from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
+from vault.core.paging import Key, Page, page
 from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
 from vault.files.download import Downloads, FoundFile, find_own
 from vault.files.facts import FileInfo, info_of
-from vault.files.listing import Listing, ListingOfAll, SortKey
+from vault.files.listing import Listing, ListingOfAll
 from vault.objects.models import File, FileState
 from vault.objects.quota import Usage, usage_of
 from vault.objects.shredding import Shreddable, TransitionLost, shred
 
 # The object's id and the row's version
 Version = tuple[uuid.UUID, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """`next_after` is the sort key of the last item if there are more."""
-
-    items: Sequence[FileInfo]
-    next_after: tuple[SortKey, uuid.UUID] | None
 
 
 class FileService:
@@ -54,14 +47,11 @@ class FileService:
         self._clock = clock
         self._default_quota_bytes = default_quota_bytes
 
-    def list(
-        self, principal: Principal, listing: Listing, *, limit: int, after: tuple[SortKey, uuid.UUID] | None = None
-    ) -> Page:
+    def list(self, principal: Principal, listing: Listing, *, limit: int, after: Key | None = None) -> Page[FileInfo]:
         """Return at most `limit` files after the key `after`. Uses neither store nor keys. Raises InputRefused."""
         with one_read(self._sessions) as session:
             rows = session.scalars(listing.query(principal.account_id, after, limit + 1)).all()
-        next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
-        return Page([info_of(row) for row in rows[:limit]], next_after)
+        return page(rows, limit, listing.key_of, info_of)
 
     def usage(self, principal: Principal) -> Usage:
         """Return the principal's used and reserved bytes, quota and number of files."""
@@ -85,7 +75,8 @@ class FileService:
         Of several concurrent changes to one version, one succeeds. Raises NotFound, PreconditionFailed.
         """
         with self._sessions.begin() as session:
-            renamed = session.execute(
+            renamed = count_changed(
+                session,
                 sa.update(File)
                 .where(
                     File.id == file_id,
@@ -93,11 +84,10 @@ class FileService:
                     File.state == FileState.READY,
                     _is_one_of(versions),
                 )
-                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock())
-                .execution_options(synchronize_session=False)
+                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock()),
             )
             found = find_own(session, principal, file_id)
-            if renamed.rowcount != 1:  # type: ignore[attr-defined]
+            if renamed != 1:
                 raise PreconditionFailed
             self._audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
         return self._with_digest(principal, found)
@@ -107,13 +97,8 @@ class FileService:
         self._delete(principal, file_id, Action.FILE_DELETED, File.owner_id == principal.account_id)
 
     def list_of_all(
-        self,
-        principal: Principal,
-        listing: ListingOfAll,
-        *,
-        limit: int,
-        after: tuple[str, uuid.UUID] | None = None,
-    ) -> Page:
+        self, principal: Principal, listing: ListingOfAll, *, limit: int, after: Key | None = None
+    ) -> Page[FileInfo]:
         """Return at most `limit` files of all owners after the key `after`, for an administrator.
 
         It is audited, because it shows the file names of other people.
@@ -122,8 +107,7 @@ class FileService:
         with self._sessions.begin() as session:
             rows = session.scalars(listing.query(after).limit(limit + 1)).all()
             self._audit.record(session, principal, Action.ADMIN_FILES_LISTED, target=target)
-        next_after = listing.key_of(rows[limit - 1]) if len(rows) > limit else None
-        return Page([info_of(row) for row in rows[:limit]], next_after)
+        return page(rows, limit, listing.key_of, info_of)
 
     def delete_any(self, principal: Principal, file_id: uuid.UUID) -> None:
         """Shred a file of any owner, for an administrator. Raises NotFound."""
@@ -145,7 +129,7 @@ class FileService:
 
     def _with_digest(self, principal: Principal, found: FoundFile) -> FileInfo:
         try:
-            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True))
+            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True).hex())
         except (EncryptionError, IntegrityFailed):
             return found.info
 

@@ -11,7 +11,7 @@ from vault.files.facts import FileInfo
 from vault.objects.shredding import TransitionLost
 from vault.objects.writing import NewObject, NewObjects
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
-from vault.storage.room import DiskReserve
+from vault.storage import DiskReserve
 
 
 class Incoming(Protocol):
@@ -39,6 +39,7 @@ class Uploads:
         self._objects = objects
         self._room = room
         self._audit = audit
+        self.max_bytes = objects.limits.max_upload_bytes
 
     def upload(self, principal: Principal, incoming: Incoming) -> FileInfo:
         """Store one file. Raises TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads, UploadTruncated,
@@ -87,5 +88,5 @@ def _info_of(new: NewObject, incoming: Incoming) -> FileInfo:
         version=1,
         cipher=new.header.suite.cipher_name,
         key_provider=new.wrapped.provider,
-        sha256=new.sha256(),
+        sha256=new.sha256().hex(),
     )

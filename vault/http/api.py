@@ -1,9 +1,8 @@
 """flask-smorest with problem bodies, strict input and documented errors."""
 
-import re
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, NoReturn, cast
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, cast
 
 import marshmallow as ma
 from apispec import APISpec
@@ -68,59 +67,6 @@ class VaultApi(Api):  # type: ignore[misc]
 
     def handle_http_exception(self, error: HTTPException) -> Any:
         return on_http_error(error)
-
-
-class Text(ma.fields.String):
-    """Text that every database and encoder takes: without NUL and lone surrogates. The document shows `pattern`, a
-    regular expression valid in Python and ECMA 262."""
-
-    pattern: ClassVar[str] = r"^[^\u0000]*$"
-    refusal: ClassVar[str] = "Contains invalid characters."
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.metadata = {"pattern": self.pattern, **self.metadata}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        text = super()._deserialize(value, attr, data, **kwargs)
-        if not is_encodable(text) or re.fullmatch(self.pattern, text) is None:
-            raise ma.ValidationError(self.refusal)
-        return text
-
-
-class Line(Text):
-    """Text on one line, without control characters, which could end a header or a log line."""
-
-    pattern = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
-    refusal = "Must be one line without control characters."
-
-
-class PasswordText(ma.fields.String):
-    """A password of any encodable characters, NUL among them."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        text = super()._deserialize(value, attr, data, **kwargs)
-        if not is_encodable(text):
-            raise ma.ValidationError("Contains invalid characters.")
-        return text
-
-
-class Count(ma.fields.Integer):
-    """A number in a query: ASCII digits, unlike `int`, which takes `1_0`, `+5` and other scripts."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        if re.fullmatch("[0-9]+", str(value)) is None:
-            raise self.make_error("invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-def is_encodable(text: str) -> bool:
-    """Return whether text has no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class StrictParser(FlaskParser):

@@ -1,15 +1,15 @@
 """Lists: the query's limit and cursor, and the form of a page."""
 
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import marshmallow as ma
 from marshmallow.validate import Length, Range
 
-from vault.http.api import Count, Text
+from vault.core.paging import Key, Page
 from vault.http.cursors import Cursors
+from vault.http.fields import Count, Text
 from vault.http.requests import find_part
 from vault.settings.config import Settings
 
@@ -33,18 +33,8 @@ class PageSchema(ma.Schema):
     )
 
 
-class Page(Protocol):
-    """A service's page; `next_after` is the last item's sort key and id if there are more."""
-
-    @property
-    def items(self) -> Sequence[Any]: ...
-
-    @property
-    def next_after(self) -> tuple[str | int | datetime, uuid.UUID] | None: ...
-
-
 def page_of(
-    read: Callable[[tuple[Any, uuid.UUID] | None], Page],
+    read: Callable[[Key | None], Page[Any]],
     query: dict[str, Any],
     *,
     scope: str,

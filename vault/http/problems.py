@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from vault.core.errors import (
+    BadToken,
     DatabaseUnavailable,
     InputRefused,
     MalformedBody,
@@ -90,13 +91,13 @@ _CODES: Final = {
     422: "validation_failed",
 }
 _DETAILS: Final = {
+    401: Unauthorized.detail,
     404: "This resource does not exist.",
     405: "This resource does not support the method.",
     413: "The request body is larger than this server accepts.",
 }
 # RFC 6750, 3: the challenge alone for a request without a token; the error tells a client that its token ended.
-CHALLENGE: Final = 'Bearer realm="secure-vault"'
-CHALLENGE_FOR_BAD_TOKEN: Final = f'{CHALLENGE}, error="invalid_token"'
+_CHALLENGE: Final = 'Bearer realm="secure-vault"'
 # Failures of this service that are logged beyond the access log
 _LOGGED_FROM: Final = 500
 
@@ -131,23 +132,19 @@ def problem_body(status: int, code: str, detail: str, request_id: str | None) ->
     }
 
 
-def unauthorized(challenge: str) -> Response:
-    """Answer 401 with one body for every token that is missing, malformed, expired, revoked or foreign."""
-    return problem(401, "unauthorized", Unauthorized.detail, headers={"WWW-Authenticate": challenge})
-
-
 def register(app: Flask) -> None:
     """Answer every error of this application as a problem."""
     for code in STATUS:
         PROBLEMS.labels(code)
-    app.register_error_handler(VaultError, _on_vault_error)
+    app.register_error_handler(VaultError, on_vault_error)
     app.register_error_handler(SQLAlchemyError, _on_database_error)
     app.register_error_handler(ParseException, _on_broken_chunk)
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, _on_unknown_error)
 
 
-def _on_vault_error(error: VaultError) -> Response:
+def on_vault_error(error: VaultError) -> Response:
+    """Answer an error with its status, headers and detail."""
     status, headers = status_and_headers(error)
     errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
     return problem(status, error.code, error.detail, errors=errors, headers=headers)
@@ -170,13 +167,13 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
         # RFC 9110, 12.5.3
         headers["Accept-Encoding"] = "identity"
     if status == 401:
-        headers["WWW-Authenticate"] = CHALLENGE
+        headers["WWW-Authenticate"] = _CHALLENGE + (', error="invalid_token"' if isinstance(error, BadToken) else "")
     return status, headers
 
 
 def _on_broken_chunk(_error: ParseException) -> Response:
     """Answer gunicorn's error for a bad chunk, which appears only during reading."""
-    return _on_vault_error(MalformedBody())
+    return on_vault_error(MalformedBody())
 
 
 def _on_database_error(error: SQLAlchemyError) -> Response:
@@ -184,7 +181,7 @@ def _on_database_error(error: SQLAlchemyError) -> Response:
     if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
         unavailable = DatabaseUnavailable()
         unavailable.__cause__ = error
-        return _on_vault_error(unavailable)
+        return on_vault_error(unavailable)
     return _on_unknown_error(error)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.db import db_now
+from vault.core.db import count_changed, db_now
 from vault.core.errors import (
     IntegrityFailed,
     KeyInUse,
@@ -207,7 +207,8 @@ class Reencryptor:
         key = WrappedKey(pending.key_provider, pending.key_ref, pending.encrypted_data_key or "")
         session.delete(pending)
         session.flush()
-        swapped = session.execute(
+        swapped = count_changed(
+            session,
             sa.update(File)
             .where(
                 File.id == file.file_id,
@@ -224,10 +225,9 @@ class Reencryptor:
                 wrapped_at=pending.wrapped_at,
                 object_size_bytes=new.geometry(file.size_bytes).object_size,
                 sealed_digest=new.sealed_digest(file_id=file.file_id, owner_id=file.owner_id),
-            )
-            .execution_options(synchronize_session=False)
+            ),
         )
-        if swapped.rowcount != 1:  # type: ignore[attr-defined]
+        if swapped != 1:
             raise TransitionLost
         now = self._clock()
         session.add(

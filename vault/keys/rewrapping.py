@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.core.db import count_changed, run
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.header import header_of, prove_commitment
@@ -253,8 +254,6 @@ def _update(session: Session, moved: Sequence[tuple[_Row, WrappedKey]], now: dat
     ]
     at = sa.bindparam("now", now, File.wrapped_at.type)
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(_LOCK, {"ids": [row["id"] for row in rows]})
-        done = session.execute(_UPDATE_AT_ONCE.bindparams(at), {"rows": json.dumps(rows)})
-    else:
-        done = session.execute(_UPDATE_EACH.bindparams(at), rows)
-    return int(done.rowcount)  # type: ignore[attr-defined]
+        run(session, _LOCK, ids=[row["id"] for row in rows])
+        return count_changed(session, _UPDATE_AT_ONCE.bindparams(at), rows=json.dumps(rows))
+    return count_changed(session, _UPDATE_EACH.bindparams(at), *rows)

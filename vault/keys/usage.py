@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.core.db import count_changed
 from vault.core.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
 from vault.core.principal import Principal
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
@@ -171,8 +172,7 @@ class KeyUsage:
     def restore(self, principal: Principal, key_ref: str) -> None:
         """Undo `retire`. Raises KeyNotKnown if the key is not retired."""
         with self._sessions.begin() as session:
-            gone = session.execute(sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref))
-            if gone.rowcount != 1:  # type: ignore[attr-defined]
+            if not count_changed(session, sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref)):
                 raise KeyNotKnown("This key is not retired.")
             self._audit.record(session, principal, Action.KEY_RESTORED, key_ref=key_ref)
 

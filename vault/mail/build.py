@@ -15,6 +15,8 @@ from vault.mail.sendgrid import SendGridMailer
 from vault.mail.transports import ConsoleMailer, SmtpMailer
 from vault.settings import groups
 
+# Flask's extension that knows the server; `create_app` binds it.
+SMTP: Final = flask_mail.Mail()
 _TASKS: Final = {
     Lane.ACCOUNT: TASK_DELIVER_MAIL,
     Lane.REGISTRATION: TASK_DELIVER_REGISTRATION,
@@ -41,11 +43,11 @@ def build(core: Core, site: groups.Site, mailer: Mailer, links: Links) -> Mail:
     return Mail(outbox=outbox, queue=MailQueue(core.sessions, announce=outbox.announce, clock=core.clock))
 
 
-def mailer_of(settings: groups.Mail, smtp: flask_mail.Mail) -> Mailer:
-    """Return the mailer that settings choose. `smtp` is the extension that knows the server."""
+def mailer_of(settings: groups.Mail) -> Mailer:
+    """Return the mailer that settings choose."""
     if settings.provider == "console":
         return ConsoleMailer()
     if settings.provider == "sendgrid":
         assert settings.sendgrid_api_key is not None
         return SendGridMailer(settings.sendgrid_api_key, settings.sender, endpoint_url=settings.sendgrid_endpoint_url)
-    return SmtpMailer(smtp, settings.sender, security=settings.smtp_security)
+    return SmtpMailer(SMTP, settings.sender, security=settings.smtp_security)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.core.db import db_now
+from vault.core.db import count_changed, db_now
 from vault.core.networks import network_of
 from vault.mail.addresses import Address
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
@@ -207,13 +207,13 @@ class Outbox:
     def _claim(self, job_id: uuid.UUID) -> _Attempt | None:
         """Claim the row for LEASE_SECONDS in its own transaction, so that the attempt counts if the process dies."""
         with self._sessions.begin() as session:
-            taken = session.execute(
+            taken = count_changed(
+                session,
                 sa.update(MailJob)
                 .where(MailJob.id == job_id, is_due())
-                .values(state=MailState.SENDING, attempts=MailJob.attempts + 1, lease_until=db_now(LEASE_SECONDS))
-                .execution_options(synchronize_session=False)
+                .values(state=MailState.SENDING, attempts=MailJob.attempts + 1, lease_until=db_now(LEASE_SECONDS)),
             )
-            if taken.rowcount == 0:  # type: ignore[attr-defined]
+            if not taken:
                 return None
             job = session.get_one(MailJob, job_id)
             attempt = _Attempt(job.id, job.attempts, job.kind, job.created_at, job.request_id)
@@ -258,18 +258,14 @@ class Outbox:
             sa.and_(is_settled, settled_at <= now - _KEPT_FOR),
         )
         with self._sessions.begin() as session:
-            erased = session.execute(
+            erased = count_changed(
+                session,
                 sa.update(MailJob)
                 .where(MailJob.id.in_(_unlocked(is_past_erasing, batch)))
-                .values(recipient=None, recipient_key=None, network=None, user_id=None, context={})
-                .execution_options(synchronize_session=False)
+                .values(recipient=None, recipient_key=None, network=None, user_id=None, context={}),
             )
-            deleted = session.execute(
-                sa.delete(MailJob)
-                .where(MailJob.id.in_(_unlocked(is_done_with, batch)))
-                .execution_options(synchronize_session=False)
-            )
-        return int(erased.rowcount + deleted.rowcount)  # type: ignore[attr-defined]
+            deleted = count_changed(session, sa.delete(MailJob).where(MailJob.id.in_(_unlocked(is_done_with, batch))))
+        return erased + deleted
 
     def _put_off(self, attempt: _Attempt, reason: str, *, is_final: bool = False, at_least_seconds: float = 0) -> None:
         given_up = is_final or self._clock() - attempt.created_at > _GIVE_UP_AFTER
@@ -292,7 +288,8 @@ class Outbox:
 
 
 def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
-    done = session.execute(
+    recorded = count_changed(
+        session,
         sa.update(MailJob)
         .where(
             MailJob.id == attempt.job_id,
@@ -301,10 +298,9 @@ def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
             # A retry by an administrator counts from the beginning.
             MailJob.created_at == attempt.created_at,
         )
-        .values(**values)
-        .execution_options(synchronize_session=False)
+        .values(**values),
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    return bool(recorded)
 
 
 def _unlocked(which: sa.ColumnElement[bool], batch: int) -> sa.Select[uuid.UUID]:

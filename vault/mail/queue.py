@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.core.db import db_now
+from vault.core.db import db_now, run
 from vault.mail.models import MailJob, MailState, Owed, is_due, lane_of
 
 _BATCH: Final = 500
@@ -82,7 +82,8 @@ class MailQueue:
                 # Skips locked rows: processes that end links or sweep lock rows in another order.
                 free = sa.select(MailJob.id, MailJob.kind).where(asked, _can_be_retried())
                 kinds = dict(session.execute(free.with_for_update(skip_locked=True)).all())
-                session.execute(
+                run(
+                    session,
                     sa.update(MailJob)
                     .where(MailJob.id.in_(kinds))
                     .values(
@@ -91,8 +92,7 @@ class MailQueue:
                         attempts=0,
                         created_at=self._clock(),
                         next_attempt_at=db_now(),
-                    )
-                    .execution_options(synchronize_session=False)
+                    ),
                 )
             for job_id, kind in kinds.items():
                 self._announce(Owed(job_id, lane_of(kind)))

@@ -16,10 +16,9 @@ from vault.objects.reading import FileReader
 from vault.objects.reaper import Reaper
 from vault.objects.writing import NewObjects
 from vault.settings import groups
-from vault.storage import ObjectStore
+from vault.storage import DiskReserve, ObjectStore
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
-from vault.storage.room import DiskReserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

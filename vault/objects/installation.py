@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.core.db import run
 from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
 from vault.core.principal import Principal
 from vault.objects.models import File, Installation
@@ -286,7 +287,7 @@ def _mismatch(theirs: _Held | None, ours: _Held | None) -> InstallationMismatch 
 
 def _raise_to(session: Session, epoch: sa.ColumnElement[int]) -> int:
     raised = sa.update(Installation).values(epoch=epoch, epoch_token=uuid.uuid4()).returning(Installation.epoch)
-    return session.execute(raised.execution_options(synchronize_session=False)).scalar_one()
+    return int(run(session, raised).scalar_one())
 
 
 def _refuse(error: InstallationMismatch) -> NoReturn:

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.core.db import db_now
+from vault.core.db import db_now, run
 from vault.objects.models import File, FileState
 
 LEASE_SECONDS: Final = 15 * 60
@@ -50,11 +50,11 @@ class LeaseKeeper:
         for file_id in file_ids:
             # One row a transaction: two transactions that lock several rows could deadlock.
             with self._sessions.begin() as session:
-                session.execute(
+                run(
+                    session,
                     sa.update(File)
                     .where(File.id == file_id, File.state == FileState.PENDING)
-                    .values(lease_until=db_now(LEASE_SECONDS))
-                    .execution_options(synchronize_session=False)
+                    .values(lease_until=db_now(LEASE_SECONDS)),
                 )
 
     def _run(self) -> None:

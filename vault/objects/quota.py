@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.core.db import db_now, run
+from vault.core.db import count_changed, db_now, run
 from vault.core.errors import NotFound, QuotaExceeded, TooManyFiles, TooManyUploads
 from vault.objects.models import File, FileState
 from vault.objects.models import StorageAccount as Account
@@ -80,7 +80,7 @@ def free_bytes_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes:
 
 def take_quota(session: Session, owner_id: uuid.UUID, wanted: int, *, default_quota_bytes: int) -> None:
     """Reserve bytes by one conditional UPDATE, which parallel uploads cannot pass together. Raises QuotaExceeded."""
-    if run(session, _TAKE_QUOTA, owner=owner_id, wanted=wanted, default_quota=default_quota_bytes).rowcount != 1:
+    if not count_changed(session, _TAKE_QUOTA, owner=owner_id, wanted=wanted, default_quota=default_quota_bytes):
         raise QuotaExceeded
 
 
@@ -97,7 +97,7 @@ def limit_files(session: Session, owner_id: uuid.UUID, *, most_files: int, most_
 
 def move_to_used(session: Session, owner_id: uuid.UUID, *, reserved: int, size: int) -> bool:
     """Turn reserved bytes into the bytes of one more file; False if they are not reserved any more."""
-    return run(session, _MOVE_TO_USED, owner=owner_id, reserved=reserved, size=size).rowcount == 1
+    return count_changed(session, _MOVE_TO_USED, owner=owner_id, reserved=reserved, size=size) == 1
 
 
 def open_accounts(session: Session, owner_ids: Collection[uuid.UUID]) -> None:

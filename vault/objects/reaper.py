@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.db import db_now
+from vault.core.db import count_changed, db_now, run
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
 from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
@@ -174,7 +174,7 @@ class Reaper:
                 shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
                 if keeps:
                     kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
-                    session.execute(kept.execution_options(synchronize_session=False))
+                    run(session, kept)
         except TransitionLost:
             return False
         except StorageError as exc:
@@ -202,9 +202,9 @@ class Reaper:
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
             return False
         with self._sessions.begin() as session:
-            gone = session.execute(sa.delete(File).where(File.id == file.id, *_removable()))
+            gone = count_changed(session, sa.delete(File).where(File.id == file.id, *_removable()))
         # Otherwise another pass has removed and counted it.
-        if gone.rowcount:  # type: ignore[attr-defined]
+        if gone:
             REAPED.labels("removed").inc()
         return True
 

@@ -7,7 +7,7 @@ from typing import Final, Self
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.core.db import run
+from vault.core.db import count_changed, run
 from vault.objects.models import File, FileState, StorageAccount
 
 _LOCK_ACCOUNT: Final = (
@@ -48,7 +48,8 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
     }
     if end_lease:
         values["lease_until"] = None
-    done = session.execute(
+    done = count_changed(
+        session,
         sa.update(File)
         .where(
             File.id == file.file_id,
@@ -56,21 +57,20 @@ def shred(session: Session, file: Shreddable, *where: sa.ColumnElement[bool], en
             File.reserved_bytes == file.reserved_bytes,
             *where,
         )
-        .values(values)
-        .execution_options(synchronize_session=False)
+        .values(values),
     )
-    if done.rowcount != 1:  # type: ignore[attr-defined]
+    if done != 1:
         raise TransitionLost
     was_ready = file.state == FileState.READY
-    session.execute(
+    run(
+        session,
         sa.update(StorageAccount)
         .where(StorageAccount.owner_id == file.owner_id)
         .values(
             used_bytes=StorageAccount.used_bytes - (file.size_bytes if was_ready else 0),
             object_count=StorageAccount.object_count - (1 if was_ready else 0),
             reserved_bytes=StorageAccount.reserved_bytes - file.reserved_bytes,
-        )
-        .execution_options(synchronize_session=False)
+        ),
     )
 
 
@@ -86,17 +86,17 @@ def shred_some_of(session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
     )
     count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(File.size_bytes), 0)).where(File.id.in_(oldest))
     files, size_bytes = session.execute(count).one()
-    session.execute(
+    run(
+        session,
         sa.update(File)
         .where(File.id.in_(oldest))
-        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
-        .execution_options(synchronize_session=False)
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0),
     )
-    session.execute(
+    run(
+        session,
         sa.update(StorageAccount)
         .where(StorageAccount.owner_id == owner_id)
-        .values(used_bytes=StorageAccount.used_bytes - size_bytes, object_count=StorageAccount.object_count - files)
-        .execution_options(synchronize_session=False)
+        .values(used_bytes=StorageAccount.used_bytes - size_bytes, object_count=StorageAccount.object_count - files),
     )
     return int(files)
 
@@ -107,13 +107,12 @@ def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
     of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
     # The order in which a rewrap locks rows of many owners.
     session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
-    done = session.execute(
+    return count_changed(
+        session,
         sa.update(File)
         .where(*of_owner)
-        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0)
-        .execution_options(synchronize_session=False)
+        .values(state=FileState.SHREDDED, encrypted_data_key=None, sealed_digest=None, reserved_bytes=0),
     )
-    return int(done.rowcount)  # type: ignore[attr-defined]
 
 
 def lock_account(session: Session, owner_id: uuid.UUID) -> bool:

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from vault.core.db import db_now, one_read, run
+from vault.core.db import count_changed, db_now, one_read, run
 from vault.core.errors import (
     Busy,
     DatabaseUnavailable,
@@ -39,8 +39,7 @@ from vault.objects.retired import refuse_retired
 from vault.objects.shredding import Shreddable, TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
-from vault.storage import ObjectStore, object_key
-from vault.storage.room import DiskReserve
+from vault.storage import DiskReserve, ObjectStore, object_key
 
 # The owner of a copy: it takes no quota, and no list shows it.
 NO_OWNER: Final = uuid.UUID(int=0)
@@ -268,13 +267,13 @@ class NewObject:
             if not lock_account(session, self.owner_id):
                 raise TransitionLost
             take_quota(session, self.owner_id, more, default_quota_bytes=self._parts.limits.default_quota_bytes)
-            grown = session.execute(
+            grown = count_changed(
+                session,
                 sa.update(File)
                 .where(File.id == self.row_id, File.state == FileState.PENDING)
-                .values(reserved_bytes=File.reserved_bytes + more)
-                .execution_options(synchronize_session=False)
+                .values(reserved_bytes=File.reserved_bytes + more),
             )
-            if grown.rowcount != 1:  # type: ignore[attr-defined]
+            if grown != 1:
                 raise TransitionLost
         self._reserved_bytes += more
 
@@ -283,7 +282,7 @@ class NewObject:
         # The account's row first, as in `lock_account`.
         if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
             raise TransitionLost
-        published = run(
+        published = count_changed(
             session,
             _PUBLISH,
             file=self.row_id,
@@ -292,7 +291,7 @@ class NewObject:
             sealed_digest=self.sealed_digest(file_id=self.row_id, owner_id=self.owner_id),
             updated_at=self.updated_at,
         )
-        if published.rowcount != 1:
+        if published != 1:
             raise TransitionLost
 
     def _is_ready(self) -> bool:

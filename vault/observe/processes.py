@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
-from vault.core.db import Base, UuidKey, create_engine, create_sessionmaker, db_now, insert_into
+from vault.core.db import Base, UuidKey, create_engine, create_sessionmaker, db_now, insert_into, run
 
 API: Final = "api"
 WORKER: Final = "worker"
@@ -130,11 +130,11 @@ class Presence:
         values = {"primary_ref": held.primary_ref, "key_refs": sorted(held.key_refs), "seen_at": db_now()}
         insert = insert_into(session, Process).values(id=self._id, kind=self._kind, started_at=db_now(), **values)
         # Another process may have deleted the row as stale.
-        session.execute(insert.on_conflict_do_update(index_elements=[Process.id], set_=values))
-        session.execute(sa.delete(Process).where(~_is_alive()).execution_options(synchronize_session=False))
+        run(session, insert.on_conflict_do_update(index_elements=[Process.id], set_=values))
+        run(session, sa.delete(Process).where(~_is_alive()))
 
     def _remove(self, session: Session) -> None:
-        session.execute(sa.delete(Process).where(Process.id == self._id))
+        run(session, sa.delete(Process).where(Process.id == self._id))
 
 
 def _is_alive() -> sa.ColumnElement[bool]:

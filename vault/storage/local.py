@@ -17,9 +17,8 @@ from time import monotonic, sleep
 from typing import Final
 
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
-from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter, require_room
 from vault.storage.buffers import BufferBudget
-from vault.storage.room import require_room
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _INCOMING: Final = "incoming"

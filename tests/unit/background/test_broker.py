@@ -32,7 +32,7 @@ from cryptography import x509
 from kombu.exceptions import OperationalError
 from structlog.testing import capture_logs
 
-from testing.machine import slowness
+from testing.machine import within
 from testing.proxy import Proxy
 from testing.servers import wait_until
 from testing.services import redis_url
@@ -186,7 +186,7 @@ def test_a_message_that_could_not_be_renamed_is_a_failure_to_publish(
 # --- what is published ----------------------------------------------------------------------------------------------
 
 
-def test_a_message_holds_the_id_and_nothing_else(celery: Celery, queue: Path) -> None:
+def test_a_message_holds_the_id_only(celery: Celery, queue: Path) -> None:
     Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
 
     (path,) = messages(queue)
@@ -209,7 +209,7 @@ def test_a_message_holds_the_id_and_nothing_else(celery: Celery, queue: Path) ->
         (TASK_REAP_FILES, "maintenance"),
     ],
 )
-def test_what_people_wait_for_and_what_strangers_cause_have_queues_of_their_own(
+def test_mails_of_accounts_registrations_no_ops_and_maintenance_have_queues_of_their_own(
     celery: Celery, queue: Path, task: str, queue_name: str
 ) -> None:
     Publisher(celery).publish(task, ROW_ID)
@@ -217,20 +217,9 @@ def test_what_people_wait_for_and_what_strangers_cause_have_queues_of_their_own(
     assert [path.name.partition(".")[2] for path in messages(queue)] == [f"{queue_name}.msg"]
 
 
-def test_a_published_message_is_consumed_by_kombu(celery: Celery, queue: Path) -> None:
-    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
-
-    with celery.connection_for_read() as connection:
-        simple = connection.SimpleQueue("mail")
-        message = simple.get(timeout=120)
-        message.ack()
-        simple.close()
-
-    assert message.payload[0] == [str(ROW_ID)]
-    assert messages(queue) == []
-
-
-def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_of_who_asked(celery: Celery) -> None:
+def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_of_their_request(
+    celery: Celery, queue: Path
+) -> None:
     inside: list[bool] = []
     ran: list[tuple[str, list[bool]]] = []
     bound: dict[str, dict[str, Any]] = {}
@@ -257,6 +246,7 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_o
 
     assert sorted(ran) == [(str(uuid.UUID(int=number)), [True]) for number in range(3)]
     assert inside == []
+    assert messages(queue) == []
     lines = [bound[str(uuid.UUID(int=number))] for number in range(3)]
     assert {uuid.UUID(line.pop("task_id")).version for line in lines} == {4}
     assert lines == [
@@ -266,7 +256,7 @@ def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_o
     ]
 
 
-def test_a_task_goes_on_behind_what_else_waits_in_its_queue(celery: Celery, queue: Path) -> None:
+def test_a_task_goes_on_after_the_messages_that_wait_in_its_queue(celery: Celery, queue: Path) -> None:
     @celery.task(name=TASK_REMOVE_FILES_OF, shared=False)
     def remove(owner_id: str) -> None:
         """Never run here."""
@@ -379,14 +369,14 @@ def test_a_published_message_reaches_redis() -> None:
 
 @contextmanager
 def hanging_port() -> Iterator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield server.getsockname()[1]
 
 
 @contextmanager
 def refused_port() -> Iterator[int]:
-    """A port that nobody listens on, and that nobody else can take."""
+    """A port without a listener, which no other process can take."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
@@ -404,37 +394,31 @@ def test_publishing_to_a_broker_that_is_down_costs_a_moment(url: str, port: Call
     clock = Seconds()
     with port() as number:
         publisher = Publisher(create_celery(url.format(number)), clock)
-        taken = []
         for _ in range(3):
-            started = time.monotonic()
-            publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
-            taken.append(time.monotonic() - started)
+            with within(A_MOMENT):
+                publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
             clock.now += 6
-
-    assert max(taken) < A_MOMENT * slowness()
 
 
 @urls
 def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
     with hanging_port() as number, ThreadPoolExecutor(24) as pool:
         publisher = Publisher(create_celery(url.format(number)))
-        started = time.monotonic()
-        list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(24)))
-        taken = time.monotonic() - started
-
-    assert taken < 2 * A_MOMENT * slowness()
+        with within(2 * A_MOMENT):
+            list(pool.map(lambda _: publisher.publish(TASK_DELIVER_MAIL, ROW_ID), range(24)))
 
 
-def test_whatever_it_is_that_hangs_costs_a_moment() -> None:
+def test_a_send_that_hangs_costs_a_moment() -> None:
     celery = HangingCelery(broker="memory://")
     publisher = Publisher(celery)
 
     started = time.monotonic()
-    publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
+    with within(A_MOMENT):
+        publisher.publish(TASK_DELIVER_MAIL, ROW_ID)
     taken = time.monotonic() - started
     celery.released.set()
 
-    assert PATIENCE_SECONDS <= taken < A_MOMENT * slowness()
+    assert taken >= PATIENCE_SECONDS
 
 
 HANGING_AT_ITS_END = """
@@ -612,36 +596,28 @@ tls_urls = pytest.mark.parametrize(
 
 
 @tls_urls
-@pytest.mark.parametrize("trusted", [True, False], ids=["of-another-host", "of-a-stranger"])
-def test_a_broker_with_a_wrong_certificate_is_told_nothing(
-    url: str, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("address", "trusted", "greeting"),
+    [("127.0.0.2", True, b""), ("127.0.0.1", False, b""), ("127.0.0.1", True, (b"AMQP", b"*"))],
+    ids=["of-another-host", "self-signed", "right"],
+)
+def test_a_broker_is_spoken_to_only_with_a_right_certificate(
+    url: str, address: str, trusted: bool, greeting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = "127.0.0.2" if trusted else "127.0.0.1"
     certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address(address)))
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
         Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID, {})
 
-    assert b"".join(heard) == b""
-
-
-@tls_urls
-def test_a_broker_with_a_right_certificate_is_spoken_to(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with tls_server(certificate) as (port, heard), pytest.raises(OperationalError):
-        Publisher(create_celery(url.format(port)))._send(TASK_DELIVER_MAIL, ROW_ID, {})
-
-    assert heard[0].startswith((b"AMQP", b"*"))
+    said = b"".join(heard)
+    assert said.startswith(greeting) if greeting else said == b""
 
 
 # --- settings of the app --------------------------------------------------------------------------------------------
 
 
-def test_a_task_ends_some_day_and_redis_gives_it_to_nobody_else_before() -> None:
+def test_a_task_has_an_end_before_which_redis_gives_it_to_no_other_worker() -> None:
     conf = create_celery("redis://127.0.0.1:6379/0").conf
 
     assert 0 < conf.task_soft_time_limit < conf.task_time_limit
@@ -649,29 +625,21 @@ def test_a_task_ends_some_day_and_redis_gives_it_to_nobody_else_before() -> None
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "amqp://127.0.0.1:5672//", "filesystem:///{queue}"])
-def test_workers_wait_for_their_broker_for_ever(url: str, tmp_path: Path) -> None:
+def test_workers_wait_for_their_broker_without_end_take_json_only_and_acknowledge_late(
+    url: str, tmp_path: Path
+) -> None:
     conf = create_celery(url.format(queue=tmp_path)).conf
 
-    assert conf.broker_connection_retry_on_startup is True
-    assert conf.broker_connection_retry is True
+    assert (conf.broker_connection_retry_on_startup, conf.broker_connection_retry) == (True, True)
     assert conf.broker_connection_max_retries is None
-
-
-def test_workers_take_json_only_and_acknowledge_late(celery: Celery) -> None:
-    assert celery.conf.accept_content == ["json"]
-    assert celery.conf.task_acks_late is True
-    assert celery.conf.worker_prefetch_multiplier == 1
+    assert conf.accept_content == ["json"]
+    assert (conf.task_acks_late, conf.worker_prefetch_multiplier) == (True, 1)
 
 
 def test_the_periodic_passes_are_scheduled_and_do_not_pile_up(celery: Celery) -> None:
     schedule = {entry["task"]: entry for entry in celery.conf.beat_schedule.values()}
 
-    assert set(schedule) == {
-        TASK_REQUEUE_MAIL,
-        TASK_REAP_FILES,
-        TASK_SWEEP_ACCOUNTS,
-        TASK_SETTLE_AUDIT,
-        TASK_ENFORCE_RETENTION,
-    }
+    passes = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, TASK_ENFORCE_RETENTION}
+    assert set(schedule) == passes
     # An expiry of seconds would be over on arrival at a worker whose clock is ahead by as much.
     assert all(600 <= entry["options"]["expires"] <= 3600 for entry in schedule.values())

@@ -16,6 +16,7 @@ from vault.auth.models import EmailToken, User
 from vault.core.db import (
     DatabaseMissing,
     UtcDateTime,
+    count_changed,
     create_database,
     create_engine,
     create_sessionmaker,
@@ -62,6 +63,23 @@ def engine_over(url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[Engine]:
+    engine = create_engine(psycopg2_url(postgres_url))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Engine]:
+    """A new SQLite file, without tables."""
+    url = f"sqlite:///{tmp_path}/vault.db"
+    create_database(url)
+    engine = create_engine(url)
+    yield engine
+    engine.dispose()
+
+
 def store(engine: Engine, *moments: object) -> None:
     with engine.begin() as connection:
         for number, at in enumerate(moments):
@@ -80,6 +98,7 @@ def stored(engine: Engine, *where: sa.ColumnElement[bool]) -> list[int]:
 @pytest.mark.parametrize(
     "given",
     [
+        pytest.param(None, id="none"),
         pytest.param(NOON, id="utc"),
         pytest.param(NOON.astimezone(timezone(timedelta(hours=5, minutes=45))), id="east"),
         pytest.param(NOON.astimezone(timezone(timedelta(hours=-10))), id="west"),
@@ -88,22 +107,14 @@ def stored(engine: Engine, *where: sa.ColumnElement[bool]) -> list[int]:
         pytest.param(datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), id="far"),
     ],
 )
-def test_an_aware_datetime_comes_back_as_the_same_moment_in_utc(engine: Engine, given: datetime) -> None:
+def test_an_aware_datetime_comes_back_as_the_same_moment_in_utc(engine: Engine, given: datetime | None) -> None:
     store(engine, given)
 
     with engine.begin() as connection:
         found = connection.scalar(sa.select(MOMENTS.c.at))
 
     assert found == given
-    assert found is not None
-    assert found.tzinfo is UTC
-
-
-def test_no_datetime_comes_back_as_none(engine: Engine) -> None:
-    store(engine, None)
-
-    with engine.begin() as connection:
-        assert connection.scalar(sa.select(MOMENTS.c.at)) is None
+    assert found is None or found.tzinfo is UTC
 
 
 def test_a_naive_datetime_is_refused_in_values_and_in_conditions(engine: Engine) -> None:
@@ -201,12 +212,6 @@ def test_creating_an_engine_connects_to_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def new_sqlite(folder: Path) -> Engine:
-    url = f"sqlite:///{folder}/vault.db"
-    create_database(url)
-    return create_engine(url)
-
-
 @pytest.mark.parametrize("name", ["vault.db", "with space/v#1?x=%41.db"], ids=["plain", "signs"])
 def test_connecting_to_a_missing_sqlite_file_makes_none_and_says_where_it_should_be(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -227,19 +232,16 @@ def test_connecting_to_a_missing_sqlite_file_makes_none_and_says_where_it_should
     assert path in path.parent.iterdir()
 
 
-def test_a_new_sqlite_file_is_its_owners_alone_with_all_that_belongs_to_it(tmp_path: Path) -> None:
-    engine = new_sqlite(tmp_path)
-    with engine.connect() as connection:
+def test_a_new_sqlite_file_is_its_owners_alone_with_all_that_belongs_to_it(sqlite: Engine, tmp_path: Path) -> None:
+    with sqlite.connect() as connection:
         MOMENTS.create(connection)
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    engine.dispose()
 
     assert modes == {"vault.db": 0o600, "vault.db-wal": 0o600, "vault.db-shm": 0o600}
 
 
-def test_every_sqlite_connection_has_its_pragmas(tmp_path: Path) -> None:
-    engine = new_sqlite(tmp_path)
-    raw = [engine.raw_connection() for _ in range(3)]
+def test_every_sqlite_connection_has_its_pragmas(sqlite: Engine) -> None:
+    raw = [sqlite.raw_connection() for _ in range(3)]
 
     found = [
         [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in PRAGMAS]
@@ -250,31 +252,26 @@ def test_every_sqlite_connection_has_its_pragmas(tmp_path: Path) -> None:
     assert found == [list(PRAGMAS.values())] * 3
     for holder in raw:
         holder.close()
-    engine.dispose()
 
 
-def test_a_sqlite_transaction_takes_its_turn_at_the_beginning(tmp_path: Path) -> None:
-    engine = new_sqlite(tmp_path)
+def test_a_sqlite_transaction_takes_its_turn_at_the_beginning(sqlite: Engine, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "vault.db", timeout=0, isolation_level=None)
 
-    with engine.begin(), pytest.raises(sqlite3.OperationalError, match="locked"):
+    with sqlite.begin(), pytest.raises(sqlite3.OperationalError, match="locked"):
         other.execute("BEGIN IMMEDIATE")
     other.execute("BEGIN IMMEDIATE")
 
     other.close()
-    engine.dispose()
 
 
-def test_a_sqlite_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    engine = new_sqlite(tmp_path)
-    MOMENTS.create(engine)
+def test_a_sqlite_transaction_that_fails_leaves_nothing(sqlite: Engine) -> None:
+    MOMENTS.create(sqlite)
 
-    with suppress(RuntimeError), engine.begin() as connection:
+    with suppress(RuntimeError), sqlite.begin() as connection:
         connection.execute(sa.insert(MOMENTS).values(id=1, at=NOON))
         raise RuntimeError
 
-    assert stored(engine) == []
-    engine.dispose()
+    assert stored(sqlite) == []
 
 
 def test_errors_hide_parameters(engine: Engine) -> None:
@@ -286,7 +283,7 @@ def test_errors_hide_parameters(engine: Engine) -> None:
     assert "SQL parameters hidden" in str(caught.value)
 
 
-def test_what_was_read_stays_readable_after_the_commit(engine: Engine) -> None:
+def test_a_row_stays_readable_after_the_commit(engine: Engine) -> None:
     sessions = create_sessionmaker(engine)
     user = User(email="anna@example.org", email_key="anna@example.org", created_at=NOON)
 
@@ -298,14 +295,8 @@ def test_what_was_read_stays_readable_after_the_commit(engine: Engine) -> None:
 
 
 def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) -> None:
-    token = EmailToken(
-        user_id=uuid.uuid4(),
-        purpose="verify_email",
-        email_key="anna@example.org",
-        token_hash=bytes(32),
-        created_at=NOON,
-        expires_at=NOON,
-    )
+    address = {"purpose": "verify_email", "email_key": "anna@example.org"}
+    token = EmailToken(user_id=uuid.uuid4(), token_hash=bytes(32), created_at=NOON, expires_at=NOON, **address)
 
     with pytest.raises(IntegrityError), create_sessionmaker(engine).begin() as session:
         session.add(token)
@@ -314,27 +305,24 @@ def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) 
 # --- connections of PostgreSQL --------------------------------------------------------------------------------------
 
 
-def test_connections_that_the_server_has_ended_are_replaced(postgres_url: str) -> None:
-    engine, other = create_engine(psycopg2_url(postgres_url)), create_engine(psycopg2_url(postgres_url))
-    backend = sa.select(sa.func.pg_backend_pid())
-    with engine.connect() as one, engine.connect() as two:
-        before = {one.scalar(backend), two.scalar(backend)}
+def test_connections_that_the_server_has_ended_are_replaced(postgres: Engine, postgres_url: str) -> None:
+    other = create_engine(psycopg2_url(postgres_url))
+    with postgres.connect() as one, postgres.connect() as two:
+        before = {backend(one), backend(two)}
     with other.connect() as connection:
         for pid in before:
             # Waits until the other process is gone.
             connection.execute(sa.select(sa.func.pg_terminate_backend(pid, 10_000)))
 
-    with engine.connect() as one, engine.connect() as two:
-        after = {one.scalar(backend), two.scalar(backend)}
+    with postgres.connect() as one, postgres.connect() as two:
+        after = {backend(one), backend(two)}
 
     assert len(before | after) == 4
-    engine.dispose()
     other.dispose()
 
 
-def test_one_read_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
-    engine = create_engine(psycopg2_url(postgres_url))
-    sessions = create_sessionmaker(engine)
+def test_one_read_takes_no_transaction_on_postgresql(postgres: Engine) -> None:
+    sessions = create_sessionmaker(postgres)
     state = sa.text(
         "SELECT xact_start = query_start AND state = 'active' FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     )
@@ -346,16 +334,6 @@ def test_one_read_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
         later = session.scalar(state)
 
     assert (first, second, later) == (True, True, False)
-    engine.dispose()
-
-
-def test_one_read_reads(engine: Engine) -> None:
-    store(engine, NOON)
-
-    with one_read(create_sessionmaker(engine)) as session:
-        found = session.scalar(sa.select(MOMENTS.c.at))
-
-    assert found == NOON
 
 
 def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
@@ -366,11 +344,16 @@ def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None
     assert kept_already == [0]
 
 
-def test_one_write_is_kept(engine: Engine) -> None:
-    with one_write(create_sessionmaker(engine)) as session:
+def test_one_write_is_kept_and_one_read_reads_it(engine: Engine) -> None:
+    sessions = create_sessionmaker(engine)
+    with one_write(sessions) as session:
         session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
 
+    with one_read(sessions) as session:
+        found = session.scalar(sa.select(MOMENTS.c.at))
+
     assert stored(engine) == [0]
+    assert found == NOON
 
 
 def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
@@ -381,6 +364,51 @@ def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
         found = [run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
 
     assert found == [None, NOON, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(sa.update(User).where(User.email_key != "").values(full_name="Berta"), id="update"),
+        pytest.param(sa.delete(User).where(User.email_key != ""), id="delete"),
+    ],
+)
+def test_a_change_of_many_rows_neither_reads_them_nor_touches_objects(engine: Engine, change: sa.UpdateBase) -> None:
+    seen: list[str] = []
+    with create_sessionmaker(engine).begin() as session:
+        session.add(User(email="anna@example.org", email_key="anna@example.org", full_name="Anna", created_at=NOON))
+        session.flush()
+        (user,) = session.scalars(sa.select(User)).all()
+        sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+
+        session.execute(change)
+
+        assert sa.inspect(user).persistent
+        assert user.full_name == "Anna"
+        session.rollback()
+
+    assert [statement.split()[0] for statement in seen] == ["UPDATE" if change.is_update else "DELETE"]
+    assert "RETURNING" not in seen[0]
+
+
+def test_run_executes_after_pending_changes_and_once_for_each_row(engine: Engine) -> None:
+    with create_sessionmaker(engine).begin() as session:
+        session.add(User(email="anna@example.org", email_key="anna@example.org", created_at=NOON))
+        found = run(session, sa.select(User.email).where(User.email_key == sa.bindparam("key")), key="anna@example.org")
+        run(session, sa.insert(MOMENTS), {"id": 0, "at": NOON}, {"id": 1, "at": None})
+
+        assert found.scalars().all() == ["anna@example.org"]
+        session.rollback()
+
+
+def test_count_changed_tells_how_many_rows_were_met(engine: Engine) -> None:
+    store(engine, None, NOON, NOON)
+    later = sa.update(MOMENTS).where(MOMENTS.c.at == sa.bindparam("then")).values(at=NOON + timedelta(hours=1))
+
+    with create_sessionmaker(engine).begin() as session:
+        counts = [count_changed(session, later, then=NOON) for _ in range(2)]
+
+    assert counts == [2, 0]
 
 
 def test_one_read_on_a_connection_that_dies_fails_as_every_other(postgres_url: str) -> None:
@@ -396,43 +424,30 @@ def test_one_read_on_a_connection_that_dies_fails_as_every_other(postgres_url: s
 @pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"], ids=["works", "fails"])
 @pytest.mark.parametrize("single", [one_read, one_write])
 def test_after_a_single_statement_the_connection_has_transactions_as_before(
-    postgres_url: str, single: Callable[[sessionmaker[Session]], AbstractContextManager[Session]], statement: str
+    postgres: Engine, single: Callable[[sessionmaker[Session]], AbstractContextManager[Session]], statement: str
 ) -> None:
-    engine = create_engine(psycopg2_url(postgres_url))
-
-    with suppress(DBAPIError), single(create_sessionmaker(engine)) as session:
+    with suppress(DBAPIError), single(create_sessionmaker(postgres)) as session:
         session.execute(sa.text(statement))
 
-    with engine.connect() as connection:
+    with postgres.connect() as connection:
         driver = connection.connection.driver_connection
         assert driver is not None
         # With a level of its own the driver sets that back, by a round trip, whenever the connection is checked.
         assert (driver.autocommit, driver.isolation_level) == (False, None)
-    engine.dispose()
 
 
 def test_a_session_that_ends_early_in_a_single_statement_leaves_its_connection_with_transactions(
-    postgres_url: str,
+    postgres: Engine,
 ) -> None:
-    engine = create_engine(psycopg2_url(postgres_url))
-
-    with one_read(create_sessionmaker(engine)) as session:
+    with one_read(create_sessionmaker(postgres)) as session:
         session.rollback()
-        with engine.connect() as connection:
+        with postgres.connect() as connection:
             driver = connection.connection.driver_connection
             assert driver is not None
             assert driver.autocommit is False
-    engine.dispose()
 
 
 # --- PostgreSQL that answers and cannot serve, or does not answer -----------------------------------------------------
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[Engine]:
-    engine = create_engine(psycopg2_url(postgres_url))
-    yield engine
-    engine.dispose()
 
 
 def backend(connection: sa.Connection) -> int:
@@ -470,22 +485,12 @@ def test_a_write_that_is_refused_as_read_only_drops_the_pool(postgres: Engine) -
 @pytest.mark.parametrize(
     ("sqlstate", "is_disconnect"),
     [
-        pytest.param("08006", True, id="connection-failure"),
-        pytest.param("08P01", True, id="pooler-lost-its-server"),
-        pytest.param("25006", True, id="read-only"),
-        pytest.param("25P03", True, id="idle-too-long"),
-        pytest.param("57P01", True, id="shutdown"),
-        pytest.param("57P02", True, id="crash"),
-        pytest.param("57P03", True, id="starting-up"),
-        pytest.param("53300", False, id="too-many-connections"),
-        pytest.param("53100", False, id="disk-full"),
-        pytest.param("58030", False, id="io-error"),
-        pytest.param("55P03", False, id="lock"),
-        pytest.param("57014", False, id="cancelled"),
-        pytest.param("23505", False, id="constraint"),
+        *((code, True) for code in ("08006", "08P01", "25006", "25P03", "57P01", "57P02", "57P03")),
+        # Too many connections, a full disk, a broken one, a lock, a cancelled statement, a constraint
+        *((code, False) for code in ("53300", "53100", "58030", "55P03", "57014", "23505")),
     ],
 )
-def test_only_what_makes_a_connection_useless_is_a_disconnect(
+def test_only_an_error_that_makes_a_connection_useless_is_a_disconnect(
     postgres: Engine, sqlstate: str, is_disconnect: bool
 ) -> None:
     with postgres.connect() as connection, pytest.raises(DBAPIError) as caught:

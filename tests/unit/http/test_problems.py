@@ -1,13 +1,13 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
 import pytest
 import structlog
+import werkzeug.exceptions
 from flask import Flask, abort, g, redirect
 from gunicorn.http.errors import InvalidChunkSize
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestedRangeNotSatisfiable, TooManyRequests
 
 from vault.core.errors import (
+    BadToken,
     Busy,
     InputRefused,
     IntegrityFailed,
@@ -25,11 +26,12 @@ from vault.core.errors import (
     RateLimited,
     StorageError,
     StorageFull,
+    Unauthorized,
     VaultError,
 )
 from vault.encryption.errors import AuthenticationFailed, EncryptionError, KeyFailure
 from vault.http import problems as errors
-from vault.http.problems import CHALLENGE, STATUS, problem, unauthorized
+from vault.http.problems import STATUS, problem
 
 SECRET = "tax-return-of-anna.pdf"
 # By their names, since the package has another module as its attribute `errors`.
@@ -150,9 +152,16 @@ def test_where_trying_again_helps_the_answer_says_when(answer: Callable[..., Any
 
 def test_a_401_names_the_scheme(answer: Callable[..., Any]) -> None:
     assert answer(InvalidCredentials()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
-    assert answer(partial(unauthorized, CHALLENGE)).headers["WWW-Authenticate"] == CHALLENGE
-    assert answer(partial(unauthorized, CHALLENGE)).json["code"] == "unauthorized"
+    assert answer(Unauthorized()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
+    assert answer(BadToken()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault", error="invalid_token"'
     assert "WWW-Authenticate" not in answer(NotFound()).headers
+
+
+def test_every_401_for_a_token_has_one_body(answer: Callable[..., Any]) -> None:
+    bodies = [answer(error).data for error in (Unauthorized(), BadToken(), werkzeug.exceptions.Unauthorized())]
+
+    assert set(bodies) == {bodies[0]}
+    assert json.loads(bodies[0])["code"] == "unauthorized"
 
 
 def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..., Any], log: list[Any]) -> None:

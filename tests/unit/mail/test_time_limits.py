@@ -8,9 +8,11 @@ import pytest
 from testing.machine import slowness
 from vault.mail.time_limits import TimeLimit
 
+Pairs = list[tuple[socket.socket, socket.socket]]
+
 
 @pytest.fixture
-def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+def pairs() -> Iterator[Pairs]:
     """Two connections, each with both of its ends; reading waits for ten seconds at most."""
     found = [socket.socketpair(), socket.socketpair()]
     for pair in found:
@@ -22,7 +24,7 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
             end.close()
 
 
-def test_within_its_time_a_limit_does_nothing(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+def test_within_its_time_a_limit_does_nothing(pairs: Pairs) -> None:
     ours, theirs = pairs[0]
 
     with TimeLimit(20) as limit:
@@ -35,7 +37,7 @@ def test_within_its_time_a_limit_does_nothing(pairs: list[tuple[socket.socket, s
 
 
 def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(
-    pairs: list[tuple[socket.socket, socket.socket]],
+    pairs: Pairs,
 ) -> None:
     (first, _), (second, theirs) = pairs
     now = first
@@ -54,7 +56,7 @@ def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(
         limit.check()
 
 
-def test_a_socket_that_is_closed_already_is_no_problem(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+def test_a_socket_that_is_closed_already_is_passed_over(pairs: Pairs) -> None:
     closed, (waiting, _) = pairs[0][0], pairs[1]
     closed.close()
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from testing.settings import environment
+from tests.unit.settings.test_values import value_of
 from vault.encryption.local import generate_master_key
-from vault.http.extensions import mail as smtp
 from vault.mail.build import mailer_of
 from vault.mail.sendgrid import SendGridMailer
 from vault.objects.build import store_of
@@ -51,20 +51,20 @@ def with_env_file(folder: Path, *lines: str, **overrides: str) -> tuple[dict[str
     return {k: v for k, v in environment(folder, **overrides).items() if v != "unset"}, env_file
 
 
-def test_nothing_set_names_every_required_variable_and_how_to_mend_it() -> None:
+def problems_of(environ: dict[str, str], env_file: Path | None) -> dict[str, list[str]]:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, env_file)
+    return caught.value.problems
+
+
+def test_an_empty_environment_names_every_required_variable_and_how_to_set_it() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({}, env_file=None)
 
-    assert set(caught.value.problems) == {
-        "SECRET_KEY",
-        "MASTER_KEY",
-        "PUBLIC_URL",
-        "DATABASE_URL",
-        "S3_BUCKET_NAME",
-        "CELERY_BROKER_URL",
-        "EMAIL_FROM",
-        "EMAIL_PROVIDER",
-    }
+    required = (
+        "SECRET_KEY MASTER_KEY PUBLIC_URL DATABASE_URL S3_BUCKET_NAME CELERY_BROKER_URL EMAIL_FROM EMAIL_PROVIDER"
+    )
+    assert set(caught.value.problems) == set(required.split())
     lines = str(caught.value).splitlines()
     assert lines[0] == "Secure Vault cannot start. Fix these settings (see .env.example):"
     assert lines[1:] == sorted(lines[1:])
@@ -74,7 +74,7 @@ def test_nothing_set_names_every_required_variable_and_how_to_mend_it() -> None:
     assert "  S3_BUCKET_NAME: set it, or STORAGE_DIR for a directory on this machine" in lines
 
 
-def test_every_problem_is_told_at_once_and_no_value_of_any() -> None:
+def test_every_problem_is_told_together_and_no_value_of_any() -> None:
     values = {
         "SECRET_KEY": "hunter2-secret-key",
         "MASTER_KEY": "hunter2-master-key",
@@ -189,19 +189,13 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert (settings.files.max_uploads_per_user, settings.files.max_files_per_user) == (16, 100_000)
     assert settings.storage.buffer_bytes == 128 * 1024**2
     assert (settings.server.port, settings.server.log_level, settings.server.log_format) == (8000, "INFO", "json")
-    assert (
-        settings.accounts.argon2_memory_kib,
-        settings.accounts.argon2_time_cost,
-        settings.accounts.argon2_parallelism,
-    ) == (19456, 2, 1)
+    hashing = settings.accounts
+    assert (hashing.argon2_memory_kib, hashing.argon2_time_cost, hashing.argon2_parallelism) == (19456, 2, 1)
     assert settings.accounts.argon2_concurrency >= 1
     assert (settings.limits.per_ip, settings.limits.per_address) == (60, 10)
     assert (settings.limits.storage_uri, settings.site.trusted_proxies) == ("memory://", ())
-    assert (settings.keys.kms_key_id, settings.keys.kms_decrypt_key_arns, settings.keys.kms_endpoint_url) == (
-        None,
-        (),
-        None,
-    )
+    assert settings.keys.kms_key_id is settings.keys.kms_endpoint_url is None
+    assert settings.keys.kms_decrypt_key_arns == ()
     assert (settings.keys.dek_cache_size, settings.keys.dek_cache_seconds) == (1024, 60)
     assert (settings.site.cors_origins, settings.files.download_verify) == ((), "segment")
     assert (settings.audit.retention_days, settings.audit.admin_database_url) == (0, None)
@@ -209,41 +203,63 @@ def test_a_complete_environment_gets_the_documented_defaults(load: Load) -> None
     assert settings.server.testing is settings.aws.allow_http_endpoints is settings.keys.start_degraded is False
 
 
-def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=9001", "WEB_THREADS=4", PORT="9002")
+@pytest.mark.parametrize(
+    ("lines", "overrides", "values"),
+    [
+        (["PORT=9001", "WEB_THREADS=4"], {"PORT": "9002"}, {"PORT": 9002, "WEB_THREADS": 4}),
+        (
+            ["PORT=9001", "S3_BUCKET_NAME=bucket"],
+            {"PORT": "", "S3_BUCKET_NAME": " "},
+            {"PORT": 8000, "S3_BUCKET_NAME": None},
+        ),
+        (["PORT=", "WEB_THREADS"], {}, {"PORT": 8000, "WEB_THREADS": 32}),
+        (["PORT=", "PORT=9001"], {}, {"PORT": 9001}),
+        (
+            [
+                "PORT=${PORT:-9001}",
+                "MAX_UPLOADS_PER_USER=${MAX_FILES_PER_USER:-5}",
+                "MAX_FILES_PER_USER=${MAX_UPLOADS_PER_USER:-7}",
+            ],
+            {},
+            {"PORT": 9001, "MAX_UPLOADS_PER_USER": 7, "MAX_FILES_PER_USER": 5},
+        ),
+    ],
+    ids=["environment-wins", "empty-in-the-environment", "empty-or-bare", "empty-before-the-value", "circles"],
+)
+def test_an_env_file_is_read_where_the_environment_is_silent(
+    tmp_path: Path, lines: list[str], overrides: dict[str, str], values: dict[str, Any]
+) -> None:
+    settings = Settings.load(*with_env_file(tmp_path, *lines, **overrides))
 
-    settings = Settings.load(environ, env_file)
-
-    assert (settings.server.port, settings.server.web_threads) == (9002, 4)
-
-
-def test_an_empty_variable_in_the_environment_hides_the_env_files(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=9001", "S3_BUCKET_NAME=bucket", PORT="", S3_BUCKET_NAME=" ")
-
-    settings = Settings.load(environ, env_file)
-
-    assert settings.server.port == 8000
-    assert settings.storage.bucket is None
-
-
-def test_an_empty_variable_in_the_environment_leaves_a_required_one_missing(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, f"MASTER_KEY={generate_master_key()}", MASTER_KEY="")
-
-    with pytest.raises(SettingsError) as caught:
-        Settings.load(environ, env_file)
-
-    assert caught.value.problems == {"MASTER_KEY": ["is required, or KMS_KEY_ID: run: flask keys generate"]}
-
-
-def test_an_empty_or_bare_variable_in_the_env_file_counts_as_not_set(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=", "WEB_THREADS")
-
-    settings = Settings.load(environ, env_file)
-
-    assert (settings.server.port, settings.server.web_threads) == (8000, 32)
+    assert {name: value_of(settings, name) for name in values} == values
 
 
-def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "overrides", "name", "problem"),
+    [
+        (
+            [f"MASTER_KEY={generate_master_key()}"],
+            {"MASTER_KEY": ""},
+            "MASTER_KEY",
+            "is required, or KMS_KEY_ID: run: flask keys generate",
+        ),
+        (
+            ["PORT=9001", "", "  # a comment", "", "PORT=9002-hunter2"],
+            {},
+            "PORT",
+            "is set more than once in .env (lines 1, 5): keep one of them",
+        ),
+        (["PORT=9001", "PORT="], {}, "PORT", "is set more than once in .env (lines 1, 2): keep one of them"),
+    ],
+    ids=["empty-in-the-environment", "set-twice", "empty-after-the-value"],
+)
+def test_an_env_file_that_sets_too_little_or_twice_is_refused_without_its_values(
+    tmp_path: Path, lines: list[str], overrides: dict[str, str], name: str, problem: str
+) -> None:
+    assert problems_of(*with_env_file(tmp_path, *lines, **overrides)) == {name: [problem]}
+
+
+def test_an_absent_env_file_is_passed_over(tmp_path: Path) -> None:
     assert Settings.load(environment(tmp_path), tmp_path / "absent").server.port == 8000
 
 
@@ -256,28 +272,6 @@ def test_the_port_of_the_env_file_is_in_its_addresses_whatever_the_order(tmp_pat
 
     assert Settings.load(environ, env_file).site.public_url == "http://127.0.0.1:9001"
     assert Settings.load(given, env_file).site.public_url == "http://127.0.0.1:9002"
-
-
-def test_a_name_that_the_env_file_sets_twice_is_refused_with_its_lines_and_without_its_values(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=9001", "", "  # a comment", "", "PORT=9002-hunter2")
-
-    with pytest.raises(SettingsError) as caught:
-        Settings.load(environ, env_file)
-
-    assert caught.value.problems == {"PORT": ["is set more than once in .env (lines 1, 5): keep one of them"]}
-
-
-def test_an_empty_line_before_the_value_is_no_second_value(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=", "PORT=9001")
-
-    assert Settings.load(environ, env_file).server.port == 9001
-
-
-def test_an_empty_line_after_the_value_is_refused(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(tmp_path, "PORT=9001", "PORT=")
-
-    with pytest.raises(SettingsError, match=r"lines 1, 2"):
-        Settings.load(environ, env_file)
 
 
 @pytest.mark.parametrize(
@@ -296,10 +290,7 @@ def test_an_env_file_that_cannot_be_read_is_refused_without_its_content(
     environ, env_file = with_env_file(tmp_path)
     env_file.write_bytes(content)
 
-    with pytest.raises(SettingsError) as caught:
-        Settings.load(environ, env_file)
-
-    assert caught.value.problems == {".env": [problem]}
+    assert problems_of(environ, env_file) == {".env": [problem]}
 
 
 def test_a_folder_in_the_place_of_the_env_file_is_refused(tmp_path: Path) -> None:
@@ -319,7 +310,7 @@ def test_an_env_file_from_windows_is_read(tmp_path: Path, content: bytes) -> Non
     assert (settings.server.port, settings.server.web_threads, settings.warnings) == (9001, 5, ())
 
 
-def test_a_name_that_is_no_setting_is_named_with_the_one_that_it_resembles(tmp_path: Path) -> None:
+def test_an_unknown_name_is_named_with_the_setting_that_it_resembles(tmp_path: Path) -> None:
     environ, env_file = with_env_file(
         tmp_path, "", "SMPT_HOST=hunter2", "HAIR_COLOUR=hunter2", f"{generate_master_key()}", "COMPOSE_PROJECT_NAME=x"
     )
@@ -337,23 +328,6 @@ def test_every_name_of_the_example_is_known(tmp_path: Path) -> None:
 
     assert len(lines) > 50
     assert Settings.load(environ, env_file).warnings == ()
-
-
-def test_names_that_refer_to_themselves_take_their_defaults(tmp_path: Path) -> None:
-    environ, env_file = with_env_file(
-        tmp_path,
-        "PORT=${PORT:-9001}",
-        "MAX_UPLOADS_PER_USER=${MAX_FILES_PER_USER:-5}",
-        "MAX_FILES_PER_USER=${MAX_UPLOADS_PER_USER:-7}",
-    )
-
-    settings = Settings.load(environ, env_file)
-
-    assert (settings.server.port, settings.files.max_uploads_per_user, settings.files.max_files_per_user) == (
-        9001,
-        7,
-        5,
-    )
 
 
 @pytest.mark.parametrize("remembered", [[], ["VAR_DIR=kept"]], ids=["forgotten", "remembered"])
@@ -383,9 +357,7 @@ def test_the_env_file_places_everything_under_var_dir(tmp_path: Path, given: str
 
 @pytest.mark.parametrize("value", ["", "  "], ids=["empty", "blank"])
 def test_an_empty_var_dir_is_refused(refusal: Refusal, value: str) -> None:
-    error = refusal(VAR_DIR=value)
-
-    assert error.problems == {"VAR_DIR": ["is set but empty: name a folder or unset it"]}
+    assert refusal(VAR_DIR=value).problems == {"VAR_DIR": ["is set but empty: name a folder or unset it"]}
 
 
 def test_relative_paths_start_at_the_projects_root(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,16 +380,13 @@ def test_absolute_paths_stay_as_they_are(load: Load, tmp_path: Path) -> None:
     assert settings.broker.url == f"filesystem://{tmp_path}/queue"
 
 
-def test_the_bucket_wins_over_the_directory(load: Load) -> None:
+def test_the_bucket_wins_over_the_directory_and_is_enough_alone(load: Load) -> None:
     both = load(S3_BUCKET_NAME="vault-bucket", AWS_REGION="eu-central-1")
     one = load()
 
     assert both.storage.directory is not None
     assert isinstance(store_of(both.storage, None, aws_access(both)), S3Store)
     assert isinstance(store_of(one.storage, None, aws_access(one)), LocalStore)
-
-
-def test_a_bucket_alone_is_enough(load: Load) -> None:
     assert load(S3_BUCKET_NAME="vault-bucket", STORAGE_DIR="").storage.directory is None
 
 
@@ -434,9 +403,7 @@ def test_testing_accepts_a_database_whose_name_says_test(load: Load, tmp_path: P
 @pytest.mark.parametrize("name", OTHER_NAMES)
 @pytest.mark.parametrize("template", ["postgresql://test@test/{}", "sqlite:////tmp/test/{}.db"], ids=["pg", "sqlite"])
 def test_testing_refuses_every_other_database(refusal: Refusal, name: str, template: str) -> None:
-    error = refusal(DATABASE_URL=template.format(name))
-
-    assert list(error.problems) == ["TESTING"]
+    assert list(refusal(DATABASE_URL=template.format(name)).problems) == ["TESTING"]
 
 
 def test_testing_refuses_another_database_for_the_audit_log(load: Load, refusal: Refusal) -> None:
@@ -449,7 +416,7 @@ def test_testing_refuses_another_database_for_the_audit_log(load: Load, refusal:
     assert list(error.problems) == ["TESTING"]
 
 
-def test_any_database_will_do_without_testing(load: Load) -> None:
+def test_any_database_is_accepted_without_testing(load: Load) -> None:
     assert load(DATABASE_URL="postgresql://vault@127.0.0.1/vault", TESTING="0").server.testing is False
 
 
@@ -465,14 +432,12 @@ def test_the_front_end_is_where_the_api_is_unless_it_is_elsewhere(load: Load, gi
     both = load(PUBLIC_URL="https://api.example.org", FRONTEND_BASE_URL="https://vault.example.org/app/", **SMTP)
     one = load(PUBLIC_URL="https://api.example.org/", FRONTEND_BASE_URL=given, **SMTP)
 
-    assert (both.site.public_url, both.site.frontend_base_url) == (
-        "https://api.example.org",
-        "https://vault.example.org/app",
-    )
+    assert both.site.public_url == "https://api.example.org"
+    assert both.site.frontend_base_url == "https://vault.example.org/app"
     assert one.site.frontend_base_url == one.site.public_url == "https://api.example.org"
 
 
-def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> None:
+def test_sendgrids_own_endpoint_is_used_unless_settings_name_another(load: Load) -> None:
     settings = load(EMAIL_PROVIDER="sendgrid", SENDGRID_API_KEY="SG.key-of-everything")
     eu = load(SENDGRID_ENDPOINT_URL="https://api.eu.sendgrid.com/")
 
@@ -480,7 +445,7 @@ def test_sendgrid_is_sendgrids_own_unless_settings_say_otherwise(load: Load) -> 
     assert eu.mail.sendgrid_endpoint_url == "https://api.eu.sendgrid.com"
     assert settings.mail.sendgrid_api_key == "SG.key-of-everything"
     assert "SG." not in repr(settings)
-    assert isinstance(mailer_of(settings.mail, smtp), SendGridMailer)
+    assert isinstance(mailer_of(settings.mail), SendGridMailer)
 
 
 def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from testing.settings import make_settings
 from vault.core.errors import StorageFull, StorageUnavailable
-from vault.storage import room
-from vault.storage.room import DiskReserve, require_room
+from vault.storage import DiskReserve, require_room
 from vault.wiring import wire
 
 MIB = 1024**2
@@ -40,7 +39,7 @@ def test_the_reserve_is_64_mib_or_1_percent_of_a_smaller_disk(size: int, reserve
 
 
 def test_what_rows_lie_on_has_4_mib_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.os, "statvfs", lambda _path: disk(24 * MIB, 4 * MIB - BLOCK))
+    monkeypatch.setattr(os, "statvfs", lambda _path: disk(24 * MIB, 4 * MIB - BLOCK))
 
     with pytest.raises(StorageFull):
         DiskReserve(None, tmp_path).require()
@@ -63,9 +62,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
     def make(folder: Path) -> None:
         statvfs = os.statvfs
-        monkeypatch.setattr(
-            room.os, "statvfs", lambda path: disk(10 * GIB, MIB) if Path(path) == folder else statvfs(path)
-        )
+        monkeypatch.setattr(os, "statvfs", lambda path: disk(10 * GIB, MIB) if Path(path) == folder else statvfs(path))
 
     return make
 
@@ -85,7 +82,7 @@ def test_each_disk_that_settings_name_counts(tmp_path: Path, full: Callable[[Pat
 
 
 def test_only_the_store_has_to_take_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.os, "statvfs", lambda _path: disk(10 * GIB, GIB))
+    monkeypatch.setattr(os, "statvfs", lambda _path: disk(10 * GIB, GIB))
 
     DiskReserve(None, tmp_path).require(2 * GIB)
     with pytest.raises(StorageFull):
@@ -105,7 +102,7 @@ def test_a_disk_that_does_not_answer_is_an_unavailable_store(tmp_path: Path, mon
     def fail(_path: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(room.os, "statvfs", fail)
+    monkeypatch.setattr(os, "statvfs", fail)
 
     with pytest.raises(StorageUnavailable) as caught:
         DiskReserve(tmp_path).require()

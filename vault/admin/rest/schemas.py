@@ -1,39 +1,15 @@
 """Shapes of the admin routes."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import marshmallow as ma
 from marshmallow.validate import Length, OneOf, Range
 
 from vault.admin.service import MAX_BYTES
 from vault.auth.models import Role
 from vault.files.rest.schemas import FileSchema
-from vault.http.api import Text
+from vault.http.fields import ByteCount, Flag, Text
 from vault.http.paging import ListQuerySchema, PageSchema
 from vault.keys.usage import KeyState
 from vault.mail.addresses import MAX_LENGTH as MAX_ADDRESS
-
-
-class Flag(ma.fields.Boolean):
-    """JSON's true or false, where Boolean also takes 1, `yes` and others."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
-        if not isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
-        return value
-
-
-class ByteCount(ma.fields.Integer):
-    """A size as a JSON number, excluding true."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(strict=True, validate=Range(0, MAX_BYTES), **kwargs)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        if isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
-        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class UserSchema(ma.Schema):
@@ -74,6 +50,7 @@ class UserChangesSchema(ma.Schema):
     disabled = Flag(metadata={"description": "True ends every session and every link immediately."})
     quota_bytes = ByteCount(
         allow_none=True,
+        validate=Range(0, MAX_BYTES),
         metadata={"description": "Null follows the default. Below the used bytes, uploads are refused."},
     )
 

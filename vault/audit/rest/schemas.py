@@ -1,7 +1,6 @@
 """Shapes of the audit log."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import marshmallow as ma
@@ -10,17 +9,8 @@ from marshmallow.validate import OneOf
 from vault.audit.export import Format
 from vault.audit.listing import Filters
 from vault.audit.models import Action, Outcome
+from vault.http.fields import Moment
 from vault.http.paging import ListQuerySchema, PageSchema
-
-
-class Moment(ma.fields.AwareDateTime):
-    """A time with its zone, as UTC."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> datetime:
-        try:
-            return super()._deserialize(value, attr, data, **kwargs).astimezone(UTC)
-        except OverflowError:  # in the first and the last hours that there are
-            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from None
 
 
 class EventSchema(ma.Schema):

@@ -11,9 +11,10 @@ from vault.auth.sessions import UserSessions
 from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.derived import derive_key
+from vault.core.errors import BadToken
 from vault.core.principal import Principal
 from vault.http.connections import know_account
-from vault.http.problems import CHALLENGE_FOR_BAD_TOKEN, unauthorized
+from vault.http.problems import on_vault_error
 from vault.http.requests import anonymous
 
 
@@ -61,4 +62,4 @@ def authenticate() -> Principal | None:
 
 
 def _refuse_bad_token(*_: object) -> Response:
-    return unauthorized(CHALLENGE_FOR_BAD_TOKEN)
+    return on_vault_error(BadToken())

@@ -35,7 +35,7 @@ from vault.http.api import VaultBlueprint
 from vault.http.openapi import may_answer
 from vault.http.paging import ListQuerySchema, page_of
 from vault.http.requests import anonymous, find_part
-from vault.storage.room import DiskReserve
+from vault.storage import DiskReserve
 
 blueprint = VaultBlueprint(
     "auth",

@@ -1,7 +1,6 @@
 """Routes under /api/v1/files: read the input, call the service, answer."""
 
 import uuid
-from dataclasses import replace
 from typing import Any
 
 from flask import Response, request
@@ -11,7 +10,6 @@ from vault.files.download import Downloads
 from vault.files.facts import FileInfo
 from vault.files.listing import Listing, Sort
 from vault.files.rest import downloads
-from vault.files.rest.conditions import is_known, not_modified
 from vault.files.rest.schemas import (
     ContentQuerySchema,
     FileListQuerySchema,
@@ -20,7 +18,6 @@ from vault.files.rest.schemas import (
     RenameSchema,
     UploadQuerySchema,
     UsageSchema,
-    file_path,
 )
 from vault.files.rest.uploads import open_upload
 from vault.files.rest.versions import version_tag, wanted_versions
@@ -33,7 +30,6 @@ from vault.http.openapi import may_answer, reads_headers
 from vault.http.paging import page_of
 from vault.http.requests import find_part
 from vault.objects.quota import Usage
-from vault.settings.config import Settings
 
 blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", description="Encrypted files")
 
@@ -90,10 +86,9 @@ def upload(query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
     The body is a form with one part named `file`, or the content itself with its name in Content-Disposition or
     `?name=`.
     """
-    max_bytes = find_part(Settings).files.max_upload_bytes
-    incoming = open_upload(request, query.get("name"), max_bytes=max_bytes)
-    info = find_part(Uploads).upload(principal(), incoming)
-    return info, 201, {"Location": file_path(info.id)}
+    uploads = find_part(Uploads)
+    info = uploads.upload(principal(), open_upload(request, query.get("name"), max_bytes=uploads.max_bytes))
+    return info, 201, {"Location": f"{blueprint.url_prefix}/{info.id}"}
 
 
 @blueprint.get("")
@@ -174,17 +169,15 @@ def content(query: dict[str, Any], file_id: uuid.UUID) -> Response:
     """
     files, who = find_part(Downloads), principal()
     found = files.find(who, file_id)
-    if is_known(request, found.info):
-        return not_modified(found.info)
-    reads_all = find_part(Settings).files.download_verify == "full"
-    part = downloads.chosen(request, found.info, reads_all=reads_all)
+    if downloads.is_known(request, found.info):
+        return downloads.not_modified(found.info)
+    part = downloads.chosen(request, found.info, reads_all=files.verifies_all_first)
     inline = query["disposition"] == "inline"
     if request.method == "HEAD":
-        info = replace(found.info, sha256=files.digest(who, found))
-        return downloads.stream(info, None, inline=inline)
+        return downloads.stream(found.info, None, sha256=files.digest(who, found), inline=inline)
     download = files.open(who, found, part, is_view=downloads.is_shown(found.info, inline=inline))
-    info = replace(found.info, sha256=download.sha256)
-    return downloads.stream(info, closed_with_answer(request, download), part=part, inline=inline)
+    body = closed_with_answer(request, download)
+    return downloads.stream(found.info, body, sha256=download.sha256, part=part, inline=inline)
 
 
 @blueprint.delete("/<uuid:file_id>")

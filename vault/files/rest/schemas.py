@@ -1,6 +1,5 @@
 """Shapes of the file routes."""
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ from marshmallow.validate import Length, OneOf, Range
 from vault.encryption.header import Suite
 from vault.files.listing import Sort
 from vault.files.names import MAX_LENGTH, clean_name
-from vault.http.api import Text
 from vault.http.cursors import MAX_LENGTH as MAX_CURSOR
+from vault.http.fields import Text
 from vault.http.paging import ListQuerySchema, PageSchema
 
 
@@ -48,17 +47,10 @@ class FileSchema(ma.Schema):
     key_provider = ma.fields.String(required=True)
 
 
-class HexBytes(ma.fields.Field[bytes]):
-    """Bytes that go out as hex."""
-
-    def _serialize(self, value: bytes | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else value.hex()
-
-
 class OneFileSchema(FileSchema):
     """A stored file with its digest."""
 
-    sha256 = HexBytes(
+    sha256 = ma.fields.String(
         required=True,
         allow_none=True,
         metadata={
@@ -109,8 +101,3 @@ class UploadQuerySchema(ma.Schema):
 
 class ContentQuerySchema(ma.Schema):
     disposition = ma.fields.String(load_default="attachment", validate=OneOf(["attachment", "inline"]))
-
-
-def file_path(file_id: uuid.UUID) -> str:
-    """Where a file's facts are."""
-    return f"/api/v1/files/{file_id}"

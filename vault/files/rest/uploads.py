@@ -14,8 +14,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from werkzeug.http import parse_options_header
 
 from vault.core.errors import DigestMismatch, InputRefused, MalformedBody, TooLarge, UploadTruncated
-from vault.files.names import clean_content_type, clean_name
-from vault.files.rest.dispositions import name_of_part, name_of_raw_body
+from vault.files.names import clean_content_type, clean_name, name_of_part, name_of_raw_body
 from vault.http.connections import begin_transfer
 from vault.http.requests import refuse_other_meanings
 

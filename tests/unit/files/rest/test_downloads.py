@@ -106,7 +106,6 @@ def file_info(**changes: Any) -> FileInfo:
         "name": "отчёт.pdf",
         "content_type": "text/html; charset=utf-8",
         "size": 6,
-        "sha256": bytes(32),
     }
     return FileInfo(**{**values, **changes})
 
@@ -126,7 +125,7 @@ def test_a_byte_of_a_large_file_takes_a_slot_if_all_of_it_is_read_before(
 
 def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
     with Flask("x").test_request_context():
-        response = stream(file_info(), Pieces())  # type: ignore[arg-type]
+        response = stream(file_info(), Pieces(), sha256=bytes(32))  # type: ignore[arg-type]
 
     assert response.status_code == 200
     assert dict(response.headers) == {
@@ -147,7 +146,7 @@ def test_a_download_is_passed_on_piece_by_piece_and_closed_with_its_response() -
     download = Pieces(b"abc", b"def")
 
     with Flask("x").test_request_context():
-        response = stream(file_info(), download)  # type: ignore[arg-type]
+        response = stream(file_info(), download, sha256=bytes(32))  # type: ignore[arg-type]
         body = list(response.iter_encoded())
         assert download.closed == 0
         response.close()
@@ -160,14 +159,17 @@ def test_a_download_that_nobody_read_is_closed_with_its_response() -> None:
     download = Pieces(b"abc")
 
     with Flask("x").test_request_context():
-        stream(file_info(), download).close()  # type: ignore[arg-type]
+        stream(file_info(), download, sha256=bytes(32)).close()  # type: ignore[arg-type]
 
     assert download.closed == 1
 
 
 def test_head_has_the_same_headers_and_no_body() -> None:
     with Flask("x").test_request_context():
-        get, head = stream(file_info(), Pieces(b"abcdef")), stream(file_info(), None)  # type: ignore[arg-type]
+        get, head = (
+            stream(file_info(), body, sha256=bytes(32))  # type: ignore[arg-type]
+            for body in (Pieces(b"abcdef"), None)
+        )
 
     assert list(head.headers) == list(get.headers)
     assert list(head.iter_encoded()) == []

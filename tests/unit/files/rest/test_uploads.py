@@ -174,32 +174,11 @@ def test_a_name_that_cannot_be_read_or_kept_is_refused(header: str) -> None:
     assert list(refused(lambda: named(header, "name=other.txt"))) == ["name"]
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "filename",
-                "filename*",
-                "*0",
-                "*1*",
-                "=",
-                "UTF-8''",
-                "%C3%A9",
-                "%FF",
-                "%",
-                '"',
-                "\\",
-                ";",
-                " ",
-                "a",
-                "é",
-                "'",
-                "x=",
-            ]
-        ),
-        max_size=14,
-    ).map("".join)
-)
+MARKS = ['"', "'", "\\", ";", " ", "%", "="]
+PIECES = [*MARKS, "filename", "filename*", "*0", "*1*", "UTF-8''", "%C3%A9", "%FF", "a", "é", "x="]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 @settings(max_examples=300)
 def test_every_content_disposition_gives_a_name_or_a_refusal(rest: str) -> None:
     with suppress(InputRefused):
@@ -241,7 +220,7 @@ def test_a_raw_bodys_type_is_its_content_type(given_type: str | None, kept: str)
     assert raw(headers).content_type == kept
 
 
-def test_a_raw_body_of_a_type_that_is_none_is_refused() -> None:
+def test_a_raw_body_of_a_malformed_type_is_refused() -> None:
     assert list(refused(lambda: raw({"Content-Type": "no type"}))) == ["content_type"]
 
 
@@ -279,7 +258,7 @@ def test_a_body_without_a_length_is_empty() -> None:
     assert upload.read(100) == b""
 
 
-def test_what_follows_the_declared_length_is_not_read() -> None:
+def test_bytes_after_the_declared_length_are_not_read() -> None:
     upload = raw(body=Chunks([b"abc", b"GET / HTTP/1.1"]), declared=3)  # type: ignore[arg-type]
 
     assert read_all(upload) == b"abc"
@@ -428,18 +407,17 @@ def test_names_of_form_files(disposition: str, name: str) -> None:
     assert open_form(form(b"x", disposition=disposition)).name == name
 
 
+def test_a_latin_1_name_and_a_missing_type_in_a_form_are_read() -> None:
+    assert open_form(form(b"x").replace(b"notes", b"na\xefve")).name == "naïve.txt"
+    assert open_form(form(b"x", headers="")).content_type == "application/octet-stream"
+
+
 def test_percents_are_decoded_where_the_type_comes_first_as_aiohttp_writes_it() -> None:
     body = form(b"x", disposition='form-data; name="file"; filename="a%20b"')
-    first, second = (
-        b'Content-Disposition: form-data; name="file"; filename="a%20b"\r\n',
-        b"Content-Type: text/plain\r\n",
-    )
+    first = b'Content-Disposition: form-data; name="file"; filename="a%20b"\r\n'
+    second = b"Content-Type: text/plain\r\n"
 
     assert open_form(body.replace(first + second, second + first)).name == "a b"
-
-
-def test_a_latin_1_name_in_a_form_is_read() -> None:
-    assert open_form(form(b"x").replace(b"notes", b"na\xefve")).name == "naïve.txt"
 
 
 def test_the_longest_name_fits_into_a_part_in_both_forms_of_dotnet() -> None:
@@ -448,10 +426,6 @@ def test_the_longest_name_fits_into_a_part_in_both_forms_of_dotnet() -> None:
     disposition = f"form-data; name=file; filename=\"=?utf-8?B?{word}?=\"; filename*=utf-8''{quote(name)}"
 
     assert open_form(form(b"x", disposition=disposition)).name == name
-
-
-def test_a_forms_file_without_a_type_is_a_stream_of_bytes() -> None:
-    assert open_form(form(b"x", headers="")).content_type == "application/octet-stream"
 
 
 @pytest.mark.parametrize(
@@ -468,7 +442,7 @@ def test_a_forms_file_without_a_type_is_a_stream_of_bytes() -> None:
         pytest.param(form(b"x", headers="Content-Type: none\r\n"), "content_type", id="type"),
     ],
 )
-def test_a_form_that_is_well_formed_but_no_file_is_refused(body: bytes, field: str) -> None:
+def test_a_well_formed_form_without_a_file_is_refused(body: bytes, field: str) -> None:
     assert list(refused(lambda: open_form(body))) == [field]
 
 
@@ -520,20 +494,16 @@ def test_a_form_that_does_not_parse_is_malformed(body: bytes, chunked: bool) -> 
 
 
 @pytest.mark.parametrize(
-    "content_type", ["multipart/form-data", "multipart/form-data; boundary=", 'multipart/form-data; boundary=""']
+    "parameter",
+    ["", "; boundary=", '; boundary=""', f"; boundary={'x' * 1025}", '; boundary="a\xe4b"', "; boundary=\xff"],
 )
-def test_a_form_without_a_boundary_is_malformed(content_type: str) -> None:
+def test_a_form_without_a_usable_boundary_is_malformed(parameter: str) -> None:
     with pytest.raises(MalformedBody):
-        opened(request(form(b"x"), headers={"Content-Type": content_type}))
+        opened(request(form(b"x"), headers={"Content-Type": f"multipart/form-data{parameter}"}))
 
 
-@pytest.mark.parametrize("boundary", ["x" * 1025, '"a\xe4b"', "\xff"], ids=["long", "latin-1", "y-umlaut"])
-def test_a_form_with_a_boundary_that_is_none_is_malformed(boundary: str) -> None:
-    with pytest.raises(MalformedBody):
-        open_form(form(b"x"), boundary=boundary)
-
-
-@pytest.mark.parametrize("sent", range(0, len(form(b"content")), 7))
+# At last all but the line break at its end.
+@pytest.mark.parametrize("sent", [*range(0, len(form(b"content")), 7), len(form(b"content")) - 2])
 def test_a_form_shorter_than_declared_is_truncated_wherever_it_ends(sent: int) -> None:
     body = form(b"content")
 
@@ -541,16 +511,9 @@ def test_a_form_shorter_than_declared_is_truncated_wherever_it_ends(sent: int) -
         read_all(open_form(Chunks([body[:sent]] if sent else []), declared=len(body)))
 
 
-def test_a_form_whose_last_line_break_is_missing_is_truncated_if_it_was_declared() -> None:
-    body = form(b"content")
-
-    with pytest.raises(UploadTruncated):
-        read_all(open_form(Chunks([body[:-2]]), declared=len(body)))
-
-
 @pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"what comes here means nothing", b"x" * FRAMING])
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
-def test_an_epilogue_means_nothing(epilogue: bytes, chunked: bool) -> None:
+def test_an_epilogue_is_ignored(epilogue: bytes, chunked: bool) -> None:
     body = form(b"content", end=f"\r\n--{BOUNDARY}--".encode()) + epilogue
 
     assert read_all(open_form(Chunks(cut(body, 100, 30_000)), declared=len(body), chunked=chunked)) == b"content"
@@ -692,5 +655,5 @@ def test_other_digests_are_left_alone(header: str | None) -> None:
         pytest.param("sha-256=:é:", id="not-ascii"),
     ],
 )
-def test_a_sha_256_that_is_none_is_refused(header: str) -> None:
+def test_a_malformed_sha_256_is_refused(header: str) -> None:
     assert list(refused(lambda: raw({"Repr-Digest": header}))) == ["Repr-Digest"]

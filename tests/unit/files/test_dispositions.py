@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vault.core.errors import InputRefused
-from vault.files.rest.dispositions import name_of_part, name_of_raw_body
+from vault.files.names import name_of_part, name_of_raw_body
 
 REPORT = "отчёт.pdf"
 UTF8 = REPORT.encode()
