@@ -19,6 +19,7 @@ import vault.files.build
 import vault.keys.build
 import vault.mail.build
 import vault.objects.build
+from vault.auth import mails
 from vault.auth.erasing import FileShredding
 from vault.auth.hooks import Hooks
 from vault.auth.minting import LinkMinter
@@ -90,7 +91,7 @@ def wire(
     processes = Processes(core.sessions)
     audit = vault.audit.build.build(core, settings.audit)
     mailer = mailer or vault.mail.build.mailer_of(settings.mail)
-    mail = vault.mail.build.build(core, settings.site, mailer, LinkMinter(core.clock))
+    mail = vault.mail.build.build(core, settings.site, mailer, kinds=mails.KINDS, links=LinkMinter(core.clock))
     objects = vault.objects.build.build(
         core,
         settings.files,

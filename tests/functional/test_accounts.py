@@ -14,9 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from testing.vault import AUTH, EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Person, Vault, but_request_id, refusal
+from vault.auth import mails
 from vault.auth.models import EmailToken, User
 from vault.core.derived import derive_key
-from vault.mail.models import MailJob, MailKind
+from vault.mail.models import MailJob
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
@@ -244,7 +245,7 @@ def test_an_address_that_gets_no_mail_still_causes_a_job(vault: Vault, anna: Per
 
     with vault.container.core.sessions.begin() as session:
         jobs = session.scalars(sa.select(MailJob)).all()
-    assert [(job.kind, job.recipient, job.user_id) for job in jobs] == [(MailKind.VERIFY_EMAIL, None, None)] * 2
+    assert [(job.kind, job.recipient, job.user_id) for job in jobs] == [(mails.VERIFY_EMAIL.name, None, None)] * 2
     assert len(vault.queue) == 2
     vault.run_queue()
     assert vault.mailer.sent == []

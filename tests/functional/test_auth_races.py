@@ -13,9 +13,10 @@ from argon2 import PasswordHasher
 
 from testing.servers import wait_until
 from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Vault, at_once, refusal, works
+from vault.auth import mails
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.mail.addresses import parse_address
-from vault.mail.models import MailJob, MailKind, MailState
+from vault.mail.models import MailJob, MailState
 
 pytestmark = pytest.mark.uncounted
 
@@ -187,7 +188,7 @@ def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
         with vault.container.core.sessions.begin() as session:
             user = session.scalars(sa.select(User).where(User.email == person.email)).one()
             job = vault.container.mail.outbox.add(
-                session, MailKind.CHANGE_EMAIL, user, to=parse_address("new@example.org"), ip=None
+                session, mails.CHANGE_EMAIL, user, to=parse_address("new@example.org"), ip=None
             )
         vault.container.mail.outbox.deliver(job.job_id)
         tokens.append(vault.mailed_token("new@example.org"))

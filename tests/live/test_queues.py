@@ -10,9 +10,9 @@ from testing.mailbox import mailbox
 from testing.servers import wait_until
 from testing.services import redis_url
 from testing.stack import Stack, mailing
+from vault.auth import mails
 from vault.auth.models import User
 from vault.core.principal import Principal
-from vault.mail.models import MailKind
 
 NO_OPS = 100
 REGISTRATIONS = 30
@@ -70,6 +70,6 @@ def register_strangers(stack: Stack) -> None:
             user.created_at = clock()
             session.add(user)
         session.flush()
-        owed = [outbox.add(session, MailKind.VERIFY_EMAIL, user, ip=None) for user in strangers]
+        owed = [outbox.add(session, mails.VERIFY_EMAIL, user, ip=None) for user in strangers]
     for mail in owed:
         outbox.announce(mail)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.hooks import Hooks, call
 from vault.auth.models import User
 from vault.auth.pending import kill_links
@@ -17,7 +18,7 @@ from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, UserDisabled
 from vault.core.principal import Principal
 from vault.mail.addresses import Address
-from vault.mail.models import MailKind, Owed
+from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 
@@ -58,7 +59,7 @@ class Invitations:
             user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
             if user is not None and user.disabled_at is not None:
                 raise UserDisabled
-            if not self._outbox.has_room(session, MailKind.ADMIN_INVITATION, address.key, principal.ip):
+            if not self._outbox.has_room(session, mails.ADMIN_INVITATION, address.key, principal.ip):
                 raise Busy("Several invitations were mailed to this address within the hour. Wait before the next one.")
             is_new = user is None
             if user is None:
@@ -77,5 +78,5 @@ class Invitations:
                 session, principal, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
             )
             return self._outbox.add(
-                session, MailKind.ADMIN_INVITATION, user, ip=principal.ip, request_id=principal.request_id
+                session, mails.ADMIN_INVITATION, user, ip=principal.ip, request_id=principal.request_id
             )

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.admin.listing import WITH_STORAGE, UserFilter, UserInfo
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.erasing import Eraser
 from vault.auth.hooks import Hooks, call
@@ -23,7 +24,6 @@ from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.core.paging import Key, Page, page
 from vault.core.principal import Principal
 from vault.mail.addresses import Address
-from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 from vault.objects.models import StorageAccount
 
@@ -122,9 +122,9 @@ class Administration:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
                 raise UserDisabled
-            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, user.email_key, principal.ip)
+            has_room = self._outbox.has_room(session, mails.RESET_PASSWORD, user.email_key, principal.ip)
             owed = self._outbox.add(
-                session, MailKind.RESET_PASSWORD, user, ip=principal.ip, request_id=principal.request_id
+                session, mails.RESET_PASSWORD, user, ip=principal.ip, request_id=principal.request_id
             )
             self._audit.record(
                 session,

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
@@ -26,7 +27,7 @@ from vault.core.errors import InputRefused, InvalidToken, WrongPassword
 from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.addresses import Address
-from vault.mail.models import MailKind, Owed
+from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 # A used link answers again for this long: mail programs and people open links twice.
@@ -142,7 +143,7 @@ class Confirmations:
         who = principal.known_as(user.id, user.email)
         self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
         return self._outbox.add(
-            session, MailKind.EMAIL_CHANGED, user, to=old, ip=principal.ip, request_id=principal.request_id
+            session, mails.EMAIL_CHANGED, user, to=old, ip=principal.ip, request_id=principal.request_id
         )
 
     def _clear_away_unverified(self, session: Session, email_key: str, principal: Principal) -> None:

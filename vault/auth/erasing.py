@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.guessing import GuessLimiter
 from vault.auth.hooks import Hooks, call
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.core.principal import Principal
-from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
 # SQLite has one writer. This many files take it a few tenths of a second, 100,000 ten seconds.
@@ -70,9 +70,7 @@ class Eraser:
         user_id, files = user.id, some + self._files.all(session, user.id)
         kill_links(session, user_id)
         self._guess_limiter.forget(session, user.email_key)
-        owed = self._outbox.add(
-            session, MailKind.ACCOUNT_DELETED, user, ip=principal.ip, request_id=principal.request_id
-        )
+        owed = self._outbox.add(session, mails.ACCOUNT_DELETED, user, ip=principal.ip, request_id=principal.request_id)
         self._audit.record(session, principal, action, target=("user", user_id), files=files)
         call(self._hooks.on_erased, session, user_id)
         session.delete(user)

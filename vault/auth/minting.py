@@ -1,35 +1,32 @@
 """One-time links of accounts, made when the mail that carries one is sent."""
 
 import uuid
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from vault.auth import mails
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.tokens import mail_token_hash, new_mail_token
 from vault.mail.models import MailJob, MailKind
 
 # Lifetimes of links by kind of mail.
 LINK_LIFETIMES: Final = {
-    MailKind.VERIFY_EMAIL: timedelta(hours=24),
-    MailKind.CHANGE_EMAIL: timedelta(hours=24),
-    MailKind.RESET_PASSWORD: timedelta(hours=1),
-    MailKind.ADMIN_INVITATION: timedelta(hours=24),
+    mails.VERIFY_EMAIL: timedelta(hours=24),
+    mails.CHANGE_EMAIL: timedelta(hours=24),
+    mails.RESET_PASSWORD: timedelta(hours=1),
+    mails.ADMIN_INVITATION: timedelta(hours=24),
 }
 # Links that need the password which the account had at the request.
-_BOUND_TO_PASSWORD: Final = {MailKind.VERIFY_EMAIL, MailKind.CHANGE_EMAIL}
+_BOUND_TO_PASSWORD: Final = {mails.VERIFY_EMAIL, mails.CHANGE_EMAIL}
 
 
 class LinkMinter:
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
-
-    @property
-    def kinds(self) -> Set[MailKind]:
-        return LINK_LIFETIMES.keys()
 
     def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
         session.execute(
@@ -48,7 +45,7 @@ class LinkMinter:
         session.add(
             EmailToken(
                 user_id=user.id,
-                purpose=TokenPurpose(kind.value),
+                purpose=TokenPurpose(kind.name),
                 email=job.recipient,
                 email_key=job.recipient_key or user.email_key,
                 session_id=uuid.UUID(session_id) if session_id else None,
@@ -66,8 +63,8 @@ def _fits(kind: MailKind, user: User, job: MailJob) -> bool:
     # Jobs of older versions have none, and end with their password as well.
     if kind in _BOUND_TO_PASSWORD and job.password_version not in (None, user.password_version):
         return False
-    if kind is MailKind.CHANGE_EMAIL:
+    if kind is mails.CHANGE_EMAIL:
         return user.email_verified_at is not None
-    if kind is MailKind.VERIFY_EMAIL and user.email_verified_at is not None:
+    if kind is mails.VERIFY_EMAIL and user.email_verified_at is not None:
         return False
     return user.email == job.recipient

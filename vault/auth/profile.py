@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.admins import lock_active_admins, refuse_last_admin
 from vault.auth.erasing import Eraser
 from vault.auth.guessing import GuessLimiter, Verdict
@@ -21,7 +22,6 @@ from vault.auth.sessions import UserSessions
 from vault.core.errors import Busy, InputRefused, LastAdmin, NotFound, Unauthorized, WrongPassword
 from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
-from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 
 
@@ -83,7 +83,7 @@ class Profiles:
             kill_links(session, user.id)
             self._audit.record(session, principal, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
             owed = self._outbox.add(
-                session, MailKind.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
+                session, mails.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
             )
         self._outbox.announce(owed)
 
@@ -100,7 +100,7 @@ class Profiles:
             holder = session.scalar(
                 sa.select(User).where(User.email_key == address.key, User.email_verified_at.is_not(None))
             )
-            kind, recipient = (MailKind.ALREADY_REGISTERED, holder) if holder else (MailKind.CHANGE_EMAIL, user)
+            kind, recipient = (mails.ALREADY_REGISTERED, holder) if holder else (mails.CHANGE_EMAIL, user)
             to = None if holder else address
             asked = self._outbox.add(
                 session,
@@ -112,7 +112,7 @@ class Profiles:
                 request_id=principal.request_id,
             )
             told = self._outbox.add(
-                session, MailKind.EMAIL_CHANGE_REQUESTED, user, ip=principal.ip, request_id=principal.request_id
+                session, mails.EMAIL_CHANGE_REQUESTED, user, ip=principal.ip, request_id=principal.request_id
             )
             self._audit.record(session, principal, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
         for owed in (asked, told):

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
@@ -16,7 +17,7 @@ from vault.auth.pending import has_ended, lock_link
 from vault.core.errors import InvalidToken
 from vault.core.principal import Principal
 from vault.mail.addresses import parse_address
-from vault.mail.models import MailKind, Owed
+from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 
@@ -45,10 +46,10 @@ class Recovery:
         with self._sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key, User.disabled_at.is_(None)))
             who = principal.known_as(user.id, user.email) if user else principal
-            has_room = self._outbox.has_room(session, MailKind.RESET_PASSWORD, address.key, principal.ip)
+            has_room = self._outbox.has_room(session, mails.RESET_PASSWORD, address.key, principal.ip)
             to = None if user else address
             owed = self._outbox.add(
-                session, MailKind.RESET_PASSWORD, user, to=to, ip=principal.ip, request_id=principal.request_id
+                session, mails.RESET_PASSWORD, user, to=to, ip=principal.ip, request_id=principal.request_id
             )
             if user is not None and has_room:
                 self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=("user", user.id))
@@ -78,7 +79,7 @@ class Recovery:
             if found.purpose == TokenPurpose.ADMIN_INVITATION:
                 self._make_admin(session, user, who)
             return self._outbox.add(
-                session, MailKind.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
+                session, mails.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
             )
 
     def _make_admin(self, session: Session, user: User, who: Principal) -> None:

@@ -10,13 +10,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.hooks import Hooks, call
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.core.principal import Principal
 from vault.mail.addresses import Address, parse_address
-from vault.mail.models import MailKind, Owed
+from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 
@@ -59,7 +60,7 @@ class Registration:
             waiting = user if user is not None and user.email_verified_at is None else None
             to = None if waiting else address
             owed = self._outbox.add(
-                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
+                session, mails.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
             )
         self._outbox.announce(owed)
 
@@ -67,7 +68,7 @@ class Registration:
         with self._sessions.begin() as session:
             user = _by_key(session, address.key, lock=True)
             known = user is not None and user.email_verified_at is not None
-            kind = MailKind.ALREADY_REGISTERED if known else MailKind.VERIFY_EMAIL
+            kind = mails.ALREADY_REGISTERED if known else mails.VERIFY_EMAIL
             has_room = self._outbox.has_room(session, kind, address.key, principal.ip)
             if user is None:
                 user = User(id=uuid.uuid4(), email_key=address.key)

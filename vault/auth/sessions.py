@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.models import Role, User, UserSession
 from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
@@ -20,7 +21,7 @@ from vault.core.db import count_changed, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
 from vault.core.paging import Key, Page, in_order, page
 from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
-from vault.mail.models import MailKind, Owed
+from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 
@@ -222,9 +223,7 @@ class UserSessions:
         self._audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )
-        return self._outbox.add(
-            session, MailKind.REFRESH_REUSED, user, ip=principal.ip, request_id=principal.request_id
-        )
+        return self._outbox.add(session, mails.REFRESH_REUSED, user, ip=principal.ip, request_id=principal.request_id)
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
         return count_changed(

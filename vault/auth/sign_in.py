@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
+from vault.auth import mails
 from vault.auth.guessing import GuessLimiter, Lockout, Verdict
 from vault.auth.models import User
 from vault.auth.passwords import Passwords
@@ -17,7 +18,6 @@ from vault.core.db import count_changed, one_read
 from vault.core.errors import InvalidCredentials, VaultError
 from vault.core.principal import Principal
 from vault.mail.addresses import Address, parse_address
-from vault.mail.models import MailKind
 from vault.mail.outbox import Outbox
 from vault.observe.metrics import LOGIN_FAILURES
 
@@ -87,7 +87,7 @@ class SignIn:
         with self._sessions.begin() as session:
             to = None if waiting else address
             owed = self._outbox.add(
-                session, MailKind.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
+                session, mails.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
             )
             self._audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:

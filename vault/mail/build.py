@@ -1,5 +1,6 @@
 """Wiring of mail."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,7 +9,7 @@ import flask_mail
 from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_SKIP_MAIL
 from vault.core.parts import Core
 from vault.mail.messages import Mailer, MessageRenderer
-from vault.mail.models import Lane
+from vault.mail.models import Lane, MailKind
 from vault.mail.outbox import Links, Outbox
 from vault.mail.queue import MailQueue
 from vault.mail.sendgrid import SendGridMailer
@@ -30,17 +31,19 @@ class Mail:
     queue: MailQueue
 
 
-def build(core: Core, site: groups.Site, mailer: Mailer, links: Links) -> Mail:
+def build(core: Core, site: groups.Site, mailer: Mailer, *, kinds: Collection[MailKind], links: Links) -> Mail:
     """Build the outbox and the view of its queue. Workers send by `mailer`."""
     outbox = Outbox(
         core.sessions,
         mailer=mailer,
         renderer=MessageRenderer(site.public_url, site.frontend_base_url),
+        kinds=kinds,
         links=links,
         enqueue=lambda lane, job_id: core.publish(_TASKS[lane], job_id),
         clock=core.clock,
     )
-    return Mail(outbox=outbox, queue=MailQueue(core.sessions, announce=outbox.announce, clock=core.clock))
+    queue = MailQueue(core.sessions, announce=outbox.announce, lane_of=outbox.lane_of, clock=core.clock)
+    return Mail(outbox=outbox, queue=queue)
 
 
 def mailer_of(settings: groups.Mail) -> Mailer:

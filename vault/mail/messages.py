@@ -64,12 +64,7 @@ class MessageRenderer:
         host = urlsplit(public_url).hostname or ""
         # RFC 5322, 3.6.4, and RFC 5321, 4.1.3
         self._message_domain = f"[IPv6:{host}]" if ":" in host else host
-        self._pages = {
-            MailKind.VERIFY_EMAIL: f"{public_url}/verify-email",
-            MailKind.CHANGE_EMAIL: f"{public_url}/verify-email",
-            MailKind.RESET_PASSWORD: f"{frontend_base_url}/reset-password",
-            MailKind.ADMIN_INVITATION: f"{frontend_base_url}/reset-password",
-        }
+        self._urls = {"public_url": public_url, "frontend_base_url": frontend_base_url}
         self._templates = Environment(
             loader=PackageLoader("vault.mail"),
             undefined=StrictUndefined,
@@ -82,7 +77,10 @@ class MessageRenderer:
 
     def render(self, kind: MailKind, recipient: str, *, token: str | None = None) -> OutgoingMail:
         """Render a mail of this kind. Raises UndefinedError if its template needs a token and gets none."""
-        return self._rendered(kind, recipient, {} if token is None else {"link": f"{self._pages[kind]}?token={token}"})
+        if token is None:
+            return self._rendered(kind.name, recipient, {})
+        assert kind.page is not None
+        return self._rendered(kind.name, recipient, {"link": f"{kind.page.format(**self._urls)}?token={token}"})
 
     def render_test(self, recipient: str) -> OutgoingMail:
         """Render a mail that tests sending."""

@@ -4,29 +4,12 @@ import enum
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from vault.core.db import Base, UuidKey, db_now
-
-
-class MailKind(enum.StrEnum):
-    VERIFY_EMAIL = "verify_email"
-    ALREADY_REGISTERED = "already_registered"
-    REFRESH_REUSED = "refresh_reused"
-    RESET_PASSWORD = "reset_password"  # noqa: S105  # a kind, no password
-    PASSWORD_CHANGED = "password_changed"  # noqa: S105
-    CHANGE_EMAIL = "change_email"
-    EMAIL_CHANGE_REQUESTED = "email_change_requested"
-    EMAIL_CHANGED = "email_changed"
-    ACCOUNT_DELETED = "account_deleted"
-    ADMIN_INVITATION = "admin_invitation"
-
-
-# Mails that a stranger can cause for any address, with or without an account.
-REGISTRATION_KINDS: Final = (MailKind.VERIFY_EMAIL, MailKind.ALREADY_REGISTERED)
 
 
 class Lane(enum.StrEnum):
@@ -38,9 +21,18 @@ class Lane(enum.StrEnum):
     NO_OP = "no_op"
 
 
-def lane_of(kind: str) -> Lane:
-    """Return the lane of a kind, also of one that only a newer version knows."""
-    return Lane.REGISTRATION if kind in REGISTRATION_KINDS else Lane.ACCOUNT
+@dataclass(frozen=True, slots=True)
+class MailKind:
+    """A kind of mail, as a feature registers it. Its rows and its templates have its name.
+
+    `page` is where its one-time link leads, with the name of a base URL in braces. A mail that strangers can cause is
+    limited; notices of changes are always sent.
+    """
+
+    name: str
+    page: str | None = None
+    lane: Lane = Lane.ACCOUNT
+    is_limited: bool = True
 
 
 @dataclass(frozen=True, slots=True)

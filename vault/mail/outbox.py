@@ -6,7 +6,7 @@ tokens are made during sending, so no row holds one.
 
 import random
 import uuid
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -20,12 +20,10 @@ from vault.core.db import count_changed, db_now
 from vault.core.networks import network_of
 from vault.mail.addresses import Address
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
-from vault.mail.models import REGISTRATION_KINDS, Lane, MailJob, MailKind, MailState, Owed, is_due, lane_of
+from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed, is_due
 from vault.observe.metrics import MAIL_ATTEMPTS
 
 LEASE_SECONDS: Final = 60
-# Mails that strangers can cause. Notices of changes are always sent.
-_LIMITED: Final = {MailKind.ALREADY_REGISTERED, MailKind.EMAIL_CHANGE_REQUESTED}
 # Per hour, address and purpose: from one network, so that a stranger cannot use up the owner's, and from all.
 _JOBS_PER_NETWORK: Final = 3
 _JOBS_PER_ADDRESS: Final = 10
@@ -80,10 +78,6 @@ class Recipient(Protocol):
 class Links(Protocol):
     """Makes the one-time links of mails. Implemented above this package, which does not know accounts."""
 
-    @property
-    def kinds(self) -> Set[MailKind]:
-        """Return the kinds of mail that carry a link."""
-
     def lock_owner(self, session: Session, job_id: uuid.UUID) -> None:
         """Lock the account of a job, if it has one, against the end of its links."""
 
@@ -98,6 +92,7 @@ class Outbox:
         *,
         mailer: Mailer,
         renderer: MessageRenderer,
+        kinds: Collection[MailKind],
         links: Links,
         enqueue: Callable[[Lane, uuid.UUID], None],
         clock: Callable[[], datetime],
@@ -105,6 +100,7 @@ class Outbox:
         self._sessions = sessions
         self._mailer = mailer
         self._renderer = renderer
+        self._kinds = {kind.name: kind for kind in kinds}
         self._links = links
         self._enqueue = enqueue
         self._clock = clock
@@ -131,7 +127,7 @@ class Outbox:
         wanted_by = user if self.has_room(session, kind, to.key, ip) else None
         job = MailJob(
             id=uuid.uuid4(),
-            kind=kind,
+            kind=kind.name,
             recipient=to.as_given if wanted_by else None,
             recipient_key=to.key if wanted_by else None,
             network=network_of(ip),
@@ -144,19 +140,19 @@ class Outbox:
             request_id=request_id,
         )
         session.add(job)
-        return Owed(job.id, lane_of(kind) if wanted_by else Lane.NO_OP)
+        return Owed(job.id, kind.lane if wanted_by else Lane.NO_OP)
 
     def has_room(self, session: Session, kind: MailKind, email_key: str, ip: str | None) -> bool:
         """Return whether an address may get one more mail of this kind from `ip`. Blocks concurrent callers."""
-        if kind not in _LIMITED | self._links.kinds:
+        if not kind.is_limited:
             return True
         if session.get_bind().dialect.name == "postgresql":
-            lock = int.from_bytes(sha256(f"{kind} {email_key}".encode()).digest()[:8], "big", signed=True)
+            lock = int.from_bytes(sha256(f"{kind.name} {email_key}".encode()).digest()[:8], "big", signed=True)
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
         count = sa.func.count()
         recent = sa.select(count, count.filter(MailJob.network == network_of(ip))).where(
             MailJob.recipient_key == email_key,
-            MailJob.kind == kind,
+            MailJob.kind == kind.name,
             MailJob.created_at > self._clock() - timedelta(hours=1),
         )
         in_all, from_here = session.execute(recent).one()
@@ -166,14 +162,20 @@ class Outbox:
         """Publish a committed job. On failure the periodic pass finds it."""
         self._enqueue(owed.lane, owed.job_id)
 
+    def lane_of(self, kind: str) -> Lane:
+        """Return the lane of a kind, also of one that only a newer version knows."""
+        return self._kinds[kind].lane if kind in self._kinds else Lane.ACCOUNT
+
     def due(self, *, limit: int = 500) -> Sequence[Owed]:
         """Return due jobs, also those with an expired claim: accounts' first, up to `limit` per lane."""
-        of_registrations = MailJob.kind.in_(REGISTRATION_KINDS)
+        of_registrations = MailJob.kind.in_(
+            [kind.name for kind in self._kinds.values() if kind.lane == Lane.REGISTRATION]
+        )
         found: list[Owed] = []
         with self._sessions.begin() as session:
             for of_lane in (~of_registrations, of_registrations):
                 jobs = sa.select(MailJob.id, MailJob.kind).where(is_due(), of_lane).order_by(MailJob.next_attempt_at)
-                found += [Owed(job_id, lane_of(kind)) for job_id, kind in session.execute(jobs.limit(limit))]
+                found += [Owed(job_id, self.lane_of(kind)) for job_id, kind in session.execute(jobs.limit(limit))]
         return found
 
     def deliver(self, job_id: uuid.UUID) -> None:
@@ -230,16 +232,19 @@ class Outbox:
             if not _record(session, attempt, lease_until=db_now(LEASE_SECONDS)):
                 return None
             job = session.get_one(MailJob, attempt.job_id)
-            mail = self._wanted(session, MailKind(attempt.kind), job)
+            mail = self._wanted(session, job)
             if mail is None:
                 job.state, job.lease_until = MailState.VOID, None
                 MAIL_ATTEMPTS.labels(attempt.kind, "void").inc()
             return mail
 
-    def _wanted(self, session: Session, kind: MailKind, job: MailJob) -> OutgoingMail | None:
+    def _wanted(self, session: Session, job: MailJob) -> OutgoingMail | None:
+        kind = self._kinds.get(job.kind)
+        if kind is None:
+            raise ValueError(f"{job.kind} is a kind of mail that no feature has registered")
         if job.recipient is None:
             return None
-        if kind not in self._links.kinds:
+        if kind.page is None:
             return self._renderer.render(kind, job.recipient)
         token = self._links.mint(session, kind, job)
         return None if token is None else self._renderer.render(kind, job.recipient, token=token)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.core.db import db_now, run
-from vault.mail.models import MailJob, MailState, Owed, is_due, lane_of
+from vault.mail.models import Lane, MailJob, MailState, Owed, is_due
 
 _BATCH: Final = 500
 
@@ -41,10 +41,12 @@ class MailQueue:
         sessions: sessionmaker[Session],
         *,
         announce: Callable[[Owed], None],
+        lane_of: Callable[[str], Lane],
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._announce = announce
+        self._lane_of = lane_of
         self._clock = clock
 
     def counts(self) -> dict[str, int]:
@@ -95,7 +97,7 @@ class MailQueue:
                     ),
                 )
             for job_id, kind in kinds.items():
-                self._announce(Owed(job_id, lane_of(kind)))
+                self._announce(Owed(job_id, self._lane_of(kind)))
             retried.update(kinds)
         return retried
 

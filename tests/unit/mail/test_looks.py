@@ -10,8 +10,8 @@ import pytest
 
 from testing.browser import chromium
 from tests.unit.mail.test_messages import TOKEN, every_mail
+from vault.auth import mails
 from vault.mail.messages import MessageRenderer
-from vault.mail.models import MailKind
 
 TEXT_COLORS = {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}
 MEASURE = """
@@ -29,10 +29,10 @@ return {
 @pytest.mark.slow
 def test_mails_fit_narrow_and_wide_clients_and_follow_their_colours(tmp_path: Path) -> None:
     long_url = "https://a-very-long-name-of-a-vault.department-of-long-names.internal.example.org/applications/vault"
-    mails = every_mail(MessageRenderer("https://vault.example.org", "https://vault.example.org"))
-    mails.append(MessageRenderer(long_url, long_url).render(MailKind.ADMIN_INVITATION, "anna@example.org", token=TOKEN))
-    pages = [tmp_path / f"{number:02} {mail.subject}.html" for number, mail in enumerate(mails)]
-    for page, mail in zip(pages, mails, strict=True):
+    shown = every_mail(MessageRenderer("https://vault.example.org", "https://vault.example.org"))
+    shown.append(MessageRenderer(long_url, long_url).render(mails.ADMIN_INVITATION, "anna@example.org", token=TOKEN))
+    pages = [tmp_path / f"{number:02} {mail.subject}.html" for number, mail in enumerate(shown)]
+    for page, mail in zip(pages, shown, strict=True):
         page.write_text(mail.html)
 
     with chromium() as browser:

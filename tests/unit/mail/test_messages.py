@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, TemplateNotFound, UndefinedError, meta
 
+from vault.auth import mails
 from vault.auth.minting import LINK_LIFETIMES
 from vault.mail import messages
 from vault.mail.messages import MessageRenderer, OutgoingMail
@@ -15,7 +16,7 @@ PUBLIC_URL = "https://vault.example.org"
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqr"
 RECIPIENT = "anna@example.org"
 TEMPLATES = Path(messages.__file__).parent / "templates"
-NAMES = [*(kind.value for kind in MailKind), "test"]
+NAMES = [*(kind.name for kind in mails.KINDS), "test"]
 LANGUAGES = sorted(folder.name for folder in TEMPLATES.iterdir() if folder.is_dir())
 
 
@@ -29,7 +30,7 @@ def rendered(renderer: MessageRenderer, kind: MailKind) -> OutgoingMail:
 
 
 def every_mail(renderer: MessageRenderer) -> list[OutgoingMail]:
-    return [*(rendered(renderer, kind) for kind in MailKind), renderer.render_test(RECIPIENT)]
+    return [*(rendered(renderer, kind) for kind in mails.KINDS), renderer.render_test(RECIPIENT)]
 
 
 class _Paragraphs(HTMLParser):
@@ -55,9 +56,9 @@ class _Paragraphs(HTMLParser):
 
 
 def test_every_mail_is_a_text_and_a_page_for_one_reader(renderer: MessageRenderer) -> None:
-    mails = every_mail(renderer)
+    made = every_mail(renderer)
 
-    for mail in mails:
+    for mail in made:
         assert mail.recipient == RECIPIENT
         assert mail.text.startswith("Hello,\n")
         assert mail.text.endswith("\n")
@@ -68,7 +69,7 @@ def test_every_mail_is_a_text_and_a_page_for_one_reader(renderer: MessageRendere
         assert f'href="{PUBLIC_URL}' in mail.html
         assert RECIPIENT not in mail.subject + mail.text + mail.html
         assert "{{" not in mail.text + mail.html
-    assert len({mail.subject for mail in mails}) == len(mails)
+    assert len({mail.subject for mail in made}) == len(made)
 
 
 def test_subjects_are_one_line_of_ascii_that_a_list_has_room_for(renderer: MessageRenderer) -> None:
@@ -128,7 +129,7 @@ def test_a_variable_that_is_missing_is_an_error_in_every_template(
 def test_the_verification_link_stands_alone_and_whole(renderer: MessageRenderer) -> None:
     link = f"{PUBLIC_URL}/verify-email?token={TOKEN}"
 
-    mail = renderer.render(MailKind.VERIFY_EMAIL, RECIPIENT, token=TOKEN)
+    mail = renderer.render(mails.VERIFY_EMAIL, RECIPIENT, token=TOKEN)
 
     assert link in mail.text.splitlines()
     assert mail.html.count(link) == 2
@@ -138,10 +139,10 @@ def test_the_verification_link_stands_alone_and_whole(renderer: MessageRenderer)
 @pytest.mark.parametrize(
     ("kind", "page"),
     [
-        (MailKind.VERIFY_EMAIL, "https://vault.example.org/verify-email"),
-        (MailKind.CHANGE_EMAIL, "https://vault.example.org/verify-email"),
-        (MailKind.RESET_PASSWORD, "https://app.example.org/x/reset-password"),
-        (MailKind.ADMIN_INVITATION, "https://app.example.org/x/reset-password"),
+        (mails.VERIFY_EMAIL, "https://vault.example.org/verify-email"),
+        (mails.CHANGE_EMAIL, "https://vault.example.org/verify-email"),
+        (mails.RESET_PASSWORD, "https://app.example.org/x/reset-password"),
+        (mails.ADMIN_INVITATION, "https://app.example.org/x/reset-password"),
     ],
 )
 def test_reset_links_lead_to_the_frontend_and_the_others_to_the_service(kind: MailKind, page: str) -> None:
@@ -151,15 +152,15 @@ def test_reset_links_lead_to_the_frontend_and_the_others_to_the_service(kind: Ma
     assert mail.html.count(f"{page}?token={TOKEN}") == 2
 
 
-@pytest.mark.parametrize("kind", sorted(set(MailKind) - set(LINK_LIFETIMES)))
+@pytest.mark.parametrize("kind", [kind for kind in mails.KINDS if kind not in LINK_LIFETIMES])
 def test_a_notice_has_no_room_for_a_token(renderer: MessageRenderer, kind: MailKind) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(AssertionError):
         renderer.render(kind, RECIPIENT, token=TOKEN)
 
 
 def test_links_keep_the_path_of_the_public_url() -> None:
     mail = MessageRenderer("https://example.org/vault", "https://example.org/vault").render(
-        MailKind.VERIFY_EMAIL, RECIPIENT, token=TOKEN
+        mails.VERIFY_EMAIL, RECIPIENT, token=TOKEN
     )
 
     assert f"https://example.org/vault/verify-email?token={TOKEN}" in mail.text
@@ -167,23 +168,23 @@ def test_links_keep_the_path_of_the_public_url() -> None:
 
 def test_a_verification_mail_without_a_token_is_not_made(renderer: MessageRenderer) -> None:
     with pytest.raises(UndefinedError):
-        renderer.render(MailKind.VERIFY_EMAIL, RECIPIENT)
+        renderer.render(mails.VERIFY_EMAIL, RECIPIENT)
 
 
 def test_a_mail_that_needs_no_token_needs_none(renderer: MessageRenderer) -> None:
-    mail = renderer.render(MailKind.ALREADY_REGISTERED, RECIPIENT)
+    mail = renderer.render(mails.ALREADY_REGISTERED, RECIPIENT)
 
     assert "token" not in mail.text + mail.html
 
 
 def test_an_unknown_kind_is_a_mistake(renderer: MessageRenderer) -> None:
     with pytest.raises(TemplateNotFound):
-        renderer.render("newsletter", RECIPIENT)  # type: ignore[arg-type]
+        renderer.render(MailKind("newsletter"), RECIPIENT)
 
 
 def test_html_is_escaped_and_text_is_not() -> None:
     mail = MessageRenderer("https://example.org/a&b'c", "https://example.org/a&b'c").render(
-        MailKind.VERIFY_EMAIL, RECIPIENT, token='<"&>'
+        mails.VERIFY_EMAIL, RECIPIENT, token='<"&>'
     )
 
     assert "https://example.org/a&b'c/verify-email?token=<\"&>" in mail.text
@@ -203,14 +204,14 @@ def test_html_is_escaped_and_text_is_not() -> None:
 def test_message_ids_are_fresh_and_of_the_public_host(url: str, domain: str) -> None:
     renderer = MessageRenderer(url, url)
 
-    ids = {renderer.render(MailKind.ALREADY_REGISTERED, RECIPIENT).message_id for _ in range(5)}
+    ids = {renderer.render(mails.ALREADY_REGISTERED, RECIPIENT).message_id for _ in range(5)}
 
     assert len(ids) == 5
     assert all(re.fullmatch(rf"<[^@<>\s]+@{re.escape(domain)}>", message_id) for message_id in ids)
 
 
 def test_a_mails_repr_shows_neither_recipient_nor_content(renderer: MessageRenderer) -> None:
-    mail = renderer.render(MailKind.VERIFY_EMAIL, RECIPIENT, token=TOKEN)
+    mail = renderer.render(mails.VERIFY_EMAIL, RECIPIENT, token=TOKEN)
 
     assert RECIPIENT not in repr(mail)
     assert TOKEN not in repr(replace(mail, recipient="b@example.org"))

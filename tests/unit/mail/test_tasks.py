@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from testing.vault import Vault
+from vault.auth import mails
 from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REQUEUE_MAIL, TASK_SKIP_MAIL
-from vault.mail.models import MailKind
 
 
 def test_delivering_by_id_sends_the_mail(vault: Vault) -> None:
@@ -40,7 +40,7 @@ def test_a_mail_for_nobody_is_announced_like_any_other_and_its_task_does_nothing
 
 def test_an_argument_that_is_no_id_is_an_error(vault: Vault) -> None:
     with pytest.raises(ValueError, match="badly formed"):
-        vault.container.celery.tasks[TASK_DELIVER_MAIL].apply([MailKind.VERIFY_EMAIL], throw=True)
+        vault.container.celery.tasks[TASK_DELIVER_MAIL].apply([mails.VERIFY_EMAIL.name], throw=True)
 
 
 def test_each_applications_tasks_are_its_own(make_vault: Callable[..., Vault]) -> None:
