@@ -3,11 +3,9 @@
 import base64
 import json
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +14,7 @@ from moto import mock_aws
 from moto.kms.exceptions import AccessDeniedException, InvalidCiphertextException
 from moto.kms.utils import decrypt as moto_decrypt
 
+from testing.recorder import Asked, recorder
 from vault.core.aws_access import AwsAccess
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 
@@ -71,41 +70,24 @@ def _client() -> Any:
     return boto3.client("kms", region_name=REGION, aws_access_key_id=ACCESS[0], aws_secret_access_key=ACCESS[1])
 
 
-class _Answers(BaseHTTPRequestHandler):
-    """Hides nothing: the blob is a mark and the data key. Not for tests of secrets."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        operation = self.headers["X-Amz-Target"].rpartition(".")[2]
-        if operation == "Decrypt":
-            dek = base64.b64decode(asked["CiphertextBlob"]).removeprefix(b"wrapped:")
-        else:
-            dek = os.urandom(32) if operation == "GenerateDataKey" else base64.b64decode(asked["Plaintext"])
-        answer = {
-            "KeyId": asked["KeyId"],
-            "Plaintext": base64.b64encode(dek).decode(),
-            "CiphertextBlob": base64.b64encode(b"wrapped:" + dek).decode(),
-        }
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+def _answered(asked: Asked) -> tuple[int, bytes]:
+    """Hide nothing: the blob is a mark and the data key. Not for tests of secrets."""
+    wanted, operation = json.loads(asked.body), asked.headers["x-amz-target"].rpartition(".")[2]
+    if operation == "Decrypt":
+        dek = base64.b64decode(wanted["CiphertextBlob"]).removeprefix(b"wrapped:")
+    else:
+        dek = os.urandom(32) if operation == "GenerateDataKey" else base64.b64decode(wanted["Plaintext"])
+    answer = {
+        "KeyId": wanted["KeyId"],
+        "Plaintext": base64.b64encode(dek).decode(),
+        "CiphertextBlob": base64.b64encode(b"wrapped:" + dek).decode(),
+    }
+    return 200, json.dumps(answer).encode()
 
 
 @contextmanager
 def kms_server() -> Iterator[str]:
     """Yield the URL of a KMS for other processes, which accepts every ARN."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with recorder() as server:
+        server.answer = _answered
+        yield server.url

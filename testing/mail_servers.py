@@ -1,26 +1,25 @@
-"""Mail providers on this machine: recording and scripted SMTP servers, and SendGrid's API."""
+"""SMTP servers on this machine, recording and scripted, and their certificates."""
 
-import asyncio
 import datetime
 import email.policy
 import ipaddress
-import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from testing.stack import free_port
 
 
 class Inbox:
@@ -42,34 +41,16 @@ class Inbox:
 
 
 @contextmanager
-def smtp_server(inbox: Inbox, *, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
+def smtp_server(handler: Any, *, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
     """Run aiosmtpd on a free port of loopback; with `tls` it speaks TLS from the first byte."""
-    loop = asyncio.new_event_loop()
-    listening: Future[int] = Future()
-
-    async def serve() -> None:
-        server = await loop.create_server(
-            lambda: SMTP(inbox, hostname="mail.example.org", loop=loop, **options), "127.0.0.1", 0, ssl=tls
-        )
-        listening.set_result(server.sockets[0].getsockname()[1])
-        async with server:
-            await stopped.wait()
-        await asyncio.sleep(0)
-        rest = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    stopped = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
+    server = Controller(
+        handler, "127.0.0.1", free_port(), server_hostname="mail.example.org", ssl_context=tls, **options
+    )
+    server.start()
     try:
-        yield listening.result(timeout=120)
+        yield server.port
     finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        server.stop()
 
 
 LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -173,65 +154,3 @@ class ScriptedServer:
         stream.write(reply.encode() + b"\r\n")
         stream.flush()
         return True
-
-
-class SendGrid(ThreadingHTTPServer):
-    """Answers every request with `status`, `headers` and `body`, after `behave`; records requests."""
-
-    daemon_threads = True
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), SendGridHandler)
-        self._scheme = "http" if tls is None else "https"
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
-        self.status = 202
-        self.answer_headers: dict[str, str] = {}
-        self.body = b""
-        self.behave: Callable[[SendGridHandler], None] = lambda _: None
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.closing = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self.server_address[1]}"
-
-    def shutdown_request(self, request: Any) -> None:
-        # A connection that the client has cut cannot be shut down in order, and would be left open.
-        self.close_request(request)
-
-    def handle_error(self, *_: Any) -> None:
-        # Some of these tests make the client give up.
-        pass
-
-
-class SendGridHandler(BaseHTTPRequestHandler):
-    server: SendGrid
-
-    def do_POST(self) -> None:
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, dict(self.headers), payload))
-        self.server.behave(self)
-        self.send_response(self.server.status)
-        for name, value in self.server.answer_headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def sendgrid_server(tls: ssl.SSLContext | None = None) -> Iterator[SendGrid]:
-    """Run SendGrid on a free port of loopback; pending delays end with the context."""
-    with SendGrid(tls) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.closing.set()
-            server.shutdown()
-            thread.join()

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope
 
-from testing.stack import free_port
+from testing.mail_servers import smtp_server
 
 _TOKEN = re.compile(r"token=([A-Za-z0-9_-]+)")
 
@@ -78,11 +77,6 @@ class Mailbox:
 def mailbox() -> Iterator[Mailbox]:
     """Run a mail server on a free port of loopback, without TLS."""
     box = Mailbox()
-    server = Controller(box, hostname="127.0.0.1", port=free_port(), server_hostname="mail.example.org")
-    server.start()
-    box.port = server.port
-    try:
+    with smtp_server(box) as box.port:
         yield box
-    finally:
         box.hangs.clear()
-        server.stop()

@@ -1,8 +1,6 @@
 """Debian's nginx with the configuration of docs/operate/proxy.md, in front of a stack."""
 
-import datetime as dt
 import getpass
-import ipaddress
 import os
 import re
 import signal
@@ -13,15 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from testing.mail_servers import make_certificate
 from testing.proc import group_members
 from testing.servers import wait_until
 from testing.services import program
-from testing.stack import Stack, free_port
+from testing.stack import Client, Stack, free_port
 from vault.settings.config import ROOT
 
 # A distribution's nginx.conf around conf.d, with every path in the test's folder.
@@ -82,15 +77,13 @@ class Nginx:
             found += int(match[1])
         return found
 
-    def session(self, like: requests.Session | None = None) -> requests.Session:
-        """Return a client that trusts the certificate; with `like`, it has that client's token."""
-        session = requests.Session()
-        session.verify = str(self.certificate)
+    def client(self, like: Client) -> Client:
+        """Return that client, by way of nginx and with trust in its certificate."""
+        client = Client(self.url, like.token)
+        client.verify = str(self.certificate)
         # A bundle that the environment names would win.
-        session.trust_env = False
-        if like is not None:
-            session.headers.update(like.headers)
-        return session
+        client.trust_env = False
+        return client
 
 
 @contextmanager
@@ -98,7 +91,7 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = ""
     """Run nginx in front of the stack, without configuration lines that match `without`. `beside` is the
     administrator's configuration for all sites."""
     path, port, http_port = _path(), free_port(), free_port()
-    _make_certificate(folder)
+    make_certificate(folder)
     text = "\n".join(line for line in documented().splitlines() if not re.search(without, line))
     for old, new in {
         "server 127.0.0.1:8000": f"server 127.0.0.1:{stack.port}",
@@ -107,7 +100,7 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = ""
         "server_name vault.example.org;": "server_name 127.0.0.1;",
         "/var/log/nginx/vault.log": f"{folder}/access.log",
         "/etc/ssl/vault.example.org.pem": f"{folder}/certificate.pem",
-        "/etc/ssl/private/vault.example.org.key": f"{folder}/key.pem",
+        "/etc/ssl/private/vault.example.org.key": f"{folder}/certificate.pem",
     }.items():
         assert old in text, old
         text = text.replace(old, new)
@@ -138,30 +131,6 @@ def _path() -> str:
 def _answers(server: Nginx) -> bool:
     assert server.popen.poll() is None, (server.folder / "nginx.out").read_text()
     try:
-        return server.session().get(f"https://127.0.0.1:{server.port}/livez", timeout=2).ok
+        return requests.get(f"https://127.0.0.1:{server.port}/livez", verify=str(server.certificate), timeout=2).ok
     except requests.ConnectionError:
         return False
-
-
-def _make_certificate(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Secure Vault tests")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private = folder / "key.pem"
-    private.touch(mode=0o600)
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )

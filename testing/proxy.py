@@ -62,15 +62,18 @@ class Proxy:
     is called with every piece.
     """
 
-    def __init__(self, url: str, heard: Callable[[bytes], object] = lambda _: None) -> None:
+    def __init__(
+        self, url: str, heard: Callable[[bytes], object] = lambda _: None, *, listener: socket.socket | None = None
+    ) -> None:
         self._parts = urlsplit(url)
         self._heard = heard
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
         self._is_listening = self._is_hanging = False
-        self._listener = _bound(0)
-        self._port = int(self._listener.getsockname()[1])
+        self._listener = listener or _bound(0)
+        # A listener that is given may be in another network, where its port says nothing about this one.
+        self._port = 0 if listener else int(self._listener.getsockname()[1])
 
     @property
     def url(self) -> str:

@@ -43,6 +43,15 @@ def exchange(port: int, request: bytes, *, half_close: bool = False) -> bytes:
         return everything(connection)
 
 
+def upload_regardless(connection: socket.socket, authorization: str, block: bytes, count: int, framing: str) -> bytes:
+    """Send an upload of so many blocks to its last byte, raw or chunked, and read only then."""
+    length = f"Content-Length: {len(block) * count}" if framing == "raw" else "Transfer-Encoding: chunked"
+    connection.sendall(head("POST", "/api/v1/files?name=large.bin", authorization, length))
+    for _ in range(count):
+        connection.sendall(block if framing == "raw" else b"%x\r\n%s\r\n" % (len(block), block))
+    return everything(connection)
+
+
 @contextmanager
 def trickling(writers: Iterable[socket.socket], readers: Iterable[socket.socket] = ()) -> Iterator[None]:
     """During the block each writer sends one byte and each reader takes one, every tenth of a second."""

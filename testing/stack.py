@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 import sqlalchemy as sa
@@ -74,6 +75,28 @@ class Process:
         self.popen.wait()
 
 
+class Client(requests.Session):
+    """An account over HTTP; `authorization` is its header as a line of a request."""
+
+    def __init__(self, url: str, token: str, refresh_token: str = "") -> None:
+        super().__init__()
+        self.url, self.token, self.refresh_token = url, token, refresh_token
+        self.authorization = f"Authorization: Bearer {token}"
+        self.headers["Authorization"] = f"Bearer {token}"
+
+    def upload(self, content: Any, name: str = "stored.bin") -> dict[str, Any]:
+        """Store a file as a raw body; return its JSON."""
+        answer = self.post(f"{self.url}/files", params={"name": name}, data=content, timeout=120)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+
+def mailed_token(mails: Callable[[], str]) -> str:
+    """Return the first token in a text of mails, once there is one."""
+    wait_until(lambda: "token=" in mails(), seconds=60, what="the mail")
+    return re.findall(r"token=([\w-]+)", mails())[0]
+
+
 @dataclass
 class Stack:
     """One vault in its own folder. `env` is its processes' environment beyond the machine's basics."""
@@ -90,12 +113,37 @@ class Stack:
         self.port = self.port or free_port()
         self.env["PORT"] = str(self.port)
         self.env["METRICS_BIND"] = f"127.0.0.1:{_four_free_ports()}"
-        self.env["PUBLIC_URL"] = f"http://127.0.0.1:{self.port}"
+        self.env["PUBLIC_URL"] = self.root
         self.container = wire(Settings.load(self.env, env_file=None))
 
     @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api/v1"
+        return f"{self.root}/api/v1"
+
+    def sql(self, statement: str, **values: object) -> list[Any]:
+        """Run a statement on the database, past the vault; return its rows."""
+        with self.container.core.engine.begin() as connection:
+            result = connection.execute(sa.text(statement), values)
+            return list(result) if result.returns_rows else []
+
+    def set_quota(self, email: str, quota_bytes: int) -> None:
+        change = "UPDATE storage_accounts SET quota_bytes = :quota FROM users WHERE id = owner_id AND email = :email"
+        self.sql(change, quota=quota_bytes, email=email)
+
+    def is_up(self) -> bool:
+        try:
+            return requests.get(f"{self.root}/livez", timeout=2).ok
+        except requests.ConnectionError:
+            return False
+
+    def ready(self, check: str) -> tuple[int, str, str]:
+        """Return the status of /readyz, its word, and the state of one check."""
+        answer = requests.get(f"{self.root}/readyz", timeout=10)
+        return answer.status_code, answer.json()["status"], answer.json()["checks"][check]
 
     def beside(self, **settings: str) -> "Stack":
         """Return the same installation with its own port and processes; closed with this one."""
@@ -117,13 +165,13 @@ class Stack:
             check=check,
         )
 
-    def start(self, *command: str, name: str) -> Process:
+    def start(self, *command: str, name: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Process:
         log = self.folder / f"{name}-{len([*self.folder.glob('*.log')])}.log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
-                cwd=ROOT,
-                env=self.environ(),
+                cwd=cwd,
+                env=env or self.environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -140,10 +188,7 @@ class Stack:
 
         def answers() -> bool:
             assert api.popen.poll() is None, api.output
-            try:
-                return requests.get(f"http://127.0.0.1:{self.port}/livez", timeout=2).ok
-            except requests.ConnectionError:
-                return False
+            return self.is_up()
 
         wait_until(answers, seconds=_START_SECONDS, what="the API answering")
         return api
@@ -162,32 +207,30 @@ class Stack:
             "celery", "--app", "celery_worker", "--quiet", "beat", "--pidfile", "", "--loglevel", "WARNING", name="beat"
         )
 
-    def sign_up(self, email: str = "anna@example.org") -> requests.Session:
+    def sign_up(self, email: str = "anna@example.org") -> Client:
         """Sign in over HTTP to a verified account, made without mail."""
         register = requests.post(f"{self.url}/auth/register", json={"email": email, "password": PASSWORD}, timeout=120)
         assert register.status_code == 202, register.text
-        with self.container.core.engine.begin() as connection:
-            connection.execute(
-                sa.text("UPDATE users SET email_verified_at = created_at WHERE email = :email"), {"email": email}
-            )
+        self.sql("UPDATE users SET email_verified_at = created_at WHERE email = :email", email=email)
         return self.sign_in(email)
 
-    def sign_in(self, email: str) -> requests.Session:
+    def sign_in(self, email: str = "anna@example.org") -> Client:
         answer = requests.post(f"{self.url}/auth/login", json={"email": email, "password": PASSWORD}, timeout=120)
         assert answer.status_code == 200, answer.text
-        person = requests.Session()
-        person.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        return person
+        return Client(self.url, answer.json()["access_token"], answer.json()["refresh_token"])
+
+    def sign_up_by_mail(self, email: str, mails: Callable[[], str]) -> Client:
+        """Register, confirm the address with the first token of `mails`, and sign in."""
+        account = {"email": email, "password": PASSWORD}
+        assert requests.post(f"{self.url}/auth/register", json=account, timeout=120).status_code == 202
+        token = mailed_token(mails)
+        assert requests.post(f"{self.url}/auth/login", json=account, timeout=120).status_code == 401
+        fields = {"token": token, "password": PASSWORD}
+        assert requests.post(f"{self.url}/auth/verify-email", json=fields, timeout=120).status_code == 200
+        return self.sign_in(email)
 
     def states(self) -> list[str]:
-        with self.container.core.engine.begin() as connection:
-            return sorted(connection.scalars(sa.text("SELECT state FROM files")))
-
-    def bytes_counted(self) -> tuple[int, int]:
-        """Return used_bytes and reserved_bytes of all accounts together."""
-        with self.container.core.engine.begin() as connection:
-            row = connection.execute(sa.text("SELECT sum(used_bytes), sum(reserved_bytes) FROM storage_accounts")).one()
-        return int(row[0]), int(row[1])
+        return sorted(state for (state,) in self.sql("SELECT state FROM files"))
 
     def end_leases(self, in_seconds: float = -1) -> None:
         """End leases of uploads and shredded rows then; by default they are over."""
@@ -201,9 +244,8 @@ class Stack:
     def has_raised_epoch(self) -> bool:
         """Return whether the API's workers have raised a new database's epoch, and the store has the last one. Before,
         one of them may be writing it."""
-        store = self.container.objects.store
-        with self.container.core.engine.begin() as connection:
-            raised = connection.scalar(sa.text("SELECT epoch FROM installation")) or 0
+        store, rows = self.container.objects.store, self.sql("SELECT epoch FROM installation")
+        raised = rows[0][0] if rows else 0
         if raised < int(self.env["WEB_WORKERS"]):
             return False
         try:
@@ -223,7 +265,8 @@ class Stack:
 
     def remains(self) -> tuple[list[str], list[str], int, int]:
         """Return rows, objects, unfinished writes and reserved bytes, which a crash must not add to."""
-        return self.states(), self.objects(), self.container.objects.store.unfinished(), self.bytes_counted()[1]
+        ((reserved,),) = self.sql("SELECT sum(reserved_bytes) FROM storage_accounts")
+        return self.states(), self.objects(), self.container.objects.store.unfinished(), int(reserved)
 
     def accounts_agree(self) -> bool:
         """Return whether each account's used and reserved bytes are exactly its rows'."""
@@ -255,9 +298,10 @@ class Stack:
 
 
 @contextmanager
-def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
+def embedded(folder: Path, s3: RcloneS3 | None = None, **settings: str) -> Iterator[Stack]:
     """Run SQLite, a directory, Celery's filesystem transport, console mail, unless `settings` say otherwise."""
-    stack = Stack(folder, environment(folder, TESTING="", WEB_WORKERS="2", WEB_THREADS="32", **settings))
+    live = {"TESTING": "", "WEB_WORKERS": "2", "WEB_THREADS": "32"}
+    stack = Stack(folder, environment(folder, **{**live, **settings}), s3=s3)
     migrate(stack.container)
     try:
         yield stack
@@ -268,52 +312,30 @@ def embedded(folder: Path, **settings: str) -> Iterator[Stack]:
 @contextmanager
 def production(folder: Path, **settings: str) -> Iterator[Stack]:
     """Run PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
-    with ExitStack() as servers:
-        database = servers.enter_context(postgres_database())
-        broker = servers.enter_context(redis_url())
-        s3 = servers.enter_context(rclone_s3())
-        env = environment(
-            folder,
-            TESTING="",
-            WEB_WORKERS="2",
-            WEB_THREADS="32",
-            DATABASE_URL=database,
-            CELERY_BROKER_URL=broker,
-            STORAGE_DIR="",
-            S3_BUCKET_NAME=s3.create_bucket(),
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_REGION=s3.region,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-            **settings,
-        )
-        stack = Stack(folder, env, s3=s3)
-        migrate(stack.container)
-        try:
+    with postgres_database() as database, redis_url() as broker, rclone_s3() as s3:
+        servers = {
+            "DATABASE_URL": database,
+            "CELERY_BROKER_URL": broker,
+            "STORAGE_DIR": "",
+            "S3_BUCKET_NAME": s3.create_bucket(),
+            "S3_ENDPOINT_URL": s3.endpoint_url,
+            "AWS_REGION": s3.region,
+            "AWS_ACCESS_KEY_ID": s3.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        }
+        with embedded(folder, s3, **{**servers, **settings}) as stack:
             yield stack
-        finally:
-            stack.close()
 
 
 @contextmanager
 def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
     """Run PostgreSQL, a directory, and plain SMTP to a port of loopback, with quick passwords and no limits; Celery's
     filesystem transport unless CELERY_BROKER_URL says otherwise."""
-    with postgres_database() as database:
-        # The cheapest hashing that settings allow.
-        quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8"}
-        mail = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp_port)}
-        env = environment(
-            folder,
-            TESTING="",
-            WEB_WORKERS="2",
-            WEB_THREADS="8",
-            DATABASE_URL=database,
-            **{**quick, **mail, "SMTP_SECURITY": "none", **settings},
-        )
-        stack = Stack(folder, env)
-        migrate(stack.container)
-        try:
-            yield stack
-        finally:
-            stack.close()
+    # The cheapest hashing that settings allow.
+    quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8", "WEB_THREADS": "8"}
+    mail = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp_port), "SMTP_SECURITY": "none"}
+    with (
+        postgres_database() as database,
+        embedded(folder, **{"DATABASE_URL": database, **quick, **mail, **settings}) as stack,
+    ):
+        yield stack

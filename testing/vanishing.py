@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from testing.proxy import Proxy
 from testing.services import program
 
 _CLONE_NEWNET: Final = 0x40000000
-_PORT: Final = 5432
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,12 @@ def vanishing_host(url: str) -> Iterator[VanishingHost]:
         _ip("link", "set", f"{name}a", "up")
         _ip("-n", name, "addr", "add", f"{host}/30", "dev", f"{name}b")
         _ip("-n", name, "link", "set", f"{name}b", "up")
-        listener = _listening_in(name, host)
         parts = urlsplit(url)
-        server = (parts.hostname or "127.0.0.1", parts.port or _PORT)
-        threading.Thread(target=_accept, args=(listener, server), daemon=True).start()
         user, at, _ = parts.netloc.rpartition("@")
-        try:
-            yield VanishingHost(parts._replace(netloc=f"{user}{at}{host}:{_PORT}").geturl(), name, client)
-        finally:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        listener = _listening_in(name, host)
+        address = f"{user}{at}{host}:{listener.getsockname()[1]}"
+        with Proxy(url, listener=listener):
+            yield VanishingHost(parts._replace(netloc=address).geturl(), name, client)
     finally:
         # This deletes the cable too.
         _ip("netns", "del", name)
@@ -85,34 +80,10 @@ def _listening_in(namespace: str, host: str) -> socket.socket:
     def listen() -> None:
         descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
         if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) == 0:
-            made.append(socket.create_server((host, _PORT)))
+            made.append(socket.create_server((host, 0)))
         os.close(descriptor)
 
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
     return made[0]
-
-
-def _accept(listener: socket.socket, server: tuple[str, int]) -> None:
-    with suppress(OSError):
-        while True:
-            client, _ = listener.accept()
-            threading.Thread(target=_serve, args=(client, server), daemon=True).start()
-
-
-def _serve(client: socket.socket, server: tuple[str, int]) -> None:
-    with client, socket.create_connection(server) as behind:
-        back = threading.Thread(target=_carry, args=(behind, client), daemon=True)
-        back.start()
-        _carry(client, behind)
-        back.join()
-
-
-def _carry(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from click.testing import Result
 
-from testing.mail_servers import Inbox, sendgrid_server, smtp_server
+from testing.mail_servers import Inbox, smtp_server
+from testing.recorder import recorder
 from testing.settings import make_settings
 from testing.vault import PASSWORD, Person, Vault
 from vault import create_app
@@ -249,10 +250,11 @@ def test_a_test_mail_goes_through_the_smtp_server_of_the_settings(tmp_path: Path
 
 
 def test_a_test_mail_goes_to_sendgrid_and_its_refusal_is_told_without_the_key(tmp_path: Path) -> None:
-    with sendgrid_server() as server:
+    with recorder() as server:
+        server.answer = lambda _: (202, b"")
         settings = {"SENDGRID_API_KEY": "SG.key-of-everything", "SENDGRID_ENDPOINT_URL": server.url}
         accepted = sent_by(tmp_path, "anna@example.org", EMAIL_PROVIDER="sendgrid", **settings)
-        server.status, server.body = 401, json.dumps({"errors": [{"message": "no such key"}]}).encode()
+        server.answer = lambda _: (401, json.dumps({"errors": [{"message": "no such key"}]}).encode())
         refused = sent_by(tmp_path, "anna@example.org", EMAIL_PROVIDER="sendgrid", **settings)
 
     assert (accepted.exit_code, refused.exit_code) == (0, 1)

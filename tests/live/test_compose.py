@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from testing import compose
 from testing.mailbox import Mailbox, mailbox
 from testing.project import ScriptsProject
 from testing.servers import rclone_s3, wait_until
 from testing.services import postgres_database, redis_url
-from testing.stack import BIN, Stack
+from testing.stack import BIN, Stack, mailed_token
 from testing.vault import PASSWORD
 from vault.settings.config import ROOT
-
-# One worker runs this module, so that the services are started once.
-pytestmark = pytest.mark.xdist_group("compose")
 
 ADDRESS = "zoe@example.org"
 PHOTO = os.urandom(9_000_000)
@@ -77,7 +73,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
         minio = services["minio"]["environment"]
         s3.access_key_id, s3.secret_access_key = minio["MINIO_ROOT_USER"], minio["MINIO_ROOT_PASSWORD"]
         s3.restart()
-        # The names of services, which Compose lets find them, and their data, which is nobody else's there.
+        # The names of services, by which Compose finds them. Each has its data to itself.
         places = {
             f"postgresql://vault:{env_file['POSTGRES_PASSWORD']}@postgres:5432/vault": postgres_database(),
             f"redis://:{env_file['REDIS_PASSWORD']}@redis:6379/0": redis_url(),
@@ -108,10 +104,7 @@ def running(composed: Composed, bootstrap: list[subprocess.CompletedProcess[str]
     def answers() -> bool:
         for process in composed.stack.processes:
             assert process.popen.poll() is None, process.output
-        try:
-            return requests.get(f"http://127.0.0.1:{composed.stack.port}/livez", timeout=2).ok
-        except requests.ConnectionError:
-            return False
+        return composed.stack.is_up()
 
     wait_until(answers, seconds=60, what="the API answering")
     return composed
@@ -125,29 +118,19 @@ def test_the_bootstrap_makes_the_bucket_once(composed: Composed, bootstrap: list
 
 
 def test_the_journey_through_what_the_file_starts(running: Composed) -> None:
-    url, account = running.stack.url, {"email": ADDRESS, "password": PASSWORD}
-    assert requests.post(f"{url}/auth/register", json=account, timeout=120).status_code == 202
-    wait_until(lambda: "token=" in running.inbox.text(), seconds=60, what="the mail")
-    token = re.search(r"token=([\w-]+)", running.inbox.text())
-    assert token is not None
-    verified = requests.post(f"{url}/auth/verify-email", json={"token": token[1], "password": PASSWORD}, timeout=120)
-    assert verified.status_code == 200
-    login = requests.post(f"{url}/auth/login", json=account, timeout=120)
-    assert login.status_code == 200
-    person = requests.Session()
-    person.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
+    person = running.stack.sign_up_by_mail(ADDRESS, running.inbox.text)
 
-    stored = person.post(f"{url}/files", files={"file": ("photo.jpg", PHOTO)}, timeout=120)
-    content = person.get(f"{url}/files/{stored.json()['id']}/content", timeout=120)
+    file_url = f"{person.url}/files/{person.upload(PHOTO)['id']}"
+    content = person.get(f"{file_url}/content", timeout=120)
     objects = running.stack.objects()
-    deleted = person.delete(f"{url}/files/{stored.json()['id']}", timeout=120)
+    deleted = person.delete(file_url, timeout=120)
 
-    assert (stored.status_code, content.status_code, deleted.status_code) == (201, 200, 204)
+    assert (content.status_code, deleted.status_code) == (200, 204)
     assert content.content == PHOTO
     assert len(objects) == 1
     # The other worker's part.
     wait_until(lambda: running.stack.objects() == [], seconds=60, what="the object being removed")
-    assert running.stack.logged([PASSWORD, token[1], login.json()["access_token"]]) == []
+    assert running.stack.logged([PASSWORD, mailed_token(running.inbox.text), person.token]) == []
 
 
 @pytest.mark.parametrize("service", ["mail", "maintenance"])

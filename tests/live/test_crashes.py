@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
+from testing.raw import connect, everything, head
 from testing.servers import wait_until
-from testing.stack import Stack, embedded, production
+from testing.stack import Client, Stack, embedded, production
 from testing.vault import PASSWORD, migrate
 from vault.objects.reaper import ReapReport
-
-# One worker runs this module, so that each stack is started once.
-pytestmark = pytest.mark.xdist_group("crashes")
 
 MIB = 1024 * 1024
 BODY = os.urandom(12 * MIB)
@@ -37,32 +35,24 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-@pytest.fixture(scope="module")
-def person(stack: Stack) -> requests.Session:
-    return stack.sign_up()
-
-
 class SlowUpload:
     """An upload over a bare socket, sent piece by piece. `framing` is raw, form or chunked."""
 
-    def __init__(self, stack: Stack, person: requests.Session, body: bytes, *, framing: str = "raw") -> None:
+    def __init__(self, stack: Stack, person: Client, body: bytes, *, framing: str = "raw") -> None:
         self.body = body
         content_type, query = "application/octet-stream", "?name=slow.bin"
         if framing == "form":
-            head = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="slow.bin"\r\n\r\n'
-            self.body = head + body + b"\r\n--edge--\r\n"
+            field = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="slow.bin"\r\n\r\n'
+            self.body = field + body + b"\r\n--edge--\r\n"
             content_type, query = "multipart/form-data; boundary=edge", ""
         if framing == "chunked":
             pieces = [body[at : at + MIB] for at in range(0, len(body), MIB)]
             self.body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, b""])
         length = "Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {len(self.body)}"
         self.sent = 0
-        self._socket = socket.create_connection(("127.0.0.1", stack.port), timeout=120)
-        self._socket.sendall(
-            f"POST /api/v1/files{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-            f"Authorization: {person.headers['Authorization']!s}\r\nContent-Type: {content_type}\r\n"
-            f"{length}\r\n\r\n".encode()
-        )
+        self._socket = connect(stack.port)
+        lines = ("Connection: close", person.authorization, f"Content-Type: {content_type}", length)
+        self._socket.sendall(head("POST", f"/api/v1/files{query}", *lines))
 
     def send(self, upto: int) -> None:
         """Send the body up to this position."""
@@ -76,11 +66,8 @@ class SlowUpload:
         self._socket.close()
 
     def answer(self) -> bytes:
-        pieces = []
         with self._socket:
-            while piece := self._socket.recv(65536):
-                pieces.append(piece)
-        return b"".join(pieces)
+            return everything(self._socket)
 
 
 def answered(stack: Stack) -> int:
@@ -92,7 +79,7 @@ def answered(stack: Stack) -> int:
 @pytest.mark.parametrize("framing", ["raw", "form", "chunked"])
 @pytest.mark.parametrize("at", [0, 1, 300_000, 9 * MIB, -1], ids=["headers", "first byte", "segment", "part", "end"])
 def test_a_client_that_hangs_up_leaves_nothing(
-    stack: Stack, person: requests.Session, at: int, framing: str, by_reset: bool
+    stack: Stack, person: Client, at: int, framing: str, by_reset: bool
 ) -> None:
     before, answered_before = stack.remains(), answered(stack)
     upload = SlowUpload(stack, person, BODY, framing=framing)
@@ -105,8 +92,8 @@ def test_a_client_that_hangs_up_leaves_nothing(
     assert stack.remains() == before
 
 
-def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person: requests.Session) -> None:
-    kept = person.post(f"{stack.url}/files?name=kept.bin", data=BODY).json()
+def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person: Client) -> None:
+    kept = person.upload(BODY, "kept.bin")
     before = stack.remains()
     upload = SlowUpload(stack, person, BODY)
     upload.send(11 * MIB)
@@ -126,32 +113,18 @@ def test_a_killed_api_leaves_nothing_after_lease_and_reaper(stack: Stack, person
     assert person.get(f"{stack.url}/files/{kept['id']}/content").content == BODY
 
 
-def test_a_reaper_beside_a_slow_upload_never_touches_it(stack: Stack, person: requests.Session) -> None:
+def test_a_reaper_never_touches_a_slow_upload_even_if_its_lease_is_almost_over(stack: Stack, person: Client) -> None:
     upload = SlowUpload(stack, person, BODY)
 
     for position in (300_000, 5 * MIB, 9 * MIB):
         upload.send(position)
         wait_until(lambda: "pending" in stack.states(), what="the reservation")
         assert stack.reap() == ReapReport()
-    upload.send(len(upload.body))
-    answer = upload.answer()
-
-    assert answer.startswith(b"HTTP/1.1 201 ")
-    stored = [f for f in person.get(f"{stack.url}/files").json()["items"] if f["name"] == "slow.bin"]
-    assert person.get(f"{stack.url}/files/{stored[0]['id']}/content").content == BODY
-
-
-def test_a_reaper_leaves_an_upload_whose_lease_is_almost_over(stack: Stack, person: requests.Session) -> None:
-    upload = SlowUpload(stack, person, BODY)
-    upload.send(9 * MIB)
-    wait_until(lambda: "pending" in stack.states(), what="the reservation")
     # Longer than the reaper takes, and not as long as the next renewal may be away.
     stack.end_leases(in_seconds=25)
-
-    report = stack.reap()
+    assert stack.reap() == ReapReport()
     upload.send(len(upload.body))
 
-    assert report == ReapReport()
     answer = upload.answer()
     assert answer.startswith(b"HTTP/1.1 201 ")
     stored = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -159,7 +132,7 @@ def test_a_reaper_leaves_an_upload_whose_lease_is_almost_over(stack: Stack, pers
 
 
 def test_an_upload_that_lost_its_lease_to_the_reaper_is_refused_and_leaves_nothing(
-    stack: Stack, person: requests.Session
+    stack: Stack, person: Client
 ) -> None:
     before = stack.remains()
     upload = SlowUpload(stack, person, BODY)
@@ -177,20 +150,20 @@ def test_an_upload_that_lost_its_lease_to_the_reaper_is_refused_and_leaves_nothi
     assert stack.remains() == before
 
 
-def test_damage_in_the_middle_breaks_the_connection_before_the_segment(stack: Stack, person: requests.Session) -> None:
-    stored = person.post(f"{stack.url}/files?name=damaged.bin", data=BODY).json()
+def test_damage_in_the_middle_breaks_the_connection_before_the_segment(stack: Stack, person: Client) -> None:
+    stored = person.upload(BODY, "damaged.bin")
     key = next(key for key in stack.objects() if key.endswith(stored["etag"]))
-    path = next(
-        path for path in (stack.folder / "store", *_s3_folders(stack)) for path in path.rglob(key) if path.is_file()
-    )
+    folder = stack.s3.data_folder if stack.s3 else stack.folder / "store"
+    path = next(path for path in folder.rglob(key) if path.is_file())
     damaged = bytearray(path.read_bytes())
     damaged[20 * 262_144 + 1000] ^= 1
     path.write_bytes(damaged)
 
     answer = person.get(f"{stack.url}/files/{stored['id']}/content", stream=True)
-    received, error = _read_until_error(answer)
+    received = bytearray()
+    with answer, pytest.raises((requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
+        list(map(received.extend, answer.iter_content(65536)))
 
-    assert isinstance(error, requests.exceptions.ChunkedEncodingError | requests.ConnectionError)
     assert answer.status_code == 200
     assert len(received) <= 20 * 262_112 - 96
     assert received == BODY[: len(received)]
@@ -199,17 +172,16 @@ def test_damage_in_the_middle_breaks_the_connection_before_the_segment(stack: St
 
 
 def test_an_empty_database_beside_a_full_store_writes_and_deletes_nothing(
-    stack: Stack, person: requests.Session, tmp_path: Path
+    stack: Stack, person: Client, tmp_path: Path
 ) -> None:
-    person.post(f"{stack.url}/files?name=precious.bin", data=b"precious")
+    person.upload(b"precious", "precious.bin")
     before = _fingerprint(stack)
     stranger = Stack(tmp_path, {**stack.env, "DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"})
     migrate(stranger.container)
     try:
         stranger.start_api()
-        somebody = stranger.sign_up()
 
-        answer = somebody.post(f"{stranger.url}/files?name=x", data=b"x")
+        answer = stranger.sign_up().post(f"{stranger.url}/files?name=x", data=b"x")
         reaped = stranger.run("flask", "files", "reap", "--orphans", "--yes", "--max", "100", check=False)
     finally:
         stranger.close()
@@ -220,27 +192,11 @@ def test_an_empty_database_beside_a_full_store_writes_and_deletes_nothing(
     assert _fingerprint(stack) == before
 
 
-def test_logs_of_all_this_hold_no_secret_name_or_address(stack: Stack, person: requests.Session) -> None:
-    token = str(person.headers["Authorization"]).removeprefix("Bearer ")
+def test_the_logs_hold_no_secret_name_or_address(stack: Stack, person: Client) -> None:
     keys = [key.rpartition("/")[2] for key in stack.objects()]
     names = ["slow.bin", "kept.bin", "damaged.bin", "precious.bin"]
 
-    assert stack.logged([PASSWORD, token, "anna@", "example.org", *names, *keys]) == []
-
-
-def _read_until_error(answer: requests.Response) -> tuple[bytes, Exception | None]:
-    received = bytearray()
-    with answer:
-        try:
-            for piece in answer.iter_content(65536):
-                received += piece
-        except requests.RequestException as exc:
-            return bytes(received), exc
-    return bytes(received), None
-
-
-def _s3_folders(stack: Stack) -> list[Path]:
-    return [stack.s3.data_folder] if stack.s3 else []
+    assert stack.logged([PASSWORD, person.token, "anna@", "example.org", *names, *keys]) == []
 
 
 def _fingerprint(stack: Stack) -> dict[str, str]:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,11 @@ import requests
 
 from testing import journeys
 from testing.servers import wait_until
-from testing.stack import Process, Stack, embedded
+from testing.stack import Process, Stack
 from testing.tools import generators, linters
 from testing.vault import PASSWORD
 
-# One worker runs this module, so that the stack is started once.
-pytestmark = pytest.mark.xdist_group("generators")
-
 JOURNEYS = Path(journeys.__path__[0])
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with embedded(tmp_path_factory.mktemp("generators")) as running:
-        running.start_api()
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +27,7 @@ def worker(stack: Stack) -> Process:
 @pytest.fixture(scope="module")
 def document(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("document") / "openapi.json"
-    path.write_text(json.dumps(requests.get(f"{stack.env['PUBLIC_URL']}/openapi.json", timeout=60).json()))
+    path.write_text(json.dumps(requests.get(f"{stack.root}/openapi.json", timeout=60).json()))
     return path
 
 

@@ -15,60 +15,37 @@ import requests
 from testing.machine import slowness
 from testing.servers import wait_until
 from testing.services import REDIS_URL
-from testing.stack import Process, Stack, production
-
-pytestmark = pytest.mark.xdist_group("graceful")
+from testing.stack import Client, Process, Stack, production
 
 MIB = 1024 * 1024
 # More than the buffers of both sockets hold, so that each transfer is in progress until its client goes on.
 BODY = os.urandom(MIB) * 24
+STACK, SETTINGS = production, {"RATELIMIT_STORAGE_URI": REDIS_URL}
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with production(tmp_path_factory.mktemp("graceful"), RATELIMIT_STORAGE_URI=REDIS_URL) as running:
-        running.start_api()
-        yield running
 
 
 @pytest.fixture
 def api(stack: Stack) -> Process:
-    """Started anew where a test has stopped it."""
+    """Started again where a test has stopped it."""
     if stack.processes[-1].popen.poll() is not None:
         stack.start_api()
     return stack.processes[-1]
 
 
 @pytest.fixture(scope="module")
-def person(stack: Stack) -> requests.Session:
-    return stack.sign_up()
-
-
-@pytest.fixture(scope="module")
-def stored(stack: Stack, person: requests.Session) -> str:
-    answer = person.post(f"{stack.url}/files?name=stored.bin", data=BODY)
-    assert answer.status_code == 201
-    return str(answer.json()["id"])
+def stored(person: Client) -> str:
+    return str(person.upload(BODY)["id"])
 
 
 def sockets_of(pid: int) -> int:
     return sum(path.readlink().name.startswith("socket:") for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
-def is_closed(stack: Stack) -> bool:
-    try:
-        requests.get(f"http://127.0.0.1:{stack.port}/livez", timeout=2)
-    except requests.ConnectionError:
-        return True
-    return False
-
-
 @pytest.mark.usefixtures("stored")
 def test_the_master_holds_no_connection_and_no_thread_that_its_forks_could_share(api: Process) -> None:
     pid = api.popen.pid
 
-    # Those that it listens on, for clients and for whoever reads the metrics.
+    # It listens on them, for clients and for scrapes of the metrics.
     assert sockets_of(pid) == 2
     assert "Threads:\t1\n" in Path(f"/proc/{pid}/status").read_text()
     # To the database, at least, and it was asked.
@@ -91,19 +68,19 @@ def test_a_worker_process_that_is_killed_leaves_the_others_serving_and_is_replac
 
 def test_workers_whose_master_was_killed_free_the_port(stack: Stack, api: Process) -> None:
     with requests.Session() as idle:
-        assert idle.get(f"http://127.0.0.1:{stack.port}/livez").ok
+        assert idle.get(f"{stack.root}/livez").ok
 
         os.kill(api.popen.pid, signal.SIGKILL)
 
         # Well before the idle connection is over by itself, or another master could not start.
-        wait_until(lambda: is_closed(stack), seconds=8, what="the port being free")
+        wait_until(lambda: not stack.is_up(), seconds=8, what="the port being free")
     api.popen.wait()
 
 
 def test_connections_that_are_kept_alive_do_not_delay_a_stop(stack: Stack, api: Process) -> None:
     sessions = [requests.Session() for _ in range(20)]
     for session in sessions:
-        answer = session.get(f"http://127.0.0.1:{stack.port}/livez")
+        answer = session.get(f"{stack.root}/livez")
         assert answer.headers["Connection"] == "keep-alive"
 
     began = monotonic()
@@ -123,7 +100,7 @@ def test_a_graceful_stop_during_ten_uploads_and_ten_downloads_loses_none(
     # As many for each account as it may have if they all come to one process.
     senders = [stack.sign_up(f"sender{number}@example.org") for number in range(2)]
     other = stack.sign_up("reader@example.org")
-    also_stored = str(other.post(f"{stack.url}/files?name=stored.bin", data=BODY).json()["id"])
+    also_stored = str(other.upload(BODY)["id"])
 
     def blocks() -> Iterator[bytes]:
         yield BODY[: 8 * MIB]
@@ -152,7 +129,7 @@ def test_a_graceful_stop_during_ten_uploads_and_ten_downloads_loses_none(
         wait_until(lambda: stack.states().count("pending") == 10, what="the uploads")
 
         api.popen.send_signal(signal.SIGTERM)
-        wait_until(lambda: is_closed(stack), what="new connections being refused")
+        wait_until(lambda: not stack.is_up(), what="new connections being refused")
         assert api.popen.poll() is None
         go_on.set()
         stored_as, contents = [u.result() for u in uploads], [d.result() for d in downloads]

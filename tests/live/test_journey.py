@@ -1,14 +1,10 @@
 """The whole journey as processes: embedded, and on PostgreSQL, Redis, S3 and SMTP; and what may not be left behind."""
 
-import json
 import os
-import re
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 import requests
@@ -16,13 +12,9 @@ import requests
 from testing.mailbox import mailbox
 from testing.proc import files_with, group_members
 from testing.servers import wait_until
-from testing.services import program
-from testing.stack import Stack, embedded, production
+from testing.stack import Client, Stack, embedded, mailed_token, production
 from testing.vault import PASSWORD
 from vault.background.broker import QUEUE_MAIL, QUEUE_MAINTENANCE, QUEUE_NO_OPS, QUEUE_REGISTRATIONS
-
-# One worker runs this module, so that each stack is started once.
-pytestmark = pytest.mark.xdist_group("journey")
 
 ADDRESS = "zoe.loggable@example.org"
 NAME = "отпуск 😀 «лето» loggable.jpg"
@@ -41,10 +33,7 @@ class Journey:
     secrets_seen: list[str] = field(default_factory=list)
 
     def mailed_token(self) -> str:
-        wait_until(lambda: "token=" in self.mails(), seconds=40, what="the mail")
-        found = re.search(r"token=([A-Za-z0-9_-]+)", self.mails())
-        assert found is not None
-        return found[1]
+        return mailed_token(self.mails)
 
 
 @contextmanager
@@ -80,28 +69,17 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def person(journey: Journey) -> requests.Session:
+def person(journey: Journey) -> Client:
     """Registered, verified by the mailed token, signed in."""
-    url, account = journey.stack.url, {"email": ADDRESS, "password": PASSWORD}
-    assert requests.post(f"{url}/auth/register", json=account, timeout=120).status_code == 202
-    token = journey.mailed_token()
-    assert requests.post(f"{url}/auth/login", json=account, timeout=120).status_code == 401
-    verified = requests.post(f"{url}/auth/verify-email", json={"token": token, "password": PASSWORD}, timeout=120)
-    assert verified.status_code == 200
-    answer = requests.post(f"{url}/auth/login", json=account, timeout=120)
-    assert answer.status_code == 200
-    journey.secrets_seen += [answer.json()["access_token"], answer.json()["refresh_token"]]
-    session = requests.Session()
-    session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    person = journey.stack.sign_up_by_mail(ADDRESS, journey.mails)
+    journey.secrets_seen += [person.token, person.refresh_token]
     # rclone removes a folder that becomes empty, also while the next object is written into it.
-    assert session.post(f"{url}/files?name=kept.txt", data=b"kept", timeout=120).status_code == 201
-    return session
+    person.upload(b"kept")
+    return person
 
 
 @pytest.mark.parametrize("content", [PHOTO, b""], ids=["photo", "empty"])
-def test_a_stored_file_comes_back_identical_and_goes_for_good(
-    journey: Journey, person: requests.Session, content: bytes
-) -> None:
+def test_a_stored_file_comes_back_identical_and_goes_for_good(journey: Journey, person: Client, content: bytes) -> None:
     url, before = journey.stack.url, journey.stack.objects()
 
     stored = person.post(f"{url}/files", files={"file": (NAME, content, "image/jpeg")})
@@ -115,32 +93,8 @@ def test_a_stored_file_comes_back_identical_and_goes_for_good(
     wait_until(lambda: journey.stack.objects() == before, seconds=30, what="the object being removed")
 
 
-def test_curl_uploads_and_downloads(journey: Journey, person: requests.Session, tmp_path: Path) -> None:
-    curl = program("curl", package="curl")
-    photo = tmp_path / NAME
-    photo.write_bytes(os.urandom(1_500_000))
-    bearer = ["-sS", "-H", f"Authorization: {person.headers['Authorization']!s}"]
-    named = f"{journey.stack.url}/files?name={quote(NAME)}"
-    uploads = [
-        ["-F", f"file=@{NAME}", f"{journey.stack.url}/files"],
-        ["-X", "POST", "-T", NAME, named],
-        ["-X", "POST", "-T", "-", named],
-    ]
-
-    for arguments in uploads:
-        with photo.open("rb") as stream:
-            answer = subprocess.run(
-                [curl, *bearer, *arguments], cwd=tmp_path, stdin=stream, capture_output=True, timeout=120, check=True
-            )
-        stored = json.loads(answer.stdout)
-        assert stored["name"] == NAME
-        content = f"{journey.stack.url}/files/{stored['id']}/content"
-        subprocess.run([curl, *bearer, content, "-o", "copy"], cwd=tmp_path, timeout=120, check=True)
-        assert (tmp_path / "copy").read_bytes() == photo.read_bytes()
-
-
 @pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
-def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session, form: bool) -> None:
+def test_no_plaintext_reaches_a_disk(journey: Journey, person: Client, form: bool) -> None:
     leaks: list[list[str]] = []
 
     def watched_body() -> Iterator[bytes]:
@@ -168,9 +122,9 @@ def test_no_plaintext_reaches_a_disk(journey: Journey, person: requests.Session,
     assert _leaks(journey.stack) == []
 
 
-def test_logs_hold_no_secret_name_or_address(journey: Journey, person: requests.Session) -> None:
+def test_logs_hold_no_secret_name_or_address(journey: Journey, person: Client) -> None:
     stored = person.post(f"{journey.stack.url}/files", files={"file": (NAME, b"x")}).json()
-    person.post(f"{journey.stack.url}/files", params={"name": NAME}, data=b"x").raise_for_status()
+    person.upload(b"x", NAME)
     requests.get(f"{journey.stack.url}/nothing", params={"name": NAME, "email": ADDRESS}, timeout=120)
 
     # A log may escape what is not ASCII, so names and addresses are looked for by a word that stays as it is.

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-import sqlalchemy as sa
 
 from testing.brokers import Broker, RelayedBroker, amqp_broker, redis_broker, redis_server
 from testing.mailbox import Mailbox, mailbox
@@ -31,10 +30,7 @@ NAME = "Zoë Nameless"
 # What publishing may cost a request.
 MOST_SECONDS = 0.5
 
-brokers = pytest.mark.parametrize(
-    "open_broker", [pytest.param(redis_broker, id="redis"), pytest.param(amqp_broker, id="amqp")]
-)
-OpenBroker = Callable[[], AbstractContextManager[RelayedBroker]]
+OpenBroker = Callable[[], AbstractContextManager[Broker]]
 Outage = Callable[[Broker], None]
 outages = pytest.mark.parametrize(
     ("open_broker", "begin"),
@@ -49,6 +45,18 @@ outages = pytest.mark.parametrize(
 @pytest.fixture
 def box() -> Iterator[Mailbox]:
     with mailbox() as running:
+        yield running
+
+
+@pytest.fixture
+def broker(open_broker: OpenBroker) -> Iterator[Broker]:
+    with open_broker() as running:
+        yield running
+
+
+@pytest.fixture
+def stack(tmp_path: Path, box: Mailbox, broker: Broker) -> Iterator[Stack]:
+    with mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as running:
         yield running
 
 
@@ -88,15 +96,27 @@ def confirm(stack: Stack, token: str) -> int:
 
 def states(stack: Stack) -> dict[str, int]:
     """How many mails are in each state."""
-    with stack.container.core.engine.begin() as connection:
-        rows = connection.execute(sa.text("SELECT state, count(*) FROM mail_jobs GROUP BY state")).all()
-    return {row[0]: row[1] for row in rows}
+    return {row.state: row[1] for row in stack.sql("SELECT state, count(*) FROM mail_jobs GROUP BY state")}
 
 
 # --- many at once ---------------------------------------------------------------------------------------------------
 
 
-def check_each_registration(stack: Stack, broker: RelayedBroker, box: Mailbox, number: int) -> None:
+@pytest.mark.parametrize(
+    ("open_broker", "number"),
+    [
+        pytest.param(amqp_broker, 20, id="20-amqp"),
+        pytest.param(redis_broker, 500, id="500-redis", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+        pytest.param(amqp_broker, 500, id="500-amqp", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
+)
+def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(
+    stack: Stack, broker: RelayedBroker, box: Mailbox, number: int
+) -> None:
+    stack.start_worker(QUEUE_MAIL, QUEUE_REGISTRATIONS)
+    # What the API could not hand over at the moment is sent by beat's next pass.
+    stack.start_beat()
+    stack.start_api()
     people = addresses(number, "crowd")
 
     answers = register(stack, people)
@@ -110,35 +130,12 @@ def check_each_registration(stack: Stack, broker: RelayedBroker, box: Mailbox, n
         confirmed = list(pool.map(lambda found: confirm(stack, found[0]), tokens))
     assert set(confirmed) == {200}
     assert box.counts() == dict.fromkeys(people, 1)
-    with stack.container.core.engine.begin() as connection:
-        ids = connection.scalars(sa.text("SELECT id FROM mail_jobs")).all()
+    ids = [job_id for (job_id,) in stack.sql("SELECT id FROM mail_jobs")]
     told = broker.told()
     # As it is in a message's body, so that what is looked through next is known to be in clear.
     assert [job_id for job_id in ids if f'[["{job_id}"], '.encode() not in told] == []
     private = [*people, *(found[0] for found in tokens), "people.example", "crowd-", "token=", "Nameless", PASSWORD]
     assert [text for text in private if text.encode() in told] == []
-
-
-def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(tmp_path: Path, box: Mailbox) -> None:
-    with amqp_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        stack.start_worker()
-        # What the API could not hand over at the moment is sent by beat's next pass.
-        stack.start_beat()
-        stack.start_api()
-
-        check_each_registration(stack, broker, box, 20)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@brokers
-def test_each_of_500_registrations_gets_one_mail(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
-    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        stack.start_worker(QUEUE_MAIL, QUEUE_REGISTRATIONS)
-        stack.start_beat()
-        stack.start_api()
-
-        check_each_registration(stack, broker, box, 500)
 
 
 # --- a broker that goes away ----------------------------------------------------------------------------------------
@@ -147,88 +144,85 @@ def test_each_of_500_registrations_gets_one_mail(open_broker: OpenBroker, tmp_pa
 @pytest.mark.slow
 @outages
 def test_a_worker_waits_for_its_broker_however_long_it_takes(
-    open_broker: Callable[[], AbstractContextManager[Broker]], begin: Outage, tmp_path: Path, box: Mailbox
+    stack: Stack, broker: Broker, begin: Outage, box: Mailbox
 ) -> None:
-    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        begin(broker)
-        worker = stack.start_worker()
-        stack.start_beat()
-        stack.container.auth.registration.register(Principal(), "early@people.example", PASSWORD, NAME)
-        wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
+    begin(broker)
+    worker = stack.start_worker()
+    stack.start_beat()
+    stack.container.auth.registration.register(Principal(), "early@people.example", PASSWORD, NAME)
+    wait_until(lambda: "Cannot connect" in worker.output, seconds=60, what="the worker missing its broker")
 
-        broker.start()
+    broker.start()
 
-        wait_until(lambda: box.mails, seconds=60, what="the mail")
-        assert box.counts() == {"early@people.example": 1}
+    wait_until(lambda: box.mails, seconds=60, what="the mail")
+    assert box.counts() == {"early@people.example": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @outages
 def test_without_its_broker_registration_costs_no_time_and_no_mail(
-    open_broker: Callable[[], AbstractContextManager[Broker]], begin: Outage, tmp_path: Path, box: Mailbox
+    stack: Stack, broker: Broker, begin: Outage, box: Mailbox
 ) -> None:
-    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        worker = stack.start_worker()
-        stack.start_beat()
-        api = stack.start_api()
-        known = addresses(40, "before")
-        register(stack, known[:20])  # what every process does once is not measured
-        usual = max(answer.seconds for answer in register(stack, known[20:], clients=4))
-        wait_until(lambda: states(stack) == {"sent": 40}, seconds=30, what="the mails of before")
-        said = len(worker.output)
-        people = addresses(50, "outage")
+    worker = stack.start_worker()
+    stack.start_beat()
+    api = stack.start_api()
+    known = addresses(40, "before")
+    register(stack, known[:20])  # what every process does once is not measured
+    usual = max(answer.seconds for answer in register(stack, known[20:], clients=4))
+    wait_until(lambda: states(stack) == {"sent": 40}, seconds=30, what="the mails of before")
+    said = len(worker.output)
+    people = addresses(50, "outage")
 
-        answers = register(stack, people[:10], clients=4)
-        begin(broker)
-        answers += register(stack, people[10:30], clients=4)
-        wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
-        answers += register(stack, people[30:40], clients=4)
-        broker.start()
-        started = time.monotonic()
-        answers += register(stack, people[40:], clients=4)
-        wait_until(lambda: states(stack) == {"sent": 90}, seconds=60, what="all mails within a minute")
-        taken = time.monotonic() - started
+    answers = register(stack, people[:10], clients=4)
+    begin(broker)
+    answers += register(stack, people[10:30], clients=4)
+    wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
+    answers += register(stack, people[30:40], clients=4)
+    broker.start()
+    started = time.monotonic()
+    answers += register(stack, people[40:], clients=4)
+    wait_until(lambda: states(stack) == {"sent": 90}, seconds=60, what="all mails within a minute")
+    taken = time.monotonic() - started
 
-        worst = max(answer.seconds for answer in answers)
-        costs = [json.loads(line)["seconds"] for line in api.output.splitlines() if "publish_failed" in line]
-        measured(
-            f"the slowest request before {usual:.3f} s, without its broker {worst:.3f} s; {len(costs)} failures to"
-            f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the return"
-        )
-        assert {answer.status for answer in answers} == {202}
-        assert worst < usual + MOST_SECONDS
-        assert max(costs, default=0) <= MOST_SECONDS
-        later = addresses(5, "after")
-        register(stack, later)
-        # Sooner than a periodic pass: messages arrive again.
-        wait_until(lambda: states(stack) == {"sent": 95}, seconds=5, what="mails going out at once again")
-        assert box.counts() == dict.fromkeys([*known, *people, *later], 1)
+    worst = max(answer.seconds for answer in answers)
+    costs = [json.loads(line)["seconds"] for line in api.output.splitlines() if "publish_failed" in line]
+    measured(
+        f"the slowest request before {usual:.3f} s, without its broker {worst:.3f} s; {len(costs)} failures to"
+        f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the return"
+    )
+    assert {answer.status for answer in answers} == {202}
+    assert worst < usual + MOST_SECONDS
+    assert max(costs, default=0) <= MOST_SECONDS
+    later = addresses(5, "after")
+    register(stack, later)
+    # Sooner than a periodic pass: messages arrive again.
+    wait_until(lambda: states(stack) == {"sent": 95}, seconds=5, what="mails going out at once again")
+    assert box.counts() == dict.fromkeys([*known, *people, *later], 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("open_broker", [redis_broker, redis_server, amqp_broker], ids=["redis", "own-redis", "amqp"])
 def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
-    open_broker: Callable[[], AbstractContextManager[Broker]], tmp_path: Path, box: Mailbox
+    stack: Stack, broker: Broker, box: Mailbox
 ) -> None:
-    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        worker = stack.start_worker()
-        stack.start_beat()
-        box.hangs.set()
-        stack.container.auth.registration.register(Principal(), "first@people.example", PASSWORD, NAME)
-        wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
-        said = len(worker.output)
+    worker = stack.start_worker()
+    stack.start_beat()
+    box.hangs.set()
+    stack.container.auth.registration.register(Principal(), "first@people.example", PASSWORD, NAME)
+    wait_until(lambda: states(stack) == {"sending": 1}, seconds=40, what="a mail in hand")
+    said = len(worker.output)
 
-        broker.hang()
-        box.hangs.clear()
-        stack.container.auth.registration.register(Principal(), "second@people.example", PASSWORD, NAME)
-        wait_until(lambda: "mail_sent" in worker.output[said:], what="the mail sent")
-        said = len(worker.output)
-        wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
-        broker.start()
+    broker.hang()
+    box.hangs.clear()
+    stack.container.auth.registration.register(Principal(), "second@people.example", PASSWORD, NAME)
+    wait_until(lambda: "mail_sent" in worker.output[said:], what="the mail sent")
+    said = len(worker.output)
+    wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
+    broker.start()
 
-        wait_until(lambda: states(stack) == {"sent": 2}, seconds=60, what="the other mail sent")
-        assert box.counts() == {"first@people.example": 1, "second@people.example": 1}
+    wait_until(lambda: states(stack) == {"sent": 2}, seconds=60, what="the other mail sent")
+    assert box.counts() == {"first@people.example": 1, "second@people.example": 1}
 
 
 # --- a worker that dies ---------------------------------------------------------------------------------------------
@@ -236,34 +230,33 @@ def test_a_worker_whose_broker_hangs_while_it_sends_goes_on_afterwards(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@brokers
-def test_a_worker_killed_20_times_loses_no_mail_of_500(open_broker: OpenBroker, tmp_path: Path, box: Mailbox) -> None:
+@pytest.mark.parametrize("open_broker", [redis_broker, amqp_broker], ids=["redis", "amqp"])
+def test_a_worker_killed_20_times_loses_no_mail_of_500(stack: Stack, box: Mailbox) -> None:
     people = addresses(500, "killed")
-    with open_broker() as broker, mailing(tmp_path, box.port, CELERY_BROKER_URL=broker.url) as stack:
-        stack.start_api()
-        assert {answer.status for answer in register(stack, people)} == {202}
+    stack.start_api()
+    assert {answer.status for answer in register(stack, people)} == {202}
 
-        stack.start_beat()
-        for number in range(20):
-            worker, aim = stack.start_worker(), len(box.mails) + 20
-            if number % 2:
-                wait_until(lambda aim=aim: len(box.mails) >= aim, seconds=90, what="twenty more mails")
-                worker.kill()
-            else:
-                # The server has taken the mail, and has not said so: this one must come twice.
-                box.when(aim, worker.kill)
-                wait_until(lambda worker=worker: worker.popen.poll() is not None, seconds=90, what="the kill")
-        stack.start_worker()
-        wait_until(lambda: states(stack) == {"sent": 500}, seconds=240, what="all mails sent")
+    stack.start_beat()
+    for number in range(20):
+        worker, aim = stack.start_worker(), len(box.mails) + 20
+        if number % 2:
+            wait_until(lambda aim=aim: len(box.mails) >= aim, seconds=90, what="twenty more mails")
+            worker.kill()
+        else:
+            # The server has taken the mail, and has not said so: this one must come twice.
+            box.when(aim, worker.kill)
+            wait_until(lambda worker=worker: worker.popen.poll() is not None, seconds=90, what="the kill")
+    stack.start_worker()
+    wait_until(lambda: states(stack) == {"sent": 500}, seconds=240, what="all mails sent")
 
-        counts = box.counts()
-        twice = [address for address, count in counts.items() if count > 1]
-        measured(f"{len(box.mails)} mails to {len(counts)} people, {len(twice)} of whom got theirs twice")
-        assert set(counts) == set(people)
-        assert 10 <= len(twice) <= len(box.mails) - 500 <= 20
-        # Whichever of the two is opened first works.
-        opened = [box.tokens(address)[-index % 2] for index, address in enumerate(twice)]
-        assert [confirm(stack, token) for token in opened] == [200] * len(twice)
+    counts = box.counts()
+    twice = [address for address, count in counts.items() if count > 1]
+    measured(f"{len(box.mails)} mails to {len(counts)} people, {len(twice)} of whom got theirs twice")
+    assert set(counts) == set(people)
+    assert 10 <= len(twice) <= len(box.mails) - 500 <= 20
+    # Whichever of the two is opened first works.
+    opened = [box.tokens(address)[-index % 2] for index, address in enumerate(twice)]
+    assert [confirm(stack, token) for token in opened] == [200] * len(twice)
 
 
 # --- a mail server that does not take mail --------------------------------------------------------------------------
@@ -283,15 +276,14 @@ class MailServer:
 
     def attempt(self, address: str, number: int) -> Any:
         """The job of this recipient when so many attempts have ended."""
-        query = sa.text(
+        query = (
             "SELECT state, failure, next_attempt_at - now() AS pause FROM mail_jobs"
             " WHERE recipient = :address AND attempts = :number AND state <> 'sending'"
         )
         found: list[Any] = []
 
         def ended() -> bool:
-            with self.stack.container.core.engine.begin() as connection:
-                found.extend(connection.execute(query, {"address": address, "number": number}).all())
+            found.extend(self.stack.sql(query, address=address, number=number))
             return bool(found)
 
         wait_until(ended, seconds=40, what=f"attempt {number} having ended")
@@ -299,8 +291,7 @@ class MailServer:
 
     def hurry(self) -> None:
         """Let what is to be tried again be tried now."""
-        with self.stack.container.core.engine.begin() as connection:
-            connection.execute(sa.text("UPDATE mail_jobs SET next_attempt_at = now() WHERE state = 'queued'"))
+        self.stack.sql("UPDATE mail_jobs SET next_attempt_at = now() WHERE state = 'queued'")
         for job_id in self.stack.container.mail.outbox.due():
             self.stack.container.mail.outbox.announce(job_id)
 
@@ -323,10 +314,6 @@ def worker(server: MailServer) -> None:
         server.stack.start_beat()
 
 
-group = pytest.mark.xdist_group("mail-server")
-
-
-@group
 @pytest.mark.usefixtures("worker")
 def test_a_mail_is_tried_again_until_it_is_taken(server: MailServer) -> None:
     address = "patient@people.example"
@@ -345,7 +332,6 @@ def test_a_mail_is_tried_again_until_it_is_taken(server: MailServer) -> None:
     assert server.box.counts()[address] == 1
 
 
-@group
 @pytest.mark.usefixtures("worker")
 def test_a_mail_that_is_refused_for_good_is_tried_once(server: MailServer) -> None:
     address = "nobody@people.example"
@@ -360,7 +346,6 @@ def test_a_mail_that_is_refused_for_good_is_tried_once(server: MailServer) -> No
     assert server.box.counts()[address] == 0
 
 
-@group
 @pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 def test_a_mail_server_that_hangs_is_waited_for_in_bounds(server: MailServer) -> None:
@@ -389,7 +374,6 @@ def test_a_mail_server_that_hangs_is_waited_for_in_bounds(server: MailServer) ->
     assert server.box.counts()[address] == 1
 
 
-@group
 def test_a_mail_server_without_tls_is_told_nothing_where_tls_is_required(server: MailServer) -> None:
     address = "private@people.example"
     password = "a password for the mail server"

@@ -16,20 +16,18 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-import sqlalchemy as sa
 
 from testing.proc import group_members
+from testing.raw import connect, exchange, head
 from testing.scrape import Sample, increase, sample, scrape
 from testing.servers import wait_until
 from testing.services import redis_url
-from testing.stack import Process, Stack, embedded
+from testing.stack import Client, Process, Stack, embedded
 from testing.vault import PASSWORD
 from vault.background.broker import TASK_REAP_FILES
 from vault.encryption.header import Suite
 from vault.encryption.segments import Geometry
 from vault.storage import object_key
-
-pytestmark = pytest.mark.xdist_group("metrics")
 
 FILES, CONTENT = "/api/v1/files", "/api/v1/files/<uuid:file_id>/content"
 FACTS = "/api/v1/files/<uuid:file_id>"
@@ -57,10 +55,10 @@ def geometry(size: int) -> Geometry:
 
 @dataclass
 class Script:
-    """Somebody who does things and writes down what the counters must say of them."""
+    """An account's requests, and what the counters must say of them."""
 
     stack: Stack
-    person: requests.Session
+    person: Client
     expected: Counter[Sample] = field(default_factory=Counter)
     lookups: int = 0
     generated: int = 0
@@ -70,7 +68,7 @@ class Script:
         self.expected[sample(name, **labels)] += by
 
     def call(self, method: str, route: str, status: int, path: str | None = None, **kwargs: Any) -> requests.Response:
-        url = f"http://127.0.0.1:{self.stack.port}{path or route}"
+        url = f"{self.stack.root}{path or route}"
         headers = {"Authorization": self.person.headers["Authorization"], **kwargs.pop("headers", {})}
         answer = requests.request(method, url, headers=headers, timeout=120, **kwargs)
         assert answer.status_code == status, answer.text
@@ -120,9 +118,7 @@ class Script:
 
     def send_nonsense(self) -> None:
         """What the parser refuses, before the application sees it."""
-        with socket.create_connection(("127.0.0.1", self.stack.port), timeout=120) as connection:
-            connection.sendall(b"private-name.txt\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+        assert exchange(self.stack.port, b"private-name.txt\r\n\r\n").startswith(b"HTTP/1.1 400 ")
         self.count("vault_http_requests_total", route="-", method="-", status=400)
         self.count("vault_problems_total", code="bad_request")
 
@@ -143,7 +139,7 @@ class Site:
     stack: Stack
     api: Process
     worker: Process
-    person: requests.Session
+    person: Client
 
     @property
     def of_api(self) -> Counter[Sample]:
@@ -275,18 +271,17 @@ def _misbehave(script: Script) -> None:
     large = script.upload(LARGE)
     script.download(large, LARGE)
     script.delete(large)
-    _set_quota(script.stack, 1000)
+    script.stack.sql("UPDATE storage_accounts SET quota_bytes = 1000")
     for _ in range(5):
         # A local key costs less than to ask for the quota before it.
         script.call("POST", FILES, 413, f"{FILES}?name=a", data=b"x" * 1001)
         script.generated_in_vain += 1
-    _set_quota(script.stack, None)
+    script.stack.sql("UPDATE storage_accounts SET quota_bytes = NULL")
 
 
 def _damage(script: Script) -> None:
     file_id = script.upload(1000)
-    with script.stack.container.core.engine.begin() as connection:
-        object_id = connection.scalar(sa.text("SELECT object_id FROM files WHERE state = 'ready'"))
+    ((object_id,),) = script.stack.sql("SELECT object_id FROM files WHERE state = 'ready'")
     path = Path(script.stack.env["STORAGE_DIR"]) / object_key(uuid.UUID(str(object_id)))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -298,16 +293,11 @@ def _damage(script: Script) -> None:
     script.delete(file_id)
 
 
-def _set_quota(stack: Stack, quota_bytes: int | None) -> None:
-    with stack.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE storage_accounts SET quota_bytes = :quota"), {"quota": quota_bytes})
-
-
 def _mail_jobs(samples: Counter[Sample]) -> dict[str, float]:
     return {dict(labels)["state"]: value for (name, labels), value in samples.items() if name == "vault_mail_jobs"}
 
 
-def test_no_label_holds_a_person_a_file_or_an_id(site: Site) -> None:
+def test_labels_name_no_person_no_file_and_no_id(site: Site) -> None:
     values = {value for samples in (site.of_api, site.of_worker) for _, labels in samples for _, value in labels}
 
     assert {"mail.deliver", CONTENT, "quota_exceeded"} <= values
@@ -356,12 +346,9 @@ def test_transfers_in_progress_are_those_that_run_and_a_killed_process_has_none(
 
 
 def _begin_upload(site: Site) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", site.stack.port))
-    connection.sendall(
-        f"POST {FILES}?name=slow HTTP/1.1\r\nHost: vault\r\nContent-Length: 1000000\r\n"
-        f"Authorization: {site.person.headers['Authorization']!s}\r\n\r\n".encode()
-        + bytes(500_000)
-    )
+    connection = connect(site.stack.port)
+    lines = ("Content-Length: 1000000", site.person.authorization)
+    connection.sendall(head("POST", f"{FILES}?name=slow", *lines) + bytes(500_000))
     return connection
 
 
@@ -377,11 +364,10 @@ def test_no_log_holds_what_is_private_and_ids_lead_from_a_request_to_its_mail(si
     requests.post(f"{site.stack.url}/auth/forgot-password", json=body, headers=ids, timeout=120).raise_for_status()
     wait_until(lambda: '"follow-me"' in site.worker.output, seconds=20, what="the worker's line")
 
-    authorization = str(site.person.headers["Authorization"]).removeprefix("Bearer ")
     names = ["anna@", "bert@", "carl@", "nobody@", "example.org", "private-name"]
     # Lines name places in the package vault.objects.
     keys = [f"objects/{byte:02x}/" for byte in range(256)]
-    assert site.stack.logged([*names, *keys, PASSWORD, WRONG, authorization, "Referer"]) == []
+    assert site.stack.logged([*names, *keys, PASSWORD, WRONG, site.person.token, "Referer"]) == []
     assert site.stack.logged(["follow-me"]) == ["follow-me"]
     lines = [json.loads(line) for line in site.api.output.splitlines()]
     (asked,) = [line for line in lines if line.get("request_id") == "follow-me" and line["event"] == "request"]
@@ -391,7 +377,7 @@ def test_no_log_holds_what_is_private_and_ids_lead_from_a_request_to_its_mail(si
     assert sent["task"] == "mail.deliver"
 
 
-def test_beat_tells_what_it_has_sent(site: Site) -> None:
+def test_the_metrics_of_beat_count_its_messages(site: Site) -> None:
     sent = sample("vault_task_messages_total", task="mail.requeue_due", outcome="sent")
     beat = site.stack.start_beat()
 
@@ -408,7 +394,7 @@ def test_beat_tells_what_it_has_sent(site: Site) -> None:
     assert len([*site.stack.folder.glob("tmp/vault-metrics-*")]) == 2
 
 
-def test_mail_and_work_that_wait_are_told_of(site: Site) -> None:
+def test_metrics_tell_of_waiting_mail_and_unsent_messages(site: Site) -> None:
     """The last one: it takes the worker and the queue away."""
     script = Script(site.stack, site.person)
     file_ids = [script.upload(10) for _ in range(4)]

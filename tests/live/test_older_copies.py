@@ -15,21 +15,8 @@ from testing.servers import wait_until
 from testing.services import postgres_database, program
 from testing.stack import Stack, production
 
-pytestmark = pytest.mark.xdist_group("older_copies")
-
+STACK = production
 BODY = os.urandom(3 * 1024 * 1024)
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with production(tmp_path_factory.mktemp("copies")) as running:
-        running.start_api()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def person(stack: Stack) -> requests.Session:
-    return stack.sign_up()
 
 
 @pytest.fixture
@@ -80,7 +67,7 @@ def test_a_copy_that_is_behind_removes_nothing_and_takes_no_uploads(
     assert stack.objects() == before
     assert (reaped.returncode, "older_copy" in reaped.stderr) == (1, True)
     copy.start_api()
-    refused = copy.sign_in("anna@example.org").post(f"{copy.url}/files?name=x", data=b"x")
+    refused = copy.sign_in().post(f"{copy.url}/files?name=x", data=b"x")
     assert (refused.status_code, refused.json()["code"]) == (503, "installation_mismatch")
     # To have started, and to have been asked, has not made it the owner.
     assert person.post(f"{stack.url}/files?name=x", data=b"x").status_code == 201

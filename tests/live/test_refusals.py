@@ -1,53 +1,32 @@
 """A refusal in the middle of an upload arrives at clients that send on regardless, and read only then."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 
-from testing.stack import Stack, embedded
-
-pytestmark = pytest.mark.xdist_group("refusals")
+from testing.raw import connect, upload_regardless
+from testing.stack import Stack
 
 MIB = 1024 * 1024
 # More than the buffers of both sockets hold, so that the server must read on for the client to come to its end.
 BODY_MIB = 64
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with embedded(tmp_path_factory.mktemp("refusals")) as running:
-        running.start_api()
-        yield running
-
-
 def whole_answer(stack: Stack, authorization: str, framing: str) -> bytes:
     """Send everything to the last byte, then read until the server has closed."""
-    length = f"Content-Length: {BODY_MIB * MIB}" if framing == "raw" else "Transfer-Encoding: chunked"
-    with socket.create_connection(("127.0.0.1", stack.port), timeout=120) as connection:
-        connection.sendall(
-            f"POST /api/v1/files?name=large.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}\r\n"
-            f"Authorization: {authorization}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
-        )
-        block = bytes(MIB) if framing == "raw" else b"%x\r\n%s\r\n" % (MIB, bytes(MIB))
-        for _ in range(BODY_MIB):
-            connection.sendall(block)
-        pieces = []
-        while piece := connection.recv(65536):
-            pieces.append(piece)
-    return b"".join(pieces)
+    with connect(stack.port) as connection:
+        return upload_regardless(connection, authorization, bytes(MIB), BODY_MIB, framing)
 
 
 @pytest.mark.parametrize("framing", ["raw", "chunked"])
 def test_a_client_that_reads_only_after_it_has_sent_everything_gets_the_problem(stack: Stack, framing: str) -> None:
     person = stack.sign_up(f"{framing}@example.org")
-    with stack.container.core.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE storage_accounts SET quota_bytes = 1000000")
-    good = str(person.headers["Authorization"])
+    stack.sql("UPDATE storage_accounts SET quota_bytes = 1000000")
+    wrong = "Authorization: Bearer wrong"
 
-    answers = [whole_answer(stack, token, framing) for token in ("Bearer wrong", good) for _ in range(5)]
+    answers = [whole_answer(stack, line, framing) for line in (wrong, person.authorization) for _ in range(5)]
 
     codes = [(b'"code": "unauthorized"' in answer, b'"code": "quota_exceeded"' in answer) for answer in answers]
     assert codes == [(True, False)] * 5 + [(False, True)] * 5
@@ -58,12 +37,10 @@ def test_libraries_that_send_on_regardless_get_the_problem(stack: Stack) -> None
     def blocks() -> Iterator[bytes]:
         yield from (bytes(MIB) for _ in range(BODY_MIB))
 
-    def form() -> dict[str, Any]:
-        return {"files": {"file": ("large.bin", bytes(BODY_MIB * MIB))}}
-
     headers = {"Authorization": "Bearer wrong"}
+    form: dict[str, Any] = {"files": {"file": ("large.bin", bytes(BODY_MIB * MIB))}}
 
-    for kwargs in ({"data": blocks()}, {"data": bytes(BODY_MIB * MIB)}, form()) * 3:
+    for kwargs in ({"data": blocks()}, {"data": bytes(BODY_MIB * MIB)}, form) * 3:
         answer = requests.post(f"{stack.url}/files?name=x", headers=headers, timeout=120, **kwargs)
 
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")

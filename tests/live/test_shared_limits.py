@@ -6,17 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-import sqlalchemy as sa
-from flask_migrate import upgrade
 
 from testing.services import postgres_database, redis_url
-from testing.settings import environment
-from testing.stack import Stack, free_port
+from testing.stack import Stack, embedded, free_port
 from testing.vault import PASSWORD
-from vault import create_app
-
-# One worker runs this module, so that the processes are started once.
-pytestmark = pytest.mark.xdist_group("shared-limits")
 
 PER_NETWORK = 12
 PER_ADDRESS = 8
@@ -26,33 +19,19 @@ _hosts = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One of the two; `others` of it are the second, and a third whose limiter finds nobody to count for it."""
+    """One of the two; `others` of it are the second, and a third whose limiter finds no Redis."""
     folder = tmp_path_factory.mktemp("shared")
     with postgres_database() as database, redis_url() as counters:
-        env = environment(
-            folder,
-            TESTING="",
-            WEB_WORKERS="1",
-            WEB_THREADS="8",
-            DATABASE_URL=database,
-            CELERY_BROKER_URL=counters,
-            RATELIMIT_STORAGE_URI=counters,
-            AUTH_LIMIT_PER_IP=str(PER_NETWORK),
-            AUTH_LIMIT_PER_ADDRESS=str(PER_ADDRESS),
-            # Each test comes from a network of its own.
-            TRUSTED_PROXIES="127.0.0.1",
-        )
-        stack = Stack(folder, env)
-        try:
-            with create_app(container=stack.container).app_context():
-                upgrade()
+        # With a trusted proxy each test can come from a network of its own.
+        small = {"WEB_WORKERS": "1", "WEB_THREADS": "8", "TRUSTED_PROXIES": "127.0.0.1"}
+        servers = {"DATABASE_URL": database, "CELERY_BROKER_URL": counters, "RATELIMIT_STORAGE_URI": counters}
+        limits = {"AUTH_LIMIT_PER_IP": str(PER_NETWORK), "AUTH_LIMIT_PER_ADDRESS": str(PER_ADDRESS)}
+        with embedded(folder, **small, **servers, **limits) as stack:
             stack.beside()
             stack.beside(RATELIMIT_STORAGE_URI=f"redis://127.0.0.1:{free_port()}/0")
             with ThreadPoolExecutor() as starts:
                 list(starts.map(Stack.start_api, (stack, *stack.others)))
             yield stack
-        finally:
-            stack.close()
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +45,8 @@ def uncounted(first: Stack) -> Stack:
     return first.others[1]
 
 
-@pytest.fixture
-def visitor() -> requests.Session:
-    """Somebody in a network that nobody else is in."""
+@pytest.fixture(name="visitor")
+def _visitor_fixture() -> requests.Session:
     return _visitor()
 
 
@@ -143,25 +121,24 @@ def test_a_delay_that_guessing_at_one_has_earned_is_in_force_at_the_other(
 ) -> None:
     address = "guessed@example.org"
     first.sign_up(address)
-    _change_attempts(first, "DELETE FROM password_attempts")
+    first.sql("DELETE FROM password_attempts")
     guesses = [_login(visitor, first, address, WRONG) for _ in range(5)]
     # It is a second, which a busy machine may outlast.
-    lengthened = _change_attempts(
-        first,
+    lengthened = first.sql(
         "UPDATE password_attempts SET delayed_until = delayed_until + interval '1 minute' "
-        "WHERE network_key <> '' AND delayed_until >= last_attempt_at + interval '1 second'",
+        "WHERE network_key <> '' AND delayed_until >= last_attempt_at + interval '1 second' RETURNING 1"
     )
 
     delayed = _login(visitor, second, address, PASSWORD)
 
     assert {_refusal(answer) for answer in guesses} == {(401, "invalid_credentials")}
-    assert lengthened == 1
+    assert len(lengthened) == 1
     assert _refusal(delayed) == (401, "invalid_credentials")
-    _change_attempts(first, "UPDATE password_attempts SET delayed_until = last_attempt_at")
+    first.sql("UPDATE password_attempts SET delayed_until = last_attempt_at")
     assert _login(visitor, second, address, PASSWORD).status_code == 200
 
 
-def test_without_its_redis_an_api_lets_nobody_at_accounts_and_everybody_at_files(
+def test_without_its_redis_an_api_refuses_requests_about_accounts_and_serves_files(
     first: Stack, uncounted: Stack, visitor: requests.Session
 ) -> None:
     person = first.sign_up("keeps-files@example.org")
@@ -185,11 +162,12 @@ def test_without_its_redis_an_api_lets_nobody_at_accounts_and_everybody_at_files
 
 
 def _refusal(answer: requests.Response) -> tuple[int, str]:
-    """Status and code of a problem."""
+    """Return status and code of a problem."""
     return answer.status_code, answer.json()["code"]
 
 
 def _visitor() -> requests.Session:
+    """Return a client in a network of its own."""
     session = requests.Session()
     session.headers["X-Forwarded-For"] = f"10.0.{next(_hosts)}.1"
     return session
@@ -197,9 +175,3 @@ def _visitor() -> requests.Session:
 
 def _login(visitor: requests.Session, stack: Stack, address: str, password: str) -> requests.Response:
     return visitor.post(f"{stack.url}/auth/login", json={"email": address, "password": password}, timeout=120)
-
-
-def _change_attempts(stack: Stack, statement: str) -> int:
-    """Change what is remembered of guesses behind the vault's back; returns how many rows it was."""
-    with stack.container.core.engine.begin() as connection:
-        return connection.execute(sa.text(statement)).rowcount

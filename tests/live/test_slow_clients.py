@@ -13,22 +13,13 @@ import requests
 from testing.raw import connect, ended, everything, head, trickling
 from testing.servers import wait_until
 from testing.services import program
-from testing.stack import Stack, embedded
-from testing.vault import PASSWORD
+from testing.stack import Client, Stack
 
-pytestmark = pytest.mark.xdist_group("slow_clients")
-
+SETTINGS = {"MAX_UPLOADS_PER_USER": "1000", "GRACEFUL_SECONDS": "5"}
 MIB = 1024 * 1024
 # More than the buffers of both sockets hold.
 LARGE = 16 * MIB
 SLOTS = 6
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with embedded(tmp_path_factory.mktemp("slow"), MAX_UPLOADS_PER_USER="1000", GRACEFUL_SECONDS="5") as running:
-        running.start_api()
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +31,8 @@ def small(stack: Stack) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def person(stack: Stack) -> requests.Session:
-    return stack.sign_up()
-
-
-@pytest.fixture(scope="module")
-def large_file(stack: Stack, person: requests.Session) -> str:
-    answer = person.post(f"{stack.url}/files?name=large.bin", data=bytes(LARGE))
-    assert answer.status_code == 201
-    return str(answer.json()["id"])
+def large_file(person: Client) -> str:
+    return str(person.upload(bytes(LARGE), "large.bin")["id"])
 
 
 @pytest.fixture
@@ -58,21 +42,16 @@ def clients() -> Iterator[ExitStack]:
         yield opened
 
 
-def token(person: requests.Session) -> str:
-    return f"Authorization: {person.headers['Authorization']!s}"
-
-
-def start_upload(stack: Stack, person: requests.Session, size: int = LARGE) -> socket.socket:
+def start_upload(stack: Stack, person: Client) -> socket.socket:
     connection = connect(stack.port)
-    connection.sendall(
-        head("POST", "/api/v1/files?name=x", token(person), f"Content-Length: {size}", "Connection: close")
-    )
+    lines = (person.authorization, f"Content-Length: {LARGE}", "Connection: close")
+    connection.sendall(head("POST", "/api/v1/files?name=x", *lines))
     return connection
 
 
-def start_download(stack: Stack, person: requests.Session, file_id: str) -> socket.socket:
+def start_download(stack: Stack, person: Client, file_id: str) -> socket.socket:
     connection = connect(stack.port, receive_bytes=2048)
-    connection.sendall(head("GET", f"/api/v1/files/{file_id}/content", token(person)))
+    connection.sendall(head("GET", f"/api/v1/files/{file_id}/content", person.authorization))
     return connection
 
 
@@ -82,23 +61,20 @@ def start_json(stack: Stack, framing: str = "Content-Length: 5000") -> socket.so
     return connection
 
 
-def delays(stack: Stack, person: requests.Session, times: int) -> list[float]:
+def delays(stack: Stack, person: Client, times: int) -> list[float]:
     """How long a further client waits, each time over a connection of its own."""
     found = []
     for _ in range(times):
         began = monotonic()
         answer = requests.get(f"{stack.url}/files", headers=dict(person.headers), timeout=120)
         assert answer.status_code == 200
-        login = requests.post(
-            f"{stack.url}/auth/login", json={"email": "anna@example.org", "password": PASSWORD}, timeout=120
-        )
-        assert login.status_code == 200
+        stack.sign_in()
         found.append(monotonic() - began)
     return found
 
 
 def test_two_hundred_idle_and_fifty_trickling_clients_delay_a_further_one_by_less_than_a_second(
-    stack: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    stack: Stack, person: Client, large_file: str, clients: ExitStack
 ) -> None:
     alone = max(delays(stack, person, 3))
     for _ in range(200):
@@ -121,7 +97,7 @@ def test_two_hundred_idle_and_fifty_trickling_clients_delay_a_further_one_by_les
 
 
 def test_transfers_leave_a_quarter_of_the_threads_to_others(
-    stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    stack: Stack, small: Stack, person: Client, large_file: str, clients: ExitStack
 ) -> None:
     wait_until(lambda: "pending" not in small.states(), seconds=20, what="earlier uploads being given up")
     # One account has a quarter of the slots, which is one.
@@ -147,7 +123,7 @@ def test_transfers_leave_a_quarter_of_the_threads_to_others(
 
 
 def test_strangers_whose_bodies_do_not_come_cost_transfers_nothing(
-    small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    small: Stack, person: Client, large_file: str, clients: ExitStack
 ) -> None:
     framings = ("Transfer-Encoding: chunked", "Content-Length: 5000", "Content-Length: 5000\r\nExpect: 100-continue")
     bodies = [clients.enter_context(start_json(small, framing)) for framing in framings for _ in range(13)]
@@ -164,12 +140,12 @@ def test_strangers_whose_bodies_do_not_come_cost_transfers_nothing(
 
 
 def test_a_client_that_waits_to_be_told_sends_its_small_body_then_and_is_told_once(
-    stack: Stack, person: requests.Session, clients: ExitStack
+    stack: Stack, person: Client, clients: ExitStack
 ) -> None:
     body = b'{"full_name": "Anna"}'
     client = clients.enter_context(connect(stack.port))
     lines = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Expect: 100-continue")
-    client.sendall(head("PATCH", "/api/v1/auth/me", token(person), *lines, "Connection: close"))
+    client.sendall(head("PATCH", "/api/v1/auth/me", person.authorization, *lines, "Connection: close"))
 
     told = client.recv(100)
     client.sendall(body)
@@ -181,14 +157,16 @@ def test_a_client_that_waits_to_be_told_sends_its_small_body_then_and_is_told_on
 
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"], ids=["length", "chunked"])
 def test_a_small_body_that_ends_early_is_refused_and_what_came_of_it_is_not_done(
-    stack: Stack, person: requests.Session, clients: ExitStack, framing: str
+    stack: Stack, person: Client, clients: ExitStack, framing: str
 ) -> None:
     # Whole JSON, but not the whole body.
     body = b'{"full_name": "Not Anna"}'
     if framing.endswith("chunked"):
         body = b"%x\r\n%s\r\n" % (len(body), body)
     client = clients.enter_context(connect(stack.port))
-    client.sendall(head("PATCH", "/api/v1/auth/me", token(person), "Content-Type: application/json", framing) + body)
+    client.sendall(
+        head("PATCH", "/api/v1/auth/me", person.authorization, "Content-Type: application/json", framing) + body
+    )
 
     client.shutdown(socket.SHUT_WR)
     answer = everything(client)
@@ -199,7 +177,7 @@ def test_a_small_body_that_ends_early_is_refused_and_what_came_of_it_is_not_done
 
 
 def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
-    stack: Stack, small: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    stack: Stack, small: Stack, person: Client, large_file: str, clients: ExitStack
 ) -> None:
     unread = [clients.enter_context(start_download(small, person, large_file)) for _ in range(40)]
     answers = [connection.recv(12) for connection in unread]
@@ -213,7 +191,7 @@ def test_an_account_that_does_not_read_its_downloads_leaves_the_slots_of_others(
 
 
 def test_more_idle_clients_than_a_process_keeps_do_not_keep_others_out(
-    small: Stack, person: requests.Session, clients: ExitStack
+    small: Stack, person: Client, clients: ExitStack
 ) -> None:
     idle = [clients.enter_context(connect(small.port)) for _ in range(200)]
 
@@ -235,7 +213,7 @@ def test_a_refused_client_that_sends_for_ever_is_left_after_a_while(stack: Stack
 
 
 @pytest.mark.slow
-def test_who_does_not_finish_a_head_is_refused_after_ten_seconds_and_who_does_nothing_is_closed(
+def test_a_client_with_half_a_head_is_refused_after_ten_seconds_and_an_idle_one_is_closed(
     stack: Stack, clients: ExitStack
 ) -> None:
     idle, slow = clients.enter_context(connect(stack.port)), clients.enter_context(connect(stack.port))
@@ -261,7 +239,7 @@ def test_who_does_not_finish_a_head_is_refused_after_ten_seconds_and_who_does_no
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_transfers_below_the_least_rate_end_after_a_minute_and_leave_nothing(
-    stack: Stack, person: requests.Session, large_file: str, clients: ExitStack
+    stack: Stack, person: Client, large_file: str, clients: ExitStack
 ) -> None:
     wait_until(lambda: "pending" not in stack.states(), seconds=20, what="earlier uploads being given up")
     stack.reap()
@@ -295,7 +273,7 @@ def test_transfers_below_the_least_rate_end_after_a_minute_and_leave_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_client_that_limits_its_rate_is_not_cut(
-    stack: Stack, person: requests.Session, large_file: str, tmp_path: Path
+    stack: Stack, person: Client, large_file: str, tmp_path: Path
 ) -> None:
     # What the kernel holds for it before it says that it holds too much lasts for more than a minute.
     kept = tmp_path / "kept.bin"
@@ -303,7 +281,7 @@ def test_a_client_that_limits_its_rate_is_not_cut(
     wget = subprocess.Popen(
         [
             *(program("wget", package="wget"), "--no-config", "--quiet", "--tries=1", "--limit-rate=16k"),
-            *(f"--header={token(person)}", f"--output-document={kept}"),
+            *(f"--header={person.authorization}", f"--output-document={kept}"),
             f"{stack.url}/files/{large_file}/content",
         ]
     )

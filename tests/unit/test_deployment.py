@@ -87,7 +87,7 @@ def test_the_api_listens_on_loopback_unless_its_command_says_otherwise(
     assert '--bind \\"0.0.0.0:${PORT:-8000}\\"' in DOCKERFILE
 
 
-def test_nothing_may_do_more_than_it_has_to(services: dict[str, Any]) -> None:
+def test_every_service_is_restricted(services: dict[str, Any]) -> None:
     assert services.keys() == OWN | SERVERS
     for name, service in services.items():
         assert service["read_only"] is True, name
@@ -98,7 +98,7 @@ def test_nothing_may_do_more_than_it_has_to(services: dict[str, Any]) -> None:
     assert compose.load(SECRETS)["networks"]["inside"] == {"internal": True}
 
 
-def test_every_image_of_somebody_else_is_pinned_by_a_tag(services: dict[str, Any]) -> None:
+def test_every_foreign_image_is_pinned_by_a_tag(services: dict[str, Any]) -> None:
     images = [*(services[name]["image"] for name in SERVERS), *re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)]
 
     assert len(images) == 5
@@ -137,7 +137,7 @@ def test_every_queue_has_a_worker_and_there_is_one_beat(services: dict[str, Any]
     assert [name for name in OWN if "beat" in services[name]["command"]] == ["beat"]
 
 
-def test_any_other_s3_takes_the_place_of_minio() -> None:
+def test_another_s3_takes_the_place_of_minio() -> None:
     other = {
         "S3_ENDPOINT_URL": "https://s3.example.org",
         "S3_BUCKET_NAME": "files",
@@ -150,6 +150,31 @@ def test_any_other_s3_takes_the_place_of_minio() -> None:
 
     assert {name: environment[name] for name in other} == other
     assert "something" not in str(ours["minio"])
+
+
+SCHEMA_CHECKS = re.findall(
+    r"^\.venv/bin/(check-jsonschema .*) (\S+)$", (ROOT / "scripts/check").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("command", "name"), SCHEMA_CHECKS, ids=[name for _, name in SCHEMA_CHECKS])
+def test_the_schema_of_a_file_refuses_an_unknown_key(tmp_path: Path, command: str, name: str) -> None:
+    changed = tmp_path / Path(name).name
+    changed.write_text(f"{(ROOT / name).read_text()}\nunknown_key: true\n")
+
+    done = subprocess.run(
+        [BIN / "check-jsonschema", *command.split()[1:], changed],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "'unknown_key' " in done.stdout
+
+
+def test_the_compose_file_and_those_of_github_have_a_schema() -> None:
+    assert [name for _, name in SCHEMA_CHECKS] == [
+        "docker-compose.yml", ".github/workflows/ci.yml", ".github/dependabot.yml"
+    ]  # fmt: skip
 
 
 # The image

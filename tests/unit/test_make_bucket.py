@@ -56,7 +56,7 @@ def test_the_bucket_is_made_where_the_settings_say_and_once(
     assert region_of("files") == region
 
 
-def test_somebody_who_was_faster_is_no_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_another_process_has_just_made_is_no_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     boto3.client("s3", region_name="eu-central-1").create_bucket(
         Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
     )
@@ -77,18 +77,20 @@ def test_somebody_who_was_faster_is_no_failure(run: Run, monkeypatch: pytest.Mon
     [("a_", "InvalidBucketName"), ("no/name", "ParamValidationError")],
     ids=["by-the-store", "by-boto3"],
 )
-def test_a_refusal_ends_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
+def test_a_refused_bucket_ends_the_bootstrap_immediately(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
     monkeypatch.setattr(make_bucket, "_WAIT_SECONDS", 3600.0)
 
     with pytest.raises(SystemExit, match=rf"^The bucket could not be made: {reason}$"):
         run(S3_BUCKET_NAME=name, AWS_REGION="us-east-1")
 
 
-def test_a_store_that_does_not_answer_ends_it_when_the_time_is_over(run: Run) -> None:
+def test_a_silent_store_ends_the_bootstrap_when_its_time_is_over(run: Run) -> None:
     with pytest.raises(SystemExit, match=r"^The bucket could not be made: EndpointConnectionError$"):
         run(S3_ENDPOINT_URL="http://127.0.0.1:1")
 
 
-def test_without_a_bucket_in_the_settings_there_is_none_to_make(run: Run, tmp_path: Path) -> None:
+def test_settings_without_a_bucket_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^S3_BUCKET_NAME is not set"):
         run(S3_BUCKET_NAME="", STORAGE_DIR=str(tmp_path))

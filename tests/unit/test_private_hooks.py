@@ -38,7 +38,7 @@ def test_a_hook_exists_in_its_library_and_is_used_where_the_page_says(hook: str,
     assert name in (ROOT / used_in).read_text()
 
 
-def test_the_table_is_read_whole() -> None:
+def test_every_row_of_the_table_is_read() -> None:
     table = PAGE.partition("| hook |")[2]
 
     assert len(ROWS) == len(re.findall(r"^\| `", table, re.MULTILINE)) > 15

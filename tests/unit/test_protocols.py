@@ -54,7 +54,7 @@ SEEKING: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("use", READING.values(), ids=READING)
 @pytest.mark.parametrize("make", [part, request_body])
-def test_it_is_read_as_any_file_is(make: Callable[[], BinaryIO], use: Callable[[Any], Any]) -> None:
+def test_a_part_and_a_request_body_are_read_as_files(make: Callable[[], BinaryIO], use: Callable[[Any], Any]) -> None:
     assert use(make()) == use(io.BytesIO(CONTENT))
 
 
@@ -70,7 +70,7 @@ def test_a_part_refuses_positions_that_are_none(seek: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("make", [part, request_body])
-def test_it_is_a_context_manager_and_an_io_object_that_cannot_be_written(make: Callable[[], BinaryIO]) -> None:
+def test_a_part_and_a_request_body_are_io_objects_that_cannot_be_written(make: Callable[[], BinaryIO]) -> None:
     with make() as file:
         assert isinstance(file, io.IOBase)
         assert not file.writable()

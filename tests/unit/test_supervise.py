@@ -45,7 +45,7 @@ def waiting(on_hang_up: str, seconds: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-def test_it_ends_when_what_reads_its_output_is_gone() -> None:
+def test_the_supervisor_ends_when_the_reader_of_its_output_is_gone() -> None:
     process = waiting("SIG_DFL", "100")
     assert process.stdout is not None
 
@@ -54,7 +54,7 @@ def test_it_ends_when_what_reads_its_output_is_gone() -> None:
     assert process.wait(timeout=60) == 3
 
 
-def test_it_goes_on_without_a_terminal_where_nohup_started_it() -> None:
+def test_the_supervisor_goes_on_under_nohup() -> None:
     process = waiting("SIG_IGN", "0.2")
     assert process.stdout is not None
 
@@ -64,7 +64,7 @@ def test_it_goes_on_without_a_terminal_where_nohup_started_it() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_each_signal_of_an_end_is_heard(number: signal.Signals) -> None:
+def test_the_supervisor_ends_at_each_signal(number: signal.Signals) -> None:
     process = waiting("SIG_DFL", "100")
 
     process.send_signal(number)

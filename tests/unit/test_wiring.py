@@ -33,49 +33,34 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cont
     return lambda **overrides: wire(make_settings(tmp_path, **{"MASTER_KEY": MASTER_KEY} | overrides))
 
 
-def known(keys: KeyRing) -> list[str]:
-    """Which of REFS the ring would unwrap."""
-    return [ref for provider, ref in REFS if keys.knows(provider, ref)]
+@pytest.mark.parametrize(
+    ("overrides", "wraps", "wraps_with", "unwraps"),
+    [
+        pytest.param({}, LocalKeyProvider, LOCAL_REF, [LOCAL_REF], id="a master key"),
+        pytest.param(
+            {"MASTER_KEY": f"{OTHER_MASTER_KEY},{MASTER_KEY}"},
+            LocalKeyProvider, OTHER_LOCAL_REF, [LOCAL_REF, OTHER_LOCAL_REF], id="two master keys",
+        ),
+        pytest.param({"KMS_KEY_ID": ARN, **SETTINGS}, KmsKeyProvider, ARN, [LOCAL_REF, ARN], id="a kms key beside one"),
+        pytest.param(
+            {"MASTER_KEY": "", "KMS_KEY_ID": ARN, "KMS_DECRYPT_KEY_ARNS": OTHER_ARN, **SETTINGS},
+            KmsKeyProvider, ARN, [ARN, OTHER_ARN], id="kms keys alone",
+        ),
+        pytest.param(
+            {"KMS_DECRYPT_KEY_ARNS": f"{ARN},{OTHER_ARN}", **SETTINGS},
+            LocalKeyProvider, LOCAL_REF, [LOCAL_REF, ARN, OTHER_ARN], id="arns to unwrap only",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_choose_the_key_that_wraps_and_all_that_unwrap(
+    build: Callable[..., Container], overrides: dict[str, str], wraps: type, wraps_with: str, unwraps: list[str]
+) -> None:
+    keys = build(**overrides).keys.ring
 
-
-def test_a_master_key_alone_wraps_and_unwraps_locally(build: Callable[..., Container]) -> None:
-    keys = build().keys.ring
-
-    assert isinstance(keys.primary, LocalKeyProvider)
-    assert keys.providers == {"local"}
-    assert known(keys) == [LOCAL_REF]
-
-
-def test_of_several_master_keys_the_first_wraps_and_all_unwrap(build: Callable[..., Container]) -> None:
-    keys = build(MASTER_KEY=f"{OTHER_MASTER_KEY},{MASTER_KEY}").keys.ring
-
-    assert keys.primary.current_ref() == OTHER_LOCAL_REF
-    assert known(keys) == [LOCAL_REF, OTHER_LOCAL_REF]
-
-
-def test_a_kms_key_wraps_and_local_files_stay_readable(build: Callable[..., Container]) -> None:
-    keys = build(KMS_KEY_ID=ARN, **SETTINGS).keys.ring
-
-    assert isinstance(keys.primary, KmsKeyProvider)
-    assert keys.primary.current_ref() == ARN
-    assert keys.providers == {"local", "aws-kms"}
-    assert known(keys) == [LOCAL_REF, ARN]
-
-
-def test_a_kms_key_alone_needs_no_local_provider(build: Callable[..., Container]) -> None:
-    keys = build(MASTER_KEY="", KMS_KEY_ID=ARN, KMS_DECRYPT_KEY_ARNS=OTHER_ARN, **SETTINGS).keys.ring
-
-    assert isinstance(keys.primary, KmsKeyProvider)
-    assert keys.providers == {"aws-kms"}
-    assert known(keys) == [ARN, OTHER_ARN]
-
-
-def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(build: Callable[..., Container]) -> None:
-    keys = build(KMS_DECRYPT_KEY_ARNS=f"{ARN},{OTHER_ARN}", **SETTINGS).keys.ring
-
-    assert isinstance(keys.primary, LocalKeyProvider)
-    assert keys.providers == {"local", "aws-kms"}
-    assert known(keys) == [LOCAL_REF, ARN, OTHER_ARN]
+    assert isinstance(keys.primary, wraps)
+    assert keys.primary.current_ref() == wraps_with
+    assert keys.providers == {provider for provider, ref in REFS if ref in unwraps}
+    assert [ref for provider, ref in REFS if keys.knows(provider, ref)] == unwraps
 
 
 @pytest.mark.parametrize(
@@ -87,7 +72,7 @@ def test_without_a_kms_key_the_local_one_wraps_and_listed_arns_are_unwrapped(bui
         pytest.param({"KMS_KEY_ID": ARN, "DATABASE_URL": "postgresql://vault@db.example.org/vault-test"}, id="server"),
     ],
 )
-def test_nothing_is_connected_to(build: Callable[..., Container], overrides: dict[str, str]) -> None:
+def test_wiring_opens_no_connection(build: Callable[..., Container], overrides: dict[str, str]) -> None:
     container = build(**SETTINGS, **overrides)
 
     assert container.keys.ring.primary.name == "aws-kms"

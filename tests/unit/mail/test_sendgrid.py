@@ -5,12 +5,14 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from testing.machine import within
-from testing.mail_servers import SendGrid, SendGridHandler, make_certificate, sendgrid_server, server_side
+from testing.mail_servers import make_certificate, server_side
+from testing.recorder import Recorder, recorder
 from tests.unit.mail.test_transports import MAIL, mail_to
 from vault.mail import sendgrid
 from vault.mail.messages import MailDelayed, MailRefused
@@ -19,11 +21,13 @@ from vault.mail.sendgrid import SendGridMailer
 
 KEY = "SG.key-of-everything"
 SENDER = "Secure Vault <vault@example.org>"
+Behaviour = Callable[[Recorder, BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture
-def server() -> Iterator[SendGrid]:
-    with sendgrid_server() as started:
+def server() -> Iterator[Recorder]:
+    with recorder() as started:
+        started.answer = lambda _: (202, b"")
         yield started
 
 
@@ -40,13 +44,14 @@ def failure(url: str) -> MailDelayed:
 # --- what is sent ---------------------------------------------------------------------------------------------------
 
 
-def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: SendGrid) -> None:
+def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: Recorder) -> None:
     mailer(server.url).send(MAIL)
 
-    ((path, headers, payload),) = server.requests
-    assert path == "/v3/mail/send"
-    assert headers["Authorization"] == f"Bearer {KEY}"
-    assert headers["Content-Type"] == "application/json"
+    (asked,) = server.asked
+    payload = json.loads(asked.body)
+    assert asked.path == "/v3/mail/send"
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+    assert asked.headers["content-type"] == "application/json"
     assert KEY not in json.dumps(payload)
     assert payload["personalizations"] == [{"to": [{"email": "anna@example.org"}]}]
     assert payload["from"] == {"email": "vault@example.org", "name": "Secure Vault"}
@@ -68,23 +73,23 @@ def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: SendGrid) ->
     ids=["idn", "quotes"],
 )
 def test_addresses_are_ascii_and_names_apart(
-    server: SendGrid, recipient: str, sender: str, to: str, from_: dict[str, str]
+    server: Recorder, recipient: str, sender: str, to: str, from_: dict[str, str]
 ) -> None:
     mailer(server.url, sender).send(mail_to(recipient))
 
-    payload = server.requests[0][2]
+    payload = json.loads(server.asked[0].body)
     assert payload["personalizations"] == [{"to": [{"email": to}]}]
     assert payload["from"] == from_
 
 
-def test_an_endpoint_may_have_a_path(server: SendGrid) -> None:
+def test_an_endpoint_may_have_a_path(server: Recorder) -> None:
     mailer(f"{server.url}/gateway").send(MAIL)
 
-    assert server.requests[0][0] == "/gateway/v3/mail/send"
+    assert server.asked[0].path == "/gateway/v3/mail/send"
 
 
 def test_neither_proxies_nor_passwords_come_from_the_environment(
-    server: SendGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -93,16 +98,16 @@ def test_neither_proxies_nor_passwords_come_from_the_environment(
 
     mailer(server.url).send(MAIL)
 
-    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+    assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415])
-def test_a_mail_that_sendgrid_refuses_is_refused_for_good(server: SendGrid, status: int) -> None:
-    server.status = status
-    server.body = json.dumps({"errors": [{"message": "not anna@example.org", "field": None, "help": None}]}).encode()
+def test_a_mail_that_sendgrid_refuses_is_refused_for_good(server: Recorder, status: int) -> None:
+    body = json.dumps({"errors": [{"message": "not anna@example.org", "field": None, "help": None}]}).encode()
+    server.answer = lambda _: (status, body)
 
     error = failure(server.url)
 
@@ -112,15 +117,14 @@ def test_a_mail_that_sendgrid_refuses_is_refused_for_good(server: SendGrid, stat
 
 
 @pytest.mark.parametrize("status", [200, 204, 301, 307, 408, 429, 500, 502, 503])
-def test_other_answers_are_asked_for_again_later(server: SendGrid, status: int) -> None:
-    server.status = status
-    server.answer_headers = {"Location": f"{server.url}/elsewhere"}
+def test_other_answers_are_asked_for_again_later(server: Recorder, status: int) -> None:
+    server.answer = lambda _: (status, b"", {"Location": f"{server.url}/elsewhere"})
 
     error = failure(server.url)
 
     assert type(error) is MailDelayed
     assert (error.reason, error.retry_after_seconds) == (f"sendgrid_{status}", 0)
-    assert [path for path, _, _ in server.requests] == ["/v3/mail/send"]
+    assert [asked.path for asked in server.asked] == ["/v3/mail/send"]
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -147,9 +151,9 @@ def in_seconds(seconds: float) -> datetime:
     ],
 )
 def test_the_pause_that_is_asked_for_is_passed_on(
-    server: SendGrid, status: int, headers: Callable[[], dict[str, str]], expected: float
+    server: Recorder, status: int, headers: Callable[[], dict[str, str]], expected: float
 ) -> None:
-    server.status, server.answer_headers = status, headers()
+    server.answer = lambda _: (status, b"", headers())
 
     error = failure(server.url)
 
@@ -159,8 +163,8 @@ def test_the_pause_that_is_asked_for_is_passed_on(
 
 
 @pytest.mark.parametrize("body", [b"", b"no", b"[]", b'{"errors": [7]}', b"[" * 5000, b'{"errors": 7}', b"\xff"])
-def test_an_answer_that_makes_no_sense_leaves_the_status(server: SendGrid, body: bytes) -> None:
-    server.status, server.body = 401, body
+def test_an_answer_that_makes_no_sense_leaves_the_status(server: Recorder, body: bytes) -> None:
+    server.answer = lambda _: (401, body)
 
     error = failure(server.url)
 
@@ -176,20 +180,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sendgrid, "_TOTAL_SECONDS", 0.6)
 
 
-def hang(handler: SendGridHandler) -> None:
-    handler.server.closing.wait(20)
+def hang(server: Recorder, _: BaseHTTPRequestHandler) -> None:
+    server.closing.wait(20)
 
 
-def trickle(beginning: bytes) -> Callable[[SendGridHandler], None]:
-    def behave(handler: SendGridHandler) -> None:
+def trickle(beginning: bytes) -> Behaviour:
+    def behave(server: Recorder, handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(beginning)
-        while not handler.server.closing.wait(0.05):
+        while not server.closing.wait(0.05):
             handler.wfile.write(b"x")
 
     return behave
 
 
-def drop(handler: SendGridHandler) -> None:
+def drop(_: Recorder, handler: BaseHTTPRequestHandler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -204,9 +208,11 @@ def drop(handler: SendGridHandler) -> None:
     ],
     ids=["hang", "trickle-a-status", "trickle-a-header", "drop", "another-protocol"],
 )
+@pytest.mark.parametrize("scheme", ["server", "encrypted"])
 def test_a_server_that_does_not_answer_is_asked_again_later_and_within_the_limit(
-    server: SendGrid, impatient: None, behave: Callable[[SendGridHandler], None], reasons: set[str]
+    request: pytest.FixtureRequest, impatient: None, scheme: str, behave: Behaviour, reasons: set[str]
 ) -> None:
+    server: Recorder = request.getfixturevalue(scheme)
     server.behave = behave
 
     with within(2):
@@ -217,7 +223,7 @@ def test_a_server_that_does_not_answer_is_asked_again_later_and_within_the_limit
 
 
 @pytest.mark.parametrize("header", [b"Content-Length: 100000", b"Connection: close"])
-def test_a_refusal_whose_body_never_ends_is_still_a_refusal(server: SendGrid, impatient: None, header: bytes) -> None:
+def test_a_refusal_whose_body_never_ends_is_still_a_refusal(server: Recorder, impatient: None, header: bytes) -> None:
     server.behave = trickle(b"HTTP/1.1 401 Unauthorized\r\n" + header + b"\r\n\r\n")
 
     with within(2):
@@ -227,28 +233,22 @@ def test_a_refusal_whose_body_never_ends_is_still_a_refusal(server: SendGrid, im
 
 
 @pytest.fixture
-def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendGrid]:
+def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """A server whose certificate is put where OpenSSL looks for those of this machine."""
     certificate = make_certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with sendgrid_server(server_side(certificate)) as started:
+    with recorder(server_side(certificate)) as started:
+        started.answer = lambda _: (202, b"")
         yield started
 
 
-def test_an_encrypted_server_that_trickles_is_cut_too(encrypted: SendGrid, impatient: None) -> None:
-    encrypted.behave = trickle(b"HTTP/1.1 202 ")
-
-    with within(2):
-        assert failure(encrypted.url).reason == "TimeoutError"
-
-
-def test_over_https_a_good_certificate_is_needed(encrypted: SendGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_https_a_good_certificate_is_needed(encrypted: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     mailer(encrypted.url).send(MAIL)
     monkeypatch.delenv("SSL_CERT_FILE")
     refused = failure(encrypted.url)
 
     assert (type(refused), refused.reason) == (MailDelayed, "SSLCertVerificationError")
-    assert len(encrypted.requests) == 1
+    assert len(encrypted.asked) == 1
 
 
 def test_a_refused_port_is_asked_again_later() -> None:

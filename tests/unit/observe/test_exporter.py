@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from testing.machine import slowness
 from testing.servers import wait_until
 from testing.settings import environment, make_settings
-from testing.stack import BIN
+from testing.stack import BIN, free_port
 from vault.mail.queue import Backlog
 from vault.observe import exporter
 from vault.observe.exporter import _MailCollector
@@ -23,13 +23,10 @@ from vault.wiring import wire
 
 @pytest.fixture
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Where this process serves metrics; of a folder in which nobody has counted."""
+    """Where this process serves the metrics of an empty folder."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr(exporter, "_listener", None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = int(probe.getsockname()[1])
-    yield free
+    yield free_port()
     if exporter._listener is not None:
         exporter._listener.close()
 

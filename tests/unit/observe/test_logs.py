@@ -2,7 +2,7 @@ import io
 import json
 import linecache
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from time import monotonic
@@ -71,14 +71,29 @@ def fail_for_a_reason() -> None:
         raise NameLost(SECRET) from exc
 
 
-# --- exceptions -----------------------------------------------------------------------------------------------------
-
-
-def test_structlog_exceptions_are_classes_and_places(json_log: io.StringIO) -> None:
+def while_handled(log: Callable[[NameLost], object]) -> None:
+    """Call `log` while that error is being handled."""
     try:
         fail_for_a_reason()
     except NameLost as exc:
-        structlog.get_logger("vault.x").error("it_failed", exc_info=exc)
+        log(exc)
+
+
+# --- exceptions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda log, exc: log.error("it_failed", exc_info=exc), id="given"),
+        pytest.param(lambda log, _: log.warning("it_failed", exc_info=True), id="exc_info"),
+        pytest.param(lambda log, _: log.exception("it_failed"), id="exception"),
+    ],
+)
+def test_structlog_exceptions_are_classes_and_places(
+    json_log: io.StringIO, write: Callable[[Any, NameLost], object]
+) -> None:
+    while_handled(lambda exc: write(structlog.get_logger("vault.x"), exc))
 
     (line,) = lines(json_log)
     assert SECRET not in json_log.getvalue()
@@ -92,29 +107,10 @@ def test_structlog_exceptions_are_classes_and_places(json_log: io.StringIO) -> N
     assert line["exception"][0].endswith("in fail_for_a_reason")
 
 
-@pytest.mark.parametrize("how", ["exception", "exc_info"])
-def test_structlogs_own_ways_to_log_the_current_exception_keep_its_text_out(json_log: io.StringIO, how: str) -> None:
-    log = structlog.get_logger("vault.x")
-    try:
-        fail_for_a_reason()
-    except NameLost:
-        if how == "exception":
-            log.exception("it_failed")
-        else:
-            log.warning("it_failed", exc_info=True)
-
-    (line,) = lines(json_log)
-    assert SECRET not in json_log.getvalue()
-    assert len(line["exception"]) == 3
-
-
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_standard_loggers_exceptions_are_classes_and_places(stderr: io.StringIO, log_format: str) -> None:
     configure(stderr, "INFO", log_format)
-    try:
-        fail_for_a_reason()
-    except NameLost:
-        logging.getLogger("some.library").exception("it failed in %s", "its way")
+    while_handled(lambda _: logging.getLogger("some.library").exception("it failed in %s", "its way"))
 
     assert SECRET not in stderr.getvalue()
     assert "Traceback" not in stderr.getvalue()
@@ -126,10 +122,7 @@ def test_standard_loggers_exceptions_are_classes_and_places(stderr: io.StringIO,
 def test_a_record_that_was_formatted_before_keeps_its_text_to_itself(json_log: io.StringIO) -> None:
     other = logging.StreamHandler(io.StringIO())
     logging.getLogger().handlers.insert(0, other)
-    try:
-        fail_for_a_reason()
-    except NameLost:
-        logging.getLogger("some.library").exception("it failed")
+    while_handled(lambda _: logging.getLogger("some.library").exception("it failed"))
 
     assert SECRET in other.stream.getvalue()  # the plain handler has stored the traceback on the record
     assert SECRET not in json_log.getvalue()
@@ -156,7 +149,7 @@ def test_a_long_chain_ends_after_eight() -> None:
     assert len(exception_facts(error)) == 8
 
 
-def test_to_tell_where_keeps_no_source_in_memory() -> None:
+def test_the_places_of_an_exception_keep_no_source_in_memory() -> None:
     with pytest.raises(NameLost) as raised:
         fail_for_a_reason()
     linecache.clearcache()
@@ -224,12 +217,8 @@ def test_libraries_that_write_bodies_and_headers_are_quiet_below_warning(json_lo
 
 def test_a_failed_tasks_line_has_its_name_and_id_but_no_text(json_log: io.StringIO) -> None:
     context = {"name": "mail.deliver", "id": "1234", "exc": repr(NameLost(SECRET)), "args": [SECRET]}
-    try:
-        fail_for_a_reason()
-    except NameLost:
-        logging.getLogger("celery.app.trace").error(
-            "Task %(name)s[%(id)s] raised unexpected: %(exc)s", context, exc_info=True
-        )
+    text = "Task %(name)s[%(id)s] raised unexpected: %(exc)s"
+    while_handled(lambda _: logging.getLogger("celery.app.trace").error(text, context, exc_info=True))
 
     (line,) = lines(json_log)
     assert SECRET not in json_log.getvalue()
@@ -248,15 +237,11 @@ def test_an_exception_in_a_librarys_message_is_told_by_its_class(json_log: io.St
 
 
 @pytest.fixture
-def gunicorn_config() -> Config:
-    return Config()
-
-
-@pytest.fixture
-def worker(json_log: io.StringIO, gunicorn_config: Config) -> Any:
+def worker(json_log: io.StringIO) -> Any:
     """As much of a gunicorn worker as answers a request that went wrong."""
-    gunicorn_config.set("accesslog", "-")
-    return SimpleNamespace(log=QuietLogger(gunicorn_config), cfg=gunicorn_config)
+    config = Config()
+    config.set("accesslog", "-")
+    return SimpleNamespace(log=QuietLogger(config), cfg=config)
 
 
 class Client:
@@ -294,10 +279,7 @@ def test_gunicorn_tells_of_an_invalid_request_without_quoting_it(
 def test_gunicorn_tells_of_a_failed_request_without_its_address(worker: Any, json_log: io.StringIO) -> None:
     request = request_for(f"/api/v1/files?name={SECRET}")
 
-    try:
-        fail_for_a_reason()
-    except NameLost as exc:
-        Worker.handle_error(worker, request, Client(), ("203.0.113.9", 4711), exc)
+    while_handled(lambda exc: Worker.handle_error(worker, request, Client(), ("203.0.113.9", 4711), exc))
 
     (line,) = lines(json_log)
     assert line["event"] == "Error handling request"
@@ -366,7 +348,7 @@ def test_fields_that_are_private_by_name_lose_their_values(json_log: io.StringIO
     ids=["bearer", "jwt", "fernet", "basic", "address", "idn", "url", "object-key", "random"],
 )
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_what_looks_like_a_secret_is_removed_wherever_it_stands(
+def test_a_text_that_looks_like_a_secret_is_removed_wherever_it_stands(
     stderr: io.StringIO, secret: str, text: str, log_format: str
 ) -> None:
     configure(stderr, "INFO", log_format)
@@ -379,7 +361,7 @@ def test_what_looks_like_a_secret_is_removed_wherever_it_stands(
     assert stderr.getvalue().count("[removed]") == 5
 
 
-def test_what_is_no_secret_stays(json_log: io.StringIO) -> None:
+def test_ids_counts_and_routes_stay_in_a_line(json_log: io.StringIO) -> None:
     facts = {
         "file_id": "0a1b2c3d-0000-4000-8000-00000000abcd",
         "request_id": "fe5e01c506184c10a2af220c6f67c617",
@@ -413,7 +395,7 @@ def test_the_guard_takes_no_long_time_for_a_long_text(json_log: io.StringIO) -> 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_the_guard_looks_into_what_is_no_text_and_will_be_written_as_one(stderr: io.StringIO, log_format: str) -> None:
+def test_the_guard_looks_into_objects_that_are_written_as_text(stderr: io.StringIO, log_format: str) -> None:
     configure(stderr, "DEBUG", log_format)
 
     structlog.get_logger("vault.x").info("it_happened", reason=ValueError("anna@example.org"), at=Path("objects/ab"))

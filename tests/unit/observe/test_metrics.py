@@ -29,7 +29,7 @@ def test_labels_are_of_the_closed_list() -> None:
     assert used <= LABELS
 
 
-def test_what_must_raise_an_alarm_is_there_before_it_happens() -> None:
+def test_counters_of_alarms_are_exported_before_they_grow() -> None:
     told = {(sample.name, *sample.labels.values()) for family in REGISTRY.collect() for sample in family.samples}
 
     assert ("vault_integrity_failures_total",) in told

@@ -2,6 +2,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import monotonic
 
 import psycopg2
@@ -32,9 +33,9 @@ class Dependency:
             raise self.error
 
 
+@dataclass
 class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
+    now: float = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -62,31 +63,24 @@ def readiness(vital: Dependency, other: Dependency, clock: Clock) -> Readiness:
     return Readiness({"vital": Check(vital.ask, is_vital=True), "other": Check(other.ask)}, clock=clock)
 
 
-def test_what_answers_is_ready(readiness: Readiness) -> None:
+def test_dependencies_that_answer_are_ready(readiness: Readiness) -> None:
     report = readiness.report()
 
     assert (report.status, report.can_serve) == ("ready", True)
     assert [finding.error for finding in report.findings.values()] == [None, None]
 
 
-def test_a_failure_is_named_by_its_class_and_leaves_the_process_serving(
-    readiness: Readiness, other: Dependency
+@pytest.mark.parametrize(("name", "status"), [("other", ("degraded", True)), ("vital", ("unavailable", False))])
+def test_a_failure_is_named_by_its_class_and_stops_service_where_it_is_vital(
+    readiness: Readiness, vital: Dependency, other: Dependency, name: str, status: tuple[str, bool]
 ) -> None:
-    other.error = ConnectionRefusedError("postgresql://vault:secret@host")
+    {"vital": vital, "other": other}[name].error = ConnectionRefusedError("postgresql://vault:secret@host")
 
     report = readiness.report()
 
-    assert (report.status, report.can_serve) == ("degraded", True)
-    assert report.findings["other"].error == "ConnectionRefusedError"
+    assert (report.status, report.can_serve) == status
+    assert report.findings[name].error == "ConnectionRefusedError"
     assert "secret" not in repr(report)
-
-
-def test_without_what_is_vital_it_cannot_serve(readiness: Readiness, vital: Dependency) -> None:
-    vital.error = OSError()
-
-    report = readiness.report()
-
-    assert (report.status, report.can_serve) == ("unavailable", False)
 
 
 def test_an_answer_is_kept_for_a_moment_and_asked_for_again_after_it(
@@ -107,7 +101,7 @@ def test_an_answer_is_kept_for_a_moment_and_asked_for_again_after_it(
     assert other.asked == 3
 
 
-def test_many_who_ask_at_once_share_one_question(readiness: Readiness, other: Dependency) -> None:
+def test_many_concurrent_reports_share_one_question(readiness: Readiness, other: Dependency) -> None:
     other.answers.clear()
     with ThreadPoolExecutor(20) as threads:
         reports = [threads.submit(readiness.report) for _ in range(20)]
@@ -118,7 +112,7 @@ def test_many_who_ask_at_once_share_one_question(readiness: Readiness, other: De
     assert other.asked == 1
 
 
-def test_what_hangs_has_failed_in_time_and_is_asked_by_one_thread_only(vital: Dependency, other: Dependency) -> None:
+def test_a_dependency_that_hangs_fails_in_time_and_is_asked_by_one_thread(vital: Dependency, other: Dependency) -> None:
     readiness = Readiness({"vital": Check(vital.ask, is_vital=True), "other": Check(other.ask)})
     other.answers.clear()
     began = monotonic()
@@ -148,9 +142,7 @@ def test_a_moment_without_threads_is_no_failure_for_ever(
     assert other.asked == 1
 
 
-def test_a_good_answer_that_is_kept_long_is_doubted_once_somebody_has_seen_a_failure(
-    other: Dependency, clock: Clock
-) -> None:
+def test_a_good_answer_that_is_kept_long_is_doubted_after_a_failure(other: Dependency, clock: Clock) -> None:
     readiness = Readiness({"keys": Check(other.ask, kept_seconds=30)}, clock=clock)
     readiness.report()
     other.error = OSError()

@@ -104,38 +104,28 @@ def output_of(program: str, environ: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def arenas_of_eight_threads(**environ: str) -> int:
-    return output_of(PROGRAM, environ).count("<heap nr=")
-
-
-def test_threads_share_one_arena() -> None:
-    assert arenas_of_eight_threads() == 1
-
-
-def test_an_operators_own_number_of_arenas_is_left_alone() -> None:
-    assert arenas_of_eight_threads(MALLOC_ARENA_MAX="4") == 4
+@pytest.mark.parametrize(("environ", "arenas"), [({}, 1), ({"MALLOC_ARENA_MAX": "4"}, 4)])
+def test_threads_share_one_arena_unless_the_operator_says_otherwise(environ: dict[str, str], arenas: int) -> None:
+    assert output_of(PROGRAM, environ).count("<heap nr=") == arenas
 
 
 @pytest.mark.parametrize(
-    ("environ", "made_anew"),
+    ("environ", "hashes", "made_anew"),
     [
-        ({}, 0),
-        ({"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "1000000"}, 2),
-        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000:glibc.malloc.mmap_threshold=1000000"}, 2),
+        ({}, "2", 0),
+        # With the slack 24 MiB more than 4 GiB, which an int cannot count.
+        ({}, "216", 0),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_MMAP_THRESHOLD_": "1000000"}, "2", 2),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000:glibc.malloc.mmap_threshold=1000000"}, "2", 2),
     ],
 )
 def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
-    environ: dict[str, str], made_anew: int
+    environ: dict[str, str], hashes: str, made_anew: int
 ) -> None:
-    assert int(output_of(USE + TWO, environ, "2")) == made_anew
+    assert int(output_of(USE + TWO, environ, hashes)) == made_anew
 
 
-def test_the_memory_of_more_hashes_than_an_int_can_count_is_kept() -> None:
-    # 216 of them and the slack are 24 MiB more than 4 GiB.
-    assert int(output_of(USE + TWO, {}, "216")) == 0
-
-
-def test_what_is_free_before_a_block_that_is_not_is_given_back_regularly() -> None:
+def test_free_memory_below_a_used_block_is_given_back_regularly() -> None:
     kept, left = map(int, output_of(USE + GIVEN_BACK, {}).split())
 
     assert kept >= 15

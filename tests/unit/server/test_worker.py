@@ -62,7 +62,7 @@ def connection() -> Iterator[Callable[[bytes], Connection]]:
         CHUNKED + b"10000\r\n" + bytes(0x10000 - 1),
     ],
 )
-def test_what_is_not_complete_is_waited_for(connection: Callable[[bytes], Connection], received: bytes) -> None:
+def test_an_incomplete_request_is_waited_for(connection: Callable[[bytes], Connection], received: bytes) -> None:
     waiting = connection(received)
 
     assert not waiting.is_for_thread()
@@ -95,7 +95,9 @@ def test_what_is_not_complete_is_waited_for(connection: Callable[[bytes], Connec
         b"\r\n\r\n",
     ],
 )
-def test_what_is_complete_or_large_is_for_a_thread(connection: Callable[[bytes], Connection], received: bytes) -> None:
+def test_a_complete_or_large_request_is_for_a_thread(
+    connection: Callable[[bytes], Connection], received: bytes
+) -> None:
     complete = connection(received)
 
     assert complete.is_for_thread()
@@ -114,7 +116,7 @@ def test_what_is_complete_or_large_is_for_a_thread(connection: Callable[[bytes],
         (GET + b"X-One: " + b"a" * 40_000, LimitRequestHeaders),
     ],
 )
-def test_what_will_never_be_a_request_is_not_waited_for(
+def test_bytes_that_are_no_request_are_not_waited_for(
     connection: Callable[[bytes], Connection], received: bytes, refusal: type[Exception]
 ) -> None:
     refused = connection(received)
@@ -132,7 +134,7 @@ def test_what_will_never_be_a_request_is_not_waited_for(
     ],
     ids=["head", "sized", "chunked"],
 )
-def test_what_comes_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_none(
+def test_a_request_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_none(
     connection: Callable[[bytes], Connection], whole: bytes
 ) -> None:
     waiting, complete_at = connection(b""), []
