@@ -28,7 +28,7 @@ from vault import create_app
 from vault.audit.models import AuditEvent
 from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
-from vault.auth.tokens import SESSION_LIFETIME, SessionTokens
+from vault.auth.sessions import SESSION_LIFETIME, SessionTokens
 from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
 from vault.cli import audit, db, files, keys, mail, users
 from vault.core.db import Base, create_database, db_now

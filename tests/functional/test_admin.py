@@ -24,11 +24,11 @@ from vault.admin.service import UserChanges
 from vault.audit.models import AuditEvent
 from vault.auth.models import Role, User
 from vault.cli.base import operator
+from vault.core.addresses import parse_address
 from vault.core.errors import LastAdmin
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.kms import KmsKeyProvider
 from vault.files.listing import ListingOfAll
-from vault.mail.addresses import parse_address
 
 ADMIN = "/api/v1/admin"
 USERS = f"{ADMIN}/users"

@@ -18,6 +18,7 @@ from testing.vault import PASSWORD, Person, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome
+from vault.audit.service import details_of
 from vault.auth.models import Role
 from vault.core.principal import Entrance, Principal
 
@@ -412,7 +413,7 @@ def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault
     assert [item["details"] for item in own if item["details"]] == [theirs["details"]] * 3
     assert [item["ip"] for item in own if item["target_type"] == "user"] == ["192.0.2.1"] * 3
     # Whatever else is to be told of an actor must be looked at here first.
-    told = Principal(entrance=Entrance.CLI, os_user="theirs", trace_id="theirs").details()
+    told = details_of(Principal(entrance=Entrance.CLI, os_user="theirs", trace_id="theirs"))
     assert told.keys() == {"origin", "os_user", "trace_id"}
     for item in seen:
         if item["actor_id"] != str(me):

@@ -15,7 +15,7 @@ from testing.servers import wait_until
 from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Vault, at_once, refusal, works
 from vault.auth import mails
 from vault.auth.models import EmailToken, PasswordAttempts, User
-from vault.mail.addresses import parse_address
+from vault.core.addresses import parse_address
 from vault.mail.models import MailJob, MailState
 
 pytestmark = pytest.mark.uncounted

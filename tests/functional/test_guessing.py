@@ -20,7 +20,7 @@ from testing.vault import (
 )
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
-from vault.core.networks import network_of
+from vault.core.addresses import network_of
 
 pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from testing.vault import PASSWORD, Body, Person, Vault, at_once, refusal
 from vault.auth.models import User
+from vault.core.addresses import parse_address
 from vault.core.principal import Principal
-from vault.mail.addresses import parse_address
 from vault.objects.models import StorageAccount
 
 FILES = "/api/v1/files"

@@ -11,8 +11,8 @@ import pytest
 from testing.vault import PASSWORD, Person, Vault, at_once, refusal, works
 from vault.auth.models import User
 from vault.cli.base import operator
+from vault.core.addresses import parse_address
 from vault.core.principal import Principal
-from vault.mail.addresses import parse_address
 from vault.objects.models import StorageAccount
 
 BOSS = "boss@example.org"

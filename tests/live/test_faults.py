@@ -29,9 +29,9 @@ from testing.servers import wait_until
 from testing.stack import Client, Process, Stack, embedded, production
 from testing.vault import PASSWORD
 from vault.admin.service import UserChanges
+from vault.core.addresses import parse_address
 from vault.core.db import db_now
 from vault.core.principal import Principal
-from vault.mail.addresses import parse_address
 from vault.objects.models import File, FileState
 from vault.objects.reaper import ReapReport
 from vault.storage import object_key

@@ -15,9 +15,9 @@ from vault.auth.hooks import Hooks, call
 from vault.auth.models import User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
+from vault.core.addresses import Address
 from vault.core.errors import Busy, UserDisabled
 from vault.core.principal import Principal
-from vault.mail.addresses import Address
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 

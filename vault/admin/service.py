@@ -20,10 +20,10 @@ from vault.auth.hooks import Hooks, call
 from vault.auth.models import Role, TokenPurpose, User
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
+from vault.core.addresses import Address
 from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.core.paging import Key, Page, page
 from vault.core.principal import Principal
-from vault.mail.addresses import Address
 from vault.mail.outbox import Outbox
 from vault.objects.models import StorageAccount
 

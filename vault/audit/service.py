@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, AuditEvent, AuditRead, AuditTally, Outcome
+from vault.core.addresses import network_of
 from vault.core.db import count_changed, insert_into, run
 from vault.core.errors import AuditUnavailable
-from vault.core.networks import network_of
-from vault.core.principal import Principal
+from vault.core.principal import Entrance, Principal
 
 # Stands for NULL in unique keys: who is not signed in has no account and no session.
 NO_ACCOUNT: Final = uuid.UUID(int=0)
@@ -63,7 +63,7 @@ class AuditService:
             "target_id": target[1] if target else None,
             "outcome": outcome,
             "reason": reason,
-            "details": {**principal.details(), **details},
+            "details": {**details_of(principal), **details},
         }
         write(session, [event])
 
@@ -88,7 +88,7 @@ class AuditService:
             "ip": principal.ip,
             "user_agent": principal.user_agent,
             "request_id": principal.request_id,
-            "details": {**principal.details(), **details},
+            "details": {**details_of(principal), **details},
         }
         insert = insert_into(session, AuditTally)
         upsert = insert.on_conflict_do_update(
@@ -121,7 +121,7 @@ def count_read(
         "actor_email": principal.email,
         "user_agent": principal.user_agent,
         "request_id": principal.request_id,
-        "details": principal.details(),
+        "details": details_of(principal),
     }
     insert = insert_into(session, AuditRead)
     upsert = insert.on_conflict_do_update(
@@ -172,3 +172,11 @@ def _is_of_all_tables(error: DBAPIError) -> bool:
     # SQLite has one error class for these and for a missing table.
     is_of_this = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     return error.connection_invalidated or (isinstance(error, OperationalError) and not is_of_this)
+
+
+def details_of(principal: Principal) -> dict[str, str]:
+    """Return facts beyond an event's columns."""
+    origin = principal.entrance.value if principal.entrance in (Entrance.CLI, Entrance.WORKER) else None
+    trace_id = principal.trace_id if principal.trace_id != principal.request_id else None
+    found = {"origin": origin, "os_user": principal.os_user, "trace_id": trace_id}
+    return {name: value for name, value in found.items() if value is not None}

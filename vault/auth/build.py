@@ -15,10 +15,9 @@ from vault.auth.passwords import Passwords
 from vault.auth.profile import Profiles
 from vault.auth.recovery import Recovery
 from vault.auth.registration import Registration
-from vault.auth.sessions import UserSessions
+from vault.auth.sessions import SessionTokens, UserSessions
 from vault.auth.sign_in import SignIn
 from vault.auth.sweeping import Sweeper
-from vault.auth.tokens import SessionTokens
 from vault.core.derived import derive_key
 from vault.core.parts import Core
 from vault.mail.outbox import Outbox

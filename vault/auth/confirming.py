@@ -22,11 +22,11 @@ from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, kill_links, lock_link
 from vault.auth.sessions import UserSessions
+from vault.core.addresses import Address
 from vault.core.db import run
 from vault.core.errors import InputRefused, InvalidToken, WrongPassword
 from vault.core.parts import Core
 from vault.core.principal import Principal
-from vault.mail.addresses import Address
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
-from vault.core.db import count_changed, run
+from vault.core.addresses import network_of
+from vault.core.db import count_changed, rows_of, run
 from vault.core.errors import Busy
-from vault.core.networks import network_of
 
 _WINDOW: Final = timedelta(hours=1)
 _KNOWN_FOR: Final = timedelta(days=30)
@@ -131,8 +131,7 @@ class GuessLimiter:
         """Return whether a password from `ip` is the account's.
 
         Does the same work without a hash and within a delay. With `begins_session` the caller must call `signed_in`
-        after
-        a right one, or `clear` if it makes no session. Raises Busy.
+        after a right one, or `clear` if it makes no session. Raises Busy.
         """
         place = self._place(email_key, ip)
         admitted = self._count(place)
@@ -242,11 +241,11 @@ class GuessLimiter:
     def _locked(self, session: Session, place: _Place, *, is_first: bool = False) -> Iterator[tuple[_Counts, _Counts]]:
         """Yield this network's row and that of all networks, locked in one order, and write their changes."""
         keys = {"account": place.account_key, "network": place.network_key}
-        rows = [] if is_first else run(session, _LOCK, **keys).all()
+        rows = [] if is_first else rows_of(session, _LOCK, **keys)
         if len(rows) < 2:
             # Unless is_first, both rows may have been deleted since.
             run(session, _MAKE, **keys, now=self._clock())
-            rows = run(session, _LOCK, **keys).all()
+            rows = rows_of(session, _LOCK, **keys)
         anywhere, here = (_Counts(*row) for row in rows)
         yield here, anywhere
         written = {f"here_{name}": getattr(here, name) for name in _CHANGING}

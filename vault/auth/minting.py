@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from vault.auth import mails
 from vault.auth.models import EmailToken, TokenPurpose, User
-from vault.auth.tokens import mail_token_hash, new_mail_token
+from vault.auth.pending import mail_token_hash, new_mail_token
 from vault.mail.models import MailJob, MailKind
 
 # Lifetimes of links by kind of mail.

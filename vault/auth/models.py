@@ -30,7 +30,7 @@ def _newest(name: str, which: str) -> sa.Index:
 
 
 class User(UuidKey, Base):
-    """An account. `email` is the address as given, `email_key` its canonical form (mail.addresses).
+    """An account. `email` is the address as given, `email_key` its canonical form (core.addresses).
 
     `search_text` is address and name, folded, for administrators. `password_version` counts passwords, not hashes: a
     hash is renewed when its parameters change.

@@ -19,9 +19,9 @@ from vault.auth.models import Role, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
+from vault.core.addresses import parse_address
 from vault.core.errors import Busy, InputRefused, LastAdmin, NotFound, Unauthorized, WrongPassword
 from vault.core.principal import Principal
-from vault.mail.addresses import parse_address
 from vault.mail.outbox import Outbox
 
 

@@ -14,9 +14,9 @@ from vault.auth.models import EmailToken, Role, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import has_ended, lock_link
+from vault.core.addresses import parse_address
 from vault.core.errors import InvalidToken
 from vault.core.principal import Principal
-from vault.mail.addresses import parse_address
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 

@@ -15,8 +15,8 @@ from vault.auth.hooks import Hooks, call
 from vault.auth.models import TokenPurpose, User
 from vault.auth.passwords import Passwords, own_words
 from vault.auth.pending import kill_links
+from vault.core.addresses import Address, parse_address
 from vault.core.principal import Principal
-from vault.mail.addresses import Address, parse_address
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 

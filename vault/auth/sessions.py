@@ -1,13 +1,15 @@
-"""Sessions: started by a sign-in, continued by refresh tokens, ended by their owner, by time, or by a reused token."""
+"""Sessions and their signed tokens (PyJWT). A sign-in starts a session, refresh tokens continue it; its owner, time, or
+a reused token ends it."""
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
+import jwt
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,7 +17,6 @@ from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
 from vault.auth import mails
 from vault.auth.models import Role, User, UserSession
-from vault.auth.tokens import REFRESH_LIFETIME, SESSION_LIFETIME, RefreshClaims, SessionTokens, TokenPair
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.db import count_changed, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
@@ -23,6 +24,13 @@ from vault.core.paging import Key, Page, in_order, page
 from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
+
+ALGORITHM: Final = "HS256"
+ISSUER: Final = "secure-vault"
+AUDIENCE: Final = "secure-vault-api"
+ACCESS_LIFETIME: Final = timedelta(minutes=15)
+REFRESH_LIFETIME: Final = timedelta(days=7)
+SESSION_LIFETIME: Final = timedelta(days=30)
 
 
 def _alive(now: Any, idle_since: Any) -> tuple[sa.ColumnElement[bool], ...]:
@@ -53,10 +61,27 @@ _IDENTIFY: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class SignedIn:
-    """A complete sign-in: its session and first tokens."""
+class TokenPair:
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    expires_in: int
+    token_type: str = "Bearer"  # noqa: S105  # RFC 6750's name of the scheme, no secret
 
+
+@dataclass(frozen=True, slots=True)
+class RefreshClaims:
+    """A refresh token's session and generation."""
+
+    user_id: uuid.UUID
     session_id: uuid.UUID
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A complete sign-in: its account and session, and first tokens."""
+
+    principal: Principal
     tokens: TokenPair
 
 
@@ -71,6 +96,74 @@ class SessionInfo:
     expires_at: datetime
     ip: str | None
     user_agent: str | None
+
+
+class SessionTokens:
+    """Signs tokens of a session, and reads refresh tokens; flask-jwt-extended reads access tokens."""
+
+    def __init__(self, key: bytes, clock: Callable[[], datetime]) -> None:
+        self._key = key
+        self._clock = clock
+
+    def pair(
+        self,
+        user_id: uuid.UUID,
+        session_id: uuid.UUID,
+        *,
+        generation: int,
+        refreshed_at: datetime,
+        session_ends: datetime,
+    ) -> TokenPair:
+        """Return a new access token, and the refresh token of `generation`, the same on each call. `refreshed_at` is
+        when that generation began. Neither token outlives the session."""
+        now = self._clock()
+        access_ends = min(now + ACCESS_LIFETIME, session_ends)
+        refresh_ends = min(refreshed_at + REFRESH_LIFETIME, session_ends)
+        return TokenPair(
+            access_token=self._sign("access", user_id, session_id, now, access_ends, jti=str(uuid.uuid4())),
+            refresh_token=self._sign(
+                "refresh", user_id, session_id, refreshed_at, refresh_ends, jti=f"{session_id}.{generation}"
+            ),
+            expires_in=int((access_ends - now).total_seconds()),
+        )
+
+    def read_refresh(self, token: str) -> RefreshClaims:
+        """Return the claims. Raises Unauthorized for anything but this service's valid refresh token."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=AUDIENCE,
+                # Compared with this service's own clock below.
+                options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False, "verify_nbf": False},
+            )
+            session_id, _, generation = claims["jti"].partition(".")
+            if claims["type"] != "refresh" or session_id != claims["sid"] or self._is_over(claims["exp"]):
+                raise Unauthorized
+            return RefreshClaims(uuid.UUID(claims["sub"]), uuid.UUID(session_id), int(generation))
+        except (jwt.PyJWTError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise Unauthorized from exc
+
+    def _is_over(self, ends: float) -> bool:
+        return ends <= (self._clock() - CLOCK_LEEWAY).timestamp()
+
+    def _sign(
+        self, kind: str, user_id: uuid.UUID, session_id: uuid.UUID, now: datetime, ends: datetime, *, jti: str
+    ) -> str:
+        claims = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": str(user_id),
+            "sid": str(session_id),
+            "type": kind,
+            "jti": jti,
+            "iat": now,
+            "nbf": now,
+            "exp": ends,
+        }
+        return jwt.encode(claims, self._key, algorithm=ALGORITHM)
 
 
 class UserSessions:
@@ -108,7 +201,8 @@ class UserSessions:
             "user_agent": principal.user_agent,
         }
         run(session, _BEGIN, **columns)
-        return SignedIn(session_id, self._pair(UserSession(**columns)))
+        who = replace(principal, user_id=user.id, email=user.email, session_id=session_id)
+        return SignedIn(who, self._pair(UserSession(**columns)))
 
     def identify(self, principal: Principal, user_id: uuid.UUID, session_id: uuid.UUID) -> Principal | None:
         """Return the principal of an access token by one indexed query; None once its session or account has ended."""

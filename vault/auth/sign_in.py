@@ -14,13 +14,14 @@ from vault.auth.guessing import GuessLimiter, Lockout, Verdict
 from vault.auth.models import User
 from vault.auth.passwords import Passwords
 from vault.auth.sessions import SignedIn, UserSessions
-from vault.core.db import count_changed, one_read
+from vault.core.addresses import Address, parse_address
+from vault.core.db import count_changed, read_row
 from vault.core.errors import InvalidCredentials, VaultError
 from vault.core.principal import Principal
-from vault.mail.addresses import Address, parse_address
 from vault.mail.outbox import Outbox
 from vault.observe.metrics import LOGIN_FAILURES
 
+_FIND: Final = sa.select(User).where(User.email_key == sa.bindparam("key"))
 _SIGN_IN: Final = (
     sa.update(User)
     .where(
@@ -56,8 +57,8 @@ class SignIn:
     def login(self, principal: Principal, email: str, password: str) -> SignedIn:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
         address = parse_address(email)
-        with one_read(self._sessions) as session:
-            user = session.scalar(sa.select(User).where(User.email_key == address.key))
+        row = read_row(self._sessions, _FIND, key=address.key)
+        user: User | None = row[0] if row else None
         password_hash = user.password_hash if user else None
         may_begin = user is not None and _why_not(user, Verdict.RIGHT) is None
         checked = self._guess_limiter.check(
@@ -102,8 +103,7 @@ class SignIn:
             if not count_changed(session, _SIGN_IN, **unchanged, **changed):
                 raise InvalidCredentials
             signed_in = self._user_sessions.begin(session, checked, principal)
-            who = principal.known_as(checked.id, checked.email, signed_in.session_id)
-            self._audit.record(session, who, Action.LOGIN, target=("user", checked.id))
+            self._audit.record(session, signed_in.principal, Action.LOGIN, target=("user", checked.id))
             self._guess_limiter.signed_in(session, checked.email_key, principal.ip)
             return signed_in
 

@@ -16,7 +16,7 @@ from vault.auth.guessing import GuessLimiter
 from vault.auth.hooks import Hooks, call
 from vault.auth.models import EmailToken, User, UserSession
 from vault.auth.pending import kill_links
-from vault.auth.tokens import REFRESH_LIFETIME
+from vault.auth.sessions import REFRESH_LIFETIME
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.db import count_changed, run
 from vault.core.deletion_clock import DeletionClock

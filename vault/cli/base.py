@@ -18,12 +18,12 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from vault.admin.service import MAX_BYTES, Quota
+from vault.core.addresses import Address, parse_address
 from vault.core.db import DatabaseMissing, is_read_only
 from vault.core.errors import InputRefused, InstallationMismatch, VaultError
 from vault.core.principal import Entrance, Principal
 from vault.core.reasons import reason_of
 from vault.keys.verifying import Finding, VerifyReport
-from vault.mail.addresses import Address, parse_address
 from vault.settings.config import Settings, SettingsError
 from vault.wiring import Container
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from vault.cli.base import MAIL_ADDRESS, Commands, container, json_option
-from vault.mail.addresses import Address
+from vault.core.addresses import Address
 from vault.mail.messages import MailDelayed, MailRefused
 from vault.mail.models import MailState
 from vault.mail.queue import QueuedMail

@@ -11,8 +11,8 @@ from vault.admin.listing import UserFilter, UserInfo
 from vault.admin.service import Quota, UserChanges
 from vault.auth.models import Role
 from vault.cli.base import MAIL_ADDRESS, QUOTA, Commands, confirm, container, json_option, operator, settings
+from vault.core.addresses import Address
 from vault.core.errors import NotFound
-from vault.mail.addresses import Address
 
 _PAGE = 200
 

@@ -2,11 +2,11 @@
 
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -17,6 +17,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
+
+AnyRow: TypeAlias = sa.Row[*tuple[Any, ...]]
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -194,6 +196,11 @@ def count_changed(session: Session, statement: sa.Executable, /, *rows: Mapping[
     return run(session, statement, *rows, **values).rowcount
 
 
+def rows_of(session: Session, query: sa.Executable, /, **values: Any) -> Sequence[AnyRow]:
+    """`run` a prepared query; return its rows."""
+    return run(session, query, **values).all()
+
+
 def insert_into(session: Session, table: type[Base]) -> Any:
     """Return an INSERT with the database's own ON CONFLICT."""
     return {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[session.get_bind().dialect.name](table)
@@ -210,6 +217,17 @@ def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
             # at each check of the connection.
             driver.autocommit = True
         yield session
+
+
+def row_of(session: Session, query: sa.Executable, /, **values: Any) -> AnyRow | None:
+    """Return the one row of a query for columns or objects, or None."""
+    return session.execute(query, values).one_or_none()
+
+
+def read_row(sessions: sessionmaker[Session], query: sa.Executable, /, **values: Any) -> AnyRow | None:
+    """Return the one row of a query, or None, read as by `one_read`."""
+    with one_read(sessions) as session:
+        return row_of(session, query, **values)
 
 
 @contextmanager

@@ -65,12 +65,5 @@ class Principal:
         """Return the same request with the account that it concerns."""
         return replace(self, user_id=user_id, email=email, session_id=session_id)
 
-    def details(self) -> dict[str, str]:
-        """Return facts for an event beyond its columns."""
-        origin = self.entrance.value if self.entrance in (Entrance.CLI, Entrance.WORKER) else None
-        trace_id = self.trace_id if self.trace_id != self.request_id else None
-        found = {"origin": origin, "os_user": self.os_user, "trace_id": trace_id}
-        return {name: value for name, value in found.items() if value is not None}
-
 
 WORKER: Final = Principal(entrance=Entrance.WORKER)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService, count_read, end_read
-from vault.core.db import one_read, one_write
+from vault.core.db import AnyRow, one_write, read_row, row_of
 from vault.core.errors import AuditUnavailable, NotFound
 from vault.core.principal import Principal
 from vault.files.facts import FileInfo, info_of
@@ -40,10 +40,13 @@ class FoundFile:
 
 def find_own(session: Session, principal: Principal, file_id: uuid.UUID) -> FoundFile:
     """Find a file by id and owner and state in one query: another person's file does not exist. Raises NotFound."""
-    found = session.execute(_READY_OF_OWNER, {"file": file_id, "owner": principal.account_id}).one_or_none()
-    if found is None:
+    return _found(row_of(session, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
+
+
+def _found(row: AnyRow | None) -> FoundFile:
+    if row is None:
         raise NotFound
-    return FoundFile(info_of(found[0]), StoredFile.of(found[0], key_is_retired=found[1]))
+    return FoundFile(info_of(row[0]), StoredFile.of(row[0], key_is_retired=row[1]))
 
 
 class Downloads:
@@ -66,8 +69,7 @@ class Downloads:
 
     def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
         """Find a file that the principal owns. Raises NotFound."""
-        with one_read(self._sessions) as session:
-            return find_own(session, principal, file_id)
+        return _found(read_row(self._sessions, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
 
     def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
         """Return the plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.

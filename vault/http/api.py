@@ -2,27 +2,20 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 
-import marshmallow as ma
 from apispec import APISpec
-from flask import Flask, Request
+from flask import Flask
 from flask_smorest import Api, Blueprint
-from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import HTTPException
 
-from vault.core.errors import InputRefused, VaultError
 from vault.http.examples import EXAMPLES
+from vault.http.fields import StrictParser
 from vault.http.openapi import ProblemSchema, View, may_answer, parameters, responses
 from vault.http.problems import on_http_error
 from vault.settings.config import Settings
 
 BINARY: Final = {"type": "string", "format": "binary"}
-
-
-class MalformedJson(VaultError):
-    code = "malformed_json"
-    detail = "The request body is not valid JSON."
 
 
 class VaultApi(Api):  # type: ignore[misc]
@@ -67,47 +60,6 @@ class VaultApi(Api):  # type: ignore[misc]
 
     def handle_http_exception(self, error: HTTPException) -> Any:
         return on_http_error(error)
-
-
-class StrictParser(FlaskParser):
-    """Refuses unknown fields in bodies and queries, other bodies than JSON (415), and unparsable ones (400)."""
-
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"json": ma.RAISE, "query": ma.RAISE}  # noqa: RUF012
-
-    def load_json(self, req: Request, schema: ma.Schema) -> Any:
-        # If every field has a default, a missing body equals an empty object.
-        if getattr(schema, "body_is_optional", False) and not req.mimetype and not req.get_data():
-            return {}
-        if req.mimetype != "application/json":
-            raise UnsupportedMediaType
-        # Without a declared length Werkzeug silently stops at the limit.
-        if req.content_length is None and len(req.get_data()) >= (req.max_content_length or 0):
-            raise RequestEntityTooLarge
-        try:
-            return req.get_json(force=True)
-        except HTTPException as exc:
-            if exc.code != 400:
-                raise
-            raise MalformedJson from exc
-        except (ValueError, RecursionError) as exc:
-            raise MalformedJson from exc
-
-    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
-        fields: dict[str, list[str]] = {}
-        by_location: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
-        for location in by_location.values():
-            for name, messages in location.items() if isinstance(location, dict) else [("_schema", location)]:
-                # A client may name a field by a lone surrogate, which the answer could not hold.
-                fields[str(name).encode(errors="backslashreplace").decode()] = list(_texts(messages))
-        raise InputRefused(fields) from error
-
-
-def _texts(messages: Any) -> list[str]:
-    """Flatten marshmallow's nested messages of lists and dicts into sentences."""
-    if isinstance(messages, str):
-        return [messages]
-    children = messages.values() if isinstance(messages, dict) else messages
-    return [text for child in children for text in _texts(child)]
 
 
 class VaultBlueprint(Blueprint):  # type: ignore[misc]

@@ -16,9 +16,8 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
+from vault.core.addresses import Address, network_of
 from vault.core.db import count_changed, db_now
-from vault.core.networks import network_of
-from vault.mail.addresses import Address
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed, is_due
 from vault.observe.metrics import MAIL_ATTEMPTS

@@ -7,15 +7,14 @@ import jwt
 import pytest
 
 from testing.vault import Clock
-from vault.auth.tokens import (
+from vault.auth.pending import mail_token_hash, new_mail_token
+from vault.auth.sessions import (
     ALGORITHM,
     AUDIENCE,
     ISSUER,
     SESSION_LIFETIME,
     SessionTokens,
     TokenPair,
-    mail_token_hash,
-    new_mail_token,
 )
 
 KEY = bytes(range(32))

@@ -18,9 +18,9 @@ from testing.vault import Clock, RecordingMailer
 from vault.auth import mails
 from vault.auth.minting import LINK_LIFETIMES, LinkMinter
 from vault.auth.models import EmailToken, User
-from vault.auth.tokens import mail_token_hash
+from vault.auth.pending import mail_token_hash
+from vault.core.addresses import parse_address
 from vault.core.db import create_engine, create_sessionmaker, db_now
-from vault.mail.addresses import parse_address
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
 from vault.mail.outbox import LEASE_SECONDS, Outbox

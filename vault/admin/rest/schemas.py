@@ -5,11 +5,11 @@ from marshmallow.validate import Length, OneOf, Range
 
 from vault.admin.service import MAX_BYTES
 from vault.auth.models import Role
+from vault.core.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.files.rest.schemas import FileSchema
 from vault.http.fields import ByteCount, Flag, Text
 from vault.http.paging import ListQuerySchema, PageSchema
 from vault.keys.usage import KeyState
-from vault.mail.addresses import MAX_LENGTH as MAX_ADDRESS
 
 
 class UserSchema(ma.Schema):

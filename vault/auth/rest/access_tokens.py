@@ -7,8 +7,7 @@ from flask import Flask, Response, request
 from flask_jwt_extended import JWTManager, get_current_user, verify_jwt_in_request
 from flask_jwt_extended.exceptions import NoAuthorizationError
 
-from vault.auth.sessions import UserSessions
-from vault.auth.tokens import ALGORITHM, AUDIENCE, ISSUER
+from vault.auth.sessions import ALGORITHM, AUDIENCE, ISSUER, UserSessions
 from vault.core.clock import CLOCK_LEEWAY
 from vault.core.derived import derive_key
 from vault.core.errors import BadToken

@@ -22,11 +22,10 @@ from jwt import PyJWTError
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
 
+from vault.core.addresses import network_of, parse_address
 from vault.core.derived import derive_key
 from vault.core.errors import InputRefused, LimitsUnavailable, RateLimited
-from vault.core.networks import network_of
 from vault.http.requests import client_ip
-from vault.mail.addresses import parse_address
 from vault.settings.config import Settings
 
 _STORE_TIMEOUT_SECONDS: Final = 0.3

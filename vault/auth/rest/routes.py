@@ -26,9 +26,8 @@ from vault.auth.rest.schemas import (
     TokenPairSchema,
     VerifyEmailSchema,
 )
-from vault.auth.sessions import UserSessions
+from vault.auth.sessions import TokenPair, UserSessions
 from vault.auth.sign_in import SignIn
-from vault.auth.tokens import TokenPair
 from vault.core.principal import Permission
 from vault.http.access import login_required, principal
 from vault.http.api import VaultBlueprint

@@ -7,9 +7,9 @@ from marshmallow.validate import Length, OneOf, Range
 
 from vault.auth.models import Role
 from vault.auth.passwords import MAX_LENGTH, MIN_LENGTH
+from vault.core.addresses import MAX_LENGTH as MAX_ADDRESS
 from vault.http.fields import Line, PasswordText, Text
 from vault.http.paging import PageSchema
-from vault.mail.addresses import MAX_LENGTH as MAX_ADDRESS
 
 
 def _email() -> Text:

@@ -1,8 +1,8 @@
 import pytest
 
+from vault.core import addresses
+from vault.core.addresses import MAX_LENGTH, parse_address
 from vault.core.errors import InputRefused
-from vault.mail import addresses
-from vault.mail.addresses import MAX_LENGTH, parse_address
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Email addresses: which are accepted, and when two are the same."""
+"""Addresses of mail and of clients: which are accepted, and which count as the same."""
 
+import ipaddress
 from dataclasses import dataclass
 
 from email_validator import EmailNotValidError, validate_email
@@ -31,3 +32,11 @@ def parse_address(text: str, *, field: str = "email") -> Address:
         raise InputRefused({field: ["Not a valid email address."]}) from exc
     domain = found.ascii_domain or found.domain
     return Address(text, f"{found.local_part.lower()}@{domain.lower()}")
+
+
+def network_of(ip: str | None) -> str:
+    """Return the network of a household or office: an IPv4 /24 or an IPv6 /56."""
+    if ip is None:
+        return "-"
+    address = ipaddress.ip_address(ip)
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 56), strict=False))
