@@ -23,7 +23,7 @@ from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState, Installation, StorageAccount
-from vault.objects.shredding import Shreddable, shred
+from vault.objects.shredding import shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 from vault.storage.memory import MemoryStore
 
@@ -52,7 +52,7 @@ def end_leases(vault: Vault) -> None:
 def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
     """What another process does that ends the pending row: the reaper with its lease, a closed account without."""
     with vault.container.core.sessions.begin() as session:
-        shred(session, Shreddable.of(pending(vault)), end_lease=end_lease)
+        shred(session, pending(vault), end_lease=end_lease)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from sqlalchemy.orm import Session
 
@@ -28,16 +28,11 @@ _BATCH: Final = 5000
 _PAUSE_SECONDS: Final = 0.15
 
 
-class ShredSome(Protocol):
-    def __call__(self, session: Session, owner_id: uuid.UUID, *, limit: int) -> int:
-        """Shred an account's oldest files, up to `limit`; return how many."""
-
-
 @dataclass(frozen=True, slots=True)
 class FileShredding:
-    """Shredding of files with their account, in the caller's transaction; objects follow it."""
+    """Shredding of an account's files in the caller's transaction: each returns how many. Objects follow."""
 
-    some: ShredSome
+    some: Callable[[Session, uuid.UUID, int], int]
     all: Callable[[Session, uuid.UUID], int]
     remove_objects_later: Callable[[uuid.UUID], None]
 
@@ -63,7 +58,7 @@ class Eraser:
     def erase(self, session: Session, user: User, action: Action, principal: Principal) -> Callable[[], None] | None:
         """Delete a locked account in the caller's transaction, with its sessions. Returns a function to call after the
         commit, or None if files are left: the caller then commits, calls `let_others_write`, and tries again."""
-        some = self._files.some(session, user.id, limit=self.batch) if _has_one_writer(session) else 0
+        some = self._files.some(session, user.id, self.batch) if _has_one_writer(session) else 0
         if some == self.batch:
             self._audit.record(session, principal, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
             return None

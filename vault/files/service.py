@@ -23,7 +23,7 @@ from vault.files.facts import FileInfo, info_of
 from vault.files.listing import Listing, ListingOfAll
 from vault.objects.models import File, FileState
 from vault.objects.quota import Usage, usage_of
-from vault.objects.shredding import Shreddable, TransitionLost, shred
+from vault.objects.shredding import TransitionLost, shred
 
 # The object's id and the row's version
 Version = tuple[uuid.UUID, int]
@@ -119,7 +119,7 @@ class FileService:
                 row = session.scalar(sa.select(File).where(File.id == file_id, File.state == FileState.READY, *where))
                 if row is None:
                     raise NotFound
-                shred(session, Shreddable.of(row), end_lease=True)
+                shred(session, row, end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
                 self._audit.record(session, principal, action, target=("file", file_id), **details)
         except TransitionLost as exc:

@@ -24,7 +24,7 @@ from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
 from vault.objects.rows import BATCH, rows_by_id
-from vault.objects.shredding import Shreddable, TransitionLost, shred
+from vault.objects.shredding import TransitionLost, shred
 from vault.observe.metrics import REAPED
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
 
@@ -171,7 +171,7 @@ class Reaper:
             keeps = self._is_finished(file.object_id)
             with self._sessions.begin() as session:
                 # Checks the lease again, since the upload may have renewed it.
-                shred(session, Shreddable.of(file), File.lease_until <= db_now(), end_lease=True)
+                shred(session, file, File.lease_until <= db_now(), end_lease=True)
                 if keeps:
                     kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
                     run(session, kept)

@@ -36,7 +36,7 @@ from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState
 from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
 from vault.objects.retired import refuse_retired
-from vault.objects.shredding import Shreddable, TransitionLost, lock_account, shred
+from vault.objects.shredding import TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
 from vault.storage import DiskReserve, ObjectStore, object_key
@@ -333,7 +333,7 @@ class NewObject:
                 row = session.get(File, self.row_id)
                 if row is None or row.state != FileState.PENDING:
                     return False
-                shred(session, Shreddable.of(row), end_lease=True)
+                shred(session, row, end_lease=True)
         except TransitionLost:
             return False
         return True
