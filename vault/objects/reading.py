@@ -1,4 +1,4 @@
-"""Reads stored objects. Both ends are proven before the first byte, and each byte before it is returned."""
+"""Reads stored objects. Each byte is proven before it is returned, and both ends of a whole file before its first."""
 
 import uuid
 from collections.abc import Callable, Iterator

@@ -300,8 +300,8 @@ class Files:
     )
     download_verify: str = choice(
         "DOWNLOAD_VERIFY",
-        "segment verifies each 256 KiB before it is sent, and both ends of a file before its first byte; full verifies "
-        "every segment before the first byte, by reading the object twice.",
+        "segment verifies each 256 KiB before it is sent, and both ends of a whole file before its first byte; full "
+        "verifies every segment that is sent before the first byte, by reading the object twice.",
         ("segment", "full"),
         default="segment",
     )
