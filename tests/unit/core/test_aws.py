@@ -23,10 +23,19 @@ from vault.encryption.errors import KeyFailure
 from vault.storage.s3 import S3Store
 from vault.wiring import Container, wire
 
+Make = Callable[..., Container]
+
 REGION = "eu-central-1"
 KMS_KEY = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 LISTED = b"<ListBucketResult></ListBucketResult>"
 TOKEN = "x-amz-security-token"
+TEMPORARY = {"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_SESSION_TOKEN": "a-token"}
+
+
+def granted(key: str, *, ends_in: timedelta) -> dict[str, str]:
+    """Credentials of a role, as a service hands them out."""
+    ends = (datetime.now(UTC) + ends_in).isoformat()
+    return {"AccessKeyId": key, "SecretAccessKey": "a-secret", "Token": "a-token", "Expiration": ends}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +58,7 @@ def aws() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def make_container(aws: Recorder, tmp_path: Path) -> Iterator[Callable[..., Container]]:
+def make_container(aws: Recorder, tmp_path: Path) -> Iterator[Make]:
     made: list[Container] = []
 
     def make(**settings: str) -> Container:
@@ -84,21 +93,17 @@ def write_profile(tmp_path: Path, name: str, key: str, token: str = "a-token") -
     )
 
 
-def test_a_session_token_in_settings_is_sent_to_s3_and_to_kms(
-    aws: Recorder, make_container: Callable[..., Container]
-) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_SESSION_TOKEN": "a-token"}
-
-    ask_both(make_container(**keys))
+def test_a_session_token_in_settings_is_sent_to_s3_and_to_kms(aws: Recorder, make_container: Make) -> None:
+    ask_both(make_container(**TEMPORARY))
 
     assert {"x-amz-target" in asked.headers for asked in aws.asked} == {True, False}
     assert set(aws.headers(TOKEN)) == {"a-token"}
 
 
 def test_keys_in_settings_win_over_a_token_in_the_processs_environment(
-    aws: Recorder, make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+    aws: Recorder, make_container: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-something-else")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-another-program")
 
     ask_both(make_container(AWS_ACCESS_KEY_ID="AKIAEXAMPLE", AWS_SECRET_ACCESS_KEY="a-secret"))
 
@@ -107,7 +112,7 @@ def test_keys_in_settings_win_over_a_token_in_the_processs_environment(
 
 
 def test_a_profile_that_settings_name_is_used_by_s3_and_by_kms(
-    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path
+    aws: Recorder, make_container: Make, tmp_path: Path
 ) -> None:
     write_profile(tmp_path, "vault", "ASIAPROFILE")
 
@@ -118,7 +123,7 @@ def test_a_profile_that_settings_name_is_used_by_s3_and_by_kms(
 
 
 def test_an_empty_profile_in_the_environment_counts_as_not_set(
-    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Recorder, make_container: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_PROFILE", "")
     write_profile(tmp_path, "default", "ASIADEFAULT")
@@ -129,17 +134,14 @@ def test_an_empty_profile_in_the_environment_counts_as_not_set(
 
 
 def test_credentials_of_a_container_are_renewed_before_they_end(
-    aws: Recorder, make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+    aws: Recorder, make_container: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
 
     def give(_asked: Asked) -> tuple[int, bytes]:
         given.append(f"ASIA{len(given)}")
         # Within the ten minutes in which botocore insists on new ones.
-        ends = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
-        return 200, json.dumps(
-            {"AccessKeyId": given[-1], "SecretAccessKey": "a-secret", "Token": "a-token", "Expiration": ends}
-        ).encode()
+        return 200, json.dumps(granted(given[-1], ends_in=timedelta(minutes=5))).encode()
 
     with recorder() as agent:
         agent.answer = give
@@ -154,10 +156,9 @@ def test_credentials_of_a_container_are_renewed_before_they_end(
 
 
 def test_a_role_whose_new_credentials_have_ended_as_well_is_an_unavailable_store(
-    make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+    make_container: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
-    body = {"AccessKeyId": "ASIA", "SecretAccessKey": "a-secret", "Token": "a-token", "Expiration": ended}
+    body = granted("ASIA", ends_in=timedelta(minutes=-5))
     with recorder() as agent:
         agent.answer = lambda _: (200, json.dumps(body).encode())
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
@@ -168,15 +169,13 @@ def test_a_role_whose_new_credentials_have_ended_as_well_is_an_unavailable_store
     assert caught.value.reason == "RuntimeError"
 
 
-def test_expired_credentials_are_named_by_their_code(aws: Recorder, make_container: Callable[..., Container]) -> None:
+def test_expired_credentials_are_named_by_their_code(aws: Recorder, make_container: Make) -> None:
     aws.answer = lambda asked: (
         (400, json.dumps({"__type": "ExpiredTokenException"}).encode())
         if "x-amz-target" in asked.headers
         else (400, b"<Error><Code>ExpiredToken</Code></Error>")
     )
-    container = make_container(
-        AWS_ACCESS_KEY_ID="ASIAEXAMPLE", AWS_SECRET_ACCESS_KEY="a-secret", AWS_SESSION_TOKEN="a-token"
-    )
+    container = make_container(**TEMPORARY)
 
     with pytest.raises(StorageUnavailable) as of_s3:
         container.objects.store.health()
@@ -189,7 +188,7 @@ def test_expired_credentials_are_named_by_their_code(aws: Recorder, make_contain
 
 
 def test_a_file_of_credentials_is_read_again_when_they_have_expired(
-    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Recorder, make_container: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vault.core.aws, "_ASK_AGAIN_SECONDS", 0.0)
     aws.answer = lambda asked: (
@@ -208,7 +207,7 @@ def test_a_file_of_credentials_is_read_again_when_they_have_expired(
 
 
 def test_credentials_that_appear_later_are_found_without_a_restart(
-    aws: Recorder, make_container: Callable[..., Container], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Recorder, make_container: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vault.core.aws, "_ASK_AGAIN_SECONDS", 0.0)
     store = make_container().objects.store
@@ -247,13 +246,12 @@ class TestTelling:
         assert not [part for part in ("EXAMPLE", "ASIAPROFILE", "a-secret", "a-token") if part in text]
 
     def test_the_role_of_an_instance_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ends = (datetime.now(UTC) + timedelta(hours=6)).isoformat()
-        keys = {"Code": "Success", "AccessKeyId": "ASIA", "SecretAccessKey": "a-secret", "Token": "a-token"}
+        keys = {"Code": "Success", **granted("ASIA", ends_in=timedelta(hours=6))}
 
         def answer(asked: Asked) -> tuple[int, bytes]:
             if asked.path.endswith("/security-credentials/"):
                 return 200, b"the-role"
-            return 200, json.dumps({**keys, "Expiration": ends}).encode()
+            return 200, json.dumps(keys).encode()
 
         with recorder() as service:
             service.answer = answer
@@ -283,7 +281,7 @@ class TestTelling:
 
 
 def test_a_store_with_no_credentials_asks_no_more_than_once_in_a_while(
-    make_container: Callable[..., Container], monkeypatch: pytest.MonkeyPatch
+    make_container: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
@@ -292,7 +290,7 @@ def test_a_store_with_no_credentials_asks_no_more_than_once_in_a_while(
         assert isinstance(store, S3Store)
         with pytest.raises(StorageUnavailable):
             store.health()
-        # Somebody else would have to be asked now, and would raise.
+        # Another question would raise.
         monkeypatch.setattr("vault.core.aws.botocore.session.get_session", None)
 
         with pytest.raises(StorageUnavailable) as caught:

@@ -1,5 +1,4 @@
 import ipaddress
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,12 @@ import structlog
 from flask import Flask, request
 from structlog.testing import capture_logs
 
-from testing.machine import slowness
+from testing.machine import within
 from testing.settings import make_settings
 from vault.http import requests
 from vault.http.requests import client_address, client_ip
+
+Ask = Callable[..., Any]
 
 STRANGER = "198.51.100.9"
 CLIENT = "203.0.113.5"
@@ -30,11 +31,11 @@ def found(peer: str | None, forwarded: str) -> str | None:
 
 @pytest.mark.parametrize("peer", [STRANGER, "2001:db8::9", "11.0.0.1", "127.0.0.2", "fe80::1"])
 @pytest.mark.parametrize("forwarded", ["", CLIENT, "10.0.0.2", f"{CLIENT}, 10.0.0.2"])
-def test_what_an_untrusted_peer_forwards_is_ignored(peer: str, forwarded: str) -> None:
+def test_the_header_of_an_untrusted_peer_is_ignored(peer: str, forwarded: str) -> None:
     assert found(peer, forwarded) == peer
 
 
-def test_without_trusted_proxies_the_header_means_nothing() -> None:
+def test_without_trusted_proxies_the_header_is_ignored() -> None:
     assert client_address(ipaddress.ip_address("127.0.0.1"), CLIENT, ()) == "127.0.0.1"
 
 
@@ -54,7 +55,7 @@ def test_without_trusted_proxies_the_header_means_nothing() -> None:
         pytest.param(f"junk, \0, {CLIENT}", CLIENT, id="forged-with-junk"),
     ],
 )
-def test_the_client_is_the_first_from_the_right_that_is_no_trusted_proxy(forwarded: str, client: str) -> None:
+def test_the_client_is_the_first_from_the_right_beside_the_trusted_proxies(forwarded: str, client: str) -> None:
     assert found(PROXY, forwarded) == client
 
 
@@ -86,6 +87,7 @@ def test_a_proxy_is_recognised_however_it_is_written() -> None:
     "junk",
     [
         pytest.param("", id="empty"),
+        pytest.param(",,, ,", id="commas"),
         pytest.param("unknown", id="word"),
         pytest.param("_hidden", id="obfuscated"),
         pytest.param(f'for="{CLIENT}"', id="forwarded-syntax"),
@@ -107,27 +109,20 @@ def test_a_proxy_is_recognised_however_it_is_written() -> None:
         pytest.param("2001:db8::5%" + "z" * 100_000, id="very-long-zone"),
     ],
 )
-def test_the_walk_ends_before_what_is_no_address(junk: str) -> None:
+def test_the_walk_ends_before_a_hop_without_an_address(junk: str) -> None:
     assert found(PROXY, junk) == PROXY
     assert found(PROXY, f"{CLIENT}, {junk}, 10.2.3.4") == "10.2.3.4"
 
 
-def test_commas_alone_name_nobody() -> None:
-    assert found(PROXY, ",,, ,") == PROXY
-
-
-def test_ten_thousand_hops_are_walked_at_once() -> None:
+def test_ten_thousand_hops_are_walked_quickly() -> None:
     forwarded = ", ".join([CLIENT] + ["10.2.3.4"] * 10_000)
-    started = time.monotonic()
 
-    address = found(PROXY, forwarded)
-
-    assert address == CLIENT
-    assert time.monotonic() - started < 2 * slowness()
+    with within(2):
+        assert found(PROXY, forwarded) == CLIENT
 
 
 @pytest.mark.parametrize("forwarded", ["", CLIENT, PROXY])
-def test_where_there_are_no_addresses_there_is_none(forwarded: str) -> None:
+def test_a_peer_without_an_address_leaves_the_client_without_one(forwarded: str) -> None:
     assert found(None, forwarded) is None
 
 
@@ -142,7 +137,7 @@ def log() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def ask(log: list[Any], tmp_path: Path) -> Callable[..., Any]:
+def ask(log: list[Any], tmp_path: Path) -> Ask:
     """What an application behind trusted proxies thinks of a request: client_ip, host, scheme and root."""
     app = Flask("clients")
     settings = make_settings(tmp_path, TRUSTED_PROXIES=",".join(str(network) for network in TRUSTED))
@@ -161,41 +156,36 @@ def ask(log: list[Any], tmp_path: Path) -> Callable[..., Any]:
     return send
 
 
-def test_a_request_through_a_trusted_proxy_comes_from_the_client(ask: Callable[..., Any], log: list[Any]) -> None:
+def test_a_request_through_a_trusted_proxy_comes_from_the_client(ask: Ask, log: list[Any]) -> None:
     assert ask(PROXY, f"192.0.2.1, {CLIENT}")[0] == CLIENT
     assert log == []
 
 
-def test_a_request_without_the_header_comes_from_the_peer(ask: Callable[..., Any], log: list[Any]) -> None:
-    assert [ask(peer)[0] for peer in (STRANGER, PROXY, "2001:DB8::0:9", f"::ffff:{STRANGER}")] == [
-        STRANGER,
-        PROXY,
-        "2001:db8::9",
-        STRANGER,
-    ]
+def test_a_request_without_the_header_comes_from_the_peer(ask: Ask, log: list[Any]) -> None:
+    told = [ask(peer)[0] for peer in (STRANGER, PROXY, "2001:DB8::0:9", f"::ffff:{STRANGER}")]
+
+    assert told == [STRANGER, PROXY, "2001:db8::9", STRANGER]
     assert log == []
 
 
 @pytest.mark.parametrize("peer", [None, "", "unix:", "localhost"])
-def test_a_peer_without_an_address_is_nobody_and_not_trusted(
-    ask: Callable[..., Any], log: list[Any], peer: str | None
-) -> None:
+def test_a_peer_without_an_address_is_not_trusted(ask: Ask, log: list[Any], peer: str | None) -> None:
     assert ask(peer, CLIENT)[0] is None
     assert log == []
 
 
-def test_a_proxy_in_mapped_form_is_trusted(ask: Callable[..., Any]) -> None:
+def test_a_proxy_in_mapped_form_is_trusted(ask: Ask) -> None:
     assert ask(f"::ffff:{PROXY}", CLIENT)[0] == CLIENT
 
 
-def test_the_last_of_several_header_lines_was_written_last(ask: Callable[..., Any]) -> None:
+def test_the_last_of_several_header_lines_was_written_last(ask: Ask) -> None:
     assert ask(PROXY, "192.0.2.1", CLIENT)[0] == CLIENT
     assert ask(PROXY, "192.0.2.1", f"{CLIENT}, 10.2.3.4")[0] == CLIENT
     assert ask(PROXY, f"192.0.2.1, {CLIENT}", "10.2.3.4", "10.2.3.5")[0] == CLIENT
 
 
 def test_an_untrusted_peer_that_forwards_is_warned_about_once_and_without_what_it_said(
-    ask: Callable[..., Any], log: list[Any]
+    ask: Ask, log: list[Any]
 ) -> None:
     addresses = [ask(peer, "192.0.2.77, tax-return-of-anna")[0] for peer in (STRANGER, STRANGER, "2001:db8::9")]
 
@@ -207,7 +197,7 @@ def test_an_untrusted_peer_that_forwards_is_warned_about_once_and_without_what_i
     assert "anna" not in repr(log)
 
 
-def test_an_untrusted_peer_before_the_first_warning_leaves_it_to_come(ask: Callable[..., Any], log: list[Any]) -> None:
+def test_an_untrusted_peer_before_the_first_warning_leaves_it_to_come(ask: Ask, log: list[Any]) -> None:
     ask(STRANGER)
     ask(PROXY, CLIENT)
     assert log == []
@@ -218,7 +208,7 @@ def test_an_untrusted_peer_before_the_first_warning_leaves_it_to_come(ask: Calla
 
 
 @pytest.mark.parametrize("peer", [PROXY, STRANGER], ids=["trusted", "untrusted"])
-def test_other_headers_of_proxies_are_ignored(ask: Callable[..., Any], log: list[Any], peer: str) -> None:
+def test_other_headers_of_proxies_are_ignored(ask: Ask, log: list[Any], peer: str) -> None:
     plain = ask(peer)
 
     told = ask(

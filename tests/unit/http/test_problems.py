@@ -33,6 +33,8 @@ from vault.encryption.errors import AuthenticationFailed, EncryptionError, KeyFa
 from vault.http import problems as errors
 from vault.http.problems import STATUS, problem
 
+Ask = Callable[..., Any]
+
 SECRET = "tax-return-of-anna.pdf"
 # By their names, since the package has another module as its attribute `errors`.
 DOMAIN = [import_module("vault.core.errors"), import_module("vault.encryption.errors")]
@@ -53,7 +55,7 @@ def log() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def answer(log: list[Any]) -> Callable[..., Any]:
+def answer(log: list[Any]) -> Ask:
     """What a client gets when a view raises this error."""
     app = Flask("errors")
     errors.register(app)
@@ -87,13 +89,6 @@ def made(error: type[VaultError]) -> VaultError:
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", TOLD_TO_CLIENTS, ids=lambda error: error.__name__)
-def test_every_error_of_the_domain_has_a_status(error: type[VaultError]) -> None:
-    assert "code" in vars(error)
-    assert 400 <= STATUS[error.code] < 600
-    assert HTTPStatus(STATUS[error.code])
-
-
 def test_every_status_is_of_an_error_that_exists() -> None:
     assert set(STATUS) == {error.code for error in TOLD_TO_CLIENTS} - {"internal_error"}
 
@@ -110,12 +105,13 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 
 @pytest.mark.parametrize("error", TOLD_TO_CLIENTS, ids=lambda error: error.__name__)
-def test_every_error_is_answered_as_a_problem(answer: Callable[..., Any], error: type[VaultError]) -> None:
+def test_every_error_is_answered_as_a_problem(answer: Ask, error: type[VaultError]) -> None:
     response = answer(made(error))
 
     body = json.loads(response.data)
     status = STATUS[error.code]
-    assert response.status_code == status
+    assert "code" in vars(error)
+    assert response.status_code == status >= 400
     assert response.mimetype == "application/problem+json"
     assert body == {
         "type": f"urn:secure-vault:problem:{error.code}",
@@ -129,42 +125,40 @@ def test_every_error_is_answered_as_a_problem(answer: Callable[..., Any], error:
 
 
 @pytest.mark.parametrize("error", sorted(ABSTRACT, key=lambda error: error.__name__))
-def test_an_error_that_nobody_named_is_answered_without_detail(
-    answer: Callable[..., Any], error: type[VaultError]
-) -> None:
+def test_an_abstract_error_is_answered_without_detail(answer: Ask, error: type[VaultError]) -> None:
     response = answer(made(error))
 
     assert (response.status_code, response.json["code"]) == (500, "internal_error")
 
 
-def test_an_errors_own_detail_is_told(answer: Callable[..., Any]) -> None:
+def test_an_errors_own_detail_is_told(answer: Ask) -> None:
     assert answer(NotFound("No such list.")).json["detail"] == "No such list."
 
 
 # --- headers and logs -----------------------------------------------------------------------------------------------
 
 
-def test_where_trying_again_helps_the_answer_says_when(answer: Callable[..., Any]) -> None:
+def test_only_an_error_that_passes_says_when_to_try_again(answer: Ask) -> None:
     assert answer(Busy()).headers["Retry-After"] == "2"
     assert "Retry-After" not in answer(StorageFull()).headers
     assert "Retry-After" not in answer(NotFound()).headers
 
 
-def test_a_401_names_the_scheme(answer: Callable[..., Any]) -> None:
+def test_a_401_names_the_scheme(answer: Ask) -> None:
     assert answer(InvalidCredentials()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
     assert answer(Unauthorized()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault"'
     assert answer(BadToken()).headers["WWW-Authenticate"] == 'Bearer realm="secure-vault", error="invalid_token"'
     assert "WWW-Authenticate" not in answer(NotFound()).headers
 
 
-def test_every_401_for_a_token_has_one_body(answer: Callable[..., Any]) -> None:
+def test_every_401_for_a_token_has_one_body(answer: Ask) -> None:
     bodies = [answer(error).data for error in (Unauthorized(), BadToken(), werkzeug.exceptions.Unauthorized())]
 
     assert set(bodies) == {bodies[0]}
     assert json.loads(bodies[0])["code"] == "unauthorized"
 
 
-def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..., Any], log: list[Any]) -> None:
+def test_failures_of_this_side_are_logged_and_others_are_not(answer: Ask, log: list[Any]) -> None:
     errors = [AuthenticationFailed(), IntegrityFailed("object_size")]
 
     answer(NotFound())
@@ -172,19 +166,14 @@ def test_failures_of_this_side_are_logged_and_others_are_not(answer: Callable[..
     for error in errors:
         answer(error)
 
+    facts = {"event": "request_failed", "code": "integrity_failed", "log_level": "error"}
     assert log == [
-        {
-            "event": "request_failed",
-            "code": "integrity_failed",
-            "reason": reason,
-            "exc_info": error,
-            "log_level": "error",
-        }
+        {**facts, "reason": reason, "exc_info": error}
         for error, reason in zip(errors, [None, "object_size"], strict=True)
     ]
 
 
-def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Callable[..., Any], log: list[Any]) -> None:
+def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Ask, log: list[Any]) -> None:
     response = answer(InvalidChunkSize(SECRET.encode()))
 
     assert (response.status_code, response.json["code"]) == (400, "malformed_body")
@@ -192,9 +181,14 @@ def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Callable
     assert log == []
 
 
-def test_an_unknown_error_is_logged_and_answered_without_detail(answer: Callable[..., Any], log: list[Any]) -> None:
-    error = ValueError(SECRET)
-
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(SECRET), *(error(SECRET, {}, Exception(SECRET)) for error in (IntegrityError, ProgrammingError))],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_unknown_error_and_one_of_a_statement_are_logged_and_answered_without_detail(
+    answer: Ask, log: list[Any], error: Exception
+) -> None:
     response = answer(error)
 
     assert (response.status_code, response.json["code"]) == (500, "internal_error")
@@ -214,7 +208,7 @@ def test_an_unknown_error_is_logged_and_answered_without_detail(answer: Callable
         pytest.param(DBAPIError(SECRET, {}, Exception(SECRET), connection_invalidated=True), id="invalidated"),
     ],
 )
-def test_a_database_that_does_not_answer_is_503(answer: Callable[..., Any], log: list[Any], error: Exception) -> None:
+def test_a_database_that_does_not_answer_is_503(answer: Ask, log: list[Any], error: Exception) -> None:
     response = answer(error)
 
     assert (response.status_code, response.json["code"]) == (503, "database_unavailable")
@@ -222,17 +216,6 @@ def test_a_database_that_does_not_answer_is_503(answer: Callable[..., Any], log:
     assert SECRET not in response.text
     assert log[0]["code"] == "database_unavailable"
     assert log[0]["exc_info"].__cause__ is error
-
-
-@pytest.mark.parametrize("error", [IntegrityError, ProgrammingError])
-def test_a_database_that_answers_with_an_error_is_a_fault_of_ours(
-    answer: Callable[..., Any], log: list[Any], error: type[DBAPIError]
-) -> None:
-    response = answer(error(SECRET, {}, Exception(SECRET)))
-
-    assert (response.status_code, response.json["code"]) == (500, "internal_error")
-    assert SECRET not in response.text
-    assert log[0]["event"] == "unexpected_error"
 
 
 # --- Werkzeug's own -------------------------------------------------------------------------------------------------
@@ -255,7 +238,7 @@ def test_a_database_that_answers_with_an_error_is_a_fault_of_ours(
         (503, "service_unavailable"),
     ],
 )
-def test_werkzeugs_errors_are_problems_without_their_texts(answer: Callable[..., Any], status: int, code: str) -> None:
+def test_werkzeugs_errors_are_problems_without_their_texts(answer: Ask, status: int, code: str) -> None:
     response = answer(lambda: abort(status, SECRET))
 
     assert (response.status_code, response.mimetype) == (status, "application/problem+json")
@@ -274,16 +257,14 @@ def test_werkzeugs_errors_are_problems_without_their_texts(answer: Callable[...,
     ],
     ids=["allow", "content-range", "retry-after"],
 )
-def test_the_headers_of_a_status_stay_with_it(
-    answer: Callable[..., Any], error: HTTPException, header: str, value: str
-) -> None:
+def test_the_headers_of_a_status_stay_with_it(answer: Ask, error: HTTPException, header: str, value: str) -> None:
     response = answer(error)
 
     assert response.headers[header] == value
     assert response.mimetype == "application/problem+json"
 
 
-def test_a_method_that_a_route_does_not_know_is_a_problem(answer: Callable[..., Any]) -> None:
+def test_a_method_that_a_route_does_not_know_is_a_problem(answer: Ask) -> None:
     response = answer(lambda: "", method="DELETE")
 
     assert (response.status_code, response.json["code"]) == (405, "method_not_allowed")
@@ -291,7 +272,7 @@ def test_a_method_that_a_route_does_not_know_is_a_problem(answer: Callable[..., 
     assert response.json["request_id"] is None
 
 
-def test_an_error_that_is_a_whole_response_is_passed_on(answer: Callable[..., Any]) -> None:
+def test_an_error_that_is_a_whole_response_is_passed_on(answer: Ask) -> None:
     response = answer(lambda: abort(redirect("/elsewhere")))
 
     assert (response.status_code, response.headers["Location"]) == (302, "/elsewhere")

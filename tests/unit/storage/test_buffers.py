@@ -35,31 +35,16 @@ class WaitClock:
         return self.now
 
 
-def test_buffer_has_exactly_the_size_asked_for() -> None:
-    budget = BufferBudget(100)
-
-    assert [len(budget.allocate(size)) for size in (1, 40, 59)] == [1, 40, 59]
-
-
-def test_bytes_out_counts_what_is_out() -> None:
-    budget = BufferBudget(100)
-    first, second = budget.allocate(30), budget.allocate(50)
-    assert budget.bytes_out == 80
-
-    budget.free(first)
-    assert budget.bytes_out == 50
-
-    budget.free(second)
-    assert budget.bytes_out == 0
-
-
-def test_the_whole_budget_can_be_given_out() -> None:
+def test_buffers_have_their_sizes_and_are_counted_while_they_are_out() -> None:
     budget = BufferBudget(100, wait_seconds=0)
+    out = [budget.allocate(size) for size in (1, 40, 59)]
 
-    budget.allocate(60)
-    budget.allocate(40)
-
-    assert budget.bytes_out == 100
+    assert [len(buffer) for buffer in out] == [1, 40, 59]
+    counts = [budget.bytes_out]
+    for buffer in out:
+        budget.free(buffer)
+        counts.append(budget.bytes_out)
+    assert counts == [100, 99, 59, 0]
 
 
 def test_no_room_is_busy_when_the_wait_is_over() -> None:
@@ -84,7 +69,7 @@ def test_no_room_is_busy_only_once_the_wait_is_over() -> None:
     assert list(moments) == []
 
 
-def test_a_waiting_one_gets_through_when_room_is_made() -> None:
+def test_a_caller_that_waits_gets_a_buffer_when_room_is_made() -> None:
     clock = WaitClock()
     budget = BufferBudget(100, wait_seconds=BOUND_SECONDS, clock=clock)
     held = budget.allocate(100)
@@ -98,7 +83,7 @@ def test_a_waiting_one_gets_through_when_room_is_made() -> None:
         assert len(waiting.result(BOUND_SECONDS)) == 70
 
 
-def test_a_waiting_one_goes_on_waiting_while_the_room_is_too_small() -> None:
+def test_a_caller_waits_on_while_the_room_is_too_small() -> None:
     clock = WaitClock()
     budget = BufferBudget(100, wait_seconds=BOUND_SECONDS, clock=clock)
     small, large = budget.allocate(10), budget.allocate(90)
@@ -132,7 +117,7 @@ def test_a_wait_that_was_in_vain_ends_busy_although_something_was_freed() -> Non
     assert budget.bytes_out == 90
 
 
-def test_all_waiting_ones_are_woken() -> None:
+def test_all_callers_that_wait_are_woken() -> None:
     clock = WaitClock()
     # Longer than the test has patience: it must be the notice that wakes them, not the end of their wait.
     budget = BufferBudget(100, wait_seconds=2 * BOUND_SECONDS, clock=clock)
@@ -146,8 +131,12 @@ def test_all_waiting_ones_are_woken() -> None:
         assert sum(len(one.result(BOUND_SECONDS)) for one in waiting) == 100
 
 
-def test_a_buffer_larger_than_the_budget_gets_through_alone() -> None:
+def test_a_buffer_larger_than_the_budget_waits_until_it_is_alone() -> None:
     budget = BufferBudget(100, wait_seconds=0)
+    small = budget.allocate(1)
+    with pytest.raises(Busy):
+        budget.allocate(1000)
+    budget.free(small)
 
     huge = budget.allocate(1000)
 
@@ -158,33 +147,16 @@ def test_a_buffer_larger_than_the_budget_gets_through_alone() -> None:
     assert len(budget.allocate(1)) == 1
 
 
-def test_a_buffer_larger_than_the_budget_waits_until_it_is_alone() -> None:
-    budget = BufferBudget(100, wait_seconds=0)
-    small = budget.allocate(1)
-
-    with pytest.raises(Busy):
-        budget.allocate(1000)
-
-    budget.free(small)
-    assert len(budget.allocate(1000)) == 1000
-
-
-def test_a_freed_buffer_is_given_out_again() -> None:
+def test_a_freed_buffer_is_given_out_again_and_one_in_use_is_not() -> None:
     budget = BufferBudget(100)
     first, second = budget.allocate(40), budget.allocate(40)
+    assert first is not second
     budget.free(first)
     budget.free(second)
 
     again = [budget.allocate(40), budget.allocate(40)]
 
     assert {id(buffer) for buffer in again} == {id(first), id(second)}
-
-
-def test_a_buffer_in_use_is_not_given_out() -> None:
-    budget = BufferBudget(100)
-    first = budget.allocate(40)
-
-    assert budget.allocate(40) is not first
 
 
 def test_kept_buffers_of_another_size_make_way() -> None:
@@ -217,7 +189,7 @@ def test_of_many_freed_buffers_only_some_are_kept() -> None:
     assert [buffer for buffer in freed if any(buffer is one for one in again)] == freed[2:]
 
 
-def test_what_is_not_kept_goes_back_to_the_kernel() -> None:
+def test_memory_that_is_not_kept_goes_back_to_the_kernel() -> None:
     budget = BufferBudget(1024 * MIB)
     before = resident_bytes()
     buffers = [budget.allocate(8 * MIB) for _ in range(32)]

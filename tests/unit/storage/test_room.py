@@ -38,7 +38,7 @@ def test_the_reserve_is_64_mib_or_1_percent_of_a_smaller_disk(size: int, reserve
         require_room(disk(size, reserve + 5 * MIB - BLOCK), 5 * MIB)
 
 
-def test_what_rows_lie_on_has_4_mib_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_of_rows_keeps_4_mib_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _path: disk(24 * MIB, 4 * MIB - BLOCK))
 
     with pytest.raises(StorageFull):
@@ -81,7 +81,9 @@ def test_each_disk_that_settings_name_counts(tmp_path: Path, full: Callable[[Pat
     container.core.engine.dispose()
 
 
-def test_only_the_store_has_to_take_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_disk_of_the_store_has_to_take_the_wanted_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _path: disk(10 * GIB, GIB))
 
     DiskReserve(None, tmp_path).require(2 * GIB)
