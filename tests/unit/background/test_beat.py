@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 from celery.beat import Scheduler, Service
 
+from vault.background import broker
 from vault.background.broker import (
-    TASK_ENFORCE_RETENTION,
     TASK_REAP_FILES,
     TASK_REQUEUE_MAIL,
     TASK_SETTLE_AUDIT,
@@ -19,7 +19,7 @@ from vault.background.broker import (
     create_celery,
 )
 
-ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, TASK_ENFORCE_RETENTION}
+ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, broker.TASK_ENFORCE_RETENTION}
 
 
 @dataclass
@@ -76,7 +76,7 @@ def test_everything_is_sent_soon_after_a_start_and_then_at_its_interval(beat: Be
     assert 355 <= sent[TASK_REQUEUE_MAIL] <= 361
     assert 59 <= sent[TASK_SETTLE_AUDIT] <= 61
     assert 11 <= sent[TASK_REAP_FILES] <= 13
-    assert sent[TASK_SWEEP_ACCOUNTS] == sent[TASK_ENFORCE_RETENTION] == 1
+    assert sent[TASK_SWEEP_ACCOUNTS] == sent[broker.TASK_ENFORCE_RETENTION] == 1
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["goes on", "is started again"])
@@ -107,7 +107,7 @@ def test_no_schedule_file_is_read_or_written(beat: Beat) -> None:
     assert {path.name: path.read_bytes() for path in beat.schedule_file.parent.glob("beat-schedule*")} == before
 
 
-def test_what_a_broker_that_is_away_did_not_take_is_sent_soon_after_its_return(beat: Beat) -> None:
+def test_messages_for_a_broker_that_was_away_are_sent_soon_after_its_return(beat: Beat) -> None:
     beat.is_broker_away = True
     scheduler = beat.start()
     beat.run(scheduler, 120)

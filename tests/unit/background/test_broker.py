@@ -201,12 +201,9 @@ def test_a_message_holds_the_id_only(celery: Celery, queue: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "queue_name"),
     [
-        (TASK_DELIVER_MAIL, "mail"),
-        (TASK_REQUEUE_MAIL, "mail"),
-        (TASK_DELIVER_REGISTRATION, "registrations"),
-        (TASK_SKIP_MAIL, "noops"),
-        (TASK_REMOVE_FILE, "maintenance"),
-        (TASK_REAP_FILES, "maintenance"),
+        *((TASK_DELIVER_MAIL, "mail"), (TASK_REQUEUE_MAIL, "mail")),
+        *((TASK_DELIVER_REGISTRATION, "registrations"), (TASK_SKIP_MAIL, "noops")),
+        *((TASK_REMOVE_FILE, "maintenance"), (TASK_REAP_FILES, "maintenance")),
     ],
 )
 def test_mails_of_accounts_registrations_no_ops_and_maintenance_have_queues_of_their_own(

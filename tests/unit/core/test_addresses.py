@@ -43,33 +43,17 @@ def test_dots_and_plus_signs_in_the_local_part_make_another_address() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("", id="empty"),
-        pytest.param("anna", id="no-at"),
-        pytest.param("@example.org", id="no-local-part"),
-        pytest.param("anna@", id="no-domain"),
-        pytest.param("anna@@example.org", id="two-ats"),
-        pytest.param("anna@example..org", id="two-dots"),
-        pytest.param(".anna@example.org", id="leading-dot"),
-        pytest.param("anna@-example.org", id="leading-hyphen"),
-        pytest.param("anna@example.org ", id="trailing-space"),
-        pytest.param(" anna@example.org", id="leading-space"),
-        pytest.param("anna @example.org", id="space"),
-        pytest.param("anna@example.org\nBcc: x@example.org", id="line-break"),
-        pytest.param("anna\0@example.org", id="nul"),
-        pytest.param("Anna <anna@example.org>", id="with-name"),
-        pytest.param("a@example.org, b@example.org", id="two"),
-        pytest.param('"anna berg"@example.org', id="quoted"),
-        pytest.param("änna@example.org", id="smtputf8"),
-        pytest.param("анна@пример.испытание", id="smtputf8-cyrillic"),
-        pytest.param("anna@[127.0.0.1]", id="literal"),
-        pytest.param("anna@exam\ud800ple.org", id="surrogate"),
-        pytest.param("anna@xn--a.example", id="bad-a-label"),
+        *("", "anna", "@example.org", "anna@", "anna@@example.org", "anna@example..org", ".anna@example.org"),
+        *("anna@-example.org", "anna@example.org ", " anna@example.org", "anna @example.org"),
+        *("anna@example.org\nBcc: x@example.org", "anna\0@example.org", "Anna <anna@example.org>"),
+        *("a@example.org, b@example.org", '"anna berg"@example.org', "änna@example.org"),
+        *("анна@пример.испытание", "anna@[127.0.0.1]", "anna@exam\ud800ple.org", "anna@xn--a.example"),
         pytest.param("a" * 65 + "@example.org", id="long-local-part"),
         pytest.param("a@" + "b" * 64 + ".example", id="long-label"),
         pytest.param("a@" + ".".join(["b" * 60] * 5), id="long-domain"),
     ],
 )
-def test_what_no_usual_server_delivers_to_is_refused(text: str) -> None:
+def test_an_address_that_usual_servers_do_not_deliver_to_is_refused(text: str) -> None:
     with pytest.raises(InputRefused) as caught:
         parse_address(text)
 

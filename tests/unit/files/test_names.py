@@ -21,21 +21,10 @@ LENGTH = {"name": ["Must have 1 to 255 characters."]}
 @pytest.mark.parametrize(
     "name",
     [
-        "notes.txt",
-        " spaces around ",
-        "..",
-        ".hidden",
-        "C:\\Users\\anna",
-        'quoted "name".txt',
-        "semi;colon%41.txt",
-        "отчёт за март.pdf",
-        "报告.docx",
-        "🐘🌋.png",
-        "שלום\u202egpj.exe",
-        "zero\u200bwidth",
-        "line\u2028separator",
-        "x" * MAX_LENGTH,
-        "🐘" * MAX_LENGTH,
+        *("notes.txt", " spaces around ", "..", ".hidden", "C:\\Users\\anna", 'quoted "name".txt'),
+        *("semi;colon%41.txt", "отчёт за март.pdf", "报告.docx", "🐘🌋.png", "שלום\u202egpj.exe"),
+        *("zero\u200bwidth", "line\u2028separator", "ﬁle①．txt"),
+        *("x" * MAX_LENGTH, "🐘" * MAX_LENGTH),
     ],
 )
 def test_names_of_any_script_are_kept(name: str) -> None:
@@ -45,25 +34,13 @@ def test_names_of_any_script_are_kept(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("a/b", id="slash"),
-        pytest.param("../../etc/passwd", id="path"),
-        pytest.param("a\0b", id="nul"),
-        pytest.param("a\nb", id="line-feed"),
-        pytest.param("a\rb", id="carriage-return"),
-        pytest.param("a\tb", id="tab"),
-        pytest.param("a\x1bb", id="escape"),
-        pytest.param("a\x7fb", id="delete"),
-        pytest.param("a\x85b", id="c1"),
-        pytest.param("a\ud800b", id="surrogate"),
+        *("a/b", "../../etc/passwd", "a\0b", "a\nb", "a\rb", "a\tb", "a\x1bb", "a\x7fb", "a\x85b", "a\ud800b"),
         pytest.param("\udcff", id="surrogateescape"),
+        pytest.param("/" * 10_000, id="long-and-slashes"),
     ],
 )
 def test_slashes_controls_and_surrogates_are_refused(name: str) -> None:
     assert refused(name) == CHARACTERS
-
-
-def test_a_long_name_with_a_slash_is_refused_for_the_slash() -> None:
-    assert refused("/" * 10_000) == CHARACTERS
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256], ids=["empty", "256"])
@@ -79,13 +56,9 @@ def test_names_are_kept_in_nfc_and_measured_there() -> None:
     assert refused("\ufb2c" * 100) == LENGTH
 
 
-def test_compatibility_forms_stay_what_they_are() -> None:
-    assert clean_name("ﬁle①．txt") == "ﬁle①．txt"
-
-
 @settings(deadline=None)
 @given(st.text(max_size=300))
-def test_whatever_is_accepted_is_safe_and_stays_the_same(name: str) -> None:
+def test_every_accepted_name_is_safe_and_stays_the_same(name: str) -> None:
     try:
         cleaned = clean_name(name)
     except InputRefused:
@@ -113,6 +86,7 @@ def test_whatever_is_accepted_is_safe_and_stays_the_same(name: str) -> None:
         ("x!#$%&'*+.^_`|~-/y", "x!#$%&'*+.^_`|~-/y"),
         ("text/plain ;\tcharset=x ; ", "text/plain ;\tcharset=x"),
         ("text/plain;", "text/plain"),
+        ("text/" + "x" * 250, "text/" + "x" * 250),
     ],
 )
 def test_media_types_are_kept_with_their_type_in_lower_case(given_type: str, kept: str) -> None:
@@ -122,44 +96,24 @@ def test_media_types_are_kept_with_their_type_in_lower_case(given_type: str, kep
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("", id="empty"),
-        pytest.param("text", id="no-subtype"),
-        pytest.param("text/", id="empty-subtype"),
-        pytest.param("/plain", id="empty-type"),
-        pytest.param("text/plain/x", id="two-slashes"),
-        pytest.param("text/plain, text/html", id="list"),
-        pytest.param(" text/plain", id="leading-space"),
-        pytest.param("text / plain", id="spaces"),
-        pytest.param("text/plain; charset", id="no-value"),
-        pytest.param("text/plain; charset =utf-8", id="space-before-equals"),
-        pytest.param("text/plain; =x", id="no-name"),
-        pytest.param('text/plain; title="open', id="open-quote"),
-        pytest.param('text/plain; title="a\\"b"', id="escaped-quote"),
-        pytest.param('text/plain; title="a\r\nSet-Cookie: b"', id="line-break"),
-        pytest.param("text/plain\n", id="trailing-line-feed"),
-        pytest.param("text/plain; charset=utf-8\r\nX: y", id="header"),
-        pytest.param("text/plain\0", id="nul"),
-        pytest.param("text/plän", id="latin-1"),
+        *("", "text", "text/", "/plain", "text/plain/x", "text/plain, text/html", " text/plain"),
+        *("text / plain", "text/plain; charset", "text/plain; charset =utf-8", "text/plain; =x"),
+        *('text/plain; title="open', 'text/plain; title="a\\"b"', 'text/plain; title="a\r\nSet-Cookie: b"'),
+        *("text/plain\n", "text/plain; charset=utf-8\r\nX: y", "text/plain\0", "text/plän"),
         pytest.param('text/plain; title="ä"', id="latin-1-in-quotes"),
         pytest.param("text/" + "x" * 251, id="256"),
     ],
 )
-def test_what_is_no_media_type_is_refused(text: str) -> None:
+def test_a_malformed_media_type_is_refused(text: str) -> None:
     with pytest.raises(InputRefused) as caught:
         clean_content_type(text)
 
     assert list(caught.value.errors) == ["content_type"]
 
 
-def test_a_media_type_may_have_255_characters() -> None:
-    longest = "text/" + "x" * 250
-
-    assert clean_content_type(longest) == longest
-
-
 @settings(deadline=None)
 @given(st.text(alphabet='aB1/;= \t"\\\r\n\0ä,', max_size=40))
-def test_whatever_media_type_is_accepted_is_fit_for_a_header(text: str) -> None:
+def test_every_accepted_media_type_is_fit_for_a_header(text: str) -> None:
     try:
         kept = clean_content_type(text)
     except InputRefused:

@@ -1,4 +1,4 @@
-"""That database and store belong together is asked for now and then, and once for all who wait."""
+"""The comparison of database and store: now and then, and once for all callers that wait."""
 
 import threading
 import time
@@ -59,9 +59,7 @@ def test_a_store_that_went_away_or_was_exchanged_is_noticed(
         guard.require()
 
 
-def test_the_stores_own_code_reaches_those_who_wait_for_the_answer(
-    guard: InstallationGuard, store: FailingStore
-) -> None:
+def test_the_stores_own_code_reaches_the_callers_that_wait(guard: InstallationGuard, store: FailingStore) -> None:
     store.failures["get"] = StorageUnavailable("NoSuchBucket", "GetObject")
 
     with pytest.raises(StorageUnavailable) as caught:
@@ -70,7 +68,7 @@ def test_the_stores_own_code_reaches_those_who_wait_for_the_answer(
     assert (caught.value.reason, caught.value.operation) == ("NoSuchBucket", "GetObject")
 
 
-def test_a_mismatch_keeps_its_reason_for_those_who_wait(guard: InstallationGuard, store: FailingStore) -> None:
+def test_a_mismatch_keeps_its_reason_for_the_callers_that_wait(guard: InstallationGuard, store: FailingStore) -> None:
     guard.raise_epoch()
     store.put(EPOCH_KEY, Epoch(7, uuid.uuid4()).to_bytes())
 
@@ -80,7 +78,7 @@ def test_a_mismatch_keeps_its_reason_for_those_who_wait(guard: InstallationGuard
     assert caught.value.reason == "older_copy"
 
 
-def test_a_failure_is_asked_about_again_at_once(guard: InstallationGuard, store: FailingStore) -> None:
+def test_a_failure_is_asked_about_again_immediately(guard: InstallationGuard, store: FailingStore) -> None:
     store.failures["get"] = StorageUnavailable()
     for _ in range(2):
         with pytest.raises(StorageUnavailable):
@@ -92,7 +90,7 @@ def test_a_failure_is_asked_about_again_at_once(guard: InstallationGuard, store:
     assert store.calls.count("get") >= 3
 
 
-def test_those_who_wait_for_a_store_that_hangs_share_its_answer(
+def test_callers_that_wait_for_a_store_that_hangs_share_its_answer(
     guard: InstallationGuard, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, asked = threading.Semaphore(0), []

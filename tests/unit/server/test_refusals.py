@@ -48,17 +48,9 @@ CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
 @pytest.mark.parametrize(
     ("read", "environ", "closes"),
     [
-        ([], {}, False),
-        ([], {"CONTENT_LENGTH": "0"}, False),
-        ([], DECLARED, True),
-        ([9], DECLARED, True),
-        ([9, 1], DECLARED, False),
-        ([-1], DECLARED, False),
-        ([0], DECLARED, True),
-        ([], CHUNKED, True),
-        ([10], CHUNKED, True),
-        ([10, 1], CHUNKED, False),
-        ([-1], CHUNKED, False),
+        *(([], {}, False), ([], {"CONTENT_LENGTH": "0"}, False), ([], DECLARED, True), ([9], DECLARED, True)),
+        *(([9, 1], DECLARED, False), ([-1], DECLARED, False), ([0], DECLARED, True), ([], CHUNKED, True)),
+        *(([10], CHUNKED, True), ([10, 1], CHUNKED, False), ([-1], CHUNKED, False)),
     ],
 )
 def test_the_connection_is_closed_exactly_if_some_of_the_body_was_not_read(

@@ -160,21 +160,14 @@ class TestLayout:
     @pytest.mark.parametrize(
         "key",
         [
-            pytest.param("", id="empty"),
-            pytest.param("objects", id="folder"),
-            pytest.param("objects/ab", id="folder-of-objects"),
-            pytest.param("incoming/x", id="incoming"),
-            pytest.param("another-file", id="another-name"),
-            pytest.param("/etc/passwd", id="absolute"),
-            pytest.param("../vault-id", id="parent"),
+            *("", "objects", "objects/ab", "incoming/x", "another-file", "/etc/passwd", "../vault-id"),
             pytest.param(f"objects/../objects/ab/{OBJECT_ID}", id="dots"),
             pytest.param(f"objects/cd/{OBJECT_ID}", id="another-folder"),
             pytest.param(f"objects/ab/{OBJECT_ID}".upper().replace("OBJECTS", "objects"), id="capitals"),
             pytest.param(f"objects/ab/{OBJECT_ID.hex}", id="no-hyphens"),
             pytest.param(f"objects/ab/{OBJECT_ID}\n", id="newline"),
             pytest.param(f"objects/ab/{OBJECT_ID}.x", id="suffix"),
-            pytest.param("vault-id\n", id="vault-id-and-newline"),
-            pytest.param("vault-id/x", id="below-vault-id"),
+            *("vault-id\n", "vault-id/x"),
         ],
     )
     @pytest.mark.parametrize(

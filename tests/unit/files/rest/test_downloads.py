@@ -59,7 +59,7 @@ def test_the_standard_librarys_parser_reads_both_names(name: str, _fallback: str
 @example("я.a ")
 @example(". .")
 @example("\ufdfa" * 10)
-def test_whatever_the_name_the_header_holds_it_and_a_safe_one(text: str) -> None:
+def test_a_header_holds_every_name_and_a_safe_one(text: str) -> None:
     try:
         name = clean_name(text)
     except InputRefused:
@@ -155,7 +155,7 @@ def test_a_download_is_passed_on_piece_by_piece_and_closed_with_its_response() -
     assert download.closed == 1
 
 
-def test_a_download_that_nobody_read_is_closed_with_its_response() -> None:
+def test_an_unread_download_is_closed_with_its_response() -> None:
     download = Pieces(b"abc")
 
     with Flask("x").test_request_context():
