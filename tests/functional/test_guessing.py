@@ -291,7 +291,7 @@ def test_every_reason_to_refuse_costs_one_hash(make_vault: Any, state: str) -> N
 def test_a_server_that_is_too_busy_to_look_counts_nothing(make_vault: Any) -> None:
     vault: Vault = make_vault(ARGON2_CONCURRENCY="1")
     vault.member()
-    passwords = vault.container.auth.guess_limiter._passwords
+    passwords = vault.container.auth.guess_limiter.passwords
     passwords._wait_seconds = 0.01
     assert passwords._slots.acquire(blocking=False)
 

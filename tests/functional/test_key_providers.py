@@ -234,7 +234,7 @@ def test_reads_of_one_file_ask_the_key_service_once_and_a_deletion_forgets_the_k
         anna.head(f"{FILES}/{file_id}/content")
 
     assert slow.calls == 1
-    reader = remote.container.files.service._downloads._reader
+    reader = remote.container.files.service.downloads.reader
     object_id = remote.file(file_id).object_id
     assert object_id in reader._keys._entries
     anna.delete(f"{FILES}/{file_id}")
@@ -329,7 +329,7 @@ def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
     vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_id = anna.upload(b"content")["id"]
-    unlock = vault.container.files.service._downloads._reader.unlock
+    unlock = vault.container.files.service.downloads.reader.unlock
 
     def delete_meanwhile(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.undo()
@@ -337,7 +337,7 @@ def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
         vault.run_queue()
         return unlock(*args, **kwargs)
 
-    monkeypatch.setattr(vault.container.files.service._downloads._reader, "unlock", delete_meanwhile)
+    monkeypatch.setattr(vault.container.files.service.downloads.reader, "unlock", delete_meanwhile)
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 

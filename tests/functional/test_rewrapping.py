@@ -205,7 +205,7 @@ def flaky_installation(make_vault: Callable[..., Vault], count: int) -> tuple[Fl
     moved = make_vault(keys=ring, store=vault.store)
     pauses: list[float] = []
     rewrapper = moved.container.keys.rewrapper
-    rewrapper._sleep = pauses.append
+    rewrapper.sleep = pauses.append
     return flaky, rewrapper, pauses
 
 
@@ -378,7 +378,7 @@ def test_one_row_that_the_service_never_answers_for_is_named_and_does_not_stop_t
     moved = make_vault(
         keys=KeyRing({"flaky": provider, "local": LocalKeyProvider([NEW])}, primary="local"), store=vault.store
     )
-    moved.container.keys.rewrapper._sleep = lambda _: None
+    moved.container.keys.rewrapper.sleep = lambda _: None
     told: list[NotMoved] = []
 
     report = rewrap(moved, batch=10, on_failure=told.append)

@@ -121,7 +121,7 @@ def test_large_files_are_verified_in_constant_memory(make_vault: Callable[..., V
 
 def test_a_plaintext_that_is_not_what_the_digest_says_is_found(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    reader = vault.container.keys.verifier._reader
+    reader = vault.container.keys.verifier.reader
     unlock = reader.unlock
 
     class Lying:
@@ -240,7 +240,7 @@ def test_a_key_service_that_stays_away_ends_the_verification(make_vault: Callabl
     vault = make_vault(keys=KeyRing({"local": Away([generate_master_key()])}, primary="local"))
     vault.member().upload(b"content")
     pauses: list[float] = []
-    vault.container.keys.verifier._sleep = pauses.append
+    vault.container.keys.verifier.sleep = pauses.append
 
     for command in (["keys", "verify"], ["files", "verify"]):
         pauses.clear()

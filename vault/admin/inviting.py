@@ -44,8 +44,7 @@ class Invitations:
         """Mail a link that sets a password, confirms the address, and makes its account an administrator's.
 
         Meanwhile the account, new or existing, has no password, session or other link: their holders may not be the
-        reader of
-        this mail. Raises UserDisabled, and Busy past the hourly limit of mails.
+        reader of this mail. Raises UserDisabled, and Busy past the hourly limit of mails.
         """
         try:
             owed = self._invite(address, principal)

@@ -87,8 +87,7 @@ class Administration:
         """Change an account; an unchanged field leaves no event.
 
         Disabling ends sessions and links immediately. A quota below the used bytes refuses uploads. Raises NotFound,
-        LastAdmin,
-        and InputRefused for an administrator with an unconfirmed address.
+        LastAdmin, and InputRefused for an administrator with an unconfirmed address.
         """
         action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
         may_take_an_admin = changes.role == Role.USER or changes.disabled is True

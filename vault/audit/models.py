@@ -123,8 +123,7 @@ class AuditRead(UuidKey, Base):
     """Views and ranges of one file by one session within ten minutes.
 
     The first is its own event; the others become one: `count` began (including the first), `ended` ended, `broken_off`
-    of
-    these before the last byte. `ip` is empty if unknown, since NULLs would not conflict.
+    of these before the last byte. `ip` is empty if unknown, since NULLs would not conflict.
     """
 
     __tablename__ = "audit_reads"

@@ -71,8 +71,7 @@ class AuditService:
         """Count a failure of an anonymous client in the caller's transaction; an event follows after its minute.
 
         Does the same work with and without an account. Call it last in a transaction, since concurrent counts wait for
-        its
-        end. Raises AuditUnavailable.
+        its end. Raises AuditUnavailable.
         """
         now = self.clock()
         first = {

@@ -53,7 +53,7 @@ def build(
     """Build the use-cases of accounts. Their keys are derived from `secret_key`."""
     sessions, clock = core.sessions, core.clock
     key = derive_key(secret_key, "counters")
-    limiter = GuessLimiter(sessions, passwords=passwords, key=key, clock=clock)
+    limiter = GuessLimiter(core, passwords=passwords, key=key)
     signed_in = _user_sessions(core, settings, derive_key(secret_key, "jwt"), outbox, audit)
     by_link = PasswordByLink(guess_limiter=limiter, user_sessions=signed_in, audit=audit, clock=clock)
     eraser = Eraser(guess_limiter=limiter, files=files, hooks=hooks, outbox=outbox, audit=audit)

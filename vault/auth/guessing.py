@@ -7,20 +7,21 @@ can thus delay their own network, and others a little, but never the owner on a 
 import enum
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.auth.models import PasswordAttempts
 from vault.auth.passwords import Passwords
 from vault.core.addresses import network_of
 from vault.core.db import count_changed, rows_of, run
 from vault.core.errors import Busy
+from vault.core.parts import Core
 
 _WINDOW: Final = timedelta(hours=1)
 _KNOWN_FOR: Final = timedelta(days=30)
@@ -109,21 +110,13 @@ def _either(name: str) -> sa.ColumnElement[Any]:
 _WRITE: Final = sa.update(PasswordAttempts).where(_ARE_BOTH).values({name: _either(name) for name in _CHANGING})
 
 
+@dataclass(frozen=True, slots=True)
 class GuessLimiter:
     """Limiter of guesses. `key` is for HMACs that stand for addresses and networks in the database."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        passwords: Passwords,
-        key: bytes,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._sessions = sessions
-        self._passwords = passwords
-        self._key = key
-        self._clock = clock
+    core: Core
+    passwords: Passwords
+    key: bytes = field(repr=False)
 
     def check(
         self, email_key: str, password_hash: str | None, password: str, ip: str | None, *, begins_session: bool = False
@@ -136,7 +129,7 @@ class GuessLimiter:
         place = self._place(email_key, ip)
         admitted = self._count(place)
         try:
-            right = self._passwords.matches(password_hash, password)
+            right = self.passwords.matches(password_hash, password)
         except Busy:
             if admitted:
                 self._take_back(place)
@@ -152,7 +145,7 @@ class GuessLimiter:
         """Record, in the caller's transaction, a sign-in from this network, and drop its failures."""
         with self._locked(session, self._place(email_key, ip)) as (here, anywhere):
             self._forgive(here, anywhere)
-            here.signed_in_at = self._clock()
+            here.signed_in_at = self.core.clock()
 
     def clear(self, email_key: str, ip: str | None) -> None:
         """Drop this network's failures after a right password."""
@@ -181,7 +174,7 @@ class GuessLimiter:
             # A locked row is in use.
             .with_for_update(skip_locked=True)
         )
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             return count_changed(session, sa.delete(PasswordAttempts).where(key.in_(over)))
 
     def _lock_all(self, session: Session, email_key: str) -> sa.ColumnElement[bool]:
@@ -191,8 +184,8 @@ class GuessLimiter:
         return of_account
 
     def _count(self, place: _Place) -> bool:
-        now = self._clock()
-        with self._sessions.begin() as session, self._locked(session, place, is_first=True) as (here, anywhere):
+        now = self.core.clock()
+        with self.core.sessions.begin() as session, self._locked(session, place, is_first=True) as (here, anywhere):
             is_known = _is_known(here, now)
             admitted = not (_is_delayed(here, now) or (_is_delayed(anywhere, now) and not is_known))
             if admitted:
@@ -211,8 +204,8 @@ class GuessLimiter:
 
     def _delay(self, place: _Place, *, admitted: bool) -> Sequence[Lockout]:
         """Delay the next attempt from now on, since hashing may have waited; unadmitted ones do the same work."""
-        now, begun = self._clock(), []
-        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
+        now, begun = self.core.clock(), []
+        with self.core.sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             for row, delays in ((here, _HERE), (anywhere, _ANYWHERE)):
                 if admitted and row.failures >= delays.free:
                     delay = delays.after(row.failures)
@@ -223,17 +216,17 @@ class GuessLimiter:
         return begun
 
     def _clear(self, place: _Place) -> None:
-        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
+        with self.core.sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             self._forgive(here, anywhere)
 
     def _forgive(self, here: _Counts, anywhere: _Counts) -> None:
-        now = self._clock()
+        now = self.core.clock()
         _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
         here.failures, here.delayed_until = 0, None
 
     def _take_back(self, place: _Place) -> None:
-        now = self._clock()
-        with self._sessions.begin() as session, self._locked(session, place) as (here, anywhere):
+        now = self.core.clock()
+        with self.core.sessions.begin() as session, self._locked(session, place) as (here, anywhere):
             _take_back(here, now, has_to_wait=True)
             _take_back(anywhere, now, has_to_wait=not _is_known(here, now))
 
@@ -244,7 +237,7 @@ class GuessLimiter:
         rows = [] if is_first else rows_of(session, _LOCK, **keys)
         if len(rows) < 2:
             # Unless is_first, both rows may have been deleted since.
-            run(session, _MAKE, **keys, now=self._clock())
+            run(session, _MAKE, **keys, now=self.core.clock())
             rows = rows_of(session, _LOCK, **keys)
         anywhere, here = (_Counts(*row) for row in rows)
         yield here, anywhere
@@ -256,7 +249,7 @@ class GuessLimiter:
         return _Place(self._mac("account", email_key), self._mac("network", email_key, network_of(ip)))
 
     def _mac(self, *parts: str) -> bytes:
-        return hmac.digest(self._key, "\0".join(parts).encode(), hashlib.sha256)
+        return hmac.digest(self.key, "\0".join(parts).encode(), hashlib.sha256)
 
 
 def _is_known(here: _Counts, now: datetime) -> bool:

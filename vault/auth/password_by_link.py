@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -15,19 +16,12 @@ from vault.auth.sessions import UserSessions
 from vault.core.principal import Principal
 
 
+@dataclass(frozen=True, slots=True)
 class PasswordByLink:
-    def __init__(
-        self,
-        *,
-        guess_limiter: GuessLimiter,
-        user_sessions: UserSessions,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._guess_limiter = guess_limiter
-        self._user_sessions = user_sessions
-        self._audit = audit
-        self._clock = clock
+    guess_limiter: GuessLimiter
+    user_sessions: UserSessions
+    audit: AuditService
+    clock: Callable[[], datetime]
 
     def set(
         self, session: Session, user: User, password_hash: str, principal: Principal, *, but: uuid.UUID | None = None
@@ -35,11 +29,11 @@ class PasswordByLink:
         """Set a locked account's password and confirm its address, in the caller's transaction. Ends every session,
         delay and link of the account, except the token `but`."""
         user.password_hash, user.password_version = password_hash, user.password_version + 1
-        is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self._clock()
-        ended = self._user_sessions.end_all(session, user.id)
+        is_confirmed, user.email_verified_at = user.email_verified_at, user.email_verified_at or self.clock()
+        ended = self.user_sessions.end_all(session, user.id)
         kill_links(session, user.id, but=but)
-        self._guess_limiter.end_delays(session, user.email_key)
+        self.guess_limiter.end_delays(session, user.email_key)
         who, target = principal.known_as(user.id, user.email), ("user", user.id)
-        self._audit.record(session, who, Action.PASSWORD_RESET, target=target, sessions=ended)
+        self.audit.record(session, who, Action.PASSWORD_RESET, target=target, sessions=ended)
         if not is_confirmed:
-            self._audit.record(session, who, Action.EMAIL_VERIFIED, target=target)
+            self.audit.record(session, who, Action.EMAIL_VERIFIED, target=target)

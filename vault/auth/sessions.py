@@ -224,8 +224,7 @@ class UserSessions:
         """Return the next tokens of a session; each refresh token works once.
 
         A reused token ends its session and raises TokenReused, except the parent of an unused one within the grace,
-        which
-        gets the same tokens again. Raises Unauthorized.
+        which gets the same tokens again. Raises Unauthorized.
         """
         claims = self._claims(refresh_token, principal)
         with self._sessions.begin() as session:

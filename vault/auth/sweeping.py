@@ -38,23 +38,14 @@ class SweepReport:
     accounts: int
 
 
+@dataclass(frozen=True, slots=True)
 class Sweeper:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        guess_limiter: GuessLimiter,
-        hooks: Hooks,
-        outbox: Outbox,
-        audit: AuditService,
-        clock: DeletionClock,
-    ) -> None:
-        self._sessions = sessions
-        self._guess_limiter = guess_limiter
-        self._hooks = hooks
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = clock
+    sessions: sessionmaker[Session]
+    guess_limiter: GuessLimiter
+    hooks: Hooks
+    outbox: Outbox
+    audit: AuditService
+    clock: DeletionClock
 
     def sweep(self, principal: Principal, *, may_go_on: Callable[[], bool] = lambda: True) -> SweepReport:
         """Delete everything expired, in batches. Concurrent calls are safe. `may_go_on` is asked before each further
@@ -67,7 +58,7 @@ class Sweeper:
                 deleted += done
             return deleted
 
-        now = self._clock.now()
+        now = self.clock.now()
         # A machine with a slow clock accepts them for this long.
         over = now - CLOCK_LEEWAY
         session_is_over = (
@@ -78,19 +69,19 @@ class Sweeper:
         return SweepReport(
             sessions=in_batches(partial(self._delete, UserSession, session_is_over)),
             links=in_batches(partial(self._delete, EmailToken, EmailToken.expires_at <= now - REPEATABLE)),
-            attempts=in_batches(partial(self._guess_limiter.sweep, now)),
-            mails=in_batches(partial(self._outbox.sweep, now)),
+            attempts=in_batches(partial(self.guess_limiter.sweep, now)),
+            mails=in_batches(partial(self.outbox.sweep, now)),
             accounts=in_batches(partial(self._delete_unverified, principal, now - _UNVERIFIED_FOR)),
         )
 
     def _delete(self, table: type[UserSession] | type[EmailToken], over: sa.ColumnElement[bool], batch: int) -> int:
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             # Skips locked rows, since other processes lock in another order; the next pass deletes the rest.
             unlocked = sa.select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
             return count_changed(session, sa.delete(table).where(table.id.in_(unlocked)))
 
     def _delete_unverified(self, principal: Principal, before: datetime, batch: int) -> int:
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             user_ids = session.scalars(
                 sa.select(User.id)
                 .where(
@@ -103,9 +94,9 @@ class Sweeper:
                 .with_for_update(skip_locked=True)
             ).all()
             kill_links(session, *user_ids)
-            call(self._hooks.on_swept, session, *user_ids)
+            call(self.hooks.on_swept, session, *user_ids)
             run(session, sa.delete(User).where(User.id.in_(user_ids)))
             for user_id in user_ids:
                 target = ("user", user_id)
-                self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
+                self.audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
         return len(user_ids)

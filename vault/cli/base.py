@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from time import monotonic
 from typing import Any, Final, NoReturn, cast
@@ -229,19 +229,19 @@ def progress(label: str, length: int, *, unit: str = "") -> Iterator[Callable[[i
         lines.show()
 
 
+@dataclass(slots=True)
 class _Lines:
-    def __init__(self, label: str, length: int, unit: str) -> None:
-        self._label = label
-        self._length = length
-        self._unit = unit
-        self._done = 0
-        self._shown_at = monotonic()
+    label: str
+    length: int
+    unit: str
+    done: int = 0
+    shown_at: float = field(default_factory=monotonic)
 
     def update(self, steps: int) -> None:
-        self._done += steps
-        if monotonic() - self._shown_at >= _LINE_EVERY_SECONDS:
-            self._shown_at = monotonic()
+        self.done += steps
+        if monotonic() - self.shown_at >= _LINE_EVERY_SECONDS:
+            self.shown_at = monotonic()
             self.show()
 
     def show(self) -> None:
-        click.echo(f"{self._label}: {self._done} of {self._length}{self._unit}", err=True)
+        click.echo(f"{self.label}: {self.done} of {self.length}{self.unit}", err=True)

@@ -22,18 +22,17 @@ class Files:
 def build(core: Core, settings: groups.Files, objects: Objects, audit: AuditService) -> Files:
     """Build uploads, downloads and the catalogue."""
     downloads = Downloads(
-        core.sessions,
+        core,
         reader=objects.reader,
         integrity=objects.integrity,
         audit=audit,
-        verify_all_first=settings.download_verify == "full",
+        verifies_all_first=settings.download_verify == "full",
     )
     service = FileService(
-        core.sessions,
+        core,
         downloads=downloads,
         remove_later=core.publisher(TASK_REMOVE_FILE),
         audit=audit,
-        clock=core.clock,
         default_quota_bytes=settings.default_quota_bytes,
     )
     return Files(uploads=Uploads(objects.new, objects.room, audit=audit), downloads=downloads, service=service)

@@ -8,12 +8,13 @@ from typing import Final, Self
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService, count_read, end_read
 from vault.core.db import AnyRow, one_write, read_row, row_of
 from vault.core.errors import AuditUnavailable, NotFound
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.files.facts import FileInfo, info_of
 from vault.objects.integrity import Integrity
@@ -49,35 +50,27 @@ def _found(row: AnyRow | None) -> FoundFile:
     return FoundFile(info_of(row[0]), StoredFile.of(row[0], key_is_retired=row[1]))
 
 
+@dataclass(frozen=True, slots=True)
 class Downloads:
-    """`verify_all_first` proves every segment of a file before its first byte is sent, by reading the object twice."""
+    """`verifies_all_first` proves every segment before the first byte is sent, by reading the object twice."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        reader: FileReader,
-        integrity: Integrity,
-        audit: AuditService,
-        verify_all_first: bool,
-    ) -> None:
-        self._sessions = sessions
-        self._reader = reader
-        self._integrity = integrity
-        self._audit = audit
-        self.verifies_all_first = verify_all_first
+    core: Core
+    reader: FileReader
+    integrity: Integrity
+    audit: AuditService
+    verifies_all_first: bool
 
     def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
         """Find a file that the principal owns. Raises NotFound."""
-        return _found(read_row(self._sessions, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
+        return _found(read_row(self.core.sessions, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
 
     def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
         """Return the plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
 
         `at_once` waits two seconds at most for a key service.
         """
-        with self._integrity.watched(principal, found.stored):
-            return self._reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
+        with self.integrity.watched(principal, found.stored):
+            return self.reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
 
     def open(self, principal: Principal, found: FoundFile, part: ByteRange | None, *, is_view: bool) -> "Download":
         """Prove the object's ends, and audit the start of a download. The caller closes it.
@@ -87,9 +80,9 @@ class Downloads:
         """
         file = found.stored
         started, ended = _VIEW if is_view else _DOWNLOAD
-        with self._integrity.watched(principal, file):
-            unlocked = self._reader.unlock(file)
-            pieces, close = self._reader.open(file, unlocked, part, verify_all_first=self.verifies_all_first)
+        with self.integrity.watched(principal, file):
+            unlocked = self.reader.unlock(file)
+            pieces, close = self.reader.open(file, unlocked, part, verify_all_first=self.verifies_all_first)
         wanted = file.size_bytes if part is None else part.size
         try:
             counted_by = self._record_start(file, principal, started, part, can_be_merged=is_view or part is not None)
@@ -107,7 +100,7 @@ class Downloads:
         )
 
     def _watched(self, principal: Principal, file: StoredFile, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        with self._integrity.watched(principal, file):
+        with self.integrity.watched(principal, file):
             yield from pieces
 
     def _record_start(
@@ -117,12 +110,12 @@ class Downloads:
 
         Returns the id of the row that counts it, or None.
         """
-        with self._sessions.begin() if can_be_merged else one_write(self._sessions) as session:
+        with self.core.sessions.begin() if can_be_merged else one_write(self.core.sessions) as session:
             if can_be_merged:
-                counted_by = count_read(session, principal, action, file.file_id, self._audit.clock())
+                counted_by = count_read(session, principal, action, file.file_id, self.audit.clock())
                 if counted_by is not None:
                     return counted_by
-            self._audit.record(
+            self.audit.record(
                 session,
                 principal,
                 action,
@@ -135,7 +128,7 @@ class Downloads:
 
     def forget(self, object_id: uuid.UUID) -> None:
         """Drop the key of a removed object from this process's cache."""
-        self._reader.evict(object_id)
+        self.reader.evict(object_id)
 
     def _record_end(
         self,
@@ -148,10 +141,10 @@ class Downloads:
         complete: bool,
     ) -> None:
         try:
-            with self._sessions.begin() if counted_by else one_write(self._sessions) as session:
+            with self.core.sessions.begin() if counted_by else one_write(self.core.sessions) as session:
                 if counted_by and end_read(session, counted_by, served=served, complete=complete):
                     return
-                self._audit.record(
+                self.audit.record(
                     session,
                     principal,
                     action,

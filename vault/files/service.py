@@ -3,18 +3,17 @@ none."""
 
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import count_changed, one_read
 from vault.core.errors import IntegrityFailed, NotFound, PreconditionFailed
 from vault.core.paging import Key, Page, page
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.encryption.errors import EncryptionError
@@ -29,38 +28,28 @@ from vault.objects.shredding import TransitionLost, shred
 Version = tuple[uuid.UUID, int]
 
 
+@dataclass(frozen=True, slots=True)
 class FileService:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        downloads: Downloads,
-        remove_later: Callable[[uuid.UUID], None],
-        audit: AuditService,
-        clock: Callable[[], datetime],
-        default_quota_bytes: int,
-    ) -> None:
-        self._sessions = sessions
-        self._downloads = downloads
-        self._remove_later = remove_later
-        self._audit = audit
-        self._clock = clock
-        self._default_quota_bytes = default_quota_bytes
+    core: Core
+    downloads: Downloads
+    remove_later: Callable[[uuid.UUID], None]
+    audit: AuditService
+    default_quota_bytes: int
 
     def list(self, principal: Principal, listing: Listing, *, limit: int, after: Key | None = None) -> Page[FileInfo]:
         """Return at most `limit` files after the key `after`. Uses neither store nor keys. Raises InputRefused."""
-        with one_read(self._sessions) as session:
+        with one_read(self.core.sessions) as session:
             rows = session.scalars(listing.query(principal.account_id, after, limit + 1)).all()
         return page(rows, limit, listing.key_of, info_of)
 
     def usage(self, principal: Principal) -> Usage:
         """Return the principal's used and reserved bytes, quota and number of files."""
-        with one_read(self._sessions) as session:
-            return usage_of(session, principal.account_id, default_quota_bytes=self._default_quota_bytes)
+        with one_read(self.core.sessions) as session:
+            return usage_of(session, principal.account_id, default_quota_bytes=self.default_quota_bytes)
 
     def get(self, principal: Principal, file_id: uuid.UUID) -> FileInfo:
         """Return a file with its digest, which is None if its key is unavailable or damaged. Raises NotFound."""
-        return self._with_digest(principal, self._downloads.find(principal, file_id))
+        return self._with_digest(principal, self.downloads.find(principal, file_id))
 
     def rename(
         self,
@@ -74,7 +63,7 @@ class FileService:
 
         Of several concurrent changes to one version, one succeeds. Raises NotFound, PreconditionFailed.
         """
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             renamed = count_changed(
                 session,
                 sa.update(File)
@@ -84,12 +73,12 @@ class FileService:
                     File.state == FileState.READY,
                     _is_one_of(versions),
                 )
-                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self._clock()),
+                .values(name=name, name_folded=fold(name), version=File.version + 1, updated_at=self.core.clock()),
             )
             found = find_own(session, principal, file_id)
             if renamed != 1:
                 raise PreconditionFailed
-            self._audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
+            self.audit.record(session, principal, Action.FILE_RENAMED, target=("file", file_id))
         return self._with_digest(principal, found)
 
     def delete(self, principal: Principal, file_id: uuid.UUID) -> None:
@@ -104,9 +93,9 @@ class FileService:
         It is audited, because it shows the file names of other people.
         """
         target = ("user", listing.owner_id) if listing.owner_id else None
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             rows = session.scalars(listing.query(after).limit(limit + 1)).all()
-            self._audit.record(session, principal, Action.ADMIN_FILES_LISTED, target=target)
+            self.audit.record(session, principal, Action.ADMIN_FILES_LISTED, target=target)
         return page(rows, limit, listing.key_of, info_of)
 
     def delete_any(self, principal: Principal, file_id: uuid.UUID) -> None:
@@ -115,21 +104,21 @@ class FileService:
 
     def _delete(self, principal: Principal, file_id: uuid.UUID, action: Action, *where: sa.ColumnElement[bool]) -> None:
         try:
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 row = session.scalar(sa.select(File).where(File.id == file_id, File.state == FileState.READY, *where))
                 if row is None:
                     raise NotFound
                 shred(session, row, end_lease=True)
                 details: dict[str, Any] = {"owner_id": str(row.owner_id)} if action is Action.ADMIN_FILE_DELETED else {}
-                self._audit.record(session, principal, action, target=("file", file_id), **details)
+                self.audit.record(session, principal, action, target=("file", file_id), **details)
         except TransitionLost as exc:
             raise NotFound from exc
-        self._downloads.forget(row.object_id)
-        self._remove_later(file_id)
+        self.downloads.forget(row.object_id)
+        self.remove_later(file_id)
 
     def _with_digest(self, principal: Principal, found: FoundFile) -> FileInfo:
         try:
-            return replace(found.info, sha256=self._downloads.digest(principal, found, at_once=True).hex())
+            return replace(found.info, sha256=self.downloads.digest(principal, found, at_once=True).hex())
         except (EncryptionError, IntegrityFailed):
             return found.info
 

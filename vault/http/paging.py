@@ -7,7 +7,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow.validate import Length, Range
 
-from vault.core.paging import Key, Page
+from vault.core.paging import Page
 from vault.http.cursors import Cursors
 from vault.http.fields import Count, Text
 from vault.http.requests import find_part
@@ -34,17 +34,17 @@ class PageSchema(ma.Schema):
 
 
 def page_of(
-    read: Callable[[Key | None], Page[Any]],
+    read: Callable[..., Page[Any]],
     query: dict[str, Any],
     *,
     scope: str,
     key_type: type[str | int | datetime] = datetime,
 ) -> dict[str, Any]:
-    """Return the page that `read` gives after the query's cursor, with the next cursor. `scope` names the list, its
-    owner and its other parameters. Raises InvalidCursor for another scope."""
+    """Return the page that `read(limit=…, after=…)` gives after the query's cursor, with the next cursor. `scope` names
+    the list, its owner and its other parameters. Raises InvalidCursor for another scope."""
     cursors = Cursors(find_part(Settings).site.secret_key)
     after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
-    page = read(after)
+    page = read(limit=query["limit"], after=after)
     return {
         "items": page.items,
         "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,

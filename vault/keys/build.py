@@ -24,11 +24,11 @@ class Keys:
 
 def build(core: Core, ring: KeyRing, objects: Objects, processes: Processes, audit: AuditService) -> Keys:
     """Build what counts, moves, checks and replaces the keys of objects."""
-    usage = KeyUsage(core.sessions, ring, processes=processes, audit=audit, clock=core.clock)
+    usage = KeyUsage(core, ring, processes=processes, audit=audit)
     return Keys(
         ring=ring,
         usage=usage,
-        rewrapper=Rewrapper(core.sessions, keys=ring, usage=usage, audit=audit, clock=core.clock),
-        verifier=Verifier(core.sessions, reader=objects.reader, integrity=objects.integrity, keys=ring),
+        rewrapper=Rewrapper(core, keys=ring, usage=usage, audit=audit),
+        verifier=Verifier(core, reader=objects.reader, integrity=objects.integrity, keys=ring),
         reencryptor=Reencryptor(core, objects=objects, keys=ring, usage=usage, audit=audit),
     )

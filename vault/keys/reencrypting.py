@@ -67,38 +67,25 @@ class ReencryptReport:
     failed: int = 0
 
 
+@dataclass
 class Reencryptor:
-    def __init__(
-        self,
-        core: Core,
-        *,
-        objects: Objects,
-        keys: KeyRing,
-        usage: KeyUsage,
-        audit: AuditService,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._sessions = core.sessions
-        self._objects = objects.new
-        self._keys = keys
-        self._usage = usage
-        self._reader = objects.reader
-        self._integrity = objects.integrity
-        self._installation = objects.installation
-        self._audit = audit
-        self._clock = core.clock
-        self._sleep = sleep
+    core: Core
+    objects: Objects
+    keys: KeyRing
+    usage: KeyUsage
+    audit: AuditService
+    sleep: Callable[[float], None] = time.sleep
 
     def plan(self, selection: Selection) -> tuple[int, int]:
         """How many files that are, and their plaintext bytes.
 
         Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
         """
-        if selection.key_ref is not None and (self._keys.primary.name, selection.key_ref) == ("local", self._primary()):
+        if selection.key_ref is not None and (self.keys.primary.name, selection.key_ref) == ("local", self._primary()):
             raise KeyInUse(
                 "This key is the primary and would wrap the new data keys too. Make another key the primary."
             )
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*self._selected(selection))
             count, size = session.execute(query).one()
         return count, int(size or 0)
@@ -117,12 +104,12 @@ class Reencryptor:
         StorageUnavailable when the store does not answer for many files in a row, and KeyServiceUnavailable when
         patience is over. May be ended anywhere: a file has either its old object or its new one.
         """
-        self._installation.raise_epoch()
-        self._usage.require_primary()
-        self._usage.require_everywhere()
+        self.objects.installation.raise_epoch()
+        self.usage.require_primary()
+        self.usage.require_everywhere()
         report, unreachable = ReencryptReport(), 0
         # Only ids are read ahead: what a file is may change while those before it are copied.
-        for (file_id,) in rows_by_id(self._sessions, sa.select(File.id).where(*self._selected(selection))):
+        for (file_id,) in rows_by_id(self.core.sessions, sa.select(File.id).where(*self._selected(selection))):
             try:
                 self._reencrypt(file_id, selection.suite, principal, progress)
                 report.done, unreachable = report.done + 1, 0
@@ -142,7 +129,7 @@ class Reencryptor:
         self, file_id: uuid.UUID, suite: Suite, principal: Principal, progress: Callable[[int], None]
     ) -> None:
         """Raises NotFound if it has gone, TransitionLost if its key was changed each time that it was tried."""
-        first = file = find_ready(self._sessions, file_id)
+        first = file = find_ready(self.core.sessions, file_id)
         for _ in range(_TRIES):
             try:
                 self._try(file, suite, principal, progress)
@@ -150,24 +137,24 @@ class Reencryptor:
             except TransitionLost:
                 pass
             except (IntegrityFailed, KeyUnwrapFailed) as exc:
-                self._integrity.report(principal, file, _reason(exc))
+                self.objects.integrity.report(principal, file, _reason(exc))
                 raise
             # Meanwhile its key was rewrapped, or it was deleted, or another process reencrypted it.
-            file = find_ready(self._sessions, file_id)
+            file = find_ready(self.core.sessions, file_id)
             if file.object_id != first.object_id:
                 raise NotFound
         raise TransitionLost
 
     def _try(self, file: StoredFile, suite: Suite, principal: Principal, progress: Callable[[int], None]) -> None:
-        unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
-        new = patiently(lambda: self._objects.reserve_copy(suite, file.size_bytes), sleep=self._sleep)
+        unlocked = patiently(lambda: self.objects.reader.unlock(file), sleep=self.sleep)
+        new = patiently(lambda: self.objects.new.reserve_copy(suite, file.size_bytes), sleep=self.sleep)
         with new.held():
             self._copy(file, unlocked, new, progress)
             self._swap(file, new, principal)
 
     def _copy(self, file: StoredFile, unlocked: Unlocked, new: NewObject, progress: Callable[[int], None]) -> None:
         """Stream the verified plaintext into the new object."""
-        pieces, close = self._reader.open(file, unlocked)
+        pieces, close = self.objects.reader.open(file, unlocked)
         try:
             new.append(_Source(pieces, progress).read)
         finally:
@@ -178,9 +165,9 @@ class Reencryptor:
 
     def _swap(self, file: StoredFile, new: NewObject, principal: Principal) -> None:
         try:
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 key_ref = self._exchange(session, file, new)
-                self._audit.record(
+                self.audit.record(
                     session,
                     principal,
                     Action.FILE_REENCRYPTED,
@@ -229,7 +216,7 @@ class Reencryptor:
         )
         if swapped != 1:
             raise TransitionLost
-        now = self._clock()
+        now = self.core.clock()
         session.add(
             File(
                 id=uuid.uuid4(),
@@ -253,12 +240,12 @@ class Reencryptor:
         return key.key_ref
 
     def _is_swapped(self, file: StoredFile, new: NewObject) -> bool:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             swapped = sa.exists().where(File.id == file.file_id, File.object_id == new.object_id)
             return bool(session.scalar(sa.select(swapped)))
 
     def _primary(self) -> str:
-        return self._usage.primary()[1]
+        return self.usage.primary()[1]
 
     def _selected(self, selection: Selection) -> list[sa.ColumnElement[bool]]:
         where: list[sa.ColumnElement[bool]] = []
@@ -266,7 +253,7 @@ class Reencryptor:
             where.append(File.id.in_(selection.file_ids))
         if selection.key_ref is not None:
             # As the index has it: a ref is looked up by provider.
-            where += [File.key_provider.in_(sorted(self._keys.providers)), File.key_ref == selection.key_ref]
+            where += [File.key_provider.in_(sorted(self.keys.providers)), File.key_ref == selection.key_ref]
         if selection.wrapped_before is not None:
             where.append(File.wrapped_at < selection.wrapped_before)
         if not where:

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Final, Self
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import count_changed, run
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.header import header_of, prove_commitment
@@ -78,28 +79,18 @@ class _Row:
     key: WrappedKey
 
 
+@dataclass
 class Rewrapper:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        keys: KeyRing,
-        usage: KeyUsage,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._sessions = sessions
-        self._keys = keys
-        self._usage = usage
-        self._audit = audit
-        self._clock = clock
-        self._sleep = sleep
+    core: Core
+    keys: KeyRing
+    usage: KeyUsage
+    audit: AuditService
+    sleep: Callable[[float], None] = time.sleep
 
     def waiting(self) -> Sequence[KeyUse]:
         """Return the keys other than the primary that wrap rows."""
-        primary = self._usage.primary()
-        return [use for use in self._usage.by_ref() if (use.provider, use.key_ref) != primary]
+        primary = self.usage.primary()
+        return [use for use in self.usage.by_ref() if (use.provider, use.key_ref) != primary]
 
     def run(
         self,
@@ -119,8 +110,8 @@ class Rewrapper:
         is over;
         before any change, KeyUnavailable if the primary cannot wrap, KeyNotEverywhere if a running process lacks it.
         """
-        self._usage.require_primary()
-        self._usage.require_everywhere()
+        self.usage.require_primary()
+        self.usage.require_everywhere()
         report = report or RewrapReport()
         with _Storing(self._store, report) as storing:
             for use in uses:
@@ -142,9 +133,9 @@ class Rewrapper:
         progress: Callable[[int], None],
         on_failure: Callable[[NotMoved], None],
     ) -> None:
-        at_once = self._keys.is_remote(use.provider) or self._keys.primary.is_remote
+        at_once = self.keys.is_remote(use.provider) or self.keys.primary.is_remote
         last = uuid.UUID(int=0)
-        with Outcomes(self._rewrapped, at_once=at_once, sleep=self._sleep) as outcomes:
+        with Outcomes(self._rewrapped, at_once=at_once, sleep=self.sleep) as outcomes:
             while rows := self._rows(use, last, batch if limit is None else min(batch, limit - storing.taken)):
                 last = rows[-1].file_id
                 wrapped: list[tuple[_Row, WrappedKey]] = []
@@ -180,7 +171,7 @@ class Rewrapper:
             .order_by(File.id)
             .limit(size)
         )
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             found = session.execute(query).all()
         return [
             _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob or ""))
@@ -189,21 +180,21 @@ class Rewrapper:
 
     def _rewrapped(self, row: _Row) -> WrappedKey:
         header = header_of(row.header, row.object_id)
-        dek = self._keys.unwrap(row.key, row.object_id)
-        new = self._keys.wrap(dek, row.object_id)
-        prove_commitment(self._keys.unwrap(new, row.object_id), header)
+        dek = self.keys.unwrap(row.key, row.object_id)
+        new = self.keys.wrap(dek, row.object_id)
+        prove_commitment(self.keys.unwrap(new, row.object_id), header)
         return new
 
     def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], principal: Principal, from_ref: str) -> int:
         if not moved:
             return 0
         primary_refs = {new.key_ref for _, new in moved}
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             for key_ref in sorted(primary_refs):
                 refuse_retired(session, key_ref)
-            updated = _update(session, moved, self._clock())
+            updated = _update(session, moved, self.core.clock())
             if updated:
-                self._audit.record(
+                self.audit.record(
                     session,
                     principal,
                     Action.KEYS_REWRAPPED,

@@ -1,20 +1,20 @@
 """Keys that rows depend on, and the retiring of unused keys."""
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import count_changed
 from vault.core.errors import IntegrityFailed, KeyInUse, KeyNotEverywhere, KeyNotKnown, VaultError
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
@@ -91,25 +91,16 @@ class KeyOverview:
         }
 
 
+@dataclass(frozen=True, slots=True)
 class KeyUsage:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        keys: KeyRing,
-        *,
-        processes: Processes,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._sessions = sessions
-        self._keys = keys
-        self._processes = processes
-        self._audit = audit
-        self._clock = clock
+    core: Core
+    keys: KeyRing
+    processes: Processes
+    audit: AuditService
 
     def primary(self) -> tuple[str, str]:
         """Return provider and key_ref of new files. Raises the key errors if KMS is needed and fails."""
-        return self._keys.primary.name, self._keys.primary.current_ref()
+        return self.keys.primary.name, self.keys.primary.current_ref()
 
     def by_ref(self) -> Sequence[KeyUse]:
         """Return every key that a row needs, with its number of rows."""
@@ -119,7 +110,7 @@ class KeyUsage:
             .group_by(File.key_provider, File.key_ref)
             .order_by(File.key_provider, File.key_ref)
         )
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             rows = session.execute(query).all()
             retired = set(session.scalars(sa.select(RetiredKey.key_ref)))
         return [
@@ -133,7 +124,7 @@ class KeyUsage:
         try:
             provider, ref = self.primary()
         except KeyFailure as exc:
-            return KeyOverview(self._keys.primary.name, None, exc.reason, uses, retired)
+            return KeyOverview(self.keys.primary.name, None, exc.reason, uses, retired)
         return KeyOverview(provider, ref, None, uses, retired)
 
     def check(self) -> Iterator[KeyCheck]:
@@ -150,13 +141,13 @@ class KeyUsage:
         rows = sum(use.rows for use in self.by_ref() if use.key_ref == key_ref)
         if rows:
             raise KeyInUse(f"{rows} rows are wrapped by this key. Run: flask keys rewrap")
-        wrapping = self._processes.wrapping_with(key_ref)
+        wrapping = self.processes.wrapping_with(key_ref)
         if wrapping:
             raise KeyInUse(
                 f"{wrapping} running processes wrap new files by this key. Restart them with another primary."
             )
-        states = [self._state(provider, key_ref) for provider in self._keys.providers]
-        with self._sessions.begin() as session:
+        states = [self._state(provider, key_ref) for provider in self.keys.providers]
+        with self.core.sessions.begin() as session:
             block_use(session)
             if session.get(RetiredKey, key_ref) is not None:
                 return False
@@ -165,31 +156,31 @@ class KeyUsage:
                 raise KeyInUse("A file has just been wrapped by this key. Run: flask keys rewrap")
             if KeyState.AVAILABLE not in states:
                 raise KeyNotKnown
-            session.add(RetiredKey(key_ref=key_ref, retired_at=self._clock()))
-            self._audit.record(session, principal, Action.KEY_RETIRED, key_ref=key_ref)
+            session.add(RetiredKey(key_ref=key_ref, retired_at=self.core.clock()))
+            self.audit.record(session, principal, Action.KEY_RETIRED, key_ref=key_ref)
         return True
 
     def restore(self, principal: Principal, key_ref: str) -> None:
         """Undo `retire`. Raises KeyNotKnown if the key is not retired."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             if not count_changed(session, sa.delete(RetiredKey).where(RetiredKey.key_ref == key_ref)):
                 raise KeyNotKnown("This key is not retired.")
-            self._audit.record(session, principal, Action.KEY_RESTORED, key_ref=key_ref)
+            self.audit.record(session, principal, Action.KEY_RESTORED, key_ref=key_ref)
 
     def retired(self) -> Sequence[str]:
         """Return the retired refs."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             return session.scalars(sa.select(RetiredKey.key_ref).order_by(RetiredKey.key_ref)).all()
 
     def require_primary(self) -> None:
         """Wrap and unwrap a canary with the primary. Raises the key errors, also if it is retired."""
-        with self._sessions.begin() as session:
-            refuse_retired(session, self._keys.primary.current_ref())
-        self._keys.check_primary()
+        with self.core.sessions.begin() as session:
+            refuse_retired(session, self.keys.primary.current_ref())
+        self.keys.check_primary()
 
     def require_everywhere(self) -> None:
         """Raise KeyNotEverywhere if a running process could not read what the primary wraps."""
-        lacking = self._processes.lacking({self._keys.primary.settings_ref, self._keys.primary.current_ref()})
+        lacking = self.processes.lacking({self.keys.primary.settings_ref, self.keys.primary.current_ref()})
         if lacking:
             raise KeyNotEverywhere(
                 f"{lacking} running processes of the API or of workers do not hold the primary key, so files that it"
@@ -204,14 +195,14 @@ class KeyUsage:
         KMS.
         """
         try:
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 needed = self._refs_of_ready(session)
         except DBAPIError as exc:
             log.warning("keys_not_checked", exc_info=exc)
             return []
-        for provider in sorted({provider for provider, _ in needed} - self._keys.providers - {"local"}):
+        for provider in sorted({provider for provider, _ in needed} - self.keys.providers - {"local"}):
             log.warning("key_provider_missing", provider=provider)
-        return [ref for provider, ref in needed if provider == "local" and not self._keys.knows(provider, ref)]
+        return [ref for provider, ref in needed if provider == "local" and not self.keys.knows(provider, ref)]
 
     def _refs_of_ready(self, session: Session) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
@@ -237,12 +228,12 @@ class KeyUsage:
         if use.state is KeyState.RETIRED:
             return "retired"
         query = sa.select(File).where(*_wrapped_by(use.provider, use.key_ref)).order_by(File.id).limit(_TRIED_ROWS)
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             rows = session.scalars(query).all()
         failure: str | None = None
         for row in rows:
             try:
-                prove_key(self._keys, row)
+                prove_key(self.keys, row)
             except (HeaderInvalid, KeyUnwrapFailed) as exc:
                 # One damaged row does not make a key bad.
                 failure = failure or reason_of(exc)
@@ -253,9 +244,9 @@ class KeyUsage:
         return failure
 
     def _check_primary(self) -> KeyCheck:
-        name, ref = self._keys.primary.name, "-"
+        name, ref = self.keys.primary.name, "-"
         try:
-            ref = self._keys.primary.current_ref()
+            ref = self.keys.primary.current_ref()
             self.require_primary()
         except KeyFailure as exc:
             return KeyCheck("wrap and unwrap", name, ref, exc.reason)
@@ -263,7 +254,7 @@ class KeyUsage:
 
     def _state(self, provider: str, key_ref: str) -> KeyState:
         try:
-            return KeyState.AVAILABLE if self._keys.knows(provider, key_ref) else KeyState.MISSING
+            return KeyState.AVAILABLE if self.keys.knows(provider, key_ref) else KeyState.MISSING
         except KeyFailure:
             return KeyState.UNKNOWN
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
 
 from vault.core.errors import IntegrityFailed, NotFound, StorageError, StorageUnavailable
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
@@ -42,33 +42,25 @@ class VerifyReport:
     unchecked: int = 0
 
 
+@dataclass
 class Verifier:
     """Verifies all files, or a random `sample` of that many."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        reader: FileReader,
-        integrity: Integrity,
-        keys: KeyRing,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._sessions = sessions
-        self._reader = reader
-        self._integrity = integrity
-        self._keys = keys
-        self._sleep = sleep
+    core: Core
+    reader: FileReader
+    integrity: Integrity
+    keys: KeyRing
+    sleep: Callable[[float], None] = time.sleep
 
     def count_keys(self) -> int:
         """Return how many rows have a key."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             query = sa.select(sa.func.count()).select_from(File).where(File.encrypted_data_key.is_not(None))
             return session.scalar(query) or 0
 
     def count_files(self) -> tuple[int, int]:
         """Return the number of files and their plaintext bytes."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
             count, size = session.execute(query).one()
         return count, int(size or 0)
@@ -84,8 +76,8 @@ class Verifier:
         keys. Raises KeyServiceUnavailable when patience is over."""
         report = VerifyReport()
         query = sa.select(File, key_is_retired()).where(File.encrypted_data_key.is_not(None))
-        is_remote = any(map(self._keys.is_remote, self._keys.providers))
-        with Outcomes(self._prove_key, at_once=is_remote, sleep=self._sleep) as outcomes:
+        is_remote = any(map(self.keys.is_remote, self.keys.providers))
+        with Outcomes(self._prove_key, at_once=is_remote, sleep=self.sleep) as outcomes:
             for found in chunks(self._rows(query, sample)):
                 for (row, _), outcome in zip(found, outcomes.of(found), strict=True):
                     if outcome is not None:
@@ -123,20 +115,20 @@ class Verifier:
         return report
 
     def _rows(self, query: sa.Select[*tuple[Any, ...]], sample: int | None) -> Iterator[Any]:
-        return rows_by_id(self._sessions, query) if sample is None else sampled(self._sessions, query, sample)
+        return rows_by_id(self.core.sessions, query) if sample is None else sampled(self.core.sessions, query, sample)
 
     def _prove_key(self, found: tuple[File, bool]) -> None:
         row, is_retired = found
         if is_retired:
             raise KeyUnavailable("retired")
-        prove_key(self._keys, row)
+        prove_key(self.keys, row)
 
     def _file_finding(
         self, file_id: uuid.UUID, principal: Principal, progress: Callable[[int], None]
     ) -> Finding | None:
         """Return a file's finding, audited if it is damage. Raises NotFound for a deleted file."""
         while True:
-            file = find_ready(self._sessions, file_id)
+            file = find_ready(self.core.sessions, file_id)
             try:
                 self._prove(file, progress)
                 return None
@@ -147,12 +139,12 @@ class Verifier:
             # A file that got another object during the read is not damaged: read the new one.
             with suppress(NotFound):
                 if finding.is_damage:
-                    self._integrity.report(principal, file, finding.reason)
+                    self.integrity.report(principal, file, finding.reason)
                 return finding
 
     def _prove(self, file: StoredFile, progress: Callable[[int], None]) -> None:
-        unlocked = patiently(lambda: self._reader.unlock(file), sleep=self._sleep)
-        pieces, close = self._reader.open(file, unlocked)
+        unlocked = patiently(lambda: self.reader.unlock(file), sleep=self.sleep)
+        pieces, close = self.reader.open(file, unlocked)
         found = hashlib.sha256()
         try:
             for piece in pieces:

@@ -60,7 +60,7 @@ def build(
         ),
         reader=FileReader(store, cache, installation),
         integrity=Integrity(core.sessions, audit=audit),
-        reaper=Reaper(core.sessions, store=store, installation=installation, audit=audit),
+        reaper=Reaper(core, store=store, installation=installation, audit=audit),
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
 from typing import Final, NoReturn, Self
@@ -66,26 +66,18 @@ class _Held:
     epoch: Epoch | None
 
 
+@dataclass(slots=True)
 class InstallationGuard:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        store: ObjectStore,
-        clock: Callable[[], datetime],
-        *,
-        audit: AuditService,
-        wait_seconds: float = _WAIT_SECONDS,
-    ) -> None:
-        self._sessions = sessions
-        self._store = store
-        self._clock = clock
-        self._audit = audit
-        self._wait_seconds = wait_seconds
-        self._lock = threading.Lock()
-        self._verified_at = float("-inf")
-        self._failure: VaultError | None = None
-        self._confirmed: _Held | None = None
-        self._writable_until = float("-inf")
+    sessions: sessionmaker[Session]
+    store: ObjectStore
+    clock: Callable[[], datetime]
+    audit: AuditService
+    wait_seconds: float = _WAIT_SECONDS
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _verified_at: float = field(default=float("-inf"), init=False)
+    _failure: VaultError | None = field(default=None, init=False)
+    _confirmed: _Held | None = field(default=None, init=False)
+    _writable_until: float = field(default=float("-inf"), init=False)
 
     def require(self) -> None:
         """Confirm, unless done recently, that the store answers and belongs to this database. Raises
@@ -94,7 +86,7 @@ class InstallationGuard:
         if self._failure is None and self._verified_at > asked_at - _CONFIRMED_SECONDS:
             return
         # A store that hangs must not take one thread after another.
-        if not self._lock.acquire(timeout=self._wait_seconds):
+        if not self._lock.acquire(timeout=self.wait_seconds):
             raise Busy
         try:
             # Threads that waited share the answer.
@@ -122,7 +114,7 @@ class InstallationGuard:
         """Verify, and raise both sides' epoch, so that older copies of the database are behind. Raises what `verify`
         raises. Safe to run concurrently in one database's processes."""
         self.verify()
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             _raise_to(session, Installation.epoch + 1)
         try:
             self._tell_store()
@@ -143,11 +135,11 @@ class InstallationGuard:
         if epoch.number > _MOST_RAISED:
             # Not a database's epoch: it is overwritten, not exceeded.
             epoch = Epoch()
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             above = sa.case((Installation.epoch > epoch.number, Installation.epoch), else_=epoch.number) + 1
             number = _raise_to(session, above)
-            self._audit.record(session, principal, Action.FILES_ADOPTED, epoch=number, store_epoch=epoch.number)
-        self._store.put_if_absent(INSTALLATION_KEY, ours.installation_id.encode())
+            self.audit.record(session, principal, Action.FILES_ADOPTED, epoch=number, store_epoch=epoch.number)
+        self.store.put_if_absent(INSTALLATION_KEY, ours.installation_id.encode())
         self._tell_store()
         self.verify()
         return True
@@ -182,7 +174,7 @@ class InstallationGuard:
         """
         theirs, ours = self._in_store(), self._confirmed
         if monotonic() >= self._writable_until:
-            self._store.health()
+            self.store.health()
             self._writable_until = monotonic() + _WRITABLE_SECONDS
         if ours is not None and theirs is not None:
             # Every process raises it.
@@ -205,15 +197,15 @@ class InstallationGuard:
     def _first_start(self) -> None:
         self._require_empty()
         try:
-            with self._sessions.begin() as session:
+            with self.sessions.begin() as session:
                 if session.scalar(sa.select(Installation.installation_id)) is None:
-                    session.add(Installation(installation_id=uuid.uuid4(), created_at=self._clock()))
+                    session.add(Installation(installation_id=uuid.uuid4(), created_at=self.clock()))
         except IntegrityError:
             pass  # another process was first; its id is read below
         made = self._in_database()
         assert made is not None
         self._require_empty()
-        self._store.put_if_absent(INSTALLATION_KEY, made.installation_id.encode())
+        self.store.put_if_absent(INSTALLATION_KEY, made.installation_id.encode())
 
     def _require_empty(self, *, but_epoch: bool = False) -> None:
         found = self._what_is_there(but_epoch=but_epoch)
@@ -222,12 +214,12 @@ class InstallationGuard:
             _refuse(InstallationMismatch("no_id", found))
 
     def _what_is_there(self, *, but_epoch: bool) -> str | None:
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             if session.scalar(sa.select(sa.exists().where(File.id.is_not(None)))):
                 return f"The database knows files, but the store carries no id. {_IS_IT_MOUNTED}"
             if not but_epoch and session.scalar(sa.select(Installation.epoch)):
                 return f"The store carries no id any more. {_IS_IT_MOUNTED} If it is new: `flask files adopt`."
-        if next(iter(self._store.list(OBJECTS)), None) is not None:
+        if next(iter(self.store.list(OBJECTS)), None) is not None:
             return "The store holds objects, but carries no id. Is this the right database?"
         return None
 
@@ -237,7 +229,7 @@ class InstallationGuard:
         while told != (ours := self._in_database()):
             assert ours is not None
             assert ours.epoch is not None
-            self._store.put(EPOCH_KEY, ours.epoch.to_bytes())
+            self.store.put(EPOCH_KEY, ours.epoch.to_bytes())
             told = ours
 
     def _both(self) -> tuple[_Held | None, _Held | None]:
@@ -245,7 +237,7 @@ class InstallationGuard:
         return self._in_store(), self._in_database()
 
     def _in_database(self) -> _Held | None:
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             row = session.execute(
                 sa.select(Installation.installation_id, Installation.epoch, Installation.epoch_token)
             ).one_or_none()
@@ -264,7 +256,7 @@ class InstallationGuard:
 
     def _object(self, key: str) -> bytes | None:
         try:
-            return self._store.get(key)
+            return self.store.get(key)
         except ObjectNotFound:
             return None
 

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.core.db import count_changed, db_now, run
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
@@ -51,19 +51,12 @@ class OrphanReport:
     foreign: int
 
 
+@dataclass(frozen=True, slots=True)
 class Reaper:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        store: ObjectStore,
-        installation: InstallationGuard,
-        audit: AuditService,
-    ) -> None:
-        self._sessions = sessions
-        self._store = store
-        self._installation = installation
-        self._audit = audit
+    core: Core
+    store: ObjectStore
+    installation: InstallationGuard
+    audit: AuditService
 
     def reap(
         self,
@@ -78,18 +71,18 @@ class Reaper:
         finished row; `may_go_on` before each row.
         """
         # Always, so that an older copy of this database is found.
-        self._installation.raise_epoch()
+        self.installation.raise_epoch()
         foreseen, report = self._foreseen(), ReapReport()
         if not foreseen.removed:
             return report
         # First, since an action that cannot be audited does not happen.
         self._record(principal, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
-        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_abandoned())):
+        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(*_abandoned())):
             if not may_go_on():
                 break
             report.expired += self._expire(file)
             progress(1)
-        for (file,) in rows_by_id(self._sessions, sa.select(File).where(*_removable())):
+        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(*_removable())):
             if not may_go_on():
                 break
             if self._remove(file):
@@ -104,11 +97,11 @@ class Reaper:
 
     def foresee(self) -> ReapReport:
         """Count what `reap` would do without failures and finished objects. Raises InstallationMismatch."""
-        self._installation.verify()
+        self.installation.verify()
         return self._foreseen()
 
     def _foreseen(self) -> ReapReport:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             abandoned, removable = (
                 session.scalar(sa.select(sa.func.count()).select_from(File).where(*where)) or 0
                 for where in (_abandoned(), _removable())
@@ -117,16 +110,16 @@ class Reaper:
 
     def remove(self, file_id: uuid.UUID) -> bool:
         """Remove one shredded file's object and row; False if it must stay or could not be removed yet."""
-        self._installation.require()
-        with self._sessions.begin() as session:
+        self.installation.require()
+        with self.core.sessions.begin() as session:
             file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
         return file is not None and self._remove(file)
 
     def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Remove a deleted account's objects and rows while `may_go_on` allows; return how many."""
-        self._installation.require()
+        self.installation.require()
         removed = 0
-        for (file,) in rows_by_id(self._sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
+        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
             if not may_go_on():
                 break
             removed += self._remove(file)
@@ -134,10 +127,10 @@ class Reaper:
 
     def find_orphans(self, *, progress: Callable[[int], None] = lambda _: None) -> OrphanReport:
         """List the store before asking for rows, so that new uploads do not look lost. `progress` receives objects."""
-        self._installation.verify()
+        self.installation.verify()
         objects, foreign = 0, 0
         orphans: list[uuid.UUID] = []
-        listed = self._store.list(OBJECTS)
+        listed = self.store.list(OBJECTS)
         while batch := list(islice(listed, BATCH)):
             matches = [OBJECT_KEY.fullmatch(stat.key) for stat in batch]
             ids = [uuid.UUID(match[2]) for match in matches if match is not None]
@@ -149,27 +142,27 @@ class Reaper:
 
     def remove_orphans(self, principal: Principal, report: OrphanReport, *, progress: Callable[[int], None]) -> int:
         """Delete a report's objects that still have no row; return how many."""
-        self._installation.verify()
+        self.installation.verify()
         self._record(principal, Action.FILES_REAP_STARTED, orphans=len(report.orphans))
         removed = 0
         for object_id in report.orphans:
-            self._installation.require()
+            self.installation.require()
             if self._unknown([object_id]):
-                self._store.delete(object_key(object_id))
+                self.store.delete(object_key(object_id))
                 removed += 1
             progress(1)
         self._record(principal, Action.FILES_REAPED, orphans=removed)
         return removed
 
     def _record(self, principal: Principal, action: Action, **counts: Any) -> None:
-        with self._sessions.begin() as session:
-            self._audit.record(session, principal, action, **counts)
+        with self.core.sessions.begin() as session:
+            self.audit.record(session, principal, action, **counts)
 
     def _expire(self, file: File) -> bool:
-        self._installation.require()
+        self.installation.require()
         try:
             keeps = self._is_finished(file.object_id)
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 # Checks the lease again, since the upload may have renewed it.
                 shred(session, file, File.lease_until <= db_now(), end_lease=True)
                 if keeps:
@@ -185,7 +178,7 @@ class Reaper:
 
     def _is_finished(self, object_id: uuid.UUID) -> bool:
         try:
-            self._store.open(object_key(object_id), 0, 0).close()
+            self.store.open(object_key(object_id), 0, 0).close()
         except ObjectNotFound:
             return False
         except ObjectChanged:
@@ -194,14 +187,14 @@ class Reaper:
 
     def _remove(self, file: File) -> bool:
         """Delete the object before the row: a crash in between leaves a row that is found again."""
-        self._installation.require()
+        self.installation.require()
         try:
-            self._store.delete(object_key(file.object_id))
+            self.store.delete(object_key(file.object_id))
         except StorageError as exc:
             REAPED.labels("failed").inc()
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
             return False
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             gone = count_changed(session, sa.delete(File).where(File.id == file.id, *_removable()))
         # Otherwise another pass has removed and counted it.
         if gone:
@@ -209,7 +202,7 @@ class Reaper:
         return True
 
     def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             known = set(session.scalars(sa.select(File.object_id).where(File.object_id.in_(object_ids))))
         return [object_id for object_id in object_ids if object_id not in known]
 

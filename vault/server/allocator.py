@@ -32,8 +32,7 @@ def keep_for_hashes(size: int, count: int) -> None:
     """Keep the memory of `count` concurrent hashes for the next ones, until it is given back regularly.
 
     glibc keeps twice its largest block, so that two hashes would fault in every page again. Blocks over 32 MiB always
-    come
-    from the kernel. glibc's own variables take precedence.
+    come from the kernel. glibc's own variables take precedence.
     """
     if size < _MMAP_THRESHOLD and not _OPERATORS & os.environ.keys():
         _set(_M_TRIM_THRESHOLD, min(size * count + _SLACK, _INT_MAX))

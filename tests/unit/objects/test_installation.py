@@ -119,7 +119,7 @@ def test_callers_that_wait_for_a_store_that_hangs_share_its_answer(
 
 def test_health_asks_only_the_store_once_both_were_compared(guard: InstallationGuard, store: FailingStore) -> None:
     guard.verify()
-    guard._sessions = forbidden  # type: ignore[assignment]
+    guard.sessions = forbidden  # type: ignore[assignment]
     # Another process has raised the epoch.
     store.put(EPOCH_KEY, Epoch(7, uuid.uuid4()).to_bytes())
 

@@ -1,6 +1,7 @@
 """Routes under /api/v1/admin: read the input, call the service, answer."""
 
 import uuid
+from functools import partial
 from typing import Any
 
 from vault.admin.listing import UserFilter, UserInfo
@@ -42,8 +43,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
     which = UserFilter(query["search"], Role(query["role"]) if query["role"] else None, query["disabled"])
     # The search comes last, since it may hold any text.
     scope = f"admin users {principal().user_id} {which.role} {which.disabled} {which.search or ''}"
-    people = find_part(Administration)
-    return page_of(lambda after: people.list(which, limit=query["limit"], after=after), query, scope=scope)
+    return page_of(partial(find_part(Administration).list, which), query, scope=scope)
 
 
 @blueprint.get("/users/<uuid:user_id>")
@@ -110,13 +110,8 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
     alone.
     """
     scope = f"admin files {principal().user_id} {query['owner_id']}"
-    files, listing, who = find_part(FileService), ListingOfAll(query["owner_id"]), principal()
-    return page_of(
-        lambda after: files.list_of_all(who, listing, limit=query["limit"], after=after),
-        query,
-        scope=scope,
-        key_type=str,
-    )
+    read = partial(find_part(FileService).list_of_all, principal(), ListingOfAll(query["owner_id"]))
+    return page_of(read, query, scope=scope, key_type=str)
 
 
 @blueprint.delete("/files/<uuid:file_id>")

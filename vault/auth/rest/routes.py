@@ -1,6 +1,7 @@
 """Routes under /api/v1/auth: read the input, call the service, answer."""
 
 import uuid
+from functools import partial
 from typing import Any
 
 from vault.audit.listing import AuditLog
@@ -167,10 +168,8 @@ def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
 
     Newest first.
     """
-    sessions, who = find_part(UserSessions), principal()
-    return page_of(
-        lambda after: sessions.list(who, limit=query["limit"], after=after), query, scope=f"sessions {who.user_id}"
-    )
+    who = principal()
+    return page_of(partial(find_part(UserSessions).list, who), query, scope=f"sessions {who.user_id}")
 
 
 @blueprint.delete("/sessions/<uuid:session_id>")
@@ -228,10 +227,8 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
     What the person did, and what others did to the account, newest first. Actions of others show neither their address
     nor where they came from.
     """
-    log, who = find_part(AuditLog), principal()
-    return page_of(
-        lambda after: log.activity(who, limit=query["limit"], after=after), query, scope=f"activity {who.user_id}"
-    )
+    who = principal()
+    return page_of(partial(find_part(AuditLog).activity, who), query, scope=f"activity {who.user_id}")
 
 
 @blueprint.post("/change-password")

@@ -1,6 +1,7 @@
 """Routes under /api/v1/files: read the input, call the service, answer."""
 
 import uuid
+from functools import partial
 from typing import Any
 
 from flask import Response, request
@@ -101,16 +102,12 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 
     Newest first, unless `sort` and `order` say otherwise.
     """
-    files, who = find_part(FileService), principal()
+    who = principal()
     listing = Listing(Sort(query["sort"]), query["order"] == "desc", query["search"])
     # The search comes last, since it may hold anything.
     scope = f"files {who.user_id} {query['sort']} {query['order']} {query['search'] or ''}"
-    return page_of(
-        lambda after: files.list(who, listing, limit=query["limit"], after=after),
-        query,
-        scope=scope,
-        key_type=listing.sort.key_type,
-    )
+    read = partial(find_part(FileService).list, who, listing)
+    return page_of(read, query, scope=scope, key_type=listing.sort.key_type)
 
 
 @blueprint.get("/usage")
