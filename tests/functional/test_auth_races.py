@@ -16,6 +16,7 @@ from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Vault, 
 from vault.auth import mails
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.core.addresses import parse_address
+from vault.core.principal import Principal
 from vault.mail.models import MailJob, MailState
 
 pytestmark = pytest.mark.uncounted
@@ -188,7 +189,7 @@ def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
         with vault.container.core.sessions.begin() as session:
             user = session.scalars(sa.select(User).where(User.email == person.email)).one()
             job = vault.container.mail.outbox.add(
-                session, mails.CHANGE_EMAIL, user, to=parse_address("new@example.org"), ip=None
+                session, Principal(), mails.CHANGE_EMAIL, user, to=parse_address("new@example.org")
             )
         vault.container.mail.outbox.deliver(job.job_id)
         tokens.append(vault.mailed_token("new@example.org"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Body, Person, Vault, at_once, refusal
+from testing.vault import Body, Person, Vault, at_once, refusal
 from vault.auth.models import User
 from vault.core.addresses import parse_address
 from vault.core.principal import Principal
@@ -42,18 +42,23 @@ def test_each_account_has_its_storage_from_the_beginning_to_the_end(vault: Vault
             f"no storage: {email}" for email in emails.values()
         ]
 
-    anna = vault.sign_up("anna@example.org")
+    anna = vault.sign_up()
     for _ in range(2):
-        vault.client.post("/api/v1/auth/register", json={"email": "bert@example.org", "password": PASSWORD})
+        vault.register("bert@example.org")
+        vault.register("dora@example.org")
         vault.container.admin.invitations.invite(Principal(), parse_address("carl@example.org"))
     made = have_storage()
-    anna.delete("/api/v1/auth/me", json={"password": PASSWORD})
+    # Takes the address from the account that has not confirmed it.
+    anna.change_email("dora@example.org")
+    vault.verify(vault.mailed_token("dora@example.org"))
+    taken = have_storage()
+    anna.delete_account()
     erased = have_storage()
     vault.clock.advance(days=8)
     vault.container.auth.sweeper.sweep(Principal())
 
-    assert made == ["anna@example.org", "bert@example.org", "carl@example.org"]
-    assert erased == made[1:]
+    assert made == ["anna@example.org", "bert@example.org", "carl@example.org", "dora@example.org"]
+    assert (taken, erased) == (made[1:], made[1:3])
     assert have_storage() == []
 
 

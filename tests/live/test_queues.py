@@ -70,6 +70,6 @@ def register_strangers(stack: Stack) -> None:
             user.created_at = clock()
             session.add(user)
         session.flush()
-        owed = [outbox.add(session, mails.VERIFY_EMAIL, user, ip=None) for user in strangers]
+        owed = [outbox.add(session, Principal(), mails.VERIFY_EMAIL, user) for user in strangers]
     for mail in owed:
         outbox.announce(mail)

@@ -76,6 +76,4 @@ class Invitations:
             self._audit.record(
                 session, principal, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
             )
-            return self._outbox.add(
-                session, mails.ADMIN_INVITATION, user, ip=principal.ip, request_id=principal.request_id
-            )
+            return self._outbox.add(session, principal, mails.ADMIN_INVITATION, user)

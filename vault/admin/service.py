@@ -122,9 +122,7 @@ class Administration:
             if user.disabled_at is not None:
                 raise UserDisabled
             has_room = self._outbox.has_room(session, mails.RESET_PASSWORD, user.email_key, principal.ip)
-            owed = self._outbox.add(
-                session, mails.RESET_PASSWORD, user, ip=principal.ip, request_id=principal.request_id
-            )
+            owed = self._outbox.add(session, principal, mails.RESET_PASSWORD, user)
             self._audit.record(
                 session,
                 principal,

@@ -73,11 +73,12 @@ def build(
             clock=clock,
         ),
         confirmations=Confirmations(
-            core,
+            core=core,
             passwords=passwords,
             guess_limiter=limiter,
             user_sessions=signed_in,
             password_by_link=by_link,
+            hooks=hooks,
             outbox=outbox,
             audit=audit,
         ),

@@ -6,6 +6,7 @@ reverse, confirms nothing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -17,6 +18,7 @@ from vault.audit.models import Action
 from vault.audit.service import AuditService
 from vault.auth import mails
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
+from vault.auth.hooks import Hooks, call
 from vault.auth.models import EmailToken, TokenPurpose, User
 from vault.auth.password_by_link import PasswordByLink
 from vault.auth.passwords import Passwords, own_words
@@ -36,26 +38,16 @@ _WRONG_PASSWORDS: Final = 5
 _PURPOSES: Final = (TokenPurpose.VERIFY_EMAIL, TokenPurpose.CHANGE_EMAIL)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmations:
-    def __init__(
-        self,
-        core: Core,
-        *,
-        passwords: Passwords,
-        guess_limiter: GuessLimiter,
-        user_sessions: UserSessions,
-        password_by_link: PasswordByLink,
-        outbox: Outbox,
-        audit: AuditService,
-    ) -> None:
-        self._sessions = core.sessions
-        self._passwords = passwords
-        self._guess_limiter = guess_limiter
-        self._user_sessions = user_sessions
-        self._password_by_link = password_by_link
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = core.clock
+    core: Core
+    passwords: Passwords
+    guess_limiter: GuessLimiter
+    user_sessions: UserSessions
+    password_by_link: PasswordByLink
+    hooks: Hooks
+    outbox: Outbox
+    audit: AuditService
 
     def confirm(self, principal: Principal, token: str, password: str) -> None:
         """Confirm a new account's address, or a change of address, by a mailed token and the password.
@@ -64,28 +56,28 @@ class Confirmations:
         Raises InvalidToken, WrongPassword, Busy.
         """
         with self._bad_tokens_tallied(principal):
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
-            checked = self._guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
+            checked = self.guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
             if checked.verdict is not Verdict.RIGHT:
                 self._refuse(token, checked, principal)
                 return
             try:
-                with self._sessions.begin() as session:
+                with self.core.sessions.begin() as session:
                     owed = self._confirm(session, token, principal)
             except IntegrityError as exc:
                 # Another account has just registered the address.
                 raise InvalidToken from exc
         if owed is not None:
-            self._outbox.announce(owed)
+            self.outbox.announce(owed)
 
     def confirm_anew(self, principal: Principal, token: str, new_password: str) -> None:
         """Confirm a new account's address by a mailed token and set a password; every session and other link ends. A
         token used within the hour changes nothing. Raises InvalidToken; the token survives InputRefused and Busy."""
         with self._bad_tokens_tallied(principal):
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
@@ -93,18 +85,18 @@ class Confirmations:
                 # A mistyped address may be a stranger's, who must not get the account.
                 raise InputRefused({"new_password": ["A change of address needs the account's password."]})
             hints = own_words(user.email, user.full_name)
-            self._passwords.require_strength(new_password, hints, field="new_password")
-            password_hash = self._passwords.hash(new_password)
-            with self._sessions.begin() as session:
+            self.passwords.require_strength(new_password, hints, field="new_password")
+            password_hash = self.passwords.hash(new_password)
+            with self.core.sessions.begin() as session:
                 found, user = self._usable(session, token)
                 if found.used_at is None:
-                    found.used_at = self._clock()
-                    self._password_by_link.set(session, user, password_hash, principal, but=found.id)
+                    found.used_at = self.core.clock()
+                    self.password_by_link.set(session, user, password_hash, principal, but=found.id)
 
     def _refuse(self, token: str, checked: Checked, principal: Principal) -> None:
         """Count a wrong password against the token, under its lock. Raises WrongPassword unless the token was used
         meanwhile. Delayed attempts do not count: otherwise a guesser elsewhere would end the owner's link."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             found, user = self._usable(session, token)
             if found.used_at is not None:
                 return
@@ -113,9 +105,9 @@ class Confirmations:
             who = principal.known_as(user.id, user.email)
             is_change = found.purpose == TokenPurpose.CHANGE_EMAIL
             action = Action.EMAIL_CHANGED if is_change else Action.EMAIL_VERIFIED
-            self._audit.tally(session, who, action, reason=checked.verdict.value)
+            self.audit.tally(session, who, action, reason=checked.verdict.value)
             for begun in checked.lockouts:
-                self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
+                self.audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
         raise WrongPassword
 
     def _confirm(self, session: Session, token: str, principal: Principal) -> Owed | None:
@@ -123,13 +115,13 @@ class Confirmations:
         found, user = self._usable(session, token)
         if found.used_at is not None:
             return None
-        found.used_at = self._clock()
+        found.used_at = self.core.clock()
         if found.purpose == TokenPurpose.CHANGE_EMAIL:
             return self._move(session, found, user, principal)
-        user.email_verified_at = user.email_verified_at or self._clock()
+        user.email_verified_at = user.email_verified_at or self.core.clock()
         kill_links(session, user.id, purposes=[TokenPurpose.VERIFY_EMAIL], but=found.id)
         who = principal.known_as(user.id, user.email)
-        self._audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
+        self.audit.record(session, who, Action.EMAIL_VERIFIED, target=("user", user.id))
         return None
 
     def _move(self, session: Session, found: EmailToken, user: User, principal: Principal) -> Owed:
@@ -139,12 +131,10 @@ class Confirmations:
         user.email, user.email_key = found.email, found.email_key
         session.flush()
         kill_links(session, user.id, but=found.id)
-        ended = self._user_sessions.end_all(session, user.id, but=found.session_id)
+        ended = self.user_sessions.end_all(session, user.id, but=found.session_id)
         who = principal.known_as(user.id, user.email)
-        self._audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
-        return self._outbox.add(
-            session, mails.EMAIL_CHANGED, user, to=old, ip=principal.ip, request_id=principal.request_id
-        )
+        self.audit.record(session, who, Action.EMAIL_CHANGED, target=("user", user.id), sessions=ended)
+        return self.outbox.add(session, principal, mails.EMAIL_CHANGED, user, to=old)
 
     def _clear_away_unverified(self, session: Session, email_key: str, principal: Principal) -> None:
         """Delete an unconfirmed account with the address. Raises InvalidToken for a confirmed one."""
@@ -154,15 +144,16 @@ class Confirmations:
         if holder.email_verified_at is not None or holder.disabled_at is not None:
             raise InvalidToken
         kill_links(session, holder.id)
+        call(self.hooks.on_swept, session, holder.id)
         run(session, sa.delete(User).where(User.id == holder.id))
         session.expunge(holder)
         target = ("user", holder.id)
-        self._audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
+        self.audit.record(session, principal, Action.USER_DELETED, target=target, reason="unverified")
 
     def _usable(self, session: Session, token: str) -> tuple[EmailToken, User]:
         """Return a valid or just used token and its user, both locked. Raises InvalidToken."""
         found, user = lock_link(session, token, _PURPOSES)
-        now = self._clock()
+        now = self.core.clock()
         if found.used_at is not None:
             is_usable = now - found.used_at < REPEATABLE
         else:
@@ -180,6 +171,6 @@ class Confirmations:
         try:
             yield
         except InvalidToken:
-            with self._sessions.begin() as session:
-                self._audit.tally(session, principal, Action.EMAIL_VERIFIED, reason="token")
+            with self.core.sessions.begin() as session:
+                self.audit.tally(session, principal, Action.EMAIL_VERIFIED, reason="token")
             raise

@@ -65,7 +65,7 @@ class Eraser:
         user_id, files = user.id, some + self._files.all(session, user.id)
         kill_links(session, user_id)
         self._guess_limiter.forget(session, user.email_key)
-        owed = self._outbox.add(session, mails.ACCOUNT_DELETED, user, ip=principal.ip, request_id=principal.request_id)
+        owed = self._outbox.add(session, principal, mails.ACCOUNT_DELETED, user)
         self._audit.record(session, principal, action, target=("user", user_id), files=files)
         call(self._hooks.on_erased, session, user_id)
         session.delete(user)

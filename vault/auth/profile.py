@@ -82,9 +82,7 @@ class Profiles:
             ended = self._user_sessions.end_all(session, user.id, but=principal.session_id)
             kill_links(session, user.id)
             self._audit.record(session, principal, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
-            owed = self._outbox.add(
-                session, mails.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
-            )
+            owed = self._outbox.add(session, principal, mails.PASSWORD_CHANGED, user)
         self._outbox.announce(owed)
 
     def change_email(self, principal: Principal, new_email: str, password: str) -> None:
@@ -102,18 +100,8 @@ class Profiles:
             )
             kind, recipient = (mails.ALREADY_REGISTERED, holder) if holder else (mails.CHANGE_EMAIL, user)
             to = None if holder else address
-            asked = self._outbox.add(
-                session,
-                kind,
-                recipient,
-                to=to,
-                asked_by=principal.session_id,
-                ip=principal.ip,
-                request_id=principal.request_id,
-            )
-            told = self._outbox.add(
-                session, mails.EMAIL_CHANGE_REQUESTED, user, ip=principal.ip, request_id=principal.request_id
-            )
+            asked = self._outbox.add(session, principal, kind, recipient, to=to, asked_by=principal.session_id)
+            told = self._outbox.add(session, principal, mails.EMAIL_CHANGE_REQUESTED, user)
             self._audit.record(session, principal, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
         for owed in (asked, told):
             self._outbox.announce(owed)

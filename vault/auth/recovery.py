@@ -48,9 +48,7 @@ class Recovery:
             who = principal.known_as(user.id, user.email) if user else principal
             has_room = self._outbox.has_room(session, mails.RESET_PASSWORD, address.key, principal.ip)
             to = None if user else address
-            owed = self._outbox.add(
-                session, mails.RESET_PASSWORD, user, to=to, ip=principal.ip, request_id=principal.request_id
-            )
+            owed = self._outbox.add(session, principal, mails.RESET_PASSWORD, user, to=to)
             if user is not None and has_room:
                 self._audit.record(session, who, Action.PASSWORD_RESET_REQUESTED, target=("user", user.id))
             else:
@@ -78,9 +76,7 @@ class Recovery:
             who = principal.known_as(user.id, user.email)
             if found.purpose == TokenPurpose.ADMIN_INVITATION:
                 self._make_admin(session, user, who)
-            return self._outbox.add(
-                session, mails.PASSWORD_CHANGED, user, ip=principal.ip, request_id=principal.request_id
-            )
+            return self._outbox.add(session, principal, mails.PASSWORD_CHANGED, user)
 
     def _make_admin(self, session: Session, user: User, who: Principal) -> None:
         if user.role != Role.ADMIN:

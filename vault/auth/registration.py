@@ -59,9 +59,7 @@ class Registration:
             user = _by_key(session, address.key)
             waiting = user if user is not None and user.email_verified_at is None else None
             to = None if waiting else address
-            owed = self._outbox.add(
-                session, mails.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
-            )
+            owed = self._outbox.add(session, principal, mails.VERIFY_EMAIL, waiting, to=to)
         self._outbox.announce(owed)
 
     def _register(self, address: Address, password_hash: str, full_name: str, principal: Principal) -> Owed:
@@ -86,7 +84,7 @@ class Registration:
                     call(self._hooks.on_registered, session, user.id)
             # For others the same work, on no account's links.
             kill_links(session, user.id if starts_over else uuid.uuid4(), purposes=[TokenPurpose.VERIFY_EMAIL])
-            owed = self._outbox.add(session, kind, user, ip=principal.ip, request_id=principal.request_id)
+            owed = self._outbox.add(session, principal, kind, user)
             who = principal.known_as(user.id, user.email)
             if starts_over:
                 self._audit.record(session, who, Action.USER_REGISTERED, target=("user", user.id))

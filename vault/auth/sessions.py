@@ -316,7 +316,7 @@ class UserSessions:
         self._audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )
-        return self._outbox.add(session, mails.REFRESH_REUSED, user, ip=principal.ip, request_id=principal.request_id)
+        return self._outbox.add(session, principal, mails.REFRESH_REUSED, user)
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
         return count_changed(

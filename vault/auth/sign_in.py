@@ -87,9 +87,7 @@ class SignIn:
         who = principal.known_as(user.id, user.email) if user else principal
         with self._sessions.begin() as session:
             to = None if waiting else address
-            owed = self._outbox.add(
-                session, mails.VERIFY_EMAIL, waiting, to=to, ip=principal.ip, request_id=principal.request_id
-            )
+            owed = self._outbox.add(session, principal, mails.VERIFY_EMAIL, waiting, to=to)
             self._audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:
                 self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from vault.core.addresses import Address, network_of
 from vault.core.db import count_changed, db_now
+from vault.core.principal import Principal
 from vault.mail.messages import MailDelayed, Mailer, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed, is_due
 from vault.observe.metrics import MAIL_ATTEMPTS
@@ -107,36 +108,35 @@ class Outbox:
     def add(
         self,
         session: Session,
+        principal: Principal,
         kind: MailKind,
         user: Recipient | None,
         *,
         to: Address | None = None,
-        ip: str | None,
         asked_by: uuid.UUID | None = None,
-        request_id: str | None = None,
     ) -> Owed:
         """Owe a mail in the caller's transaction; without a user, or past the hourly limits, owe a no-op.
 
-        The mail goes to `to`, else to the user's address; without a user, `to` is the address in question. `ip` is the
-        requester's; `asked_by` the session of a link. The caller passes the result to `announce` after its commit.
+        The mail goes to `to`, else to the user's address; without a user, `to` is the address in question. `asked_by`
+        is the session of a link. The caller passes the result to `announce` after its commit.
         """
         if to is None:
             assert user is not None
             to = Address(user.email, user.email_key)
-        wanted_by = user if self.has_room(session, kind, to.key, ip) else None
+        wanted_by = user if self.has_room(session, kind, to.key, principal.ip) else None
         job = MailJob(
             id=uuid.uuid4(),
             kind=kind.name,
             recipient=to.as_given if wanted_by else None,
             recipient_key=to.key if wanted_by else None,
-            network=network_of(ip),
+            network=network_of(principal.ip),
             user_id=wanted_by.id if wanted_by else None,
             password_version=wanted_by.password_version if wanted_by else 0,
             context={"session_id": str(asked_by)} if asked_by else {},
             state=MailState.QUEUED if wanted_by else MailState.VOID,
             next_attempt_at=db_now(),
             created_at=self._clock(),
-            request_id=request_id,
+            request_id=principal.request_id,
         )
         session.add(job)
         return Owed(job.id, kind.lane if wanted_by else Lane.NO_OP)

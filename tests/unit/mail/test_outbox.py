@@ -21,6 +21,7 @@ from vault.auth.models import EmailToken, User
 from vault.auth.pending import mail_token_hash
 from vault.core.addresses import parse_address
 from vault.core.db import create_engine, create_sessionmaker, db_now
+from vault.core.principal import Principal
 from vault.mail.messages import MailDelayed, MailRefused, MessageRenderer, OutgoingMail
 from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
 from vault.mail.outbox import LEASE_SECONDS, Outbox
@@ -64,13 +65,13 @@ class Office:
         """A job as `Outbox.add` makes it, with some columns as if things had happened to it since."""
         with self.sessions.begin() as session:
             to = None if user else parse_address("nobody@example.org")
-            job_id = self.outbox.add(session, kind, user, to=to, ip=None).job_id
+            job_id = self.outbox.add(session, Principal(), kind, user, to=to).job_id
         self.change(job_id, **values)
         return job_id
 
-    def add(self, kind: MailKind, user: User, **values: Any) -> uuid.UUID:
+    def add(self, kind: MailKind, user: User, *, request_id: str | None = None, **values: Any) -> uuid.UUID:
         with self.sessions.begin() as session:
-            return self.outbox.add(session, kind, user, ip=None, **values).job_id
+            return self.outbox.add(session, Principal(request_id=request_id), kind, user, **values).job_id
 
     def deliver(self, kind: MailKind = mails.VERIFY_EMAIL, failure: Exception | None = None) -> uuid.UUID:
         """Owe a mail to a new user, and deliver it once."""
@@ -155,7 +156,7 @@ def test_a_mail_is_owed_only_once_its_transaction_is_committed(office: Office) -
     user = office.add_user()
 
     with office.sessions() as session:
-        office.outbox.add(session, mails.VERIFY_EMAIL, user, ip=None)
+        office.outbox.add(session, Principal(), mails.VERIFY_EMAIL, user)
         session.flush()
         session.rollback()
 
@@ -186,7 +187,7 @@ def test_registrations_and_no_ops_have_lanes_apart_from_the_mails_of_accounts(of
     user, to = office.add_user(), parse_address("nobody@example.org")
 
     with office.sessions.begin() as session:
-        lanes = [office.outbox.add(session, kind, whom, to=to, ip=None).lane for whom in (user, None)]
+        lanes = [office.outbox.add(session, Principal(), kind, whom, to=to).lane for whom in (user, None)]
 
     strangers = {mails.VERIFY_EMAIL, mails.ALREADY_REGISTERED}
     assert lanes == [Lane.REGISTRATION if kind in strangers else Lane.ACCOUNT, Lane.NO_OP]
