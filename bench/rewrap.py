@@ -25,7 +25,7 @@ from testing.seeding import seed_files
 from testing.services import postgres_database
 from testing.settings import environment
 from vault import create_app
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.settings.config import ROOT, Settings
 from vault.wiring import wire
 

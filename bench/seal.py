@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 from bench.charts import GOAL, OURS, PEER, Figure
 from bench.measuring import MIB, Spread, progress, summary, table
 from testing.sealing import seal_stream
-from vault.encryption.header import HEADER_SIZE, Suite, create_header, open_keys
+from vault.encryption.header import HEADER_SIZE, Suite, create_keys, open_keys
 from vault.encryption.segments import ContentKey, Geometry, open_stream
 
 _GOAL: Final = 0.9
@@ -86,7 +86,7 @@ def _rate(act: Callable[[], object], plaintext: bytes) -> float:
 class _Vault:
     def __init__(self, suite: Suite, plaintext: bytes) -> None:
         dek, object_id = os.urandom(32), uuid.uuid4()
-        header = create_header(dek, suite, object_id)
+        header = create_keys(dek, suite, object_id)[0]
         self._key = ContentKey(open_keys(dek, header), header)
         self._plaintext = memoryview(plaintext)
         self._geometry = Geometry(suite, header.lg, len(plaintext))

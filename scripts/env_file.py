@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.settings import env_file
 from vault.settings.config import ROOT, SettingsError
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from testing.sealing import seal_stream
 from vault.audit.models import Action, AuditEvent, Outcome
 from vault.core.text import fold
-from vault.encryption.header import Suite, create_header, open_keys, seal_digest
+from vault.encryption.header import Suite, create_keys, open_keys, seal_digest
 from vault.encryption.segments import ContentKey
 from vault.objects.models import File, FileState, StorageAccount
 from vault.storage import object_key
@@ -123,7 +123,7 @@ def _rows(
     for number in numbers:
         content, file_id, object_id = content_of(number), uuid.uuid4(), uuid.uuid4()
         dek, wrapped = container.keys.ring.generate(object_id)
-        header = create_header(dek, suite, object_id)
+        header = create_keys(dek, suite, object_id)[0]
         keys = open_keys(dek, header)
         object_size = 96 + len(content) + suite.overhead
         if store_dir is not None:

@@ -3,7 +3,7 @@
 import secrets
 from pathlib import Path
 
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.settings.config import Settings
 
 

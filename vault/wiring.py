@@ -30,8 +30,7 @@ from vault.core.db import create_engine
 from vault.core.parts import Core
 from vault.core.slots import ThreadPlan, Turns
 from vault.encryption.cache import DekCache
-from vault.encryption.keyring import KeyProvider, KeyRing
-from vault.encryption.local import LocalKeyProvider
+from vault.encryption.keyring import KeyProvider, KeyRing, LocalKeyProvider
 from vault.mail.messages import Mailer
 from vault.objects.quota import close_accounts, let_store, open_accounts
 from vault.objects.shredding import shred_all_of, shred_some_of

@@ -20,7 +20,7 @@ from vault.auth.erasing import Eraser
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.objects.installation import Epoch
 from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY

@@ -17,7 +17,7 @@ from vault.background.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWE
 from vault.core.db import Base
 from vault.core.deletion_clock import DeletionPass
 from vault.core.errors import AuditUnavailable
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import LocalKeyProvider, generate_master_key
 from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore

@@ -16,8 +16,7 @@ from testing.faults import FailingDatabase, FailingStore
 from testing.vault import Body, Person, Vault
 from vault.core.errors import Busy, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
-from vault.encryption.keyring import DataKey, KeyRing
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import DataKey, KeyRing, LocalKeyProvider, generate_master_key
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 

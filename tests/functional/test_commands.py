@@ -15,7 +15,7 @@ from testing.vault import Vault
 from vault.cli import files, keys
 from vault.core.db import create_database
 from vault.core.errors import StorageUnavailable
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

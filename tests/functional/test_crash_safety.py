@@ -20,8 +20,8 @@ from vault.admin.service import UserChanges
 from vault.auth.models import User
 from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
 from vault.core.principal import Principal
+from vault.objects.holds import LEASE_SECONDS, LeaseKeeper
 from vault.objects.installation import InstallationGuard
-from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState, Installation, StorageAccount
 from vault.objects.shredding import shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key

@@ -18,8 +18,7 @@ from testing import oracle
 from testing.faults import FailingDatabase, FailingStore
 from testing.vault import Person, Vault
 from vault.core.errors import StorageUnavailable
-from vault.encryption.keyring import KeyRing
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

@@ -14,8 +14,8 @@ from testing.kms import PlayedKms, played_kms
 from testing.seeding import seed_files
 from testing.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable
+from vault.encryption.keyring import generate_master_key
 from vault.encryption.kms import KmsKeyProvider
-from vault.encryption.local import generate_master_key
 from vault.objects.models import RetiredKey
 
 pytestmark = pytest.mark.one_database

@@ -11,9 +11,8 @@ from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms, played_kms
 from testing.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import KeyRing
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.encryption.kms import KmsKeyProvider
-from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.storage.memory import MemoryStore
 
 # Which key wraps a row is not the database's business: one is enough here. test_rewrapping has both.

@@ -14,8 +14,7 @@ from testing.vault import Person, Vault
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
 from vault.encryption.header import Suite
-from vault.encryption.keyring import WrappedKey
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.keys.reencrypting import ReencryptReport, Selection
 from vault.objects.models import File, FileState
 from vault.objects.writing import NewObject

@@ -14,7 +14,7 @@ from testing.vault import Body, Person, Vault
 from vault.core.errors import Busy, KeyInUse, KeyNotKnown
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnavailable
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.objects.models import RetiredKey
 
 pytestmark = pytest.mark.one_database
@@ -214,7 +214,7 @@ def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused
 def test_a_retirement_that_waits_too_long_gives_up_and_lets_uploads_on(
     postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vault.objects.retired._LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr("vault.objects.holds._LOCK_TIMEOUT", "100ms")
     vault = Vault(tmp_path, postgres_url)
     old, new = ref_of(vault), with_new_key(vault)
     try:

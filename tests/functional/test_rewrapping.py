@@ -15,8 +15,7 @@ from testing.seeding import content_of, seed_files
 from testing.vault import Body, Person, Vault
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
-from vault.encryption.keyring import KeyRing
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.keys.rewrapping import NotMoved, Rewrapper, RewrapReport
 
 FILES = "/api/v1/files"

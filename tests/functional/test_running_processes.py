@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from testing.settings import environment
 from testing.vault import Vault
 from vault.core.db import db_now
+from vault.encryption.keyring import generate_master_key
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
-from vault.encryption.local import generate_master_key
 from vault.observe.processes import API, BEAT, STALE_SECONDS, WORKER, HeldKeys, Presence, Process
 from vault.settings.config import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 
 from testing import oracle
 from testing.vault import Person, Vault
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.one_database

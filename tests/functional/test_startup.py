@@ -15,7 +15,7 @@ from testing.kms import played_kms
 from testing.vault import Person, Vault
 from vault import startup
 from vault.core.db import create_database
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.objects.models import FileState, RetiredKey
 from vault.settings.config import Settings
 from vault.settings.groups import Broker

@@ -8,7 +8,7 @@ from cryptography.fernet import Fernet
 
 from testing.faults import FailingDatabase
 from testing.vault import Person, Vault
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.storage import object_key
 from vault.storage.memory import MemoryStore
 

@@ -12,8 +12,7 @@ from testing.vault import Person, Vault
 from vault.core.errors import StorageUnavailable
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable
-from vault.encryption.keyring import KeyRing
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.keys.verifying import Finding, VerifyReport
 from vault.objects.models import FileState
 from vault.storage import object_key

@@ -24,7 +24,7 @@ from testing.servers import wait_until
 from testing.services import postgres_database, program
 from testing.stack import BIN, Process, Stack, embedded
 from vault.cli import create_cli_app
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.settings.config import ROOT
 
 # One worker runs this module: its runs follow each other on one installation.

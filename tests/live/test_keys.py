@@ -26,8 +26,7 @@ from vault.audit.models import AuditEvent
 from vault.auth.models import User
 from vault.core.principal import Principal
 from vault.encryption.header import Header, open_keys
-from vault.encryption.keyring import WrappedKey
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.mail.models import MailJob
 from vault.objects.models import File, FileState, RetiredKey
 from vault.settings.config import ROOT

@@ -9,9 +9,8 @@ import pytest
 
 from testing.kms import ACCESS, REGION, SETTINGS
 from testing.settings import make_settings
-from vault.encryption.keyring import KeyRing
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.encryption.kms import KmsKeyProvider
-from vault.encryption.local import LocalKeyProvider, generate_master_key
 from vault.wiring import Container, wire
 
 ARN = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"

@@ -11,7 +11,7 @@ import click
 
 from vault.cli.base import KEY_REF, Commands, Findings, container, json_option, operator, progress, sample_options
 from vault.encryption.errors import KeyFailure
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.keys.rewrapping import NotMoved, RewrapReport
 from vault.keys.usage import KeyState, KeyUse
 

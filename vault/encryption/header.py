@@ -100,15 +100,15 @@ class FileKeys:
     commitment: bytes
 
 
-def create_header(
+def create_keys(
     dek: bytes, suite: Suite, object_id: UUID, *, salt: bytes | None = None, lg: int = DEFAULT_LG
-) -> Header:
-    """Make the header of a new object; salt is 32 random bytes except in known-answer tests."""
+) -> tuple[Header, "FileKeys"]:
+    """Make the header of a new object, and derive its keys; salt is 32 random bytes except in known-answer tests."""
     if lg not in LG_RANGE:
         raise ValueError("lg must be 16 to 22")
     bare = Header(suite, lg, object_id, os.urandom(SALT_SIZE) if salt is None else salt, bytes(32))
-    commitment = _derive(dek, bare).commitment
-    return Header(suite, lg, object_id, bare.salt, commitment)
+    keys = _derive(dek, bare)
+    return Header(suite, lg, object_id, bare.salt, keys.commitment), keys
 
 
 def open_keys(dek: bytes, header: Header) -> FileKeys:

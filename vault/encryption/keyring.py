@@ -1,16 +1,20 @@
-"""The key ring: which provider wraps new data keys, and which unwraps a row's. Reads dispatch on the row's provider and
-key_ref, never on the configured primary."""
+"""The key ring: which provider wraps new data keys, and which unwraps a row's; the local provider. Reads
+dispatch on the row's provider and key_ref, never on the configured primary."""
 
 import base64
 import binascii
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
+from cryptography.fernet import Fernet, InvalidToken
+
+from vault.core.master_keys import decode_master_keys
 from vault.core.slots import Turns
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.header import DEK_SIZE
@@ -69,6 +73,63 @@ class KeyProvider(Protocol):
         """Raise an EncryptionError if new keys cannot be wrapped now."""
 
 
+class LocalKeyProvider:
+    """Data keys as Fernet tokens under MASTER_KEY: the first key wraps, each unwraps exactly the tokens whose key_ref
+    names it. Fernet (AES-128-CBC, HMAC-SHA256) has no associated data, so only the header's commitment binds a token to
+    its file."""
+
+    name = "local"
+    is_remote = False
+
+    def __init__(self, master_keys: Sequence[str]) -> None:
+        """Raise ValueError, without showing a key, for a malformed or repeated key, or for none."""
+        self._keys = {local_ref(raw): Fernet(base64.urlsafe_b64encode(raw)) for raw in decode_master_keys(master_keys)}
+        self._current = next(iter(self._keys))
+
+    @property
+    def settings_ref(self) -> str:
+        return self._current
+
+    def held_refs(self) -> frozenset[str]:
+        return frozenset(self._keys)
+
+    def current_ref(self) -> str:
+        return self._current
+
+    def generate(self, object_id: UUID) -> DataKey:
+        dek = os.urandom(DEK_SIZE)
+        wrapped, key_ref = self.wrap(dek, object_id)
+        return DataKey(dek, wrapped, key_ref)
+
+    def wrap(self, dek: bytes, object_id: UUID) -> tuple[bytes, str]:
+        token = self._keys[self._current].encrypt(dek)
+        return base64.urlsafe_b64decode(token), self._current
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
+        if key_ref not in self._keys:
+            raise KeyUnavailable("unknown_ref")
+        try:
+            return self._keys[key_ref].decrypt(base64.urlsafe_b64encode(wrapped))
+        except InvalidToken as exc:
+            raise KeyUnwrapFailed("damaged") from exc
+
+    def knows(self, key_ref: str) -> bool:
+        return key_ref in self._keys
+
+    def health(self) -> None:
+        """Always succeed."""
+
+
+def generate_master_key() -> str:
+    """Return a fresh MASTER_KEY: 32 random bytes, urlsafe base64."""
+    return Fernet.generate_key().decode("ascii")
+
+
+def local_ref(raw_key: bytes) -> str:
+    """Return the key_ref of a raw 32-byte Fernet key: a fingerprint, not a secret."""
+    return "local:" + hashlib.sha256(b"svault-kid\0" + raw_key).hexdigest()[:16]
+
+
 class Seconds(Protocol):
     """A metric of durations by provider, operation and outcome."""
 
@@ -92,14 +153,10 @@ class KeyRing:
         failed: Callable[[], None] = lambda: None,
     ) -> None:
         self._providers = dict(providers)
-        self._primary = self._providers[primary]
+        self.primary = self._providers[primary]
         self._turns = turns
         self._seconds = seconds
         self._failed = failed
-
-    @property
-    def primary(self) -> KeyProvider:
-        return self._primary
 
     @property
     def providers(self) -> frozenset[str]:
@@ -112,14 +169,14 @@ class KeyRing:
 
     def generate(self, object_id: UUID) -> tuple[bytes, WrappedKey]:
         """Make a data key for a new object. There is no fall-back to another provider."""
-        with self._call("generate", self._primary):
-            made = self._primary.generate(object_id)
+        with self._call("generate", self.primary):
+            made = self.primary.generate(object_id)
         return made.plaintext, self._row(made.wrapped, made.key_ref)
 
     def wrap(self, dek: bytes, object_id: UUID) -> WrappedKey:
         """Wrap a data key under the primary."""
-        with self._call("wrap", self._primary):
-            wrapped, key_ref = self._primary.wrap(dek, object_id)
+        with self._call("wrap", self.primary):
+            wrapped, key_ref = self.primary.wrap(dek, object_id)
         return self._row(wrapped, key_ref)
 
     def unwrap(self, key: WrappedKey, object_id: UUID) -> bytes:
@@ -147,8 +204,8 @@ class KeyRing:
 
     def health(self) -> None:
         """Raise an EncryptionError if new files could not get a key now."""
-        with self._call("health", self._primary):
-            self._primary.health()
+        with self._call("health", self.primary):
+            self.primary.health()
 
     def check_primary(self) -> None:
         """Wrap a canary and unwrap it again. Raises the key errors."""
@@ -174,4 +231,4 @@ class KeyRing:
                 self._seconds.labels(provider.name, operation, outcome).observe(monotonic() - began)
 
     def _row(self, wrapped: bytes, key_ref: str) -> WrappedKey:
-        return WrappedKey(self._primary.name, key_ref, base64.urlsafe_b64encode(wrapped).decode("ascii"))
+        return WrappedKey(self.primary.name, key_ref, base64.urlsafe_b64encode(wrapped).decode("ascii"))

@@ -69,6 +69,12 @@ class Geometry:
     def object_size(self) -> int:
         return HEADER_SIZE + self.size + self.segments * self.suite.overhead
 
+    @cached_property
+    def part_size(self) -> int:
+        """Return bytes per part of an upload. A small file needs no full part: whole segments, rounded up."""
+        whole = -(-self.object_size // self.segment_size) * self.segment_size
+        return min(part_size_for(self.object_size), whole)
+
     def span(self, index: int) -> tuple[int, int]:
         """Return the first and last object byte of segment `index`."""
         lo = index * self.segment_size if index else HEADER_SIZE

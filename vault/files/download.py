@@ -40,8 +40,9 @@ class FoundFile:
 
 
 def find_own(session: Session, principal: Principal, file_id: uuid.UUID) -> FoundFile:
-    """Find a file by id and owner and state in one query: another person's file does not exist. Raises NotFound."""
-    return _found(row_of(session, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
+    """Find a file by id and owner and state in one query: another person's file does not exist, nor any file of an
+    anonymous client. Raises NotFound."""
+    return _found(row_of(session, _READY_OF_OWNER, file=file_id, owner=principal.user_id))
 
 
 def _found(row: AnyRow | None) -> FoundFile:
@@ -62,7 +63,7 @@ class Downloads:
 
     def find(self, principal: Principal, file_id: uuid.UUID) -> FoundFile:
         """Find a file that the principal owns. Raises NotFound."""
-        return _found(read_row(self.core.sessions, _READY_OF_OWNER, file=file_id, owner=principal.account_id))
+        return _found(read_row(self.core.sessions, _READY_OF_OWNER, file=file_id, owner=principal.user_id))
 
     def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
         """Return the plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.

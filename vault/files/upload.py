@@ -4,7 +4,7 @@ from typing import Protocol
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
-from vault.core.errors import DigestMismatch, UploadLost
+from vault.core.errors import DigestMismatch, Unauthorized, UploadLost
 from vault.core.principal import Principal
 from vault.core.text import fold
 from vault.files.facts import FileInfo
@@ -54,8 +54,10 @@ class Uploads:
             CONTENT_BYTES.labels("in").inc(len(piece))
             return piece
 
+        if principal.user_id is None:
+            raise Unauthorized
         new = self._objects.reserve(
-            principal.account_id,
+            principal.user_id,
             incoming.bounds,
             name=incoming.name,
             name_folded=fold(incoming.name),
@@ -64,7 +66,8 @@ class Uploads:
         try:
             with new.held(), TRANSFERS.labels("in").track_inprogress():
                 new.append(read)
-                if incoming.expected_sha256 not in (None, new.sha256()):
+                sha256 = new.sha256()
+                if incoming.expected_sha256 not in (None, sha256):
                     raise DigestMismatch
                 with new.publish() as session:
                     target = ("file", new.row_id)
@@ -72,10 +75,10 @@ class Uploads:
                     self._audit.record(session, principal, Action.FILE_UPLOADED, target=target, size_bytes=size)
         except TransitionLost as exc:
             raise UploadLost from exc
-        return _info_of(new, incoming)
+        return _info_of(new, incoming, sha256)
 
 
-def _info_of(new: NewObject, incoming: Incoming) -> FileInfo:
+def _info_of(new: NewObject, incoming: Incoming, sha256: bytes) -> FileInfo:
     return FileInfo(
         id=new.row_id,
         owner_id=new.owner_id,
@@ -88,5 +91,5 @@ def _info_of(new: NewObject, incoming: Incoming) -> FileInfo:
         version=1,
         cipher=new.header.suite.cipher_name,
         key_provider=new.wrapped.provider,
-        sha256=new.sha256().hex(),
+        sha256=sha256.hex(),
     )

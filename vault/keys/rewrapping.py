@@ -22,8 +22,8 @@ from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.keys.bulk import Outcomes
 from vault.keys.usage import KeyState, KeyUsage, KeyUse, reason_of
+from vault.objects.holds import refuse_retired
 from vault.objects.models import File
-from vault.objects.retired import refuse_retired
 
 # A key refused for a whole batch of at least this size counts as refused: its other rows are not tried.
 _GIVE_UP_AFTER: Final = 100

@@ -19,8 +19,8 @@ from vault.core.principal import Principal
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.objects.holds import block_use, refuse_retired
 from vault.objects.models import File, FileState, RetiredKey
-from vault.objects.retired import block_use, refuse_retired
 from vault.observe.processes import Processes
 
 # Rows of one key that `check` tries before the key counts as bad

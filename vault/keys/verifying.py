@@ -17,10 +17,10 @@ from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyU
 from vault.encryption.keyring import KeyRing
 from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently
 from vault.keys.usage import prove_key, reason_of
+from vault.objects.holds import key_is_retired
 from vault.objects.integrity import Integrity
 from vault.objects.models import File, FileState
 from vault.objects.reading import FileReader, StoredFile, find_ready
-from vault.objects.retired import key_is_retired
 from vault.objects.rows import rows_by_id, sampled
 
 

@@ -9,9 +9,9 @@ from vault.core.parts import Core
 from vault.encryption.cache import DekCache
 from vault.encryption.header import Suite
 from vault.encryption.keyring import KeyRing
+from vault.objects.holds import LeaseKeeper
 from vault.objects.installation import InstallationGuard
 from vault.objects.integrity import Integrity
-from vault.objects.leases import LeaseKeeper
 from vault.objects.reading import FileReader
 from vault.objects.reaper import Reaper
 from vault.objects.writing import NewObjects

@@ -16,9 +16,9 @@ from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnav
 from vault.encryption.header import HEADER_SIZE, header_of, open_digest, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
+from vault.objects.holds import key_is_retired
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState
-from vault.objects.retired import key_is_retired
 from vault.observe.metrics import SEGMENTS
 from vault.storage import ObjectReader, ObjectStore, object_key
 

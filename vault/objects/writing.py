@@ -28,14 +28,13 @@ from vault.core.errors import (
     TooLarge,
 )
 from vault.core.parts import Core
-from vault.encryption.header import Suite, create_header, open_keys, seal_digest
+from vault.encryption.header import Suite, create_keys, seal_digest
 from vault.encryption.keyring import KeyRing
-from vault.encryption.segments import ContentKey, Geometry, Read, Sealer, part_size_for
+from vault.encryption.segments import ContentKey, Geometry, Read, Sealer
+from vault.objects.holds import LEASE_SECONDS, LeaseKeeper, refuse_retired
 from vault.objects.installation import InstallationGuard
-from vault.objects.leases import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState
 from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
-from vault.objects.retired import refuse_retired
 from vault.objects.shredding import TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
@@ -135,8 +134,7 @@ class NewObject:
         self._sessions = parts.core.sessions
         self.object_id = uuid.uuid4()
         dek, self.wrapped = parts.keys.generate(self.object_id)
-        self.header = create_header(dek, suite, self.object_id)
-        self._keys = open_keys(dek, self.header)
+        self.header, self._keys = create_keys(dek, suite, self.object_id)
         self.row_id = uuid.uuid4()
         self.owner_id = owner_id
         self.created_at = self.updated_at = parts.core.clock()
@@ -175,10 +173,7 @@ class NewObject:
             writer = None
             try:
                 key = ContentKey(self._keys, self.header)
-                object_size = self.geometry(self._at_most_bytes).object_size
-                # A small file needs no full part: whole segments, rounded up.
-                whole = -(-object_size // key.segment_size) * key.segment_size
-                part_size = min(part_size_for(object_size), whole)
+                part_size = self.geometry(self._at_most_bytes).part_size
                 writer = self._parts.store.writer(object_key(self.object_id), part_size=part_size)
                 self._writer, self._sealer = writer, Sealer(key, writer.buffer)
                 yield

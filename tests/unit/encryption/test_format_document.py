@@ -24,14 +24,13 @@ from vault.encryption.header import (
     FileKeys,
     Header,
     Suite,
-    create_header,
+    create_keys,
     open_digest,
     open_keys,
     seal_digest,
 )
-from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
-from vault.encryption.local import LocalKeyProvider
 from vault.encryption.segments import (
     MAX_SEGMENTS,
     ContentKey,
@@ -121,7 +120,7 @@ def plaintext_of(size: int) -> bytes:
 
 
 def header_of(suite: Suite) -> Header:
-    return create_header(DEK, suite, OBJECT_ID, salt=SALT, lg=LG)
+    return create_keys(DEK, suite, OBJECT_ID, salt=SALT, lg=LG)[0]
 
 
 def keys_of(suite: Suite) -> FileKeys:

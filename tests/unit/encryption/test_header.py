@@ -12,7 +12,7 @@ from vault.encryption.header import (
     FileKeys,
     Header,
     Suite,
-    create_header,
+    create_keys,
     header_of,
     open_keys,
     prove_commitment,
@@ -49,7 +49,7 @@ keys_of_32 = st.binary(min_size=32, max_size=32)
 def test_derived_keys_are_the_known_answers(
     suite: Suite, commitment: str, encryption: str | None, metadata: str
 ) -> None:
-    header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+    header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
 
     keys = open_keys(DEK, header)
 
@@ -62,7 +62,7 @@ def test_derived_keys_are_the_known_answers(
 @settings(deadline=None)
 @given(dek=keys_of_32, salt=keys_of_32, suite=suites, lg=lgs, object_id=st.uuids())
 def test_oracle_derives_the_same_keys(dek: bytes, salt: bytes, suite: Suite, lg: int, object_id: UUID) -> None:
-    header = create_header(dek, suite, object_id, salt=salt, lg=lg)
+    header = create_keys(dek, suite, object_id, salt=salt, lg=lg)[0]
 
     keys = open_keys(dek, header)
     theirs = oracle.derive_keys(oracle.parse_header(header.to_bytes()), dek)
@@ -97,7 +97,7 @@ def test_arbitrary_bytes_are_refused(raw: bytes) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 32, 95, 97, 192])
 def test_a_header_of_another_length_is_refused(length: int) -> None:
-    raw = (create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).to_bytes() * 2)[:length]
+    raw = (create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0].to_bytes() * 2)[:length]
 
     with pytest.raises(HeaderInvalid):
         Header.parse(raw)
@@ -115,7 +115,7 @@ def test_a_header_of_another_length_is_refused(length: int) -> None:
     ],
 )
 def test_every_other_value_of_a_fixed_byte_is_refused(offset: int, allowed: set[int]) -> None:
-    raw = bytearray(create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).to_bytes())
+    raw = bytearray(create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0].to_bytes())
 
     accepted = set()
     for value in range(256):
@@ -131,7 +131,7 @@ def test_every_other_value_of_a_fixed_byte_is_refused(offset: int, allowed: set[
 
 @each_suite
 def test_another_data_key_and_another_suite_fail_the_commitment(suite: Suite) -> None:
-    header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+    header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
     (other,) = set(Suite) - {suite}
 
     for dek, changed in ((bytes(32), header), (DEK, replace(header, suite=other))):
@@ -146,41 +146,41 @@ def test_another_data_key_and_another_suite_fail_the_commitment(suite: Suite) ->
     ids=["lg", "object_id", "salt", "commitment", "no-commitment"],
 )
 def test_commitment_binds_every_field(suite: Suite, change: dict[str, object]) -> None:
-    header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+    header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
 
     with pytest.raises(KeyUnwrapFailed):
         open_keys(DEK, replace(header, **change))  # type: ignore[arg-type]
 
 
 def test_salts_are_fresh_unless_given() -> None:
-    headers = [create_header(DEK, Suite.AES_256_EAX, OBJECT_ID) for _ in range(3)]
+    headers = [create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0] for _ in range(3)]
 
     assert len({header.salt for header in headers}) == 3
     assert len({open_keys(DEK, header).encryption for header in headers}) == 3
 
 
 def test_segments_have_256_kib_unless_told() -> None:
-    assert create_header(DEK, Suite.AES_256_EAX, OBJECT_ID).lg == 18
+    assert create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0].lg == 18
 
 
 @pytest.mark.parametrize("lg", [-1, 0, 15, 23, 64])
 def test_a_segment_size_that_no_reader_accepts_is_not_written(lg: int) -> None:
     with pytest.raises(ValueError, match="lg"):
-        create_header(DEK, Suite.AES_256_EAX, OBJECT_ID, lg=lg)
+        create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID, lg=lg)[0]
 
 
 @pytest.mark.parametrize("size", [0, 16, 31, 33])
 def test_a_data_key_or_salt_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
-        create_header(bytes(size), Suite.AES_256_EAX, OBJECT_ID)
+        create_keys(bytes(size), Suite.AES_256_EAX, OBJECT_ID)[0]
     with pytest.raises(ValueError, match="32 bytes"):
-        create_header(DEK, Suite.AES_256_EAX, OBJECT_ID, salt=bytes(size))
+        create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID, salt=bytes(size))[0]
     with pytest.raises(ValueError, match="32 bytes"):
-        open_keys(bytes(size), create_header(DEK, Suite.AES_256_EAX, OBJECT_ID))
+        open_keys(bytes(size), create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0])
 
 
 def test_file_keys_show_nothing_of_themselves() -> None:
-    keys = open_keys(DEK, create_header(DEK, Suite.AES_256_EAX, OBJECT_ID))
+    keys = open_keys(DEK, create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0])
 
     shown = f"{keys} {keys!r} {[keys]}"
 
@@ -209,7 +209,7 @@ def test_an_unknown_cipher_name_is_refused(name: str) -> None:
 
 
 def test_a_commitment_is_proven_without_deriving_the_rest() -> None:
-    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID)
+    header = create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0]
 
     prove_commitment(DEK, header)
     with pytest.raises(KeyUnwrapFailed) as failure:
@@ -219,7 +219,7 @@ def test_a_commitment_is_proven_without_deriving_the_rest() -> None:
 
 
 def test_the_header_of_another_object_is_refused() -> None:
-    header = create_header(DEK, Suite.AES_256_EAX, OBJECT_ID)
+    header = create_keys(DEK, Suite.AES_256_EAX, OBJECT_ID)[0]
 
     assert header_of(header.to_bytes(), OBJECT_ID) == header
     with pytest.raises(HeaderInvalid):

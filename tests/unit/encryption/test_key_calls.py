@@ -9,8 +9,7 @@ import pytest
 from testing.servers import wait_until
 from vault.core.slots import Turns
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, WrappedKey
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, LocalKeyProvider, WrappedKey, generate_master_key
 from vault.observe.metrics import KEY_SECONDS, REGISTRY
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from testing.kms import played_kms
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, WrappedKey
-from vault.encryption.local import LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, LocalKeyProvider, WrappedKey, generate_master_key
 
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")

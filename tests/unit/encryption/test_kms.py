@@ -40,9 +40,8 @@ from testing.kms import ACCESS, REGION, PlayedKms, played_kms
 from tests.unit.encryption.test_keyring import DEK, OBJECT_ID, OTHER_ID, master_key, shows, told_by
 from vault.core.aws_access import AwsAccess
 from vault.encryption.errors import KeyFailure, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import KeyRing, WrappedKey
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
-from vault.encryption.local import LocalKeyProvider
 from vault.observe.logs import exception_facts
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from vault.encryption.errors import KeyUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import KeyRing
-from vault.encryption.local import LocalKeyProvider, generate_master_key, local_ref
+from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key, local_ref
 
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 DEK = bytes(range(0xC0, 0xE0))

@@ -6,7 +6,7 @@ import pytest
 
 from testing import oracle
 from vault.encryption.errors import AuthenticationFailed
-from vault.encryption.header import FileKeys, Suite, create_header, open_digest, open_keys, seal_digest
+from vault.encryption.header import FileKeys, Suite, create_keys, open_digest, open_keys, seal_digest
 
 DEK = bytes(range(32))
 DIGEST = hashlib.sha256(b"content").digest()
@@ -16,7 +16,7 @@ IDS: dict[str, Any] = {"object_id": OBJECT, "file_id": FILE, "owner_id": OWNER}
 
 @pytest.fixture(params=Suite, ids=lambda suite: suite.cipher_name)
 def keys(request: pytest.FixtureRequest) -> FileKeys:
-    return open_keys(DEK, create_header(DEK, request.param, OBJECT))
+    return open_keys(DEK, create_keys(DEK, request.param, OBJECT)[0])
 
 
 def test_a_sealed_digest_begins_with_its_nonce_and_opens_for_its_row_here_and_in_the_oracle(keys: FileKeys) -> None:
@@ -65,7 +65,7 @@ def test_a_sealed_value_of_another_length_than_a_sha256_is_refused(keys: FileKey
 
 def test_another_files_keys_do_not_open_a_digest(keys: FileKeys) -> None:
     sealed = seal_digest(keys, DIGEST, **IDS)
-    other = open_keys(DEK, create_header(DEK, Suite.AES_256_EAX, UUID(int=4)))
+    other = open_keys(DEK, create_keys(DEK, Suite.AES_256_EAX, UUID(int=4))[0])
 
     with pytest.raises(AuthenticationFailed):
         open_digest(other, sealed, **IDS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testing import oracle
 from testing.sealing import seal_stream
 from vault.encryption.errors import AuthenticationFailed
-from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
+from vault.encryption.header import HEADER_SIZE, Header, Suite, create_keys, open_keys
 from vault.encryption.segments import (
     MAX_SEGMENTS,
     ContentKey,
@@ -52,7 +52,7 @@ def counting_nonces() -> Callable[[int], bytes]:
 
 @cache
 def content_key(suite: Suite, lg: int = 16) -> ContentKey:
-    header = create_header(DEK, suite, OBJECT_ID, salt=SALT, lg=lg)
+    header = create_keys(DEK, suite, OBJECT_ID, salt=SALT, lg=lg)[0]
     return ContentKey(open_keys(DEK, header), header)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from testing.sealing import seal_stream
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwrapFailed
-from vault.encryption.header import HEADER_SIZE, Header, Suite, create_header, open_keys
+from vault.encryption.header import HEADER_SIZE, Header, Suite, create_keys, open_keys
 from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size
 
 pytestmark = pytest.mark.uncounted
@@ -59,7 +59,7 @@ class Sealed:
 @cache
 def sealed(suite: Suite, lg: int, size: int, *, dek: bytes = DEK, object_id: UUID = OBJECT_ID, byte: int = 7) -> Sealed:
     plaintext = (bytes((byte * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
-    header = create_header(dek, suite, object_id, salt=SALT, lg=lg)
+    header = create_keys(dek, suite, object_id, salt=SALT, lg=lg)[0]
     parts = seal_stream(
         ContentKey(open_keys(dek, header), header), io.BytesIO(plaintext).read, lambda: memoryview(bytearray(1 << lg))
     )
@@ -154,7 +154,7 @@ class TestUntouched:
 class TestHeader:
     @each_suite
     def test_every_change_of_every_byte_is_refused(self, suite: Suite) -> None:
-        raw = create_header(DEK, suite, OBJECT_ID, salt=SALT).to_bytes()
+        raw = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0].to_bytes()
 
         accepted = []
         for position in range(HEADER_SIZE):
@@ -169,7 +169,7 @@ class TestHeader:
 
     @each_suite
     def test_a_header_that_parses_differs_from_the_rows_copy(self, suite: Suite) -> None:
-        header = create_header(DEK, suite, OBJECT_ID, salt=SALT)
+        header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
 
         parsed = []
         for position in range(HEADER_SIZE):
@@ -183,7 +183,7 @@ class TestHeader:
 
     def test_another_objects_header_under_the_same_data_key_opens_no_segment(self, four_segments: Sealed) -> None:
         geometry = four_segments.geometry
-        other = create_header(DEK, geometry.suite, OTHER_ID, salt=SALT, lg=geometry.lg)
+        other = create_keys(DEK, geometry.suite, OTHER_ID, salt=SALT, lg=geometry.lg)[0]
         key = ContentKey(open_keys(DEK, other), other)
 
         for index, segment in enumerate(four_segments.segments()):

@@ -10,7 +10,7 @@ import pytest
 
 from testing.settings import environment
 from tests.unit.settings.test_values import value_of
-from vault.encryption.local import generate_master_key
+from vault.encryption.keyring import generate_master_key
 from vault.mail.build import mailer_of
 from vault.mail.sendgrid import SendGridMailer
 from vault.objects.build import store_of
