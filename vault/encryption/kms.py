@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import structlog
+from botocore import exceptions as failures
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    InvalidRegionError,
-    NoCredentialsError,
-    NoRegionError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
@@ -55,12 +46,12 @@ _PASSING: Final = frozenset(
 )
 # Mistakes of settings that only botocore finds
 _MISCONFIGURED: Final = (
-    InvalidRegionError,
-    NoCredentialsError,
-    NoRegionError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
+    failures.InvalidRegionError,
+    failures.NoCredentialsError,
+    failures.NoRegionError,
+    failures.ParamValidationError,
+    failures.PartialCredentialsError,
+    failures.ProfileNotFound,
 )
 _DAMAGED: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 
@@ -211,7 +202,7 @@ def _text(value: object) -> str:
 def _translated(operation: str) -> Iterator[None]:
     try:
         yield
-    except ClientError as exc:
+    except failures.ClientError as exc:
         code = str(exc.response.get("Error", {}).get("Code", ""))
         status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if operation == "Decrypt" and code in _DAMAGED:
@@ -223,7 +214,7 @@ def _translated(operation: str) -> Iterator[None]:
         log.error("kms_refused", operation=operation, code=type(exc).__name__)
         raise KeyUnavailable(type(exc).__name__) from exc
     # botocore raises RuntimeError if a role's new credentials have expired too.
-    except (BotoCoreError, ResponseParserError, HTTPError, OSError, RuntimeError) as exc:
+    except (failures.BotoCoreError, ResponseParserError, HTTPError, OSError, RuntimeError) as exc:
         log.error("kms_unreachable", operation=operation, code=type(exc).__name__)
         raise KeyServiceUnavailable(type(exc).__name__) from exc
     except (AttributeError, LookupError, TypeError, ValueError) as exc:

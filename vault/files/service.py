@@ -52,12 +52,7 @@ class FileService:
         return self._with_digest(principal, self.downloads.find(principal, file_id))
 
     def rename(
-        self,
-        principal: Principal,
-        file_id: uuid.UUID,
-        name: str,
-        *,
-        versions: Collection[Version] | None = None,
+        self, principal: Principal, file_id: uuid.UUID, name: str, *, versions: Collection[Version] | None = None
     ) -> FileInfo:
         """Rename a file of one of these versions; None stands for any version.
 

@@ -19,9 +19,7 @@ class ListQuerySchema(ma.Schema):
         load_default=50, validate=Range(1, 200), metadata={"description": "The maximum number of items on a page."}
     )
     cursor = Text(
-        load_default=None,
-        validate=Length(max=512),
-        metadata={"description": "`next_cursor` of the previous page."},
+        load_default=None, validate=Length(max=512), metadata={"description": "`next_cursor` of the previous page."}
     )
 
 
@@ -45,7 +43,4 @@ def page_of(
     cursors = Cursors(find_part(Settings).site.secret_key)
     after = None if query["cursor"] is None else cursors.load(query["cursor"], scope=scope, key_type=key_type)
     page = read(limit=query["limit"], after=after)
-    return {
-        "items": page.items,
-        "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None,
-    }
+    return {"items": page.items, "next_cursor": cursors.dump(page.next_after, scope=scope) if page.next_after else None}

@@ -103,12 +103,7 @@ _LOGGED_FROM: Final = 500
 
 
 def problem(
-    status: int,
-    code: str,
-    detail: str,
-    *,
-    errors: dict[str, Any] | None = None,
-    headers: dict[str, str] | None = None,
+    status: int, code: str, detail: str, *, errors: dict[str, Any] | None = None, headers: dict[str, str] | None = None
 ) -> Response:
     """Return an `application/problem+json` answer."""
     body = problem_body(status, code, detail, g.get("request_id"))

@@ -5,15 +5,7 @@ from functools import partial
 from typing import Any
 
 from vault.admin.listing import UserFilter, UserInfo
-from vault.admin.rest.schemas import (
-    AdminFilePageSchema,
-    FileQuerySchema,
-    KeysSchema,
-    UserChangesSchema,
-    UserPageSchema,
-    UserQuerySchema,
-    UserSchema,
-)
+from vault.admin.rest import schemas
 from vault.admin.service import Administration, Quota, UserChanges
 from vault.auth.models import Role
 from vault.auth.rest.schemas import MessageSchema
@@ -32,8 +24,8 @@ blueprint = VaultBlueprint("admin", __name__, url_prefix="/api/v1/admin", descri
 
 @blueprint.get("/users")
 @admin_required(Permission.ADMIN_READ)
-@blueprint.arguments(UserQuerySchema, location="query")
-@blueprint.response(200, UserPageSchema)
+@blueprint.arguments(schemas.UserQuerySchema, location="query")
+@blueprint.response(200, schemas.UserPageSchema)
 @may_answer("invalid_cursor")
 def list_users(query: dict[str, Any]) -> dict[str, Any]:
     """List accounts.
@@ -48,7 +40,7 @@ def list_users(query: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.get("/users/<uuid:user_id>")
 @admin_required(Permission.ADMIN_READ)
-@blueprint.response(200, UserSchema)
+@blueprint.response(200, schemas.UserSchema)
 @may_answer("not_found")
 def get_user(user_id: uuid.UUID) -> UserInfo:
     """Get an account."""
@@ -57,8 +49,8 @@ def get_user(user_id: uuid.UUID) -> UserInfo:
 
 @blueprint.patch("/users/<uuid:user_id>")
 @admin_required(Permission.ADMIN_WRITE)
-@blueprint.arguments(UserChangesSchema)
-@blueprint.response(200, UserSchema)
+@blueprint.arguments(schemas.UserChangesSchema)
+@blueprint.response(200, schemas.UserSchema)
 @may_answer("not_found", "last_admin")
 def change_user(fields: dict[str, Any], user_id: uuid.UUID) -> UserInfo:
     """Change an account.
@@ -100,8 +92,8 @@ def send_password_reset(user_id: uuid.UUID) -> dict[str, str]:
 
 @blueprint.get("/files")
 @admin_required(Permission.ADMIN_READ)
-@blueprint.arguments(FileQuerySchema, location="query")
-@blueprint.response(200, AdminFilePageSchema)
+@blueprint.arguments(schemas.FileQuerySchema, location="query")
+@blueprint.response(200, schemas.AdminFilePageSchema)
 @may_answer("invalid_cursor")
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
     """List files of all accounts.
@@ -128,7 +120,7 @@ def delete_file(file_id: uuid.UUID) -> None:
 
 @blueprint.get("/keys")
 @admin_required(Permission.ADMIN_READ)
-@blueprint.response(200, KeysSchema)
+@blueprint.response(200, schemas.KeysSchema)
 def keys() -> dict[str, Any]:
     """List keys.
 

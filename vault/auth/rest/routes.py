@@ -10,23 +10,7 @@ from vault.auth.confirming import Confirmations
 from vault.auth.profile import Profile, Profiles
 from vault.auth.recovery import Recovery
 from vault.auth.registration import Registration
-from vault.auth.rest.schemas import (
-    ChangeEmailSchema,
-    ChangePasswordSchema,
-    EmailSchema,
-    LoginSchema,
-    LogoutSchema,
-    MessageSchema,
-    PasswordSchema,
-    ProfileChangeSchema,
-    ProfileSchema,
-    RefreshSchema,
-    RegisterSchema,
-    ResetPasswordSchema,
-    SessionPageSchema,
-    TokenPairSchema,
-    VerifyEmailSchema,
-)
+from vault.auth.rest import schemas
 from vault.auth.sessions import TokenPair, UserSessions
 from vault.auth.sign_in import SignIn
 from vault.core.principal import Permission
@@ -49,8 +33,8 @@ _LOOK_FOR_MAIL = {"message": "If the address can be used, a mail is on its way t
 
 
 @blueprint.post("/register")
-@blueprint.arguments(RegisterSchema)
-@blueprint.response(202, MessageSchema)
+@blueprint.arguments(schemas.RegisterSchema)
+@blueprint.response(202, schemas.MessageSchema)
 @may_answer("audit_unavailable", "busy", "storage_full")
 def register(fields: dict[str, Any]) -> dict[str, str]:
     """Register an account.
@@ -64,8 +48,8 @@ def register(fields: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.post("/verify-email")
-@blueprint.arguments(VerifyEmailSchema)
-@blueprint.response(200, MessageSchema)
+@blueprint.arguments(schemas.VerifyEmailSchema)
+@blueprint.response(200, schemas.MessageSchema)
 @may_answer("audit_unavailable", "invalid_token", "wrong_password", "busy")
 def verify_email(fields: dict[str, Any]) -> dict[str, str]:
     """Confirm an address.
@@ -84,8 +68,8 @@ def verify_email(fields: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.post("/resend-verification")
-@blueprint.arguments(EmailSchema)
-@blueprint.response(202, MessageSchema)
+@blueprint.arguments(schemas.EmailSchema)
+@blueprint.response(202, schemas.MessageSchema)
 def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
     """Mail another verification link.
 
@@ -96,8 +80,8 @@ def resend_verification(fields: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.post("/forgot-password")
-@blueprint.arguments(EmailSchema)
-@blueprint.response(202, MessageSchema)
+@blueprint.arguments(schemas.EmailSchema)
+@blueprint.response(202, schemas.MessageSchema)
 @may_answer("audit_unavailable")
 def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
     """Mail a link that sets a new password.
@@ -109,7 +93,7 @@ def forgot_password(fields: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.post("/reset-password")
-@blueprint.arguments(ResetPasswordSchema)
+@blueprint.arguments(schemas.ResetPasswordSchema)
 @blueprint.response(204)
 @may_answer("audit_unavailable", "invalid_token", "busy")
 def reset_password(fields: dict[str, Any]) -> None:
@@ -121,8 +105,8 @@ def reset_password(fields: dict[str, Any]) -> None:
 
 
 @blueprint.post("/login")
-@blueprint.arguments(LoginSchema)
-@blueprint.response(200, TokenPairSchema)
+@blueprint.arguments(schemas.LoginSchema)
+@blueprint.response(200, schemas.TokenPairSchema)
 @may_answer("audit_unavailable", "invalid_credentials", "busy")
 def login(fields: dict[str, Any]) -> TokenPair:
     """Sign in.
@@ -133,8 +117,8 @@ def login(fields: dict[str, Any]) -> TokenPair:
 
 
 @blueprint.post("/refresh")
-@blueprint.arguments(RefreshSchema)
-@blueprint.response(200, TokenPairSchema)
+@blueprint.arguments(schemas.RefreshSchema)
+@blueprint.response(200, schemas.TokenPairSchema)
 @may_answer("audit_unavailable", "unauthorized", "token_reused")
 def refresh(fields: dict[str, Any]) -> TokenPair:
     """Refresh a session.
@@ -145,7 +129,7 @@ def refresh(fields: dict[str, Any]) -> TokenPair:
 
 
 @blueprint.post("/logout")
-@blueprint.arguments(LogoutSchema, required=False)
+@blueprint.arguments(schemas.LogoutSchema, required=False)
 @blueprint.response(204)
 @may_answer("audit_unavailable")
 @login_required(Permission.ACCOUNT_MANAGE)
@@ -160,7 +144,7 @@ def logout(fields: dict[str, Any]) -> None:
 
 @blueprint.get("/sessions")
 @blueprint.arguments(ListQuerySchema, location="query")
-@blueprint.response(200, SessionPageSchema)
+@blueprint.response(200, schemas.SessionPageSchema)
 @may_answer("invalid_cursor")
 @login_required(Permission.ACCOUNT_MANAGE)
 def list_sessions(query: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +169,7 @@ def end_session(session_id: uuid.UUID) -> None:
 
 
 @blueprint.get("/me")
-@blueprint.response(200, ProfileSchema)
+@blueprint.response(200, schemas.ProfileSchema)
 @may_answer("not_found")
 @login_required(Permission.ACCOUNT_READ)
 def me() -> Profile:
@@ -194,8 +178,8 @@ def me() -> Profile:
 
 
 @blueprint.patch("/me")
-@blueprint.arguments(ProfileChangeSchema)
-@blueprint.response(200, ProfileSchema)
+@blueprint.arguments(schemas.ProfileChangeSchema)
+@blueprint.response(200, schemas.ProfileSchema)
 @may_answer("audit_unavailable", "not_found")
 @login_required(Permission.ACCOUNT_MANAGE)
 def change_me(fields: dict[str, Any]) -> Profile:
@@ -204,7 +188,7 @@ def change_me(fields: dict[str, Any]) -> Profile:
 
 
 @blueprint.delete("/me")
-@blueprint.arguments(PasswordSchema)
+@blueprint.arguments(schemas.PasswordSchema)
 @blueprint.response(204)
 @may_answer("audit_unavailable", "wrong_password", "last_admin", "busy")
 @login_required(Permission.ACCOUNT_MANAGE)
@@ -232,7 +216,7 @@ def activity(query: dict[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.post("/change-password")
-@blueprint.arguments(ChangePasswordSchema)
+@blueprint.arguments(schemas.ChangePasswordSchema)
 @blueprint.response(204)
 @may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required(Permission.ACCOUNT_MANAGE)
@@ -245,8 +229,8 @@ def change_password(fields: dict[str, Any]) -> None:
 
 
 @blueprint.post("/change-email")
-@blueprint.arguments(ChangeEmailSchema)
-@blueprint.response(202, MessageSchema)
+@blueprint.arguments(schemas.ChangeEmailSchema)
+@blueprint.response(202, schemas.MessageSchema)
 @may_answer("audit_unavailable", "wrong_password", "busy")
 @login_required(Permission.ACCOUNT_MANAGE)
 def change_email(fields: dict[str, Any]) -> dict[str, str]:

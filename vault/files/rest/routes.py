@@ -10,16 +10,7 @@ from vault.core.principal import Permission
 from vault.files.download import Downloads
 from vault.files.facts import FileInfo
 from vault.files.listing import Listing, Sort
-from vault.files.rest import downloads
-from vault.files.rest.schemas import (
-    ContentQuerySchema,
-    FileListQuerySchema,
-    FilePageSchema,
-    OneFileSchema,
-    RenameSchema,
-    UploadQuerySchema,
-    UsageSchema,
-)
+from vault.files.rest import downloads, schemas
 from vault.files.rest.uploads import open_upload
 from vault.files.rest.versions import version_tag, wanted_versions
 from vault.files.service import FileService
@@ -44,10 +35,10 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 
 
 @blueprint.post("")
-@blueprint.arguments(UploadQuerySchema, location="query")
+@blueprint.arguments(schemas.UploadQuerySchema, location="query")
 @blueprint.response(
     201,
-    OneFileSchema,
+    schemas.OneFileSchema,
     headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
 )
 @reads_headers(
@@ -93,8 +84,8 @@ def upload(query: dict[str, Any]) -> tuple[FileInfo, int, dict[str, str]]:
 
 
 @blueprint.get("")
-@blueprint.arguments(FileListQuerySchema, location="query")
-@blueprint.response(200, FilePageSchema)
+@blueprint.arguments(schemas.FileListQuerySchema, location="query")
+@blueprint.response(200, schemas.FilePageSchema)
 @may_answer("invalid_cursor")
 @login_required(Permission.FILES_READ)
 def list_files(query: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +102,7 @@ def list_files(query: dict[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.get("/usage")
-@blueprint.response(200, UsageSchema)
+@blueprint.response(200, schemas.UsageSchema)
 @may_answer("not_found")
 @login_required(Permission.FILES_READ)
 def usage() -> Usage:
@@ -120,7 +111,7 @@ def usage() -> Usage:
 
 
 @blueprint.get("/<uuid:file_id>")
-@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@blueprint.response(200, schemas.OneFileSchema, headers=_ETAG)
 @may_answer("not_found")
 @login_required(Permission.FILES_READ)
 def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
@@ -130,8 +121,8 @@ def get_file(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
 
 
 @blueprint.patch("/<uuid:file_id>")
-@blueprint.arguments(RenameSchema)
-@blueprint.response(200, OneFileSchema, headers=_ETAG)
+@blueprint.arguments(schemas.RenameSchema)
+@blueprint.response(200, schemas.OneFileSchema, headers=_ETAG)
 @reads_headers(If_Match="The ETag of the metadata. Another version is 412.")
 @may_answer("audit_unavailable", "not_found", "precondition_failed")
 @login_required(Permission.FILES_WRITE)
@@ -146,7 +137,7 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
 
 
 @blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
-@blueprint.arguments(ContentQuerySchema, location="query")
+@blueprint.arguments(schemas.ContentQuerySchema, location="query")
 @sends_bytes(blueprint, 200, "The content", _CONTENT_HEADERS)
 @sends_bytes(blueprint, 206, "The range", {**_CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}})
 @blueprint.alt_response(304, description="The client has this version", headers=_ETAG)
