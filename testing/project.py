@@ -34,24 +34,23 @@ class ScriptsProject:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "scripts", folder / "scripts")
-        for name in ("vault", "requirements.txt", "requirements-dev.txt", ".flaskenv"):
-            (folder / name).symlink_to(ROOT / name)
+        # Programs are there already; what is missing must not be fetched in a test.
+        self.env = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"}
+        self.fill()
         link_environment(folder)
+
+    def fill(self) -> None:
+        shutil.copytree(ROOT / "scripts", self.folder / "scripts")
+        for name in ("vault", "requirements.txt", "requirements-dev.txt", ".flaskenv"):
+            (self.folder / name).symlink_to(ROOT / name)
 
     @property
     def env_file(self) -> Path:
         return self.folder / ".env"
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a script to its end, without network for packages."""
-        basics = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"}
+        """Run a program to its end, with the copy's environment and these variables; an empty one is not there."""
+        env = {name: value for name, value in {**self.env, **environ}.items() if value}
         return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**basics, **environ},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120, check=False
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import sqlalchemy as sa
 
 from testing.machine import slowness
 from testing.proc import group_members, peak_bytes
@@ -37,13 +36,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-def administrator(stack: Stack) -> requests.Session:
-    person = stack.sign_up()
-    with stack.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE users SET role = 'admin'"))
-    return person
-
-
 def export(person: requests.Session, stack: Stack, format_: str, **filters: str) -> requests.Response:
     query = {"format": format_, **filters}
     answer = person.get(f"{stack.url}/admin/audit/export", params=query, stream=True, timeout=120)
@@ -57,7 +49,8 @@ def lines(answer: requests.Response) -> int:
 
 def test_an_export_of_all_is_fast_flat_and_broken_off_rather_than_cut_short(stack: Stack) -> None:
     api = stack.start_api()
-    person = administrator(stack)
+    person = stack.sign_up()
+    stack.sql("UPDATE users SET role = 'admin'")
     newest = datetime.now(UTC) - timedelta(hours=1)
     seed_events(stack.container.core.engine, ROWS, newest)
     until = newest.isoformat()
@@ -66,8 +59,7 @@ def test_an_export_of_all_is_fast_flat_and_broken_off_rather_than_cut_short(stac
         return max(peak_bytes(pid) for pid in group_members(api.popen.pid))
 
     def cursors(what: str = "count(*)") -> int:
-        with stack.container.core.engine.begin() as connection:
-            return int(connection.scalar(sa.text(f"SELECT {what} {CURSORS}")) or 0)
+        return int(stack.sql(f"SELECT {what} {CURSORS}")[0][0])
 
     recent = (newest - timedelta(seconds=10_000)).isoformat()
     for format_ in ("csv", "ndjson"):

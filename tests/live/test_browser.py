@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import requests
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -19,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from testing.browser import chromium
 from testing.servers import wait_until
 from testing.services import program
-from testing.stack import Stack, embedded
+from testing.stack import Client, Stack, embedded
 
 SIZE = 700_001
 
@@ -32,7 +31,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -64,11 +63,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, other_origin: str) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def anna(stack: Stack) -> requests.Session:
-    return stack.sign_up()
-
-
-@pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("downloads")
 
@@ -80,10 +74,6 @@ def browser(downloads: Path) -> Iterator[webdriver.Chrome]:
 
 
 # The documentation
-
-
-def bearer_of(person: requests.Session) -> str:
-    return str(person.headers["Authorization"]).removeprefix("Bearer ")
 
 
 def shown(browser: webdriver.Chrome, where: webdriver.Chrome | WebElement, selector: str) -> WebElement:
@@ -108,28 +98,30 @@ def execute(browser: webdriver.Chrome, block: WebElement) -> str:
 
 
 def test_the_documentation_authorises_uploads_and_downloads_with_nothing_from_elsewhere(
-    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, downloads: Path, tmp_path: Path
+    stack: Stack, person: Client, browser: webdriver.Chrome, downloads: Path, tmp_path: Path
 ) -> None:
-    sent = tmp_path / "sent.bin"
+    sent = tmp_path / 'фото "😀"; 100%.jpg'
     sent.write_bytes(os.urandom(SIZE))
-    browser.get(f"{stack.env['PUBLIC_URL']}/docs")
+    browser.get(f"{stack.root}/docs")
 
     shown(browser, browser, ".btn.authorize").click()
-    shown(browser, browser, ".auth-container input").send_keys(bearer_of(anna))
+    shown(browser, browser, ".auth-container input").send_keys(person.token)
     shown(browser, browser, ".auth-btn-wrapper .authorize").click()
     shown(browser, browser, ".auth-btn-wrapper .btn-done").click()
     upload = open_to_try(browser, "files_upload")
     upload.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(sent))
     uploaded = execute(browser, upload)
-    stored = anna.get(f"{stack.url}/files", timeout=120).json()["items"][0]
+    stored = person.get(f"{stack.url}/files", timeout=120).json()["items"][0]
     download = open_to_try(browser, "files_content")
     shown(browser, download, "tr[data-param-name=file_id] input").send_keys(stored["id"])
     downloaded = execute(browser, download)
     shown(browser, download, ".live-responses-table a[download]").click()
 
-    received = downloads / "sent.bin"
-    wait_until(received.exists, what="the download")
+    # The browser chooses a name that is fit for a file.
+    wait_until(lambda: [*downloads.glob("*.jpg")], what="the download")
+    (received,) = downloads.iterdir()
     assert (uploaded, downloaded) == ("201", "200")
+    assert (stored["name"], stored["size"], stored["content_type"]) == (sent.name, SIZE, "image/jpeg")
     assert received.read_bytes() == sent.read_bytes()
     # Whatever the page's policy had refused, or was not found, would stand here.
     assert browser.get_log("browser") == []
@@ -156,25 +148,25 @@ return (async () => {
 
 
 def test_a_page_of_a_listed_origin_uploads_and_downloads(
-    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, other_origin: str
+    stack: Stack, person: Client, browser: webdriver.Chrome, other_origin: str
 ) -> None:
     browser.get(other_origin)
 
-    done = browser.execute_script(UPLOAD_AND_DOWNLOAD, f"{stack.url}/files", anna.headers["Authorization"])
+    done = browser.execute_script(UPLOAD_AND_DOWNLOAD, f"{stack.url}/files", person.headers["Authorization"])
 
-    stored = anna.get(f"{stack.url}/files", timeout=120).json()["items"][0]
+    stored = person.get(f"{stack.url}/files", timeout=120).json()["items"][0]
     location = f"/api/v1/files/{stored['id']}"
     assert done == [201, location, "a.txt", 206, "bytes 5-11/17", "another"]
 
 
 def test_a_page_of_another_origin_reads_no_answer_and_uploads_nothing(
-    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, tmp_path: Path
+    stack: Stack, person: Client, browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
     before = stack.states()
 
     with site(tmp_path) as origin:
         browser.get(origin)
-        done = browser.execute_script(UPLOAD_AND_DOWNLOAD, f"{stack.url}/files", anna.headers["Authorization"])
+        done = browser.execute_script(UPLOAD_AND_DOWNLOAD, f"{stack.url}/files", person.headers["Authorization"])
 
     assert done == ["TypeError"]
     assert stack.states() == before
@@ -194,13 +186,13 @@ return (async () => {
 
 
 def test_a_page_of_a_listed_origin_reads_what_a_viewer_of_parts_needs(
-    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, other_origin: str
+    stack: Stack, person: Client, browser: webdriver.Chrome, other_origin: str
 ) -> None:
-    stored = anna.post(f"{stack.url}/files?name=a.txt", data=b"in parts", timeout=60).json()
+    stored = person.upload(b"in parts", "a.txt")
     browser.get(other_origin)
 
     found = browser.execute_script(
-        READ_AS_A_VIEWER_DOES, f"{stack.url}/files", stored["id"], anna.headers["Authorization"]
+        READ_AS_A_VIEWER_DOES, f"{stack.url}/files", stored["id"], person.headers["Authorization"]
     )
 
     assert found == [[], 401, []]
@@ -244,12 +236,12 @@ const once = (target, name) => new Promise((resolve) => target.addEventListener(
 
 
 def test_an_isolated_page_of_a_listed_origin_plays_a_video(
-    stack: Stack, anna: requests.Session, browser: webdriver.Chrome, other_folder: Path, other_origin: str
+    stack: Stack, person: Client, browser: webdriver.Chrome, other_folder: Path, other_origin: str
 ) -> None:
     video = other_folder / "made.webm"
     make = [program("ffmpeg", package="ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc=d=4:s=160x120:r=10"]
     subprocess.run([*make, "-c:v", "libvpx", str(video)], check=True, timeout=60)
-    stored = anna.post(
+    stored = person.post(
         f"{stack.url}/files?name=a.webm", data=video.read_bytes(), headers={"Content-Type": "video/webm"}, timeout=60
     ).json()
     (other_folder / "worker.js").write_text(SERVICE_WORKER)
@@ -257,6 +249,6 @@ def test_an_isolated_page_of_a_listed_origin_plays_a_video(
     browser.get(other_origin)
     browser.set_script_timeout(60)
 
-    played = browser.execute_async_script(PLAY, url, anna.headers["Authorization"])
+    played = browser.execute_async_script(PLAY, url, person.headers["Authorization"])
 
     assert played == [True, 160, 3]

@@ -15,17 +15,11 @@ from urllib.parse import quote, unquote
 import httpx
 import pytest
 import requests
-import sqlalchemy as sa
-from selenium import webdriver
 
-from testing.browser import chromium
 from testing.names import NAMES
 from testing.servers import wait_until
 from testing.services import program
-from testing.stack import Stack, embedded
-
-# One worker runs this module, so that the stack is started once.
-pytestmark = pytest.mark.xdist_group("clients")
+from testing.stack import Client, Stack
 
 MIB = 1024 * 1024
 # Many segments and, beyond the second, a part of an S3 upload that is not full.
@@ -37,7 +31,7 @@ METHODS = ("GET", "HEAD")
 
 @dataclass(frozen=True)
 class Account:
-    """Where somebody's files are, and the header that opens them."""
+    """Where an account's files are, and the header that opens them."""
 
     files: str
     bearer: str
@@ -58,16 +52,13 @@ class Account:
         return done.stdout.decode()
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with embedded(tmp_path_factory.mktemp("clients")) as running:
-        running.start_api()
-        yield running
+def account(person: Client) -> Account:
+    return Account(f"{person.url}/files", str(person.headers["Authorization"]))
 
 
 @pytest.fixture(scope="module")
-def anna(stack: Stack) -> Account:
-    return Account(f"{stack.url}/files", str(stack.sign_up().headers["Authorization"]))
+def anna(person: Client) -> Account:
+    return account(person)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +101,7 @@ def test_what_curl_stores_comes_back_to_curl_identical(
 
 
 def by_requests(account: Account, body: Any) -> dict[str, Any]:
-    answer = requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=120)
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
+    return of(requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=120))
 
 
 def from_requests(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
@@ -121,7 +110,10 @@ def from_requests(account: Account, url: str, **headers: str) -> tuple[int, byte
 
 
 def by_httpx(account: Account, body: Any) -> dict[str, Any]:
-    answer = httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=120)
+    return of(httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=120))
+
+
+def of(answer: requests.Response | httpx.Response) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
@@ -143,26 +135,19 @@ def pieces(path: Path) -> Iterator[bytes]:
     [pytest.param(by_requests, from_requests, id="requests"), pytest.param(by_httpx, from_httpx, id="httpx")],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["file", "generator"])
-def test_what_python_streams_comes_back_identical(
+def test_what_python_streams_comes_back_identical_whole_and_in_part(
     anna: Account, photo: Path, upload: Callable[..., Any], download: Callable[..., Any], chunked: bool
 ) -> None:
     with photo.open("rb") as file:
         answer = upload(anna, pieces(photo) if chunked else file)
     status, content = download(anna, anna.content(answer))
-
-    assert (answer["size"], answer["sha256"]) == (SIZE, digest(photo.read_bytes()))
-    assert (status, digest(content)) == (200, digest(photo.read_bytes()))
-
-
-@pytest.mark.parametrize("download", [from_requests, from_httpx], ids=["requests", "httpx"])
-def test_python_gets_the_range_that_it_asks_for(
-    anna: Account, photo: Path, stored: dict[str, Any], download: Callable[..., Any]
-) -> None:
     first, last = 200_000, 17 * MIB
+    partial, part = download(anna, anna.content(answer), Range=f"bytes={first}-{last}")
 
-    status, content = download(anna, anna.content(stored), Range=f"bytes={first}-{last}")
-
-    assert (status, digest(content)) == (206, digest(photo.read_bytes()[first : last + 1]))
+    sent = photo.read_bytes()
+    assert (answer["size"], answer["sha256"]) == (SIZE, digest(sent))
+    assert (status, digest(content)) == (200, digest(sent))
+    assert (partial, digest(part)) == (206, digest(sent[first : last + 1]))
 
 
 # Downloads that go on, and in parts
@@ -170,7 +155,7 @@ def test_python_gets_the_range_that_it_asks_for(
 
 @dataclass(frozen=True)
 class Downloader:
-    """A program that goes on with a file named copy if it finds one, and otherwise begins it."""
+    """A program that goes on with a file named copy if there is one, and otherwise begins it."""
 
     name: str
     package: str
@@ -235,47 +220,6 @@ def test_aria2c_gets_four_parts_at_once(anna: Account, photo: Path, stored: dict
     assert digest((tmp_path / "copy").read_bytes()) == digest(photo.read_bytes())
 
 
-# A browser
-
-UPLOAD_AND_DOWNLOAD = """
-const [url, token, name, size] = arguments;
-const headers = {Authorization: token};
-const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-const sha256 = async (bytes) => hex(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)));
-return (async () => {
-    const content = new Uint8Array(size);
-    for (let at = 0; at < size; at += 65536) crypto.getRandomValues(content.subarray(at, at + 65536));
-    const form = new FormData();
-    form.append("file", new File([content], name, {type: "image/jpeg"}));
-    const stored = await fetch(url, {method: "POST", headers, body: form});
-    const file = await stored.json();
-    const answer = await fetch(`${url}/${file.id}/content`, {headers});
-    const received = await sha256(await answer.arrayBuffer());
-    return {statuses: [stored.status, answer.status], file, sent: await sha256(content), received};
-})();
-"""
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path) as driver:
-        yield driver
-
-
-def test_a_form_that_a_browser_fetches_comes_back_to_it_identical(
-    stack: Stack, anna: Account, browser: webdriver.Chrome
-) -> None:
-    name = 'фото "😀"; 100%.jpg'
-    # The page of the API's own origin that may fetch.
-    browser.get(f"{stack.env['PUBLIC_URL']}/docs")
-
-    done = browser.execute_script(UPLOAD_AND_DOWNLOAD, anna.files, anna.bearer, name, SIZE)
-
-    assert done["statuses"] == [201, 200]
-    assert (done["file"]["name"], done["file"]["size"], done["file"]["content_type"]) == (name, SIZE, "image/jpeg")
-    assert done["sent"] == done["received"] == done["file"]["sha256"]
-
-
 # Refusals of what is still being sent
 
 
@@ -290,16 +234,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_little_room(stack: Stack) -> Account:
-    """Somebody whose quota a GiB passes."""
-    person = stack.sign_up("bert@example.org")
-    with stack.container.core.engine.begin() as connection:
-        connection.execute(
-            sa.text(
-                "UPDATE storage_accounts SET quota_bytes = :quota FROM users WHERE id = owner_id AND email = :email"
-            ),
-            {"quota": 8 * MIB, "email": "bert@example.org"},
-        )
-    return Account(f"{stack.url}/files", str(person.headers["Authorization"]))
+    """An account whose quota a GiB passes."""
+    bert = stack.sign_up("bert@example.org")
+    stack.set_quota("bert@example.org", 8 * MIB)
+    return account(bert)
 
 
 def refusals(account: Account, large: Path, *arguments: str) -> set[tuple[int, int, str]]:
@@ -313,7 +251,7 @@ def refusals(account: Account, large: Path, *arguments: str) -> set[tuple[int, i
     return {(status, problem["status"], problem["code"]) for problem, status in printed}
 
 
-sent_on = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "arguments",
     [
         pytest.param(["-T", "large.bin"], id="raw"),
@@ -322,17 +260,12 @@ sent_on = pytest.mark.parametrize(
         pytest.param(["-T", "-", "-H", "Expect:"], id="chunked-without-expect"),
     ],
 )
-
-
-@sent_on
-def test_curl_with_a_bad_token_prints_the_refusal(anna: Account, large: Path, arguments: list[str]) -> None:
-    stranger = Account(anna.files, "Bearer not-a-token")
+def test_curl_prints_the_refusal_of_a_bad_token_and_of_a_full_quota(
+    with_little_room: Account, large: Path, arguments: list[str]
+) -> None:
+    stranger = Account(with_little_room.files, "Bearer not-a-token")
 
     assert refusals(stranger, large, *arguments) == {(401, 401, "unauthorized")}
-
-
-@sent_on
-def test_curl_past_the_quota_prints_the_refusal(with_little_room: Account, large: Path, arguments: list[str]) -> None:
     assert refusals(with_little_room, large, *arguments) == {(413, 413, "quota_exceeded")}
 
 
@@ -364,7 +297,7 @@ def test_a_name_in_a_form_of_curls_is_stored(anna: Account, tmp_path: Path, name
 
     answer = anna.curl("-F", f'file=@sent;filename="{quoted}"', anna.files, folder=tmp_path)
 
-    # curl sends a quote as %22, and a %22 as it is, so that nobody can tell them apart.
+    # curl sends a quote as %22, and a %22 as it is: they look the same.
     assert json.loads(answer)["name"] == unicodedata.normalize("NFC", name.replace("%22", '"'))
 
 
@@ -384,11 +317,8 @@ def test_a_type_that_no_answer_could_carry_is_refused_with_the_form(anna: Accoun
 
 def test_a_row_that_has_such_a_type_from_before_downloads(stack: Stack, anna: Account) -> None:
     stored = by_requests(anna, b"content")
-    with stack.container.core.engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE files SET content_type = :type WHERE object_id = :id"),
-            {"type": UNSENDABLE, "id": stored["etag"].replace("-", "")},
-        )
+    object_id = stored["etag"].replace("-", "")
+    stack.sql("UPDATE files SET content_type = :type WHERE object_id = :id", type=UNSENDABLE, id=object_id)
 
     answers = [requests.request(method, anna.content(stored), headers=anna.headers, timeout=60) for method in METHODS]
 

@@ -49,7 +49,7 @@ def read_only(server: OwnPostgres, stack: Stack) -> Iterator[requests.Session]:
 def signed_in(stack: Stack) -> requests.Session:
     body = {"email": "anna@example.org", "password": PASSWORD}
     known = requests.post(f"{stack.url}/auth/login", json=body, timeout=10).status_code == 200
-    return stack.sign_in("anna@example.org") if known else stack.sign_up()
+    return stack.sign_in() if known else stack.sign_up()
 
 
 def outcome(answer: requests.Response) -> tuple[int, str]:
@@ -57,8 +57,8 @@ def outcome(answer: requests.Response) -> tuple[int, str]:
 
 
 def ready(stack: Stack) -> tuple[int, str]:
-    answer = requests.get(f"http://127.0.0.1:{stack.port}/readyz", timeout=10)
-    return answer.status_code, answer.json()["checks"]["database"]
+    status, _, database = stack.ready("database")
+    return status, database
 
 
 def ask_everything(stack: Stack, person: requests.Session) -> dict[str, tuple[int, str]]:
@@ -151,7 +151,7 @@ def test_a_database_host_that_vanishes_fails_within_a_bound_and_is_found_again(t
             return person.get(f"{stack.url}/files", timeout=_PATIENCE_SECONDS).status_code, monotonic() - began
 
         with ThreadPoolExecutor(8) as clients:
-            # Connections in the pools of both processes, which then wait for somebody to use them.
+            # Connections in the pools of both processes, which then are idle.
             assert {status for status, _ in clients.map(listed, range(16))} == {200}
             host.vanish()
             answers = list(clients.map(listed, range(8)))

@@ -17,8 +17,6 @@ from typing import Final
 import click
 import psycopg2
 import pytest
-import requests
-import sqlalchemy as sa
 
 from testing.servers import wait_until
 from testing.services import postgres_database, program
@@ -26,9 +24,6 @@ from testing.stack import BIN, Process, Stack, embedded
 from vault.cli import create_cli_app
 from vault.encryption.keyring import generate_master_key
 from vault.settings.config import ROOT
-
-# One worker runs this module: its runs follow each other on one installation.
-pytestmark = pytest.mark.xdist_group("documents")
 
 DOCUMENTS: Final = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 _BLOCK: Final = re.compile(r"^(?P<indent> *)```sh\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -95,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def start_here(place: Place, _readme: str, _install: str) -> None:
     """tests/live/test_scripts.py runs this line in terminals."""
-    assert 'Terminal(self.path, "scripts/run", self.env)' in (ROOT / "tests/live/test_scripts.py").read_text()
+    assert 'Terminal(self.folder, "scripts/run", self.env)' in (ROOT / "tests/live/test_scripts.py").read_text()
 
 
 def first_file(place: Place, names: str, token: str, journey: str) -> None:
@@ -140,11 +135,8 @@ def the_api(place: Place, start: str, signing_in: str, *pages: str) -> None:
 
 def header_of(place: Place, email: str, *, role: str = "user") -> str:
     person = place.stack.sign_up(email)
-    with place.stack.container.core.engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE users SET role = :role WHERE email = :email"), {"role": role, "email": email}
-        )
-    return f"Authorization: {person.headers['Authorization']}"
+    place.stack.sql("UPDATE users SET role = :role WHERE email = :email", role=role, email=email)
+    return person.authorization
 
 
 def an_export(place: Place, export: str) -> None:
@@ -162,7 +154,7 @@ def an_administrator(place: Place, create: str) -> None:
 
 def keys_and_files(place: Place, see: str, leak: str) -> None:
     """With a file that the old key wraps. No process runs meanwhile that does not know the new one."""
-    place.stack.sign_up("keys@example.org").post(f"{place.stack.url}/files?name=x", data=b"content", timeout=30)
+    place.stack.sign_up("keys@example.org").upload(b"content")
     place.stop_all()
     old = place.stack.env["MASTER_KEY"]
     ref = place.stack.container.keys.usage.primary()[1]
@@ -177,15 +169,10 @@ def keys_and_files(place: Place, see: str, leak: str) -> None:
 
 def queued_mail(place: Place, queue: str) -> None:
     place.type("flask users create-admin third@example.org")
-    with place.stack.container.core.engine.begin() as connection:
-        job = connection.scalar(sa.text("SELECT id FROM mail_jobs ORDER BY created_at DESC LIMIT 1"))
-        connection.execute(sa.text("UPDATE mail_jobs SET state = 'failed' WHERE id = :id"), {"id": job})
+    ((job,),) = place.stack.sql("SELECT id FROM mail_jobs ORDER BY created_at DESC LIMIT 1")
+    place.stack.sql("UPDATE mail_jobs SET state = 'failed' WHERE id = :id", id=job)
 
     place.type(queue, put_in={"JOB_ID": str(uuid.UUID(str(job)))})
-
-
-def workers(place: Place, text: str) -> None:
-    processes(place, text)
 
 
 def processes(place: Place, text: str) -> None:
@@ -204,13 +191,12 @@ def processes(place: Place, text: str) -> None:
     def are_there() -> bool:
         for process in started:
             assert process.popen.poll() is None, process.output
-        with place.stack.container.core.engine.begin() as connection:
-            kinds = sorted(connection.scalars(sa.text("SELECT kind FROM processes")))
-        return {"beat", "worker"} <= set(kinds) and kinds.count("worker") >= 2
+        kinds = [kind for (kind,) in place.stack.sql("SELECT kind FROM processes")]
+        return "beat" in kinds and kinds.count("worker") >= 2
 
     wait_until(are_there, seconds=100, what="the processes being there")
     if any("gunicorn" in line for line in lines):
-        assert requests.get(f"http://127.0.0.1:{place.stack.port}/livez", timeout=10).ok
+        assert place.stack.is_up()
     place.stop_all()
 
 
@@ -293,7 +279,7 @@ RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [
     (keys_and_files, ["docs/operate/keys.md: flask keys status", "docs/operate/keys.md: flask keys generate"]),
     (queued_mail, ["docs/operate/mail.md: flask mail queue"]),
     (processes, ["docs/operate/install.md: .venv/bin/flask db upgrade"]),
-    (workers, ["docs/operate/processes.md: celery --app celery_worker worker"]),
+    (processes, ["docs/operate/processes.md: celery --app celery_worker worker"]),
     (postgresql_backup, ["docs/operate/backup.md: pg_dump", "docs/operate/backup.md: pg_restore"]),
     (sqlite_backup, ["docs/operate/backup.md: sqlite3"]),
 ]

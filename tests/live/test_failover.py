@@ -17,8 +17,6 @@ from testing.servers import wait_until
 from testing.stack import Stack, embedded
 from vault.background.broker import QUEUE_NO_OPS, TASK_SKIP_MAIL
 
-pytestmark = pytest.mark.xdist_group("failover")
-
 FORGOT = {"email": "nobody@example.org"}
 
 

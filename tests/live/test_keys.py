@@ -5,11 +5,10 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ import sqlalchemy as sa
 from testing.seeding import content_of, seed_files
 from testing.servers import wait_until
 from testing.services import postgres_database
-from testing.settings import environment
-from testing.stack import BIN, Process, Stack, embedded
-from testing.vault import migrate
+from testing.stack import Client, Process, Stack, embedded
 from vault.audit.models import AuditEvent
 from vault.auth.models import User
 from vault.core.principal import Principal
@@ -33,39 +30,11 @@ from vault.settings.config import ROOT
 from vault.storage import object_key
 
 
-@pytest.fixture
-def rotated(tmp_path: Path) -> Iterator[Callable[[int], Stack]]:
-    """Makes files under an old key on PostgreSQL and a directory, and runs the API with a new one in front."""
-    stacks: list[Stack] = []
-
-    with postgres_database() as url:
-
-        def make(count: int) -> Stack:
-            env = environment(tmp_path, TESTING="", DATABASE_URL=url, WEB_WORKERS="1", WEB_THREADS="16")
-            old = Stack(tmp_path, dict(env))
-            stacks.append(old)
-            migrate(old.container)
-            new = Stack(tmp_path, {**env, "MASTER_KEY": f"{generate_master_key()},{env['MASTER_KEY']}"})
-            stacks.append(new)
-            new.start_api()
-            person = new.sign_up()
-            # The first upload is also what ties the database to the store.
-            assert person.post(f"{new.url}/files?name=first.bin", data=b"first").ok
-            with old.container.core.sessions.begin() as session:
-                owner_id = session.scalars(sa.select(User.id)).one()
-            new.seeded = seed_files(old.container, owner_id, count, store_dir=tmp_path / "store")  # type: ignore[attr-defined]
-            return new
-
-        yield make
-        for stack in stacks:
-            stack.close()
-
-
 class Traffic:
-    """People who upload, read and delete while keys move. Whatever fails is kept in `wrong`."""
+    """Uploads, downloads and deletions while keys move. What fails is kept in `wrong`."""
 
-    def __init__(self, stack: Stack, seeded: list[uuid.UUID]) -> None:
-        self._stack = stack
+    def __init__(self, person: Client, seeded: list[uuid.UUID]) -> None:
+        self._stack = person
         self._seeded = seeded
         self._stop = threading.Event()
         self.wrong: list[str] = []
@@ -74,9 +43,8 @@ class Traffic:
         self.read = 0
         # A tenth may be deleted, the others are read.
         self._deletable = iter(range(0, len(seeded), 10))
-        token = stack.sign_in("anna@example.org").headers["Authorization"]
         self._threads = [
-            threading.Thread(target=self._repeat, args=(work, token))
+            threading.Thread(target=self._repeat, args=(work, person.token))
             for work in (self._upload, self._download, self._download, self._delete)
         ]
 
@@ -91,8 +59,7 @@ class Traffic:
             thread.join(timeout=120)
 
     def _repeat(self, work: Callable[[requests.Session], None], token: str) -> None:
-        with requests.Session() as person:
-            person.headers["Authorization"] = token
+        with Client(self._stack.url, token) as person:
             while not self._stop.is_set():
                 try:
                     work(person)
@@ -173,26 +140,35 @@ def start(stack: Stack) -> Process:
         pytest.param(10_000, 20, id="10000 rows", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )
-def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(
-    rotated: Callable[[int], Stack], tmp_path: Path, count: int, kills: int
-) -> None:
-    stack = rotated(count)
-    seeded = stack.seeded  # type: ignore[attr-defined]
-    before = facts_of_objects(tmp_path)
+def test_rewrap_beside_traffic_killed_at_random_and_twice_at_once(tmp_path: Path, count: int, kills: int) -> None:
+    with postgres_database() as url, embedded(tmp_path, DATABASE_URL=url, WEB_WORKERS="1") as old:
+        stack = old.beside(MASTER_KEY=f"{generate_master_key()},{old.env['MASTER_KEY']}")
+        stack.start_api()
+        person = stack.sign_up()
+        # The first upload also ties the database to the store.
+        person.upload(b"first")
+        ((owner_id,),) = stack.sql("SELECT id FROM users")
+        seeded = seed_files(old.container, owner_id, count, store_dir=tmp_path / "store")
+        before = facts_of_objects(tmp_path)
 
-    with Traffic(stack, seeded) as traffic:
-        killed = run_until_done(stack, kills=kills)
+        with Traffic(person, seeded) as traffic:
+            killed = run_until_done(stack, kills=kills)
 
-    assert traffic.wrong == []
+        assert_all_is_there(stack, traffic, seeded)
+        after = facts_of_objects(tmp_path)
+    assert {name: after.get(name) for name in before} == before
     assert killed >= (kills + 1) // 2
+
+
+def assert_all_is_there(stack: Stack, traffic: Traffic, seeded: list[uuid.UUID]) -> None:
+    """Nothing failed, every key has moved, and every file that was not deleted is readable."""
+    assert traffic.wrong == []
     assert traffic.uploaded
     assert traffic.deleted
     assert traffic.read
     container = stack.container
     primary = container.keys.usage.primary()
     assert {(use.provider, use.key_ref) for use in container.keys.usage.by_ref()} == {primary}
-    after = facts_of_objects(tmp_path)
-    assert {name: after.get(name) for name in before} == before
     with container.core.sessions.begin() as session:
         states = dict(session.execute(sa.select(File.id, File.state)).all())  # type: ignore[arg-type]
         owner_id = session.scalars(sa.select(User.id)).one()
@@ -212,7 +188,7 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
     with embedded(tmp_path) as stack:
         stack.start_api()
         person = stack.sign_up()
-        stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
+        stored = person.upload(b"content")
         stack.processes[0].kill()
         ref = stack.container.keys.usage.primary()[1]
         stack.env["MASTER_KEY"] = generate_master_key()
@@ -247,18 +223,9 @@ def start_with_env_file(stack: Stack) -> Process:
     for name in ("gunicorn.conf.py", "wsgi.py"):
         shutil.copy(ROOT / name, project)
     write_env_file(stack)
-    log = stack.folder / "api-with-env-file.log"
-    with log.open("wb") as out:
-        popen = subprocess.Popen(
-            [BIN / "gunicorn", "--config", "gunicorn.conf.py", "--bind", f"127.0.0.1:{stack.port}", "wsgi:app"],
-            cwd=project,
-            env={"PATH": os.environ["PATH"], "TMPDIR": str(stack.folder)},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    stack.processes.append(process := Process(popen, log))
-    return process
+    command = ["gunicorn", "--config", "gunicorn.conf.py", "--bind", f"127.0.0.1:{stack.port}", "wsgi:app"]
+    basics = {"PATH": os.environ["PATH"], "TMPDIR": str(stack.folder)}
+    return stack.start(*command, name="api-with-env-file", cwd=project, env=basics)
 
 
 def write_env_file(stack: Stack, **settings: str) -> None:
@@ -269,9 +236,9 @@ def write_env_file(stack: Stack, **settings: str) -> None:
 def test_keys_move_to_a_new_one_only_when_every_process_holds_it_as_it_does_after_a_reload(tmp_path: Path) -> None:
     with embedded(tmp_path) as stack:
         api = start_with_env_file(stack)
-        wait_until(lambda: answers(stack), seconds=60, what="the API")
+        wait_until(stack.is_up, seconds=60, what="the API")
         person = stack.sign_up()
-        stored = person.post(f"{stack.url}/files?name=a", data=b"content").json()
+        stored = person.upload(b"content")
         content = f"{stack.url}/files/{stored['id']}/content"
         old = stack.container.keys.usage.primary()[1]
         wait_until(lambda: stack.container.processes.lacking([]) == 2, seconds=30, what="a row of each process")
@@ -302,11 +269,18 @@ def test_keys_move_to_a_new_one_only_when_every_process_holds_it_as_it_does_afte
         assert "a slip" not in api.output
 
 
-def answers(stack: Stack) -> bool:
+# The commands of a run in one process, since most of a command's time is its start.
+ALL_COMMANDS = """
+import sys
+from flask.cli import ScriptInfo
+from vault.cli import create_cli_app
+app = create_cli_app()
+for command in sys.argv[1:]:
     try:
-        return requests.get(f"http://127.0.0.1:{stack.port}/livez", timeout=2).ok
-    except requests.ConnectionError:
-        return False
+        app.cli.main(command.split(), obj=ScriptInfo(create_app=lambda: app))
+    except SystemExit:
+        print(f"\\nEnd of {command}", flush=True)
+"""
 
 
 class Keys:
@@ -332,7 +306,7 @@ class Keys:
             self.raw[f"metadata key of {row.object_id}"] = derived.metadata
 
     def found_in(self, text: bytes) -> list[str]:
-        """The names of those that stand in a text in some form in which a program or a person would write them."""
+        """Return the names of keys that a text holds, raw or as programs write them."""
         forms = {name: [key.encode()] for name, key in self.texts.items()}
         for name, key in self.raw.items():
             forms[name] = [
@@ -355,10 +329,7 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
         stack.start_api()
         stack.start_worker()
         person = stack.sign_up()
-        ids = [
-            person.post(f"{stack.url}/files?name={number}.bin", data=os.urandom(size)).json()["id"]
-            for number, size in enumerate((0, 1, 5000, 300_000, 9_000_000))
-        ]
+        ids = [person.upload(os.urandom(size))["id"] for size in (0, 1, 5000, 300_000, 9_000_000)]
         keys.gather(stack)
         answers = [person.get(f"{stack.url}/files/{file_id}/content") for file_id in ids]
         answers += [person.get(f"{stack.url}/files/{file_id}") for file_id in ids]
@@ -367,16 +338,15 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
         answers += [person.delete(f"{stack.url}/files/{ids[4]}")]
 
         commands = ["keys status", "keys check", "keys rewrap --batch 1", "keys verify --all", "files verify --all"]
-        commands += [f"files reencrypt {ids[3]} {ids[0]}"]
+        commands.append(f"files reencrypt {ids[3]} {ids[0]}")
         stack.env["MASTER_KEY"] = f"{generate_master_key()},{stack.env['MASTER_KEY']}"
         old = stack.container.keys.usage.primary()[1]
         # Those that run hold the old key alone, and no file may move to one that they lack.
         for process in stack.processes:
             process.popen.terminate()
             process.popen.wait(timeout=60)
-        for command in [*commands, f"keys retire {old}"]:
-            done = stack.run("flask", *command.split(), check=False)
-            texts[command] = (done.stdout + done.stderr).encode()
+        done = stack.run("python", "-c", ALL_COMMANDS, *commands, f"keys retire {old}")
+        texts["commands"] = (done.stdout + done.stderr).encode()
         rotated = Stack(tmp_path, dict(stack.env))
         with rotated.container.core.engine.begin() as connection:
             # The damaged rows cannot be unwrapped and have been gathered before.
@@ -395,7 +365,8 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
             texts[path.name] = path.read_bytes()
 
     assert len(keys.raw) > 12
-    assert b"Moved" in texts["keys rewrap --batch 1"]
+    assert texts["commands"].count(b"\nEnd of ") == 7
+    assert b"Moved" in texts["commands"]
     assert any(b"integrity_failed" in text for name, text in texts.items() if name.startswith("api"))
     assert b"key_unwrap_failed" in texts["answers"]
     assert {name: found for name, text in texts.items() if (found := keys.found_in(text))} == {}

@@ -53,9 +53,9 @@ class GeneratedFile:
 
 @pytest.fixture(
     params=[
-        pytest.param((embedded, 2048 * MIB), id="directory", marks=pytest.mark.xdist_group("large-directory")),
+        pytest.param((embedded, 2048 * MIB), id="directory"),
         # 65 parts: every buffer is used many times over.
-        pytest.param((production, 512 * MIB), id="s3", marks=pytest.mark.xdist_group("large-s3")),
+        pytest.param((production, 512 * MIB), id="s3"),
     ]
 )
 def stack_and_size(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Stack, int]]:

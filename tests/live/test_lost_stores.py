@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
-import sqlalchemy as sa
 
 from testing.disks import on_small_disks, small_disk
 from testing.servers import wait_until
@@ -37,15 +35,8 @@ def unmounted(folder: Path) -> Iterator[None]:
         away.rename(folder)
 
 
-def ready(stack: Stack) -> tuple[int, str, str]:
-    answer = requests.get(f"http://127.0.0.1:{stack.port}/readyz", timeout=10)
-    return answer.status_code, answer.json()["status"], answer.json()["checks"]["object_store"]
-
-
 def damage_told(stack: Stack) -> int:
-    with stack.container.core.engine.begin() as connection:
-        query = sa.text("SELECT count(*) FROM audit_events WHERE action = 'file.integrity_failed'")
-        return int(connection.scalar(query) or 0)
+    return int(stack.sql("SELECT count(*) FROM audit_events WHERE action = 'file.integrity_failed'")[0][0])
 
 
 @pytest.mark.parametrize("kind", [pytest.param(embedded, id="directory"), pytest.param(production, id="s3")])
@@ -53,12 +44,17 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
     with kind(tmp_path) as stack:
         stack.start_api()
         person = stack.sign_up()
-        small = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
-        large = person.post(f"{stack.url}/files?name=large.bin", data=bytes(9 * MIB)).json()["id"]
-        wait_until(lambda: ready(stack)[1:] != ("degraded", "failed"), seconds=20, what="the store being well")
+        small, large = (person.upload(content)["id"] for content in (b"small", bytes(9 * MIB)))
+        wait_until(
+            lambda: stack.ready("object_store")[1:] != ("degraded", "failed"), seconds=20, what="the store being well"
+        )
 
         with unmounted(store_folder(stack)):
-            wait_until(lambda: ready(stack) == (200, "degraded", "failed"), seconds=10, what="the failure being named")
+            wait_until(
+                lambda: stack.ready("object_store") == (200, "degraded", "failed"),
+                seconds=10,
+                what="the failure being named",
+            )
             answers = [person.get(f"{stack.url}/files/{file_id}/content") for file_id in (small, large)]
             ranged = person.get(f"{stack.url}/files/{large}/content", headers={"Range": "bytes=0-9"})
             verified = stack.run("flask", "files", "verify", "--all", "--json", check=False)
@@ -74,7 +70,7 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         assert {finding.get("damaged") for finding in findings} <= {False}
         assert findings[-1]["unchecked"] == 2
         assert damage_told(stack) == 0
-        wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the recovery")
+        wait_until(lambda: stack.ready("object_store")[2] == "ok", seconds=20, what="the recovery")
         assert person.get(f"{stack.url}/files/{small}/content").content == b"small"
         assert stack.container.keys.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
 
@@ -83,7 +79,7 @@ def test_an_object_that_is_missing_from_a_store_that_is_there_is_damage(tmp_path
     with embedded(tmp_path) as stack:
         stack.start_api()
         person = stack.sign_up()
-        file_id = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
+        file_id = person.upload(b"small")["id"]
         [key] = stack.objects()
         (store_folder(stack) / key).unlink()
 
@@ -99,12 +95,16 @@ def test_a_store_that_can_only_be_read_is_not_well_and_serves_what_it_has(tmp_pa
     with small_disk(disk, 24 * MIB), embedded(tmp_path) as stack:
         stack.start_api()
         person = stack.sign_up()
-        file_id = person.post(f"{stack.url}/files?name=small.bin", data=b"small").json()["id"]
-        wait_until(lambda: ready(stack)[2] == "ok", seconds=20, what="the store being well")
+        file_id = person.upload(b"small")["id"]
+        wait_until(lambda: stack.ready("object_store")[2] == "ok", seconds=20, what="the store being well")
 
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
-        wait_until(lambda: ready(stack) == (200, "degraded", "failed"), seconds=40, what="the failure being named")
+        wait_until(
+            lambda: stack.ready("object_store") == (200, "degraded", "failed"),
+            seconds=40,
+            what="the failure being named",
+        )
         refused = person.post(f"{stack.url}/files?name=x", data=b"x")
         assert (refused.status_code, refused.json()["code"]) == (502, "storage_unavailable")
         assert person.get(f"{stack.url}/files/{file_id}/content").content == b"small"

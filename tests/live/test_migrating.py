@@ -42,7 +42,7 @@ def test_three_upgrades_at_once_all_end_well_and_the_schema_is_whole(stack: Stac
     assert sum("Running upgrade  -> 0001" in process.output for process in started) == 1
 
 
-def test_an_upgrade_that_waits_for_a_dump_keeps_nobody_from_the_tables_for_long(tmp_path: Path) -> None:
+def test_an_upgrade_that_waits_for_a_dump_lets_readers_through(tmp_path: Path) -> None:
     with postgres_database() as url:
         stack = Stack(tmp_path, environment(tmp_path, TESTING="", DATABASE_URL=url))
         stack.run("flask", "db", "upgrade", "0012")

@@ -7,7 +7,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -19,9 +19,9 @@ from testing.machine import slowness
 from testing.proxy import Proxy
 from testing.raw import connect, everything, head, trickling
 from testing.servers import wait_until
-from testing.stack import Stack, production
+from testing.stack import Client, Stack, production
 
-pytestmark = [pytest.mark.xdist_group("overload"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 SMALL = b"stored before"
 LARGE = 8 * 1024 * 1024
@@ -38,8 +38,8 @@ class Site:
 
     stack: Stack
     s3: Proxy
-    person: requests.Session
-    other: requests.Session
+    person: Client
+    other: Client
     small_file: str = ""
     large_file: str = ""
 
@@ -51,9 +51,6 @@ class Site:
     def request(self, method: str, path: str, *lines: str, body: bytes = b"") -> bytes:
         return head(method, f"/api/v1{path}", *lines, "Connection: close") + body
 
-    def bearer(self) -> str:
-        return f"Authorization: {self.person.headers['Authorization']!s}"
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -63,16 +60,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         stack.start_worker("mail", "registrations")
         stack.start_beat()
         made = Site(stack, s3, stack.sign_up(), stack.sign_up("other@example.org"))
-        made.small_file = upload(made, SMALL)
-        made.large_file = upload(made, bytes(LARGE))
+        made.small_file, made.large_file = (made.person.upload(content)["id"] for content in (SMALL, bytes(LARGE)))
         yield made
         s3.restore()
-
-
-def upload(site: Site, content: bytes) -> str:
-    answer = site.person.post(f"{site.stack.url}/files?name=before.bin", data=content, timeout=120)
-    assert answer.status_code == 201
-    return str(answer.json()["id"])
 
 
 @dataclass
@@ -93,19 +83,14 @@ class Sampler:
 @pytest.fixture
 def samplers(site: Site) -> dict[str, Sampler]:
     """Of what must go on: the sign of life, and lists of a person who has nothing to do with the load."""
-    livez = f"http://127.0.0.1:{site.stack.port}/livez"
     return {
-        "livez": Sampler(lambda: requests.get(livez, timeout=120).status_code),
+        "livez": Sampler(lambda: requests.get(f"{site.stack.root}/livez", timeout=120).status_code),
         "list": Sampler(lambda: site.get("/files", site.other).status_code),
     }
 
 
-def refusals(answers: list[bytes]) -> list[bytes]:
-    return [answer for answer in answers if b'"code": "busy"' in answer]
-
-
 def test_a_store_that_hangs_takes_no_thread_from_what_needs_none(site: Site) -> None:
-    get = site.request("GET", f"/files/{site.small_file}/content", site.bearer())
+    get = site.request("GET", f"/files/{site.small_file}/content", site.person.authorization)
     site.s3.hang()
     with ExitStack() as opened:
         clients = [opened.enter_context(connect(site.stack.port, timeout=120)) for _ in range(SMALL_GETS)]
@@ -113,7 +98,7 @@ def test_a_store_that_hangs_takes_no_thread_from_what_needs_none(site: Site) -> 
             client.sendall(get)
 
         began = monotonic()
-        assert requests.get(f"http://127.0.0.1:{site.stack.port}/livez", timeout=120).status_code == 200
+        assert requests.get(f"{site.stack.root}/livez", timeout=120).status_code == 200
         livez_took = monotonic() - began
         assert site.get("/files", site.other).status_code == 200
         list_took = monotonic() - began - livez_took
@@ -129,7 +114,7 @@ def test_a_store_that_hangs_takes_no_thread_from_what_needs_none(site: Site) -> 
     assert refused_after < 3 * bound
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nRetry-After: " in told
-    assert refusals(answers)
+    assert any(b'"code": "busy"' in answer for answer in answers)
     wait_until(lambda: site.get(f"/files/{site.small_file}/content").content == SMALL, seconds=60, what="its return")
 
 
@@ -161,15 +146,6 @@ def post_json(site: Site, path: str, fields: dict[str, str]) -> bytes:
         return everything(connection)
 
 
-@contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """Let the samplers end with the block, however it ends."""
-    try:
-        yield
-    finally:
-        stop.set()
-
-
 def was_mailed(site: Site, text: str) -> bool:
     return any(text in process.output for process in site.stack.processes if process.log.name.startswith("mail"))
 
@@ -179,11 +155,13 @@ def test_strangers_and_a_store_that_hangs_delay_the_sign_of_life_by_less_than_1_
 ) -> None:
     bound, stop = slowness(), threading.Event()
     login = site.request("POST", "/auth/login", "Content-Type: application/json", "Transfer-Encoding: chunked")
-    large = site.request("GET", f"/files/{site.large_file}/content", site.bearer())
-    small = site.request("GET", f"/files/{site.small_file}/content", site.bearer())
+    large = site.request("GET", f"/files/{site.large_file}/content", site.person.authorization)
+    small = site.request("GET", f"/files/{site.small_file}/content", site.person.authorization)
 
-    with ExitStack() as opened, ThreadPoolExecutor(16) as threads:
+    with ExitStack() as opened, ThreadPoolExecutor(16) as threads, ExitStack() as sampled:
         opened.callback(site.s3.restore)
+        # However the block ends, the samplers end before their threads are waited for.
+        sampled.callback(stop.set)
 
         def connections(count: int, request: bytes, **kwargs: Any) -> list[socket.socket]:
             made = [opened.enter_context(connect(site.stack.port, **kwargs)) for _ in range(count)]
@@ -191,11 +169,11 @@ def test_strangers_and_a_store_that_hangs_delay_the_sign_of_life_by_less_than_1_
                 connection.sendall(request)
             return made
 
-        # Downloads that nobody reads, and bodies that come one byte at a time.
+        # Unread downloads, and bodies that come one byte at a time.
         connections(60, large, receive_bytes=2048)
         bodies = connections(60, login + b"2000\r\n")
         asking = [threads.submit(sampler.run, stop) for sampler in samplers.values()]
-        with trickling(bodies), stopping(stop):
+        with trickling(bodies):
             site.s3.hang()
             connections(SMALL_GETS, small)
             mails = threads.submit(lambda: [ask_for_mail(site, f"nobody{n}@example.org") for n in range(50)])
@@ -205,6 +183,7 @@ def test_strangers_and_a_store_that_hangs_delay_the_sign_of_life_by_less_than_1_
             assert ask_for_mail(site, "other@example.org").startswith(b"HTTP/1.1 202 ")
             wait_until(lambda: was_mailed(site, RESET), seconds=60 * bound, what="a person's mail")
             mailed_after = monotonic() - asked
+        stop.set()
         for sampling in asking:
             sampling.result()
 

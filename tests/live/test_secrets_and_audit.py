@@ -1,4 +1,4 @@
-"""scripts/generate-secrets beside a .env that exists, and scripts/check --audit where nobody answers it."""
+"""scripts/generate-secrets beside a .env that exists, and scripts/check --audit where no service answers it."""
 
 import stat
 from pathlib import Path
@@ -8,9 +8,6 @@ import pytest
 from testing import compose
 from testing.project import ScriptsProject
 from vault.settings.config import ROOT, Settings
-
-# One worker runs this module, so that the copy is made once.
-pytestmark = pytest.mark.xdist_group("secrets")
 
 SECRETS = ["SECRET_KEY", "MASTER_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINIO_ROOT_PASSWORD"]
 
@@ -29,7 +26,7 @@ def project(copy: ScriptsProject) -> ScriptsProject:
 # Secrets
 
 
-def test_everything_that_is_made_is_good_for_the_vault_and_for_compose(project: ScriptsProject) -> None:
+def test_generated_secrets_satisfy_the_vault_and_compose(project: ScriptsProject) -> None:
     made = project.run("scripts/generate-secrets")
     first = project.env_file.read_bytes()
     again = project.run("scripts/generate-secrets")
@@ -171,7 +168,7 @@ def test_an_environment_is_made_again_where_the_project_was_moved_or_its_python_
 # The audit
 
 
-def test_an_audit_that_reaches_nobody_says_so_and_fails(project: ScriptsProject) -> None:
+def test_an_audit_without_an_answer_says_so_and_fails(project: ScriptsProject) -> None:
     # A port that nothing listens on.
     done = project.run("scripts/check", "--audit", HTTPS_PROXY="http://127.0.0.1:1")
 
@@ -187,7 +184,7 @@ def test_an_audit_that_reaches_nobody_says_so_and_fails(project: ScriptsProject)
         pytest.param("a: Dependency not found and could not be audited", 1, "were NOT audited", id="not-known"),
     ],
 )
-def test_what_the_audit_says_decides(
+def test_the_result_of_the_audit_decides(
     project: ScriptsProject, tmp_path: Path, says: str, status: int, told: str
 ) -> None:
     auditor = project.folder / ".venv/bin/pip-audit"

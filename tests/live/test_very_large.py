@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("very large"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
 ]
 
@@ -127,7 +126,7 @@ def test_every_range_is_a_slice_of_the_original(stored: Stored) -> None:
     assert len(asked) >= 30
 
 
-def test_what_is_no_part_of_it_is_416_or_the_whole(stored: Stored) -> None:
+def test_a_range_beyond_the_file_is_416_and_several_ranges_are_the_whole_file(stored: Stored) -> None:
     beyond = stored.person.get(stored.content_url, headers={"Range": f"bytes={SIZE}-"})
     whole = [f"bytes=0-{SIZE - 1}", "bytes=0-"]
     several = ["bytes=0-0,-1", "bytes=5-2", "bytes=a-b"]
