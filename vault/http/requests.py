@@ -70,6 +70,7 @@ def register(app: Flask, settings: Settings, parts: Iterable[Any], admit: Mappin
     """Bind what is done for every request. Views find `parts` by class; `admit` has limits by blueprint."""
     app.extensions[_PARTS] = {type(part): part for part in parts}
     site, has_warned = settings.site, threading.Event()
+    defaults = on_every_answer(settings)
 
     def before() -> Response | None:
         _give_ids()
@@ -86,7 +87,7 @@ def register(app: Flask, settings: Settings, parts: Iterable[Any], admit: Mappin
         return None
 
     def after(response: Response) -> Response:
-        _add_headers(response, on_every_answer(settings))
+        _add_headers(response, defaults)
         # Pages set tokens in a header, so CORS credentials stay off.
         if site.cors_origins:
             response.vary.add("Origin")

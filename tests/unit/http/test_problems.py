@@ -41,7 +41,7 @@ DOMAIN = [import_module("vault.core.errors"), import_module("vault.encryption.er
 ABSTRACT = {VaultError, StorageError, EncryptionError, KeyFailure}
 TOLD_TO_CLIENTS = [
     found
-    for module in [*DOMAIN, import_module("vault.http.api")]
+    for module in [*DOMAIN, import_module("vault.http.fields")]
     for _, found in inspect.getmembers(module, inspect.isclass)
     if issubclass(found, VaultError) and found.__module__ == module.__name__ and found not in ABSTRACT
 ]
