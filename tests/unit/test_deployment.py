@@ -106,7 +106,7 @@ def test_every_foreign_image_is_pinned_by_a_tag(services: dict[str, Any]) -> Non
         assert re.fullmatch(r"[a-z/]+:(?:\d+\.\d+(?:\.\d+)?|RELEASE)[.\w-]+", image), image
 
 
-def test_nothing_starts_before_what_it_needs(services: dict[str, Any]) -> None:
+def test_services_start_after_the_ones_that_they_need(services: dict[str, Any]) -> None:
     conditions = {
         name: {on: how["condition"] for on, how in service.get("depends_on", {}).items()}
         for name, service in services.items()
@@ -268,7 +268,7 @@ def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[
     assert wanted - set(install.split()) == {"chromium", "chromium-driver", "npm"}
 
 
-def test_everything_that_is_pinned_is_kept_up_to_date() -> None:
+def test_all_pinned_ecosystems_are_kept_up_to_date() -> None:
     updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
 
     assert {update["package-ecosystem"] for update in updates} == {"uv", "github-actions", "docker", "docker-compose"}

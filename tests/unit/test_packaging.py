@@ -29,7 +29,7 @@ def chosen(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
-def test_every_package_is_pinned_with_its_hashes_and_what_is_chosen_is_there(name: str) -> None:
+def test_every_package_is_pinned_with_its_hashes_and_every_chosen_one_is_there(name: str) -> None:
     lines = (ROOT / f"{name}.txt").read_text().splitlines()
     packages = [line for line in lines if line and not line.startswith(("#", " "))]
 
@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_and_the_migrations_and_nothing_else(wheel: 
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_the_wheel_needs_what_is_chosen(wheel: Path) -> None:
+def test_the_wheel_needs_the_chosen_packages(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
 

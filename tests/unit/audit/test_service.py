@@ -79,14 +79,14 @@ def test_an_event_that_is_refused_is_told_as_that(error: DBAPIError) -> None:
     ],
     ids=["busy", "full", "disk", "deadlock", "serialization", "lock", "full on PostgreSQL", "lost"],
 )
-def test_what_any_statement_could_have_met_stays_what_it_is(error: DBAPIError) -> None:
+def test_an_error_of_any_statement_stays_as_it_is(error: DBAPIError) -> None:
     with pytest.raises(DBAPIError) as caught:
         record(Refusing(error))
 
     assert caught.value is error
 
 
-def test_what_goes_before_an_event_has_errors_of_its_own() -> None:
+def test_an_error_before_the_event_stays_as_it_is() -> None:
     taken = IntegrityError("INSERT", {}, sqlite3.IntegrityError("users.email_key"))
 
     with pytest.raises(IntegrityError):

@@ -118,7 +118,7 @@ def test_a_password_longer_than_any_accepted_is_wrong(passwords: Passwords, extr
     assert passwords.matches(passwords.hash(longest), longest + "a" * extra) is False
 
 
-def test_a_huge_guess_costs_what_others_cost() -> None:
+def test_a_huge_guess_costs_as_much_as_a_short_one() -> None:
     hasher = CountingHasher()
     passwords = Passwords(hasher, concurrency=1)
 
@@ -142,7 +142,7 @@ def test_without_a_hash_the_same_work_is_done_and_the_answer_is_no() -> None:
 
 
 @pytest.mark.parametrize("kept", ["", "no hash", "$2b$12$abcdefghijklmnopqrstuv"])
-def test_a_hash_that_is_none_matches_nothing(passwords: Passwords, kept: str) -> None:
+def test_a_malformed_hash_matches_no_password(passwords: Passwords, kept: str) -> None:
     assert passwords.matches(kept, PASSWORD) is False
 
 
@@ -156,7 +156,7 @@ def hasher() -> Iterator[SlowHasher]:
     hasher.go_on.set()
 
 
-def test_no_more_hashes_run_at_once_than_allowed(hasher: SlowHasher) -> None:
+def test_no_more_hashes_run_concurrently_than_allowed(hasher: SlowHasher) -> None:
     passwords = Passwords(hasher, concurrency=2, wait_seconds=20)
     hasher.go_on.clear()
 

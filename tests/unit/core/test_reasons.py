@@ -55,7 +55,7 @@ def connect_to_nothing() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_the_code_is_told_and_no_text(error: Exception, reason: str | None) -> None:
+def test_a_reason_is_a_code_without_text(error: Exception, reason: str | None) -> None:
     assert reason_of(error) == reason
     assert HIDDEN not in str(reason_of(wrapped(error)))
 

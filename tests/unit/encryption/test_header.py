@@ -28,37 +28,6 @@ lgs = st.integers(16, 22)
 keys_of_32 = st.binary(min_size=32, max_size=32)
 
 
-@pytest.mark.parametrize(
-    ("suite", "commitment", "encryption", "metadata"),
-    [
-        (
-            Suite.AES_256_EAX,
-            "e01b69341a57b5b3a2e52655a649c4aa044643ecf8a863803f48439164349012",
-            "7e1ae94f61a1423e8697f07fcfb472f9d978c334577b94a26be088897343e098",
-            "a28d4301525a5ccd1f6a30cad2f44035634a78c79152b32de3def247f76b45a4",
-        ),
-        (
-            Suite.AES_256_GCM,
-            "4789823881c77efb1c4cc1a68441741ac52e37e56cbe5243cdffe4149bb742bf",
-            None,
-            "6b1c4b343c82298e42807fd8a5985a3e07cf705a46fc60719cb3e209cbf648bd",
-        ),
-    ],
-    ids=["eax", "gcm"],
-)
-def test_derived_keys_are_the_known_answers(
-    suite: Suite, commitment: str, encryption: str | None, metadata: str
-) -> None:
-    header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
-
-    keys = open_keys(DEK, header)
-
-    assert header.commitment.hex() == keys.commitment.hex() == commitment
-    assert keys.metadata.hex() == metadata
-    # The document pins no K_enc for suite 0x02; the objects' digests in test_segments do.
-    assert encryption is None or keys.encryption.hex() == encryption
-
-
 @settings(deadline=None)
 @given(dek=keys_of_32, salt=keys_of_32, suite=suites, lg=lgs, object_id=st.uuids())
 def test_oracle_derives_the_same_keys(dek: bytes, salt: bytes, suite: Suite, lg: int, object_id: UUID) -> None:

@@ -38,7 +38,7 @@ class TestSeveralKeys:
         assert all(provider.knows(local_ref(raw)) for raw in RAW_KEYS)
         assert not provider.knows(local_ref(bytes(32)))
 
-    def test_each_unwraps_what_it_wrapped(self) -> None:
+    def test_each_key_unwraps_the_keys_that_it_wrapped(self) -> None:
         provider = LocalKeyProvider([ONE, TWO, THREE])
 
         for text in (ONE, TWO, THREE):
@@ -134,7 +134,7 @@ class TestMasterKeys:
         with pytest.raises(ValueError, match="at least one key"):
             LocalKeyProvider([])
 
-    def test_a_generated_one_is_accepted_and_fresh(self) -> None:
+    def test_a_generated_key_is_accepted_and_fresh(self) -> None:
         keys = [generate_master_key() for _ in range(3)]
 
         provider = LocalKeyProvider(keys)

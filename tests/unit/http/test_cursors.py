@@ -59,7 +59,7 @@ def test_every_changed_character_is_noticed(cursors: Cursors) -> None:
 @pytest.mark.parametrize(
     "text", ["", ".", "x", "a.b", "é.é", "\0", "\ud800", "." * 1000, "A" * 10_000], ids=lambda text: ascii(text)[:12]
 )
-def test_what_is_no_cursor_is_refused(cursors: Cursors, text: str) -> None:
+def test_a_malformed_cursor_is_refused(cursors: Cursors, text: str) -> None:
     with pytest.raises(InvalidCursor):
         cursors.load(text, scope=SCOPE, key_type=datetime)
 

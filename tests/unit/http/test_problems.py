@@ -93,7 +93,7 @@ def test_every_status_is_of_an_error_that_exists() -> None:
     assert set(STATUS) == {error.code for error in TOLD_TO_CLIENTS} - {"internal_error"}
 
 
-def test_every_error_that_clients_are_told_to_repeat_is_one_that_passes() -> None:
+def test_only_errors_that_pass_have_a_retry_after() -> None:
     assert {STATUS[code] for code in errors._RETRY_AFTER} <= {429, 502, 503}
 
 

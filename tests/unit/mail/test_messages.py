@@ -72,19 +72,19 @@ def test_every_mail_is_a_text_and_a_page_for_one_reader(renderer: MessageRendere
     assert len({mail.subject for mail in made}) == len(made)
 
 
-def test_subjects_are_one_line_of_ascii_that_a_list_has_room_for(renderer: MessageRenderer) -> None:
+def test_subjects_are_one_short_line_of_ascii(renderer: MessageRenderer) -> None:
     for mail in every_mail(renderer):
         assert re.fullmatch(r"[A-Z][A-Za-z ]{10,58}", mail.subject), mail.subject
 
 
-def test_the_page_says_what_the_text_says(renderer: MessageRenderer) -> None:
+def test_the_page_has_the_words_of_the_text(renderer: MessageRenderer) -> None:
     for mail in every_mail(renderer):
         name, *paragraphs = _Paragraphs(mail.html).found
         assert name == "Secure Vault"
         assert paragraphs == [" ".join(paragraph.split()) for paragraph in mail.text.split("\n\n")], mail.subject
 
 
-def test_pages_need_no_picture_no_script_and_nobody_elses_server(renderer: MessageRenderer) -> None:
+def test_pages_need_no_picture_no_script_and_no_other_server(renderer: MessageRenderer) -> None:
     for mail in every_mail(renderer):
         assert not re.search(r"<(img|script|link|style|iframe|object|form)\b|url\(|@import|\bon\w+=", mail.html)
         assert set(re.findall(r"https?://[^/\s\"<?]+", mail.html)) == {PUBLIC_URL}
@@ -177,7 +177,7 @@ def test_a_mail_that_needs_no_token_needs_none(renderer: MessageRenderer) -> Non
     assert "token" not in mail.text + mail.html
 
 
-def test_an_unknown_kind_is_a_mistake(renderer: MessageRenderer) -> None:
+def test_an_unknown_kind_is_refused(renderer: MessageRenderer) -> None:
     with pytest.raises(TemplateNotFound):
         renderer.render(MailKind("newsletter"), RECIPIENT)
 

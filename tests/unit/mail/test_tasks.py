@@ -17,7 +17,7 @@ def test_delivering_by_id_sends_the_mail(vault: Vault) -> None:
     assert [mail.recipient for mail in vault.mailer.sent] == ["anna@example.org"]
 
 
-def test_the_periodic_pass_announces_what_is_due(vault: Vault) -> None:
+def test_the_periodic_pass_announces_due_mails(vault: Vault) -> None:
     vault.register("anna@example.org")
     lost = vault.queue.copy()
     vault.queue.clear()
@@ -27,7 +27,7 @@ def test_the_periodic_pass_announces_what_is_due(vault: Vault) -> None:
     assert vault.queue == lost
 
 
-def test_a_mail_for_nobody_is_announced_like_any_other_and_its_task_does_nothing(vault: Vault) -> None:
+def test_a_no_op_is_announced_like_a_mail_and_its_task_does_nothing(vault: Vault) -> None:
     body = {"email": "nobody@example.org"}
     assert vault.client.post("/api/v1/auth/forgot-password", json=body).status_code == 202
     ((task, job_id),) = vault.queue
@@ -38,7 +38,7 @@ def test_a_mail_for_nobody_is_announced_like_any_other_and_its_task_does_nothing
     assert vault.mailer.sent == []
 
 
-def test_an_argument_that_is_no_id_is_an_error(vault: Vault) -> None:
+def test_an_argument_of_another_form_than_an_id_is_an_error(vault: Vault) -> None:
     with pytest.raises(ValueError, match="badly formed"):
         vault.container.celery.tasks[TASK_DELIVER_MAIL].apply([mails.VERIFY_EMAIL.name], throw=True)
 

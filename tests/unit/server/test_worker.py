@@ -163,7 +163,7 @@ def test_whether_a_client_waits_to_be_told_is_in_its_head(
     assert waiting.expects_continue == is_told
 
 
-def test_what_was_received_is_parsed_and_what_is_behind_it_begins_the_next_request(
+def test_a_received_request_is_parsed_and_the_bytes_after_it_begin_the_next(
     connection: Callable[[bytes], Connection],
 ) -> None:
     complete = connection(POST + b"\r\n1234567890" + GET)
@@ -230,7 +230,7 @@ def test_a_connection_that_makes_room_in_the_turn_in_which_it_sends_is_forgotten
     ],
     ids=["listed", "another"],
 )
-def test_what_the_worker_refuses_itself_is_read_by_listed_origins_and_no_other(
+def test_a_refusal_of_the_worker_is_read_by_listed_origins_only(
     tmp_path: Path, worker: Worker, origin: str, allowed: bytes | None, policy: bytes
 ) -> None:
     settings = make_settings(tmp_path, CORS_ORIGINS="https://app.example.org")

@@ -150,7 +150,7 @@ class TestWriting:
             pytest.param(12 * PART + 5, id="more-parts-than-may-be-in-flight"),
         ],
     )
-    def test_committed_object_is_what_was_written(self, place: Place, size: int) -> None:
+    def test_a_committed_object_has_the_written_bytes(self, place: Place, size: int) -> None:
         key = new_key()
         content = (OBJECT * 5)[:size]
 
@@ -372,7 +372,7 @@ def test_list_has_every_finished_object_under_the_prefix(store: ObjectStore) -> 
 
 
 # rclone ignores If-None-Match: there only the look before it keeps the first, and two at the same time may not.
-def test_put_if_absent_stores_the_whole_content_and_keeps_what_exists(store: ObjectStore) -> None:
+def test_put_if_absent_stores_the_whole_content_and_keeps_an_object(store: ObjectStore) -> None:
     store.put_if_absent(INSTALLATION_KEY, b"of a deleted store")
     store.delete(INSTALLATION_KEY)
     store.put_if_absent(INSTALLATION_KEY, b"the first")
@@ -382,7 +382,7 @@ def test_put_if_absent_stores_the_whole_content_and_keeps_what_exists(store: Obj
     assert store.unfinished() == 0
 
 
-def test_put_replaces_what_is_there(store: ObjectStore) -> None:
+def test_put_replaces_an_object(store: ObjectStore) -> None:
     store.put(EPOCH_KEY, b"the first, which is longer")
 
     store.put(EPOCH_KEY, b"the second")

@@ -357,7 +357,7 @@ def test_a_forms_file_is_read_to_its_end(chunked: bool, size: int) -> None:
 @pytest.mark.parametrize(
     ("end", "beyond"), [("", 2), ("\r\n", 0), ("\r\nepilogue", -8)], ids=["no-line-end", "line-end", "epilogue"]
 )
-def test_what_follows_the_last_boundary_is_all_that_a_forms_length_leaves_open(end: str, beyond: int) -> None:
+def test_only_the_bytes_after_the_last_boundary_are_left_open_by_a_forms_length(end: str, beyond: int) -> None:
     content = b"content\r\n\r\n" * 10
 
     upload = open_form(form(content, end=f"\r\n--{BOUNDARY}--{end}".encode()))
@@ -367,7 +367,7 @@ def test_what_follows_the_last_boundary_is_all_that_a_forms_length_leaves_open(e
     assert len(read_all(upload)) <= most
 
 
-def test_little_of_a_form_is_read_before_it_is_known_what_it_holds() -> None:
+def test_little_of_a_form_is_read_before_its_file_is_known() -> None:
     class Watched(Chunks):
         taken = 0
 
