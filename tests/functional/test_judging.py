@@ -37,7 +37,7 @@ def test_a_password_that_takes_long_to_judge_keeps_one_thread_and_the_next_are_t
     judge = SlowJudge()
     vault = make_vault(judge=judge)
     for service in (vault.container.auth.registration, vault.container.auth.recovery, vault.container.auth.profiles):
-        service._passwords._wait_seconds = 0.05
+        service.passwords._wait_seconds = 0.05
 
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(register, vault, 0)

@@ -211,8 +211,8 @@ def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None
     vault = make_vault()
     vault.member()
     token = vault.reset_token()
-    slots = vault.container.auth.recovery._passwords._slots
-    vault.container.auth.recovery._passwords._wait_seconds = 0.01
+    slots = vault.container.auth.recovery.passwords._slots
+    vault.container.auth.recovery.passwords._wait_seconds = 0.01
     while slots.acquire(blocking=False):
         pass
 

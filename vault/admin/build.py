@@ -20,21 +20,19 @@ def build(core: Core, auth: Auth, outbox: Outbox, audit: AuditService, *, defaul
     """Build what administrators do with accounts."""
     return Admin(
         administration=Administration(
-            core.sessions,
+            core,
             user_sessions=auth.user_sessions,
             eraser=auth.eraser,
             hooks=auth.hooks,
             outbox=outbox,
             audit=audit,
-            clock=core.clock,
             default_quota_bytes=default_quota_bytes,
         ),
         invitations=Invitations(
-            core.sessions,
+            core,
             user_sessions=auth.user_sessions,
             hooks=auth.hooks,
             outbox=outbox,
             audit=audit,
-            clock=core.clock,
         ),
     )

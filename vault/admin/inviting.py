@@ -1,12 +1,10 @@
 """Invitations of administrators, from the command line, by a mailed link."""
 
 import uuid
-from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -17,28 +15,19 @@ from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.addresses import Address
 from vault.core.errors import Busy, UserDisabled
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
 
 
+@dataclass(frozen=True, slots=True)
 class Invitations:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        user_sessions: UserSessions,
-        hooks: Hooks,
-        outbox: Outbox,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._sessions = sessions
-        self._user_sessions = user_sessions
-        self._hooks = hooks
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = clock
+    core: Core
+    user_sessions: UserSessions
+    hooks: Hooks
+    outbox: Outbox
+    audit: AuditService
 
     def invite(self, principal: Principal, address: Address) -> None:
         """Mail a link that sets a password, confirms the address, and makes its account an administrator's.
@@ -51,14 +40,14 @@ class Invitations:
         except IntegrityError:
             # A client has just registered the address.
             owed = self._invite(address, principal)
-        self._outbox.announce(owed)
+        self.outbox.announce(owed)
 
     def _invite(self, address: Address, principal: Principal) -> Owed:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             user = session.scalar(sa.select(User).where(User.email_key == address.key).with_for_update())
             if user is not None and user.disabled_at is not None:
                 raise UserDisabled
-            if not self._outbox.has_room(session, mails.ADMIN_INVITATION, address.key, principal.ip):
+            if not self.outbox.has_room(session, mails.ADMIN_INVITATION, address.key, principal.ip):
                 raise Busy("Several invitations were mailed to this address within the hour. Wait before the next one.")
             is_new = user is None
             if user is None:
@@ -67,13 +56,13 @@ class Invitations:
             user.password_hash, user.password_version = None, user.password_version + 1
             if user.email_verified_at is None:
                 # Restarts the time after which it is swept.
-                user.created_at = self._clock()
+                user.created_at = self.core.clock()
             session.flush()
             if is_new:
-                call(self._hooks.on_registered, session, user.id)
-            ended = self._user_sessions.end_all(session, user.id)
+                call(self.hooks.on_registered, session, user.id)
+            ended = self.user_sessions.end_all(session, user.id)
             kill_links(session, user.id)
-            self._audit.record(
+            self.audit.record(
                 session, principal, Action.ADMIN_INVITED, target=("user", user.id), new_account=is_new, sessions=ended
             )
-            return self._outbox.add(session, principal, mails.ADMIN_INVITATION, user)
+            return self.outbox.add(session, principal, mails.ADMIN_INVITATION, user)

@@ -4,11 +4,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.admin.listing import WITH_STORAGE, UserFilter, UserInfo
 from vault.audit.models import Action, Outcome
@@ -23,6 +22,7 @@ from vault.auth.sessions import UserSessions
 from vault.core.addresses import Address
 from vault.core.errors import InputRefused, LastAdmin, NotFound, UserDisabled
 from vault.core.paging import Key, Page, page
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.outbox import Outbox
 from vault.objects.models import StorageAccount
@@ -47,31 +47,19 @@ class UserChanges:
     quota: Quota | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Administration:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        user_sessions: UserSessions,
-        eraser: Eraser,
-        hooks: Hooks,
-        outbox: Outbox,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-        default_quota_bytes: int,
-    ) -> None:
-        self._sessions = sessions
-        self._user_sessions = user_sessions
-        self._eraser = eraser
-        self._hooks = hooks
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = clock
-        self._default_quota_bytes = default_quota_bytes
+    core: Core
+    user_sessions: UserSessions
+    eraser: Eraser
+    hooks: Hooks
+    outbox: Outbox
+    audit: AuditService
+    default_quota_bytes: int
 
     def list(self, which: UserFilter, *, limit: int, after: Key | None = None) -> Page[UserInfo]:
         """Return up to `limit` accounts after `after`, newest first. Raises InputRefused."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             rows = session.execute(which.query(after).limit(limit + 1)).all()
         return page(rows, limit, lambda row: (row[0].created_at, row[0].id), lambda row: self._info(*row))
 
@@ -91,7 +79,7 @@ class Administration:
         """
         action = Action.ADMIN_ROLE_CHANGED if changes.role == Role.USER else Action.ADMIN_USER_DISABLED
         may_take_an_admin = changes.role == Role.USER or changes.disabled is True
-        with self._refusal_audited(user_id, action, principal), self._sessions.begin() as session:
+        with self._refusal_audited(user_id, action, principal), self.core.sessions.begin() as session:
             admins = lock_active_admins(session, user_id) if may_take_an_admin else frozenset[uuid.UUID]()
             user = _locked(session, user_id)
             if may_take_an_admin:
@@ -105,25 +93,28 @@ class Administration:
     def delete(self, principal: Principal, user_id: uuid.UUID) -> None:
         """Delete an account: its files are unreadable after the commit; objects follow. Raises NotFound, LastAdmin."""
         while (follow_up := self._delete(user_id, principal)) is None:
-            self._eraser.let_others_write()
+            self.eraser.let_others_write()
         follow_up()
 
     def _delete(self, user_id: uuid.UUID, principal: Principal) -> Callable[[], None] | None:
-        with self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, principal), self._sessions.begin() as session:
+        with (
+            self._refusal_audited(user_id, Action.ADMIN_USER_DELETED, principal),
+            self.core.sessions.begin() as session,
+        ):
             admins = lock_active_admins(session, user_id)
             user = _locked(session, user_id)
             refuse_last_admin(admins, user)
-            return self._eraser.erase(session, user, Action.ADMIN_USER_DELETED, principal)
+            return self.eraser.erase(session, user, Action.ADMIN_USER_DELETED, principal)
 
     def send_password_reset(self, principal: Principal, user_id: uuid.UUID) -> None:
         """Mail a link that sets a new password, within the hourly limit. Raises NotFound, UserDisabled."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             user = _locked(session, user_id)
             if user.disabled_at is not None:
                 raise UserDisabled
-            has_room = self._outbox.has_room(session, mails.RESET_PASSWORD, user.email_key, principal.ip)
-            owed = self._outbox.add(session, principal, mails.RESET_PASSWORD, user)
-            self._audit.record(
+            has_room = self.outbox.has_room(session, mails.RESET_PASSWORD, user.email_key, principal.ip)
+            owed = self.outbox.add(session, principal, mails.RESET_PASSWORD, user)
+            self.audit.record(
                 session,
                 principal,
                 Action.ADMIN_RESET_SENT,
@@ -131,7 +122,7 @@ class Administration:
                 outcome=Outcome.OK if has_room else Outcome.FAILED,
                 reason=None if has_room else "too_often",
             )
-        self._outbox.announce(owed)
+        self.outbox.announce(owed)
 
     def _change_role(self, session: Session, user: User, role: Role | None, principal: Principal) -> None:
         if role is None or role == user.role:
@@ -142,7 +133,7 @@ class Administration:
         if role == Role.USER:
             # An open invitation would restore the role.
             kill_links(session, user.id, purposes=[TokenPurpose.ADMIN_INVITATION])
-        self._audit.record(
+        self.audit.record(
             session, principal, Action.ADMIN_ROLE_CHANGED, target=("user", user.id), old=str(old), new=str(role)
         )
 
@@ -153,7 +144,7 @@ class Administration:
             return
         old, storage.quota_bytes = storage.quota_bytes, quota.bytes
         target = ("user", storage.owner_id)
-        self._audit.record(session, principal, Action.ADMIN_QUOTA_CHANGED, target=target, old=old, new=quota.bytes)
+        self.audit.record(session, principal, Action.ADMIN_QUOTA_CHANGED, target=target, old=old, new=quota.bytes)
 
     def _change_disabled(self, session: Session, user: User, disabled: bool | None, principal: Principal) -> None:
         if disabled is None or disabled == (user.disabled_at is not None):
@@ -161,17 +152,17 @@ class Administration:
         target = ("user", user.id)
         if not disabled:
             user.disabled_at = None
-            call(self._hooks.on_enabled, session, user.id)
-            self._audit.record(session, principal, Action.ADMIN_USER_ENABLED, target=target)
+            call(self.hooks.on_enabled, session, user.id)
+            self.audit.record(session, principal, Action.ADMIN_USER_ENABLED, target=target)
             return
-        user.disabled_at = self._clock()
-        ended = self._user_sessions.end_all(session, user.id)
+        user.disabled_at = self.core.clock()
+        ended = self.user_sessions.end_all(session, user.id)
         kill_links(session, user.id)
-        call(self._hooks.on_disabled, session, user.id)
-        self._audit.record(session, principal, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
+        call(self.hooks.on_disabled, session, user.id)
+        self.audit.record(session, principal, Action.ADMIN_USER_DISABLED, target=target, sessions=ended)
 
     def _find(self, which: sa.ColumnElement[bool]) -> UserInfo:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             found = session.execute(WITH_STORAGE.where(which)).one_or_none()
             if found is None:
                 raise NotFound
@@ -182,9 +173,9 @@ class Administration:
         try:
             yield
         except LastAdmin as exc:
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 target = ("user", user_id)
-                self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
+                self.audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=exc.code)
             raise
 
     def _info(self, user: User, storage: StorageAccount) -> UserInfo:
@@ -198,7 +189,7 @@ class Administration:
             created_at=user.created_at,
             last_login_at=user.last_login_at,
             used_bytes=storage.used_bytes,
-            quota_bytes=self._default_quota_bytes if storage.quota_bytes is None else storage.quota_bytes,
+            quota_bytes=self.default_quota_bytes if storage.quota_bytes is None else storage.quota_bytes,
             quota_is_default=storage.quota_bytes is None,
         )
 

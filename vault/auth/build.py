@@ -1,6 +1,7 @@
 """Wiring of accounts."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from argon2 import PasswordHasher
 
@@ -62,15 +63,14 @@ def build(
         guess_limiter=limiter,
         user_sessions=signed_in,
         eraser=eraser,
-        registration=Registration(sessions, passwords=passwords, hooks=hooks, outbox=outbox, audit=audit, clock=clock),
+        registration=Registration(core, passwords=passwords, hooks=hooks, outbox=outbox, audit=audit),
         sign_in=SignIn(
-            sessions,
+            core,
             passwords=passwords,
             guess_limiter=limiter,
             user_sessions=signed_in,
             outbox=outbox,
             audit=audit,
-            clock=clock,
         ),
         confirmations=Confirmations(
             core=core,
@@ -82,11 +82,9 @@ def build(
             outbox=outbox,
             audit=audit,
         ),
-        recovery=Recovery(
-            sessions, passwords=passwords, password_by_link=by_link, outbox=outbox, audit=audit, clock=clock
-        ),
+        recovery=Recovery(core, passwords=passwords, password_by_link=by_link, outbox=outbox, audit=audit),
         profiles=Profiles(
-            sessions,
+            core,
             passwords=passwords,
             guess_limiter=limiter,
             user_sessions=signed_in,
@@ -105,12 +103,11 @@ def _user_sessions(
     core: Core, settings: groups.Accounts, key: bytes, outbox: Outbox, audit: AuditService
 ) -> UserSessions:
     return UserSessions(
-        core.sessions,
+        core,
         tokens=SessionTokens(key, core.clock),
         outbox=outbox,
         audit=audit,
-        clock=core.clock,
-        grace_seconds=settings.refresh_grace_seconds,
+        grace=timedelta(seconds=settings.refresh_grace_seconds),
     )
 
 

@@ -37,42 +37,34 @@ class FileShredding:
     remove_objects_later: Callable[[uuid.UUID], None]
 
 
+@dataclass(frozen=True, slots=True)
 class Eraser:
     batch = _BATCH
 
-    def __init__(
-        self,
-        *,
-        guess_limiter: GuessLimiter,
-        files: FileShredding,
-        hooks: Hooks,
-        outbox: Outbox,
-        audit: AuditService,
-    ) -> None:
-        self._guess_limiter = guess_limiter
-        self._files = files
-        self._hooks = hooks
-        self._outbox = outbox
-        self._audit = audit
+    guess_limiter: GuessLimiter
+    files: FileShredding
+    hooks: Hooks
+    outbox: Outbox
+    audit: AuditService
 
     def erase(self, session: Session, user: User, action: Action, principal: Principal) -> Callable[[], None] | None:
         """Delete a locked account in the caller's transaction, with its sessions. Returns a function to call after the
         commit, or None if files are left: the caller then commits, calls `let_others_write`, and tries again."""
-        some = self._files.some(session, user.id, self.batch) if _has_one_writer(session) else 0
+        some = self.files.some(session, user.id, self.batch) if _has_one_writer(session) else 0
         if some == self.batch:
-            self._audit.record(session, principal, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
+            self.audit.record(session, principal, Action.USER_FILES_DELETED, target=("user", user.id), files=some)
             return None
-        user_id, files = user.id, some + self._files.all(session, user.id)
+        user_id, files = user.id, some + self.files.all(session, user.id)
         kill_links(session, user_id)
-        self._guess_limiter.forget(session, user.email_key)
-        owed = self._outbox.add(session, principal, mails.ACCOUNT_DELETED, user)
-        self._audit.record(session, principal, action, target=("user", user_id), files=files)
-        call(self._hooks.on_erased, session, user_id)
+        self.guess_limiter.forget(session, user.email_key)
+        owed = self.outbox.add(session, principal, mails.ACCOUNT_DELETED, user)
+        self.audit.record(session, principal, action, target=("user", user_id), files=files)
+        call(self.hooks.on_erased, session, user_id)
         session.delete(user)
 
         def follow_up() -> None:
-            self._outbox.announce(owed)
-            self._files.remove_objects_later(user_id)
+            self.outbox.announce(owed)
+            self.files.remove_objects_later(user_id)
 
         return follow_up
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
@@ -21,6 +21,7 @@ from vault.auth.pending import kill_links
 from vault.auth.sessions import UserSessions
 from vault.core.addresses import parse_address
 from vault.core.errors import Busy, InputRefused, LastAdmin, NotFound, Unauthorized, WrongPassword
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.outbox import Outbox
 
@@ -37,53 +38,43 @@ class Profile:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
 class Profiles:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        passwords: Passwords,
-        guess_limiter: GuessLimiter,
-        user_sessions: UserSessions,
-        eraser: Eraser,
-        outbox: Outbox,
-        audit: AuditService,
-    ) -> None:
-        self._sessions = sessions
-        self._passwords = passwords
-        self._guess_limiter = guess_limiter
-        self._user_sessions = user_sessions
-        self._eraser = eraser
-        self._outbox = outbox
-        self._audit = audit
+    core: Core
+    passwords: Passwords
+    guess_limiter: GuessLimiter
+    user_sessions: UserSessions
+    eraser: Eraser
+    outbox: Outbox
+    audit: AuditService
 
     def get(self, principal: Principal) -> Profile:
         """Return the principal's profile. Raises NotFound."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             return _profile(_existing(session, principal.account_id))
 
     def rename(self, principal: Principal, full_name: str) -> Profile:
         """Change the name, which needs no password."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             user = _existing(session, principal.account_id)
             user.full_name = full_name
-            self._audit.record(session, principal, Action.PROFILE_CHANGED, target=("user", user.id))
+            self.audit.record(session, principal, Action.PROFILE_CHANGED, target=("user", user.id))
             return _profile(user)
 
     def change_password(self, principal: Principal, current_password: str, new_password: str) -> None:
         """Change the password; other sessions and all links end. Raises InputRefused, WrongPassword, Busy."""
         user = self._user(principal)
-        self._passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
+        self.passwords.require_strength(new_password, own_words(user.email, user.full_name), field="new_password")
         self._require_password(user, current_password, Action.PASSWORD_CHANGED, principal)
-        password_hash = self._passwords.hash(new_password)
+        password_hash = self.passwords.hash(new_password)
         with self._transaction(user, Action.PASSWORD_CHANGED, principal) as session:
             user = self._locked(session, principal, user.password_version)
             user.password_hash, user.password_version = password_hash, user.password_version + 1
-            ended = self._user_sessions.end_all(session, user.id, but=principal.session_id)
+            ended = self.user_sessions.end_all(session, user.id, but=principal.session_id)
             kill_links(session, user.id)
-            self._audit.record(session, principal, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
-            owed = self._outbox.add(session, principal, mails.PASSWORD_CHANGED, user)
-        self._outbox.announce(owed)
+            self.audit.record(session, principal, Action.PASSWORD_CHANGED, target=("user", user.id), sessions=ended)
+            owed = self.outbox.add(session, principal, mails.PASSWORD_CHANGED, user)
+        self.outbox.announce(owed)
 
     def change_email(self, principal: Principal, new_email: str, password: str) -> None:
         """Mail a confirming link to the new address, and a notice to the old one. For a taken address its owner gets a
@@ -100,18 +91,18 @@ class Profiles:
             )
             kind, recipient = (mails.ALREADY_REGISTERED, holder) if holder else (mails.CHANGE_EMAIL, user)
             to = None if holder else address
-            asked = self._outbox.add(session, principal, kind, recipient, to=to, asked_by=principal.session_id)
-            told = self._outbox.add(session, principal, mails.EMAIL_CHANGE_REQUESTED, user)
-            self._audit.record(session, principal, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
+            asked = self.outbox.add(session, principal, kind, recipient, to=to, asked_by=principal.session_id)
+            told = self.outbox.add(session, principal, mails.EMAIL_CHANGE_REQUESTED, user)
+            self.audit.record(session, principal, Action.EMAIL_CHANGE_REQUESTED, target=("user", user.id))
         for owed in (asked, told):
-            self._outbox.announce(owed)
+            self.outbox.announce(owed)
 
     def delete(self, principal: Principal, password: str) -> None:
         """Delete the account: its files are unreadable after the commit. Raises WrongPassword, LastAdmin, Busy."""
         user = self._user(principal)
         self._require_password(user, password, Action.USER_DELETED, principal)
         while (follow_up := self._delete(principal, user)) is None:
-            self._eraser.let_others_write()
+            self.eraser.let_others_write()
         follow_up()
 
     def _delete(self, principal: Principal, user: User) -> Callable[[], None] | None:
@@ -123,20 +114,20 @@ class Profiles:
             elif user.role == Role.ADMIN:
                 # The account became an administrator's during the request, too late for the locking order.
                 raise Busy
-            return self._eraser.erase(session, user, Action.USER_DELETED, principal)
+            return self.eraser.erase(session, user, Action.USER_DELETED, principal)
 
     def _user(self, principal: Principal) -> User:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             user = session.get(User, principal.account_id)
         if user is None:
             raise Unauthorized
         return user
 
     def _require_password(self, user: User, password: str, action: Action, principal: Principal) -> None:
-        checked = self._guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
+        checked = self.guess_limiter.check(user.email_key, user.password_hash, password, principal.ip)
         if checked.verdict is Verdict.RIGHT:
             return
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             self._refused(session, user, action, principal, checked.verdict.value)
             for begun in checked.lockouts:
                 delay = begun.delay_seconds
@@ -146,12 +137,12 @@ class Profiles:
     @contextmanager
     def _transaction(self, user: User, action: Action, principal: Principal) -> Iterator[Session]:
         try:
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 yield session
         except (WrongPassword, LastAdmin) as exc:
             # The password was right when it was checked.
             reason = "last_admin" if isinstance(exc, LastAdmin) else "changed"
-            with self._sessions.begin() as session:
+            with self.core.sessions.begin() as session:
                 self._refused(session, user, action, principal, reason)
             raise
 
@@ -159,7 +150,7 @@ class Profiles:
         self, session: Session, user: User, action: Action, principal: Principal, reason: str, **details: object
     ) -> None:
         target = ("user", user.id)
-        self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
+        self.audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason, **details)
 
     def _locked(self, session: Session, principal: Principal, checked_version: int) -> User:
         user = session.scalar(sa.select(User).where(User.id == principal.account_id).with_for_update())

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import jwt
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from vault.audit.models import Action, Outcome
 from vault.audit.service import AuditService
@@ -21,6 +21,7 @@ from vault.core.clock import CLOCK_LEEWAY
 from vault.core.db import count_changed, one_read, run
 from vault.core.errors import NotFound, TokenReused, Unauthorized
 from vault.core.paging import Key, Page, in_order, page
+from vault.core.parts import Core
 from vault.core.principal import ADMINS_ONLY, Entrance, Permission, Principal
 from vault.mail.models import Owed
 from vault.mail.outbox import Outbox
@@ -166,29 +167,19 @@ class SessionTokens:
         return jwt.encode(claims, self._key, algorithm=ALGORITHM)
 
 
+@dataclass(frozen=True, slots=True)
 class UserSessions:
-    """Sessions. Within `grace_seconds` a client that lost a refresh's answer may get it again."""
+    """Sessions. Within `grace` a client that lost a refresh's answer may get it again."""
 
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        tokens: SessionTokens,
-        outbox: Outbox,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-        grace_seconds: int,
-    ) -> None:
-        self._sessions = sessions
-        self._tokens = tokens
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = clock
-        self._grace = timedelta(seconds=grace_seconds)
+    core: Core
+    tokens: SessionTokens
+    outbox: Outbox
+    audit: AuditService
+    grace: timedelta
 
     def begin(self, session: Session, user: User, principal: Principal) -> SignedIn:
         """Start a session in the caller's transaction."""
-        session_id, now = uuid.uuid4(), self._clock()
+        session_id, now = uuid.uuid4(), self.core.clock()
         columns = {
             "id": session_id,
             "user_id": user.id,
@@ -206,7 +197,7 @@ class UserSessions:
 
     def identify(self, principal: Principal, user_id: uuid.UUID, session_id: uuid.UUID) -> Principal | None:
         """Return the principal of an access token by one indexed query; None once its session or account has ended."""
-        with one_read(self._sessions) as session:
+        with one_read(self.core.sessions) as session:
             row = run(session, _IDENTIFY, user_id=user_id, session_id=session_id, **self._bounds()).one_or_none()
         if row is None:
             return None
@@ -227,7 +218,7 @@ class UserSessions:
         which gets the same tokens again. Raises Unauthorized.
         """
         claims = self._claims(refresh_token, principal)
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             row = self._locked(session, claims)
             if row is None:
                 owed = None
@@ -242,7 +233,7 @@ class UserSessions:
                 owed = self._end_stolen(session, found, user, principal)
         if owed is None:
             raise Unauthorized
-        self._outbox.announce(owed)
+        self.outbox.announce(owed)
         raise TokenReused
 
     def list(self, principal: Principal, *, limit: int, after: Key | None = None) -> Page[SessionInfo]:
@@ -250,16 +241,16 @@ class UserSessions:
         query = sa.select(UserSession).join(User, User.id == UserSession.user_id)
         query = query.where(UserSession.user_id == principal.account_id, *self._alive())
         query = in_order(query, (UserSession.created_at, UserSession.id), after).limit(limit + 1)
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             rows = session.scalars(query).all()
         return page(rows, limit, attrgetter("created_at", "id"), partial(_info, current_id=principal.session_id))
 
     def end(self, principal: Principal, session_id: uuid.UUID) -> None:
         """End one of the principal's sessions. Raises NotFound."""
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             if not self._revoke(session, UserSession.user_id == principal.account_id, UserSession.id == session_id):
                 raise NotFound
-            self._audit.record(session, principal, Action.SESSION_REVOKED, target=("session", session_id))
+            self.audit.record(session, principal, Action.SESSION_REVOKED, target=("session", session_id))
 
     def logout(self, principal: Principal, scope: str) -> None:
         """End this session (`local`), the others (`others`), or all (`global`)."""
@@ -268,9 +259,9 @@ class UserSessions:
             "others": UserSession.id != principal.session_id,
             "global": sa.true(),
         }[scope]
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             ended = self._revoke(session, UserSession.user_id == principal.account_id, which)
-            self._audit.record(
+            self.audit.record(
                 session, principal, Action.LOGOUT, target=("user", principal.account_id), scope=scope, sessions=ended
             )
 
@@ -280,16 +271,16 @@ class UserSessions:
 
     def _claims(self, refresh_token: str, principal: Principal) -> RefreshClaims:
         try:
-            return self._tokens.read_refresh(refresh_token)
+            return self.tokens.read_refresh(refresh_token)
         except Unauthorized:
-            with self._sessions.begin() as session:
-                self._audit.tally(session, principal, Action.REFRESH_REFUSED, reason="token")
+            with self.core.sessions.begin() as session:
+                self.audit.tally(session, principal, Action.REFRESH_REFUSED, reason="token")
             raise
 
     def _tally_ended(self, session: Session, claims: RefreshClaims, principal: Principal) -> None:
         user = session.get(User, claims.user_id)
         who = principal.known_as(user.id, user.email) if user else principal
-        self._audit.tally(session, who, Action.REFRESH_REFUSED, reason="ended")
+        self.audit.tally(session, who, Action.REFRESH_REFUSED, reason="ended")
 
     def _locked(self, session: Session, claims: RefreshClaims) -> tuple[UserSession, User] | None:
         """Lock the session's row, so that concurrent refreshes are serial; None if it ended."""
@@ -303,27 +294,27 @@ class UserSessions:
 
     def _rotate(self, found: UserSession, principal: Principal) -> None:
         found.refresh_generation += 1
-        found.refreshed_at = found.last_used_at = self._clock()
+        found.refreshed_at = found.last_used_at = self.core.clock()
         found.ip, found.user_agent = principal.ip, principal.user_agent
 
     def _may_have_lost_the_answer(self, claims: RefreshClaims, found: UserSession) -> bool:
         is_parent = claims.generation == found.refresh_generation - 1
-        return is_parent and self._clock() < found.refreshed_at + self._grace
+        return is_parent and self.core.clock() < found.refreshed_at + self.grace
 
     def _end_stolen(self, session: Session, found: UserSession, user: User, principal: Principal) -> Owed:
-        found.revoked_at = self._clock()
+        found.revoked_at = self.core.clock()
         who = principal.known_as(user.id, user.email, found.id)
-        self._audit.record(
+        self.audit.record(
             session, who, Action.REFRESH_REUSED, target=("session", found.id), outcome=Outcome.FAILED, reason="reused"
         )
-        return self._outbox.add(session, principal, mails.REFRESH_REUSED, user)
+        return self.outbox.add(session, principal, mails.REFRESH_REUSED, user)
 
     def _revoke(self, session: Session, *where: sa.ColumnElement[bool]) -> int:
         return count_changed(
             session,
             sa.update(UserSession)
             .where(UserSession.revoked_at.is_(None), UserSession.expires_at > self._bounds()["now"], *where)
-            .values(revoked_at=self._clock()),
+            .values(revoked_at=self.core.clock()),
         )
 
     def _alive(self) -> tuple[sa.ColumnElement[bool], ...]:
@@ -331,12 +322,12 @@ class UserSessions:
 
     def _bounds(self) -> dict[str, datetime]:
         # Another machine wrote the session's end and last refresh.
-        now = self._clock() - CLOCK_LEEWAY
+        now = self.core.clock() - CLOCK_LEEWAY
         # A session that is idle for a refresh token's lifetime cannot continue.
         return {"now": now, "idle_since": now - REFRESH_LIFETIME}
 
     def _pair(self, found: UserSession) -> TokenPair:
-        return self._tokens.pair(
+        return self.tokens.pair(
             found.user_id,
             found.id,
             generation=found.refresh_generation,

@@ -1,11 +1,10 @@
 """Sign-in with a password: every refusal has the same answer and work."""
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -17,6 +16,7 @@ from vault.auth.sessions import SignedIn, UserSessions
 from vault.core.addresses import Address, parse_address
 from vault.core.db import count_changed, read_row
 from vault.core.errors import InvalidCredentials, VaultError
+from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.mail.outbox import Outbox
 from vault.observe.metrics import LOGIN_FAILURES
@@ -34,46 +34,33 @@ _SIGN_IN: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
 class SignIn:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        passwords: Passwords,
-        guess_limiter: GuessLimiter,
-        user_sessions: UserSessions,
-        outbox: Outbox,
-        audit: AuditService,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._sessions = sessions
-        self._passwords = passwords
-        self._guess_limiter = guess_limiter
-        self._user_sessions = user_sessions
-        self._outbox = outbox
-        self._audit = audit
-        self._clock = clock
+    core: Core
+    passwords: Passwords
+    guess_limiter: GuessLimiter
+    user_sessions: UserSessions
+    outbox: Outbox
+    audit: AuditService
 
     def login(self, principal: Principal, email: str, password: str) -> SignedIn:
         """Start a session. Raises InvalidCredentials for every reason alike, after the same work, or Busy."""
         address = parse_address(email)
-        row = read_row(self._sessions, _FIND, key=address.key)
+        row = read_row(self.core.sessions, _FIND, key=address.key)
         user: User | None = row[0] if row else None
         password_hash = user.password_hash if user else None
         may_begin = user is not None and _why_not(user, Verdict.RIGHT) is None
-        checked = self._guess_limiter.check(
-            address.key, password_hash, password, principal.ip, begins_session=may_begin
-        )
+        checked = self.guess_limiter.check(address.key, password_hash, password, principal.ip, begins_session=may_begin)
         reason = _why_not(user, checked.verdict)
         if user is None or password_hash is None or reason is not None:
             self._refuse_login(address, user, reason or checked.verdict.value, principal, checked.lockouts)
             raise InvalidCredentials
         try:
-            is_outdated = self._passwords.is_outdated(password_hash)
-            new_hash = self._passwords.hash(password) if is_outdated else password_hash
+            is_outdated = self.passwords.is_outdated(password_hash)
+            new_hash = self.passwords.hash(password) if is_outdated else password_hash
             return self._start_session(user, new_hash, principal)
         except VaultError as exc:
-            self._guess_limiter.clear(address.key, principal.ip)
+            self.guess_limiter.clear(address.key, principal.ip)
             if isinstance(exc, InvalidCredentials):
                 self._refuse_login(address, user, "changed", principal)
             raise
@@ -85,24 +72,24 @@ class SignIn:
         LOGIN_FAILURES.labels(reason).inc()
         waiting = user if reason == "unverified" else None
         who = principal.known_as(user.id, user.email) if user else principal
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             to = None if waiting else address
-            owed = self._outbox.add(session, principal, mails.VERIFY_EMAIL, waiting, to=to)
-            self._audit.tally(session, who, Action.LOGIN, reason=reason)
+            owed = self.outbox.add(session, principal, mails.VERIFY_EMAIL, waiting, to=to)
+            self.audit.tally(session, who, Action.LOGIN, reason=reason)
             for begun in lockouts:
-                self._audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
-        self._outbox.announce(owed)
+                self.audit.tally(session, who, Action.LOCKOUT, reason=begun.scope, delay_seconds=begun.delay_seconds)
+        self.outbox.announce(owed)
 
     def _start_session(self, checked: User, new_hash: str, principal: Principal) -> SignedIn:
-        with self._sessions.begin() as session:
+        with self.core.sessions.begin() as session:
             # During hashing, the account may have changed its password or address, or ended.
             unchanged = {"which": checked.id, "address": checked.email, "version": checked.password_version}
-            changed = {"hash": new_hash, "at": self._clock()}
+            changed = {"hash": new_hash, "at": self.core.clock()}
             if not count_changed(session, _SIGN_IN, **unchanged, **changed):
                 raise InvalidCredentials
-            signed_in = self._user_sessions.begin(session, checked, principal)
-            self._audit.record(session, signed_in.principal, Action.LOGIN, target=("user", checked.id))
-            self._guess_limiter.signed_in(session, checked.email_key, principal.ip)
+            signed_in = self.user_sessions.begin(session, checked, principal)
+            self.audit.record(session, signed_in.principal, Action.LOGIN, target=("user", checked.id))
+            self.guess_limiter.signed_in(session, checked.email_key, principal.ip)
             return signed_in
 
 

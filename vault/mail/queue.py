@@ -35,23 +35,16 @@ class Backlog:
     oldest_due_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
 class MailQueue:
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        *,
-        announce: Callable[[Owed], None],
-        lane_of: Callable[[str], Lane],
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._sessions = sessions
-        self._announce = announce
-        self._lane_of = lane_of
-        self._clock = clock
+    sessions: sessionmaker[Session]
+    announce: Callable[[Owed], None]
+    lane_of: Callable[[str], Lane]
+    clock: Callable[[], datetime]
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs by state."""
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             rows = session.execute(sa.select(MailJob.state, sa.func.count()).group_by(MailJob.state))
             found = dict(rows.all())
         return {state.value: found.get(state, 0) for state in MailState}
@@ -59,7 +52,7 @@ class MailQueue:
     def backlog(self) -> Backlog:
         """Return the backlog for monitoring. A job with an expired claim is due since its last attempt."""
         query = sa.select(db_now(), sa.func.min(MailJob.next_attempt_at)).where(is_due())
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             now, oldest = session.execute(query).one()
         return Backlog(self.counts(), max((now - oldest).total_seconds(), 0.0) if oldest else 0.0)
 
@@ -67,19 +60,19 @@ class MailQueue:
         """Return the oldest jobs in these states."""
         columns = [getattr(MailJob, name) for name in QueuedMail.__dataclass_fields__]
         query = sa.select(*columns).where(MailJob.state.in_(states)).order_by(MailJob.created_at, MailJob.id)
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             return [QueuedMail(*row) for row in session.execute(query.limit(limit))]
 
     def failed(self) -> Sequence[uuid.UUID]:
         """Return failed jobs that can be retried: their recipients are kept for a week."""
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             return session.scalars(sa.select(MailJob.id).where(_can_be_retried()).order_by(MailJob.created_at)).all()
 
     def retry(self, job_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Owe failed mails again, immediately and with no attempts counted. Returns their ids; skips others."""
         retried: set[uuid.UUID] = set()
         for start in range(0, len(job_ids), _BATCH):
-            with self._sessions.begin() as session:
+            with self.sessions.begin() as session:
                 asked = MailJob.id.in_(job_ids[start : start + _BATCH])
                 # Skips locked rows: processes that end links or sweep lock rows in another order.
                 free = sa.select(MailJob.id, MailJob.kind).where(asked, _can_be_retried())
@@ -92,12 +85,12 @@ class MailQueue:
                         state=MailState.QUEUED,
                         failure=None,
                         attempts=0,
-                        created_at=self._clock(),
+                        created_at=self.clock(),
                         next_attempt_at=db_now(),
                     ),
                 )
             for job_id, kind in kinds.items():
-                self._announce(Owed(job_id, self._lane_of(kind)))
+                self.announce(Owed(job_id, self.lane_of(kind)))
             retried.update(kinds)
         return retried
 
