@@ -5,15 +5,17 @@ import re
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 from click.testing import Result
@@ -23,6 +25,7 @@ from flask_migrate import upgrade
 from sqlalchemy.engine import Engine
 from werkzeug.exceptions import HTTPException
 
+from testing.faults import FailingStore
 from testing.settings import make_settings
 from vault import create_app
 from vault.audit.models import AuditEvent
@@ -34,20 +37,22 @@ from vault.cli import audit, db, files, keys, mail, users
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
 from vault.core.principal import Principal
-from vault.encryption.keyring import KeyRing
+from vault.encryption.keyring import KeyRing, generate_master_key
 from vault.keys.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
 from vault.objects.models import File, FileState, StorageAccount
 from vault.observe.processes import BEAT, Process
 from vault.storage import OBJECTS, ObjectStore
-from vault.storage.memory import MemoryStore
 from vault.wiring import Container, wire
 
 AUTH = "/api/v1/auth"
+FILES = "/api/v1/files"
 EMAIL = "anna@example.org"
 PASSWORD = "four plain words stapled"
 NEW_PASSWORD = "seven violet kettles hum"
 WRONG_PASSWORD = "certainly not this one"
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
@@ -118,7 +123,7 @@ class Vault:
         self._others: list[Vault] = []
         self._secrets: set[str] = set()
         self.settings = make_settings(folder, DATABASE_URL=database_url, **settings)
-        self.store = store or MemoryStore()
+        self.store: Any = store or FailingStore()
         self.mailer = RecordingMailer()
         self.clock = Clock()
         self.queue: list[tuple[str, uuid.UUID]] = []
@@ -159,6 +164,14 @@ class Vault:
         self._others.append(again)
         return again
 
+    @property
+    def key_ref(self) -> str:
+        return self.container.keys.usage.primary()[1]
+
+    def with_new_key(self, **settings: str) -> "Vault":
+        """Return the same installation with a new key before those that it has."""
+        return self.rotated(MASTER_KEY=",".join([generate_master_key(), *self.settings.keys.master_keys]), **settings)
+
     def rewrap(self, **options: Any) -> RewrapReport:
         """Do what `flask keys rewrap` does."""
         rewrapper = self.container.keys.rewrapper
@@ -198,9 +211,7 @@ class Vault:
     def audit_trail(self, action: str) -> list[AuditEvent]:
         """Return events of one action, oldest first, including unfinished minutes."""
         self.container.audit.settling.settle(began_by=self.clock())
-        with self.container.core.sessions.begin() as session:
-            query = sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at)
-            return list(session.scalars(query))
+        return self.scalars(sa.select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.at))
 
     def refusals(self, action: str) -> Counter[str]:
         """Count refusals of anonymous clients by reason."""
@@ -216,6 +227,25 @@ class Vault:
             found[event.outcome] += event.details.get("count", 1)
         return found
 
+    def execute(self, statement: sa.Executable) -> Sequence[Any]:
+        """Run a statement in a transaction of its own; return its rows, which an update does not have."""
+        with self.container.core.sessions.begin() as session:
+            result = session.execute(statement)
+            return [] if isinstance(result, sa.CursorResult) and not result.returns_rows else result.all()
+
+    def scalars(self, statement: sa.Executable) -> list[Any]:
+        return [row[0] for row in self.execute(statement)]
+
+    def scalar(self, statement: sa.Executable) -> Any:
+        return next(iter(self.scalars(statement)), None)
+
+    def count(self, table: Any) -> int:
+        return int(self.scalar(sa.select(sa.func.count()).select_from(table)))
+
+    def add(self, *rows: Base) -> None:
+        with self.container.core.sessions.begin() as session:
+            session.add_all(rows)
+
     def counted(self) -> tuple[int, int]:
         """Return used_bytes and reserved_bytes of all accounts together."""
         with self.container.core.sessions.begin() as session:
@@ -223,8 +253,7 @@ class Vault:
         return int(row[0]), int(row[1])
 
     def file_states(self) -> list[str]:
-        with self.container.core.sessions.begin() as session:
-            return sorted(session.scalars(sa.select(File.state)))
+        return sorted(self.scalars(sa.select(File.state)))
 
     def secrets_in_database(self) -> list[str]:
         """Return which passwords and tokens of requests and answers the database holds, plain or in base64."""
@@ -336,8 +365,8 @@ class Vault:
         return Person(self, email, tokens.access_token, tokens.refresh_token)
 
     def user(self, email: str = EMAIL) -> User:
-        with self.container.core.sessions.begin() as session:
-            return session.scalars(sa.select(User).where(User.email_key == email.lower())).one()
+        (user,) = self.scalars(sa.select(User).where(User.email_key == email.lower()))
+        return user  # type: ignore[no-any-return]
 
     def account(self, email: str = EMAIL) -> StorageAccount:
         with self.container.core.sessions.begin() as session:
@@ -345,8 +374,7 @@ class Vault:
 
     def files(self) -> Sequence[File]:
         """Return every row in any state."""
-        with self.container.core.sessions.begin() as session:
-            return session.scalars(sa.select(File)).all()
+        return self.scalars(sa.select(File))
 
     def file(self, file_id: str) -> File:
         with self.container.core.sessions.begin() as session:
@@ -354,8 +382,7 @@ class Vault:
 
     def change_file(self, file_id: str | uuid.UUID, **columns: Any) -> None:
         """Change a row's columns directly, like an attacker who can write the database."""
-        with self.container.core.sessions.begin() as session:
-            session.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
+        self.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
 
     def change_user(self, email: str = EMAIL, **columns: Any) -> None:
         storage, columns = _split(columns)
@@ -374,6 +401,11 @@ class Vault:
     def reap(self) -> None:
         """Do what the periodic pass does."""
         self.container.objects.reaper.reap(Principal())
+
+    def end_leases(self) -> None:
+        """Let all leases have ended, and the time for which replaced and finished objects are kept."""
+        long_ago = self.clock() - timedelta(days=2)
+        self.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=long_ago))
 
     def accounts_balance(self) -> bool:
         return accounts_agree(self.container)
@@ -427,7 +459,9 @@ def accounts_agree(container: Container) -> bool:
 
 
 def refusal(answer: Any) -> tuple[int, str]:
-    """Return status and code of a problem."""
+    """Return status and code of a problem with the request's id."""
+    assert answer.mimetype == "application/problem+json", answer.text
+    assert answer.json["request_id"] == answer.headers["X-Request-ID"]
     return answer.status_code, answer.json["code"]
 
 
@@ -502,6 +536,23 @@ class Person:
     def head(self, path: str, **kwargs: Any) -> Any:
         return self._send("head", path, kwargs)
 
+    def pages(self, path: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
+        """Yield the items of each page of a list."""
+        cursor: dict[str, str] = {}
+        while True:
+            answer = self.get(path, query_string={**query, **cursor})
+            assert answer.status_code == 200, answer.text
+            yield answer.json["items"]
+            if answer.json["next_cursor"] is None:
+                return
+            # With the rest of the query it fits into a request line.
+            assert len(answer.json["next_cursor"]) <= 2304
+            cursor = {"cursor": answer.json["next_cursor"]}
+
+    def walk(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """Return the items of all pages of a list."""
+        return [item for page in self.pages(path, **query) for item in page]
+
     def post(self, path: str, **kwargs: Any) -> Any:
         return self._send("post", path, kwargs)
 
@@ -538,7 +589,7 @@ class Person:
 
     def upload(self, content: bytes, name: str = "notes.txt", content_type: str = "text/plain") -> dict[str, Any]:
         """Store a file as a raw body; return its JSON."""
-        answer = self.post("/api/v1/files", query_string={"name": name}, data=content, content_type=content_type)
+        answer = self.post(FILES, query_string={"name": name}, data=content, content_type=content_type)
         assert answer.status_code == 201, answer.text
         return dict(answer.json)
 
@@ -552,13 +603,17 @@ class Person:
         else:
             environ["CONTENT_LENGTH"] = str(length)
         kwargs.setdefault("query_string", {} if content_type.startswith("multipart/") else {"name": "notes.txt"})
-        return self.post("/api/v1/files", environ_overrides=environ, **kwargs)
+        return self.post(FILES, environ_overrides=environ, **kwargs)
 
     def download(self, file_id: str) -> bytes:
-        answer = self.get(f"/api/v1/files/{file_id}/content", buffered=True)
+        answer = self.get(f"{FILES}/{file_id}/content", buffered=True)
         assert answer.status_code == 200, answer.text
         return bytes(answer.data)
 
     def _send(self, method: str, path: str, kwargs: dict[str, Any]) -> Any:
         headers = {**self.headers, **kwargs.pop("headers", {})}
         return getattr(self.vault.new_client(), method)(path, headers=headers, **kwargs)
+
+
+CHECKS = (Person.change_password, partial(Person.change_email, new_email="new@example.org"), Person.delete_account)
+PASSWORD_CHECKS = pytest.mark.parametrize("check", CHECKS, ids=["password", "email", "account"])

@@ -1,9 +1,10 @@
-"""Two people, so that each test can have what is somebody else's."""
+"""Two users and an administrator, a key service, and a search for secrets that stay."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from testing.kms import PlayedKms, played_kms
 from testing.vault import Person, Vault
 
 
@@ -15,6 +16,17 @@ def anna(vault: Vault) -> Person:
 @pytest.fixture
 def bert(vault: Vault) -> Person:
     return vault.member("bert@example.org")
+
+
+@pytest.fixture
+def root(vault: Vault) -> Person:
+    return vault.member("root@example.org", role="admin")
+
+
+@pytest.fixture(scope="module")
+def kms() -> Iterator[PlayedKms]:
+    with played_kms() as played:
+        yield played
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 import uuid
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from testing.vault import (
-    AUTH,
     EMAIL,
     NEW_PASSWORD,
     PASSWORD,
+    PASSWORD_CHECKS,
     WRONG_PASSWORD,
     Body,
     Person,
@@ -27,16 +27,6 @@ from vault.mail.models import MailJob
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 NEW_EMAIL = "Anna.New@Example.org"
-
-
-CHANGES = pytest.mark.parametrize(
-    ("change", "action"),
-    [
-        pytest.param(Person.change_password, "user.password_changed", id="password"),
-        pytest.param(partial(Person.change_email, new_email=NEW_EMAIL), "user.email_change_requested", id="email"),
-        pytest.param(Person.delete_account, "user.deleted", id="account"),
-    ],
-)
 
 
 def login(vault: Vault, email: str, password: str = PASSWORD) -> int:
@@ -56,8 +46,7 @@ def test_changing_the_password_ends_the_other_sessions_and_only_those(vault: Vau
     assert anna.refresh().status_code == 200
     assert (login(vault, EMAIL), login(vault, EMAIL, NEW_PASSWORD)) == (401, 200)
     assert vault.mails() == [(EMAIL, "Your Secure Vault password was changed")]
-    (event,) = vault.audit_trail("user.password_changed")
-    assert (event.outcome, event.actor_email, event.details) == ("ok", EMAIL, {"sessions": 1})
+    assert [event.details for event in vault.audit_trail("user.password_changed")] == [{"sessions": 1}]
 
 
 def test_changing_the_password_kills_links_that_are_out_and_those_still_queued(vault: Vault, anna: Person) -> None:
@@ -89,41 +78,23 @@ def test_a_weak_new_password_is_named_and_changes_nothing(vault: Vault, anna: Pe
     assert login(vault, EMAIL) == 200
 
 
-@CHANGES
-def test_a_wrong_password_changes_nothing_and_is_audited(
-    vault: Vault, anna: Person, change: Callable[..., Any], action: str
-) -> None:
-    answer = change(anna, password=WRONG_PASSWORD)
+@PASSWORD_CHECKS
+def test_a_wrong_password_changes_nothing(vault: Vault, anna: Person, check: Callable[..., Any]) -> None:
+    answer = check(anna, password=WRONG_PASSWORD)
 
     assert refusal(answer) == (403, "wrong_password")
     assert works(anna)
     assert login(vault, EMAIL) == 200
     assert vault.mails() == []
-    (event,) = vault.audit_trail(action)
-    assert (event.outcome, event.reason, event.actor_email) == ("failed", "password", EMAIL)
 
 
-@pytest.mark.parametrize("token", [None, "x.y.z"])
-@pytest.mark.parametrize(
-    ("method", "path", "fields"),
-    [
-        ("POST", "change-password", {"current_password": PASSWORD, "new_password": NEW_PASSWORD}),
-        ("POST", "change-email", {"new_email": NEW_EMAIL, "password": PASSWORD}),
-        ("DELETE", "me", {"password": PASSWORD}),
-    ],
-    ids=["password", "email", "account"],
-)
-def test_without_a_good_token_no_password_is_looked_at(
-    vault: Vault, anna: Person, method: str, path: str, fields: dict[str, str], token: str | None
-) -> None:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-
-    answer = vault.client.open(f"{AUTH}/{path}", method=method, json=fields, headers=headers)
+@PASSWORD_CHECKS
+def test_passwords_are_not_checked_without_a_good_token(vault: Vault, anna: Person, check: Callable[..., Any]) -> None:
+    answer = check(replace(anna, access_token="x.y.z"))
 
     assert refusal(answer) == (401, "unauthorized")
     assert works(anna)
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalars(sa.select(PasswordAttempts)).all() == []
+    assert vault.scalars(sa.select(PasswordAttempts)) == []
 
 
 # The address
@@ -191,11 +162,10 @@ def test_a_taken_address_gets_the_same_answer_and_its_owner_a_mail(vault: Vault,
         (EMAIL, "Your Secure Vault address is about to change"),
         (bert.email, "You already have a Secure Vault account"),
     ]
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalars(sa.select(EmailToken.email)).all() == [NEW_EMAIL]
+    assert vault.scalars(sa.select(EmailToken.email)) == [NEW_EMAIL]
 
 
-def test_whoever_confirms_an_address_first_has_it(vault: Vault, anna: Person, bert: Person) -> None:
+def test_the_first_confirmation_of_an_address_wins(vault: Vault, anna: Person, bert: Person) -> None:
     anna.change_email(NEW_EMAIL)
     annas = vault.mailed_token(NEW_EMAIL)
     bert.change_email(NEW_EMAIL)
@@ -207,7 +177,7 @@ def test_whoever_confirms_an_address_first_has_it(vault: Vault, anna: Person, be
     assert login(vault, EMAIL) == 200
 
 
-def test_an_account_that_nobody_confirmed_does_not_keep_its_address(vault: Vault, anna: Person) -> None:
+def test_an_unconfirmed_account_loses_its_address_to_a_confirmed_change(vault: Vault, anna: Person) -> None:
     vault.register(NEW_EMAIL, WRONG_PASSWORD)
     squatters_link = vault.mailed_token(NEW_EMAIL)
     anna.change_email(NEW_EMAIL)
@@ -220,7 +190,7 @@ def test_an_account_that_nobody_confirmed_does_not_keep_its_address(vault: Vault
     assert [event.reason for event in vault.audit_trail("user.deleted")] == ["unverified"]
 
 
-def test_one_who_was_shut_out_is_not_cleared_away(vault: Vault, anna: Person) -> None:
+def test_a_disabled_unconfirmed_account_keeps_its_address(vault: Vault, anna: Person) -> None:
     vault.register(NEW_EMAIL)
     vault.mails()
     vault.change_user(NEW_EMAIL, disabled_at=vault.clock())
@@ -242,24 +212,12 @@ BAD = ["no address", "a@b@c.example", "x\r\nBcc: y@example.org", f"{'a' * 250}@e
 
 
 @pytest.mark.parametrize("bad", [EMAIL, "ANNA@example.org", "anna@EXAMPLE.org", *BAD])
-def test_the_own_address_and_what_is_no_address_are_refused(vault: Vault, anna: Person, bad: str) -> None:
+def test_the_own_address_and_malformed_addresses_are_refused(vault: Vault, anna: Person, bad: str) -> None:
     answer = anna.change_email(bad)
 
     assert refusal(answer) == (422, "validation_failed")
     assert list(answer.json["errors"]) == ["new_email"]
     assert vault.queue == []
-
-
-def test_opening_the_link_to_a_new_address_changes_nothing_and_its_form_does(vault: Vault, anna: Person) -> None:
-    anna.change_email(NEW_EMAIL)
-    token = vault.mailed_token(NEW_EMAIL)
-
-    opened = vault.client.get(f"/verify-email?token={token}")
-    before = vault.user().email
-    posted = vault.client.post("/verify-email", data={"token": token, "password": PASSWORD})
-
-    assert (opened.status_code, before, posted.status_code) == (200, EMAIL, 200)
-    assert vault.user(NEW_EMAIL).email == NEW_EMAIL
 
 
 # Leaving
@@ -283,26 +241,18 @@ def test_a_deleted_account_leaves_no_key_no_session_and_its_audit(vault: Vault, 
     assert vault.mails() == [(EMAIL, "Your Secure Vault account was deleted")]
     assert len(vault.objects()) == len(vault.files()) == 1
     assert bert.download(kept["id"]) == b"of bert"
-    reset = vault.reset(link)
-    assert refusal(reset) == (400, "invalid_token")
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalar(sa.select(sa.func.count()).select_from(User)) == 1
-        assert session.scalar(sa.select(sa.func.count()).select_from(UserSession)) == 1
-    (event,) = vault.audit_trail("user.deleted")
-    assert (event.actor_id, event.actor_email, event.target_id, event.details) == (
-        user_id,
-        EMAIL,
-        user_id,
-        {"files": 3},
-    )
+    assert refusal(anna.refresh()) == (401, "unauthorized")
+    assert refusal(vault.reset(link)) == (400, "invalid_token")
+    assert vault.count(User) == 1
+    assert vault.count(UserSession) == 1
+    assert [event.details for event in vault.audit_trail("user.deleted")] == [{"files": 3}]
     assert len(vault.audit_trail("file.uploaded")) == 4
 
 
 def test_registering_the_address_again_starts_from_nothing(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
     anna.delete_account()
-    with vault.container.core.sessions.begin() as session:
-        attempts = session.scalar(sa.select(sa.func.count()).select_from(PasswordAttempts))
+    attempts = vault.count(PasswordAttempts)
 
     again = vault.sign_up(EMAIL)
 
@@ -324,8 +274,7 @@ def test_an_upload_that_runs_while_its_owner_leaves_is_lost_and_leaves_nothing(v
     assert left == [204]
     assert refusal(answer) == (409, "upload_lost")
     assert [row.encrypted_data_key for row in vault.files()] == [None]
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.text("UPDATE files SET lease_until = created_at"))
+    vault.end_leases()
     vault.run_queue()
     vault.reap()
     assert (vault.files(), vault.objects(), vault.store.unfinished()) == ([], [], 0)
@@ -348,9 +297,9 @@ def test_a_person_who_has_no_password_yet_cannot_confirm_anything_with_one(vault
     assert refusal(anna.change_email(NEW_EMAIL)) == (403, "wrong_password")
 
 
-@CHANGES
+@PASSWORD_CHECKS
 def test_a_password_that_was_changed_while_the_old_one_was_looked_at_is_wrong(
-    vault: Vault, anna: Person, change: Callable[..., Any], action: str, monkeypatch: pytest.MonkeyPatch
+    vault: Vault, anna: Person, check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limiter = vault.container.auth.guess_limiter
     checked = limiter.check
@@ -362,8 +311,6 @@ def test_a_password_that_was_changed_while_the_old_one_was_looked_at_is_wrong(
 
     monkeypatch.setattr(type(limiter), "check", lambda _self, *args: slowly(*args))
 
-    assert refusal(change(anna)) == (403, "wrong_password")
-    assert vault.audit_trail(action)[0].outcome == "failed"
+    assert refusal(check(anna)) == (403, "wrong_password")
     assert vault.user().email == EMAIL
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalar(sa.select(sa.func.count()).select_from(MailJob)) == 0
+    assert vault.count(MailJob) == 0

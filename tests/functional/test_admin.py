@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import combinations_with_replacement
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import played_kms
 from testing.seeding import insert_rows
 from testing.servers import wait_until
-from testing.vault import PASSWORD, Body, Person, Vault, at_once, refusal, works
+from testing.vault import NEW_PASSWORD, POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
 from vault.admin.listing import UserFilter
 from vault.admin.service import UserChanges
 from vault.audit.models import AuditEvent
@@ -32,13 +31,6 @@ from vault.files.listing import ListingOfAll
 
 ADMIN = "/api/v1/admin"
 USERS = f"{ADMIN}/users"
-NEW = "seven violet kettles hum"
-SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def root(vault: Vault) -> Person:
-    return vault.member("root@example.org", role="admin")
 
 
 def path_of(person: Person, what: str = "") -> str:
@@ -52,8 +44,7 @@ def change(admin: Person, person: Person, **fields: Any) -> Any:
 def admin_events(vault: Vault) -> list[tuple[str, str, str | None, dict[str, Any]]]:
     """Every event of administration, by action, since the clock stands: with outcome, reason and details."""
     query = sa.select(AuditEvent).where(AuditEvent.action.like("admin.%")).order_by(AuditEvent.action)
-    with vault.container.core.sessions.begin() as session:
-        return [(row.action, row.outcome, row.reason, row.details) for row in session.scalars(query)]
+    return [(row.action, row.outcome, row.reason, row.details) for row in vault.scalars(query)]
 
 
 # The door
@@ -69,7 +60,7 @@ def routes(vault: Vault) -> list[tuple[str, str]]:
 
 
 @SQLITE
-def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audited(vault: Vault, anna: Person) -> None:
+def test_admin_routes_refuse_and_audit_other_users(vault: Vault, anna: Person) -> None:
     asked = routes(vault)
     for method, path in asked:
         # Neither what is sent nor what is asked for is looked at before it is known who asks.
@@ -98,14 +89,6 @@ def test_every_route_is_for_administrators_only_and_whoever_else_tries_is_audite
     assert len(told) == len(asked)
 
 
-@SQLITE
-def test_administrators_are_told_of_parameters_that_there_are_not(vault: Vault, root: Person) -> None:
-    answers = [root.get(f"{path}?no=thing") for path in (USERS, f"{ADMIN}/audit", f"{ADMIN}/keys")]
-
-    assert [refusal(answer) for answer in answers] == [(422, "validation_failed")] * 3
-    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["Must occur only once."]}
-
-
 def test_a_role_counts_from_the_next_request_on(vault: Vault, root: Person, anna: Person) -> None:
     assert refusal(anna.get(USERS)) == (403, "forbidden")
 
@@ -116,7 +99,7 @@ def test_a_role_counts_from_the_next_request_on(vault: Vault, root: Person, anna
     assert promoted.status_code == 200
     assert refusal(root.get(USERS)) == (403, "forbidden")
     assert works(root)
-    assert anna.get("/api/v1/auth/me").json["role"] == "admin"
+    assert anna.me().json["role"] == "admin"
 
 
 # People
@@ -143,14 +126,14 @@ def test_a_person_is_shown_without_anything_secret(vault: Vault, root: Person, a
     }
 
 
-def test_whoever_signed_in_shows_when(vault: Vault, root: Person, anna: Person) -> None:
+def test_a_user_is_shown_with_the_last_sign_in(vault: Vault, root: Person, anna: Person) -> None:
     vault.sign_in(anna.email)
 
     assert root.get(path_of(anna)).json["last_login_at"] == vault.clock().isoformat()
 
 
 @SQLITE
-def test_what_does_not_exist_is_not_found(vault: Vault, root: Person) -> None:
+def test_unknown_users_and_files_are_not_found(vault: Vault, root: Person) -> None:
     nobody = f"{USERS}/{uuid.uuid4()}"
     answers = [
         root.get(nobody),
@@ -163,17 +146,6 @@ def test_what_does_not_exist_is_not_found(vault: Vault, root: Person) -> None:
 
     assert {refusal(answer) for answer in answers} == {(404, "not_found")}
     assert admin_events(vault) == []
-
-
-def walk(admin: Person, path: str = USERS, **query: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    while True:
-        answer = admin.get(path, query_string=query)
-        assert answer.status_code == 200, answer.text
-        found += answer.json["items"]
-        if answer.json["next_cursor"] is None:
-            return found
-        query["cursor"] = answer.json["next_cursor"]
 
 
 PEOPLE = [
@@ -197,19 +169,18 @@ def fill(vault: Vault) -> None:
 
 def test_people_come_newest_first_on_every_page(vault: Vault, root: Person) -> None:
     fill(vault)
-    with vault.container.core.sessions.begin() as session:
-        rows = session.execute(sa.select(User.created_at, User.id, User.email)).all()
+    rows = vault.execute(sa.select(User.created_at, User.id, User.email))
     expected = [row.email for row in sorted(rows, reverse=True)]
 
     for limit in (1, 3, 200):
-        assert [person["email"] for person in walk(root, limit=limit)] == expected
+        assert [person["email"] for person in root.walk(USERS, limit=limit)] == expected
 
 
 def test_people_are_found_by_role_and_state(vault: Vault, root: Person) -> None:
     fill(vault)
 
     def found(**query: Any) -> set[str]:
-        return {person["email"].partition("@")[0] for person in walk(root, limit=2, **query)}
+        return {person["email"].partition("@")[0] for person in root.walk(USERS, limit=2, **query)}
 
     assert found(role="admin") == {"root", "chief"}
     assert found(disabled="true") == {"off", "gone"}
@@ -243,24 +214,24 @@ def test_people_are_found_by_role_and_state(vault: Vault, root: Person) -> None:
 def test_a_search_finds_part_of_address_or_name(vault: Vault, root: Person, search: str, expected: set[str]) -> None:
     fill(vault)
 
-    assert {person["email"].partition("@")[0] for person in walk(root, search=search)} == expected
+    assert {person["email"].partition("@")[0] for person in root.walk(USERS, search=search)} == expected
 
 
 def test_a_search_knows_what_people_are_called_now(vault: Vault, root: Person) -> None:
-    anna = vault.sign_up("anna@example.org")
-    anna.patch("/api/v1/auth/me", json={"full_name": "Anna Karenina"})
-    anna.post("/api/v1/auth/change-email", json={"new_email": "countess@example.org", "password": PASSWORD})
+    anna = vault.sign_up()
+    anna.rename("Anna Karenina")
+    anna.change_email("countess@example.org")
     token = vault.mailed_token("countess@example.org")
-    before = [walk(root, search=text) for text in ("karen", "countess")]
+    before = [root.walk(USERS, search=text) for text in ("karen", "countess")]
 
-    vault.client.post("/api/v1/auth/verify-email", json={"token": token, "password": PASSWORD})
+    vault.verify(token)
 
     assert [len(found) for found in before] == [1, 0]
-    assert [len(walk(root, search=text)) for text in ("karen", "countess", "anna@")] == [1, 1, 0]
+    assert [len(root.walk(USERS, search=text)) for text in ("karen", "countess", "anna@")] == [1, 1, 0]
 
 
 @SQLITE
-def test_what_a_list_does_not_take_is_named(root: Person) -> None:
+def test_bad_parameters_of_a_list_are_named(root: Person) -> None:
     bad = {
         "search": ["", "a\0b", "x" * 255],
         "role": ["root", "", "ADMIN", "admin,user"],
@@ -275,8 +246,9 @@ def test_what_a_list_does_not_take_is_named(root: Person) -> None:
 
             assert refusal(answer) == (422, "validation_failed"), (field, value)
             assert list(answer.json["errors"]) == [field]
-    for value in ("7", "", "root"):
-        assert refusal(root.get(f"{ADMIN}/files", query_string={"owner_id": value})) == (422, "validation_failed")
+    for query in (*(f"files?owner_id={value}" for value in ("7", "", "root")), "audit?no=thing", "keys?no=thing"):
+        assert refusal(root.get(f"{ADMIN}/{query}")) == (422, "validation_failed")
+    assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["Must occur only once."]}
 
 
 @SQLITE
@@ -306,14 +278,10 @@ FROM generate_series(1, 20000) AS n
 """
 
 
-def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text(SEED))
-        connection.execute(
-            sa.text("INSERT INTO storage_accounts SELECT id, NULL, 0, 0, 0, disabled_at IS NULL FROM users")
-        )
+@POSTGRESQL
+def test_every_list_of_many_people_comes_from_an_index(vault: Vault) -> None:
+    vault.execute(sa.text(SEED))
+    vault.execute(sa.text("INSERT INTO storage_accounts SELECT id, NULL, 0, 0, 0, disabled_at IS NULL FROM users"))
     with vault.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM ANALYZE users, storage_accounts"))
     with vault.container.core.sessions.begin() as session:
@@ -337,9 +305,8 @@ def test_every_list_of_many_people_comes_from_an_index(postgres_url: str, tmp_pa
                 assert "Seq Scan" not in json.dumps(plan), (which, after)
 
 
-def test_files_of_everybody_come_from_an_index(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
+@POSTGRESQL
+def test_files_of_all_users_come_from_an_index(vault: Vault) -> None:
     for after in (None, (f"{uuid.uuid4()} {vault.clock().isoformat()}", uuid.uuid4())):
         query = ListingOfAll().query(after).limit(51).compile(vault.container.core.engine)
         with vault.container.core.engine.connect() as connection:
@@ -367,12 +334,6 @@ def test_each_change_is_one_event_with_what_was_and_what_is(vault: Vault, root: 
         ("admin.user_quota_changed", "ok", None, {"old": None, "new": 10}),
         ("admin.user_role_changed", "ok", None, {"old": "user", "new": "admin"}),
     ]
-    (event,) = vault.audit_trail("admin.user_disabled")
-    assert (event.actor_id, event.actor_email) == (vault.user(root.email).id, root.email)
-    assert (event.target_type, event.target_id) == ("user", vault.user(anna.email).id)
-    assert event.ip
-    assert event.session_id
-    assert event.request_id
 
 
 def test_a_change_to_what_is_so_already_leaves_no_event(vault: Vault, root: Person, anna: Person) -> None:
@@ -391,10 +352,10 @@ def test_a_change_to_what_is_so_already_leaves_no_event(vault: Vault, root: Pers
         ("role", "root"), ("role", ""), ("role", None), ("role", "Admin"), ("role", ["admin"]),
         ("disabled", None), ("disabled", "true"), ("disabled", 1), ("disabled", "yes"),
         ("quota_bytes", -1), ("quota_bytes", 2**63), ("quota_bytes", 1.5), ("quota_bytes", "10"), ("quota_bytes", True),
-        ("quota_bytes", "10GiB"), ("email", "x@example.org"), ("password", NEW), ("used_bytes", 0), ("id", "7"),
+        ("quota_bytes", "10GiB"), ("email", "x@example.org"), ("password", "x"), ("used_bytes", 0), ("id", "7"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_changed_so_is_named(vault: Vault, root: Person, anna: Person, field: str, value: Any) -> None:
+def test_bad_fields_of_a_change_are_named(vault: Vault, root: Person, anna: Person, field: str, value: Any) -> None:
     answer = change(root, anna, **{field: value})
 
     assert refusal(answer) == (422, "validation_failed")
@@ -402,7 +363,7 @@ def test_what_cannot_be_changed_so_is_named(vault: Vault, root: Person, anna: Pe
     assert admin_events(vault) == []
 
 
-def test_an_address_that_nobody_confirmed_makes_no_administrator(vault: Vault, root: Person) -> None:
+def test_an_unconfirmed_account_cannot_become_an_administrator(vault: Vault, root: Person) -> None:
     vault.register("new@example.org")
 
     answer = root.patch(f"{USERS}/{vault.user('new@example.org').id}", json={"role": "admin", "quota_bytes": 5})
@@ -413,7 +374,7 @@ def test_an_address_that_nobody_confirmed_makes_no_administrator(vault: Vault, r
     assert admin_events(vault) == []
 
 
-def test_below_what_is_used_nothing_is_lost_and_nothing_more_is_taken(vault: Vault, root: Person, anna: Person) -> None:
+def test_a_quota_below_the_used_bytes_keeps_files_and_refuses_uploads(vault: Vault, root: Person, anna: Person) -> None:
     stored = anna.upload(b"content")
 
     answer = change(root, anna, quota_bytes=3)
@@ -431,29 +392,21 @@ def test_below_what_is_used_nothing_is_lost_and_nothing_more_is_taken(vault: Vau
     assert sorted(changes, key=str) == [(3, 8), (8, None), (None, 0), (None, 3)]
 
 
-def test_disabling_ends_sessions_and_links_at_once(vault: Vault, root: Person) -> None:
+def test_disabling_ends_sessions_and_links_immediately(vault: Vault, root: Person) -> None:
     anna = vault.sign_up()
-    vault.client.post("/api/v1/auth/forgot-password", json={"email": anna.email})
-    mailed = vault.mailed_token(anna.email)
-    vault.client.post("/api/v1/auth/forgot-password", json={"email": anna.email})
+    mailed = vault.reset_token()
+    vault.forgot()
 
     assert change(root, anna, disabled=True).status_code == 200
 
     def tries() -> list[tuple[int, str]]:
-        post = vault.client.post
-        return [
-            refusal(anna.get("/api/v1/auth/me")),
-            refusal(post("/api/v1/auth/refresh", json={"refresh_token": anna.refresh_token})),
-            refusal(post("/api/v1/auth/reset-password", json={"token": mailed, "new_password": NEW})),
-        ]
+        return [refusal(answer) for answer in (anna.me(), anna.refresh(), vault.reset(mailed))]
 
     dead = [(401, "unauthorized"), (401, "unauthorized"), (400, "invalid_token")]
-    login = {"email": anna.email, "password": PASSWORD}
     assert tries() == dead
-    assert refusal(vault.client.post("/api/v1/auth/login", json=login)) == (401, "invalid_credentials")
+    assert refusal(vault.login()) == (401, "invalid_credentials")
     vault.mailer.sent.clear()
-    vault.run_queue()
-    assert vault.mailer.sent == []
+    assert vault.mails() == []
     # What has ended does not come back.
     assert change(root, anna, disabled=False).status_code == 200
     assert tries() == dead
@@ -461,7 +414,7 @@ def test_disabling_ends_sessions_and_links_at_once(vault: Vault, root: Person) -
     assert [event[0] for event in admin_events(vault)] == ["admin.user_disabled", "admin.user_enabled"]
 
 
-def test_a_download_that_runs_is_the_last_of_somebody_who_is_disabled(vault: Vault, root: Person, anna: Person) -> None:
+def test_a_running_download_outlives_the_disabling_of_its_owner(vault: Vault, root: Person, anna: Person) -> None:
     content = bytes(range(256)) * 40_000
     path = f"/api/v1/files/{anna.upload(content)['id']}/content"
     answer = anna.get(path)
@@ -475,15 +428,7 @@ def test_a_download_that_runs_is_the_last_of_somebody_who_is_disabled(vault: Vau
     assert refusal(anna.get(path)) == (401, "unauthorized")
 
 
-def test_an_upload_that_runs_while_its_owner_is_disabled_is_lost(vault: Vault, root: Person, anna: Person) -> None:
-    body = Body(b"x" * 3_000_000, at=1_000_000, then=lambda: change(root, anna, disabled=True))
-
-    assert refusal(anna.send(body, length=3_000_000)) == (409, "upload_lost")
-    vault.run_queue()
-    assert vault.account(anna.email).reserved_bytes == 0
-
-
-def test_deleting_somebody_leaves_nothing_of_his(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
+def test_a_deleted_account_leaves_no_file_and_session(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
     anna.upload(b"content")
     kept = bert.upload(b"content")
     user_id = vault.user(anna.email).id
@@ -496,8 +441,6 @@ def test_deleting_somebody_leaves_nothing_of_his(vault: Vault, root: Person, ann
     assert vault.mails() == [(anna.email, "Your Secure Vault account was deleted")]
     assert len(vault.files()) == len(vault.objects()) == 1
     assert bert.download(kept["id"]) == b"content"
-    (event,) = vault.audit_trail("admin.user_deleted")
-    assert (event.actor_email, event.target_id, event.details) == (root.email, user_id, {"files": 1})
     assert refusal(root.delete(f"{USERS}/{user_id}")) == (404, "not_found")
     assert vault.accounts_balance()
 
@@ -506,12 +449,8 @@ def test_an_administrator_mails_a_link_and_never_sees_a_password(vault: Vault, r
     answer = root.post(path_of(anna, "/send-password-reset"))
 
     assert (answer.status_code, list(answer.json)) == (202, ["message"])
-    token = vault.mailed_token(anna.email)
-    fields = {"token": token, "new_password": NEW}
-    assert vault.client.post("/api/v1/auth/reset-password", json=fields).status_code == 204
-    assert works(vault.sign_in(anna.email, NEW))
-    (event,) = vault.audit_trail("admin.password_reset_sent")
-    assert (event.actor_email, event.target_id, event.outcome) == (root.email, vault.user(anna.email).id, "ok")
+    assert vault.reset(vault.mailed_token(anna.email)).status_code == 204
+    assert works(vault.sign_in(anna.email, NEW_PASSWORD))
 
 
 @SQLITE
@@ -544,7 +483,7 @@ def test_the_last_active_administrator_stays(vault: Vault, root: Person) -> None
         change(root, root, role="user"),
         change(root, root, disabled=True, quota_bytes=5),
         root.delete(path_of(root)),
-        root.delete("/api/v1/auth/me", json={"password": PASSWORD}),
+        root.delete_account(),
     ]
 
     assert {refusal(answer) for answer in answers} == {(409, "last_admin")}
@@ -578,9 +517,7 @@ def test_an_administrator_may_leave_once_there_is_another(vault: Vault, root: Pe
 
 
 @SQLITE
-def test_whoever_is_made_an_administrator_while_he_leaves_stays_for_now(
-    vault: Vault, root: Person, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_promoted_meanwhile(vault: Vault, root: Person, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     limiter = vault.container.auth.guess_limiter
     checked = limiter.check
 
@@ -592,26 +529,19 @@ def test_whoever_is_made_an_administrator_while_he_leaves_stays_for_now(
     monkeypatch.setattr(type(limiter), "check", lambda _self, *args: slowly(*args))
 
     # Whether he is the last one can be told only before his own row is locked.
-    assert refusal(anna.delete("/api/v1/auth/me", json={"password": PASSWORD})) == (503, "busy")
-    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+    assert refusal(anna.delete_account()) == (503, "busy")
+    assert anna.delete_account().status_code == 204
 
 
 WAYS: dict[str, Callable[[Person, Person], Any]] = {
-    "demote": lambda by, whom: open_client(by).patch(path_of(whom), json={"role": "user"}, headers=by.headers),
-    "disable": lambda by, whom: open_client(by).patch(path_of(whom), json={"disabled": True}, headers=by.headers),
-    "delete": lambda by, whom: open_client(by).delete(path_of(whom), headers=by.headers),
-    "leave": lambda _, whom: open_client(whom).delete(
-        "/api/v1/auth/me", json={"password": PASSWORD}, headers=whom.headers
-    ),
+    "demote": lambda by, whom: change(by, whom, role="user"),
+    "disable": lambda by, whom: change(by, whom, disabled=True),
+    "delete": lambda by, whom: by.delete(path_of(whom)),
+    "leave": lambda _, whom: whom.delete_account(),
     # What the commands do; two at once in one process would share a standard output.
     "flask users disable": lambda by, whom: commanded(by, whom, "change", UserChanges(disabled=True)),
     "flask users delete": lambda by, whom: commanded(by, whom, "delete"),
 }
-
-
-def open_client(person: Person) -> Any:
-    """One of its own, since clients are not for sharing between threads."""
-    return person.vault.app.test_client()
 
 
 def commanded(by: Person, whom: Person, what: str, *changes: UserChanges) -> int:
@@ -631,11 +561,8 @@ def succeeded(answer: Any) -> bool:
     return status < 300
 
 
-def test_of_two_last_administrators_one_stays_whatever_is_done_at_once(
-    postgres_url: str, tmp_path: Path, vaults: list[Vault]
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
+@POSTGRESQL
+def test_one_of_two_last_administrators_stays_after_any_concurrent_acts(vault: Vault) -> None:
     for first, second in combinations_with_replacement(WAYS, 2):
         one, other = (vault.member(f"admin{n}@example.org", role="admin") for n in range(2))
         acts = [partial(WAYS[first], one, other), partial(WAYS[second], other, one)]
@@ -644,16 +571,12 @@ def test_of_two_last_administrators_one_stays_whatever_is_done_at_once(
 
         assert sum(done) == 1, (first, second)
         assert [admin.get(USERS).status_code for admin in (one, other)].count(200) == 1, (first, second)
-        with vault.container.core.sessions.begin() as session:
-            session.execute(sa.delete(User))
+        vault.execute(sa.delete(User))
 
 
 @pytest.mark.parametrize("way", ["change", "delete"])
-def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left(
-    postgres_url: str, tmp_path: Path, vaults: list[Vault], way: str
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
+@POSTGRESQL
+def test_removal_locks_administrators_in_one_order(vault: Vault, way: str) -> None:
     people = [vault.member(f"{number}@example.org", role="admin") for number in range(3)]
     first, second, third = sorted(vault.user(person.email).id for person in people)
     administration = vault.container.admin.administration
@@ -661,8 +584,7 @@ def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left
         "change": lambda: administration.change(operator(), second, UserChanges(disabled=True)),
         "delete": lambda: administration.delete(operator(), second),
     }
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(User).where(User.id == second).values(role=Role.USER))
+    vault.execute(sa.update(User).where(User.id == second).values(role=Role.USER))
 
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     with ThreadPoolExecutor(1) as threads:
@@ -682,23 +604,21 @@ def test_whoever_is_taken_away_is_locked_in_one_order_with_those_who_may_be_left
 # Files
 
 
-def test_files_of_everybody_are_listed_person_by_person_and_it_is_audited(
-    vault: Vault, root: Person, anna: Person, bert: Person
-) -> None:
+def test_lists_of_all_users_files_are_audited(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
     ids = {person.email: vault.user(person.email).id for person in (anna, bert)}
     for number, owner_id in enumerate([*ids.values()] * 4):
         created = vault.clock() - timedelta(seconds=number // 2)
         insert_rows(vault.container, owner_id, [{"name": f"{number}.txt", "created_at": created}])
 
-    everything = walk(root, f"{ADMIN}/files", limit=3)
-    annas = walk(root, f"{ADMIN}/files", limit=3, owner_id=ids[anna.email])
+    everything = root.walk(f"{ADMIN}/files", limit=3)
+    annas = root.walk(f"{ADMIN}/files", limit=3, owner_id=ids[anna.email])
 
     order = [(item["owner_id"], item["created_at"], item["id"]) for item in everything]
     assert order == sorted(order, reverse=True)
     assert {item["owner_id"] for item in everything} == {str(owner_id) for owner_id in ids.values()}
     assert [item["id"] for item in annas] == [i["id"] for i in everything if i["owner_id"] == str(ids[anna.email])]
     assert (len(everything), len(annas)) == (8, 4)
-    assert walk(root, f"{ADMIN}/files", owner_id=str(uuid.uuid4())) == []
+    assert root.walk(f"{ADMIN}/files", owner_id=str(uuid.uuid4())) == []
     targets = [event.target_id for event in vault.audit_trail("admin.files_listed")]
     assert targets.count(None) == 3
     assert targets.count(ids[anna.email]) == 2
@@ -707,7 +627,7 @@ def test_files_of_everybody_are_listed_person_by_person_and_it_is_audited(
 def test_an_administrator_sees_facts_of_files_and_never_their_content(vault: Vault, root: Person, anna: Person) -> None:
     stored = anna.upload(b"content")
 
-    (item,) = walk(root, f"{ADMIN}/files")
+    (item,) = root.walk(f"{ADMIN}/files")
 
     del stored["sha256"]
     assert item == {**stored, "owner_id": str(vault.user(anna.email).id)}
@@ -725,10 +645,6 @@ def test_an_administrator_shreds_what_is_not_his(vault: Vault, root: Person, ann
     assert [row.encrypted_data_key for row in vault.files()] == [None]
     vault.run_queue()
     assert (vault.objects(), vault.account(anna.email).used_bytes) == ([], 0)
-    (event,) = vault.audit_trail("admin.file_deleted")
-    assert (event.actor_email, event.target_type, str(event.target_id)) == (root.email, "file", file_id)
-    assert event.details == {"owner_id": str(vault.user(anna.email).id)}
-    assert vault.audit_trail("file.deleted") == []
     assert refusal(root.delete(f"{ADMIN}/files/{file_id}")) == (404, "not_found")
 
 

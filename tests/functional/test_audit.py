@@ -14,23 +14,19 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault
+from testing.vault import AUTH, FILES, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.erasing import Eraser
 from vault.auth.guessing import Checked, GuessLimiter, Verdict
 from vault.auth.models import PasswordAttempts
 from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
-from vault.encryption.keyring import generate_master_key
 from vault.objects.installation import Epoch
 from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY
-from vault.storage.memory import MemoryStore
 
 pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
-AUTH, FILES, ADMIN = "/api/v1/auth", "/api/v1/files", "/api/v1/admin"
-WRONG = "certainly not this one"
-NEW = "seven violet kettles hum"
+ADMIN = "/api/v1/admin"
 HOME, AGENT = "192.0.2.10", "walk/1.0"
 OPERATOR = {"origin": "cli", "os_user": pwd.getpwuid(os.geteuid()).pw_name}
 WORKER = {"origin": "worker"}
@@ -213,17 +209,17 @@ def accounts_come(walk: Walk) -> None:
     walk.left(registered)
 
     for _ in range(2):
-        walk.post("register", email=email, password=NEW)
+        walk.post("register", email=email, password=NEW_PASSWORD)
         walk.left(registered)
     walk.post("register", email=email, password=PASSWORD)
     too_often = {"outcome": "failed", "reason": "too_often", "counted": {"too_often": 1}}
     walk.left(Expected(Action.USER_REGISTERED, (user_id, email), ("user", user_id), **too_often))
 
-    walk.post("verify-email", token="nothing", password=NEW)
+    walk.post("verify-email", token="nothing", password=NEW_PASSWORD)
     walk.left(walk.refused(Action.EMAIL_VERIFIED, "token"))
     token = vault.mailed_token(email)
     link_refused_for_a_password(walk, Action.EMAIL_VERIFIED, token, (user_id, email))
-    walk.post("verify-email", token=token, password=NEW)
+    walk.post("verify-email", token=token, password=NEW_PASSWORD)
     walk.left(Expected(Action.EMAIL_VERIFIED, (user_id, email), ("user", user_id)))
 
     walk.post("register", email=email, password=PASSWORD)
@@ -239,7 +235,7 @@ def logins(walk: Walk) -> None:
 
     answer = login()
     walk.left(Expected(Action.LOGIN, who.account, who.target, session_of(answer.json["access_token"])))
-    login(WRONG)
+    login(WRONG_PASSWORD)
     walk.left(walk.refused(Action.LOGIN, "password", who))
     login(email="nobody@example.org")
     walk.left(walk.refused(Action.LOGIN, "unknown"))
@@ -263,18 +259,17 @@ def lockouts(walk: Walk) -> None:
         ("nobody.else@example.org", None, "unknown", "unknown"),
     ):
         for _ in range(5):
-            walk.post("login", email=email, password=WRONG)
+            walk.post("login", email=email, password=WRONG_PASSWORD)
         failed = walk.refused(Action.LOGIN, wrong, known)
         walk.left(replace(failed, counted={wrong: 5}), walk.refused(Action.LOCKOUT, "network", known, delay_seconds=1))
         walk.post("login", email=email, password=PASSWORD)
         walk.left(walk.refused(Action.LOGIN, too_early, known))
 
     many = walk.member("many@example.org")
-    walk.post("login", email=many.person.email, password=WRONG)
+    walk.post("login", email=many.person.email, password=WRONG_PASSWORD)
     walk.left(walk.refused(Action.LOGIN, "password", many))
-    with walk.vault.container.core.sessions.begin() as session:
-        session.execute(sa.text("UPDATE password_attempts SET failures = 49 WHERE length(network_key) = 0"))
-    walk.post("login", email=many.person.email, password=WRONG)
+    walk.vault.execute(sa.text("UPDATE password_attempts SET failures = 49 WHERE length(network_key) = 0"))
+    walk.post("login", email=many.person.email, password=WRONG_PASSWORD)
     walk.left(
         walk.refused(Action.LOGIN, "password", many),
         walk.refused(Action.LOCKOUT, "everywhere", many, delay_seconds=1),
@@ -292,10 +287,10 @@ def passwords_are_reset(walk: Walk) -> None:
     walk.post("forgot-password", email=who.person.email)
     walk.left(walk.refused(Action.PASSWORD_RESET_REQUESTED, "too_often", who))
 
-    walk.post("reset-password", token="nothing", new_password=NEW)
+    walk.post("reset-password", token="nothing", new_password=NEW_PASSWORD)
     walk.left(walk.refused(Action.PASSWORD_RESET, "token"))
     vault.change_user(who.person.email, email_verified_at=None)
-    walk.post("reset-password", token=vault.mailed_token(who.person.email), new_password=NEW)
+    walk.post("reset-password", token=vault.mailed_token(who.person.email), new_password=NEW_PASSWORD)
     walk.left(
         Expected(Action.PASSWORD_RESET, who.account, who.target, details={"sessions": 1}),
         Expected(Action.EMAIL_VERIFIED, who.account, who.target),
@@ -305,12 +300,14 @@ def passwords_are_reset(walk: Walk) -> None:
 def accounts_change(walk: Walk) -> None:
     vault = walk.vault
     who = walk.member("change@example.org")
-    passwords = {"current_password": PASSWORD, "new_password": NEW}
+    passwords = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     walk.post("change-password", who, **passwords)
     walk.left(Expected(Action.PASSWORD_CHANGED, who.account, who.target, who.session_id, details={"sessions": 0}))
-    refused_for_a_password(walk, Action.PASSWORD_CHANGED, "change-password", "current_password", new_password=NEW)
+    refused_for_a_password(
+        walk, Action.PASSWORD_CHANGED, "change-password", "current_password", new_password=NEW_PASSWORD
+    )
 
-    walk.post("change-email", who, new_email="changed@example.org", password=NEW)
+    walk.post("change-email", who, new_email="changed@example.org", password=NEW_PASSWORD)
     walk.left(Expected(Action.EMAIL_CHANGE_REQUESTED, who.account, who.target, who.session_id))
     refused_for_a_password(
         walk, Action.EMAIL_CHANGE_REQUESTED, "change-email", "password", new_email="elsewhere@example.org"
@@ -320,30 +317,29 @@ def accounts_change(walk: Walk) -> None:
     walk.pass_over()
     token = newest_token(vault, "changed@example.org", of="Confirm your new")
     link_refused_for_a_password(walk, Action.EMAIL_CHANGED, token, who.account)
-    walk.post("verify-email", token=token, password=NEW)
+    walk.post("verify-email", token=token, password=NEW_PASSWORD)
     walk.left(
         Expected(Action.USER_DELETED, None, ("user", in_the_way), reason="unverified"),
         Expected(Action.EMAIL_CHANGED, (who.account[0], "changed@example.org"), who.target, details={"sessions": 0}),
     )
 
-    who.person.patch(f"{AUTH}/me", json={"full_name": "Anna"})
+    who.person.rename("Anna")
     walk.left(Expected(Action.PROFILE_CHANGED, (who.account[0], "changed@example.org"), who.target, who.session_id))
 
 
 def link_refused_for_a_password(walk: Walk, action: Action, token: str, account: tuple[uuid.UUID, str]) -> None:
     """What a link that asks for a password leaves behind when it is refused."""
     for _ in range(4):
-        walk.post("login", email=account[1], password=WRONG)
+        walk.post("login", email=account[1], password=WRONG_PASSWORD)
     walk.pass_over()
 
     refused = Expected(action, account, ("user", account[0]), None, "failed", "password", {}, {"password": 1})
-    walk.post("verify-email", token=token, password=WRONG)
+    walk.post("verify-email", token=token, password=WRONG_PASSWORD)
     lockout = replace(refused, action=Action.LOCKOUT, reason="network", details={"delay_seconds": 1})
     walk.left(refused, replace(lockout, counted={"network": 1}))
-    walk.post("verify-email", token=token, password=WRONG)
+    walk.post("verify-email", token=token, password=WRONG_PASSWORD)
     walk.left(replace(refused, reason="delayed", counted={"delayed": 1}))
-    with walk.vault.container.core.sessions.begin() as session:
-        session.execute(sa.delete(PasswordAttempts))
+    walk.vault.execute(sa.delete(PasswordAttempts))
 
 
 def refused_for_a_password(walk: Walk, action: Action, path: str, name: str, **fields: str) -> None:
@@ -356,9 +352,9 @@ def refused_for_a_password(walk: Walk, action: Action, path: str, name: str, **f
 
     failed = Expected(action, who.account, who.target, who.session_id, "failed", "password")
     for _ in range(4):
-        attempt(WRONG)
+        attempt(WRONG_PASSWORD)
         walk.left(failed)
-    attempt(WRONG)
+    attempt(WRONG_PASSWORD)
     lockout = Expected(
         Action.LOCKOUT, who.account, who.target, who.session_id, "failed", "network", {"delay_seconds": 1}
     )
@@ -383,16 +379,16 @@ def accounts_go(walk: Walk) -> None:
     refused_for_a_password(walk, Action.USER_DELETED, "me", "password")
     admin, who = walk.member("admin@example.org", role="admin"), walk.member("leaves@example.org")
 
-    admin.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+    admin.person.delete_account()
     walk.left(Expected(Action.USER_DELETED, admin.account, admin.target, admin.session_id, "failed", "last_admin"))
-    who.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+    who.person.delete_account()
     walk.left(Expected(Action.USER_DELETED, who.account, who.target, who.session_id, details={"files": 0}))
     large = walk.member("large@example.org")
     large.person.upload(b"content")
     walk.pass_over()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Eraser, "batch", 1)
-        large.person.delete(f"{AUTH}/me", json={"password": PASSWORD})
+        large.person.delete_account()
     ended = Expected(Action.USER_DELETED, large.account, large.target, large.session_id, details={"files": 0})
     if walk.vault.container.core.engine.dialect.name == "sqlite":
         walk.left(replace(ended, action=Action.USER_FILES_DELETED, details={"files": 1}), ended)
@@ -431,7 +427,6 @@ def sessions_end(walk: Walk) -> None:
 
 def files_come_and_go(walk: Walk) -> None:
     store, who = walk.vault.store, walk.member("files@example.org")
-    assert isinstance(store, MemoryStore)
 
     def expected(action: Action, outcome: str = "ok", reason: str | None = None, **details: int) -> Expected:
         return Expected(action, who.account, target, who.session_id, outcome, reason, details)
@@ -564,11 +559,10 @@ def administrators_act(walk: Walk) -> None:
 def operators_act(walk: Walk) -> None:
     vault = walk.vault
     store, who = vault.store, walk.member("operated@example.org")
-    assert isinstance(store, MemoryStore)
     stored = who.person.upload(b"content")
     walk.pass_over()
     target = ("file", uuid.UUID(stored["id"]))
-    old = vault.container.keys.usage.primary()[1]
+    old = vault.key_ref
 
     def by_operator(action: Action, **given: Any) -> Expected:
         return Expected(action, origin=OPERATOR, **given)
@@ -585,9 +579,9 @@ def operators_act(walk: Walk) -> None:
     walk.left(by_operator(Action.FILE_INTEGRITY_FAILED, **failed))
     store.objects[key] = whole
 
-    after = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
+    after = vault.with_new_key()
     after.clock.now = vault.clock()
-    new = after.container.keys.usage.primary()[1]
+    new = after.key_ref
     assert after.command("keys", "rewrap").exit_code == 0
     walk.left(by_operator(Action.KEYS_REWRAPPED, details={"rows": 1, "from_ref": old, "to_ref": new}))
     assert after.command("keys", "retire", old).exit_code == 0
@@ -609,7 +603,7 @@ def operators_act(walk: Walk) -> None:
     invited = vault.user("invited@example.org")
     target = ("user", invited.id)
     walk.left(by_operator(Action.ADMIN_INVITED, target=target, details={"new_account": True, "sessions": 0}))
-    walk.post("reset-password", token=vault.mailed_token(invited.email), new_password=NEW)
+    walk.post("reset-password", token=vault.mailed_token(invited.email), new_password=NEW_PASSWORD)
     account = (invited.id, invited.email)
     walk.left(
         Expected(Action.PASSWORD_RESET, account, target, details={"sessions": 0}),
@@ -655,8 +649,7 @@ def tasks_run(walk: Walk) -> None:
     walk.left(Expected(Action.USER_DELETED, None, ("user", user_id), reason="unverified", origin=WORKER))
 
     bound = vault.clock() - timedelta(days=7)
-    with vault.container.core.sessions.begin() as session:
-        old = session.scalar(sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.at < bound))
+    old = vault.scalar(sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.at < bound))
     keeping = vault.rotated(AUDIT_RETENTION_DAYS="7")
     keeping.clock.now = vault.clock()
     keeping.container.celery.tasks[TASK_ENFORCE_RETENTION]()

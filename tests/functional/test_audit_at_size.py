@@ -4,17 +4,17 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 
 from testing.seeding import BUSY_ID, OTHER_ID, seed_events
-from testing.vault import Vault
+from testing.statements import explained, statements
+from testing.vault import POSTGRESQL, Vault
 from vault.audit.listing import Event, Filters
 from vault.audit.models import Action, Outcome
 from vault.core.paging import Page
@@ -34,45 +34,19 @@ SINGLE: list[dict[str, Any]] = [
 ]
 
 
-def plans(vault: Vault, act: Callable[[], Page[Event]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """How PostgreSQL answers each statement that `act` sends: the root of the plan, and all of its nodes."""
-    with statements(vault) as sent:
+def plans(engine: Engine, act: Callable[[], object]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yield how PostgreSQL answers each statement that `act` sends: the root of the plan, and all of its nodes."""
+    with statements(engine) as sent:
         act()
-    with vault.container.core.engine.connect() as connection:
-        for statement, parameters in sent:
-            explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
-            ((answer,),) = connection.exec_driver_sql(explain, parameters).scalars()
-            yield answer["Plan"], list(nodes(answer["Plan"]))
-
-
-@contextmanager
-def statements(vault: Vault) -> Iterator[list[tuple[str, Any]]]:
-    sent: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
-
-    sa.event.listen(vault.container.core.engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        sa.event.remove(vault.container.core.engine, "before_cursor_execute", note)
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
+    for statement, parameters in sent:
+        yield explained(engine, statement, parameters)
 
 
 @pytest.mark.parametrize(
     "rows", [20_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)], id="a million")]
 )
-def test_every_page_of_many_events_comes_from_an_index_in_order(
-    postgres_url: str, tmp_path: Path, vaults: list[Vault], rows: int
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
+@POSTGRESQL
+def test_every_page_of_many_events_comes_from_an_index_in_order(vault: Vault, rows: int) -> None:
     audit_log, now = vault.container.audit.log, vault.clock()
     seed_events(vault.container.core.engine, rows, now)
     deep = (now - timedelta(seconds=rows * 2 // 3), NOBODY_ID)
@@ -91,7 +65,7 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
             started = time.perf_counter()
             query(limit=50, after=after)
             seconds.append(time.perf_counter() - started)
-            for root, plan in plans(vault, partial(query, limit=50, after=after)):
+            for root, plan in plans(vault.container.core.engine, partial(query, limit=50, after=after)):
                 kinds = {node["Node Type"] for node in plan}
                 where = (name, after is not None, kinds)
                 # Of few events PostgreSQL may rather sort the handful that an index finds.
@@ -105,5 +79,4 @@ def test_every_page_of_many_events_comes_from_an_index_in_order(
         sum(seconds) / len(seconds) * 1000,
         max(seconds) * 1000,
     )
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text("TRUNCATE audit_events"))
+    vault.execute(sa.text("TRUNCATE audit_events"))

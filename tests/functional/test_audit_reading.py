@@ -5,7 +5,7 @@ import io
 import json
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from testing.faults import FailingDatabase
 from testing.seeding import insert_events
-from testing.vault import PASSWORD, Person, Vault, refusal
+from testing.vault import POSTGRESQL, SQLITE, WRONG_PASSWORD, Person, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome
@@ -25,14 +26,8 @@ from vault.core.principal import Entrance, Principal
 AUDIT = "/api/v1/admin/audit"
 EXPORT = f"{AUDIT}/export"
 ACTIVITY = "/api/v1/auth/me/activity"
-SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 IDS = [uuid.UUID(int=number) for number in (1, 2, 3)]
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1", "＋1", "－1", "＠x"]
-
-
-@pytest.fixture
-def root(vault: Vault) -> Person:
-    return vault.member("root@example.org", role=Role.ADMIN)
 
 
 def fill(vault: Vault, count: int = 40) -> datetime:
@@ -55,40 +50,25 @@ def fill(vault: Vault, count: int = 40) -> datetime:
     return now - timedelta(seconds=5)
 
 
-def pages(person: Person, path: str = AUDIT, **query: Any) -> Iterator[list[dict[str, Any]]]:
-    cursor: dict[str, str] = {}
-    while True:
-        answer = person.get(path, query_string={**query, **cursor})
-        assert answer.status_code == 200, answer.text
-        yield answer.json["items"]
-        if answer.json["next_cursor"] is None:
-            return
-        cursor = {"cursor": answer.json["next_cursor"]}
-
-
-def walk(person: Person, path: str = AUDIT, **query: Any) -> list[dict[str, Any]]:
-    return [item for page in pages(person, path, **query) for item in page]
-
-
 # Lists
 
 
 def test_the_list_is_newest_first_and_whole_on_pages_of_any_size(vault: Vault, root: Person) -> None:
     fill(vault)
-    everything = walk(root, limit=200)
+    everything = root.walk(AUDIT, limit=200)
 
     assert everything == sorted(everything, key=lambda item: (item["at"], item["id"]), reverse=True)
     assert len({item["id"] for item in everything}) == 40
     for limit in (1, 7, 40):
-        assert walk(root, limit=limit) == everything
-    assert [len(page) for page in pages(root, limit=39)] == [39, 1]
+        assert root.walk(AUDIT, limit=limit) == everything
+    assert [len(page) for page in root.pages(AUDIT, limit=39)] == [39, 1]
     # To look is not an event.
     assert vault.audit_trail("audit.exported") == []
 
 
 def test_each_filter_and_all_together_leave_exactly_what_they_say(vault: Vault, root: Person) -> None:
     middle = fill(vault, 600)
-    everything = walk(root, limit=200)
+    everything = root.walk(AUDIT, limit=200)
     until = middle + timedelta(seconds=4)
     filters: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
         "actor_id": (str(IDS[0]), lambda item: item["actor_id"] == str(IDS[0])),
@@ -103,22 +83,22 @@ def test_each_filter_and_all_together_leave_exactly_what_they_say(vault: Vault, 
     for name, (value, holds) in filters.items():
         expected = [item for item in everything if holds(item)]
         assert 0 < len(expected) < 600
-        assert walk(root, limit=61, **{name: value}) == expected, name
+        assert root.walk(AUDIT, limit=61, **{name: value}) == expected, name
     together = {name: value for name, (value, _) in filters.items() if name != "target_id"}
     expected = [i for i in everything if all(h(i) for name, (_, h) in filters.items() if name != "target_id")]
     assert expected
-    assert walk(root, limit=1, **together) == expected
-    assert walk(root, since=middle.isoformat(), until=middle.isoformat()) == []
+    assert root.walk(AUDIT, limit=1, **together) == expected
+    assert root.walk(AUDIT, since=middle.isoformat(), until=middle.isoformat()) == []
 
 
 @SQLITE
 def test_a_time_may_be_of_any_zone(vault: Vault, root: Person) -> None:
     middle = fill(vault)
 
-    here = walk(root, since=middle.isoformat().replace("+00:00", "Z"))
-    there = walk(root, since=(middle + timedelta(hours=5, minutes=30)).isoformat().replace("+00:00", "+05:30"))
+    here = root.walk(AUDIT, since=middle.isoformat().replace("+00:00", "Z"))
+    there = root.walk(AUDIT, since=(middle + timedelta(hours=5, minutes=30)).isoformat().replace("+00:00", "+05:30"))
 
-    assert here == there == walk(root, since=middle.isoformat())
+    assert here == there == root.walk(AUDIT, since=middle.isoformat())
     assert here
 
 
@@ -126,7 +106,7 @@ def test_an_event_says_exactly_what_is_documented(vault: Vault, root: Person) ->
     file_id = root.upload(b"content")["id"]
     actor = vault.user(root.email).id
 
-    (event,) = walk(root, action="file.uploaded")
+    (event,) = root.walk(AUDIT, action="file.uploaded")
 
     assert list(NAMES) == [
         "id", "at", "actor_id", "actor_email", "ip", "user_agent", "request_id", "session_id", "action", "target_type",
@@ -159,7 +139,7 @@ REFUSED = {
 
 
 @SQLITE
-def test_what_is_no_filter_is_refused(vault: Vault, root: Person) -> None:
+def test_bad_filters_are_refused(vault: Vault, root: Person) -> None:
     for path in (AUDIT, EXPORT):
         for name, query in REFUSED.items():
             answer = root.get(path, query_string={**query, **({"format": "csv"} if path == EXPORT else {})})
@@ -193,15 +173,6 @@ def test_a_cursor_is_good_for_its_admin_and_filters_only(vault: Vault, root: Per
         assert refusal(answer) == (400, "invalid_cursor"), changed
 
 
-@SQLITE
-def test_only_an_administrator_reads_the_log(vault: Vault, anna: Person) -> None:
-    for path in (AUDIT, f"{EXPORT}?format=csv"):
-        assert refusal(vault.client.get(path)) == (401, "unauthorized")
-        assert refusal(anna.get(path)) == (403, "forbidden")
-    assert {event.details["route"] for event in vault.audit_trail("access.denied")} == {AUDIT, EXPORT}
-    assert vault.audit_trail("audit.exported") == []
-
-
 # Exports
 
 
@@ -227,7 +198,7 @@ def test_an_export_is_the_list(vault: Vault, root: Person, batch: int, monkeypat
     middle = fill(vault)
     query = {"outcome": "failed", "since": middle.isoformat()}
     # Its own event, which is of now, is not compared.
-    everything, some = walk(root), walk(root, **query)
+    everything, some = root.walk(AUDIT), root.walk(AUDIT, **query)
 
     assert exported(root, "ndjson", until=vault.clock().isoformat()) == everything
     assert exported(root, "csv", until=vault.clock().isoformat()) == [as_csv(item) for item in everything]
@@ -243,7 +214,7 @@ def test_an_export_of_nothing_has_only_its_header(vault: Vault, root: Person) ->
 
 
 @SQLITE
-def test_an_export_is_a_file_that_nobody_keeps(vault: Vault, root: Person) -> None:
+def test_an_export_is_an_attachment_without_caching(vault: Vault, root: Person) -> None:
     types = {"csv": "text/csv; charset=utf-8; header=present", "ndjson": "application/x-ndjson"}
 
     for format_, content_type in types.items():
@@ -286,12 +257,9 @@ def test_a_spreadsheet_that_splits_at_semicolons_finds_no_formula_either(vault: 
 
 
 @SQLITE
-def test_an_event_that_cannot_be_encoded_does_not_keep_the_others_from_being_exported(
-    vault: Vault, root: Person
-) -> None:
+def test_an_event_that_cannot_be_encoded_does_not_stop_an_export(vault: Vault, root: Person) -> None:
     insert_events(vault.container, [{}, {}, {}])
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text("""UPDATE audit_events SET details = '{"half":' || char(10) || '"\\ud83e"}'"""))
+    vault.execute(sa.text("""UPDATE audit_events SET details = '{"half":' || char(10) || '"\\ud83e"}'"""))
 
     assert [item["details"] for item in exported(root, "ndjson", action="user.login")] == [{"half": "\ud83e"}] * 3
     assert len(exported(root, "csv", action="user.login")) == 3
@@ -306,10 +274,7 @@ def test_an_export_is_audited_with_its_filters_before_its_first_byte(vault: Vaul
     answer.close()
     root.head(EXPORT, query_string=query)
 
-    assert (event.actor_id, event.actor_email) == (vault.user(root.email).id, root.email)
-    assert (event.ip, event.request_id) == ("127.0.0.1", answer.headers["X-Request-ID"])
-    assert str(event.session_id) == root.get("/api/v1/auth/sessions").json["items"][0]["id"]
-    assert (event.target_type, event.target_id, event.outcome, event.reason) == (None, None, "ok", None)
+    assert event.request_id == answer.headers["X-Request-ID"]
     assert event.details["format"] == "csv"
     assert event.details["filters"] == {name: query[name] for name in ("actor_id", "action", "since")}
     assert len(vault.audit_trail("audit.exported")) == 1
@@ -317,23 +282,16 @@ def test_an_export_is_audited_with_its_filters_before_its_first_byte(vault: Vaul
 
 def test_an_export_that_cannot_be_audited_does_not_begin(vault: Vault, root: Person) -> None:
     fill(vault)
-    pool = vault.container.core.engine.pool
+    engine = vault.container.core.engine
 
-    def refuse(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("INSERT INTO audit_events"):
-            raise OperationalError(statement, {}, Exception("read-only"))
-
-    sa.event.listen(vault.container.core.engine, "before_cursor_execute", refuse)
-    try:
+    with FailingDatabase(engine).failing(FailingDatabase.AUDIT):
         answer = root.get(f"{EXPORT}?format=csv")
-    finally:
-        sa.event.remove(vault.container.core.engine, "before_cursor_execute", refuse)
 
     assert refusal(answer) == (503, "database_unavailable")
-    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@POSTGRESQL
 def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Person) -> None:
     insert_events(vault.container, [{} for _ in range(2500)])
     pool, exports = vault.container.core.engine.pool, vault.container.audit.exports
@@ -349,13 +307,12 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
     assert len(list(all_read)) == 4
     assert checked_out() == 1
     next(broken), next(broken)
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(
-            sa.text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND state LIKE 'idle in%' AND pid <> pg_backend_pid()"
-            )
+    vault.execute(
+        sa.text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND state LIKE 'idle in%' AND pid <> pg_backend_pid()"
         )
+    )
     with pytest.raises(OperationalError):
         list(broken)
     for export in (never_read, half_read, all_read, broken):
@@ -364,7 +321,7 @@ def test_the_connection_comes_back_however_an_export_ends(vault: Vault, root: Pe
 
 
 @SQLITE
-def test_an_export_keeps_nobody_from_writing(vault: Vault, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_does_not_block_writers(vault: Vault, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.audit.export._BATCH", 10)
     fill(vault)
     export = vault.container.audit.exports.open(Principal(), Format.NDJSON, Filters(until=vault.clock()))
@@ -379,7 +336,7 @@ def test_an_export_keeps_nobody_from_writing(vault: Vault, root: Person, monkeyp
 # What a person sees of himself
 
 
-def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault, anna: Person, bert: Person) -> None:
+def test_activity_shows_own_acts_and_acts_on_the_account(vault: Vault, anna: Person, bert: Person) -> None:
     me, other = vault.user(anna.email).id, vault.user(bert.email).id
     now = vault.clock()
     theirs = {
@@ -402,12 +359,12 @@ def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault
         vault.container, [{"at": now - timedelta(seconds=n // 2), **row} for n, row in enumerate([*mine, *others])]
     )
 
-    seen = walk(anna, ACTIVITY)
+    seen = anna.walk(ACTIVITY)
 
     assert {item["id"] for item in seen} == {str(event_id) for event_id in ids[:12]}
     assert seen == sorted(seen, key=lambda item: (item["at"], item["id"]), reverse=True)
     for limit in (1, 2, 5, 11, 12):
-        assert walk(anna, ACTIVITY, limit=limit) == seen
+        assert anna.walk(ACTIVITY, limit=limit) == seen
     own = [item for item in seen if item["actor_id"] == str(me)]
     assert len(own) == 6
     assert [item["details"] for item in own if item["details"]] == [theirs["details"]] * 3
@@ -427,12 +384,12 @@ def test_a_person_sees_what_he_did_and_what_was_done_to_the_account(vault: Vault
 
 
 @SQLITE
-def test_activity_shows_real_events_and_a_login_that_somebody_else_tried(vault: Vault) -> None:
+def test_activity_shows_own_events_and_a_strangers_failed_login(vault: Vault) -> None:
     anna = vault.sign_up()
-    vault.client.post("/api/v1/auth/login", json={"email": anna.email, "password": "wrong guess of a stranger"})
+    vault.login(password=WRONG_PASSWORD)
     anna.upload(b"content")
 
-    actions = {item["action"] for item in walk(anna, ACTIVITY)}
+    actions = {item["action"] for item in anna.walk(ACTIVITY)}
 
     assert {"user.registered", "user.email_verified", "user.login", "file.uploaded"} <= actions
     assert refusal(vault.client.get(ACTIVITY)) == (401, "unauthorized")
@@ -443,9 +400,9 @@ def test_activity_shows_real_events_and_a_login_that_somebody_else_tried(vault: 
 def test_events_of_a_deleted_person_stay(vault: Vault, root: Person, anna: Person) -> None:
     anna.upload(b"content")
     me = vault.user(anna.email).id
-    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+    assert anna.delete_account().status_code == 204
 
-    events = walk(root, actor_id=me)
+    events = root.walk(AUDIT, actor_id=me)
 
     assert {event["actor_email"] for event in events} == {"anna@example.org"}
     assert {event["action"] for event in events} >= {"file.uploaded", "user.deleted"}

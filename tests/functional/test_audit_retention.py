@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from testing.seeding import insert_events
 from testing.services import POSTGRES_URL, postgres_database
-from testing.vault import PASSWORD, Vault, refusal
+from testing.vault import SQLITE, Vault, refusal
 from tests.conftest import migrate_url
 from vault.audit.models import AuditEvent
 from vault.background.broker import TASK_ENFORCE_RETENTION
@@ -35,12 +35,11 @@ def ages(vault: Vault, *days: float) -> None:
 
 
 def remaining(vault: Vault, action: str = "user.login") -> int:
-    with vault.container.core.sessions.begin() as session:
-        query = sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.action == action)
-        return int(session.scalar(query) or 0)
+    query = sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.action == action)
+    return int(vault.scalar(query) or 0)
 
 
-def test_what_is_too_old_goes_in_batches_and_each_says_so(make_vault: Callable[..., Vault]) -> None:
+def test_old_events_are_deleted_in_batches_that_are_audited(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(AUDIT_RETENTION_DAYS="30")
     ages(vault, 0, 29.9, 30, *[31] * 7)
 
@@ -54,8 +53,8 @@ def test_what_is_too_old_goes_in_batches_and_each_says_so(make_vault: Callable[.
     assert {(event.actor_id, event.outcome, event.details["before"]) for event in events} == {(None, "ok", before)}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_without_a_limit_events_stay_for_ever(vault: Vault) -> None:
+@SQLITE
+def test_events_stay_for_ever_without_a_limit(vault: Vault) -> None:
     ages(vault, 0, 36_500)
 
     vault.container.celery.tasks[TASK_ENFORCE_RETENTION].apply(throw=True)
@@ -63,16 +62,13 @@ def test_without_a_limit_events_stay_for_ever(vault: Vault) -> None:
     assert (remaining(vault), vault.audit_trail("audit.pruned")) == (2, [])
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_events_are_not_deleted_if_that_cannot_be_audited(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(AUDIT_RETENTION_DAYS="30")
     ages(vault, 0, 31, 31)
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(
-            sa.text(
-                "CREATE TRIGGER unwritable BEFORE INSERT ON audit_events BEGIN SELECT RAISE(ABORT, 'unwritable'); END"
-            )
-        )
+    vault.execute(
+        sa.text("CREATE TRIGGER unwritable BEFORE INSERT ON audit_events BEGIN SELECT RAISE(ABORT, 'unwritable'); END")
+    )
 
     with pytest.raises(AuditUnavailable):
         vault.container.celery.tasks[TASK_ENFORCE_RETENTION].apply(throw=True)
@@ -135,8 +131,7 @@ def _as(url: str, name: str, password: str) -> str:
 def live_a_little(vault: Vault) -> None:
     """Something of everything that people, administrators and workers do."""
     anna, root = vault.sign_up(), vault.member("root@example.org", role="admin")
-    wrong = {"email": anna.email, "password": "wrong horse battery staple"}
-    assert refusal(vault.client.post("/api/v1/auth/login", json=wrong)) == (401, "invalid_credentials")
+    assert refusal(vault.login(password="wrong horse battery staple")) == (401, "invalid_credentials")
     file_id = anna.upload(b"content")["id"]
     assert anna.patch(f"/api/v1/files/{file_id}", json={"name": "other.txt"}).status_code == 200
     assert anna.download(file_id) == b"content"
@@ -145,8 +140,8 @@ def live_a_little(vault: Vault) -> None:
     assert root.get("/api/v1/admin/audit").status_code == 200
     assert root.get("/api/v1/admin/audit/export?format=csv", buffered=True).status_code == 200
     assert len(anna.get("/api/v1/auth/me/activity").json["items"]) >= 6
-    assert anna.post("/api/v1/auth/refresh", json={"refresh_token": anna.refresh_token}).status_code == 200
-    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+    assert anna.refresh().status_code == 200
+    assert anna.delete_account().status_code == 204
     vault.run_queue()
     vault.reap()
     vault.container.auth.sweeper.sweep(Principal())

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
-from testing.vault import PASSWORD, Person, Vault, refusal, works
+from testing.vault import AUTH, FILES, NEW_PASSWORD, PASSWORD, SQLITE, WRONG_PASSWORD, Person, Vault, refusal, works
 from vault.audit.models import AuditEvent, AuditTally
 from vault.auth.models import PasswordAttempts
 from vault.background.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
@@ -20,13 +20,10 @@ from vault.core.errors import AuditUnavailable
 from vault.encryption.keyring import LocalKeyProvider, generate_master_key
 from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY
-from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.uncounted
 
-AUTH, FILES, ADMIN = "/api/v1/auth", "/api/v1/files", "/api/v1/admin"
-WRONG = "certainly not this one"
-NEW = "seven violet kettles hum"
+ADMIN = "/api/v1/admin"
 UNAVAILABLE = (503, "audit_unavailable")
 ORPHAN = "objects/00/00112233-4455-6677-8899-aabbccddeeff"
 
@@ -71,7 +68,6 @@ def everything(vault: Vault) -> Any:
     tables = [table for table in Base.metadata.sorted_tables if table.name not in passed_over]
     with vault.container.core.engine.begin() as connection:
         rows = {table.name: sorted(map(repr, connection.execute(sa.select(table)))) for table in tables}
-    assert isinstance(vault.store, MemoryStore)
     objects = {key: content for key, content in vault.store.objects.items() if key != EPOCH_KEY}
     return rows, objects, vault.store.unfinished(), len(vault.mailer.sent)
 
@@ -82,17 +78,15 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
     vault.change_user(admin.email, role="admin")
     vault.register("waiting@example.org")
     waiting = vault.mailed_token("waiting@example.org")
-    anna.post(f"{AUTH}/change-email", json={"new_email": "anna.new@example.org", "password": PASSWORD})
+    anna.change_email("anna.new@example.org")
     moving = vault.mailed_token("anna.new@example.org")
-    vault.client.post(f"{AUTH}/forgot-password", json={"email": anna.email})
-    reset = vault.mailed_token(anna.email)
+    reset = vault.reset_token(anna.email)
     ended, stolen = vault.sign_in(clara.email), vault.sign_in(clara.email)
-    ended.post(f"{AUTH}/logout")
+    ended.logout()
     child = post(vault, "refresh", refresh_token=stolen.refresh_token)().json["refresh_token"]
     post(vault, "refresh", refresh_token=child)()
     path = f"{FILES}/{anna.upload(b'content')['id']}"
-    session_id = anna.get(f"{AUTH}/sessions").json["items"][0]["id"]
-    change = {"current_password": PASSWORD, "new_password": NEW}
+    session_id = anna.sessions().json["items"][0]["id"]
     file_path = f"{ADMIN}/files/{clara.upload(b'content')['id']}"
     user, own = (f"{ADMIN}/users/{vault.user(person.email).id}" for person in (clara, admin))
     vault.member("shut.out@example.org", disabled_at=vault.clock())
@@ -105,10 +99,10 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
         "verify by a bad token": post(vault, "verify-email", token="nothing", password=PASSWORD),
         "forgot": post(vault, "forgot-password", email=anna.email),
         "forgot by nobody": post(vault, "forgot-password", email="nobody@example.org"),
-        "reset": post(vault, "reset-password", token=reset, new_password=NEW),
-        "reset by a bad token": post(vault, "reset-password", token="nothing", new_password=NEW),
+        "reset": post(vault, "reset-password", token=reset, new_password=NEW_PASSWORD),
+        "reset by a bad token": post(vault, "reset-password", token="nothing", new_password=NEW_PASSWORD),
         "login": post(vault, "login", email=anna.email, password=PASSWORD),
-        "login by a wrong password": post(vault, "login", email=clara.email, password=WRONG),
+        "login by a wrong password": post(vault, "login", email=clara.email, password=WRONG_PASSWORD),
         "login by nobody": post(vault, "login", email="nobody@example.org", password=PASSWORD),
         "login of an unconfirmed one": post(vault, "login", email="waiting@example.org", password=PASSWORD),
         "refresh by a used token": post(vault, "refresh", refresh_token=stolen.refresh_token),
@@ -116,13 +110,13 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
         "refresh of an ended session": post(vault, "refresh", refresh_token=ended.refresh_token),
         "logout": post(vault, "logout", anna, scope="global"),
         "end a session": lambda: anna.delete(f"{AUTH}/sessions/{session_id}"),
-        "change the name": lambda: anna.patch(f"{AUTH}/me", json={"full_name": "Anna"}),
-        "change the password": post(vault, "change-password", anna, **change),
-        "change by a wrong password": post(vault, "change-password", clara, **{**change, "current_password": WRONG}),
-        "change the address": post(vault, "change-email", anna, new_email="a@example.org", password=PASSWORD),
-        "delete the account": lambda: anna.delete(f"{AUTH}/me", json={"password": PASSWORD}),
-        "delete by a wrong password": lambda: clara.delete(f"{AUTH}/me", json={"password": WRONG}),
-        "delete the last admin": lambda: admin.delete(f"{AUTH}/me", json={"password": PASSWORD}),
+        "change the name": lambda: anna.rename("Anna"),
+        "change the password": anna.change_password,
+        "change by a wrong password": lambda: clara.change_password(WRONG_PASSWORD),
+        "change the address": lambda: anna.change_email("a@example.org"),
+        "delete the account": anna.delete_account,
+        "delete by a wrong password": lambda: clara.delete_account(WRONG_PASSWORD),
+        "delete the last admin": admin.delete_account,
         "upload": lambda: anna.send(b"more", length=4),
         "upload of unknown length": lambda: anna.send(b"x" * 600_000, length=None),
         "rename": lambda: anna.patch(path, json={"name": "other.txt"}),
@@ -158,9 +152,7 @@ def vault(make_vault: Callable[..., Vault]) -> Vault:
 
 
 @pytest.mark.parametrize("unwritable", [renamed, guarded])
-def test_every_request_that_is_audited_is_refused_and_changes_nothing(
-    vault: Vault, unwritable: Callable[[Engine], Any]
-) -> None:
+def test_audited_requests_are_refused_and_change_nothing(vault: Vault, unwritable: Callable[[Engine], Any]) -> None:
     asked = requests(vault)
     vault.run_queue()
     before = everything(vault)
@@ -184,11 +176,8 @@ def test_every_request_that_is_audited_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize("unwritable", [renamed, guarded])
-def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
-    vault: Vault, unwritable: Callable[[Engine], Any]
-) -> None:
-    anna, store = vault.member(), vault.store
-    assert isinstance(store, MemoryStore)
+def test_audited_commands_and_tasks_stop_and_change_nothing(vault: Vault, unwritable: Callable[[Engine], Any]) -> None:
+    anna = vault.member()
     file_id, deleted = anna.upload(b"content")["id"], anna.upload(b"deleted")["id"]
     anna.delete(f"{FILES}/{deleted}")
     vault.queue.clear()
@@ -200,7 +189,7 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
     new = vault.rotated(MASTER_KEY=",".join([primary, *vault.settings.keys.master_keys, unused, retired]))
     assert new.command("keys", "retire", ref_of(retired)).exit_code == 0
     vault.change_user("waiting@example.org", created_at=vault.clock().replace(year=2020))
-    post(vault, "login", email=anna.email, password=WRONG)()
+    post(vault, "login", email=anna.email, password=WRONG_PASSWORD)()
     vault.member("shut.out@example.org", disabled_at=vault.clock())
     before = everything(vault)
 
@@ -237,10 +226,9 @@ def test_every_command_and_task_that_is_audited_stops_and_changes_nothing(
     assert vault.refusals("user.login") == {"password": 1}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_no_orphan_is_deleted_without_its_event(vault: Vault) -> None:
     vault.member().upload(b"content")
-    assert isinstance(vault.store, MemoryStore)
     vault.store.objects[ORPHAN] = b"nobody's"
 
     with renamed(vault.container.core.engine):
@@ -251,25 +239,24 @@ def test_no_orphan_is_deleted_without_its_event(vault: Vault) -> None:
     assert ORPHAN in vault.store.objects
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_what_is_not_audited_goes_on(vault: Vault) -> None:
+@SQLITE
+def test_unaudited_requests_work_without_the_log(vault: Vault) -> None:
     anna = vault.member()
     path = f"{FILES}/{anna.upload(b'content')['id']}"
 
     with renamed(vault.container.core.engine):
-        refreshed = vault.client.post(f"{AUTH}/refresh", json={"refresh_token": anna.refresh_token})
+        refreshed = anna.refresh()
         statuses = [anna.get(asked).status_code for asked in (f"{AUTH}/me", f"{AUTH}/sessions", FILES, path)]
         head = anna.head(f"{path}/content")
 
     assert (refreshed.status_code, statuses, head.status_code) == (200, [200] * 4, 200)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_damage_and_the_end_of_a_download_are_told_although_they_cannot_be_audited(vault: Vault) -> None:
     anna = vault.member()
     file_id = anna.upload(b"x" * 600_000)["id"]
     running = anna.get(f"{FILES}/{file_id}/content", buffered=False)
-    assert isinstance(vault.store, MemoryStore)
 
     with renamed(vault.container.core.engine):
         content = b"".join(running.iter_encoded())
@@ -284,9 +271,7 @@ def test_damage_and_the_end_of_a_download_are_told_although_they_cannot_be_audit
     assert vault.audit_trail("file.download_ended") == []
 
 
-def test_a_role_that_may_not_insert_events_signs_nobody_in_and_refuses_nobody(
-    tmp_path: Path, postgres_url: str
-) -> None:
+def test_a_role_without_insert_on_events_neither_signs_in_nor_refuses(tmp_path: Path, postgres_url: str) -> None:
     vault, role = Vault(tmp_path, postgres_url), f"svault_test_{uuid.uuid4().hex[:12]}"
     anna = vault.member()
     engine = vault.container.core.engine
@@ -298,8 +283,8 @@ def test_a_role_that_may_not_insert_events_signs_nobody_in_and_refuses_nobody(
         denied = vault.rotated(DATABASE_URL=url.render_as_string(hide_password=False))
 
         answers = [
-            refusal(post(denied, "login", email=email, password=password)())
-            for email, password in ((anna.email, PASSWORD), (anna.email, WRONG), ("nobody@example.org", PASSWORD))
+            refusal(answer)
+            for answer in (denied.login(), denied.login(password=WRONG_PASSWORD), denied.login("nobody@example.org"))
         ]
 
         assert answers == [UNAVAILABLE] * 3

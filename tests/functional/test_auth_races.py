@@ -1,10 +1,9 @@
 """Twenty at once on PostgreSQL: what may happen once happens once, and every attempt counts."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,23 +11,21 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 
 from testing.servers import wait_until
-from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Vault, at_once, refusal, works
+from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, POSTGRESQL, WRONG_PASSWORD, Vault, at_once, refusal, works
 from vault.auth import mails
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.core.addresses import parse_address
 from vault.core.principal import Principal
 from vault.mail.models import MailJob, MailState
 
-pytestmark = pytest.mark.uncounted
+pytestmark = [POSTGRESQL, pytest.mark.uncounted]
 
 MANY = 20
 
 
 @pytest.fixture
-def vault(tmp_path: Path, postgres_url: str) -> Iterator[Vault]:
-    vault = Vault(tmp_path, postgres_url, ARGON2_CONCURRENCY=str(MANY))
-    yield vault
-    vault.close()
+def vault(make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault(ARGON2_CONCURRENCY=str(MANY))
 
 
 def statuses(answers: list[Any]) -> dict[int, int]:
@@ -37,8 +34,7 @@ def statuses(answers: list[Any]) -> dict[int, int]:
 
 
 def attempts(vault: Vault) -> list[int]:
-    with vault.container.core.sessions.begin() as session:
-        return list(session.scalars(sa.select(PasswordAttempts.failures)))
+    return vault.scalars(sa.select(PasswordAttempts.failures))
 
 
 class Gathering(PasswordHasher):
@@ -53,8 +49,8 @@ class Gathering(PasswordHasher):
         return super().verify(hash, password)
 
 
-def test_twenty_wrong_passwords_at_once_count_as_twenty(tmp_path: Path, postgres_url: str) -> None:
-    vault = Vault(tmp_path, postgres_url, hasher=Gathering(MANY), ARGON2_CONCURRENCY=str(MANY))
+def test_twenty_concurrent_wrong_passwords_count_as_twenty(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(hasher=Gathering(MANY), ARGON2_CONCURRENCY=str(MANY))
     vault.member()
 
     answers = at_once(MANY, lambda _: vault.login(password=WRONG_PASSWORD))
@@ -67,10 +63,9 @@ def test_twenty_wrong_passwords_at_once_count_as_twenty(tmp_path: Path, postgres
     assert normal.login().status_code == 401
     normal.clock.advance(seconds=1)
     assert normal.login().status_code == 200
-    vault.close()
 
 
-def test_wrong_passwords_at_once_are_never_counted_less_than_they_were_looked_at(vault: Vault) -> None:
+def test_concurrent_wrong_passwords_are_counted_as_often_as_they_are_checked(vault: Vault) -> None:
     vault.member()
 
     at_once(MANY, lambda _: vault.login(password=WRONG_PASSWORD))
@@ -81,7 +76,7 @@ def test_wrong_passwords_at_once_are_never_counted_less_than_they_were_looked_at
     assert vault.login().status_code == 401
 
 
-def test_once_there_was_a_delay_one_at_a_time_is_looked_at(vault: Vault) -> None:
+def test_one_password_at_a_time_is_checked_after_a_delay(vault: Vault) -> None:
     vault.member()
     for _ in range(5):
         vault.login(password=WRONG_PASSWORD)
@@ -93,7 +88,7 @@ def test_once_there_was_a_delay_one_at_a_time_is_looked_at(vault: Vault) -> None
     assert attempts(vault) == [6, 6]
 
 
-def test_twenty_right_passwords_at_once_all_sign_in(vault: Vault) -> None:
+def test_twenty_concurrent_right_passwords_all_sign_in(vault: Vault) -> None:
     vault.member()
 
     answers = at_once(MANY, lambda _: vault.login())
@@ -102,18 +97,17 @@ def test_twenty_right_passwords_at_once_all_sign_in(vault: Vault) -> None:
     assert attempts(vault) == [0, 0]
 
 
-def test_right_passwords_at_once_all_sign_in_while_their_hash_is_made_anew(tmp_path: Path, postgres_url: str) -> None:
-    vault = Vault(tmp_path, postgres_url, hasher=PasswordHasher(1, 16, 1), ARGON2_CONCURRENCY=str(MANY))
+def test_concurrent_right_passwords_sign_in_while_their_hash_is_replaced(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(hasher=PasswordHasher(1, 16, 1), ARGON2_CONCURRENCY=str(MANY))
     vault.member()
 
     answers = at_once(MANY, lambda _: vault.login())
 
     assert statuses(answers) == {200: MANY}
-    vault.close()
 
 
 @pytest.mark.parametrize("path", ["forgot-password", "resend-verification", "login"])
-def test_at_most_three_mails_an_hour_also_at_once(vault: Vault, path: str) -> None:
+def test_concurrent_requests_send_at_most_three_mails_an_hour(vault: Vault, path: str) -> None:
     vault.register() if path != "forgot-password" else vault.member()
     sent_before = len(vault.mails())
     fields = {"email": EMAIL, **({"password": PASSWORD} if path == "login" else {})}
@@ -123,7 +117,7 @@ def test_at_most_three_mails_an_hour_also_at_once(vault: Vault, path: str) -> No
     assert sent_before + len(vault.mails()) == 3
 
 
-def test_one_reset_token_at_once_sets_one_password(vault: Vault) -> None:
+def test_concurrent_uses_of_a_reset_token_set_one_password(vault: Vault) -> None:
     vault.member()
     token = vault.reset_token()
     words = [f"{NEW_PASSWORD} number {number}" for number in range(MANY)]
@@ -136,7 +130,7 @@ def test_one_reset_token_at_once_sets_one_password(vault: Vault) -> None:
     assert vault.outcomes("user.password_reset") == {"ok": 1, "failed": MANY - 1}
 
 
-def test_several_reset_tokens_at_once_set_one_password(vault: Vault) -> None:
+def test_concurrent_reset_tokens_set_one_password(vault: Vault) -> None:
     vault.member()
     tokens = []
     for _ in range(3):
@@ -147,7 +141,7 @@ def test_several_reset_tokens_at_once_set_one_password(vault: Vault) -> None:
     assert statuses(answers) == {204: 1, 400: 2}
 
 
-def test_one_verification_at_once_counts_once(vault: Vault) -> None:
+def test_concurrent_uses_of_a_verification_token_count_once(vault: Vault) -> None:
     vault.register()
     token = vault.mailed_token(EMAIL)
 
@@ -157,7 +151,7 @@ def test_one_verification_at_once_counts_once(vault: Vault) -> None:
     assert len(vault.audit_trail("user.email_verified")) == 1
 
 
-def test_several_verification_links_at_once_confirm_the_address_once(vault: Vault) -> None:
+def test_concurrent_verification_links_confirm_the_address_once(vault: Vault) -> None:
     vault.register()
     tokens = [vault.mailed_token(EMAIL)]
     for _ in range(2):
@@ -171,17 +165,16 @@ def test_several_verification_links_at_once_confirm_the_address_once(vault: Vaul
 
 
 @pytest.mark.parametrize("spellings", [["a@x.example"], ["A@x.example", "a@X.example"]], ids=["same", "spelled"])
-def test_registrations_of_one_address_at_once_make_one_account(vault: Vault, spellings: list[str]) -> None:
+def test_concurrent_registrations_of_an_address_make_one_account(vault: Vault, spellings: list[str]) -> None:
     emails = [spellings[number % len(spellings)] for number in range(MANY)]
 
     answers = at_once(MANY, lambda n: vault.register(emails[n]))
 
     assert statuses(answers) == {202: MANY}
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalars(sa.select(User.email_key)).all() == ["a@x.example"]
+    assert vault.scalars(sa.select(User.email_key)) == ["a@x.example"]
 
 
-def test_one_new_address_at_once_is_given_to_one_account(vault: Vault) -> None:
+def test_concurrent_confirmations_give_an_address_to_one_account(vault: Vault) -> None:
     people = [vault.member(f"person{number}@example.org") for number in range(8)]
     tokens = []
     for person in people:
@@ -220,7 +213,7 @@ def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: V
             assert session.get_one(MailJob, job_id).state in (MailState.VOID, MailState.SENT)
 
 
-def test_two_last_admins_who_leave_at_once_leave_one(vault: Vault) -> None:
+def test_one_of_two_last_administrators_who_leave_concurrently_stays(vault: Vault) -> None:
     for turn in range(5):
         admins = [vault.member(f"admin{turn}{n}@example.org", role="admin") for n in range(2)]
 
@@ -231,11 +224,10 @@ def test_two_last_admins_who_leave_at_once_leave_one(vault: Vault) -> None:
 
         assert statuses(answers) == {204: 1, 409: 1}
         assert sum(works(admin) for admin in admins) == 1
-        with vault.container.core.sessions.begin() as session:
-            session.execute(sa.delete(User))
+        vault.execute(sa.delete(User))
 
 
-def test_deletions_of_one_account_at_once_delete_it_once(vault: Vault) -> None:
+def test_concurrent_deletions_of_an_account_delete_it_once(vault: Vault) -> None:
     anna = vault.member()
     anna.upload(b"content")
 
@@ -250,10 +242,7 @@ def test_deletions_of_one_account_at_once_delete_it_once(vault: Vault) -> None:
     assert vault.mails() == [(EMAIL, "Your Secure Vault account was deleted")]
 
 
-def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
-    tmp_path: Path, postgres_url: str
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
+def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(vault: Vault) -> None:
     one, other = (vault.member(f"{name}@example.org") for name in ("one", "other"))
     holder, mover = sorted((one, other), key=lambda person: vault.user(person.email).id)
     vault.change_user(holder.email, email_verified_at=None)
@@ -273,4 +262,3 @@ def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(
 
     assert (still_free, answer.status_code) == ([mover.email], 200)
     assert vault.user(holder.email).email_verified_at is not None
-    vault.close()

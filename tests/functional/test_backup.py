@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 
 from testing.copies import copied_database
-from testing.vault import Person, Vault
+from testing.vault import SQLITE, Person, Vault
 from vault.storage import EPOCH_KEY
 from vault.storage.memory import MemoryStore
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
 
 def copied_store(vault: Vault) -> MemoryStore:
     copy = MemoryStore()
-    assert isinstance(vault.store, MemoryStore)
     for key, content in vault.store.objects.items():
         copy.put_if_absent(key, content)
     return copy

@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,14 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
 from testing.faults import FailingDatabase, FailingStore
-from testing.vault import Body, Person, Vault
+from testing.vault import FILES, POSTGRESQL, SQLITE, Body, Person, Vault, refusal
 from vault.core.errors import Busy, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import DataKey, KeyRing, LocalKeyProvider, generate_master_key
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
-FILES = "/api/v1/files"
 MIB = 1024 * 1024
 FORM = "multipart/form-data; boundary=edge"
 
@@ -40,12 +38,6 @@ class Untouched:
 
     def read(self, length: int = -1) -> bytes:
         raise AssertionError("the body was read")
-
-
-def refusal(answer: Any) -> tuple[int, str]:
-    assert answer.mimetype == "application/problem+json", answer.text
-    assert answer.json["request_id"] == answer.headers["X-Request-ID"]
-    return answer.status_code, answer.json["code"]
 
 
 # Forms
@@ -71,7 +63,7 @@ def test_forms_without_exactly_one_named_file_are_refused(vault: Vault, anna: Pe
     assert vault.leftovers() == {}
 
 
-def test_forms_that_are_none_are_refused(vault: Vault, anna: Person) -> None:
+def test_malformed_forms_are_refused(vault: Vault, anna: Person) -> None:
     whole = part() + CLOSE
     cases: dict[str, tuple[bytes, str]] = {
         "empty": (b"", FORM),
@@ -198,7 +190,7 @@ def test_names_that_are_not_acceptable_are_refused(vault: Vault, anna: Person) -
     assert vault.leftovers() == {}
 
 
-def test_names_that_are_no_text_or_missing_or_doubled_are_refused(vault: Vault, anna: Person) -> None:
+def test_undecodable_missing_and_repeated_names_are_refused(vault: Vault, anna: Person) -> None:
     queries = ["name=%ff", "name=%ED%A0%80", "name=%00", "", "Name=a", "name=a&name=b", "name=a&extra=b"]
 
     answers = {query: anna.post(FILES, query_string=query, data=b"x") for query in queries}
@@ -212,7 +204,7 @@ def test_names_that_are_no_text_or_missing_or_doubled_are_refused(vault: Vault, 
     assert vault.leftovers() == {}
 
 
-def test_content_types_that_are_none_are_refused(vault: Vault, anna: Person) -> None:
+def test_malformed_content_types_are_refused(vault: Vault, anna: Person) -> None:
     bad = ["text", "text/", "/plain", "te xt/plain", "text/plain; charset", "text/plain; charset=ü"]
     bad += ["text/plain, text/html", 'text/plain; a="b', f"a/{'b' * 300}", "text/plain\0", "<script>/x", "a/b;c=d e"]
 
@@ -299,7 +291,7 @@ def test_a_quota_exceeded_is_refused_before_the_body_is_read(make_vault: Callabl
 
 
 @pytest.mark.parametrize("length", ["declared", "chunked"])
-def test_uploads_that_run_at_once_cannot_pass_the_quota_together(make_vault: Callable[..., Vault], length: str) -> None:
+def test_overlapping_uploads_cannot_pass_the_quota_together(make_vault: Callable[..., Vault], length: str) -> None:
     vault = make_vault(DEFAULT_QUOTA_BYTES=str(3 * MIB))
     anna = vault.member()
     inner: list[Any] = []
@@ -318,7 +310,7 @@ def test_uploads_that_run_at_once_cannot_pass_the_quota_together(make_vault: Cal
     assert vault.accounts_balance()
 
 
-def test_one_upload_more_than_may_run_at_once_is_put_off(make_vault: Callable[..., Vault]) -> None:
+def test_uploads_beyond_the_concurrent_limit_are_refused(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(MAX_UPLOADS_PER_USER="2")
     anna, bert = vault.member(), vault.member("bert@example.org")
     answers: dict[str, Any] = {}
@@ -351,60 +343,49 @@ STORE_FAILURES = {
 
 
 @pytest.mark.parametrize(("failure", "expected"), STORE_FAILURES.values(), ids=STORE_FAILURES)
-def test_a_store_that_fails_at_any_step_keeps_nothing(
-    make_vault: Callable[..., Vault], failure: Exception, expected: tuple[int, str]
+def test_a_broken_store_keeps_nothing(
+    vault: Vault, anna: Person, failure: Exception, expected: tuple[int, str]
 ) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
-    anna = vault.member()
     anna.delete(f"{FILES}/{anna.upload(b'so that the installation id is there')['id']}")
     outcomes, leftovers = {}, {}
 
     for what, method in STEPS.items():
         for size in (5, 20 * MIB) if method == "write" else (5,):
-            store.failures[method] = failure
+            vault.store.failures[method] = failure
             answer = anna.send(b"x" * size, length=size)
-            store.failures.clear()
+            vault.store.failures.clear()
             outcomes[what, size] = refusal(answer)
             # Aborted at once: what it took is free again before the worker or the reaper comes round.
-            assert store.unfinished() == 0
+            assert vault.store.unfinished() == 0
             leftovers[what, size] = vault.leftovers()
 
     assert set(outcomes.values()) == {expected}
     assert all(left == {} for left in leftovers.values()), leftovers
 
 
-def test_a_store_that_is_gone_from_one_step_on_keeps_nothing_once_it_is_back(
-    make_vault: Callable[..., Vault],
-) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
-    anna = vault.member()
+def test_a_store_that_went_away_keeps_nothing_once_it_is_back(vault: Vault, anna: Person) -> None:
     outcomes, states = [], set()
 
     for method in STEPS.values():
         anna.delete(f"{FILES}/{anna.upload(b'x')['id']}")
         vault.run_queue()
         for call in (method, "delete", "list", "get", "open"):
-            store.failures[call] = StorageUnavailable()
-        store.forgets_aborts = True
+            vault.store.failures[call] = StorageUnavailable()
+        vault.store.forgets_aborts = True
         outcomes.append(refusal(anna.send(b"hello", length=5)))
         vault.run_queue()
         states |= {row.state for row in vault.files()}
-        store.failures.clear()
-        store.forgets_aborts = False
+        vault.store.failures.clear()
+        vault.store.forgets_aborts = False
         assert vault.leftovers() == {}
 
     assert set(outcomes) == {(502, "storage_unavailable")}
     assert states == {"shredded"}
 
 
-def test_a_commit_that_succeeded_and_said_otherwise_leaves_no_object(make_vault: Callable[..., Vault]) -> None:
-    store = FailingStore()
-    store.commits_first = True
-    vault = make_vault(store=store)
-    anna = vault.member()
-    store.failures["commit"] = StorageUnavailable()
+def test_a_commit_that_succeeded_and_said_otherwise_leaves_no_object(vault: Vault, anna: Person) -> None:
+    vault.store.commits_first = True
+    vault.store.failures["commit"] = StorageUnavailable()
 
     answer = anna.send(b"hello", length=5)
 
@@ -428,14 +409,11 @@ def test_a_first_upload_on_a_store_that_is_down_writes_nothing(make_vault: Calla
         assert accepted.status_code == 201
         anna.delete(f"{FILES}/{accepted.json['id']}")
         assert vault.leftovers() == {}
-        with vault.container.core.engine.begin() as connection:
-            connection.execute(sa.text("DELETE FROM installation"))
+        vault.execute(sa.text("DELETE FROM installation"))
 
 
-def test_a_server_without_a_free_buffer_says_so(make_vault: Callable[..., Vault]) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
-    store.failures["buffer"] = Busy()
+def test_a_server_without_a_free_buffer_says_so(vault: Vault) -> None:
+    vault.store.failures["buffer"] = Busy()
 
     answer = vault.member().send(b"hello", length=5)
 
@@ -486,36 +464,24 @@ STATEMENTS = {
 }
 
 
-def test_a_database_that_fails_once_at_any_step_keeps_nothing(vault: Vault, anna: Person) -> None:
-    database = FailingDatabase(vault.container.core.engine)
-    outcomes, leftovers = {}, {}
-
-    for step, statement in STATEMENTS.items():
-        with database.failing(statement):
-            answer = anna.send(b"x" * 5, length=None)
-        outcomes[step] = refusal(answer)
-        leftovers[step] = vault.leftovers()
-
-    assert outcomes == dict.fromkeys(STATEMENTS, (503, "database_unavailable"))
-    assert leftovers == {step: {} for step in STATEMENTS}
-
-
-def test_a_database_that_stays_away_leaves_only_what_the_reaper_ends(vault: Vault, anna: Person) -> None:
+@pytest.mark.parametrize("stays_away", [False, True], ids=["once", "for good"])
+def test_a_failing_database_leaves_rows_for_the_reaper_at_most(vault: Vault, anna: Person, stays_away: bool) -> None:
     database = FailingDatabase(vault.container.core.engine)
     outcomes, states, leftovers = {}, {}, {}
 
     for step, statement in STATEMENTS.items():
-        with database.failing(statement, stays_away=True):
+        with database.failing(statement, stays_away=stays_away):
             answer = anna.send(b"x" * 5, length=None)
         outcomes[step] = refusal(answer)
         states[step] = vault.file_states()
         assert vault.accounts_balance()
-        for row in vault.files():
-            vault.change_file(row.id, lease_until=vault.clock().replace(year=2000))
+        if stays_away:
+            vault.end_leases()
         leftovers[step] = vault.leftovers()
 
     assert outcomes == dict.fromkeys(STATEMENTS, (503, "database_unavailable"))
-    assert states == {"reserve": [], "grow": ["pending"], "publish": ["pending"], "audit": ["pending"]}
+    left = ["pending"] if stays_away else ["shredded"]
+    assert states == {"reserve": [], "grow": left, "publish": left, "audit": left}
     assert leftovers == {step: {} for step in STATEMENTS}
 
 
@@ -532,18 +498,17 @@ def test_a_database_that_is_away_from_the_start_answers_503(vault: Vault, anna: 
         answers = [
             anna.send(Untouched(), length=5),  # type: ignore[arg-type]
             anna.get(FILES),
-            vault.client.post("/api/v1/auth/login", json={"email": anna.email, "password": "x"}),
+            vault.login(password="x"),
         ]
 
     assert {refusal(answer) for answer in answers} == {(503, "database_unavailable")}
     assert all("Retry-After" in answer.headers for answer in answers)
 
 
-def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, sqlite_url: str) -> None:
-    vault = Vault(tmp_path, sqlite_url)
-    anna = vault.member()
+@SQLITE
+def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(vault: Vault, anna: Person, database_url: str) -> None:
     anna.delete(f"{FILES}/{anna.upload(b'x')['id']}")
-    other = sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)
+    other = sqlite3.connect(make_url(database_url).database or "", isolation_level=None)
 
     def lock() -> None:
         other.execute("BEGIN IMMEDIATE")
@@ -556,11 +521,8 @@ def test_a_locked_sqlite_database_answers_503_and_keeps_nothing(tmp_path: Path, 
     assert refusal(answer) == (503, "database_unavailable")
     assert vault.file_states().count("pending") == 1
     assert vault.accounts_balance()
-    for row in vault.files():
-        if row.state == "pending":
-            vault.change_file(row.id, lease_until=vault.clock().replace(year=2000))
+    vault.end_leases()
     assert vault.leftovers() == {}
-    vault.close()
 
 
 @contextmanager
@@ -579,12 +541,12 @@ def impatient(engine: Engine) -> Iterator[None]:
         engine.dispose()
 
 
-def test_connections_that_postgresql_ended_are_replaced_in_mid_upload(tmp_path: Path, postgres_url: str) -> None:
-    vault = Vault(tmp_path, postgres_url)
+@POSTGRESQL
+def test_connections_that_postgresql_ended_are_replaced_in_mid_upload(vault: Vault, database_url: str) -> None:
     anna = vault.member()
 
     def end_connections() -> None:
-        admin = psycopg2.connect(postgres_url)
+        admin = psycopg2.connect(database_url)
         with admin.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -597,4 +559,3 @@ def test_connections_that_postgresql_ended_are_replaced_in_mid_upload(tmp_path: 
     assert answer.status_code == 201
     assert anna.download(answer.json["id"]) == b"hello"
     assert vault.accounts_balance()
-    vault.close()

@@ -3,24 +3,17 @@
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import Vault, refusal, works
+from testing.vault import SQLITE, Vault, refusal, works
 from vault.auth.models import UserSession
 from vault.core.clock import CLOCK_LEEWAY
 
-AUTH = "/api/v1/auth"
 LEEWAY = CLOCK_LEEWAY.total_seconds()
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-def refresh(vault: Vault, token: str) -> int:
-    return int(vault.client.post(f"{AUTH}/refresh", json={"refresh_token": token}).status_code)
+pytestmark = SQLITE
 
 
 @pytest.mark.parametrize("seconds", [2, 5])
-def test_a_token_of_a_node_whose_clock_is_a_little_ahead_is_accepted_on_a_node_behind_it(
-    vault: Vault, seconds: int
-) -> None:
+def test_a_token_of_a_node_whose_clock_is_ahead_is_accepted(vault: Vault, seconds: int) -> None:
     vault.member()
     vault.clock.advance(seconds=seconds)
 
@@ -28,7 +21,7 @@ def test_a_token_of_a_node_whose_clock_is_a_little_ahead_is_accepted_on_a_node_b
     vault.clock.advance(seconds=-seconds)
 
     assert works(ahead)
-    assert refresh(vault, ahead.refresh_token) == 200
+    assert ahead.refresh().status_code == 200
 
 
 def test_a_token_of_a_clock_that_is_far_ahead_is_refused(vault: Vault) -> None:
@@ -37,26 +30,25 @@ def test_a_token_of_a_clock_that_is_far_ahead_is_refused(vault: Vault) -> None:
 
     ahead = vault.sign_in("anna@example.org")
 
-    assert refusal(ahead.get(f"{AUTH}/me")) == (401, "unauthorized")
+    assert refusal(ahead.me()) == (401, "unauthorized")
 
 
 def test_a_token_and_its_session_end_where_the_slowest_clock_says_so(vault: Vault) -> None:
     anna = vault.member()
     vault.clock.advance(days=7, seconds=LEEWAY - 1)
-    at_the_slowest = refresh(vault, anna.refresh_token)
+    at_the_slowest = anna.refresh().status_code
     bert = vault.member("bert@example.org")
     vault.clock.advance(days=7, seconds=LEEWAY)
 
-    assert (at_the_slowest, refresh(vault, bert.refresh_token)) == (200, 401)
+    assert (at_the_slowest, bert.refresh().status_code) == (200, 401)
 
 
 def test_a_session_that_is_accepted_by_leeway_alone_can_be_ended(vault: Vault) -> None:
     anna = vault.member()
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(UserSession).values(expires_at=vault.clock()))
+    vault.execute(sa.update(UserSession).values(expires_at=vault.clock()))
     assert works(anna)
 
-    assert anna.post(f"{AUTH}/logout").status_code == 204
+    assert anna.logout().status_code == 204
 
     assert not works(anna)
 
@@ -65,11 +57,9 @@ def test_a_mailed_link_lives_to_its_end_by_the_slowest_clock(vault: Vault) -> No
     answers = []
     for email, seconds in (("anna@example.org", LEEWAY - 1), ("bert@example.org", LEEWAY)):
         vault.member(email)
-        vault.client.post(f"{AUTH}/forgot-password", json={"email": email})
-        token = vault.mailed_token(email)
+        token = vault.reset_token(email)
         vault.clock.advance(hours=1, seconds=seconds)
-        new = {"token": token, "new_password": "seven violet kettles hum"}
-        answers.append(vault.client.post(f"{AUTH}/reset-password", json=new))
+        answers.append(vault.reset(token))
 
     assert answers[0].status_code == 204
     assert refusal(answers[1]) == (400, "invalid_token")

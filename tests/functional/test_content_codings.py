@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from testing.vault import Person, Vault, refusal
+from testing.vault import FILES, Person, Vault, refusal
 
-FILES = "/api/v1/files"
 FORM = "multipart/form-data; boundary=edge"
 
 

@@ -15,7 +15,7 @@ from flask import Response, request_finished
 
 from testing.faults import FailingDatabase, FailingStore
 from testing.servers import wait_until
-from testing.vault import Body, Person, Vault
+from testing.vault import FILES, Body, Person, Vault, at_once
 from vault.admin.service import UserChanges
 from vault.auth.models import User
 from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
@@ -29,7 +29,6 @@ from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.uncounted
 
-FILES = "/api/v1/files"
 GRANT = timedelta(seconds=LEASE_SECONDS)
 
 
@@ -43,12 +42,6 @@ def pending(vault: Vault) -> File:
     return row
 
 
-def end_leases(vault: Vault) -> None:
-    for row in vault.files():
-        if row.lease_until is not None:
-            vault.change_file(row.id, lease_until=vault.clock() - 2 * GRANT)
-
-
 def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
     """What another process does that ends the pending row: the reaper with its lease, a closed account without."""
     with vault.container.core.sessions.begin() as session:
@@ -59,7 +52,6 @@ def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
 def dying(vault: Vault, *, after_commit: bool = False) -> Iterator[None]:
     """The process dies while it stores, or once the object is complete: nothing is tidied up, as after SIGKILL."""
     store = vault.store
-    assert isinstance(store, FailingStore)
     statement = FailingDatabase.PUBLISH if after_commit else FailingDatabase.SHRED
     if not after_commit:
         store.failures["commit"] = StorageUnavailable()
@@ -68,11 +60,6 @@ def dying(vault: Vault, *, after_commit: bool = False) -> Iterator[None]:
         yield
     store.failures.clear()
     store.forgets_aborts = False
-
-
-@pytest.fixture
-def vault(make_vault: Callable[..., Vault]) -> Vault:
-    return make_vault(store=FailingStore())
 
 
 # Leases and the reaper
@@ -117,11 +104,9 @@ def test_leases_are_renewed_by_a_thread_while_the_client_is_slow(vault: Vault, a
 
 def test_the_reaper_leaves_an_upload_whose_lease_lives(vault: Vault, anna: Person) -> None:
     reports = []
+    reap = vault.container.objects.reaper.reap
 
-    def meanwhile() -> None:
-        reports.append(vault.container.objects.reaper.reap(Principal()))
-
-    answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=5)
+    answer = anna.send(Body(b"hello", at=2, then=lambda: reports.append(reap(Principal()))), length=5)
 
     assert answer.status_code == 201
     assert (reports[0].expired, reports[0].removed, reports[0].failed) == (0, 0, 0)
@@ -139,7 +124,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
 
     vault.reap()
     while_leased = vault.file_states(), len(vault.objects()), vault.store.unfinished()
-    end_leases(vault)
+    vault.end_leases()
     report = vault.container.objects.reaper.reap(Principal())
 
     assert held == 5
@@ -149,7 +134,7 @@ def test_the_reaper_ends_an_upload_whose_process_died(vault: Vault, anna: Person
     assert (report.expired, report.removed, report.failed) == (1, removed, 0)
     assert (len(vault.objects()), vault.account().reserved_bytes) == (int(after_commit), 0)
     assert vault.audit_trail("files.reaped")[-1].details == {"expired": 1, "removed": removed, "failed": 0}
-    end_leases(vault)
+    vault.end_leases()
     assert vault.leftovers() == {}
     assert anna.get(f"{FILES}/{row.id}").status_code == 404
 
@@ -158,12 +143,12 @@ def test_the_reaper_leaves_an_upload_that_renewed_its_lease_since_it_was_found(v
     for _ in range(2):
         with dying(vault):
             anna.send(b"hello", length=5)
-    end_leases(vault)
+    vault.end_leases()
 
     def renew(_: int) -> None:
         for row in vault.files():
             if row.state == FileState.PENDING and row.lease_until is not None:
-                vault.change_file(row.id, lease_until=row.lease_until + 3 * GRANT)
+                vault.change_file(row.id, lease_until=vault.clock() + GRANT)
 
     report = vault.container.objects.reaper.reap(Principal(), progress=renew)
 
@@ -204,7 +189,7 @@ def test_the_object_of_a_shredded_row_stays_while_an_upload_may_still_write_it(v
 
     vault.reap()
     while_leased = vault.file_states(), len(vault.objects())
-    end_leases(vault)
+    vault.end_leases()
 
     assert while_leased == (["shredded"], 1)
     assert vault.account().reserved_bytes == 0
@@ -216,9 +201,7 @@ def test_the_object_of_a_shredded_row_stays_while_an_upload_may_still_write_it(v
 
 @pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
 @pytest.mark.parametrize("end_lease", [False, True], ids=["lease kept", "lease ended"])
-def test_an_upload_whose_row_was_shredded_answers_409_and_removes_its_object(
-    vault: Vault, anna: Person, length: int | None, end_lease: bool
-) -> None:
+def test_a_shredded_row_loses_its_upload(vault: Vault, anna: Person, length: int | None, end_lease: bool) -> None:
     shreds = Body(b"hello", at=2, then=lambda: shred_elsewhere(vault, end_lease=end_lease))
 
     answer = anna.send(shreds, length=length)
@@ -226,12 +209,12 @@ def test_an_upload_whose_row_was_shredded_answers_409_and_removes_its_object(
     assert outcome(answer) == (409, "upload_lost")
     assert vault.objects() == []
     assert (vault.account().used_bytes, vault.account().reserved_bytes) == (0, 0)
-    end_leases(vault)
+    vault.end_leases()
     assert vault.leftovers() == {}
 
 
-def test_an_upload_whose_lease_ended_is_not_published_even_if_nobody_noticed(vault: Vault, anna: Person) -> None:
-    answer = anna.send(Body(b"hello", at=2, then=lambda: end_leases(vault)), length=5)
+def test_an_upload_whose_lease_ended_is_not_published(vault: Vault, anna: Person) -> None:
+    answer = anna.send(Body(b"hello", at=2, then=lambda: vault.end_leases()), length=5)
 
     assert outcome(answer) == (409, "upload_lost")
     assert vault.leftovers() == {}
@@ -239,7 +222,7 @@ def test_an_upload_whose_lease_ended_is_not_published_even_if_nobody_noticed(vau
 
 def test_an_upload_that_the_reaper_ended_keeps_nothing(vault: Vault, anna: Person) -> None:
     def meanwhile() -> None:
-        end_leases(vault)
+        vault.end_leases()
         vault.reap()
 
     answers = [anna.send(Body(b"hello", at=2, then=meanwhile), length=length) for length in (5, None)]
@@ -249,28 +232,16 @@ def test_an_upload_that_the_reaper_ended_keeps_nothing(vault: Vault, anna: Perso
 
 
 @pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
-def test_an_upload_of_somebody_who_was_disabled_meanwhile_keeps_nothing(
-    vault: Vault, anna: Person, length: int | None
-) -> None:
-    def disable() -> None:
-        vault.container.admin.administration.change(Principal(), vault.user().id, UserChanges(disabled=True))
+@pytest.mark.parametrize("end", ["disabled", "deleted"])
+def test_an_upload_ends_with_its_owner(vault: Vault, anna: Person, length: int | None, end: str) -> None:
+    def meanwhile() -> None:
+        if end == "disabled":
+            vault.container.admin.administration.change(Principal(), vault.user().id, UserChanges(disabled=True))
+        else:
+            vault.execute(sa.delete(User))
+            vault.execute(sa.delete(StorageAccount))
 
-    answer = anna.send(Body(b"hello", at=2, then=disable), length=length)
-
-    assert outcome(answer) == (409, "upload_lost")
-    assert vault.leftovers() == {}
-
-
-@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
-def test_an_upload_of_somebody_who_was_deleted_meanwhile_keeps_nothing(
-    vault: Vault, anna: Person, length: int | None
-) -> None:
-    def close_account() -> None:
-        with vault.container.core.sessions.begin() as session:
-            session.execute(sa.delete(User))
-            session.execute(sa.delete(StorageAccount))
-
-    answer = anna.send(Body(b"hello", at=2, then=close_account), length=length)
+    answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=length)
 
     assert outcome(answer) == (409, "upload_lost")
     assert vault.leftovers() == {}
@@ -300,9 +271,7 @@ def test_a_publication_that_was_not_committed_is_undone(vault: Vault, anna: Pers
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
-def test_a_reservation_of_unknown_outcome_keeps_nothing_for_longer_than_its_lease(
-    vault: Vault, anna: Person, after: bool
-) -> None:
+def test_a_reservation_of_unknown_outcome_ends_with_its_lease(vault: Vault, anna: Person, after: bool) -> None:
     body = Body(b"hello")
     with FailingDatabase(vault.container.core.engine).losing_commit_of(FailingDatabase.RESERVE, after=after):
         answer = anna.send(body, length=5)
@@ -310,7 +279,7 @@ def test_a_reservation_of_unknown_outcome_keeps_nothing_for_longer_than_its_leas
     assert outcome(answer) == (503, "database_unavailable")
     assert body.position == 0
     assert vault.accounts_balance()
-    end_leases(vault)
+    vault.end_leases()
     assert vault.leftovers() == {}
 
 
@@ -333,26 +302,10 @@ def test_a_deletion_of_unknown_outcome_is_either_done_or_not(vault: Vault, anna:
 # Several at once
 
 
-def in_parallel(count: int, act: Callable[[int], Any]) -> list[Any]:
-    """Start threads together; each has a client of its own."""
-    barrier, answers = threading.Barrier(count), [None] * count
-
-    def run(number: int) -> None:
-        barrier.wait(timeout=120)
-        answers[number] = act(number)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    return answers
-
-
-def test_two_deletions_at_once_delete_once(vault: Vault, anna: Person) -> None:
+def test_two_concurrent_deletions_delete_once(vault: Vault, anna: Person) -> None:
     for _ in range(3):
         path = f"{FILES}/{anna.upload(b'hello')['id']}"
-        answers = in_parallel(2, lambda _, path=path: vault.app.test_client().delete(path, headers=anna.headers))
+        answers = at_once(2, lambda _, path=path: anna.delete(path))
 
         assert sorted(answer.status_code for answer in answers) == [204, 404]
         assert vault.accounts_balance()
@@ -360,17 +313,12 @@ def test_two_deletions_at_once_delete_once(vault: Vault, anna: Person) -> None:
     assert vault.leftovers() == {}
 
 
-def test_uploads_at_once_never_pass_the_quota(make_vault: Callable[..., Vault]) -> None:
+def test_concurrent_uploads_never_pass_the_quota(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(DEFAULT_QUOTA_BYTES="25")
     anna = vault.member()
     anna.delete(f"{FILES}/{anna.upload(b'x')['id']}")
 
-    def upload(number: int) -> Any:
-        return vault.app.test_client().post(
-            FILES, query_string={"name": str(number)}, data=b"x" * 10, headers=anna.headers
-        )
-
-    answers = in_parallel(4, upload)
+    answers = at_once(4, lambda _: anna.send(b"x" * 10, length=10))
 
     assert sorted(answer.status_code for answer in answers) == [201, 201, 413, 413]
     assert vault.account().used_bytes == 20
@@ -397,7 +345,6 @@ def test_a_deletion_during_a_download_lets_the_download_end_or_break(vault: Vaul
 def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, anna: Person, bert: Person) -> None:
     dice = random.Random(20261124)
     store, database = vault.store, FailingDatabase(vault.container.core.engine)
-    assert isinstance(store, FailingStore)
     people = [anna, bert]
 
     def length() -> int | None:
@@ -444,7 +391,7 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
 
     def reap(_: Person) -> None:
         if dice.random() < 0.5:
-            end_leases(vault)
+            vault.end_leases()
         vault.reap()
 
     def reap_meanwhile(person: Person) -> None:
@@ -474,9 +421,9 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
         for item in person.get(FILES, query_string={"limit": 200}).json["items"]:
             assert len(person.download(item["id"])) == 3000
             person.delete(f"{FILES}/{item['id']}")
-    end_leases(vault)
+    vault.end_leases()
     vault.reap()
-    end_leases(vault)
+    vault.end_leases()
     assert vault.leftovers() == {}
 
 
@@ -484,13 +431,11 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
 
 
 def installation_id(vault: Vault) -> uuid.UUID | None:
-    with vault.container.core.sessions.begin() as session:
-        return session.scalar(sa.select(Installation.installation_id))
+    return vault.scalar(sa.select(Installation.installation_id))
 
 
 def state_of(vault: Vault) -> tuple[Any, ...]:
     """Everything that a process which must not touch anything leaves alone."""
-    assert isinstance(vault.store, MemoryStore)
     rows = sorted((str(row.id), row.state) for row in vault.files())
     return rows, dict(vault.store.objects), vault.counted(), installation_id(vault)
 
@@ -511,31 +456,24 @@ def refused_everywhere(vault: Vault, anna: Person) -> bool:
     return True
 
 
-def test_the_first_upload_ties_database_and_store_together(vault: Vault, anna: Person) -> None:
-    before = installation_id(vault)
-
-    anna.upload(b"hello")
-
-    assert before is None
-    assert vault.store.get(INSTALLATION_KEY).decode() == str(installation_id(vault))
-
-
 def test_a_second_process_finds_the_id_and_works(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault(store=FailingStore())
+    first = make_vault()
+    before = installation_id(first)
     first.member().upload(b"hello")
     second = make_vault(store=first.store)
 
     second.member("bert@example.org").upload(b"hello")
     second.reap()
 
+    assert before is None
     assert installation_id(first) == installation_id(second)
     assert first.store.get(INSTALLATION_KEY).decode() == str(installation_id(first))
 
 
-def test_processes_that_start_at_once_agree_on_one_id(make_vault: Callable[..., Vault]) -> None:
+def test_processes_that_start_concurrently_agree_on_one_id(make_vault: Callable[..., Vault]) -> None:
     store = FailingStore()
     vaults = [make_vault(store=store) for _ in range(3)]
-    in_parallel(3, lambda number: vaults[number].container.objects.installation.require())
+    at_once(3, lambda number: vaults[number].container.objects.installation.require())
 
     ids = {installation_id(vault) for vault in vaults}
 
@@ -562,9 +500,7 @@ class RacingStore(MemoryStore):
 
 
 @pytest.mark.parametrize("moment", ["get", "list"])
-def test_a_first_start_that_another_process_completes_meanwhile_is_no_mismatch(
-    make_vault: Callable[..., Vault], moment: str
-) -> None:
+def test_a_first_start_that_another_process_completes_succeeds(make_vault: Callable[..., Vault], moment: str) -> None:
     store = RacingStore()
     first, second = make_vault(store=store), make_vault(store=store)
     anna, bert = first.member(), second.member("bert@example.org")
@@ -606,7 +542,6 @@ def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vau
 
 
 def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Person) -> None:
-    assert isinstance(vault.store, FailingStore)
     vault.store.failures["put_if_absent"] = StorageUnavailable()
     refused = anna.send(b"hello", length=5)
     made = installation_id(vault)
@@ -619,36 +554,25 @@ def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Perso
     assert vault.store.get(INSTALLATION_KEY).decode() == str(made)
 
 
-def test_an_empty_database_beside_a_full_store_touches_nothing(make_vault: Callable[..., Vault]) -> None:
-    full = make_vault(store=FailingStore())
-    anna = full.member()
+@pytest.mark.parametrize("has_id", [True, False], ids=["with its id", "without its id"])
+def test_empty_databases_are_refused(
+    vault: Vault, anna: Person, make_vault: Callable[..., Vault], has_id: bool
+) -> None:
     for _ in range(3):
         anna.upload(b"hello")
-    with full.container.core.sessions.begin() as session:
-        for table in (File, User, Installation):
-            session.execute(sa.delete(table))
+    for table in (File, User, Installation):
+        vault.execute(sa.delete(table))
+    if not has_id:
+        vault.store.delete(INSTALLATION_KEY)
 
-    empty = make_vault(store=full.store)
+    empty = make_vault(store=vault.store)
 
     assert refused_everywhere(empty, empty.member())
     assert len(empty.objects()) == 3
 
 
-def test_a_full_store_that_lost_its_id_is_not_taken_over(make_vault: Callable[..., Vault]) -> None:
-    full = make_vault(store=FailingStore())
-    full.member().upload(b"hello")
-    full.store.delete(INSTALLATION_KEY)
-    with full.container.core.sessions.begin() as session:
-        for table in (File, User, Installation):
-            session.execute(sa.delete(table))
-
-    empty = make_vault(store=full.store)
-
-    assert refused_everywhere(empty, empty.member())
-
-
 def test_a_store_of_another_installation_is_refused(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault(store=FailingStore())
+    first = make_vault()
     anna = first.member()
     anna.upload(b"hello")
     other = FailingStore()
@@ -656,11 +580,11 @@ def test_a_store_of_another_installation_is_refused(make_vault: Callable[..., Va
 
     moved = make_vault(store=other, SECRET_KEY=first.settings.site.secret_key)
 
-    assert refused_everywhere(moved, Person(moved, anna.email, anna.access_token, anna.refresh_token))
+    assert refused_everywhere(moved, anna.at(moved))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe"])
-def test_an_id_that_is_none_is_refused(make_vault: Callable[..., Vault], content: bytes) -> None:
+def test_a_malformed_installation_id_is_refused(make_vault: Callable[..., Vault], content: bytes) -> None:
     store = FailingStore()
     store.put_if_absent(INSTALLATION_KEY, content)
     vault = make_vault(store=store)
@@ -669,12 +593,12 @@ def test_an_id_that_is_none_is_refused(make_vault: Callable[..., Vault], content
 
 
 def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault(store=FailingStore())
+    first = make_vault()
     anna = first.member()
     stored = anna.upload(b"hello")
 
-    emptied = make_vault(store=FailingStore(), SECRET_KEY=first.settings.site.secret_key)
-    anna = Person(emptied, anna.email, anna.access_token, anna.refresh_token)
+    emptied = make_vault(SECRET_KEY=first.settings.site.secret_key)
+    anna = anna.at(emptied)
 
     assert refused_everywhere(emptied, anna)
     assert emptied.store.objects == {}  # type: ignore[attr-defined]
@@ -683,8 +607,7 @@ def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Call
 
 def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vault, anna: Person) -> None:
     anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
+    vault.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
 
     with pytest.raises(InstallationMismatch):
         vault.reap()
@@ -695,14 +618,11 @@ def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vau
 # Orphans
 
 
-def test_an_upload_that_begins_during_the_search_is_no_orphan(vault: Vault, anna: Person) -> None:
-    found = []
+def test_an_upload_begun_during_the_search_is_not_an_orphan(vault: Vault, anna: Person) -> None:
+    found, find = [], vault.container.objects.reaper.find_orphans
 
-    def search() -> None:
-        found.append(vault.container.objects.reaper.find_orphans())
-
-    anna.send(Body(b"hello", at=2, then=search), length=5)
-    found.append(vault.container.objects.reaper.find_orphans())
+    anna.send(Body(b"hello", at=2, then=lambda: found.append(find())), length=5)
+    found.append(find())
 
     assert [report.orphans for report in found] == [(), ()]
 

@@ -11,62 +11,52 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Vault, refusal
+from testing.vault import POSTGRESQL, SQLITE, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import Filters
 from vault.core.principal import Principal
-
-REGISTER = {"email": "new@example.org", "password": PASSWORD}
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @contextmanager
 def failing_with(vault: Vault, sqlstate: str) -> Iterator[None]:
     """Whatever makes an account fails so."""
     body = f"BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{sqlstate}'; END"
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
-        connection.execute(sa.text("CREATE TRIGGER fail BEFORE INSERT ON users EXECUTE FUNCTION fail()"))
+    vault.execute(sa.text(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+    vault.execute(sa.text("CREATE TRIGGER fail BEFORE INSERT ON users EXECUTE FUNCTION fail()"))
     try:
         yield
     finally:
-        with vault.container.core.engine.begin() as connection:
-            connection.execute(sa.text("DROP FUNCTION fail CASCADE"))
+        vault.execute(sa.text("DROP FUNCTION fail CASCADE"))
 
 
-@on_postgresql
+@POSTGRESQL
 @pytest.mark.parametrize("sqlstate", ["25006", "25P03", "57P01", "57P03", "08006", "53300", "53100", "58030", "55P03"])
-def test_what_keeps_a_database_from_serving_is_a_503_with_a_time_to_come_back(vault: Vault, sqlstate: str) -> None:
+def test_database_outages_answer_503_with_a_retry_time(vault: Vault, sqlstate: str) -> None:
     with failing_with(vault, sqlstate):
-        answer = vault.client.post("/api/v1/auth/register", json=REGISTER)
+        answer = vault.register()
 
     assert refusal(answer) == (503, "database_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    assert vault.client.post("/api/v1/auth/register", json=REGISTER).status_code == 202
+    assert vault.register().status_code == 202
 
 
-@on_postgresql
+@POSTGRESQL
 def test_readiness_asks_whether_the_database_takes_writes(vault: Vault) -> None:
     name = sa.text(
         f'ALTER DATABASE "{vault.container.core.engine.url.database}" SET default_transaction_read_only = on'
     )
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(name)
+    vault.execute(name)
     try:
         answer = vault.client.get("/readyz")
     finally:
-        with vault.container.core.engine.begin() as connection:
-            connection.execute(sa.text(name.text.replace("SET", "RESET").removesuffix(" = on")))
+        vault.execute(sa.text(name.text.replace("SET", "RESET").removesuffix(" = on")))
 
     assert answer.status_code == 503
     assert (answer.json["status"], answer.json["checks"]["database"]) == ("unavailable", "failed")
 
 
-@on_sqlite
-def test_readiness_asks_whether_the_file_may_be_written(
-    vault: Vault, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@SQLITE
+def test_readiness_asks_for_a_writable_file(vault: Vault, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     may, path = os.access, database_url.removeprefix("sqlite:///")
     # Root may write whatever the mode says; a disk that is mounted read-only refuses root as well.
     monkeypatch.setattr(os, "access", lambda asked, mode: asked != path and may(asked, mode))
@@ -77,7 +67,7 @@ def test_readiness_asks_whether_the_file_may_be_written(
     assert (answer.json["status"], answer.json["checks"]["database"]) == ("unavailable", "failed")
 
 
-@on_postgresql
+@POSTGRESQL
 def test_every_connection_to_postgresql_notices_a_server_that_vanished(
     tmp_path: Path, database_url: str, vaults: list[Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import sqlalchemy as sa
 import structlog
 from structlog.testing import capture_logs
 
 from testing.seeding import insert_events
-from testing.vault import Vault
+from testing.vault import SQLITE, Vault
 from vault.audit.models import AuditEvent
 from vault.auth.models import User, UserSession
 from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_SWEEP_ACCOUNTS
@@ -38,10 +37,7 @@ def run_passes(vault: Vault) -> None:
 
 
 def rows(vault: Vault) -> dict[str, int]:
-    with vault.container.core.sessions.begin() as session:
-        return {
-            table.__tablename__: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in KEPT
-        }
+    return {table.__tablename__: vault.count(table) or 0 for table in KEPT}
 
 
 @pytest.mark.parametrize("has_made_a_pass", [True, False], ids=["after-a-pass", "before-any-pass"])
@@ -60,7 +56,7 @@ def test_a_clock_that_jumps_ahead_by_400_days_deletes_nothing(used: Vault, has_m
     assert before["audit_events"] > 3
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_a_refusal_says_what_to_do(used: Vault) -> None:
     run_passes(used)
     used.clock.advance(days=400)
@@ -96,7 +92,7 @@ def test_after_a_long_pause_an_operator_accepts_the_clock_and_what_is_too_old_go
     assert [event.details["events"] for event in used.audit_trail("audit.pruned")] == [before["audit_events"]]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_a_clock_that_is_plausible_is_not_asked_about(used: Vault) -> None:
     result = used.command("audit", "accept-clock")
 
@@ -115,7 +111,7 @@ def test_ordinary_passes_go_on_deleting_also_after_two_weeks_without_one(used: V
     assert rows(used)["users"] == 1
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_a_machine_that_starts_with_the_time_of_its_factory_goes_on_when_it_has_the_right_one(used: Vault) -> None:
     run_passes(used)
     used.clock.advance(days=-2000)

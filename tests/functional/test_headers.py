@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from testing.vault import Person, Vault
+from testing.vault import FILES, SQLITE, Person, Vault
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
-FILES = "/api/v1/files"
 APP, OTHER_APP, STRANGER = "https://app.example.org", "http://localhost:3000", "https://app.example.com"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
 STRICT = {
@@ -61,7 +60,7 @@ def test_every_answer_has_the_strict_headers(vault: Vault, method: str, path: st
     assert "Strict-Transport-Security" not in answer.headers
 
 
-def test_an_answer_to_somebody_signed_in_is_kept_by_no_cache(vault: Vault, anna: Person) -> None:
+def test_answers_to_signed_in_clients_are_not_cached(vault: Vault, anna: Person) -> None:
     answer = anna.get(FILES)
 
     assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
@@ -88,7 +87,7 @@ def test_an_error_of_this_side_has_the_strict_headers(vault: Vault) -> None:
     assert {name: answer.headers.get(name) for name in STRICT} == STRICT
 
 
-def test_only_a_service_behind_https_asks_browsers_for_it(make_vault: Callable[..., Vault]) -> None:
+def test_strict_transport_security_is_sent_with_an_https_address_only(make_vault: Callable[..., Vault]) -> None:
     smtp = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail.example.org"}
 
     answer = make_vault(PUBLIC_URL="https://vault.example.org", **smtp).client.get("/livez")
@@ -99,7 +98,7 @@ def test_only_a_service_behind_https_asks_browsers_for_it(make_vault: Callable[.
 # Other origins
 
 
-def test_without_a_setting_no_origin_may_read_anything(vault: Vault) -> None:
+def test_no_origin_may_read_anything_without_the_setting(vault: Vault) -> None:
     answers = [vault.client.open(FILES, method=m, headers={"Origin": APP, **PREFLIGHT}) for m in ("OPTIONS", "GET")]
 
     assert [answer.status_code for answer in answers] == [200, 401]
@@ -168,9 +167,7 @@ def test_an_origin_that_is_not_listed_is_told_nothing(shared: Vault, origin: str
     [(APP, "cross-origin"), (STRANGER, "same-origin"), (None, "same-origin")],
     ids=["listed", "another", "none"],
 )
-def test_content_may_be_embedded_by_the_origins_that_may_read_it(
-    shared: Vault, origin: str | None, policy: str
-) -> None:
+def test_content_may_be_embedded_by_origins_that_may_read_it(shared: Vault, origin: str | None, policy: str) -> None:
     anna = shared.member("anna@example.org")
     path = f"{FILES}/{anna.upload(b'content')['id']}/content"
     headers = {} if origin is None else {"Origin": origin}
@@ -185,7 +182,7 @@ def test_content_may_be_embedded_by_the_origins_that_may_read_it(
     assert {answer.headers["Cross-Origin-Resource-Policy"] for answer in answers} == {policy}
 
 
-def test_what_an_etag_comes_with_may_not_be_transformed_on_its_way(vault: Vault, anna: Person) -> None:
+def test_answers_with_an_etag_forbid_transformations(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     facts, content = anna.get(f"{FILES}/{file_id}"), anna.get(f"{FILES}/{file_id}/content", buffered=True)
     unchanged = anna.get(f"{FILES}/{file_id}/content", headers={"If-None-Match": content.headers["ETag"]})
@@ -200,7 +197,7 @@ def test_what_an_etag_comes_with_may_not_be_transformed_on_its_way(vault: Vault,
 
 
 @pytest.mark.parametrize("path", ["/verify-email", "/reset-password", "/docs", "/livez"])
-def test_pages_are_no_other_origins_to_read(shared: Vault, path: str) -> None:
+def test_pages_are_not_readable_by_other_origins(shared: Vault, path: str) -> None:
     answer = shared.client.get(path, headers={"Origin": APP}, buffered=True)
 
     assert (answer.status_code, allowed(answer.headers)) == (200, set())

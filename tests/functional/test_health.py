@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import Vault
+from testing.vault import SQLITE, Vault
 from vault.core.db import db_now
 from vault.core.errors import StorageUnavailable
 from vault.observe.processes import STALE_SECONDS, Process
@@ -35,8 +35,7 @@ def at_revision(vault: Vault, revision: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with vault.container.core.engine.begin() as connection:
-            connection.execute(change, {"revision": head})
+        vault.execute(change.bindparams(revision=head))
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/healthz"])
@@ -56,7 +55,7 @@ def test_a_database_that_is_older_than_the_code_is_not_served_from(vault: Vault)
     assert vault.client.get("/livez").status_code == 200
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_a_database_that_newer_code_has_migrated_is_served_from(vault: Vault) -> None:
     """While nodes are replaced one by one, the old ones go on."""
     with at_revision(vault, "9999"):
@@ -66,8 +65,7 @@ def test_a_database_that_newer_code_has_migrated_is_served_from(vault: Vault) ->
 
 
 def test_a_beat_that_was_killed_is_noticed_and_takes_no_node_out_of_the_balancer(vault: Vault) -> None:
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
+    vault.execute(sa.update(Process).values(seen_at=db_now(-STALE_SECONDS)))
 
     answer = vault.client.get("/readyz")
 
@@ -75,8 +73,8 @@ def test_a_beat_that_was_killed_is_noticed_and_takes_no_node_out_of_the_balancer
     assert answer.json == {"status": "degraded", "checks": {**HEALTHY, "beat": "failed"}}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_without_its_store_a_process_is_degraded_and_stays_in_the_balancer(make_vault: Callable[..., Vault]) -> None:
+@SQLITE
+def test_a_process_without_its_store_is_degraded_and_stays_in_the_balancer(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(store=LostStore())
 
     answer = vault.client.get("/readyz")
@@ -85,8 +83,8 @@ def test_without_its_store_a_process_is_degraded_and_stays_in_the_balancer(make_
     assert answer.json == {"status": "degraded", "checks": {**HEALTHY, "object_store": "failed"}}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_without_its_queue_a_process_is_degraded(vault: Vault) -> None:
+@SQLITE
+def test_a_process_without_its_queue_is_degraded(vault: Vault) -> None:
     queue = vault.container.celery.conf.broker_transport_options["data_folder_out"]
     shutil.rmtree(queue)
 

@@ -11,7 +11,7 @@ from click.testing import Result
 from flask_migrate import downgrade, upgrade
 
 from testing.settings import make_settings
-from testing.vault import Vault
+from testing.vault import SQLITE, Vault
 from vault import create_app
 from vault.settings.config import ROOT
 from vault.wiring import Container, wire
@@ -100,11 +100,10 @@ def version(vault: Vault) -> str:
         return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
 
 
-only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 HEAD = ScriptDirectory(str(MIGRATIONS)).get_current_head() or ""
 
 
-@only_sqlite
+@SQLITE
 def test_going_back_where_rows_would_be_lost_is_refused_without_yes_and_says_which(vault: Vault) -> None:
     vault.member().upload(b"content")
 
@@ -118,7 +117,7 @@ def test_going_back_where_rows_would_be_lost_is_refused_without_yes_and_says_whi
     assert flask_db(vault, "downgrade", "base", "--yes").exit_code == 0
 
 
-@only_sqlite
+@SQLITE
 def test_going_back_that_loses_nothing_asks_and_without_a_terminal_refuses(vault: Vault) -> None:
     before = ScriptDirectory(str(MIGRATIONS)).get_revision("0012").down_revision
     arguments = ("downgrade", str(before))
@@ -132,14 +131,14 @@ def test_going_back_that_loses_nothing_asks_and_without_a_terminal_refuses(vault
     assert version(vault) == before
 
 
-@only_sqlite
+@SQLITE
 def test_going_back_by_one_names_the_migration_that_it_leads_to(vault: Vault) -> None:
     before = ScriptDirectory(str(MIGRATIONS)).get_revision(HEAD).down_revision
 
     assert f"to {before}" in flask_db(vault, "downgrade").output
 
 
-@only_sqlite
+@SQLITE
 def test_a_stamp_asks_first(vault: Vault) -> None:
     unattended = flask_db(vault, "stamp", "0001")
 
@@ -149,7 +148,7 @@ def test_a_stamp_asks_first(vault: Vault) -> None:
     assert flask_db(vault, "stamp", "head", "--yes").exit_code == 0
 
 
-@only_sqlite
+@SQLITE
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -159,12 +158,11 @@ def test_a_stamp_asks_first(vault: Vault) -> None:
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_without_a_terminal_what_cannot_be_undone_is_refused(vault: Vault, arguments: tuple[str, ...]) -> None:
+def test_irreversible_commands_are_refused_without_a_terminal(vault: Vault, arguments: tuple[str, ...]) -> None:
     anna = vault.member()
     file_id = anna.upload(b"content")["id"]
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text("DELETE FROM files"))
-        connection.execute(sa.text("UPDATE storage_accounts SET used_bytes = 0"))
+    vault.execute(sa.text("DELETE FROM files"))
+    vault.execute(sa.text("UPDATE storage_accounts SET used_bytes = 0"))
     objects = vault.objects()
 
     refused = vault.command(*arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from testing.servers import wait_until
-from testing.vault import PASSWORD, Vault, refusal
+from testing.vault import Vault, refusal
 
 pytestmark = pytest.mark.one_database
 
@@ -27,13 +27,10 @@ class SlowJudge:
 
 
 def register(vault: Vault, number: int) -> Any:
-    fields = {"email": f"person{number}@example.org", "password": PASSWORD}
-    return vault.app.test_client().post("/api/v1/auth/register", json=fields)
+    return vault.register(f"person{number}@example.org")
 
 
-def test_a_password_that_takes_long_to_judge_keeps_one_thread_and_the_next_are_told_to_come_again(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_slow_judging_keeps_one_thread_and_refuses_the_next(make_vault: Callable[..., Vault]) -> None:
     judge = SlowJudge()
     vault = make_vault(judge=judge)
     for service in (vault.container.auth.registration, vault.container.auth.recovery, vault.container.auth.profiles):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from testing.kms import SETTINGS as KMS_SETTINGS
-from testing.kms import PlayedKms, played_kms
+from testing.kms import PlayedKms
 from testing.seeding import seed_files
 from testing.vault import Person, Vault
 from vault.encryption.errors import KeyServiceUnavailable
@@ -21,23 +21,9 @@ from vault.objects.models import RetiredKey
 pytestmark = pytest.mark.one_database
 
 
-def with_new_key(vault: Vault) -> Vault:
-    return vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
-
-
-def ref_of(vault: Vault) -> str:
-    return vault.container.keys.usage.primary()[1]
-
-
-@pytest.fixture(scope="module")
-def kms() -> Iterator[PlayedKms]:
-    with played_kms() as played:
-        yield played
-
-
 def test_a_rotation_from_the_first_command_to_the_last(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 12, store_dir=None)
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
 
     shown = {
         what: new.command("keys", *what.split())
@@ -51,7 +37,7 @@ def test_a_rotation_from_the_first_command_to_the_last(vault: Vault, anna: Perso
     assert f"12 files  local  {old}" in shown["status"].stdout
     assert shown["check"].stdout.splitlines() == [
         f"ok  unwrap  local  {old}",
-        f"ok  wrap and unwrap  local  {ref_of(new)}",
+        f"ok  wrap and unwrap  local  {new.key_ref}",
     ]
     assert "12 rows are wrapped by this key. Run: flask keys rewrap (key_in_use)" in shown[f"retire {old} "].stderr
     assert f"12 rows to move from local  {old}" in shown["rewrap --dry-run"].stderr
@@ -69,7 +55,7 @@ def test_a_rotation_from_the_first_command_to_the_last(vault: Vault, anna: Perso
 def test_every_report_comes_as_json_too(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     vault.change_file(file_id, encrypted_data_key="damaged")
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     shown = {
         what: [json.loads(line) for line in new.command(*what.split(), "--json").stdout.splitlines()]
@@ -78,10 +64,10 @@ def test_every_report_comes_as_json_too(vault: Vault, anna: Person) -> None:
 
     finding = {"file_id": file_id, "reason": "key_unwrap_failed", "damaged": True}
     report = {"checked": 1, "damaged": 1, "unchecked": 0}
-    old = {"provider": "local", "key_ref": ref_of(vault)}
+    old = {"provider": "local", "key_ref": vault.key_ref}
     assert shown["keys status"] == [
         {
-            "primary": {"provider": "local", "key_ref": ref_of(new), "retired": False},
+            "primary": {"provider": "local", "key_ref": new.key_ref, "retired": False},
             "retired": [],
             "keys": [{**old, "rows": 1, "state": "available", "primary": False}],
         }
@@ -91,17 +77,17 @@ def test_every_report_comes_as_json_too(vault: Vault, anna: Person) -> None:
     assert shown["keys verify"] == shown["files verify"] == [finding, report]
 
 
-def test_what_rewrap_cannot_move_is_named_on_standard_error(vault: Vault, anna: Person) -> None:
+def test_rows_that_rewrap_cannot_move_are_named_on_standard_error(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     vault.change_file(file_id, encrypted_data_key="damaged")
     foreign = anna.upload(b"content")["id"]
     vault.change_file(foreign, key_ref="local:0000000000000000")
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     shown = new.command("keys", "rewrap")
 
     assert shown.exit_code == 1
-    assert f"Not moved: file {file_id} on {ref_of(vault)}: key_unwrap_failed" in shown.stderr
+    assert f"Not moved: file {file_id} on {vault.key_ref}: key_unwrap_failed" in shown.stderr
     assert "1 rows to move from local  local:0000000000000000  NOT CONFIGURED" in shown.stderr
     assert "Not moved: all on local:0000000000000000: not configured; 1 rows" in shown.stderr
     assert shown.stdout == "Moved 0 rows, 2 failed; 2 remain.\n"
@@ -109,10 +95,9 @@ def test_what_rewrap_cannot_move_is_named_on_standard_error(vault: Vault, anna: 
 
 def test_status_and_check_tell_of_missing_and_retired_keys(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
-    old, other = ref_of(vault), vault.rotated(MASTER_KEY=generate_master_key())
+    old, other = vault.key_ref, vault.rotated(MASTER_KEY=generate_master_key())
     missing, unusable = other.command("keys", "status"), other.command("keys", "check")
-    with vault.container.core.sessions.begin() as session:
-        session.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
+    vault.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
 
     retired, refused = vault.command("keys", "status"), vault.command("keys", "check")
 
@@ -218,11 +203,9 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("command", ["keys rewrap --batch 2", "keys verify --all", "files verify --all", "keys check"])
-def test_ctrl_c_ends_a_command_with_a_line_and_status_130(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_ctrl_c_ends_a_command(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     seed_files(vault.container, vault.user().id, 6, store_dir=None)
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     unwrap, calls = new.container.keys.ring.unwrap, iter(range(10))
 
     def interrupted(*args: Any) -> bytes:

@@ -8,25 +8,17 @@ from typing import Any
 import pytest
 
 from testing.kms import SETTINGS as KMS_SETTINGS
-from testing.kms import PlayedKms, played_kms
-from testing.vault import Person, Vault
+from testing.kms import PlayedKms
+from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.encryption.kms import KmsKeyProvider
-from vault.storage.memory import MemoryStore
 
 # Which key wraps a row is not the database's business: one is enough here. test_rewrapping has both.
-pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
-FILES = "/api/v1/files"
 UNAVAILABLE = (503, "key_unavailable")
 SIZES = (0, 1, 262_015, 262_016, 700_000)
-
-
-@pytest.fixture(scope="module")
-def kms() -> Iterator[PlayedKms]:
-    with played_kms() as played:
-        yield played
 
 
 def with_kms(kms: PlayedKms, **settings: str) -> dict[str, str]:
@@ -35,10 +27,6 @@ def with_kms(kms: PlayedKms, **settings: str) -> dict[str, str]:
 
 def pattern(size: int) -> bytes:
     return (bytes(range(251)) * (size // 251 + 1))[:size]
-
-
-def refusal(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json["code"]
 
 
 def deny(*_: Any, **__: Any) -> Any:
@@ -53,9 +41,7 @@ def forbid_calls(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cipher", ["AES-256-EAX", "AES-256-GCM"])
-def test_the_same_files_read_the_same_under_each_provider(
-    make_vault: Callable[..., Vault], kms: PlayedKms, cipher: str
-) -> None:
+def test_files_read_the_same_under_each_provider(make_vault: Callable[..., Vault], kms: PlayedKms, cipher: str) -> None:
     three = ",".join(generate_master_key() for _ in range(3))
     local = make_vault(FILE_CIPHER=cipher)
     others = [{"MASTER_KEY": three}, with_kms(kms), with_kms(kms, KMS_KEY_ID=kms.alias)]
@@ -89,31 +75,24 @@ def test_turning_kms_on_and_off_leaves_every_file_readable(make_vault: Callable[
         assert contents == [b"wrapped locally", b"wrapped by kms", b"wrapped locally again"]
 
 
-def test_files_of_a_kms_that_is_not_configured_are_unavailable_and_the_rest_works(
-    make_vault: Callable[..., Vault], kms: PlayedKms
-) -> None:
-    on = make_vault(**with_kms(kms))
-    anna = on.member()
-    file_id = anna.upload(b"wrapped by kms")["id"]
-    off = on.rotated()
-
-    answer = anna.at(off).get(f"{FILES}/{file_id}/content")
-
-    assert refusal(answer) == UNAVAILABLE
-    assert "Retry-After" not in answer.headers
-    assert anna.at(off).get(f"{FILES}/{file_id}").json["sha256"] is None
-    assert [item["id"] for item in anna.at(off).get(FILES).json["items"]] == [file_id]
-    assert anna.at(off).delete(f"{FILES}/{file_id}").status_code == 204
-
-
-def test_a_master_key_that_was_removed_makes_its_files_unavailable(make_vault: Callable[..., Vault]) -> None:
-    vault = make_vault()
+@pytest.mark.parametrize("provider", ["local", "aws-kms"])
+def test_files_without_a_key_are_unavailable(make_vault: Callable[..., Vault], kms: PlayedKms, provider: str) -> None:
+    vault = make_vault(**(with_kms(kms) if provider == "aws-kms" else {}))
     anna = vault.member()
-    file_id = anna.upload(b"content")["id"]
+    stored = anna.upload(b"content")
+    path = f"{FILES}/{stored['id']}"
     without = vault.rotated(MASTER_KEY=generate_master_key())
+    there = anna.at(without)
 
-    assert refusal(anna.at(without).get(f"{FILES}/{file_id}/content")) == UNAVAILABLE
-    assert anna.download(file_id) == b"content"
+    content, head = there.get(f"{path}/content"), there.head(f"{path}/content")
+
+    assert (refusal(content), head.status_code) == (UNAVAILABLE, 503)
+    assert "Retry-After" not in content.headers
+    assert there.get(path).json == {**stored, "sha256": None}
+    assert [item["id"] for item in there.get(FILES).json["items"]] == [stored["id"]]
+    assert anna.download(stored["id"]) == b"content"
+    assert there.delete(path).status_code == 204
+    assert without.leftovers() == {}
 
 
 @pytest.mark.parametrize("by_alias", [False, True], ids=["arn", "alias"])
@@ -135,9 +114,7 @@ def test_a_row_that_names_a_foreign_kms_key_causes_no_call(
 
 
 @pytest.mark.parametrize("provider", ["local", "aws-kms"])
-def test_wrapped_keys_of_two_files_that_were_exchanged_are_found_before_the_first_byte(
-    make_vault: Callable[..., Vault], kms: PlayedKms, provider: str
-) -> None:
+def test_exchanged_wrapped_keys_send_no_byte(make_vault: Callable[..., Vault], kms: PlayedKms, provider: str) -> None:
     vault = make_vault(**(with_kms(kms) if provider == "aws-kms" else {}))
     anna = vault.member()
     first, second = (anna.upload(content)["id"] for content in (b"first" * 100, b"second" * 100))
@@ -152,9 +129,7 @@ def test_wrapped_keys_of_two_files_that_were_exchanged_are_found_before_the_firs
     assert {event.reason for event in vault.audit_trail("file.integrity_failed")} == {"key_unwrap_failed"}
 
 
-def test_a_key_tuple_moved_to_another_owner_is_refused_under_kms_too(
-    make_vault: Callable[..., Vault], kms: PlayedKms
-) -> None:
+def test_a_key_tuple_moved_to_another_owner_is_refused(make_vault: Callable[..., Vault], kms: PlayedKms) -> None:
     vault = make_vault(**with_kms(kms))
     anna, bert = vault.member("anna@example.org"), vault.member("bert@example.org")
     theirs, target = vault.file(anna.upload(b"secret")["id"]), bert.upload(b"sesame")["id"]
@@ -199,9 +174,7 @@ def remote(make_vault: Callable[..., Vault], slow: SlowKeys) -> Vault:
     return make_vault(keys=KeyRing({"local": slow}, primary="local"))
 
 
-def test_the_facts_of_a_file_come_without_digest_when_the_key_service_takes_too_long(
-    remote: Vault, slow: SlowKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_key_service_omits_the_digest(remote: Vault, slow: SlowKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.files.download._DIGEST_SECONDS", 0.05)
     anna = remote.member()
     stored = anna.upload(b"content")
@@ -222,9 +195,7 @@ def test_an_upload_tells_its_digest_without_asking_the_key_service_again(remote:
     assert slow.calls == 0
 
 
-def test_reads_of_one_file_ask_the_key_service_once_and_a_deletion_forgets_the_key(
-    remote: Vault, slow: SlowKeys
-) -> None:
+def test_reads_ask_the_key_service_once_and_a_deletion_forgets_the_key(remote: Vault, slow: SlowKeys) -> None:
     anna = remote.member()
     file_id = anna.upload(b"content")["id"]
 
@@ -273,17 +244,12 @@ def test_a_download_fails_as_its_key_does(
     assert "Exception" not in answer.text
 
 
-def test_verifying_everything_first_refuses_what_segment_by_segment_would_break_off(
-    make_vault: Callable[..., Vault],
-) -> None:
-    vault = make_vault()
-    anna = vault.member()
+def test_verifying_everything_first_refuses_what_segment_by_segment_would_break_off(vault: Vault, anna: Person) -> None:
     content = pattern(9 * 1024 * 1024)
     file_id = anna.upload(content)["id"]
     full = vault.rotated(DOWNLOAD_VERIFY="full")
     assert anna.at(full).download(file_id) == content
     store = vault.store
-    assert isinstance(store, MemoryStore)
     (key,) = vault.objects()
     damaged = bytearray(store.objects[key])
     damaged[20 * 262_144 + 1000] ^= 1
@@ -297,14 +263,11 @@ def test_verifying_everything_first_refuses_what_segment_by_segment_would_break_
     assert refusal(refused) == (500, "integrity_failed")
 
 
-def test_a_store_that_changes_between_the_two_reads_of_a_full_verification_is_found(
-    make_vault: Callable[..., Vault], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changes_after_verifying_are_found(make_vault: Callable[..., Vault], monkeypatch: pytest.MonkeyPatch) -> None:
     vault = make_vault(DOWNLOAD_VERIFY="full")
     anna = vault.member()
     file_id = anna.upload(pattern(9 * 1024 * 1024))["id"]
     store = vault.store
-    assert isinstance(store, MemoryStore)
     opened = []
     open_ = store.open
 
@@ -324,9 +287,7 @@ def test_a_store_that_changes_between_the_two_reads_of_a_full_verification_is_fo
     assert len(opened) == 3
 
 
-def test_a_file_deleted_while_it_is_opened_is_not_found_and_no_alarm(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_deleted_while_it_is_opened(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
     unlock = vault.container.files.service.downloads.reader.unlock
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from testing.vault import PASSWORD, Person, Vault, refusal
+from testing.vault import SQLITE, Person, Vault, refusal
 from vault.auth.erasing import Eraser
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
 BATCH, FILES = 3, 8
 
@@ -23,12 +23,10 @@ def owner(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> Person
 
 
 def delete(owner: Person) -> Any:
-    return owner.delete("/api/v1/auth/me", json={"password": PASSWORD})
+    return owner.delete_account()
 
 
-def test_others_write_between_the_batches_of_a_large_deletion(
-    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_others_write_between_deletion_batches(vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     balanced: list[bool] = []
 
     def write() -> None:
@@ -52,9 +50,7 @@ def test_others_write_between_the_batches_of_a_large_deletion(
     assert len(vault.objects()) == 2
 
 
-def test_an_interrupted_deletion_leaves_an_account_that_can_be_deleted_again(
-    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_deletion_can_be_repeated(vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         raise RuntimeError
 
@@ -71,9 +67,7 @@ def test_an_interrupted_deletion_leaves_an_account_that_can_be_deleted_again(
     assert {row.state for row in vault.files()} == {"shredded"}
 
 
-def test_an_administrator_deletes_a_large_account_likewise(
-    vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_administrators_delete_large_accounts(vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[None] = []
     monkeypatch.setattr(Eraser, "let_others_write", staticmethod(lambda: pauses.append(None)))
     root = vault.member("root@example.org", role="admin")

@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,14 +15,11 @@ from argon2 import PasswordHasher
 
 from testing.machine import slowness
 from testing.services import redis_url
-from testing.vault import PASSWORD, Vault, at_once, but_request_id, refusal
+from testing.vault import AUTH, CHECKS, EMAIL, PASSWORD, SQLITE, WRONG_PASSWORD, Vault, at_once, but_request_id, refusal
 from vault.core.db import Base
 
-pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
-WRONG = "certainly not this one"
 HOME, OFFICE = "192.0.2.10", "198.51.100.7"
 LIMITED = (429, "rate_limited")
 TOLD = {"Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"}
@@ -42,14 +40,13 @@ def is_page(path: str) -> bool:
 
 def ask(vault: Vault, path: str = "login", *, at: str = HOME, email: str = EMAIL, **fields: str) -> Any:
     """Ask something about an address from a network, through the proxy that the vault trusts."""
-    body = {"email": email, **({"password": WRONG} if path == "login" else {}), **fields}
+    body = {"email": email, **({"password": WRONG_PASSWORD} if path == "login" else {}), **fields}
     return vault.client.post(f"{AUTH}/{path}", json=body, headers={"X-Forwarded-For": at})
 
 
 def rows(vault: Vault) -> dict[str, list[Any]]:
     """Every row of every table."""
-    with vault.container.core.sessions.begin() as session:
-        return {table.name: list(session.execute(sa.select(table))) for table in Base.metadata.sorted_tables}
+    return {table.name: list(vault.execute(sa.select(table))) for table in Base.metadata.sorted_tables}
 
 
 # --- one network ----------------------------------------------------------------------------------------------------
@@ -78,11 +75,11 @@ def test_every_route_of_accounts_refuses_a_network_that_asks_too_often(make_vaul
         assert is_page(path) or refused.json["code"] == "rate_limited"
 
 
-def test_what_succeeds_for_people_is_not_counted(make_vault: MakeVault) -> None:
+def test_successes_of_signed_in_users_are_not_counted(make_vault: MakeVault) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="2")
     anna = vault.member()
 
-    seen = [anna.get(f"{AUTH}/me").status_code for _ in range(6)]
+    seen = [anna.me().status_code for _ in range(6)]
     signed_in = [ask(vault, password=PASSWORD) for _ in range(6)]
     pair = signed_in[-1].json
     for _ in range(6):
@@ -96,11 +93,11 @@ def test_what_succeeds_for_people_is_not_counted(make_vault: MakeVault) -> None:
 @pytest.mark.parametrize(
     ("path", "fields", "refused"),
     [
-        pytest.param("login", {"email": EMAIL, "password": WRONG}, 401, id="login"),
+        pytest.param("login", {"email": EMAIL, "password": WRONG_PASSWORD}, 401, id="login"),
         pytest.param("refresh", {"refresh_token": "nothing"}, 401, id="refresh"),
         pytest.param(
             "change-password",
-            {"current_password": WRONG, "new_password": "seven violet kettles hum"},
+            {"current_password": WRONG_PASSWORD, "new_password": "seven violet kettles hum"},
             403,
             id="password",
         ),
@@ -116,7 +113,7 @@ def test_failures_of_people_are_counted(make_vault: MakeVault, path: str, fields
 
 
 @pytest.mark.parametrize("path", ["forgot-password", "resend-verification", "register"])
-def test_a_good_token_spares_nobody_the_limit_of_what_needs_no_account(make_vault: MakeVault, path: str) -> None:
+def test_routes_without_an_account_are_limited_for_signed_in_clients_too(make_vault: MakeVault, path: str) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="3")
     anna = vault.member(EMAIL)
     fields = {"password": PASSWORD} if path == "register" else {}
@@ -126,7 +123,7 @@ def test_a_good_token_spares_nobody_the_limit_of_what_needs_no_account(make_vaul
     assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
 
 
-def test_wrong_passwords_at_once_do_not_pass_the_limit(make_vault: MakeVault) -> None:
+def test_concurrent_wrong_passwords_do_not_pass_the_limit(make_vault: MakeVault) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="4")
 
     answers = at_once(16, lambda n: ask(vault, email=f"person{n}@example.org"))
@@ -177,7 +174,7 @@ def test_requests_that_say_nothing_else_are_counted_too(make_vault: MakeVault, m
 def test_bad_tokens_are_counted_by_network(make_vault: MakeVault, token: str | None) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="2", AUTH_LIMIT_PER_ADDRESS="1")
     headers = {"Authorization": token} if token else {}
-    body = {"current_password": WRONG, "new_password": PASSWORD}
+    body = {"current_password": WRONG_PASSWORD, "new_password": PASSWORD}
 
     answers = [vault.client.post(f"{AUTH}/change-password", json=body, headers=headers) for _ in range(3)]
 
@@ -219,9 +216,7 @@ def test_files_and_liveness_are_not_limited(make_vault: MakeVault) -> None:
     assert anna.upload(b"one") != anna.upload(b"two")
 
 
-def test_a_network_is_let_in_again_when_the_answer_said_so(
-    make_vault: MakeVault, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_may_ask_again_at_the_told_time(make_vault: MakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault = make_vault(AUTH_LIMIT_PER_IP="1")
     clock = [time.time()]
     monkeypatch.setattr(time, "time", lambda: clock[0])
@@ -273,15 +268,13 @@ def test_an_address_is_one_however_it_is_spelled(make_vault: MakeVault, spelling
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("POST", "change-password", {"current_password": WRONG, "new_password": "seven violet kettles hum"}),
-        ("POST", "change-email", {"new_email": "carl@example.org", "password": WRONG}),
-        ("DELETE", "me", {"password": WRONG}),
+        ("POST", "change-password", {"current_password": WRONG_PASSWORD, "new_password": "seven violet kettles hum"}),
+        ("POST", "change-email", {"new_email": "carl@example.org", "password": WRONG_PASSWORD}),
+        ("DELETE", "me", {"password": WRONG_PASSWORD}),
     ],
     ids=["change-password", "change-email", "delete"],
 )
-def test_who_shows_a_password_is_counted_by_the_own_address(
-    make_vault: MakeVault, method: str, path: str, body: dict[str, str]
-) -> None:
+def test_the_own_address_is_counted(make_vault: MakeVault, method: str, path: str, body: dict[str, str]) -> None:
     vault = make_vault(AUTH_LIMIT_PER_ADDRESS="2", TRUSTED_PROXIES="127.0.0.1")
     anna, bert = vault.member(), vault.member("bert@example.org")
     again = vault.sign_in(EMAIL)
@@ -335,7 +328,7 @@ def test_a_body_that_names_no_address_is_counted_by_network_alone(make_vault: Ma
 
 def test_an_address_is_found_in_every_body_that_the_route_would_read(make_vault: MakeVault) -> None:
     vault = make_vault(AUTH_LIMIT_PER_ADDRESS="1", TRUSTED_PROXIES="127.0.0.1")
-    text = json.dumps({"email": EMAIL, "password": WRONG})
+    text = json.dumps({"email": EMAIL, "password": WRONG_PASSWORD})
     bodies = [text.encode(), text.encode("utf-16"), b'{"email": "bert@example.org", ' + text[1:].encode()]
     types = ["application/json", "Application/JSON; charset=UTF-8"]
 
@@ -348,9 +341,7 @@ def test_an_address_is_found_in_every_body_that_the_route_would_read(make_vault:
 
 
 @pytest.mark.parametrize("path", ["login", "register", "forgot-password", "resend-verification"])
-def test_below_and_above_the_limit_nothing_tells_whether_an_address_has_an_account(
-    make_vault: MakeVault, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_answers_at_the_limit_hide_accounts(make_vault: MakeVault, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     vault = make_vault(AUTH_LIMIT_PER_ADDRESS="1", TRUSTED_PROXIES="127.0.0.1")
     vault.member()
     fields = {"password": PASSWORD} if path == "register" else {}
@@ -380,21 +371,11 @@ def test_a_refusal_hashes_mails_audits_and_changes_nothing(make_vault: MakeVault
     hasher = Counting(time_cost=1, memory_cost=8, parallelism=1)
     vault = make_vault(AUTH_LIMIT_PER_ADDRESS="1", TRUSTED_PROXIES="127.0.0.1", hasher=hasher)
     anna = vault.member()
-    asked: list[tuple[str, str, dict[str, str]]] = [
-        ("POST", "login", {"email": EMAIL, "password": WRONG}),
-        ("POST", "register", {"email": EMAIL, "password": PASSWORD}),
-        ("POST", "forgot-password", {"email": EMAIL}),
-        ("POST", "resend-verification", {"email": EMAIL}),
-        ("POST", "change-password", {"current_password": WRONG, "new_password": "seven violet kettles hum"}),
-        ("POST", "change-email", {"new_email": "carl@example.org", "password": WRONG}),
-        ("DELETE", "me", {"password": WRONG}),
-    ]
 
     def ask_all(times: int) -> set[int]:
-        return {
-            vault.client.open(f"{AUTH}/{path}", method=method, json=body, headers=anna.headers).status_code
-            for method, path, body in asked * times
-        }
+        asked = [lambda: vault.login(password=WRONG_PASSWORD), vault.register, vault.forgot, vault.resend]
+        asked += [partial(check, anna, password=WRONG_PASSWORD) for check in CHECKS]
+        return {ask().status_code for ask in asked * times}
 
     assert ask_all(1) == {401, 202, 403}
     before, queued, Counting.used = rows(vault), list(vault.queue), 0
@@ -455,7 +436,7 @@ def test_redis_learns_neither_addresses_nor_networks_and_forgets_within_an_hour(
 
 
 @pytest.mark.parametrize("state", ["closed", "hangs"])
-def test_without_its_redis_no_route_of_accounts_answers_and_the_others_do(make_vault: MakeVault, state: str) -> None:
+def test_account_routes_fail_without_redis_and_the_others_answer(make_vault: MakeVault, state: str) -> None:
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         if state == "hangs":

@@ -12,19 +12,15 @@ from click.testing import Result
 from testing.mail_servers import Inbox, smtp_server
 from testing.recorder import recorder
 from testing.settings import make_settings
-from testing.vault import PASSWORD, Person, Vault
+from testing.vault import SQLITE, Person, Vault
 from vault import create_app
 from vault.cli import mail
 from vault.mail.messages import MailDelayed, MailRefused
 from vault.mail.models import MailJob, MailState
 
-# The queue's own statements are tried on both databases in the first of these.
-sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
 
 def jobs(vault: Vault) -> list[MailJob]:
-    with vault.container.core.sessions.begin() as session:
-        return list(session.scalars(sa.select(MailJob).order_by(MailJob.created_at)))
+    return vault.scalars(sa.select(MailJob).order_by(MailJob.created_at))
 
 
 def failed_job(vault: Vault, address: str = "anna@example.org", *, reason: str = "sendgrid_401") -> uuid.UUID:
@@ -40,7 +36,8 @@ def failed_job(vault: Vault, address: str = "anna@example.org", *, reason: str =
 # --- queue ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_failed_is_listed_tried_again_and_gone(vault: Vault) -> None:
+# Runs on both databases, since it tries each statement of the queue.
+def test_failed_mails_are_listed_and_retried(vault: Vault) -> None:
     first, second = failed_job(vault), failed_job(vault, "bert@example.org")
     vault.register("carl@example.org")
     ((_, third),) = vault.queue
@@ -64,12 +61,10 @@ def test_what_failed_is_listed_tried_again_and_gone(vault: Vault) -> None:
     assert chosen.stdout == rest.stdout == "Queued 1 mails again.\n"
     assert sorted(mail.recipient for mail in vault.mailer.sent) == ["anna@example.org", "bert@example.org"]
     assert after.stdout.splitlines()[0] == "1 queued, 0 sending, 2 sent, 0 failed, 0 void"
-    fields = {"token": vault.mailed_token("anna@example.org"), "password": PASSWORD}
-    verified = vault.client.post("/api/v1/auth/verify-email", json=fields)
-    assert verified.status_code == 200
+    assert vault.verify(vault.mailed_token("anna@example.org")).status_code == 200
 
 
-@sqlite_only
+@SQLITE
 def test_a_mail_tried_again_has_a_day_before_it(vault: Vault) -> None:
     job_id = failed_job(vault)
     vault.clock.advance(days=3)
@@ -82,7 +77,7 @@ def test_a_mail_tried_again_has_a_day_before_it(vault: Vault) -> None:
     assert (job.state, job.failure, job.attempts) == (MailState.QUEUED, "sendgrid_500", 1)
 
 
-@sqlite_only
+@SQLITE
 def test_the_list_comes_as_json_and_by_state(vault: Vault) -> None:
     job_id = failed_job(vault)
     vault.register("bert@example.org")
@@ -104,7 +99,7 @@ def test_the_list_comes_as_json_and_by_state(vault: Vault) -> None:
     assert json.loads(retried.stdout) == {"retried": 1, "not_retried": []}
 
 
-@sqlite_only
+@SQLITE
 def test_a_list_that_is_cut_says_so(vault: Vault) -> None:
     for name in ("anna", "bert", "carl"):
         vault.register(f"{name}@example.org")
@@ -131,9 +126,9 @@ def claim(vault: Vault, job_id: uuid.UUID) -> None:
     assert vault.container.mail.outbox._claim(job_id) is not None
 
 
-@sqlite_only
+@SQLITE
 @pytest.mark.parametrize("change", [erase, send, claim], ids=["erased", "sent", "being-sent"])
-def test_what_cannot_be_tried_again_is_named(vault: Vault, change: Any) -> None:
+def test_mails_that_cannot_be_retried_are_named(vault: Vault, change: Any) -> None:
     job_id, unknown = failed_job(vault), uuid.uuid4()
     change(vault, job_id)
     before = jobs(vault)[0].state
@@ -147,14 +142,14 @@ def test_what_cannot_be_tried_again_is_named(vault: Vault, change: Any) -> None:
     assert jobs(vault)[0].state == before
 
 
-@sqlite_only
+@SQLITE
 def test_a_link_that_was_made_worthless_is_not_sent_by_trying_again(vault: Vault, anna: Person) -> None:
     new, changed = "mallory@example.org", "other plain words stapled"
     vault.mailer.failure = MailRefused("smtp_550")
-    asked = anna.post("/api/v1/auth/change-email", json={"new_email": new, "password": PASSWORD})
+    asked = anna.change_email(new)
     vault.run_queue()
     vault.mailer.failure = None
-    stopped = anna.post("/api/v1/auth/change-password", json={"current_password": PASSWORD, "new_password": changed})
+    stopped = anna.change_password(new_password=changed)
 
     shown = vault.command("mail", "queue", "--retry-failed")
     vault.run_queue()
@@ -165,7 +160,7 @@ def test_a_link_that_was_made_worthless_is_not_sent_by_trying_again(vault: Vault
     assert {mail.recipient for mail in vault.mailer.sent} == {"anna@example.org"}
 
 
-@sqlite_only
+@SQLITE
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -190,8 +185,8 @@ def test_a_wrong_argument_is_told_in_a_sentence(vault: Vault, arguments: list[st
 # --- test -----------------------------------------------------------------------------------------------------------
 
 
-@sqlite_only
-def test_a_test_mail_is_sent_at_once_and_leaves_no_row(vault: Vault) -> None:
+@SQLITE
+def test_a_test_mail_is_sent_immediately_and_leaves_no_row(vault: Vault) -> None:
     shown = vault.command("mail", "test", "anna@bücher.example")
 
     (sent,) = vault.mailer.sent
@@ -201,7 +196,7 @@ def test_a_test_mail_is_sent_at_once_and_leaves_no_row(vault: Vault) -> None:
     assert jobs(vault) == []
 
 
-@sqlite_only
+@SQLITE
 @pytest.mark.parametrize(
     ("failure", "told"),
     [

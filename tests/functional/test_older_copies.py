@@ -10,26 +10,17 @@ import sqlalchemy as sa
 
 from testing.copies import copied_database
 from testing.faults import FailingStore
-from testing.vault import Body, Person, Vault, at_once, refusal
+from testing.vault import FILES, SQLITE, Body, Person, Vault, at_once, refusal
 from vault import startup
-from vault.core.db import db_now
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
 from vault.objects import installation
 from vault.objects.installation import Epoch
-from vault.objects.models import File, Installation
+from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
 from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.one_database
-
-FILES = "/api/v1/files"
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def vault(make_vault: Callable[..., Vault]) -> Vault:
-    return make_vault(store=FailingStore())
 
 
 @pytest.fixture
@@ -41,11 +32,6 @@ def copy_of(tmp_path: Path) -> Callable[[Vault], Vault]:
         return vault.rotated(DATABASE_URL=copied_database(vault, tmp_path / f"copy-{next(numbers)}-test.db"))
 
     return copy
-
-
-def end_leases(vault: Vault) -> None:
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(-60)))
 
 
 def epoch_of(vault: Vault) -> Epoch:
@@ -63,13 +49,12 @@ def copied_amid_an_upload(vault: Vault, anna: Person, copy_of: Callable[[Vault],
     answer = anna.send(Body(b"hello", at=2, then=lambda: copies.append(copy_of(vault))), length=5)
     assert answer.status_code == 201
     assert copies[0].file_states() == ["pending"]
-    end_leases(copies[0])
+    copies[0].end_leases()
     return copies[0], answer.json["id"]
 
 
 def refuses(vault: Vault, person: Person) -> bool:
     """Whether an upload, the reaper, a message, the search for orphans and `flask` refuse, and touch nothing."""
-    assert isinstance(vault.store, MemoryStore)
     before = dict(vault.store.objects)
     assert refusal(person.at(vault).send(b"more", length=4)) == (503, "installation_mismatch")
     reaper = vault.container.objects.reaper
@@ -82,10 +67,8 @@ def refuses(vault: Vault, person: Person) -> bool:
     return vault.store.objects == before
 
 
-@on_sqlite
-def test_the_reaper_of_an_older_copy_leaves_what_its_original_has_acknowledged(
-    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
-) -> None:
+@SQLITE
+def test_the_reaper_of_an_older_copy_is_refused(vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]) -> None:
     copy, file_id = copied_amid_an_upload(vault, anna, copy_of)
     vault.reap()
 
@@ -96,7 +79,7 @@ def test_the_reaper_of_an_older_copy_leaves_what_its_original_has_acknowledged(
     assert refuses(copy, anna)
 
 
-@on_sqlite
+@SQLITE
 def test_a_copy_that_is_raised_before_its_original_leaves_what_that_has_acknowledged(
     vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +100,7 @@ def test_a_copy_that_is_raised_before_its_original_leaves_what_that_has_acknowle
     assert anna.download(file_id) == b"hello"
 
 
-@on_sqlite
+@SQLITE
 def test_an_upload_during_which_another_copy_became_the_owner_is_not_acknowledged(
     vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,8 +115,8 @@ def test_an_upload_during_which_another_copy_became_the_owner_is_not_acknowledge
     assert vault.accounts_balance()
 
 
-@on_sqlite
-def test_of_two_copies_that_are_raised_to_one_number_one_goes_on(
+@SQLITE
+def test_one_of_two_copies_raised_to_the_same_epoch_goes_on(
     vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anna.upload(b"so that the installation id is there")
@@ -153,12 +136,9 @@ def test_of_two_copies_that_are_raised_to_one_number_one_goes_on(
     vault.reap()
 
 
-@on_sqlite
-def test_a_copy_of_before_there_were_epochs_is_behind(
-    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
-) -> None:
+@SQLITE
+def test_a_copy_from_before_epochs_is_behind(vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]) -> None:
     anna.upload(b"hello")
-    assert isinstance(vault.store, MemoryStore)
     assert set(vault.store.objects) & {EPOCH_KEY} == set()
     copy = copy_of(vault)
 
@@ -167,10 +147,8 @@ def test_a_copy_of_before_there_were_epochs_is_behind(
     assert refuses(copy, anna)
 
 
-@on_sqlite
-def test_adopting_is_asked_for_audited_and_lets_the_copy_work(
-    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
-) -> None:
+@SQLITE
+def test_adopting_asks_is_audited_and_works(vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]) -> None:
     anna.upload(b"hello")
     vault.reap()
     copy = copy_of(vault)
@@ -206,9 +184,7 @@ def test_adopting_does_not_take_a_store_of_another_installation(make_vault: Call
     assert store.objects == before
 
 
-def test_processes_of_one_database_raise_its_epoch_together_and_none_is_behind(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_concurrent_processes_raise_one_epoch_and_none_is_behind(make_vault: Callable[..., Vault]) -> None:
     store = FailingStore()
     vaults = [make_vault(store=store) for _ in range(3)]
     guards = [vault.container.objects.installation for vault in vaults]
@@ -239,10 +215,7 @@ def test_a_process_that_tells_the_store_late_tells_it_the_newest(vault: Vault, m
     assert epoch_of(vault).number == 2
 
 
-def test_a_process_that_dies_before_it_tells_the_store_leaves_its_database_the_owner(
-    vault: Vault, anna: Person
-) -> None:
-    assert isinstance(vault.store, FailingStore)
+def test_a_process_that_dies_raising_leaves_its_database_the_owner(vault: Vault, anna: Person) -> None:
     vault.reap()
     vault.store.failures["put"] = StorageUnavailable()
     with pytest.raises(StorageUnavailable):
@@ -257,7 +230,6 @@ def test_a_process_that_dies_before_it_tells_the_store_leaves_its_database_the_o
 
 
 def test_a_store_that_is_full_is_given_room_all_the_same(vault: Vault, anna: Person) -> None:
-    assert isinstance(vault.store, FailingStore)
     anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
     vault.store.failures["put"] = StorageFull()
 
@@ -276,8 +248,7 @@ def test_a_pass_that_finds_nothing_to_do_raises_the_epoch(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"1", b"garbage", b"-1 x\n", b"\xff\xfe"])
-def test_an_epoch_that_is_none_is_refused_until_it_is_written_again(vault: Vault, anna: Person, content: bytes) -> None:
-    assert isinstance(vault.store, MemoryStore)
+def test_a_malformed_epoch_is_refused_until_it_is_written_again(vault: Vault, anna: Person, content: bytes) -> None:
     vault.reap()
     vault.store.objects[EPOCH_KEY] = content
 
@@ -287,7 +258,6 @@ def test_an_epoch_that_is_none_is_refused_until_it_is_written_again(vault: Vault
 
 
 def test_a_store_that_is_away_keeps_no_process_from_starting(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(vault.store, FailingStore)
     vault.store.failures["get"] = StorageUnavailable()
     threads: list[Any] = []
 
@@ -308,11 +278,9 @@ def test_a_store_that_is_away_keeps_no_process_from_starting(vault: Vault, monke
     assert epoch_of(vault).number == 1
 
 
-def test_an_empty_store_is_not_taken_for_that_of_an_installation_without_files(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_an_empty_store_is_refused_by_an_installation_with_an_id(make_vault: Callable[..., Vault]) -> None:
     """A disk that is not mounted, before the first upload: what is stored there would vanish under the mount."""
-    first = make_vault(store=FailingStore())
+    first = make_vault()
     first.reap()
     store = MemoryStore()
     vault = make_vault(store=store)
@@ -330,12 +298,12 @@ def test_an_empty_store_is_not_taken_for_that_of_an_installation_without_files(
 def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault, anna: Person) -> None:
     row = vault.file(anna.upload(b"hello")["id"])
     vault.change_file(row.id, state="pending", lease_until=vault.clock())
-    end_leases(vault)
+    vault.end_leases()
 
     vault.reap()
     vault.reap()
     kept = vault.objects()
-    end_leases(vault)
+    vault.end_leases()
     vault.reap()
 
     assert kept == [object_key(row.object_id)]
@@ -343,10 +311,9 @@ def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault,
 
 
 def test_an_upload_whose_object_a_disk_has_emptied_is_ended(vault: Vault, anna: Person) -> None:
-    assert isinstance(vault.store, FailingStore)
     row = vault.file(anna.upload(b"hello")["id"])
     vault.change_file(row.id, state="pending", lease_until=vault.clock())
-    end_leases(vault)
+    vault.end_leases()
     vault.store.failures["open"] = ObjectChanged()
 
     vault.reap()

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from testing.faults import FailingDatabase, FailingStore
+from testing.faults import FailingDatabase
 from testing.vault import Vault
 from vault.core.errors import StorageUnavailable
 from vault.http.problems import STATUS
@@ -29,6 +29,12 @@ def routes(vault: Vault) -> set[tuple[str, str]]:
     }
 
 
+def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield method, path and operation."""
+    for path, item in document["paths"].items():
+        yield from ((method, path, operation) for method, operation in item.items() if method != "parameters")
+
+
 # The document
 
 
@@ -36,9 +42,7 @@ def test_every_route_is_documented_and_nothing_else(vault: Vault) -> None:
     answer = vault.client.get("/openapi.json")
 
     document = answer.json
-    documented = {
-        (method, path) for path, item in document["paths"].items() for method in item if method != "parameters"
-    }
+    documented = {(method, path) for method, path, _ in operations(document)}
     assert (answer.status_code, answer.mimetype, document["openapi"]) == (200, "application/json", "3.1.0")
     # Flask answers HEAD wherever it answers GET; of content it is part of the contract.
     assert documented == routes(vault) | {("head", f"{BASE}/files/{{file_id}}/content")}
@@ -48,21 +52,17 @@ def test_every_route_is_documented_and_nothing_else(vault: Vault) -> None:
 def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> None:
     document = vault.client.get("/openapi.json").json
 
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            if method == "parameters":
-                continue
-            where = f"{method} {path}"
-            # A title that begins with a verb.
-            assert re.fullmatch(r"[A-Z][a-z]+ [a-z' ]+", operation["summary"]), where
-            assert any(status.startswith("2") for status in operation["responses"]), where
-            problem = operation["responses"]["default"]
-            assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
-            closed = any(
-                part in path
-                for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files", "/admin")
-            )
-            assert operation["security"] == ([{"bearer": []}] if closed else []), where
+    for method, path, operation in operations(document):
+        where = f"{method} {path}"
+        # A title that begins with a verb.
+        assert re.fullmatch(r"[A-Z][a-z]+ [a-z' ]+", operation["summary"]), where
+        assert any(status.startswith("2") for status in operation["responses"]), where
+        problem = operation["responses"]["default"]
+        assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
+        closed = any(
+            part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files", "/admin")
+        )
+        assert operation["security"] == ([{"bearer": []}] if closed else []), where
     for response in document["components"]["responses"].values():
         assert list(response["content"]) == ["application/problem+json"]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
@@ -71,35 +71,27 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
 def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_takes(vault: Vault) -> None:
     document = vault.client.get("/openapi.json").json
 
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            if method == "parameters":
-                continue
-            failures = {status: answer for status, answer in operation["responses"].items() if status >= "4"}
-            del failures["default"]
-            takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
-            assert {"422", "503"} <= failures.keys()
-            assert not operation["security"] or "401" in failures
-            assert ("{" not in path) or "404" in failures
-            assert ("/admin/" not in path) or "403" in failures
-            assert ("/auth/" not in path) or "429" in failures
-            assert ("requestBody" in operation) is ("415" in failures)
-            assert not takes_json or {"400", "413"} <= failures.keys()
-            for answer in failures.values():
-                schema = answer["content"]["application/problem+json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/Problem"}
-                assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
+    for _, path, operation in operations(document):
+        failures = {status: answer for status, answer in operation["responses"].items() if status >= "4"}
+        del failures["default"]
+        takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
+        assert {"422", "503"} <= failures.keys()
+        assert not operation["security"] or "401" in failures
+        assert ("{" not in path) or "404" in failures
+        assert ("/admin/" not in path) or "403" in failures
+        assert ("/auth/" not in path) or "429" in failures
+        assert ("requestBody" in operation) is ("415" in failures)
+        assert not takes_json or {"400", "413"} <= failures.keys()
+        for answer in failures.values():
+            schema = answer["content"]["application/problem+json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/Problem"}
+            assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
 
 
 def test_every_operation_has_a_name_of_its_own(vault: Vault) -> None:
     document = vault.client.get("/openapi.json").json
 
-    names = [
-        operation["operationId"]
-        for item in document["paths"].values()
-        for method, operation in item.items()
-        if method != "parameters"
-    ]
+    names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(names)) == len(names)
     assert {"auth_login", "files_upload", "files_content", "files_content_head", "admin_list_files"} <= set(names)
 
@@ -239,14 +231,12 @@ def test_two_requests_without_an_id_get_different_ones(vault: Vault) -> None:
     assert first != second
 
 
-def test_liveness_asks_no_dependency(make_vault: Callable[..., Vault]) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
+def test_liveness_asks_no_dependency(vault: Vault) -> None:
 
     with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.ANY, stays_away=True):
         answer = vault.client.get("/livez")
 
-    assert (answer.status_code, answer.text, store.calls) == (200, "ok\n", [])
+    assert (answer.status_code, answer.text, vault.store.calls) == (200, "ok\n", [])
 
 
 def test_documentation_needs_no_token_and_holds_no_secret(vault: Vault) -> None:

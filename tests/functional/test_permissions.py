@@ -8,12 +8,12 @@ from typing import NoReturn
 import pytest
 from flask import request
 
-from testing.vault import Person, Vault
+from testing.vault import SQLITE, Person, Vault
 from vault.core.errors import Forbidden
 from vault.core.principal import Permission, Principal
 from vault.http import access
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
 PUBLIC = {
     *("api-docs.openapi_json", "docs.page", "docs.part", "health.livez", "health.readyz"),
@@ -76,9 +76,7 @@ def test_the_document_asks_for_a_token_where_a_route_names_a_permission(vault: V
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
-def test_a_principal_without_the_permission_is_refused(
-    vault: Vault, method: str, path: str, body: dict[str, str] | None
-) -> None:
+def test_a_missing_permission_is_refused(vault: Vault, method: str, path: str, body: dict[str, str] | None) -> None:
     rule = vault.app.url_map.bind("").match(path, method, return_rule=True)[0]
     everything_else = frozenset(Permission) - {vault.app.view_functions[rule.endpoint].permission}
     refused = []
@@ -95,7 +93,7 @@ def test_a_principal_without_the_permission_is_refused(
 
 
 def test_the_first_authenticator_that_recognises_a_request_says_whose_it_is(vault: Vault, anna: Person) -> None:
-    me = anna.get("/api/v1/auth/me").json
+    me = anna.me().json
     asked = []
 
     def authenticator(name: str, found: Principal | None) -> Callable[[], Principal | None]:

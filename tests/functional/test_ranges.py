@@ -8,16 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from testing.vault import Person, Vault, refusal
+from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.core.errors import IntegrityFailed
 from vault.storage import ObjectReader
 from vault.storage.memory import MemoryStore
 
 SEGMENT, P, H = 262_144, 262_112, 96
 SIZES = [0, 1, P - H - 1, P - H, P - H + 1, 2 * P - H, 1_000_000]
-FILES = "/api/v1/files"
 
-pytestmark = [pytest.mark.parametrize("database_url", ["sqlite"], indirect=True), pytest.mark.uncounted]
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 
 class CountingStore(MemoryStore):
@@ -96,7 +95,7 @@ def test_a_suffix_longer_than_the_file_is_all_of_it(anna: Person, size: int) -> 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", ["bytes={}-", "bytes={}-{}", "bytes=99999999999999999999-", "bytes=-0", "BYTES={}-"])
-def test_a_range_behind_the_end_is_told_the_size(anna: Person, store: CountingStore, size: int, form: str) -> None:
+def test_a_range_after_the_end_tells_the_size(anna: Person, store: CountingStore, size: int, form: str) -> None:
     file = anna.upload(content_of(size))
     store.fetched.clear()
 
@@ -115,7 +114,7 @@ def test_a_range_behind_the_end_is_told_the_size(anna: Person, store: CountingSt
      "bytes=-" + "9" * 4400, "bytes=0x1-2", "bytes=1-٣"],
     ids=lambda form: form[:12],
 )  # fmt: skip
-def test_what_is_malformed_or_several_ranges_is_answered_whole(anna: Person, form: str) -> None:
+def test_malformed_and_multiple_ranges_are_answered_whole(anna: Person, form: str) -> None:
     file = anna.upload(b"0123456789")
 
     answer = ask(anna, file, form.encode().decode("latin-1"))
@@ -156,9 +155,7 @@ def test_a_large_range_arrives_whole(anna: Person) -> None:
 
 @pytest.mark.parametrize("verify", ["segment", "full"])
 @pytest.mark.parametrize("last", [999_999, 11_999_999], ids=["small", "large"])
-def test_a_range_with_a_damaged_segment_gives_no_byte_of_it(
-    make_vault: Callable[..., Vault], verify: str, last: int
-) -> None:
+def test_a_damaged_segment_of_a_range_is_not_sent(make_vault: Callable[..., Vault], verify: str, last: int) -> None:
     store = MemoryStore()
     vault = make_vault(store=store, DOWNLOAD_VERIFY=verify)
     anna = vault.member()
@@ -184,16 +181,6 @@ def test_a_range_with_a_damaged_segment_gives_no_byte_of_it(
         assert content[600_000:].startswith(received)
         answer.close()
     assert [event.reason for event in vault.audit_trail("file.integrity_failed")] == ["authentication"]
-
-
-def test_a_range_is_audited_with_what_was_asked_for_and_served(vault: Vault, anna: Person) -> None:
-    file = anna.upload(b"0123456789")
-
-    ask(anna, file, "bytes=2-4").close()
-
-    (started,), (ended,) = vault.audit_trail("file.download_started"), vault.audit_trail("file.download_ended")
-    assert started.details == {"size_bytes": 10, "first_byte": 2, "bytes_wanted": 3}
-    assert (ended.outcome, ended.details) == ("ok", {"bytes_served": 3})
 
 
 # Conditions
@@ -253,7 +240,7 @@ def test_head_ignores_ranges_and_says_that_there_are_some(anna: Person) -> None:
 
 
 @pytest.mark.parametrize("form", ["bytes=0-0", "bytes=99-", "bytes=-1"])
-def test_somebody_elses_file_has_no_ranges_either(anna: Person, bert: Person, form: str) -> None:
+def test_ranges_of_another_users_file_are_not_found(anna: Person, bert: Person, form: str) -> None:
     file = anna.upload(b"content")
 
     assert refusal(ask(bert, file, form, If_Match='"x"')) == (404, "not_found")
@@ -273,7 +260,7 @@ def test_somebody_elses_file_has_no_ranges_either(anna: Person, bert: Person, fo
         ("application/octet-stream", False), ("text/plainx", False), ("image/png+xml", False),
     ],
 )  # fmt: skip
-def test_only_harmless_types_are_shown(anna: Person, content_type: str, shown: bool) -> None:
+def test_harmless_types_alone_are_shown_inline(anna: Person, content_type: str, shown: bool) -> None:
     file = anna.upload(b"content", content_type=content_type)
 
     asked = anna.get(f"{FILES}/{file['id']}/content?disposition=inline", buffered=True)

@@ -9,12 +9,11 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from testing.vault import Person, Vault, refusal
+from testing.vault import FILES, Person, Vault, refusal
 from vault.files.names import name_of_raw_body
 from vault.files.rest import routes
 from vault.observe.metrics import TRANSFERS
 
-FILES = "/api/v1/files"
 FORM = "multipart/form-data; boundary=edge"
 CONTENT = b"content"
 # What a header's value can be made of on the wire: everything but the ends of lines.
@@ -53,7 +52,7 @@ def database_url(sqlite_url: str) -> str:
 @given(content_type=types, filename=st.one_of(names, raw_names))
 @example(content_type='text/plain; a="\x01"', filename='filename="a"')
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_accepted_can_be_read_back(vault: Vault, anna: Person, content_type: str, filename: str) -> None:
+def test_accepted_values_can_be_read_back(vault: Vault, anna: Person, content_type: str, filename: str) -> None:
     answer = anna.post(FILES, data=form(content_type, filename), content_type=FORM)
 
     if answer.status_code != 201:

@@ -14,7 +14,7 @@ from vault.mail.models import MailJob
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 
 
-def test_a_forgotten_password_is_set_anew_by_a_mailed_link(vault: Vault, anna: Person, bert: Person) -> None:
+def test_a_forgotten_password_is_replaced_through_a_mailed_link(vault: Vault, anna: Person, bert: Person) -> None:
     again = vault.sign_in(EMAIL)
     token = vault.reset_token()
 
@@ -30,9 +30,7 @@ def test_a_forgotten_password_is_set_anew_by_a_mailed_link(vault: Vault, anna: P
         (EMAIL, "Set a new password for Secure Vault"),
         (EMAIL, "Your Secure Vault password was changed"),
     ]
-    (requested,) = vault.audit_trail("user.password_reset_requested")
-    (done,) = vault.audit_trail("user.password_reset")
-    assert (requested.actor_email, done.actor_email, done.details) == (EMAIL, EMAIL, {"sessions": 2})
+    assert [event.details for event in vault.audit_trail("user.password_reset")] == [{"sessions": 2}]
 
 
 def test_a_reset_link_works_once_and_kills_the_others(vault: Vault, anna: Person) -> None:
@@ -54,7 +52,7 @@ def test_a_reset_link_lives_an_hour(vault: Vault, anna: Person) -> None:
     assert vault.reset(late).status_code == 204
 
 
-def test_only_reset_tokens_reset(vault: Vault, anna: Person) -> None:
+def test_reset_takes_reset_tokens_only(vault: Vault, anna: Person) -> None:
     vault.register("new@example.org")
     others = ["", "x", "é" * 200, vault.mailed_token("new@example.org"), anna.access_token[:256]]
 
@@ -77,13 +75,6 @@ def test_a_weak_password_is_refused_and_the_link_still_works(vault: Vault, anna:
     assert vault.reset(token).status_code == 204
 
 
-def test_a_reset_confirms_the_address_since_the_mail_was_read(vault: Vault) -> None:
-    vault.register(EMAIL)
-
-    assert vault.reset(vault.reset_token()).status_code == 204
-    assert vault.login(password=NEW_PASSWORD).status_code == 200
-
-
 def test_a_disabled_account_gets_no_link_and_one_that_is_out_is_dead(vault: Vault, anna: Person) -> None:
     token = vault.reset_token()
     vault.change_user(disabled_at=vault.clock())
@@ -104,8 +95,7 @@ def test_answers_are_the_same_for_every_address_and_so_is_the_work(vault: Vault,
 
     assert len(answers) == 1
     assert len(vault.queue) == 4
-    with vault.container.core.sessions.begin() as session:
-        jobs = session.scalars(sa.select(MailJob).where(MailJob.kind == "reset_password")).all()
+    jobs = vault.scalars(sa.select(MailJob).where(MailJob.kind == "reset_password"))
     assert sorted(str(job.recipient) for job in jobs) == ["None", "None", EMAIL, "waiting@example.org"]
     events = vault.audit_trail("user.password_reset_requested")
     owed = sorted((event.outcome, str(event.actor_email), event.details.get("count")) for event in events)
@@ -182,7 +172,7 @@ def test_opening_the_link_changes_nothing_and_its_form_sets_the_password(vault: 
     assert vault.login(password=NEW_PASSWORD).status_code == 200
 
 
-def test_a_password_that_is_refused_can_be_mended_in_the_form(vault: Vault, anna: Person) -> None:
+def test_a_refused_password_can_be_corrected_in_the_form(vault: Vault, anna: Person) -> None:
     token = vault.reset_token()
 
     for weak in ("short", "", "x" * 129, "y" * 2000):
@@ -207,9 +197,7 @@ def test_a_form_without_a_living_token_says_so_as_a_page(vault: Vault, data: dic
     assert "This link does not work" in answer.text
 
 
-def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None:
-    vault = make_vault()
-    vault.member()
+def test_a_page_that_cannot_be_served_says_so_as_a_page(vault: Vault, anna: Person) -> None:
     token = vault.reset_token()
     slots = vault.container.auth.recovery.passwords._slots
     vault.container.auth.recovery.passwords._wait_seconds = 0.01
@@ -220,5 +208,4 @@ def test_a_page_that_cannot_be_served_says_so_as_a_page(make_vault: Any) -> None
 
     assert (answer.status_code, answer.mimetype) == (503, "text/html")
     assert int(answer.headers["Retry-After"]) > 0
-    with vault.container.core.sessions.begin() as session:
-        assert session.scalar(sa.select(sa.func.count()).select_from(EmailToken)) == 1
+    assert vault.count(EmailToken) == 1

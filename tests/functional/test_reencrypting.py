@@ -3,25 +3,21 @@
 import threading
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from testing.faults import FailingDatabase, FailingStore
-from testing.vault import Person, Vault
+from testing.faults import FailingDatabase
+from testing.vault import FILES, POSTGRESQL, Person, Vault
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
 from vault.encryption.header import Suite
 from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.keys.reencrypting import ReencryptReport, Selection
-from vault.objects.models import File, FileState
+from vault.objects.models import FileState
 from vault.objects.writing import NewObject
 from vault.storage import object_key
-from vault.storage.memory import MemoryStore
-
-FILES = "/api/v1/files"
 
 
 def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> ReencryptReport:
@@ -34,13 +30,11 @@ def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> Reenc
     return report
 
 
-def end_grace(vault: Vault) -> None:
-    """Let the hour pass for which old objects are kept."""
-    with vault.container.core.sessions.begin() as session:
-        session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=vault.clock() - DAY))
-
-
-DAY = timedelta(days=1)
+def before_swap(vault: Vault, act: Callable[[], object]) -> None:
+    """Act before a new object takes the place of the old one."""
+    reencryptor = vault.container.keys.reencryptor
+    swap = reencryptor._swap
+    reencryptor._swap = lambda *args: (act(), swap(*args))[1]  # type: ignore[method-assign]
 
 
 def test_a_file_gets_a_new_key_and_object_and_stays_the_same_file(vault: Vault, anna: Person) -> None:
@@ -76,15 +70,13 @@ def test_the_old_object_stays_an_hour_for_running_downloads_and_then_goes(vault:
 
     assert received == content
     assert len(vault.objects()) == 2
-    end_grace(vault)
+    vault.end_leases()
     vault.reap()
     assert vault.objects() == [object_key(vault.file(stored["id"]).object_id)]
     assert [row.id for row in vault.files()] == [uuid.UUID(stored["id"])]
 
 
-def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Callable[..., Vault]) -> None:
-    vault = make_vault()
-    anna = vault.member()
+def test_a_change_of_cipher_takes_those_of_another_and_no_other(vault: Vault, anna: Person) -> None:
     old = [anna.upload(content)["id"] for content in (b"", b"one", b"x" * 300_000)]
     gcm = vault.rotated(FILE_CIPHER="AES-256-GCM")
     new = anna.at(gcm).upload(b"already")
@@ -103,8 +95,8 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(make_vault: Call
 
 def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna: Person) -> None:
     ids = [anna.upload(content)["id"] for content in (b"one", b"two")]
-    leaked = vault.container.keys.usage.primary()[1]
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
+    leaked = vault.key_ref
+    new = vault.with_new_key()
     deks = {vault.container.keys.ring.unwrap(_key(vault, file_id), vault.file(file_id).object_id) for file_id in ids}
 
     with pytest.raises(KeyInUse):
@@ -112,7 +104,7 @@ def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna:
     report = reencrypt(new, key_ref=leaked)
 
     assert report == ReencryptReport(done=2)
-    assert {use.key_ref for use in new.container.keys.usage.by_ref()} == {new.container.keys.usage.primary()[1]}
+    assert {use.key_ref for use in new.container.keys.usage.by_ref()} == {new.key_ref}
     fresh = {new.container.keys.ring.unwrap(_key(new, file_id), new.file(file_id).object_id) for file_id in ids}
     assert fresh.isdisjoint(deks)
     assert [anna.at(new).download(file_id) for file_id in ids] == [b"one", b"two"]
@@ -124,21 +116,17 @@ def _key(vault: Vault, file_id: str) -> WrappedKey:
 
 
 @pytest.mark.parametrize("at", ["first", "every"])
-def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(vault: Vault, anna: Person, at: str) -> None:
     file_id = anna.upload(b"content")["id"]
     fresh, old = generate_master_key(), vault.settings.keys.master_keys[0]
     new, back = vault.rotated(MASTER_KEY=f"{fresh},{old}"), vault.rotated(MASTER_KEY=f"{old},{fresh}")
     rounds = iter([new] if at == "first" else [new, back, new])
-    swap = back.container.keys.reencryptor._swap
 
-    def rewrap_first(*args: Any) -> None:
+    def rewrap() -> None:
         if (runner := next(rounds, None)) is not None:
             assert runner.rewrap(batch=10).remaining == 0
-        swap(*args)
 
-    monkeypatch.setattr(back.container.keys.reencryptor, "_swap", rewrap_first)
+    before_swap(back, rewrap)
 
     report = reencrypt(back, file_id)
 
@@ -147,23 +135,19 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(
     assert anna.at(new).download(file_id) == b"content"
     if at == "every":
         assert back.failures == {file_id: "changed_meanwhile"}  # type: ignore[attr-defined]
-    end_grace(new)
+    new.end_leases()
     new.reap()
     assert new.objects() == [object_key(new.file(file_id).object_id)]
 
 
-def test_a_file_that_is_deleted_meanwhile_stays_deleted(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap = vault.container.keys.reencryptor._swap
 
-    def delete_first(*args: Any) -> None:
+    def delete() -> None:
         anna.delete(f"{FILES}/{file_id}")
         vault.run_queue()
-        swap(*args)
 
-    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", delete_first)
+    before_swap(vault, delete)
 
     report = reencrypt(vault, file_id)
 
@@ -171,9 +155,7 @@ def test_a_file_that_is_deleted_meanwhile_stays_deleted(
     assert vault.leftovers() == {}
 
 
-def test_a_file_whose_object_vanishes_by_deletion_while_it_is_read_is_gone_and_no_alarm(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_deleted_while_it_is_read_is_gone(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
     open_ = vault.store.open
 
@@ -192,7 +174,6 @@ def test_a_file_whose_object_vanishes_by_deletion_while_it_is_read_is_gone_and_n
 def test_a_damaged_file_keeps_what_it_has_is_audited_and_does_not_stop_the_rest(vault: Vault, anna: Person) -> None:
     damaged, whole = anna.upload(b"damaged" * 10)["id"], anna.upload(b"whole")["id"]
     store, before = vault.store, vault.file(damaged)
-    assert isinstance(store, MemoryStore)
     key = object_key(before.object_id)
     store.objects[key] = store.objects[key][:-1] + b"x"
 
@@ -206,22 +187,19 @@ def test_a_damaged_file_keeps_what_it_has_is_audited_and_does_not_stop_the_rest(
 
 
 @pytest.mark.parametrize("step", ["writer", "buffer", "write", "commit"])
-def test_a_store_that_fails_leaves_the_file_and_nothing_else(make_vault: Callable[..., Vault], step: str) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
-    anna = vault.member()
+def test_a_store_that_fails_leaves_the_file_and_nothing_else(vault: Vault, anna: Person, step: str) -> None:
     file_id = anna.upload(b"x" * 300_000)["id"]
 
-    store.failures[step] = StorageUnavailable()
+    vault.store.failures[step] = StorageUnavailable()
     report = reencrypt(vault, file_id)
-    store.failures[step] = StorageFull()
+    vault.store.failures[step] = StorageFull()
     with pytest.raises(StorageFull):
         reencrypt(vault, file_id)
-    store.failures.clear()
+    vault.store.failures.clear()
 
     assert report == ReencryptReport(failed=1)
     assert anna.download(file_id) == b"x" * 300_000
-    assert store.unfinished() == 0
+    assert vault.store.unfinished() == 0
     vault.reap()
     assert vault.objects() == [object_key(vault.file(file_id).object_id)]
     assert vault.file_states() == ["ready"]
@@ -240,14 +218,12 @@ def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, af
                 reencrypt(vault, file_id)
 
     assert anna.download(file_id) == b"content"
-    end_grace(vault)
+    vault.end_leases()
     vault.reap()
     assert vault.objects() == [object_key(vault.file(file_id).object_id)]
 
 
-def test_an_interrupt_leaves_the_file_and_what_the_reaper_removes(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_the_file(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
 
     def interrupt(*_: Any) -> None:
@@ -265,9 +241,7 @@ def test_an_interrupt_leaves_the_file_and_what_the_reaper_removes(
     assert len(vault.objects()) == 1
 
 
-def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_process_leaves_a_leased_row(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
 
     def die(*_: Any) -> None:
@@ -280,11 +254,11 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
     vault.reap()
     assert vault.file_states() == ["pending", "ready"]
 
-    end_grace(vault)
+    vault.end_leases()
     vault.reap()
     # The new object was finished, and stays for a day.
     assert vault.file_states() == ["ready", "shredded"]
-    end_grace(vault)
+    vault.end_leases()
     vault.reap()
 
     assert vault.file_states() == ["ready"]
@@ -292,37 +266,32 @@ def test_a_process_that_dies_leaves_a_leased_row_that_the_reaper_ends(
     assert vault.accounts_balance()
 
 
-def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap, before = vault.container.keys.reencryptor._swap, vault.file(file_id)
+    before = vault.file(file_id)
 
-    def expire_first(*args: Any) -> None:
-        end_grace(vault)
+    def expire() -> None:
+        vault.end_leases()
         vault.reap()
-        swap(*args)
 
-    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", expire_first)
+    before_swap(vault, expire)
 
     report = reencrypt(vault, file_id)
 
     assert report == ReencryptReport(failed=1)
     assert vault.file(file_id).object_id == before.object_id
     assert anna.download(file_id) == b"content"
-    end_grace(vault)
+    vault.end_leases()
     vault.reap()
     assert vault.objects() == [object_key(before.object_id)]
     assert vault.file_states() == ["ready"]
 
 
-def test_a_running_reencryption_counts_for_nobody(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_reencryption_counts_against_no_quota(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    swap, seen = vault.container.keys.reencryptor._swap, []
+    seen = []
 
-    def look_first(*args: Any) -> None:
-        seen.append((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"])))
-        swap(*args)
-
-    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", look_first)
+    before_swap(vault, lambda: seen.append((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"]))))
 
     reencrypt(vault, file_id)
 
@@ -349,9 +318,9 @@ def test_files_are_chosen_by_when_their_keys_were_wrapped(vault: Vault, anna: Pe
 
 
 def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: Vault) -> None:
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
+    new = vault.with_new_key()
 
-    known = new.command("files", "reencrypt", "--key-ref", vault.container.keys.usage.primary()[1])
+    known = new.command("files", "reencrypt", "--key-ref", vault.key_ref)
     unknown = new.command("files", "reencrypt", "--key-ref", "local:0000000000000000")
 
     assert (known.exit_code, unknown.exit_code) == (0, 1)
@@ -360,8 +329,8 @@ def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: 
 
 def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(vault: Vault, anna: Person) -> None:
     ids = sorted(anna.upload(content)["id"] for content in (b"one", b"two", b"three"))
-    old = vault.container.keys.usage.primary()[1]
-    new = vault.rotated(MASTER_KEY=",".join([generate_master_key(), *vault.settings.keys.master_keys]))
+    old = vault.key_ref
+    new = vault.with_new_key()
     copy, copies = new.container.keys.reencryptor._copy, []
 
     def rotate_meanwhile(*args: Any) -> None:
@@ -377,15 +346,12 @@ def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(va
 
     assert report == ReencryptReport(done=3)
     # The first is copied again, since its key was rewrapped under it; the others are read as they are then.
-    assert copies == [old, *[new.container.keys.usage.primary()[1]] * 3]
+    assert copies == [old, *[new.key_ref] * 3]
 
 
-def test_a_store_that_stays_away_ends_the_run(make_vault: Callable[..., Vault]) -> None:
-    store = FailingStore()
-    vault = make_vault(store=store)
-    anna = vault.member()
+def test_a_store_that_stays_away_ends_the_run(vault: Vault, anna: Person) -> None:
     ids = [anna.upload(b"content")["id"] for _ in range(12)]
-    store.failures["open"] = StorageUnavailable()
+    vault.store.failures["open"] = StorageUnavailable()
 
     shown = vault.command("files", "reencrypt", *ids)
     verified = vault.command("files", "verify", "--all")
@@ -396,37 +362,32 @@ def test_a_store_that_stays_away_ends_the_run(make_vault: Callable[..., Vault]) 
     assert verified.stdout.count("not checked") == 10
 
 
-def test_reencryption_and_rewrapping_of_the_same_rows_do_not_wait_for_each_other(
-    postgres_url: str, tmp_path: Any
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
+@POSTGRESQL
+def test_reencryption_and_rewrapping_of_the_same_rows_do_not_wait_for_each_other(vault: Vault) -> None:
+    anna = vault.member()
+    ids = [anna.upload(b"content %d" % number)["id"] for number in range(25)]
+    fresh = generate_master_key()
+    new = vault.rotated(MASTER_KEY=f"{fresh},{vault.settings.keys.master_keys[0]}")
+    back = vault.rotated(MASTER_KEY=f"{vault.settings.keys.master_keys[0]},{fresh}")
+    stop, errors = threading.Event(), []
+
+    def rewrap_to_and_fro() -> None:
+        while not stop.is_set():
+            for installation in (new, back):
+                try:
+                    installation.rewrap(batch=100)
+                except sa.exc.SQLAlchemyError as exc:
+                    errors.append(exc)
+                    return
+
+    thread = threading.Thread(target=rewrap_to_and_fro)
+    thread.start()
     try:
-        anna = vault.member()
-        ids = [anna.upload(b"content %d" % number)["id"] for number in range(25)]
-        fresh = generate_master_key()
-        new = vault.rotated(MASTER_KEY=f"{fresh},{vault.settings.keys.master_keys[0]}")
-        back = vault.rotated(MASTER_KEY=f"{vault.settings.keys.master_keys[0]},{fresh}")
-        stop, errors = threading.Event(), []
-
-        def rewrap_to_and_fro() -> None:
-            while not stop.is_set():
-                for installation in (new, back):
-                    try:
-                        installation.rewrap(batch=100)
-                    except sa.exc.SQLAlchemyError as exc:
-                        errors.append(exc)
-                        return
-
-        thread = threading.Thread(target=rewrap_to_and_fro)
-        thread.start()
-        try:
-            report = reencrypt(back, *ids)
-        finally:
-            stop.set()
-            thread.join(timeout=120)
-
-        assert errors == []
-        assert (report.done + report.failed, report.gone) == (25, 0)
-        assert [anna.at(new).download(file_id) for file_id in ids] == [b"content %d" % number for number in range(25)]
+        report = reencrypt(back, *ids)
     finally:
-        vault.close()
+        stop.set()
+        thread.join(timeout=120)
+
+    assert errors == []
+    assert (report.done + report.failed, report.gone) == (25, 0)
+    assert [anna.at(new).download(file_id) for file_id in ids] == [b"content %d" % number for number in range(25)]

@@ -7,10 +7,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from testing.vault import Person, Vault
+from testing.vault import SQLITE, Person, Vault
 from vault.observe.metrics import REGISTRY
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
 CONTENT = "/api/v1/files/<uuid:file_id>/content"
 
@@ -55,9 +55,7 @@ def test_the_duration_of_a_request_is_counted_by_route_and_class_of_status(vault
     assert timed("-", "-", "4xx")[0] == unknown + 1
 
 
-def test_a_line_has_pattern_method_status_bytes_duration_and_ids_and_nothing_else(
-    vault: Vault, anna: Person, logged: list[Any]
-) -> None:
+def test_a_line_has_the_documented_fields_alone(vault: Vault, anna: Person, logged: list[Any]) -> None:
     headers = {"X-Request-ID": "the-clients-own", "Referer": "https://example.org/?token=abc", "User-Agent": "curl"}
 
     answer = anna.get("/api/v1/files?search=private-name", headers=headers)
@@ -120,7 +118,7 @@ def test_head_sends_no_bytes(vault: Vault, anna: Person, logged: list[Any]) -> N
     assert (line["method"], line["status"], line["bytes"]) == ("HEAD", 200, 0)
 
 
-def test_of_a_request_that_fits_no_route_neither_path_nor_method_is_told(vault: Vault, logged: list[Any]) -> None:
+def test_metrics_of_unmatched_requests_name_neither_path_nor_method(vault: Vault, logged: list[Any]) -> None:
     vault.client.open("/private-name.txt?token=abc", method="SECRET")
 
     (line,) = requests_of(logged)

@@ -10,49 +10,33 @@ import sqlalchemy as sa
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import played_kms
 from testing.servers import wait_until
-from testing.vault import Body, Person, Vault
+from testing.vault import FILES, POSTGRESQL, Body, Person, Vault, refusal
 from vault.core.errors import Busy, KeyInUse, KeyNotKnown
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnavailable
-from vault.encryption.keyring import generate_master_key
 from vault.objects.models import RetiredKey
 
 pytestmark = pytest.mark.one_database
 
-FILES = "/api/v1/files"
 UNAVAILABLE = (503, "key_unavailable")
-NEW = generate_master_key()
-
-
-def with_new_key(vault: Vault) -> Vault:
-    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.keys.master_keys]))
-
-
-def ref_of(vault: Vault) -> str:
-    return vault.container.keys.usage.primary()[1]
 
 
 def retire(vault: Vault, ref: str) -> bool:
     return vault.container.keys.usage.retire(Principal(), ref)
 
 
-def refusal(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json["code"]
-
-
 def retired(vault: Vault) -> list[str]:
-    with vault.container.core.sessions.begin() as session:
-        return list(session.scalars(sa.select(RetiredKey.key_ref)))
+    return vault.scalars(sa.select(RetiredKey.key_ref))
 
 
 def test_a_key_in_use_the_primary_and_an_unknown_one_are_not_retired(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
 
     with pytest.raises(KeyInUse, match="1 rows"):
         retire(new, old)
     with pytest.raises(KeyInUse, match="primary"):
-        retire(new, ref_of(new))
+        retire(new, new.key_ref)
     with pytest.raises(KeyNotKnown):
         retire(new, "local:0000000000000000")
     assert retired(vault) == []
@@ -60,7 +44,7 @@ def test_a_key_in_use_the_primary_and_an_unknown_one_are_not_retired(vault: Vaul
 
 
 def test_a_key_that_an_upload_is_under_is_in_use(vault: Vault, anna: Person) -> None:
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
     refused: list[str] = []
 
     def try_it() -> None:
@@ -74,12 +58,10 @@ def test_a_key_that_an_upload_is_under_is_in_use(vault: Vault, anna: Person) -> 
     assert refused == [old]
 
 
-def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_restored(
-    vault: Vault, anna: Person
-) -> None:
+def test_a_row_from_a_backup_waits_for_its_retired_key(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     backup = vault.file(file_id)
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
     new.rewrap(batch=500)
     retire(new, old)
     columns = ("encrypted_data_key", "key_provider", "key_ref", "wrapped_at")
@@ -98,12 +80,11 @@ def test_a_row_from_a_backup_under_a_retired_key_is_unavailable_until_it_is_rest
     assert retire(new, old)
 
 
-def test_a_key_in_the_cache_is_no_way_around_retirement(vault: Vault, anna: Person) -> None:
+def test_a_cached_key_is_refused_once_it_is_retired(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    row, old, new = vault.file(file_id), ref_of(vault), with_new_key(vault)
+    row, old, new = vault.file(file_id), vault.key_ref, vault.with_new_key()
     assert anna.at(new).download(file_id) == b"content"
-    with vault.container.core.sessions.begin() as session:
-        session.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
+    vault.add(RetiredKey(key_ref=old, retired_at=vault.clock()))
 
     answer = anna.at(new).get(f"{FILES}/{file_id}/content")
 
@@ -112,7 +93,7 @@ def test_a_key_in_the_cache_is_no_way_around_retirement(vault: Vault, anna: Pers
 
 
 def test_retiring_twice_and_restoring_what_is_not_retired_are_told(vault: Vault) -> None:
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
 
     assert [retire(new, old), retire(new, old)] == [True, False]
     new.container.keys.usage.restore(Principal(), old)
@@ -130,7 +111,7 @@ def test_a_kms_key_that_only_unwraps_is_retired_too(make_vault: Callable[..., Va
 
 
 def test_a_process_that_still_wraps_under_a_retired_key_is_refused_before_the_body(vault: Vault, anna: Person) -> None:
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
     retire(new, old)
 
     answer = anna.send(Body(b"x" * 1000), length=1000)
@@ -142,13 +123,12 @@ def test_a_process_that_still_wraps_under_a_retired_key_is_refused_before_the_bo
 
 def test_a_run_of_rewrap_to_a_retired_primary_moves_nothing(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
-    new = with_new_key(vault)
-    with vault.container.core.sessions.begin() as session:
-        session.add(RetiredKey(key_ref=ref_of(new), retired_at=vault.clock()))
+    new = vault.with_new_key()
+    vault.add(RetiredKey(key_ref=new.key_ref, retired_at=vault.clock()))
 
     with pytest.raises(KeyUnavailable):
         new.rewrap(batch=500)
-    assert [row.key_ref for row in vault.files()] == [ref_of(vault)]
+    assert [row.key_ref for row in vault.files()] == [vault.key_ref]
 
 
 def before(engine: sa.Engine, statement: str, act: Callable[[], object]) -> None:
@@ -163,7 +143,7 @@ def before(engine: sa.Engine, statement: str, act: Callable[[], object]) -> None
 
 
 def test_an_upload_whose_key_was_made_before_the_retirement_is_refused(vault: Vault, anna: Person) -> None:
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
     generate = vault.container.keys.ring.generate
 
     def generate_then_retire(object_id: Any) -> Any:
@@ -179,12 +159,10 @@ def test_an_upload_whose_key_was_made_before_the_retirement_is_refused(vault: Va
     assert vault.leftovers() == {}
 
 
-def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused(
-    postgres_url: str, tmp_path: Any
-) -> None:
-    vault = Vault(tmp_path, postgres_url)
+@POSTGRESQL
+def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused(vault: Vault) -> None:
     anna = vault.member()
-    old, new = ref_of(vault), with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
     outcome: list[object] = []
 
     def try_to_retire() -> None:
@@ -200,31 +178,23 @@ def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused
         wait_until(lambda: is_waiting(vault), what="the retirement waiting for the upload's transaction")
 
     before(vault.container.core.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
-    try:
-        stored = anna.upload(b"content")
-        thread.join(timeout=120)
+    stored = anna.upload(b"content")
+    thread.join(timeout=120)
 
-        assert [type(found) for found in outcome] == [KeyInUse]
-        assert retired(vault) == []
-        assert anna.download(stored["id"]) == b"content"
-    finally:
-        vault.close()
+    assert [type(found) for found in outcome] == [KeyInUse]
+    assert retired(vault) == []
+    assert anna.download(stored["id"]) == b"content"
 
 
-def test_a_retirement_that_waits_too_long_gives_up_and_lets_uploads_on(
-    postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@POSTGRESQL
+def test_a_retirement_that_waits_too_long_gives_up(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.objects.holds._LOCK_TIMEOUT", "100ms")
-    vault = Vault(tmp_path, postgres_url)
-    old, new = ref_of(vault), with_new_key(vault)
-    try:
-        with vault.container.core.engine.begin() as connection:
-            connection.execute(sa.text("SELECT key_ref FROM retired_keys FOR KEY SHARE"))
-            with pytest.raises(Busy):
-                retire(new, old)
-        assert retire(new, old)
-    finally:
-        vault.close()
+    old, new = vault.key_ref, vault.with_new_key()
+    with vault.container.core.engine.begin() as connection:
+        connection.execute(sa.text("SELECT key_ref FROM retired_keys FOR KEY SHARE"))
+        with pytest.raises(Busy):
+            retire(new, old)
+    assert retire(new, old)
 
 
 def is_waiting(vault: Vault) -> bool:

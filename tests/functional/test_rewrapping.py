@@ -1,7 +1,7 @@
 """Moving rows between keys: what moves, what stays, and what a run leaves when it is ended or fails."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,21 +10,15 @@ import sqlalchemy as sa
 
 from testing.faults import FailingDatabase
 from testing.kms import SETTINGS as KMS_SETTINGS
-from testing.kms import PlayedKms, played_kms
+from testing.kms import PlayedKms
 from testing.seeding import content_of, seed_files
-from testing.vault import Body, Person, Vault
+from testing.vault import FILES, Body, Person, Vault
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.keys.rewrapping import NotMoved, Rewrapper, RewrapReport
 
-FILES = "/api/v1/files"
 NEW = generate_master_key()
-
-
-def with_new_key(vault: Vault, **settings: str) -> Vault:
-    """The installation with a fresh key in front of those that it has."""
-    return vault.rotated(MASTER_KEY=",".join([NEW, *vault.settings.keys.master_keys]), **settings)
 
 
 def rewrap(vault: Vault, **kwargs: Any) -> RewrapReport:
@@ -39,7 +33,7 @@ def test_every_row_moves_and_every_file_stays_as_it_was(vault: Vault, anna: Pers
     contents = {anna.upload(content)["id"]: content for content in (b"", b"one", b"x" * 300_000)}
     before = {row.id: row for row in vault.files()}
     stored = {key: vault.store.get(key) for key in vault.objects()}
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     report = rewrap(new)
 
@@ -56,7 +50,7 @@ def test_every_row_moves_and_every_file_stays_as_it_was(vault: Vault, anna: Pers
 
 def test_a_second_run_has_nothing_to_do(vault: Vault, anna: Person) -> None:
     anna.upload(b"content")
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     rewrap(new)
 
     assert rewrap(new) == RewrapReport()
@@ -65,21 +59,19 @@ def test_a_second_run_has_nothing_to_do(vault: Vault, anna: Person) -> None:
 
 def test_each_batch_is_audited_in_its_transaction(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 7, store_dir=None)
-    old, new = vault.container.keys.usage.primary()[1], with_new_key(vault)
+    old, new = vault.key_ref, vault.with_new_key()
 
     report = rewrap(new, batch=3)
 
     assert report.moved == 7
     events = vault.audit_trail("keys.rewrapped")
     assert sorted(event.details["rows"] for event in events) == [1, 3, 3]
-    assert {(e.details["from_ref"], e.details["to_ref"]) for e in events} == {
-        (old, new.container.keys.usage.primary()[1])
-    }
+    assert {(e.details["from_ref"], e.details["to_ref"]) for e in events} == {(old, new.key_ref)}
 
 
 def test_a_limit_moves_so_many_and_says_what_remains(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 7, store_dir=None)
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     reports = [rewrap(new, batch=2, limit=3), rewrap(new, batch=2, limit=3), rewrap(new, batch=2, limit=3)]
 
@@ -87,7 +79,7 @@ def test_a_limit_moves_so_many_and_says_what_remains(vault: Vault, anna: Person)
 
 
 def test_a_file_that_is_being_uploaded_moves_too(vault: Vault, anna: Person) -> None:
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     reports: list[RewrapReport] = []
     content = b"x" * 600_000
     body = Body(content, at=1000, then=lambda: reports.append(rewrap(new)))
@@ -111,11 +103,9 @@ def once_read(vault: Vault, monkeypatch: pytest.MonkeyPatch, act: Callable[[], o
     monkeypatch.setattr(vault.container.keys.ring, "wrap", wrap_and_act)
 
 
-def test_a_row_that_was_deleted_meanwhile_stays_deleted(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, gone = anna.upload(b"kept")["id"], anna.upload(b"gone")["id"]
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     once_read(new, monkeypatch, lambda: anna.delete(f"{FILES}/{gone}"))
 
     report = rewrap(new)
@@ -126,11 +116,10 @@ def test_a_row_that_was_deleted_meanwhile_stays_deleted(
     assert anna.at(new).get(f"{FILES}/{gone}").status_code == 404
 
 
-def test_a_row_that_another_run_moved_meanwhile_is_left_to_it(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_moved_by_another_run_is_left(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
-    one, other = with_new_key(vault), with_new_key(vault)
+    one = vault.with_new_key()
+    other = one.rotated()
     once_read(one, monkeypatch, lambda: rewrap(other))
 
     report = rewrap(one)
@@ -152,7 +141,7 @@ def test_rows_that_cannot_be_unwrapped_are_told_and_do_not_stop_the_rest(vault: 
     vault.change_file(ids[1], encrypted_data_key=rows[2].encrypted_data_key)
     vault.change_file(ids[3], header=rows[3].header[:95])
     vault.change_file(ids[4], header=rows[4].header[:70] + bytes(26))
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     told: list[NotMoved] = []
 
     report = rewrap(new, batch=2, on_failure=told.append)
@@ -176,7 +165,7 @@ def test_keys_that_are_not_configured_are_told_once_with_their_rows(vault: Vault
     report = rewrap(other, on_failure=told.append)
 
     assert report == RewrapReport(failed=5, remaining=5)
-    assert told == [NotMoved(vault.container.keys.usage.primary()[1], "not configured; 5 rows")]
+    assert told == [NotMoved(vault.key_ref, "not configured; 5 rows")]
 
 
 class Flaky(LocalKeyProvider):
@@ -232,9 +221,7 @@ def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make
     assert sum(use.rows for use in rewrapper.waiting()) == 10
 
 
-def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_a_key_refused_for_a_batch_is_not_tried_for_the_rest(make_vault: Callable[..., Vault]) -> None:
     flaky, rewrapper, _ = flaky_installation(make_vault, 250)
     flaky.failures = [KeyUnavailable("AccessDeniedException") for _ in range(1000)]
     told: list[NotMoved] = []
@@ -246,18 +233,10 @@ def test_a_key_that_is_refused_for_a_whole_batch_is_not_tried_for_the_other_rows
     assert told[-1].file_id is None
 
 
-@pytest.fixture(scope="module")
-def kms() -> Iterator[PlayedKms]:
-    with played_kms() as played:
-        yield played
-
-
-def test_files_move_to_kms_and_back_with_their_contents(make_vault: Callable[..., Vault], kms: PlayedKms) -> None:
-    local = make_vault()
-    anna = local.member()
+def test_files_move_to_kms_and_back_with_their_contents(vault: Vault, anna: Person, kms: PlayedKms) -> None:
     ids = [anna.upload(content_of(number))["id"] for number in range(12)]
     settings = {**KMS_SETTINGS, "KMS_KEY_ID": kms.alias}
-    on, off = local.rotated(**settings), local.rotated(**KMS_SETTINGS, KMS_DECRYPT_KEY_ARNS=kms.arn)
+    on, off = vault.rotated(**settings), vault.rotated(**KMS_SETTINGS, KMS_DECRYPT_KEY_ARNS=kms.arn)
 
     there = rewrap(on, batch=5)
     refs_there = refs(on)
@@ -266,15 +245,13 @@ def test_files_move_to_kms_and_back_with_their_contents(make_vault: Callable[...
 
     assert (there.moved, there.remaining, back.moved, back.remaining) == (12, 0, 12, 0)
     assert refs_there == {("aws-kms", kms.arn)}
-    assert refs(off) == {local.container.keys.usage.primary()}
+    assert refs(off) == {vault.container.keys.usage.primary()}
     assert contents_there == [anna.download(file_id) for file_id in ids] == [content_of(n) for n in range(12)]
 
 
-def test_a_primary_that_cannot_wrap_ends_the_run_before_any_row(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_primary_that_cannot_wrap_ends_the_run(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     anna.upload(b"content")
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     def refuse(*_: Any) -> Any:
         raise KeyUnavailable("AccessDeniedException")
@@ -286,11 +263,9 @@ def test_a_primary_that_cannot_wrap_ends_the_run_before_any_row(
     assert refs(vault) == {vault.container.keys.usage.primary()}
 
 
-def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrap_that_does_not_unwrap_is_dropped(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     wrap, canary = new.container.keys.ring.wrap, [True]
 
     def wrap_wrongly(dek: bytes, object_id: uuid.UUID) -> Any:
@@ -308,7 +283,7 @@ def test_nothing_is_written_that_does_not_unwrap_to_the_same_key(
 
 def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Person) -> None:
     seed_files(vault.container, vault.user().id, 9, store_dir=None)
-    new = with_new_key(vault)
+    new = vault.with_new_key()
     faults = FailingDatabase(new.container.core.engine)
     rewrap(new, batch=3, limit=3)
 
@@ -319,11 +294,7 @@ def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Per
     assert rewrap(new, batch=3) == RewrapReport(moved=6)
 
 
-def test_a_row_whose_object_id_is_wrong_is_left_and_still_opens_once_it_is_mended(
-    make_vault: Callable[..., Vault], kms: PlayedKms
-) -> None:
-    vault = make_vault()
-    anna = vault.member()
+def test_a_row_with_a_wrong_object_id_is_left(vault: Vault, anna: Person, kms: PlayedKms) -> None:
     file_id = anna.upload(b"content")["id"]
     object_id = vault.file(file_id).object_id
     vault.change_file(file_id, object_id=uuid.uuid4())
@@ -338,16 +309,16 @@ def test_a_row_whose_object_id_is_wrong_is_left_and_still_opens_once_it_is_mende
     assert anna.at(on).download(file_id) == b"content"
 
 
-def test_a_limit_goes_on_behind_rows_that_fail_and_skips_none(vault: Vault, anna: Person) -> None:
+def test_a_limited_run_continues_after_failing_rows_and_skips_none(vault: Vault, anna: Person) -> None:
     ids = sorted(seed_files(vault.container, vault.user().id, 20, store_dir=None))
     for file_id in ids[:3]:
         vault.change_file(file_id, encrypted_data_key="damaged")
-    new = with_new_key(vault)
+    new = vault.with_new_key()
 
     reports = [rewrap(new, limit=limit) for limit in (1, 4)]
 
     assert [(report.moved, report.remaining) for report in reports] == [(1, 19), (4, 15)]
-    moved = [row.id for row in vault.files() if row.key_ref == new.container.keys.usage.primary()[1]]
+    moved = [row.id for row in vault.files() if row.key_ref == new.key_ref]
     assert sorted(moved) == ids[3:8]
 
 
@@ -367,9 +338,7 @@ class PoisonedBy(LocalKeyProvider):
         return super().unwrap(wrapped, key_ref, object_id)
 
 
-def test_one_row_that_the_service_never_answers_for_is_named_and_does_not_stop_the_rest(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_a_row_without_an_answer_is_named_and_the_rest_moves(make_vault: Callable[..., Vault]) -> None:
     provider = PoisonedBy(generate_master_key())
     vault = make_vault(keys=KeyRing({"flaky": provider}, primary="flaky"))
     ids = sorted(seed_files(vault.container, vault.member().vault.user().id, 30, store_dir=None))
@@ -389,7 +358,7 @@ def test_one_row_that_the_service_never_answers_for_is_named_and_does_not_stop_t
     assert told[-1].file_id == ids[0]
 
 
-def test_what_was_moved_before_the_service_went_is_told(make_vault: Callable[..., Vault]) -> None:
+def test_rows_moved_before_an_outage_are_reported(make_vault: Callable[..., Vault]) -> None:
     flaky, rewrapper, _ = flaky_installation(make_vault, 20)
     report, steps = RewrapReport(), []
 

@@ -21,20 +21,19 @@ ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567
 
 def run_process(vault: Vault, primary_ref: str, *others: str, kind: str = API, age_seconds: float = 0) -> None:
     """Write the row of a process that holds these keys and was seen so many seconds ago."""
-    with vault.container.core.sessions.begin() as session:
-        session.add(
-            Process(
-                kind=kind,
-                primary_ref=primary_ref,
-                key_refs=[primary_ref, *others],
-                started_at=db_now(),
-                seen_at=db_now(-age_seconds),
-            )
+    vault.add(
+        Process(
+            kind=kind,
+            primary_ref=primary_ref,
+            key_refs=[primary_ref, *others],
+            started_at=db_now(),
+            seen_at=db_now(-age_seconds),
         )
+    )
 
 
 def primary(vault: Vault) -> str:
-    return vault.container.keys.usage.primary()[1]
+    return vault.key_ref
 
 
 @pytest.fixture
@@ -62,9 +61,7 @@ def test_no_row_moves_to_a_key_that_a_running_process_lacks(rotated: tuple[str, 
     ("kind", "age_seconds"),
     [pytest.param(API, STALE_SECONDS, id="killed"), pytest.param(BEAT, 0, id="beat, which reads no file")],
 )
-def test_rows_move_beside_a_process_that_reads_none(
-    rotated: tuple[str, Vault, str], kind: str, age_seconds: float
-) -> None:
+def test_rows_move_beside_the_dead_and_beat(rotated: tuple[str, Vault, str], kind: str, age_seconds: float) -> None:
     old, vault, new = rotated
     run_process(vault, old, kind=kind, age_seconds=age_seconds)
 
@@ -113,8 +110,7 @@ def test_a_process_names_a_kms_key_by_its_settings_until_it_knows_the_arn() -> N
 
 
 def rows(vault: Vault) -> list[Process]:
-    with vault.container.core.sessions.begin() as session:
-        return list(session.scalars(sa.select(Process)))
+    return vault.scalars(sa.select(Process))
 
 
 def test_a_process_renews_its_row_takes_stale_ones_away_and_leaves_none_behind(vault: Vault) -> None:
@@ -146,9 +142,7 @@ print(celery_worker.container.core.engine.pool.status())
 """
 
 
-def test_a_process_of_the_pool_that_is_forked_later_finds_no_connection_of_its_parent(
-    tmp_path: Path, postgres_url: str
-) -> None:
+def test_a_forked_process_finds_no_connection_of_its_parent(tmp_path: Path, postgres_url: str) -> None:
     """In place of one that was killed: two of these would talk over one connection, each reading the other's rows."""
     env = environment(tmp_path, DATABASE_URL=postgres_url)
 

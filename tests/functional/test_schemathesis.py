@@ -202,7 +202,7 @@ def operations(vault: Vault, *, closed: bool | None = None) -> set[str]:
 @pytest.mark.parametrize(
     ("examples", "seed"), [(30, 1), pytest.param(400, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
-def test_somebody_signed_in_is_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
+def test_signed_in_clients_are_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
     found = explore(site, Visitors(site), examples=examples, seed=seed)
 
     assert not found.problems, "\n\n".join(sorted(found.problems))
@@ -215,7 +215,7 @@ def test_somebody_signed_in_is_answered_as_the_document_says(site: Vault, exampl
 @pytest.mark.parametrize(
     ("examples", "seed"), [(8, 1), pytest.param(200, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
-def test_nobody_is_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
+def test_anonymous_clients_are_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
     found = explore(site, None, examples=examples, seed=seed)
 
     assert not found.problems, "\n\n".join(sorted(found.problems))

@@ -14,7 +14,7 @@ TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqrs"
 @pytest.mark.parametrize("offset", [None, 0, 1, 2])
 @pytest.mark.parametrize("secret", [PASSWORD, TOKEN], ids=["password", "token"])
 def test_a_secret_is_found_plain_and_in_base64(vault: Vault, anna: Person, secret: str, offset: int | None) -> None:
-    vault.client.post("/api/v1/auth/login", json={"email": anna.email, "password": secret})
+    vault.login(anna.email, secret)
     before = vault.secrets_in_database()
     hidden = secret if offset is None else base64.b64encode(b"x" * offset + secret.encode() + b"tail").decode()
 

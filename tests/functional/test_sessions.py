@@ -9,7 +9,7 @@ from typing import Any
 import jwt
 import pytest
 
-from testing.vault import AUTH, Person, Vault, at_once, refusal, works
+from testing.vault import AUTH, POSTGRESQL, Person, Vault, at_once, refusal, works
 from vault.auth.models import UserSession
 from vault.core.derived import derive_key
 
@@ -34,9 +34,7 @@ def test_each_refresh_gives_the_next_pair_and_the_session_goes_on(vault: Vault, 
     assert session_of(vault).refresh_generation == 2
 
 
-def test_a_client_that_lost_the_answer_gets_the_same_child_again_while_nobody_has_used_it(
-    vault: Vault, anna: Person
-) -> None:
+def test_a_lost_refresh_answer_is_given_again_while_the_child_is_unused(vault: Vault, anna: Person) -> None:
     first = anna.refresh()
     vault.clock.advance(seconds=29)
 
@@ -48,7 +46,7 @@ def test_a_client_that_lost_the_answer_gets_the_same_child_again_while_nobody_ha
 
 
 @pytest.mark.parametrize("how", ["after the grace", "once the child was used", "grand-parent", "without a grace"])
-def test_any_other_replay_ends_the_session_is_audited_and_mailed(make_vault: Callable[..., Vault], how: str) -> None:
+def test_a_replayed_refresh_token_ends_its_session(make_vault: Callable[..., Vault], how: str) -> None:
     vault = make_vault(REFRESH_GRACE_SECONDS="0" if how == "without a grace" else "30")
     anna = vault.member()
     pair = anna.refresh().json
@@ -66,16 +64,8 @@ def test_any_other_replay_ends_the_session_is_audited_and_mailed(make_vault: Cal
     assert not any(works(replace(anna, access_token=token)) for token in (anna.access_token, pair["access_token"]))
     assert refusal(vault.refresh(pair["refresh_token"])) == (401, "unauthorized")
     assert refusal(anna.refresh()) == (401, "unauthorized")
-    (event,) = vault.audit_trail("session.refresh_reused")
-    assert (event.outcome, event.actor_email, str(event.target_id)) == (
-        "failed",
-        anna.email,
-        str(session_of(vault).id),
-    )
-    vault.run_queue()
-    assert [(mail.recipient, mail.subject) for mail in vault.mailer.sent] == [
-        (anna.email, "A Secure Vault session was ended")
-    ]
+    assert len(vault.audit_trail("session.refresh_reused")) == 1
+    assert vault.mails() == [(anna.email, "A Secure Vault session was ended")]
 
 
 def forged(vault: Vault, anna: Person, **changes: Any) -> str:
@@ -92,7 +82,7 @@ def claims_of(person: Person) -> dict[str, Any]:
     return dict(jwt.decode(person.refresh_token, options={"verify_signature": False}))
 
 
-def test_what_is_no_living_refresh_token_of_ours_is_refused_alike(vault: Vault, anna: Person) -> None:
+def test_bad_refresh_tokens_are_refused_alike(vault: Vault, anna: Person) -> None:
     bert = vault.member("bert@example.org")
     tokens: dict[str, object] = {
         "access token": anna.access_token,
@@ -158,7 +148,7 @@ def signed_in_thrice(vault: Vault) -> list[Person]:
     [(None, [True, True, False]), ("local", [True, True, False]), ("others", [False, False, True]),
      ("global", [False, False, False])],
 )  # fmt: skip
-def test_logout_ends_the_right_sessions_at_once(vault: Vault, scope: str | None, left: list[bool]) -> None:
+def test_logout_ends_the_sessions_of_its_scope(vault: Vault, scope: str | None, left: list[bool]) -> None:
     people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
 
     answer = people[2].logout(**({} if scope is None else {"json": {"scope": scope}}))
@@ -182,7 +172,7 @@ def test_logout_ends_the_right_sessions_at_once(vault: Vault, scope: str | None,
     ],
     ids=["scope", "field", "list", "type", "json"],
 )
-def test_a_logout_that_is_not_understood_ends_nothing(
+def test_a_bad_logout_ends_nothing(
     vault: Vault, anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     assert refusal(anna.logout(**kwargs)) == expected
@@ -205,7 +195,7 @@ def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
     assert item["created_at"] > rest["items"][0]["created_at"]
 
 
-def test_one_session_is_ended_by_its_owner_and_by_nobody_else(vault: Vault) -> None:
+def test_a_session_is_ended_by_its_owner_only(vault: Vault) -> None:
     people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
     ids = [item["id"] for item in people[2].sessions().json["items"]]
 
@@ -220,29 +210,27 @@ def test_one_session_is_ended_by_its_owner_and_by_nobody_else(vault: Vault) -> N
 
 
 @pytest.mark.parametrize("path", ["logout", "sessions"])
-def test_without_a_token_nothing_is_told_or_ended(vault: Vault, path: str) -> None:
+def test_sessions_are_neither_told_nor_ended_without_a_token(vault: Vault, path: str) -> None:
     answer = vault.client.open(f"{AUTH}/{path}", method="POST" if path == "logout" else "GET")
 
     assert refusal(answer) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("grace", ["0", "30"])
-def test_twenty_refreshes_of_one_token_at_once_have_one_child(postgres_url: str, tmp_path: Any, grace: str) -> None:
-    vault = Vault(tmp_path, postgres_url, REFRESH_GRACE_SECONDS=grace)
-    try:
-        anna = vault.member()
-        answers = at_once(20, lambda _: anna.refresh())
+@POSTGRESQL
+def test_twenty_concurrent_refreshes_of_a_token_have_one_child(make_vault: Callable[..., Vault], grace: str) -> None:
+    vault = make_vault(REFRESH_GRACE_SECONDS=grace)
+    anna = vault.member()
+    answers = at_once(20, lambda _: anna.refresh())
 
-        children = {answer.json["refresh_token"] for answer in answers if answer.status_code == 200}
-        assert len(answers) == 20
-        assert len(children) == 1
-        refused = [refusal(answer) for answer in answers if answer.status_code != 200]
-        if grace == "30":
-            assert refused == []
-            assert vault.refresh(children.pop()).status_code == 200
-        else:
-            assert sorted(set(refused)) == [(401, "token_reused"), (401, "unauthorized")]
-            assert (len(refused), refused.count((401, "token_reused"))) == (19, 1)
-            assert refusal(vault.refresh(children.pop())) == (401, "unauthorized")
-    finally:
-        vault.close()
+    children = {answer.json["refresh_token"] for answer in answers if answer.status_code == 200}
+    assert len(answers) == 20
+    assert len(children) == 1
+    refused = [refusal(answer) for answer in answers if answer.status_code != 200]
+    if grace == "30":
+        assert refused == []
+        assert vault.refresh(children.pop()).status_code == 200
+    else:
+        assert sorted(set(refused)) == [(401, "token_reused"), (401, "unauthorized")]
+        assert (len(refused), refused.count((401, "token_reused"))) == (19, 1)
+        assert refusal(vault.refresh(children.pop())) == (401, "unauthorized")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from testing.vault import PASSWORD, Vault
+from testing.vault import SQLITE, Vault
 from vault.auth.models import User
 from vault.background.broker import (
     SLICES,
@@ -21,7 +21,7 @@ from vault.background.broker import (
 from vault.core.errors import StorageUnavailable
 from vault.storage.memory import MemoryStore
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE
 
 
 class TwoRows(TimeSlice):
@@ -58,13 +58,11 @@ def delete_account_with_files(vault: Vault, count: int) -> uuid.UUID:
     for number in range(count):
         anna.upload(b"content", name=f"{number}.txt")
     user_id = vault.user().id
-    assert anna.delete("/api/v1/auth/me", json={"password": PASSWORD}).status_code == 204
+    assert anna.delete_account().status_code == 204
     return user_id
 
 
-def test_the_files_of_a_deleted_account_are_removed_in_turns_with_other_tasks(
-    vault: Vault, again: list[tuple[str, tuple[object, ...]]]
-) -> None:
+def test_files_of_a_deleted_account_go_in_turns(vault: Vault, again: list[tuple[str, tuple[object, ...]]]) -> None:
     owner = str(delete_account_with_files(vault, 5))
     left = []
 
@@ -76,9 +74,7 @@ def test_the_files_of_a_deleted_account_are_removed_in_turns_with_other_tasks(
     assert again == [(TASK_REMOVE_FILES_OF, (owner,))] * 2
 
 
-def test_a_pass_goes_on_a_bounded_number_of_times_until_beat_starts_the_next(
-    vault: Vault, again: list[tuple[str, tuple[object, ...]]]
-) -> None:
+def test_a_pass_goes_on_a_bounded_number_of_times(vault: Vault, again: list[tuple[str, tuple[object, ...]]]) -> None:
     delete_account_with_files(vault, 5)
 
     run(vault, TASK_REAP_FILES)
@@ -93,7 +89,7 @@ class Lost(MemoryStore):
         raise StorageUnavailable
 
 
-def test_what_a_store_that_is_down_keeps_is_left_to_the_periodic_pass(
+def test_objects_of_a_store_that_is_down_are_left_to_the_periodic_pass(
     make_vault: Callable[..., Vault], again: list[tuple[str, tuple[object, ...]]]
 ) -> None:
     vault = make_vault(store=Lost())
@@ -105,9 +101,7 @@ def test_what_a_store_that_is_down_keeps_is_left_to_the_periodic_pass(
 
 
 @pytest.mark.parametrize("task", [TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, TASK_ENFORCE_RETENTION])
-def test_a_pass_that_has_done_everything_does_not_go_on(
-    vault: Vault, again: list[tuple[str, tuple[object, ...]]], task: str
-) -> None:
+def test_a_complete_pass_does_not_go_on(vault: Vault, again: list[tuple[str, tuple[object, ...]]], task: str) -> None:
     run(vault, task)
 
     assert again == []

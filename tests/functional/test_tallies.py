@@ -5,13 +5,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault, at_once, refusal
+from testing.statements import statements
+from testing.vault import AUTH, EMAIL, PASSWORD, POSTGRESQL, SQLITE, WRONG_PASSWORD, Person, Vault, at_once, refusal
 from vault.audit import settling
 from vault.audit.models import Action, AuditEvent, AuditTally
 from vault.background.broker import TASK_SETTLE_AUDIT
@@ -20,9 +20,6 @@ from vault.core.principal import Principal
 
 pytestmark = pytest.mark.uncounted
 
-AUTH = "/api/v1/auth"
-EMAIL = "anna@example.org"
-WRONG = "certainly not this one"
 HOME, NEXT_DOOR, ELSEWHERE = "192.0.2.10", "192.0.2.99", "198.51.100.7"
 MINUTE = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 
@@ -34,7 +31,7 @@ def vault(make_vault: Callable[..., Vault]) -> Vault:
     return vault
 
 
-def login(vault: Vault, password: str = WRONG, *, at: str = HOME, email: str = EMAIL, **headers: str) -> Any:
+def login(vault: Vault, password: str = WRONG_PASSWORD, *, at: str = HOME, email: str = EMAIL, **headers: str) -> Any:
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return vault.client.post(
         f"{AUTH}/login", json={"email": email, "password": password}, headers={"X-Forwarded-For": at, **headers}
@@ -55,13 +52,11 @@ def settle(vault: Vault) -> int:
 
 
 def events(vault: Vault) -> list[AuditEvent]:
-    with vault.container.core.sessions.begin() as session:
-        return list(session.scalars(sa.select(AuditEvent).order_by(AuditEvent.at)))
+    return vault.scalars(sa.select(AuditEvent).order_by(AuditEvent.at))
 
 
 def waiting(vault: Vault) -> int:
-    with vault.container.core.sessions.begin() as session:
-        return session.scalar(sa.select(sa.func.count()).select_from(AuditTally)) or 0
+    return vault.count(AuditTally) or 0
 
 
 def test_failures_of_one_network_in_a_minute_are_one_event_about_the_first(vault: Vault, anna: Person) -> None:
@@ -128,7 +123,7 @@ def test_a_minute_is_settled_half_a_minute_after_its_end_and_once(vault: Vault) 
     assert (len(events(vault)), waiting(vault)) == (1, 0)
 
 
-def test_what_does_not_fit_into_one_batch_is_settled_in_several(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tallies_beyond_one_batch_are_settled_in_several(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_BATCH", 5)
     for number in range(6):
         for reason in ("password", "delayed", "disabled"):
@@ -141,11 +136,9 @@ def test_what_does_not_fit_into_one_batch_is_settled_in_several(vault: Vault, mo
     assert [sorted(event.details["reasons"]) for event in events(vault)] == [["delayed", "disabled", "password"]] * 6
 
 
-def test_workers_that_settle_at_once_while_others_count_lose_and_double_nothing(
-    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@POSTGRESQL
+def test_concurrent_settling_and_counting_lose_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_BATCH", 7)
-    vault = Vault(tmp_path, postgres_url)
     for number in range(30):
         tally(vault, ip=f"10.0.{number}.1", times=2)
     late = vault.clock() + timedelta(minutes=2)
@@ -166,7 +159,6 @@ def test_workers_that_settle_at_once_while_others_count_lose_and_double_nothing(
         counts[event.ip] += event.details["count"]
     assert counts == {f"10.0.{number}.1": 6 for number in range(30)}
     assert waiting(vault) == 0
-    vault.close()
 
 
 @pytest.mark.parametrize(
@@ -177,10 +169,11 @@ def test_workers_that_settle_at_once_while_others_count_lose_and_double_nothing(
         pytest.param(10_000, 50, 1, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
+@POSTGRESQL
 def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
-    tmp_path: Path, postgres_url: str, attempts: int, networks: int, lockouts_each: int
+    make_vault: Callable[..., Vault], attempts: int, networks: int, lockouts_each: int
 ) -> None:
-    vault = Vault(tmp_path, postgres_url, ARGON2_CONCURRENCY="8")
+    vault = make_vault(ARGON2_CONCURRENCY="8")
     for name in ("anna", "bert"):
         vault.member(f"{name}@example.org")
     addresses = ["anna@example.org", "bert@example.org", "nobody@example.org", "nobody.else@example.org"]
@@ -188,7 +181,7 @@ def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
     def attempt(number: int) -> None:
         ip = f"10.0.{number % networks}.{number % 250 + 1}"
         with suppress(InvalidCredentials):
-            vault.container.auth.sign_in.login(Principal(ip=ip), addresses[number // networks % 4], WRONG)
+            vault.container.auth.sign_in.login(Principal(ip=ip), addresses[number // networks % 4], WRONG_PASSWORD)
 
     with ThreadPoolExecutor(8) as threads:
         assert not list(filter(None, threads.map(attempt, range(attempts))))
@@ -209,26 +202,17 @@ def test_a_flood_leaves_a_row_for_each_network_account_and_minute(
     assert lockouts == {anna: lockouts_each, bert: lockouts_each, None: 2 * lockouts_each}
     # Those of one minute that differ in their reasons are one event in the end.
     assert while_it_lasts <= (2 * 2 + 1) * networks + sum(lockouts.values())
-    vault.close()
 
 
 def test_a_refused_login_costs_the_same_statements_with_an_account_and_without(vault: Vault, anna: Person) -> None:
-    sent: list[str] = []
+    def sent(email: str) -> list[str]:
+        with statements(vault.container.core.engine) as found:
+            login(vault, email=email)
+        return [statement for statement, _ in found]
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement)
-
-    def statements(email: str) -> list[str]:
-        sent.clear()
-        login(vault, email=email)
-        return list(sent)
-
-    engine = vault.container.core.engine
-    sa.event.listen(engine, "before_cursor_execute", note)
     # The fifth brings about a delay, the sixth comes within it.
-    known = [statements(EMAIL) for _ in range(6)]
-    unknown = [statements("nobody@example.org") for _ in range(6)]
-    sa.event.remove(engine, "before_cursor_execute", note)
+    known = [sent(EMAIL) for _ in range(6)]
+    unknown = [sent("nobody@example.org") for _ in range(6)]
 
     assert known == unknown
     assert len(known[4]) > len(known[3])
@@ -248,7 +232,7 @@ def test_a_lockout_is_told_once_until_it_is_cleared(vault: Vault, anna: Person) 
     assert vault.refusals("user.lockout") == {"network": 2}
 
 
-def test_what_a_limit_refuses_is_not_audited(make_vault: Callable[..., Vault]) -> None:
+def test_requests_refused_by_a_limit_are_not_audited(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(TRUSTED_PROXIES="127.0.0.1", AUTH_LIMIT_PER_IP="3")
 
     answers = [login(vault, email=f"nobody{number}@example.org") for number in range(6)]
@@ -258,8 +242,8 @@ def test_what_a_limit_refuses_is_not_audited(make_vault: Callable[..., Vault]) -
     assert vault.refusals("user.login") == {"unknown": 3}
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_access_tokens_that_are_no_good_leave_no_event(make_vault: Callable[..., Vault]) -> None:
+@SQLITE
+def test_bad_access_tokens_leave_no_event(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault()
     anna, bert = vault.member(), vault.member("bert@example.org")
     stored = anna.upload(b"content")

@@ -41,9 +41,7 @@ def send(person: Person, size: int, framing: str) -> Any:
 @pytest.mark.parametrize(
     ("framing", "at_most"), [("raw", MIB), ("form", MIB), ("chunked", 8 * MIB)], ids=["raw", "form", "chunked"]
 )
-def test_a_small_file_prepares_for_its_own_size_where_files_may_be_of_terabytes(
-    make_vault: Any, framing: str, at_most: int
-) -> None:
+def test_a_small_file_prepares_for_its_own_size(make_vault: Any, framing: str, at_most: int) -> None:
     store = MeasuringStore()
     vault: Vault = make_vault(store=store, MAX_UPLOAD_BYTES=str(5000 * GIB), DEFAULT_QUOTA_BYTES=str(5000 * GIB))
 
@@ -68,9 +66,7 @@ def test_a_body_that_says_it_does_not_fit_is_refused_before_it_is_read(make_vaul
 
 @pytest.mark.parametrize("end", [END, END.removesuffix(b"\r\n")], ids=["line-end", "no-line-end"])
 @pytest.mark.parametrize("missing", [0, 1])
-def test_a_form_whose_file_fits_to_the_byte_is_stored_and_no_larger_one(
-    make_vault: Any, end: bytes, missing: int
-) -> None:
+def test_a_form_whose_file_fits_to_the_byte_is_stored(make_vault: Any, end: bytes, missing: int) -> None:
     vault: Vault = make_vault(DEFAULT_QUOTA_BYTES=str(100_000 - missing))
     body = HEAD + bytes(100_000) + end
 

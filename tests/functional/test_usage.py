@@ -1,19 +1,16 @@
 """How much of one's room is taken, and how many files one may have."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import Body, Person, Vault, at_once, refusal
+from testing.vault import FILES, POSTGRESQL, Body, Person, Vault, at_once, refusal
 from vault.auth.models import User
 from vault.core.addresses import parse_address
 from vault.core.principal import Principal
 from vault.objects.models import StorageAccount
-
-FILES = "/api/v1/files"
 
 
 def test_usage_counts_what_is_there(make_vault: Callable[..., Vault]) -> None:
@@ -83,14 +80,11 @@ def test_a_file_too_many_is_refused_before_its_body_is_read(make_vault: Callable
     assert vault.accounts_balance()
 
 
-def test_files_of_an_account_from_before_they_were_counted_are_counted_by_its_next_upload(
-    make_vault: Callable[..., Vault],
-) -> None:
+def test_uncounted_files_are_counted_by_the_next_upload(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(MAX_FILES_PER_USER="3")
     anna = vault.member()
     files = [anna.upload(b"x") for _ in range(2)]
-    with vault.container.core.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE storage_accounts SET object_count = NULL"))
+    vault.execute(sa.text("UPDATE storage_accounts SET object_count = NULL"))
     anna.delete(f"{FILES}/{files[0]['id']}")
 
     before = (anna.get(f"{FILES}/usage").json["file_count"], vault.account().object_count)
@@ -117,11 +111,9 @@ def test_an_upload_that_runs_counts_as_a_file(make_vault: Callable[..., Vault], 
     assert vault.accounts_balance()
 
 
-def test_uploads_at_once_cannot_pass_the_number_together(
-    postgres_url: str, tmp_path: Path, vaults: list[Vault]
-) -> None:
-    vault = Vault(tmp_path, postgres_url, MAX_FILES_PER_USER="3")
-    vaults.append(vault)
+@POSTGRESQL
+def test_concurrent_uploads_cannot_pass_the_number(make_vault: Callable[..., Vault]) -> None:
+    vault = make_vault(MAX_FILES_PER_USER="3")
     anna = vault.member()
 
     answers = at_once(

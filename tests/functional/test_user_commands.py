@@ -2,13 +2,13 @@
 
 import json
 import re
+import uuid
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testing.vault import PASSWORD, Person, Vault, at_once, refusal, works
+from testing.vault import NEW_PASSWORD, PASSWORD, POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
 from vault.auth.models import User
 from vault.cli.base import operator
 from vault.core.addresses import parse_address
@@ -17,19 +17,12 @@ from vault.objects.models import StorageAccount
 
 BOSS = "boss@example.org"
 USERS = "/api/v1/admin/users"
-NEW = "seven violet kettles hum"
-SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+THEIRS = "the password of a stranger"
 
 
-def accept(vault: Vault, password: str = NEW) -> Any:
+def accept(vault: Vault, password: str = NEW_PASSWORD) -> Any:
     """Use the newest link."""
-    fields = {"token": vault.mailed_token(BOSS), "new_password": password}
-    return vault.client.post("/api/v1/auth/reset-password", json=fields)
-
-
-def login(vault: Vault, password: str) -> int:
-    answer = vault.client.post("/api/v1/auth/login", json={"email": BOSS, "password": password})
-    return int(answer.status_code)
+    return vault.reset(vault.mailed_token(BOSS), password)
 
 
 # The first administrator
@@ -42,24 +35,19 @@ def test_the_first_administrator_comes_from_a_mail(vault: Vault) -> None:
     assert (shown.exit_code, "Mailed a link" in shown.stdout) == (0, True)
     assert (invited.password_hash, invited.email_verified_at, invited.role) == (None, None, "user")
     assert accept(vault).status_code == 204
-    boss = vault.sign_in(BOSS, NEW)
+    boss = vault.sign_in(BOSS, NEW_PASSWORD)
     assert boss.get(USERS).status_code == 200
     assert vault.user(BOSS).email_verified_at is not None
-    (event,) = vault.audit_trail("admin.invited")
-    assert (event.target_id, event.details["new_account"]) == (invited.id, True)
-    (event,) = vault.audit_trail("admin.user_role_changed")
-    assert (event.actor_id, event.target_id, event.reason) == (invited.id, invited.id, "invitation")
-    assert event.details.items() >= {"old": "user", "new": "admin"}.items()
 
 
-def test_the_page_behind_the_link_makes_an_administrator_too(vault: Vault) -> None:
+def test_the_page_of_the_invitation_makes_an_administrator(vault: Vault) -> None:
     vault.command("users", "create-admin", BOSS)
     token = vault.mailed_token(BOSS)
     (mail,) = vault.mailer.sent
 
     page = vault.client.get("/reset-password", query_string={"token": token})
     opened = vault.user(BOSS).role
-    done = vault.client.post("/reset-password", data={"token": token, "new_password": NEW})
+    done = vault.client.post("/reset-password", data={"token": token, "new_password": NEW_PASSWORD})
 
     assert re.search(rf"{re.escape(vault.settings.site.public_url)}/reset-password\?token={token}\s", mail.text)
     assert (page.status_code, opened, done.status_code) == (200, "user", 200)
@@ -71,14 +59,13 @@ def test_a_link_works_once_and_for_a_day(vault: Vault) -> None:
     token = vault.mailed_token(BOSS)
     vault.clock.advance(hours=23, minutes=59)
     assert accept(vault).status_code == 204
-    again = vault.client.post("/api/v1/auth/reset-password", json={"token": token, "new_password": PASSWORD})
+    again = vault.reset(token)
     assert refusal(again) == (400, "invalid_token")
 
     vault.command("users", "create-admin", "late@example.org")
     late = vault.mailed_token("late@example.org")
     vault.clock.advance(hours=24, seconds=10)
-    answer = vault.client.post("/api/v1/auth/reset-password", json={"token": late, "new_password": PASSWORD})
-    assert refusal(answer) == (400, "invalid_token")
+    assert refusal(vault.reset(late)) == (400, "invalid_token")
     assert vault.user("late@example.org").role == "user"
 
 
@@ -93,8 +80,7 @@ def test_a_weak_password_leaves_the_link_good(vault: Vault) -> None:
 def test_an_account_that_is_there_is_asked_about_and_loses_password_and_sessions(vault: Vault) -> None:
     boss = vault.member(BOSS)
     stored = boss.upload(b"content")
-    vault.client.post("/api/v1/auth/forgot-password", json={"email": BOSS})
-    link = vault.mailed_token(BOSS)
+    link = vault.reset_token(BOSS)
 
     declined = vault.command("users", "create-admin", BOSS, input="n\n")
     untouched = works(boss)
@@ -103,45 +89,42 @@ def test_an_account_that_is_there_is_asked_about_and_loses_password_and_sessions
     assert (declined.exit_code, agreed.exit_code, untouched) == (1, 0, True)
     assert "This address has an account" in declined.stdout
     assert not works(boss)
-    assert login(vault, PASSWORD) == 401
-    answer = vault.client.post("/api/v1/auth/reset-password", json={"token": link, "new_password": NEW})
-    assert refusal(answer) == (400, "invalid_token")
+    assert vault.login(BOSS, PASSWORD).status_code == 401
+    assert refusal(vault.reset(link)) == (400, "invalid_token")
     assert vault.user(BOSS).role == "user"
     (event,) = vault.audit_trail("admin.invited")
     assert event.details.items() >= {"new_account": False, "sessions": 1}.items()
     assert accept(vault).status_code == 204
-    back = vault.sign_in(BOSS, NEW)
+    back = vault.sign_in(BOSS, NEW_PASSWORD)
     assert back.get(USERS).status_code == 200
     assert back.download(stored["id"]) == b"content"
 
 
-def test_whoever_registered_the_address_before_does_not_become_an_administrator(vault: Vault) -> None:
-    vault.register(BOSS, "the password of somebody else")
+def test_an_earlier_registrant_does_not_become_an_administrator(vault: Vault) -> None:
+    vault.register(BOSS, THEIRS)
     theirs = vault.mailed_token(BOSS)
     assert vault.command("users", "create-admin", "--yes", BOSS).exit_code == 0
 
     # Also after it: the newest registration of an address that nobody confirmed counts, but not for its role.
-    fields = {"token": theirs, "password": "the password of somebody else"}
-    early = vault.client.post("/api/v1/auth/verify-email", json=fields)
-    vault.register(BOSS, "the password of somebody else")
+    early = vault.verify(theirs, THEIRS)
+    vault.register(BOSS, THEIRS)
 
     assert refusal(early) == (400, "invalid_token")
     assert vault.user(BOSS).role == "user"
     assert vault.command("users", "create-admin", "--yes", BOSS).exit_code == 0
     assert accept(vault).status_code == 204
-    assert login(vault, "the password of somebody else") == 401
-    assert vault.sign_in(BOSS, NEW).get(USERS).status_code == 200
+    assert vault.login(BOSS, THEIRS).status_code == 401
+    assert vault.sign_in(BOSS, NEW_PASSWORD).get(USERS).status_code == 200
 
 
 def test_another_way_to_a_password_makes_no_administrator_and_ends_the_invitation(vault: Vault) -> None:
     vault.command("users", "create-admin", BOSS)
     invitation = vault.mailed_token(BOSS)
-    vault.client.post("/api/v1/auth/forgot-password", json={"email": BOSS})
+    vault.forgot(BOSS)
 
     assert accept(vault).status_code == 204
     assert vault.user(BOSS).role == "user"
-    answer = vault.client.post("/api/v1/auth/reset-password", json={"token": invitation, "new_password": PASSWORD})
-    assert refusal(answer) == (400, "invalid_token")
+    assert refusal(vault.reset(invitation)) == (400, "invalid_token")
 
 
 @pytest.mark.parametrize("end", ["disable", "demote"])
@@ -158,8 +141,7 @@ def test_an_invitation_does_not_outlive_what_speaks_against_it(vault: Vault, end
     else:
         assert root.patch(f"{USERS}/{vault.user(BOSS).id}", json={"role": "user"}).status_code == 200
 
-    answer = vault.client.post("/api/v1/auth/reset-password", json={"token": token, "new_password": NEW})
-    assert refusal(answer) == (400, "invalid_token")
+    assert refusal(vault.reset(token)) == (400, "invalid_token")
 
 
 @SQLITE
@@ -167,7 +149,7 @@ def test_an_invitation_that_cannot_be_sent_changes_nothing(vault: Vault) -> None
     for _ in range(3):
         assert vault.command("users", "create-admin", "--yes", BOSS).exit_code == 0
     assert accept(vault).status_code == 204
-    boss = vault.sign_in(BOSS, NEW)
+    boss = vault.sign_in(BOSS, NEW_PASSWORD)
     off = vault.member("off@example.org", disabled_at=vault.clock())
 
     fourth = vault.command("users", "create-admin", "--yes", BOSS)
@@ -180,10 +162,8 @@ def test_an_invitation_that_cannot_be_sent_changes_nothing(vault: Vault) -> None
     assert len(vault.audit_trail("admin.invited")) == 3
 
 
-def test_invitations_at_once_make_one_account(postgres_url: str, tmp_path: Path, vaults: list[Vault]) -> None:
-    vault = Vault(tmp_path, postgres_url)
-    vaults.append(vault)
-
+@POSTGRESQL
+def test_concurrent_invitations_make_one_account(vault: Vault) -> None:
     at_once(3, lambda _: vault.container.admin.invitations.invite(operator(), parse_address(BOSS)))
 
     assert vault.user(BOSS).password_version == 3
@@ -193,7 +173,7 @@ def test_invitations_at_once_make_one_account(postgres_url: str, tmp_path: Path,
 
 
 @SQLITE
-def test_an_invitation_that_nobody_takes_up_is_swept_like_a_registration(vault: Vault) -> None:
+def test_an_unused_invitation_is_swept_like_a_registration(vault: Vault) -> None:
     vault.register(BOSS)
     vault.clock.advance(days=6)
     vault.command("users", "create-admin", "--yes", BOSS)
@@ -241,9 +221,7 @@ def test_addresses_are_the_same_however_they_are_spelled(vault: Vault) -> None:
     ],
 )  # fmt: skip
 @SQLITE
-def test_a_quota_is_set_in_bytes_or_larger_units(
-    vault: Vault, anna: Person, given: str, bytes_: int | None, shown: str
-) -> None:
+def test_a_quota_is_set_in_units(vault: Vault, anna: Person, given: str, bytes_: int | None, shown: str) -> None:
     vault.change_user(quota_bytes=5)
 
     result = vault.command("users", "set-quota", anna.email, given)
@@ -261,13 +239,10 @@ def test_a_quota_below_what_is_used_is_allowed_and_said(vault: Vault, anna: Pers
     assert shown.stdout == "The quota is 3 B; 7 B are used.\nUploads are refused until there is room again.\n"
     assert anna.download(stored["id"]) == b"content"
     assert refusal(anna.send(b"x", length=1)) == (413, "quota_exceeded")
-    (event,) = vault.audit_trail("admin.user_quota_changed")
-    assert (event.actor_id, event.ip, event.details.items() >= {"old": None, "new": 3}.items()) == (None, None, True)
 
 
 def test_delete_asks_and_then_leaves_nothing(vault: Vault, anna: Person) -> None:
     anna.upload(b"x" * 2048)
-    user_id = vault.user().id
 
     declined = vault.command("users", "delete", anna.email, input="n\n")
     untouched = works(anna)
@@ -281,8 +256,6 @@ def test_delete_asks_and_then_leaves_nothing(vault: Vault, anna: Person) -> None
     assert [row.encrypted_data_key for row in vault.files()] == [None]
     assert vault.mails() == [(anna.email, "Your Secure Vault account was deleted")]
     assert (vault.files(), vault.objects()) == ([], [])
-    (event,) = vault.audit_trail("admin.user_deleted")
-    assert (event.target_id, event.actor_id, event.details["files"]) == (user_id, None, 1)
 
 
 @pytest.mark.parametrize("arguments", [["disable"], ["delete", "--yes"]], ids=lambda value: value[0])
@@ -298,7 +271,7 @@ def test_no_command_takes_the_last_administrator_away(vault: Vault, arguments: l
     assert (event.outcome, event.reason) == ("failed", "last_admin")
 
 
-def test_a_list_shows_everybody_or_those_that_are_asked_for(vault: Vault) -> None:
+def test_user_lists_show_all_accounts_or_the_filtered_ones(vault: Vault) -> None:
     for number in range(3):
         vault.clock.advance(seconds=1)
         vault.member(f"person{number}@example.org", used_bytes=1536, quota_bytes=10 * 1024**3)
@@ -335,11 +308,9 @@ def test_a_list_shows_everybody_or_those_that_are_asked_for(vault: Vault) -> Non
 @SQLITE
 def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     now = vault.clock()
-    with vault.container.core.sessions.begin() as session:
-        people = [User(email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401)]
-        session.add_all(people)
-        session.flush()
-        session.add_all(StorageAccount(owner_id=person.id) for person in people)
+    people = [User(id=uuid.uuid4(), email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401)]
+    vault.add(*people)
+    vault.add(*(StorageAccount(owner_id=person.id) for person in people))
 
     lines = vault.command("users", "list", "--json").stdout.splitlines()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import PASSWORD, Person, Vault
+from testing.vault import Person, Vault
 from vault.core.errors import QuotaExceeded
 from vault.objects.models import StorageAccount
 from vault.objects.shredding import TransitionLost
@@ -33,9 +33,7 @@ def write(new: NewObject, *streams: bytes, meanwhile: Callable[[], object] = lam
 
 
 @pytest.mark.parametrize("bounds", [None, (len(CONTENT), len(CONTENT))], ids=["unknown length", "known length"])
-def test_what_comes_in_several_streams_is_one_object(
-    vault: Vault, anna: Person, bounds: tuple[int, int] | None
-) -> None:
+def test_a_body_in_several_streams_is_one_object(vault: Vault, anna: Person, bounds: tuple[int, int] | None) -> None:
     new = reserve(vault, bounds)
 
     write(new, *(CONTENT[begin : begin + 300_000] for begin in range(0, len(CONTENT), 300_000)))
@@ -52,7 +50,7 @@ def test_an_object_that_got_nothing_is_empty(vault: Vault, anna: Person) -> None
     assert anna.download(str(new.row_id)) == b""
 
 
-def test_what_fails_beside_the_publication_takes_it_back(vault: Vault, anna: Person) -> None:
+def test_a_failure_beside_the_publication_takes_it_back(vault: Vault, anna: Person) -> None:
     new = reserve(vault)
 
     with pytest.raises(ZeroDivisionError), new.held(), new.publish():
@@ -63,8 +61,7 @@ def test_what_fails_beside_the_publication_takes_it_back(vault: Vault, anna: Per
 
 def test_quota_that_runs_out_between_two_streams_ends_the_object(vault: Vault, anna: Person) -> None:
     def lower() -> None:
-        with vault.container.core.sessions.begin() as session:
-            session.execute(sa.update(StorageAccount).values(quota_bytes=len(CONTENT)))
+        vault.execute(sa.update(StorageAccount).values(quota_bytes=len(CONTENT)))
 
     new = reserve(vault)
 
@@ -78,6 +75,6 @@ def test_an_object_whose_owner_is_erased_meanwhile_is_not_published(vault: Vault
     new = reserve(vault)
 
     with pytest.raises(TransitionLost):
-        write(new, CONTENT, CONTENT, meanwhile=lambda: anna.delete("/api/v1/auth/me", json={"password": PASSWORD}))
+        write(new, CONTENT, CONTENT, meanwhile=lambda: anna.delete_account())
 
     assert vault.objects() == []
