@@ -28,11 +28,5 @@ def build(core: Core, auth: Auth, outbox: Outbox, audit: AuditService, *, defaul
             audit=audit,
             default_quota_bytes=default_quota_bytes,
         ),
-        invitations=Invitations(
-            core,
-            user_sessions=auth.user_sessions,
-            hooks=auth.hooks,
-            outbox=outbox,
-            audit=audit,
-        ),
+        invitations=Invitations(core, user_sessions=auth.user_sessions, hooks=auth.hooks, outbox=outbox, audit=audit),
     )

@@ -65,12 +65,7 @@ def build(
         eraser=eraser,
         registration=Registration(core, passwords=passwords, hooks=hooks, outbox=outbox, audit=audit),
         sign_in=SignIn(
-            core,
-            passwords=passwords,
-            guess_limiter=limiter,
-            user_sessions=signed_in,
-            outbox=outbox,
-            audit=audit,
+            core, passwords=passwords, guess_limiter=limiter, user_sessions=signed_in, outbox=outbox, audit=audit
         ),
         confirmations=Confirmations(
             core=core,

@@ -51,12 +51,7 @@ class _Attempt:
     request_id: str | None
 
     def facts(self) -> dict[str, object]:
-        return {
-            "job_id": str(self.job_id),
-            "kind": self.kind,
-            "attempt": self.number,
-            "request_id": self.request_id,
-        }
+        return {"job_id": str(self.job_id), "kind": self.kind, "attempt": self.number, "request_id": self.request_id}
 
 
 class Recipient(Protocol):

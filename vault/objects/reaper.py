@@ -212,7 +212,4 @@ def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _removable() -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        File.state == FileState.SHREDDED,
-        sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()),
-    )
+    return (File.state == FileState.SHREDDED, sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()))

@@ -19,14 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from vault.core.db import count_changed, db_now, one_read, run
-from vault.core.errors import (
-    Busy,
-    DatabaseUnavailable,
-    InstallationMismatch,
-    QuotaExceeded,
-    StorageError,
-    TooLarge,
-)
+from vault.core.errors import Busy, DatabaseUnavailable, InstallationMismatch, QuotaExceeded, StorageError, TooLarge
 from vault.core.parts import Core
 from vault.encryption.header import Suite, create_keys, seal_digest
 from vault.encryption.keyring import KeyRing

@@ -39,9 +39,7 @@ def register(app: Flask, settings: Settings, blueprints: tuple[Blueprint, ...]) 
     """Return what admits requests, by the blueprints' names. Each application has its own limiter."""
     app.config["RATELIMIT_STORAGE_URI"] = settings.limits.storage_uri
     limiter = Limiter(
-        key_func=_network,
-        strategy="moving-window",
-        storage_options=_storage_options(settings.limits.storage_uri),
+        key_func=_network, strategy="moving-window", storage_options=_storage_options(settings.limits.storage_uri)
     )
     limiter.init_app(app)
     limits = _Limits(limiter, settings, derive_key(settings.site.secret_key, "limits"))

@@ -51,12 +51,10 @@ _KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
         "required": False,
         "description": "A form, or the content itself. Content-Type is stored with the file, unless it is a form's.",
         "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}},
-            },
+            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
             "application/octet-stream": {"schema": BINARY},
         },
-    },
+    }
 )
 @may_answer("malformed_body", "unsupported_media_type", "upload_truncated", "digest_mismatch", "too_large")
 @may_answer(
