@@ -67,6 +67,16 @@ class Container:
             yield from (getattr(feature, part.name) for part in fields(feature))
 
 
+# Owners' storage accounts follow their accounts.
+_STORAGE_FOLLOWS: Final = Hooks(
+    on_registered=(open_accounts,),
+    on_enabled=(partial(let_store, allowed=True),),
+    on_disabled=(partial(let_store, allowed=False),),
+    on_swept=(close_accounts,),
+    on_erased=(close_accounts,),
+)
+
+
 def wire(
     settings: Settings,
     *,
@@ -106,13 +116,7 @@ def wire(
         secret_key=settings.site.secret_key,
         passwords=_passwords(settings, hasher, judge),
         files=FileShredding(shred_some_of, shred_all_of, core.publisher(TASK_REMOVE_FILES_OF)),
-        hooks=Hooks(
-            on_registered=(open_accounts,),
-            on_enabled=(partial(let_store, allowed=True),),
-            on_disabled=(partial(let_store, allowed=False),),
-            on_swept=(close_accounts,),
-            on_erased=(close_accounts,),
-        ),
+        hooks=_STORAGE_FOLLOWS,
         outbox=mail.outbox,
         audit=audit.service,
     )
