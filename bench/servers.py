@@ -22,7 +22,7 @@ from bench.measuring import cpu_seconds
 from testing.servers import RcloneS3, wait_until
 from testing.services import postgres_database
 from testing.settings import environment
-from testing.stack import Stack, free_port
+from testing.stack import Stack, free_port, s3_settings
 from testing.vault import migrate
 
 _RCLONE: Final = str(Path(sys.executable).parent / "rclone")
@@ -50,18 +50,6 @@ def running_vault(*, s3: RcloneS3 | None = None, postgres: bool = False, **setti
         parts.callback(stack.close)
         migrate(stack.container)
         yield stack
-
-
-def s3_settings(s3: RcloneS3) -> dict[str, str]:
-    """Return settings of a new bucket on that server."""
-    return {
-        "STORAGE_DIR": "",
-        "S3_BUCKET_NAME": s3.create_bucket(),
-        "S3_ENDPOINT_URL": s3.endpoint_url,
-        "AWS_REGION": s3.region,
-        "AWS_ACCESS_KEY_ID": s3.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
-    }
 
 
 def sign_up(stack: Stack, email: str = "anna@example.org") -> VaultClient:

@@ -308,20 +308,23 @@ def embedded(folder: Path, s3: RcloneS3 | None = None, **settings: str) -> Itera
         stack.close()
 
 
+def s3_settings(s3: RcloneS3) -> dict[str, str]:
+    """Return settings of a new bucket on that server."""
+    return {
+        "STORAGE_DIR": "",
+        "S3_BUCKET_NAME": s3.create_bucket(),
+        "S3_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": s3.region,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+    }
+
+
 @contextmanager
 def production(folder: Path, **settings: str) -> Iterator[Stack]:
     """Run PostgreSQL, Redis, an S3 server; console mail unless `settings` say otherwise."""
     with postgres_database() as database, redis_url() as broker, rclone_s3() as s3:
-        servers = {
-            "DATABASE_URL": database,
-            "CELERY_BROKER_URL": broker,
-            "STORAGE_DIR": "",
-            "S3_BUCKET_NAME": s3.create_bucket(),
-            "S3_ENDPOINT_URL": s3.endpoint_url,
-            "AWS_REGION": s3.region,
-            "AWS_ACCESS_KEY_ID": s3.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
-        }
+        servers = {"DATABASE_URL": database, "CELERY_BROKER_URL": broker, **s3_settings(s3)}
         with embedded(folder, s3, **{**servers, **settings}) as stack:
             yield stack
 
