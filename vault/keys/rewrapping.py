@@ -106,9 +106,9 @@ class Rewrapper:
         """Move rows of these keys, all or the first `limit`, one transaction per batch. Interruptible and safe to run
         concurrently.
 
-        `progress` receives finished rows. `report` is filled also if this raises: KeyServiceUnavailable when patience
-        is over;
-        before any change, KeyUnavailable if the primary cannot wrap, KeyNotEverywhere if a running process lacks it.
+        `progress` receives finished rows. `report` is filled also if this raises KeyServiceUnavailable, when patience
+        is over. Before any change it raises KeyUnavailable if the primary cannot wrap, and KeyNotEverywhere if a
+        running process lacks it.
         """
         self.usage.require_primary()
         self.usage.require_everywhere()
