@@ -129,6 +129,22 @@ def test_a_row_moved_by_another_run_is_left(vault: Vault, anna: Person, monkeypa
     assert len(vault.audit_trail("keys.rewrapped")) == 1
 
 
+def test_no_row_moves_to_a_key_that_is_retired_meanwhile(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = anna.upload(b"content")["id"]
+    new = vault.with_new_key()
+    other = new.rotated(MASTER_KEY=",".join(reversed(new.settings.keys.master_keys)))
+    once_read(new, monkeypatch, lambda: other.container.keys.usage.retire(Principal(), new.key_ref))
+
+    with pytest.raises(KeyUnavailable, match="retired"):
+        rewrap(new)
+
+    assert refs(vault) == {vault.container.keys.usage.primary()}
+    assert vault.audit_trail("keys.rewrapped") == []
+    assert anna.download(file_id) == b"content"
+
+
 def damaged(blob: str | None) -> str:
     assert blob is not None
     return blob[:40] + ("A" if blob[40] != "A" else "B") + blob[41:]
