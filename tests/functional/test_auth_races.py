@@ -21,6 +21,8 @@ from vault.mail.models import MailJob, MailState
 pytestmark = [POSTGRESQL, pytest.mark.uncounted]
 
 MANY = 20
+# How many wait for a lock of the connection that asks.
+WAITING = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))")
 
 
 @pytest.fixture
@@ -213,6 +215,23 @@ def test_a_link_that_is_being_mailed_while_the_password_changes_is_dead(vault: V
             assert session.get_one(MailJob, job_id).state in (MailState.VOID, MailState.SENT)
 
 
+def test_a_link_waits_for_a_change_of_its_account_and_is_not_made_after_it(vault: Vault) -> None:
+    vault.member()
+    vault.forgot()
+    (_, job_id) = vault.queue.pop()
+
+    with ThreadPoolExecutor(1) as threads:
+        with vault.container.core.sessions.begin() as session:
+            user = session.scalars(sa.select(User).with_for_update()).one()
+            sending = threads.submit(vault.container.mail.outbox.deliver, job_id)
+            wait_until(lambda: session.scalar(WAITING), what="the mail waiting for its account")
+            user.disabled_at = vault.clock()
+        sending.result(timeout=120)
+
+    assert (vault.mailer.sent, vault.count(EmailToken)) == ([], 0)
+    assert vault.scalars(sa.select(MailJob.state)) == [MailState.VOID]
+
+
 def test_one_of_two_last_administrators_who_leave_concurrently_stays(vault: Vault) -> None:
     for turn in range(5):
         admins = [vault.member(f"admin{turn}{n}@example.org", role="admin") for n in range(2)]
@@ -248,13 +267,12 @@ def test_an_address_is_taken_over_by_locking_both_accounts_in_the_order_of_all(v
     vault.change_user(holder.email, email_verified_at=None)
     assert mover.change_email(holder.email).status_code == 202
     token = vault.mailed_token(holder.email)
-    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
 
     with ThreadPoolExecutor(1) as threads:
         with vault.container.core.sessions.begin() as session:
             session.execute(sa.select(User.id).where(User.email == holder.email).with_for_update())
             moving = threads.submit(vault.verify, token)
-            wait_until(lambda: session.scalar(sa.text(waits)), what="the move waiting for the other account")
+            wait_until(lambda: session.scalar(WAITING), what="the move waiting for the other account")
             still_free = session.scalars(
                 sa.select(User.email).where(User.email == mover.email).with_for_update(skip_locked=True)
             ).all()
