@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
+from testing.memory_store import MemoryStore
 from vault.storage import ObjectReader, ObjectStat, ObjectWriter
-from vault.storage.memory import MemoryStore
 
 
 class FailingStore(MemoryStore):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from testing.copies import copied_database
+from testing.memory_store import MemoryStore
 from testing.vault import SQLITE, Person, Vault
 from vault.storage import EPOCH_KEY
-from vault.storage.memory import MemoryStore
 
 pytestmark = SQLITE
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from flask import Response, request_finished
 
 from testing.faults import FailingDatabase, FailingStore
+from testing.memory_store import MemoryStore
 from testing.servers import wait_until
 from testing.vault import FILES, Body, Person, Vault, at_once
 from vault.admin.service import UserChanges
@@ -25,7 +26,6 @@ from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState, Installation, StorageAccount
 from vault.objects.shredding import shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
-from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.uncounted
 

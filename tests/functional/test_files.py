@@ -15,11 +15,11 @@ from cryptography.fernet import Fernet
 
 from testing import oracle
 from testing.faults import FailingDatabase
+from testing.memory_store import MemoryStore
 from testing.vault import FILES, Person, Vault
 from vault.core.errors import StorageUnavailable
 from vault.encryption.keyring import generate_master_key
 from vault.storage import object_key
-from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.one_database
 

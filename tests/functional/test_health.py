@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
+from testing.memory_store import MemoryStore
 from testing.vault import SQLITE, Vault
 from vault.core.db import db_now
 from vault.core.errors import StorageUnavailable
 from vault.observe.processes import STALE_SECONDS, Process
-from vault.storage.memory import MemoryStore
 
 HEALTHY = dict.fromkeys(("database", "migrations", "object_store", "broker", "beat", "key_provider"), "ok")
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from testing.copies import copied_database
 from testing.faults import FailingStore
+from testing.memory_store import MemoryStore
 from testing.vault import FILES, SQLITE, Body, Person, Vault, at_once, refusal
 from vault import startup
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
@@ -18,7 +19,6 @@ from vault.objects import installation
 from vault.objects.installation import Epoch
 from vault.objects.models import Installation
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
-from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.one_database
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from testing.memory_store import MemoryStore
 from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.core.errors import IntegrityFailed
 from vault.storage import ObjectReader
-from vault.storage.memory import MemoryStore
 
 SEGMENT, P, H = 262_144, 262_112, 96
 SIZES = [0, 1, P - H - 1, P - H, P - H + 1, 2 * P - H, 1_000_000]

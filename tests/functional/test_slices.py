@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from testing.memory_store import MemoryStore
 from testing.vault import SQLITE, Vault
 from vault.auth.models import User
 from vault.background.broker import (
@@ -19,7 +20,6 @@ from vault.background.broker import (
     TimeSlice,
 )
 from vault.core.errors import StorageUnavailable
-from vault.storage.memory import MemoryStore
 
 pytestmark = SQLITE
 

@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 import pytest
 
 from testing import oracle
+from testing.memory_store import MemoryStore
 from testing.vault import Person, Vault
 from vault.encryption.keyring import generate_master_key
-from vault.storage.memory import MemoryStore
 
 pytestmark = pytest.mark.one_database
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from moto import mock_aws
 
+from testing.memory_store import MemoryStore
 from testing.servers import RcloneS3, rclone_s3, wait_until
 from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
 from vault.core.aws_access import AwsAccess
@@ -18,7 +19,6 @@ from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, Stora
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
-from vault.storage.memory import MemoryStore
 from vault.storage.s3 import S3Options, S3Store
 
 OBJECT = bytes(range(256)) * 40 + b"the last part is short"  # two full parts and a third

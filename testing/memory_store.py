@@ -1,4 +1,4 @@
-"""A store in this process's memory with the behaviour of the others, for tests."""
+"""An object store in this process's memory with the behaviour of the others."""
 
 import threading
 from collections.abc import Iterator
