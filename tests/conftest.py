@@ -12,6 +12,7 @@ import hypothesis  # noqa: F401  # before `gc.freeze()`: it asks the collector w
 import pytest
 import sqlalchemy as sa
 import structlog
+from structlog.testing import capture_logs
 from werkzeug.routing import Rule
 
 from testing.services import postgres_database, postgres_is_there
@@ -98,6 +99,14 @@ def _quiet_logs() -> None:
     """
     structlog.contextvars.clear_contextvars()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.fixture
+def log(_quiet_logs: None) -> Iterator[list[Any]]:
+    """The lines that the test's code writes, of every level."""
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
 
 
 def migrate_url(folder: Path, database_url: str) -> None:

@@ -30,7 +30,6 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from cryptography import x509
 from kombu.exceptions import OperationalError
-from structlog.testing import capture_logs
 
 from testing.machine import within
 from testing.proxy import Proxy
@@ -521,18 +520,16 @@ def test_only_so_many_requests_wait_for_a_broker_and_one_more_leaves_its_message
     assert skipped.get() == before + 1
 
 
-def test_a_failure_is_logged_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_logged_with_what_it_cost(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> None:
     monkeypatch.setattr(broker, "PATIENCE_SECONDS", 0.05)
     celery = HangingCelery(broker="memory://")
 
-    structlog.reset_defaults()  # the tests' usual logger keeps quiet
-    with capture_logs() as logs:
-        Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
+    Publisher(celery).publish(TASK_DELIVER_MAIL, ROW_ID)
     celery.released.set()
 
-    ((event, task, seconds),) = [(entry["event"], entry["task"], entry["seconds"]) for entry in logs]
-    assert (event, task) == ("publish_failed", TASK_DELIVER_MAIL)
-    assert 0.05 <= seconds < A_MOMENT
+    (line,) = log
+    assert (line["event"], line["task"]) == ("publish_failed", TASK_DELIVER_MAIL)
+    assert 0.05 <= line["seconds"] < A_MOMENT
 
 
 def test_after_a_failure_publishing_is_silent_for_five_seconds() -> None:

@@ -1,12 +1,10 @@
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from flask import Flask, request
-from structlog.testing import capture_logs
 
 from testing.machine import within
 from testing.settings import make_settings
@@ -113,13 +111,6 @@ def test_a_peer_without_an_address_leaves_the_client_without_one(forwarded: str)
 
 
 # --- in a request ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as lines:
-        yield lines
 
 
 @pytest.fixture

@@ -1,18 +1,16 @@
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
 import pytest
-import structlog
 import werkzeug.exceptions
 from flask import Flask, abort, g, redirect
 from gunicorn.http.errors import InvalidChunkSize
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from structlog.testing import capture_logs
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestedRangeNotSatisfiable, TooManyRequests
 
 from vault.core.errors import (
@@ -45,13 +43,6 @@ TOLD_TO_CLIENTS = [
     for _, found in inspect.getmembers(module, inspect.isclass)
     if issubclass(found, VaultError) and found.__module__ == module.__name__ and found not in ABSTRACT
 ]
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as lines:
-        yield lines
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.orm import Session, sessionmaker
-from structlog.testing import capture_logs
 
 from testing.vault import Clock, RecordingMailer
 from vault.auth import mails
@@ -117,13 +115,6 @@ def office(database_url: str) -> Iterator[Office]:
     engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg2://"))
     yield Office(create_sessionmaker(engine))
     engine.dispose()
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as lines:
-        yield lines
 
 
 def token_in(mail: OutgoingMail) -> str:
