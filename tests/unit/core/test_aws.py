@@ -10,8 +10,6 @@ from time import monotonic
 from typing import Any
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 import vault.core.aws
 from testing.recorder import Asked, Recorder, recorder
@@ -29,6 +27,7 @@ REGION = "eu-central-1"
 KMS_KEY = f"arn:aws:kms:{REGION}:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 LISTED = b"<ListBucketResult></ListBucketResult>"
 TOKEN = "x-amz-security-token"
+LASTING = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret"}
 TEMPORARY = {"AWS_ACCESS_KEY_ID": "ASIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_SESSION_TOKEN": "a-token"}
 
 
@@ -62,13 +61,8 @@ def make_container(aws: Recorder, tmp_path: Path) -> Iterator[Make]:
     made: list[Container] = []
 
     def make(**settings: str) -> Container:
-        both = {
-            "S3_BUCKET_NAME": "vault",
-            "S3_ENDPOINT_URL": aws.url,
-            "KMS_KEY_ID": KMS_KEY,
-            "KMS_ENDPOINT_URL": aws.url,
-        }
-        made.append(wire(make_settings(tmp_path, AWS_REGION=REGION, **both, **settings)))
+        both = dict.fromkeys(("S3_ENDPOINT_URL", "KMS_ENDPOINT_URL"), aws.url) | {"AWS_REGION": REGION}
+        made.append(wire(make_settings(tmp_path, S3_BUCKET_NAME="vault", KMS_KEY_ID=KMS_KEY, **both, **settings)))
         return made[-1]
 
     yield make
@@ -87,50 +81,40 @@ def key_of(asked: Asked) -> str:
     return asked.headers["authorization"].partition("Credential=")[2].partition("/")[0]
 
 
-def write_profile(tmp_path: Path, name: str, key: str, token: str = "a-token") -> None:
-    (tmp_path / "credentials").write_text(
-        f"[{name}]\naws_access_key_id = {key}\naws_secret_access_key = a-secret\naws_session_token = {token}\n"
-    )
+def write_profiles(tmp_path: Path, **keys: str) -> None:
+    """Write the file of credentials, with a temporary access key for each of these profiles."""
+    secrets = "aws_secret_access_key = a-secret\naws_session_token = a-token\n"
+    text = "".join(f"[{name}]\naws_access_key_id = {key}\n{secrets}" for name, key in keys.items())
+    (tmp_path / "credentials").write_text(text)
 
 
-def test_a_session_token_in_settings_is_sent_to_s3_and_to_kms(aws: Recorder, make_container: Make) -> None:
-    ask_both(make_container(**TEMPORARY))
+@pytest.mark.parametrize(
+    ("environ", "given", "key", "token"),
+    [
+        pytest.param({}, TEMPORARY, "ASIAEXAMPLE", "a-token", id="temporary-keys-in-settings"),
+        pytest.param({"AWS_SESSION_TOKEN": "other"}, LASTING, "AKIAEXAMPLE", None, id="lasting-keys-in-settings"),
+        pytest.param({}, {"AWS_PROFILE": "vault"}, "ASIAPROFILE", "a-token", id="profile-in-settings"),
+        pytest.param({"AWS_PROFILE": ""}, {}, "ASIADEFAULT", "a-token", id="empty-profile-in-the-environment"),
+    ],
+)
+def test_s3_and_kms_are_asked_with_the_keys_that_settings_choose_whatever_the_environment_has(
+    aws: Recorder,
+    make_container: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    given: dict[str, str],
+    key: str,
+    token: str | None,
+) -> None:
+    write_profiles(tmp_path, default="ASIADEFAULT", vault="ASIAPROFILE")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    ask_both(make_container(**given))
 
     assert {"x-amz-target" in asked.headers for asked in aws.asked} == {True, False}
-    assert set(aws.headers(TOKEN)) == {"a-token"}
-
-
-def test_keys_in_settings_win_over_a_token_in_the_processs_environment(
-    aws: Recorder, make_container: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-another-program")
-
-    ask_both(make_container(AWS_ACCESS_KEY_ID="AKIAEXAMPLE", AWS_SECRET_ACCESS_KEY="a-secret"))
-
-    assert set(map(key_of, aws.asked)) == {"AKIAEXAMPLE"}
-    assert set(aws.headers(TOKEN)) == {None}
-
-
-def test_a_profile_that_settings_name_is_used_by_s3_and_by_kms(
-    aws: Recorder, make_container: Make, tmp_path: Path
-) -> None:
-    write_profile(tmp_path, "vault", "ASIAPROFILE")
-
-    ask_both(make_container(AWS_PROFILE="vault"))
-
-    assert set(map(key_of, aws.asked)) == {"ASIAPROFILE"}
-    assert set(aws.headers(TOKEN)) == {"a-token"}
-
-
-def test_an_empty_profile_in_the_environment_counts_as_not_set(
-    aws: Recorder, make_container: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "")
-    write_profile(tmp_path, "default", "ASIADEFAULT")
-
-    ask_both(make_container())
-
-    assert set(map(key_of, aws.asked)) == {"ASIADEFAULT"}
+    assert {(key_of(asked), asked.headers.get(TOKEN)) for asked in aws.asked} == {(key, token)}
 
 
 def test_credentials_of_a_container_are_renewed_before_they_end(
@@ -194,12 +178,12 @@ def test_a_file_of_credentials_is_read_again_when_they_have_expired(
     aws.answer = lambda asked: (
         (400, b"<Error><Code>ExpiredToken</Code></Error>") if key_of(asked) == "ASIAOLD" else (200, LISTED)
     )
-    write_profile(tmp_path, "vault", "ASIAOLD")
+    write_profiles(tmp_path, vault="ASIAOLD")
     store = make_container(AWS_PROFILE="vault").objects.store
     with pytest.raises(StorageUnavailable):
         store.health()
 
-    write_profile(tmp_path, "vault", "ASIANEW")
+    write_profiles(tmp_path, vault="ASIANEW")
     store.health()
 
     assert key_of(aws.asked[0]) == "ASIAOLD"
@@ -214,86 +198,86 @@ def test_credentials_that_appear_later_are_found_without_a_restart(
     with pytest.raises(StorageUnavailable) as caught:
         store.health()
 
-    write_profile(tmp_path, "default", "ASIALATE")
+    write_profiles(tmp_path, default="ASIALATE")
     store.health()
 
     assert caught.value.reason == "NoCredentialsError"
     assert set(map(key_of, aws.asked)) == {"ASIALATE"}
 
 
-class TestTelling:
-    @pytest.fixture(autouse=True)
-    def _plain_structlog(self) -> None:
-        structlog.reset_defaults()
+def told(log: list[Any], access: AwsAccess) -> Any:
+    """The one line about these credentials."""
+    tell_credentials(access)
+    (line,) = log
+    log.clear()
+    return line
 
-    def told(self, access: AwsAccess) -> Any:
-        with capture_logs() as lines:
-            tell_credentials(access)
-        (line,) = lines
-        return line
 
-    def test_the_kind_is_told_and_no_value(self, tmp_path: Path) -> None:
-        write_profile(tmp_path, "vault", "ASIAPROFILE")
+def test_the_kind_of_credentials_is_told_and_no_value(tmp_path: Path, log: list[Any]) -> None:
+    write_profiles(tmp_path, vault="ASIAPROFILE")
 
-        by_settings = self.told(AwsAccess("AKIAEXAMPLE", "a-secret"))
-        temporary = self.told(AwsAccess("ASIAEXAMPLE", "a-secret", "a-token"))
-        by_profile = self.told(AwsAccess(profile="vault"))
+    by_settings = told(log, AwsAccess("AKIAEXAMPLE", "a-secret"))
+    temporary = told(log, AwsAccess("ASIAEXAMPLE", "a-secret", "a-token"))
+    by_profile = told(log, AwsAccess(profile="vault"))
 
-        assert (by_settings["kind"], by_settings["is_temporary"]) == ("settings", False)
-        assert (temporary["kind"], temporary["is_temporary"]) == ("settings", True)
-        assert by_profile["kind"] == "shared-credentials-file"
-        text = str([by_settings, temporary, by_profile])
-        assert not [part for part in ("EXAMPLE", "ASIAPROFILE", "a-secret", "a-token") if part in text]
+    assert (by_settings["kind"], by_settings["is_temporary"]) == ("settings", False)
+    assert (temporary["kind"], temporary["is_temporary"]) == ("settings", True)
+    assert by_profile["kind"] == "shared-credentials-file"
+    text = str([by_settings, temporary, by_profile])
+    assert not [part for part in ("EXAMPLE", "ASIAPROFILE", "a-secret", "a-token") if part in text]
 
-    def test_the_role_of_an_instance_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        keys = {"Code": "Success", **granted("ASIA", ends_in=timedelta(hours=6))}
 
-        def answer(asked: Asked) -> tuple[int, bytes]:
-            if asked.path.endswith("/security-credentials/"):
-                return 200, b"the-role"
-            return 200, json.dumps(keys).encode()
+def serve_metadata(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Make this machine an instance whose metadata service is there."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
 
-        with recorder() as service:
-            service.answer = answer
-            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
-            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
 
-            line = self.told(AwsAccess())
+@pytest.fixture
+def silent_metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        serve_metadata(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        yield
 
-        assert (line["kind"], line["is_temporary"]) == ("iam-role", True)
 
-    def test_a_metadata_service_that_is_silent_is_not_waited_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
-            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-            began = monotonic()
+def test_the_role_of_an_instance_is_told(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> None:
+    keys = json.dumps({"Code": "Success", **granted("ASIA", ends_in=timedelta(hours=6))}).encode()
+    with recorder() as service:
+        service.answer = lambda asked: (200, b"the-role" if asked.path.endswith("/security-credentials/") else keys)
+        serve_metadata(monkeypatch, service.url)
 
-            line = self.told(AwsAccess())
+        line = told(log, AwsAccess())
 
-        assert (line["event"], line["reason"]) == ("aws_credentials_missing", "NoCredentialsError")
-        # Two questions of a second each, and a busy machine.
-        assert monotonic() - began < 8
+    assert (line["kind"], line["is_temporary"]) == ("iam-role", True)
 
-    def test_a_profile_that_is_not_there_is_told(self) -> None:
-        line = self.told(AwsAccess(profile="absent"))
 
-        assert (line["event"], line["reason"]) == ("aws_credentials_missing", "ProfileNotFound")
+def test_a_metadata_service_that_is_silent_is_not_waited_for_long(silent_metadata: None, log: list[Any]) -> None:
+    began = monotonic()
+
+    line = told(log, AwsAccess())
+
+    assert (line["event"], line["reason"]) == ("aws_credentials_missing", "NoCredentialsError")
+    # Two questions of a second each, and a busy machine.
+    assert monotonic() - began < 8
+
+
+def test_a_profile_that_is_not_there_is_told(log: list[Any]) -> None:
+    line = told(log, AwsAccess(profile="absent"))
+
+    assert (line["event"], line["reason"]) == ("aws_credentials_missing", "ProfileNotFound")
 
 
 def test_a_store_with_no_credentials_asks_no_more_than_once_in_a_while(
-    make_container: Make, monkeypatch: pytest.MonkeyPatch
+    silent_metadata: None, make_container: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        store = make_container().objects.store
-        assert isinstance(store, S3Store)
-        with pytest.raises(StorageUnavailable):
-            store.health()
-        # Another question would raise.
-        monkeypatch.setattr("vault.core.aws.botocore.session.get_session", None)
+    store = make_container().objects.store
+    assert isinstance(store, S3Store)
+    with pytest.raises(StorageUnavailable):
+        store.health()
+    # Another question would raise.
+    monkeypatch.setattr("vault.core.aws.botocore.session.get_session", None)
 
-        with pytest.raises(StorageUnavailable) as caught:
-            store.health()
+    with pytest.raises(StorageUnavailable) as caught:
+        store.health()
 
     assert caught.value.reason == "NoCredentialsError"
