@@ -8,14 +8,7 @@ import pytest
 
 from testing.vault import Clock
 from vault.auth.pending import mail_token_hash, new_mail_token
-from vault.auth.sessions import (
-    ALGORITHM,
-    AUDIENCE,
-    ISSUER,
-    SESSION_LIFETIME,
-    SessionTokens,
-    TokenPair,
-)
+from vault.auth.sessions import ALGORITHM, AUDIENCE, ISSUER, SESSION_LIFETIME, SessionTokens, TokenPair
 
 KEY = bytes(range(32))
 USER, SESSION = uuid.UUID(int=1), uuid.UUID(int=2)

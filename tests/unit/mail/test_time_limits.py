@@ -36,9 +36,7 @@ def test_within_its_time_a_limit_does_nothing(pairs: Pairs) -> None:
     assert not limit.is_over
 
 
-def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(
-    pairs: Pairs,
-) -> None:
+def test_a_read_that_waits_ends_with_the_time_and_so_does_every_later_one(pairs: Pairs) -> None:
     (first, _), (second, theirs) = pairs
     now = first
 

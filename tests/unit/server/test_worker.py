@@ -114,11 +114,7 @@ def test_bytes_that_are_no_request_are_not_waited_for(
 
 @pytest.mark.parametrize(
     "whole",
-    [
-        b"\r\n" + GET + b"\r\n",
-        POST + b"\r\n1234567890",
-        CHUNKED + b"5;a=b\r\nhello\r\n1\r\nx\r\n0\r\nT: 1\r\n\r\n",
-    ],
+    [b"\r\n" + GET + b"\r\n", POST + b"\r\n1234567890", CHUNKED + b"5;a=b\r\nhello\r\n1\r\nx\r\n0\r\nT: 1\r\n\r\n"],
     ids=["head", "sized", "chunked"],
 )
 def test_a_request_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_none(

@@ -10,10 +10,7 @@ from vault.settings.config import ROOT
 
 @pytest.mark.parametrize(
     ("path", "made"),
-    [
-        (".env.example", settings_pages.env_example),
-        ("docs/configuration.md", settings_pages.configuration_page),
-    ],
+    [(".env.example", settings_pages.env_example), ("docs/configuration.md", settings_pages.configuration_page)],
     ids=["example", "page"],
 )
 def test_the_committed_file_is_what_the_declarations_make(path: str, made: Callable[[], str]) -> None:

@@ -223,11 +223,7 @@ REFUSED = [
         "KMS_DECRYPT_KEY_ARNS", OTHER_REGION, KEY_ARN, f"{KEY_ARN.replace(REGION, 'us-east-1')},{KEY_ARN}", **ELSEWHERE
     ),
     # AWS
-    *refused(
-        "AWS_SESSION_TOKEN",
-        "belongs to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set all three",
-        "a-token",
-    ),
+    *refused("AWS_SESSION_TOKEN", "belongs to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set all three", "a-token"),
     *refused(
         "AWS_ACCESS_KEY_ID",
         "is required: AWS_ACCESS_KEY_ID is a temporary key",
@@ -279,9 +275,7 @@ REFUSED = [
         ENDPOINTS, BAD_HOST, "https://my_keys.example.org", "https://-keys.example.org", "https://keys..example.org"
     ),
     *refused(
-        ENDPOINTS,
-        "must be ASCII: write other characters of its path as %XX",
-        "https://gateway.example.org/für-mails",
+        ENDPOINTS, "must be ASCII: write other characters of its path as %XX", "https://gateway.example.org/für-mails"
     ),
     *refused("CELERY_BROKER_URL", NO_BROKER, "memory://", "sqs://", "redis", "filesystem://", "/var/queue"),
     *refused("CELERY_BROKER_URL", UNVERIFIED, "rediss://redis.example.org/0?ssl_cert_reqs=none"),
