@@ -21,12 +21,13 @@ class Asked:
 
 class Recorder:
     """`answer(asked)` returns status, body and, if wanted, headers; by default 200 and an empty body. `behave` gets the
-    connection before; `closing` is set at the end, for what it waits for."""
+    connection before; `receive` reads a body; `closing` is set at the end, for what they wait for."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.answer: Callable[[Asked], tuple[int, bytes] | tuple[int, bytes, dict[str, str]]] = lambda _: (200, b"")
         self.behave: Callable[[Recorder, BaseHTTPRequestHandler], object] = lambda *_: None
+        self.receive: Callable[[BaseHTTPRequestHandler, int], bytes] = lambda handler, n: handler.rfile.read(n)
         self.closing = threading.Event()
         self.url = ""
 
@@ -53,7 +54,7 @@ def recorder(tls: ssl.SSLContext | None = None) -> Iterator[Recorder]:
         protocol_version = "HTTP/1.1"
 
         def respond(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = found.receive(self, int(self.headers.get("Content-Length") or 0))
             asked = Asked(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             found.asked.append(asked)
             found.behave(found, self)

@@ -1,7 +1,6 @@
 """The credentials that AWS users have, as the gateways of S3 and KMS send them."""
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 import vault.core.aws
+from testing.aws import without_aws, without_pauses
 from testing.recorder import Asked, Recorder, recorder
 from testing.settings import make_settings
 from vault.core.aws import tell_credentials
@@ -40,12 +40,10 @@ def granted(key: str, *, ends_in: timedelta) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine where boto3 finds nothing, until a test puts something there."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    without_aws(monkeypatch)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+    without_pauses(monkeypatch)
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 import hashlib
 import io
 import os
+import re
 import socket
 import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +19,12 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
-from moto import mock_aws
 from urllib3.exceptions import SSLError
 
+from testing.aws import without_aws, without_pauses
+from testing.recorder import Asked, Recorder, recorder
 from testing.servers import wait_until
-from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from testing.stores import PART, add_part, begin, closing_s3, new_key
 from vault.core.aws_access import AwsAccess
 from vault.core.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, object_key
@@ -72,6 +73,11 @@ class Answer:
     cut: int = 0
     stalls: bool = False
 
+    def sent(self) -> tuple[int, bytes, dict[str, str]]:
+        announced = {"Content-Length": str(len(self.body) + self.cut)}
+        ending = {"Connection": "close"} if self.cut and not self.stalls else {}
+        return self.status, self.body, self.headers | announced | ending
+
 
 def refusal(status: int, code: str) -> Answer:
     return Answer(status, f"<Error><Code>{code}</Code><Message>about {object_key.__name__}</Message></Error>".encode())
@@ -85,7 +91,6 @@ def ranged(body: bytes, content_range: str, *, etag: str = '"an-etag"', **kwargs
     return Answer(206, body, {"Content-Range": content_range, "ETag": etag}, **kwargs)
 
 
-Calls = list[tuple[str, dict[str, Any]]]
 HUNG_UP = Answer()  # the connection ends without any answer
 PART_STORED = Answer(200, headers={"ETag": '"of-a-part"'})
 COMPLETED = Answer(200, b"<Result><ETag>of-all</ETag></Result>")
@@ -93,132 +98,60 @@ NO_UPLOADS = Answer(200, b"<Result></Result>")
 
 
 class ScriptedS3:
-    """An HTTP server on loopback that answers each operation as a test says, and remembers what it was asked.
+    """Answers each operation as a test says, on a server of HTTP, and remembers what it was asked.
 
     A script is the answer to an operation, a list of answers in turn of which the last stays, or a function.
     """
 
-    requests: list[Request]
-    seconds_per_mib: float
-    script: dict[str, Answer | list[Answer] | Callable[[Request], Answer]]
-
-    def __init__(self) -> None:
-        self.is_ending = threading.Event()
-        self._lock = threading.Lock()
-        self.forget()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        # Small, so that no client has sent much more than was read.
-        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-
-    def forget(self) -> None:
-        """Begin again, with a script by which every operation succeeds on an empty bucket."""
-        self.requests = []
-        self.seconds_per_mib = 0.0
-        self.script = {
+    def __init__(self, server: Recorder) -> None:
+        """Begin with a script by which every operation succeeds on an empty bucket."""
+        server.answer = self._answer
+        self.options = S3Options(BUCKET, "us-east-1", server.url, AwsAccess("an-access-key", SECRET))
+        self.requests: list[Request] = []
+        self.script: dict[str, Answer | list[Answer] | Callable[[Request], Answer]] = {
             "CreateMultipartUpload": created(),
             "UploadPart": PART_STORED,
             "CompleteMultipartUpload": COMPLETED,
             "AbortMultipartUpload": Answer(204),
             "ListMultipartUploads": NO_UPLOADS,
         }
+        self._lock = threading.Lock()
 
     @property
     def operations(self) -> list[str]:
         return [request.operation for request in self.requests]
 
-    @property
-    def options(self) -> S3Options:
-        return S3Options(
-            BUCKET, "us-east-1", f"http://127.0.0.1:{self._server.server_port}", AwsAccess("an-access-key", SECRET)
-        )
-
-    def __enter__(self) -> "ScriptedS3":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.is_ending.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def answer(self, request: Request) -> Answer:
+    def _answer(self, asked: Asked) -> tuple[int, bytes, dict[str, str]]:
+        address = urllib.parse.urlsplit(asked.path)
+        query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
+        key = urllib.parse.unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+        request = Request(asked.method, key, query, asked.headers, asked.body)
         with self._lock:
             self.requests.append(request)
             script = self.script.get(request.operation, Answer(200))
             if isinstance(script, list):
-                return script.pop(0) if len(script) > 1 else script[0]
-        return script if isinstance(script, Answer) else script(request)
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        s3 = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_one_request(self) -> None:
-                # A client that goes away is part of the play.
-                try:
-                    super().handle_one_request()
-                except ConnectionError:
-                    self.close_connection = True
-
-            def respond(self) -> None:
-                address = urllib.parse.urlsplit(self.path)
-                query = urllib.parse.parse_qs(address.query, keep_blank_values=True)
-                body = self.read_body(int(self.headers.get("Content-Length") or 0))
-                key = urllib.parse.unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                flat = {name: values[0] for name, values in query.items()}
-                answer = s3.answer(Request(self.command, key, flat, headers, body))
-                if answer is HUNG_UP:
-                    self.close_connection = True
-                    return
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(answer.body) + answer.cut))
-                self.end_headers()
-                self.wfile.write(answer.body)
-                if answer.stalls:
-                    s3.is_ending.wait(BOUND_SECONDS)
-                self.close_connection = bool(answer.cut)
-
-            def read_body(self, length: int) -> bytes:
-                pieces = []
-                for at in range(0, length, MIB):
-                    pieces.append(self.rfile.read(min(MIB, length - at)))
-                    s3.is_ending.wait(s3.seconds_per_mib)
-                return b"".join(pieces)
-
-            def __getattr__(self, name: str) -> Any:
-                if name.startswith("do_"):
-                    return self.respond
-                raise AttributeError(name)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Log nothing: tests assert on requests."""
-
-        return Handler
+                script = script.pop(0) if len(script) > 1 else script[0]
+        answer = script if isinstance(script, Answer) else script(request)
+        if answer is HUNG_UP:
+            raise ConnectionError
+        return answer.sent()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedS3]:
-    with ScriptedS3() as server:
+def server() -> Iterator[Recorder]:
+    with recorder() as server:
         yield server
 
 
 @pytest.fixture
-def s3(server: ScriptedS3) -> ScriptedS3:
-    server.forget()
-    return server
+def s3(server: Recorder) -> ScriptedS3:
+    return ScriptedS3(server)
 
 
 # Making a client takes longer than most tests, so one serves for all, with a budget of its own for each.
 @pytest.fixture(scope="module")
-def shared_store(server: ScriptedS3) -> Iterator[S3Store]:
-    with closing_s3(server.options) as store:
+def shared_store(server: Recorder) -> Iterator[S3Store]:
+    with closing_s3(ScriptedS3(server).options) as store:
         yield store
 
 
@@ -234,48 +167,9 @@ def store(s3: ScriptedS3, shared_store: S3Store, budget: BufferBudget) -> S3Stor
     return shared_store
 
 
-@pytest.fixture(scope="module")
-def shared_moto_store() -> Iterator[S3Store]:
-    with closing_s3(MOTO_OPTIONS) as store:
-        yield store
-
-
-@pytest.fixture
-def moto_store(shared_moto_store: S3Store, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    """A store on an empty moto."""
-    store = shared_moto_store
-    store.budget = budget
-    with mock_aws():
-        suit_moto(store, monkeypatch)
-        store.client.create_bucket(Bucket=store.bucket)
-        yield store
-
-
-@pytest.fixture
-def calls(moto_store: S3Store) -> Iterator[Calls]:
-    """The operations that the store on moto asks for, with their parameters."""
-    made: Calls = []
-
-    def remember(params: dict[str, Any], model: Any, **_: Any) -> None:
-        made.append((model.name, params))
-
-    with listening(moto_store, "provide-client-params.s3", remember):
-        yield made
-
-
-@contextmanager
-def listening(store: S3Store, event: str, listener: Callable[..., Any]) -> Iterator[None]:
-    store.client.meta.events.register(event, listener)
-    yield
-    store.client.meta.events.unregister(event, listener)
-
-
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What botocore would have slept between its attempts."""
-    slept: list[float] = []
-    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=slept.append))
-    return slept
+    return without_pauses(monkeypatch)
 
 
 def assert_all_free(budget: BufferBudget) -> None:
@@ -285,34 +179,40 @@ def assert_all_free(budget: BufferBudget) -> None:
 
 class TestCalls:
     @pytest.mark.parametrize("size", [1, PART - 1, PART], ids=["a-byte", "short", "full"])
-    def test_one_part_is_a_single_put(self, moto_store: S3Store, calls: Calls, size: int) -> None:
-        begin(moto_store, new_key(), CONTENT[:size]).commit()
+    def test_one_part_is_a_single_put(self, s3: ScriptedS3, store: S3Store, size: int) -> None:
+        begin(store, new_key(), CONTENT[:size]).commit()
 
-        assert [name for name, _ in calls] == ["PutObject"]
+        assert s3.operations == ["PutObject"]
 
     @pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (2 * PART, 2), (9 * PART + 1, 10)])
-    def test_more_parts_are_a_multipart_upload(self, moto_store: S3Store, calls: Calls, size: int, parts: int) -> None:
-        begin(moto_store, new_key(), (CONTENT * 4)[:size]).commit()
+    def test_more_parts_are_a_multipart_upload(self, s3: ScriptedS3, store: S3Store, size: int, parts: int) -> None:
+        begin(store, new_key(), (CONTENT * 4)[:size]).commit()
 
-        assert calls[0][0] == "CreateMultipartUpload"
-        assert calls[-1][0] == "CompleteMultipartUpload"
-        assert {name for name, _ in calls[1:-1]} == {"UploadPart"}
-        listed = [part["PartNumber"] for part in calls[-1][1]["MultipartUpload"]["Parts"]]
-        assert listed == sorted(params["PartNumber"] for _, params in calls[1:-1]) == list(range(1, parts + 1))
+        first, *sent, last = s3.requests
+        assert (first.operation, last.operation) == ("CreateMultipartUpload", "CompleteMultipartUpload")
+        assert {request.operation for request in sent} == {"UploadPart"}
+        listed = [int(number) for number in re.findall(rb"<PartNumber>([0-9]+)<", last.body)]
+        assert listed == sorted(int(request.query["partNumber"]) for request in sent) == list(range(1, parts + 1))
 
     def test_a_write_that_is_aborted_before_its_second_part_asks_for_nothing(
-        self, moto_store: S3Store, calls: Calls
+        self, s3: ScriptedS3, store: S3Store
     ) -> None:
-        begin(moto_store, new_key(), CONTENT[:PART]).abort()
+        begin(store, new_key(), CONTENT[:PART]).abort()
 
-        assert calls == []
+        assert s3.operations == []
 
-    def test_parts_carry_no_checksum_and_wait_for_no_permission(self, s3: ScriptedS3, store: S3Store) -> None:
-        begin(store, new_key(), CONTENT[:1]).commit()
-        begin(store, new_key(), CONTENT).commit()
+    def test_parts_are_sent_to_a_path_with_no_checksum_and_wait_for_no_permission(
+        self, s3: ScriptedS3, store: S3Store
+    ) -> None:
+        key = new_key()
+        begin(store, key, CONTENT[:1]).commit()
+        begin(store, key, CONTENT).commit()
 
         assert {"PutObject", "UploadPart"} <= set(s3.operations)
+        assert s3.requests[0].body == CONTENT[:1]
         for request in s3.requests:
+            assert request.key == key
+            assert request.headers["host"].startswith("127.0.0.1:")
             assert not [name for name in request.headers if name.startswith("x-amz-checksum")]
             assert not {"x-amz-trailer", "expect"} & request.headers.keys()
 
@@ -339,15 +239,6 @@ class TestCalls:
         (request,) = asked
         assert request.headers["X-Amz-Content-SHA256"].decode() == sent
 
-    def test_a_configured_endpoint_is_addressed_by_path(self, s3: ScriptedS3, store: S3Store) -> None:
-        key = new_key()
-
-        begin(store, key, CONTENT[:1]).commit()
-
-        [request] = s3.requests
-        assert (request.operation, request.key, request.body) == ("PutObject", key, CONTENT[:1])
-        assert request.headers["host"].startswith("127.0.0.1:")
-
     def test_a_buffer_asked_for_twice_is_the_same_one(self, store: S3Store) -> None:
         writer = store.writer(new_key(), part_size=PART)
 
@@ -356,23 +247,22 @@ class TestCalls:
         writer.abort()
         assert store.budget.bytes_out == 0
 
-    def test_an_object_without_a_part_is_refused(self, moto_store: S3Store, calls: Calls) -> None:
-        writer = moto_store.writer(new_key(), part_size=PART)
+    def test_an_object_without_a_part_is_refused(self, s3: ScriptedS3, store: S3Store) -> None:
+        writer = store.writer(new_key(), part_size=PART)
 
         with pytest.raises(ValueError, match="at least one part"):
             writer.commit()
 
         writer.abort()
-        assert calls == []
+        assert s3.operations == []
 
-    def test_a_last_buffer_that_is_not_written_is_left_out(self, moto_store: S3Store) -> None:
-        key = new_key()
-        writer = begin(moto_store, key, CONTENT[:PART])
+    def test_a_last_buffer_that_is_not_written_is_left_out(self, s3: ScriptedS3, store: S3Store) -> None:
+        writer = begin(store, new_key(), CONTENT[:PART])
         writer.buffer()
 
         writer.commit()
 
-        assert moto_store.get(key) == CONTENT[:PART]
+        assert [request.body for request in s3.requests if request.operation == "UploadPart"] == [CONTENT[:PART]]
 
 
 class TestParts:
@@ -405,11 +295,18 @@ class TestParts:
 
         assert [request.body for request in s3.requests] == [CONTENT[:100]] * 2
 
-    def test_a_part_may_take_longer_than_connecting_may(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_part_may_take_longer_than_connecting_may(
+        self, server: Recorder, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_slowly(handler: BaseHTTPRequestHandler, length: int) -> bytes:
+            # Small, so that the client has not sent much more than was read.
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            return b"".join(handler.rfile.read(MIB) for _ in range(length // MIB) if not server.closing.wait(0.3))
+
         limits = {"connect_timeout": 1, "retries": {"total_max_attempts": 1}}
         monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, **limits}))
+        monkeypatch.setattr(server, "receive", read_slowly)
         content = bytes(8 * MIB)
-        s3.seconds_per_mib = 0.3
         with closing_s3(s3.options) as store:
             writer = store.writer(new_key(), part_size=len(content))
 
@@ -447,42 +344,16 @@ class TestParts:
         assert s3.operations == ["CreateMultipartUpload"]
         assert budget.bytes_out == 0
 
-    @pytest.mark.parametrize(
-        ("content", "status"),
-        [(CONTENT[:1], 403), (CONTENT, 403), (CONTENT, 200)],
-        ids=["one-part", "several-parts", "error-with-status-200"],
-    )
-    def test_a_failed_end_surfaces_at_commit(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget, content: bytes, status: int
-    ) -> None:
-        s3.script["PutObject"] = s3.script["CompleteMultipartUpload"] = refusal(status, "InternalError")
-        writer = begin(store, new_key(), content)
+    def test_an_end_that_fails_with_status_200_surfaces_at_commit(self, s3: ScriptedS3, store: S3Store) -> None:
+        s3.script["CompleteMultipartUpload"] = refusal(200, "InternalError")
+        writer = begin(store, new_key(), CONTENT)
 
         with pytest.raises(StorageUnavailable):
             writer.commit()
         writer.abort()
 
-        assert ("AbortMultipartUpload" in s3.operations) == (content == CONTENT)
-        assert_all_free(budget)
-
-    def test_abort_after_a_failed_part_leaves_no_open_upload(self, moto_store: S3Store, budget: BufferBudget) -> None:
-        def fail_the_second(params: dict[str, Any], **_: Any) -> Any:
-            if params["query_string"]["partNumber"] == 2:
-                return SimpleNamespace(status_code=403), {"Error": {"Code": "AccessDenied"}}
-            return None
-
-        writer = moto_store.writer(new_key(), part_size=PART)
-
-        with listening(moto_store, "before-call.s3.UploadPart", fail_the_second):
-            write_parts(writer, 3)
-            assert moto_store.unfinished() == 1
-            with pytest.raises(StorageUnavailable):
-                writer.commit()
-        writer.abort()
-
-        assert moto_store.unfinished() == 0
-        assert list(moto_store.list("")) == []
-        assert_all_free(budget)
+        assert s3.operations[-1] == "AbortMultipartUpload"
+        assert_all_free(store.budget)
 
     def test_abort_does_not_raise_when_the_store_is_down(
         self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
@@ -639,20 +510,21 @@ class TestErrors:
             pytest.param(Answer(200, b"<html>welcome<br></html>"), StorageUnavailable, id="page-of-another-server"),
         ],
     )
-    @pytest.mark.parametrize("content", [CONTENT[:1], CONTENT], ids=["one-part", "several-parts"])
+    @pytest.mark.parametrize("refused", ["PutObject", "UploadPart", "CompleteMultipartUpload"])
     def test_a_refused_write_is_translated_and_ends_the_upload(
-        self, s3: ScriptedS3, store: S3Store, answer: Answer, error: type[StorageError], content: bytes
+        self, s3: ScriptedS3, store: S3Store, answer: Answer, error: type[StorageError], refused: str
     ) -> None:
-        s3.script["PutObject"] = s3.script["UploadPart"] = answer
+        s3.script[refused] = answer
         key = new_key()
-        writer = begin(store, key, content)
+        writer = begin(store, key, CONTENT[:1] if refused == "PutObject" else CONTENT)
 
         with pytest.raises(error) as caught:
             writer.commit()
         writer.abort()
 
         assert type(caught.value) is error
-        assert "CompleteMultipartUpload" not in s3.operations
+        assert ("AbortMultipartUpload" in s3.operations) == (refused != "PutObject")
+        assert ("CompleteMultipartUpload" in s3.operations) == (refused == "CompleteMultipartUpload")
         assert_tells_nothing(caught.value, key, store)
         assert_all_free(store.budget)
 
@@ -733,11 +605,7 @@ class TestErrors:
         assert (asked.headers["if-none-match"], asked.body) == ("*", b"an id")
 
     def test_no_credentials_at_all_is_unavailable(self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+        without_aws(monkeypatch)
 
         with (
             closing_s3(S3Options(BUCKET, "us-east-1", s3.options.endpoint_url)) as store,
@@ -813,16 +681,21 @@ class TestReading:
             reader.read(1)
         reader.close()
 
-    def test_a_connection_lost_amid_the_body_is_unavailable(self, s3: ScriptedS3, store: S3Store) -> None:
-        s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5)
+    @pytest.mark.parametrize("stalls", [False, True], ids=["lost", "silent"])
+    def test_a_connection_lost_or_silent_amid_the_body_is_unavailable(
+        self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch, stalls: bool
+    ) -> None:
+        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, "read_timeout": 1.0}))
+        s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5, stalls=stalls)
         key = new_key()
-        reader = store.open(key, 0, 9)
+        with closing_s3(s3.options) as store:
+            reader = store.open(key, 0, 9)
 
-        with pytest.raises(StorageUnavailable) as caught:
-            reader.read(10)
+            with pytest.raises(StorageUnavailable) as caught:
+                reader.read(10)
 
+            reader.close()
         assert_tells_nothing(caught.value, key, store)
-        reader.close()
 
     def test_an_error_of_urllib3_that_botocore_lets_through_is_unavailable(self, store: S3Store) -> None:
         class Broken(io.BytesIO):
@@ -839,35 +712,11 @@ class TestReading:
         assert str(caught.value) == StorageUnavailable.detail
         reader.close()
 
-    def test_a_server_that_falls_silent_amid_the_body_is_unavailable(
-        self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, "read_timeout": 1.0}))
-        s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5, stalls=True)
-        key = new_key()
-        with closing_s3(s3.options) as store:
-            reader = store.open(key, 0, 9)
-
-            with pytest.raises(StorageUnavailable) as caught:
-                reader.read(10)
-
-            reader.close()
-        assert_tells_nothing(caught.value, key, store)
-
     def test_a_small_object_that_is_cut_short_is_unavailable(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["GetObject"] = Answer(200, b"an i", cut=1)
 
         with pytest.raises(StorageUnavailable):
             store.get(INSTALLATION_KEY)
-
-    def test_a_reader_closed_early_leaves_the_store_usable(self, s3: ScriptedS3, store: S3Store) -> None:
-        s3.script["GetObject"] = [ranged(bytes(100_000), "bytes 0-99999/100000"), ranged(b"0", "bytes 0-0/1")]
-        store.open(new_key(), 0, 99_999).close()
-
-        reader = store.open(new_key(), 0, 0)
-
-        assert reader.read(1) == b"0"
-        reader.close()
 
 
 def stubbed_object(body: bytes | io.BytesIO, content_range: str) -> dict[str, Any]:
@@ -875,54 +724,32 @@ def stubbed_object(body: bytes | io.BytesIO, content_range: str) -> dict[str, An
     return {"Body": StreamingBody(raw, len(raw.getvalue())), "ContentRange": content_range, "ETag": '"an-etag"'}
 
 
-class TestPutIfAbsent:
-    def test_an_object_that_exists_is_not_sent_again(self, s3: ScriptedS3, store: S3Store) -> None:
-        s3.script["GetObject"] = Answer(200, b"theirs")
+def test_an_object_that_another_process_wrote_first_stays(s3: ScriptedS3, store: S3Store) -> None:
+    s3.script["GetObject"] = refusal(404, "NoSuchKey")
+    s3.script["PutObject"] = refusal(412, "PreconditionFailed")
 
-        store.put_if_absent(INSTALLATION_KEY, b"ours")
+    store.put_if_absent(INSTALLATION_KEY, b"ours")
 
-        assert s3.operations == ["GetObject"]
-
-    def test_an_object_that_another_process_wrote_first_stays(self, s3: ScriptedS3, store: S3Store) -> None:
-        s3.script["GetObject"] = refusal(404, "NoSuchKey")
-        s3.script["PutObject"] = refusal(412, "PreconditionFailed")
-
-        store.put_if_absent(INSTALLATION_KEY, b"ours")
-
-        assert s3.operations == ["GetObject", "PutObject"]
-        assert (s3.requests[-1].headers["if-none-match"], s3.requests[-1].body) == ("*", b"ours")
+    assert s3.operations == ["GetObject", "PutObject"]
+    assert (s3.requests[-1].headers["if-none-match"], s3.requests[-1].body) == ("*", b"ours")
 
 
-class TestBeginning:
-    def test_an_upload_whose_beginning_was_not_answered_is_ended_when_another_has_begun(
-        self, s3: ScriptedS3, store: S3Store
-    ) -> None:
-        key = new_key()
-        s3.script["CreateMultipartUpload"] = [HUNG_UP, created("second")]
-        s3.script["ListMultipartUploads"] = uploads(key, f"{key}-and-more", key, ids=("first", "other", "second"))
+def test_an_upload_whose_beginning_was_not_answered_is_ended_when_another_has_begun(
+    s3: ScriptedS3, store: S3Store
+) -> None:
+    key = new_key()
+    begin(store, key, CONTENT).commit()
+    assert "ListMultipartUploads" not in s3.operations
+    s3.script["CreateMultipartUpload"] = [HUNG_UP, created("second")]
+    s3.script["ListMultipartUploads"] = uploads(key, f"{key}-and-more", key, ids=("first", "other", "second"))
 
-        begin(store, key, CONTENT).commit()
+    begin(store, key, CONTENT).commit()
 
-        ended = [(r.key, r.query["uploadId"]) for r in s3.requests if r.operation == "AbortMultipartUpload"]
-        assert ended == [(key, "first")]
-
-    def test_an_upload_that_began_with_the_first_attempt_costs_no_list(self, s3: ScriptedS3, store: S3Store) -> None:
-        begin(store, new_key(), CONTENT).commit()
-
-        assert "ListMultipartUploads" not in s3.operations
+    ended = [(r.key, r.query["uploadId"]) for r in s3.requests if r.operation == "AbortMultipartUpload"]
+    assert ended == [(key, "first")]
 
 
 class TestDeleting:
-    def test_an_unfinished_upload_of_a_longer_key_stays(self, moto_store: S3Store) -> None:
-        key = new_key()
-        begin(moto_store, key, CONTENT)
-        moto_store.client.create_multipart_upload(Bucket=moto_store.bucket, Key=f"{key}-and-more")
-
-        moto_store.delete(key)
-
-        answer = moto_store.client.list_multipart_uploads(Bucket=moto_store.bucket)
-        assert [upload["Key"] for upload in answer["Uploads"]] == [f"{key}-and-more"]
-
     def test_an_upload_that_another_process_has_ended_meanwhile_is_passed_over(
         self, s3: ScriptedS3, store: S3Store
     ) -> None:
@@ -964,9 +791,11 @@ class TestDeleting:
         assert s3.operations[-1] == "DeleteObject"
         assert store.unfinished() == 0
 
-    def test_unfinished_uploads_are_found_on_every_page(self, s3: ScriptedS3, store: S3Store) -> None:
-        key, other = new_key(), new_key()
-        s3.script["ListMultipartUploads"] = [uploads(other, more="after"), uploads(key)]
+    def test_unfinished_uploads_of_exactly_the_key_are_found_on_every_page(
+        self, s3: ScriptedS3, store: S3Store
+    ) -> None:
+        key = new_key()
+        s3.script["ListMultipartUploads"] = [uploads(new_key(), f"{key}-and-more", more="after"), uploads(key)]
 
         store.delete(key)
 
@@ -1048,7 +877,9 @@ class TestClient:
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: parent + 1)
 
-            assert store.client is not client
+            own = store.client
+            assert own is not client
+            assert store.client is own
             assert store.pool is not pool
             begin(store, new_key(), CONTENT).commit()
             store.pool.shutdown()
