@@ -32,10 +32,11 @@ from cryptography import x509
 from kombu.exceptions import OperationalError
 
 from testing.machine import within
+from testing.mail_servers import make_certificate
+from testing.ports import hanging_port, refused_port, untouched_port
 from testing.proxy import Proxy
 from testing.servers import wait_until
 from testing.services import redis_url
-from tests.unit.mail.test_transports import make_certificate
 from vault.background import broker
 from vault.background.broker import (
     PATIENCE_SECONDS,
@@ -363,21 +364,6 @@ def test_a_published_message_reaches_redis() -> None:
 # --- brokers that are down ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def hanging_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        yield server.getsockname()[1]
-
-
-@contextmanager
-def refused_port() -> Iterator[int]:
-    """A port without a listener, which no other process can take."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
-
-
 urls = pytest.mark.parametrize(
     "url", ["redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"], ids=["redis", "amqp"]
 )
@@ -454,12 +440,8 @@ def test_connections_from_before_a_restart_of_the_broker_cost_no_message(monkeyp
 
 @urls
 def test_creating_the_app_touches_no_broker(url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        Publisher(create_celery(url.format(server.getsockname()[1])))
-
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+    with untouched_port() as port:
+        Publisher(create_celery(url.format(port)))
 
 
 class BrokenCelery(Celery):

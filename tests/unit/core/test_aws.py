@@ -1,7 +1,6 @@
 """The credentials that AWS users have, as the gateways of S3 and KMS send them."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 import vault.core.aws
 from testing.aws import without_aws, without_pauses
+from testing.ports import hanging_port
 from testing.recorder import Asked, Recorder, recorder
 from testing.settings import make_settings
 from vault.core.aws import tell_credentials
@@ -233,8 +233,8 @@ def serve_metadata(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 @pytest.fixture
 def silent_metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        serve_metadata(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with hanging_port() as port:
+        serve_metadata(monkeypatch, f"http://127.0.0.1:{port}")
         yield
 
 

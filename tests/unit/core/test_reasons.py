@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 from botocore.exceptions import ClientError
 
+from testing.ports import refused_port
 from vault.core.errors import IntegrityFailed, StorageUnavailable
 from vault.core.reasons import reason_of
 from vault.encryption.errors import KeyServiceUnavailable
@@ -31,9 +32,8 @@ def wrapped(error: Exception) -> Exception:
 
 
 def connect_to_nothing() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        psycopg2.connect(host="127.0.0.1", port=nobody.getsockname()[1], dbname="x", user="x", connect_timeout=5)
+    with refused_port() as port:
+        psycopg2.connect(host="127.0.0.1", port=port, dbname="x", user="x", connect_timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import email.utils
 import json
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -13,10 +14,9 @@ import pytest
 from testing.machine import within
 from testing.mail_servers import make_certificate, server_side
 from testing.recorder import Recorder, recorder
-from tests.unit.mail.test_transports import MAIL, mail_to
+from tests.unit.mail.test_transports import MAIL
 from vault.mail import sendgrid
 from vault.mail.messages import MailDelayed, MailRefused
-from vault.mail.outbox import LEASE_SECONDS
 from vault.mail.sendgrid import SendGridMailer
 
 KEY = "SG.key-of-everything"
@@ -75,7 +75,7 @@ def test_a_mail_is_one_post_with_the_key_in_its_header_only(server: Recorder) ->
 def test_addresses_are_ascii_and_names_apart(
     server: Recorder, recipient: str, sender: str, to: str, from_: dict[str, str]
 ) -> None:
-    mailer(server.url, sender).send(mail_to(recipient))
+    mailer(server.url, sender).send(replace(MAIL, recipient=recipient))
 
     payload = json.loads(server.asked[0].body)
     assert payload["personalizations"] == [{"to": [{"email": to}]}]
@@ -249,30 +249,6 @@ def test_over_https_a_good_certificate_is_needed(encrypted: Recorder, monkeypatc
 
     assert (type(refused), refused.reason) == (MailDelayed, "SSLCertVerificationError")
     assert len(encrypted.asked) == 1
-
-
-def test_a_refused_port_is_asked_again_later() -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        error = failure(f"http://127.0.0.1:{holder.getsockname()[1]}")
-
-    assert (type(error), error.reason) == (MailDelayed, "ConnectionRefusedError")
-
-
-def test_all_of_a_sending_ends_well_before_the_outboxs_lease() -> None:
-    assert sendgrid._TOTAL_SECONDS * 2 <= LEASE_SECONDS
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_connecting_is_limited_by_all_of_a_sending(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    monkeypatch.setattr(sendgrid, "_TOTAL_SECONDS", 0.0)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setblocking(False)
-        error = failure(f"{scheme}://127.0.0.1:{listening.getsockname()[1]}")
-
-        assert error.reason == "TimeoutError"
-        with pytest.raises(BlockingIOError):
-            listening.accept()
 
 
 def test_the_mailers_repr_does_not_show_its_key() -> None:

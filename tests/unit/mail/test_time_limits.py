@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from testing.machine import slowness
+from testing.ports import refused_port
 from vault.mail.time_limits import TimeLimit
 
 Pairs = list[tuple[socket.socket, socket.socket]]
@@ -102,9 +103,8 @@ def test_all_addresses_of_a_host_together_get_the_time_of_one_limit(
 
 
 def test_an_address_that_does_not_answer_is_passed_over(monkeypatch: pytest.MonkeyPatch, hanging_port: int) -> None:
-    with socket.socket() as refusing, socket.create_server(("127.0.0.1", 0)) as answering:
-        refusing.bind(("127.0.0.1", 0))
-        resolve(monkeypatch, refusing.getsockname()[1], hanging_port, answering.getsockname()[1])
+    with refused_port() as refusing, socket.create_server(("127.0.0.1", 0)) as answering:
+        resolve(monkeypatch, refusing, hanging_port, answering.getsockname()[1])
 
         with TimeLimit(20) as limit, limit.connect(("mail.example.org", 25), 0.2) as connected:
             assert connected.getpeername() == answering.getsockname()
@@ -112,9 +112,8 @@ def test_an_address_that_does_not_answer_is_passed_over(monkeypatch: pytest.Monk
 
 
 def test_a_host_whose_addresses_all_refuse_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as refusing:
-        refusing.bind(("127.0.0.1", 0))
-        resolve(monkeypatch, *[refusing.getsockname()[1]] * 2)
+    with refused_port() as port:
+        resolve(monkeypatch, port, port)
 
         with TimeLimit(20) as limit, pytest.raises(ConnectionRefusedError):
             limit.connect(("mail.example.org", 25), 0.2)
