@@ -7,7 +7,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,6 +29,7 @@ from testing.faults import FailingStore
 from testing.settings import make_settings
 from vault import create_app
 from vault.audit.models import AuditEvent
+from vault.auth.guessing import Checked, GuessLimiter
 from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
 from vault.auth.sessions import SESSION_LIFETIME, SessionTokens
@@ -317,6 +318,11 @@ class Vault:
     def refresh(self, refresh_token: object) -> Any:
         return self.post("refresh", refresh_token=refresh_token)
 
+    def confirmation_token(self, email: str = EMAIL, password: str = PASSWORD, **fields: Any) -> str:
+        """Register; return the token of the link that confirms the address."""
+        self.register(email, password, **fields)
+        return self.mailed_token(email)
+
     def reset_token(self, email: str = EMAIL) -> str:
         """Ask for a link that sets a new password; return its token."""
         self.forgot(email)
@@ -324,8 +330,7 @@ class Vault:
 
     def sign_up(self, email: str = EMAIL, password: str = PASSWORD) -> "Person":
         """Register, verify and sign in."""
-        self.register(email, password)
-        answer = self.verify(self.mailed_token(email), password)
+        answer = self.verify(self.confirmation_token(email, password), password)
         assert answer.status_code == 200, answer.text
         return self.sign_in(email, password)
 
@@ -470,6 +475,20 @@ def works(person: "Person") -> bool:
     answer = person.me()
     assert answer.status_code in (200, 401)
     return bool(answer.status_code == 200)
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Act each time that a password has been looked at, before its answer is used."""
+    check = GuessLimiter.check
+
+    def acting(*args: Any, **kwargs: Any) -> Checked:
+        checked = check(*args, **kwargs)
+        act()
+        return checked
+
+    with patch.object(GuessLimiter, "check", acting):
+        yield
 
 
 def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:

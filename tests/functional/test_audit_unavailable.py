@@ -76,8 +76,7 @@ def requests(vault: Vault) -> dict[str, Callable[[], Any]]:
     """Every request that is audited, by what it is, each ready to be sent."""
     anna, clara, admin = (vault.member(f"{name}@example.org") for name in ("anna", "clara", "admin"))
     vault.change_user(admin.email, role="admin")
-    vault.register("waiting@example.org")
-    waiting = vault.mailed_token("waiting@example.org")
+    waiting = vault.confirmation_token("waiting@example.org")
     anna.change_email("anna.new@example.org")
     moving = vault.mailed_token("anna.new@example.org")
     reset = vault.reset_token(anna.email)

@@ -17,10 +17,10 @@ from testing.vault import (
     Person,
     Vault,
     but_request_id,
+    meanwhile,
     refusal,
 )
-from vault.auth.guessing import Checked, GuessLimiter, Verdict
-from vault.auth.models import PasswordAttempts
+from vault.auth.models import PasswordAttempts, User
 from vault.core.addresses import network_of
 
 pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
@@ -293,22 +293,21 @@ def test_a_damaged_hash_is_a_wrong_password(vault: Vault, anna: Person) -> None:
         assert refusal(vault.login(at=f"192.0.{len(damaged)}.1")) == (401, "invalid_credentials")
 
 
-@pytest.mark.parametrize("change", ["password", "address", "disabled", "deleted"])
-def test_a_concurrent_change_counts(vault: Vault, anna: Person, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def meanwhile(*_: object, **__: object) -> Checked:
-        if change == "password":
-            vault.change_user(password_hash=CHEAP_HASHER.hash(NEW_PASSWORD), password_version=7)
-        elif change == "address":
-            vault.execute(sa.text("UPDATE users SET email = 'b@example.org', email_key = 'b@example.org'"))
-        elif change == "disabled":
-            vault.change_user(disabled_at=vault.clock())
-        else:
-            vault.execute(sa.text("DELETE FROM users"))
-        return Checked(Verdict.RIGHT)
+@pytest.mark.parametrize(
+    "change",
+    [
+        sa.update(User).values(password_hash=CHEAP_HASHER.hash(NEW_PASSWORD), password_version=7),
+        sa.update(User).values(email="b@example.org", email_key="b@example.org"),
+        sa.update(User).values(disabled_at=sa.func.now()),
+        sa.delete(User),
+    ],
+    ids=["password", "address", "disabled", "deleted"],
+)
+def test_a_concurrent_change_counts(vault: Vault, anna: Person, change: sa.Executable) -> None:
+    with meanwhile(lambda: vault.execute(change)):
+        answer = vault.login(at=HOME)
 
-    monkeypatch.setattr(GuessLimiter, "check", meanwhile)
-
-    assert refusal(vault.login(at=HOME)) == (401, "invalid_credentials")
+    assert refusal(answer) == (401, "invalid_credentials")
     assert vault.refusals("user.login") == {"changed": 1}
 
 

@@ -101,8 +101,7 @@ def test_an_account_that_is_there_is_asked_about_and_loses_password_and_sessions
 
 
 def test_an_earlier_registrant_does_not_become_an_administrator(vault: Vault) -> None:
-    vault.register(BOSS, THEIRS)
-    theirs = vault.mailed_token(BOSS)
+    theirs = vault.confirmation_token(BOSS, THEIRS)
     assert vault.command("users", "create-admin", "--yes", BOSS).exit_code == 0
 
     # Also after it: the newest registration of an address that nobody confirmed counts, but not for its role.
