@@ -7,7 +7,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,10 +26,10 @@ from sqlalchemy.engine import Engine
 from werkzeug.exceptions import HTTPException
 
 from testing.faults import FailingStore
+from testing.passwords import CHEAP_HASHER, NEW_PASSWORD, PASSWORD
 from testing.settings import make_settings
 from vault import create_app
 from vault.audit.models import AuditEvent
-from vault.auth.guessing import Checked, GuessLimiter
 from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
 from vault.auth.sessions import SESSION_LIFETIME, SessionTokens
@@ -49,12 +49,8 @@ from vault.wiring import Container, wire
 AUTH = "/api/v1/auth"
 FILES = "/api/v1/files"
 EMAIL = "anna@example.org"
-PASSWORD = "four plain words stapled"
-NEW_PASSWORD = "seven violet kettles hum"
-WRONG_PASSWORD = "certainly not this one"
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 def migrate(container: Container) -> None:
@@ -475,20 +471,6 @@ def works(person: "Person") -> bool:
     answer = person.me()
     assert answer.status_code in (200, 401)
     return bool(answer.status_code == 200)
-
-
-@contextmanager
-def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Act each time that a password has been looked at, before its answer is used."""
-    check = GuessLimiter.check
-
-    def acting(*args: Any, **kwargs: Any) -> Checked:
-        checked = check(*args, **kwargs)
-        act()
-        return checked
-
-    with patch.object(GuessLimiter, "check", acting):
-        yield
 
 
 def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:

@@ -8,20 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import (
-    EMAIL,
-    NEW_PASSWORD,
-    PASSWORD,
-    PASSWORD_CHECKS,
-    WRONG_PASSWORD,
-    Body,
-    Person,
-    Vault,
-    but_request_id,
-    meanwhile,
-    refusal,
-    works,
-)
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, meanwhile
+from testing.vault import EMAIL, PASSWORD_CHECKS, Body, Person, Vault, but_request_id, refusal, works
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.mail.models import MailJob
 

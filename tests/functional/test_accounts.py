@@ -11,18 +11,8 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import (
-    AUTH,
-    EMAIL,
-    NEW_PASSWORD,
-    PASSWORD,
-    SQLITE,
-    WRONG_PASSWORD,
-    Person,
-    Vault,
-    but_request_id,
-    refusal,
-)
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD
+from testing.vault import AUTH, EMAIL, SQLITE, Person, Vault, but_request_id, refusal
 from vault.auth import mails
 from vault.auth.models import EmailToken, User
 from vault.core.derived import derive_key

@@ -15,9 +15,10 @@ import sqlalchemy as sa
 
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import played_kms
+from testing.passwords import NEW_PASSWORD, meanwhile
 from testing.seeding import insert_rows
 from testing.servers import wait_until
-from testing.vault import NEW_PASSWORD, POSTGRESQL, SQLITE, Person, Vault, at_once, meanwhile, refusal, works
+from testing.vault import POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
 from vault.admin.listing import UserFilter
 from vault.admin.service import UserChanges
 from vault.audit.models import AuditEvent

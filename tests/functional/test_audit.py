@@ -13,7 +13,8 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import AUTH, FILES, NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, Person, Vault, meanwhile
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, meanwhile
+from testing.vault import AUTH, FILES, Person, Vault
 from vault.audit.models import Action, AuditEvent
 from vault.auth.erasing import Eraser
 from vault.auth.models import PasswordAttempts

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from testing.faults import FailingDatabase
+from testing.passwords import WRONG_PASSWORD
 from testing.seeding import insert_events
-from testing.vault import POSTGRESQL, SQLITE, WRONG_PASSWORD, Person, Vault, refusal
+from testing.vault import POSTGRESQL, SQLITE, Person, Vault, refusal
 from vault.audit.export import Format
 from vault.audit.listing import NAMES, Filters
 from vault.audit.models import Action, Outcome

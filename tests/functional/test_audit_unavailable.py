@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
-from testing.vault import AUTH, FILES, NEW_PASSWORD, PASSWORD, SQLITE, WRONG_PASSWORD, Person, Vault, refusal, works
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD
+from testing.vault import AUTH, FILES, SQLITE, Person, Vault, refusal, works
 from vault.audit.models import AuditEvent, AuditTally
 from vault.auth.models import PasswordAttempts
 from vault.background.broker import TASK_REAP_FILES, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS

@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD
 from testing.servers import wait_until
-from testing.vault import EMAIL, NEW_PASSWORD, PASSWORD, POSTGRESQL, WRONG_PASSWORD, Vault, at_once, refusal, works
+from testing.vault import EMAIL, POSTGRESQL, Vault, at_once, refusal, works
 from vault.auth import mails
 from vault.auth.models import EmailToken, PasswordAttempts, User
 from vault.core.addresses import parse_address

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from testing.vault import NEW_PASSWORD, PASSWORD, Person, Vault
+from testing.passwords import NEW_PASSWORD, PASSWORD
+from testing.vault import Person, Vault
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
 

@@ -5,18 +5,8 @@ from collections import Counter
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import (
-    EMAIL,
-    NEW_PASSWORD,
-    PASSWORD,
-    WRONG_PASSWORD,
-    Person,
-    Vault,
-    at_once,
-    but_request_id,
-    meanwhile,
-    refusal,
-)
+from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, meanwhile
+from testing.vault import EMAIL, Person, Vault, at_once, but_request_id, refusal
 from vault.auth.models import EmailToken
 
 pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]

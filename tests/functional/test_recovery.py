@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import EMAIL, NEW_PASSWORD, Person, Vault, but_request_id, refusal, works
+from testing.passwords import NEW_PASSWORD
+from testing.vault import EMAIL, Person, Vault, but_request_id, refusal, works
 from vault.auth.models import EmailToken
 from vault.mail.models import MailJob
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.vault import AUTH, NEW_PASSWORD, POSTGRESQL, Person, Vault, works
+from testing.passwords import NEW_PASSWORD
+from testing.vault import AUTH, POSTGRESQL, Person, Vault, works
 from vault.auth.models import EmailToken, PasswordAttempts, User, UserSession
 from vault.core.principal import Principal
 from vault.mail.messages import MailRefused

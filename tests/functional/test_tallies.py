@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from testing.passwords import PASSWORD, WRONG_PASSWORD
 from testing.statements import statements
-from testing.vault import AUTH, EMAIL, PASSWORD, POSTGRESQL, SQLITE, WRONG_PASSWORD, Person, Vault, at_once, refusal
+from testing.vault import AUTH, EMAIL, POSTGRESQL, SQLITE, Person, Vault, at_once, refusal
 from vault.audit import settling
 from vault.audit.models import Action, AuditEvent, AuditTally
 from vault.background.broker import TASK_SETTLE_AUDIT
@@ -230,16 +231,6 @@ def test_a_lockout_is_told_once_until_it_is_cleared(vault: Vault, anna: Person) 
 
     assert before == {"network": 1}
     assert vault.refusals("user.lockout") == {"network": 2}
-
-
-def test_requests_refused_by_a_limit_are_not_audited(make_vault: Callable[..., Vault]) -> None:
-    vault = make_vault(TRUSTED_PROXIES="127.0.0.1", AUTH_LIMIT_PER_IP="3")
-
-    answers = [login(vault, email=f"nobody{number}@example.org") for number in range(6)]
-
-    assert [answer.status_code for answer in answers] == [401] * 3 + [429] * 3
-    assert refusal(answers[-1]) == (429, "rate_limited")
-    assert vault.refusals("user.login") == {"unknown": 3}
 
 
 @SQLITE

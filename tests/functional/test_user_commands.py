@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from testing.vault import NEW_PASSWORD, PASSWORD, POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
+from testing.passwords import NEW_PASSWORD, PASSWORD
+from testing.vault import POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
 from vault.auth.models import User
 from vault.cli.base import operator
 from vault.core.addresses import parse_address

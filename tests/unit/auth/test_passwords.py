@@ -11,8 +11,8 @@ from argon2.exceptions import VerifyMismatchError
 from zxcvbn.matching import L33T_TABLE, enumerate_l33t_subs, relevant_l33t_subtable
 
 from testing.machine import slowness
+from testing.passwords import CHEAP_HASHER, PASSWORD, CountingHasher
 from testing.servers import wait_until
-from testing.vault import CHEAP_HASHER, PASSWORD
 from vault.auth.passwords import MAX_LENGTH, Passwords, _cheap_to_judge, check_strength
 from vault.core.errors import Busy, InputRefused
 
@@ -22,18 +22,6 @@ STRONG = "correct giraffe battery lamp"
 @pytest.fixture
 def passwords() -> Passwords:
     return Passwords(CHEAP_HASHER, concurrency=4)
-
-
-class CountingHasher(PasswordHasher):
-    """Counts what it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
-        self.verified: list[tuple[str, str]] = []
-
-    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
-        self.verified.append((str(hash), str(password)))
-        return super().verify(hash, password)
 
 
 class SlowHasher(PasswordHasher):
@@ -141,7 +129,11 @@ def test_without_a_hash_the_same_work_is_done_and_the_answer_is_no() -> None:
         CHEAP_HASHER.verify(hasher.verified[0][0], PASSWORD)
 
 
-@pytest.mark.parametrize("kept", ["", "no hash", "$2b$12$abcdefghijklmnopqrstuv"])
+@pytest.mark.parametrize(
+    "kept",
+    ["", "x", "$2b$12$abcdefghijklmnopqrstuv", "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$", CHEAP_HASHER.hash("x")[:-8]],
+    ids=["empty", "no-hash", "bcrypt", "without-digest", "cut"],
+)
 def test_a_malformed_hash_matches_no_password(passwords: Passwords, kept: str) -> None:
     assert passwords.matches(kept, PASSWORD) is False
 
