@@ -136,23 +136,16 @@ class TestKeyProviderContract:
 
 
 class TestKeyRing:
-    def test_a_generated_key_names_the_primary_and_unwraps_to_itself(
+    def test_a_generated_and_a_wrapped_key_name_the_primary_and_unwrap_to_themselves(
         self, ring: KeyRing, provider: KeyProvider
     ) -> None:
-        dek, wrapped = ring.generate(OBJECT_ID)
-
         assert ring.primary is provider
-        assert (wrapped.provider, wrapped.key_ref) == (provider.name, provider.current_ref())
-        assert len(dek) == 32
-        assert ring.unwrap(wrapped, OBJECT_ID) == dek
-
-    def test_a_blob_is_the_wrapped_key_in_urlsafe_base64(self, ring: KeyRing, provider: KeyProvider) -> None:
-        dek, wrapped = ring.generate(OBJECT_ID)
-
-        raw = base64.urlsafe_b64decode(wrapped.blob)
-
-        assert base64.urlsafe_b64encode(raw).decode() == wrapped.blob
-        assert provider.unwrap(raw, wrapped.key_ref, OBJECT_ID) == dek
+        for dek, wrapped in (ring.generate(OBJECT_ID), (DEK, ring.wrap(DEK, OBJECT_ID))):
+            raw = base64.urlsafe_b64decode(wrapped.blob)
+            assert (wrapped.provider, wrapped.key_ref) == (provider.name, provider.current_ref())
+            assert base64.urlsafe_b64encode(raw).decode() == wrapped.blob
+            assert len(dek) == 32
+            assert ring.unwrap(wrapped, OBJECT_ID) == provider.unwrap(raw, wrapped.key_ref, OBJECT_ID) == dek
 
     def test_an_unknown_provider_or_ref_is_unavailable_even_with_a_damaged_blob(
         self, ring: KeyRing, provider: KeyProvider
@@ -208,8 +201,9 @@ class TestKeyRing:
                 ring.unwrap(WrappedKey(wrapped.provider, wrapped.key_ref, blob), OBJECT_ID)
             assert wrapped.blob[8:40] not in told_by(failure.value)
 
-    def test_health_is_the_primarys(self, ring: KeyRing) -> None:
+    def test_health_and_the_canary_pass(self, ring: KeyRing) -> None:
         ring.health()
+        ring.check_primary()
 
     def test_a_primary_that_is_not_configured_is_refused(self, provider: KeyProvider) -> None:
         with pytest.raises(KeyError):
