@@ -1,8 +1,9 @@
 """An object store and a database that fail on command."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
@@ -130,6 +131,18 @@ class FailingDatabase:
 
         with _listening(self._engine, "before_cursor_execute", look), _listening(self._engine, "commit", lose):
             yield
+
+
+def before_call(of: Any, method: str, act: Callable[[], object], *, number: int = 1) -> None:
+    """Act once, like another process, immediately before the object's method is called for the `number`th time."""
+    call, calls = getattr(of, method), count(1)
+
+    def act_and_call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            act()
+        return call(*args, **kwargs)
+
+    setattr(of, method, act_and_call)
 
 
 def gone(statement: str) -> OperationalError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from testing.faults import before_call
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
 from testing.seeding import seed_files
@@ -203,24 +204,17 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("command", ["keys rewrap --batch 2", "keys verify --all", "files verify --all", "keys check"])
-def test_ctrl_c_ends_a_command(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_ctrl_c_ends_a_command(vault: Vault, anna: Person, command: str) -> None:
     seed_files(vault.container, vault.user().id, 6, store_dir=None)
     new = vault.with_new_key()
-    unwrap, calls = new.container.keys.ring.unwrap, iter(range(10))
-
-    def interrupted(*args: Any) -> bytes:
-        if next(calls) == (0 if command == "keys check" else 4):
-            os.kill(os.getpid(), signal.SIGINT)
-        return unwrap(*args)
-
-    monkeypatch.setattr(new.container.keys.ring, "unwrap", interrupted)
+    number = 1 if command == "keys check" else 5
+    before_call(new.container.keys.ring, "unwrap", lambda: os.kill(os.getpid(), signal.SIGINT), number=number)
     # Objects of seeded rows are not in the store; unwrapping is all that matters here.
     shown = new.command(*command.split())
 
     assert shown.exit_code == 130
     assert "Interrupted. Completed work is kept" in shown.stderr
     assert "Traceback" not in shown.output
-    monkeypatch.undo()
     assert sum(use.rows for use in new.container.keys.usage.by_ref()) == 6
     assert new.command("keys", "rewrap").exit_code == 0
     assert new.command("keys", "verify", "--all").exit_code == 0

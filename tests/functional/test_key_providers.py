@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from testing.faults import before_call
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
 from testing.vault import FILES, SQLITE, Person, Vault, refusal
@@ -263,41 +264,24 @@ def test_verifying_everything_first_refuses_what_segment_by_segment_would_break_
     assert refusal(refused) == (500, "integrity_failed")
 
 
-def test_changes_after_verifying_are_found(make_vault: Callable[..., Vault], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_after_verifying_are_found(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(DOWNLOAD_VERIFY="full")
     anna = vault.member()
     file_id = anna.upload(pattern(9 * 1024 * 1024))["id"]
-    store = vault.store
-    opened = []
-    open_ = store.open
-
-    def swap_before_third(*args: Any, **kwargs: Any) -> Any:
-        # The last segment, everything, and then what is sent.
-        opened.append(args)
-        if len(opened) == 3:
-            (key,) = vault.objects()
-            store.objects[key] = store.objects[key][:-1] + b"x"
-        return open_(*args, **kwargs)
-
-    monkeypatch.setattr(store, "open", swap_before_third)
+    (key,), store = vault.objects(), vault.store
+    store.calls.clear()
+    # The last segment, everything, and then what is sent.
+    before_call(store, "open", lambda: store.objects.update({key: store.objects[key][:-1] + b"x"}), number=3)
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 
     assert refusal(answer) == (500, "integrity_failed")
-    assert len(opened) == 3
+    assert store.calls.count("open") == 3
 
 
-def test_a_file_deleted_while_it_is_opened(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    file_id = anna.upload(b"content")["id"]
-    unlock = vault.container.files.service.downloads.reader.unlock
-
-    def delete_meanwhile(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.undo()
-        anna.delete(f"{FILES}/{file_id}")
-        vault.run_queue()
-        return unlock(*args, **kwargs)
-
-    monkeypatch.setattr(vault.container.files.service.downloads.reader, "unlock", delete_meanwhile)
+def test_a_file_deleted_while_it_is_opened(vault: Vault, anna: Person) -> None:
+    file_id, reader = anna.upload(b"content")["id"], vault.container.files.service.downloads.reader
+    before_call(reader, "unlock", lambda: (anna.delete(f"{FILES}/{file_id}"), vault.run_queue()))
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 

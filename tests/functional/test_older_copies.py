@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from testing.copies import copied_database
-from testing.faults import FailingStore
+from testing.faults import FailingStore, before_call
 from testing.memory_store import MemoryStore
 from testing.vault import FILES, SQLITE, Body, Person, Vault, at_once, refusal
 from vault import startup
@@ -117,18 +117,12 @@ def test_an_upload_during_which_another_copy_became_the_owner_is_not_acknowledge
 
 @SQLITE
 def test_one_of_two_copies_raised_to_the_same_epoch_goes_on(
-    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault], monkeypatch: pytest.MonkeyPatch
+    vault: Vault, anna: Person, copy_of: Callable[[Vault], Vault]
 ) -> None:
     anna.upload(b"so that the installation id is there")
     copy = copy_of(vault)
-    put = vault.store.put
+    before_call(vault.store, "put", copy.container.objects.installation.raise_epoch)
 
-    def be_overtaken(key: str, content: bytes) -> None:
-        monkeypatch.setattr(vault.store, "put", put)
-        copy.container.objects.installation.raise_epoch()
-        put(key, content)
-
-    monkeypatch.setattr(vault.store, "put", be_overtaken)
     vault.container.objects.installation.raise_epoch()
 
     assert epoch_of(vault).number == epoch_of(copy).number == 1
@@ -200,15 +194,10 @@ def test_concurrent_processes_raise_one_epoch_and_none_is_behind(make_vault: Cal
     assert epoch_in(store) == epoch_of(vaults[0])
 
 
-def test_a_process_that_tells_the_store_late_tells_it_the_newest(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, put = vault.container.objects.installation, vault.store.put
+def test_a_process_that_tells_the_store_late_tells_it_the_newest(vault: Vault) -> None:
+    guard = vault.container.objects.installation
+    before_call(vault.store, "put", guard.raise_epoch)
 
-    def be_overtaken(key: str, content: bytes) -> None:
-        monkeypatch.setattr(vault.store, "put", put)
-        guard.raise_epoch()
-        put(key, content)
-
-    monkeypatch.setattr(vault.store, "put", be_overtaken)
     guard.raise_epoch()
 
     assert epoch_in(vault.store) == epoch_of(vault)

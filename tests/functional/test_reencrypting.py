@@ -2,13 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from testing.faults import FailingDatabase
+from testing.faults import FailingDatabase, before_call
 from testing.vault import FILES, POSTGRESQL, Person, Vault
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
@@ -28,13 +27,6 @@ def reencrypt(vault: Vault, *file_ids: str, key_ref: str | None = None) -> Reenc
     )
     vault.failures = {str(file_id): reason for file_id, reason in failures}  # type: ignore[attr-defined]
     return report
-
-
-def before_swap(vault: Vault, act: Callable[[], object]) -> None:
-    """Act before a new object takes the place of the old one."""
-    reencryptor = vault.container.keys.reencryptor
-    swap = reencryptor._swap
-    reencryptor._swap = lambda *args: (act(), swap(*args))[1]  # type: ignore[method-assign]
 
 
 def test_a_file_gets_a_new_key_and_object_and_stays_the_same_file(vault: Vault, anna: Person) -> None:
@@ -120,13 +112,8 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(vault: Vault, 
     file_id = anna.upload(b"content")["id"]
     fresh, old = generate_master_key(), vault.settings.keys.master_keys[0]
     new, back = vault.rotated(MASTER_KEY=f"{fresh},{old}"), vault.rotated(MASTER_KEY=f"{old},{fresh}")
-    rounds = iter([new] if at == "first" else [new, back, new])
-
-    def rewrap() -> None:
-        if (runner := next(rounds, None)) is not None:
-            assert runner.rewrap(batch=10).remaining == 0
-
-    before_swap(back, rewrap)
+    for number, runner in enumerate([new] if at == "first" else [new, back, new], start=1):
+        before_call(back.container.keys.reencryptor, "_swap", runner.rewrap, number=number)
 
     report = reencrypt(back, file_id)
 
@@ -140,31 +127,11 @@ def test_a_key_that_is_rewrapped_meanwhile_is_taken_as_it_is_then(vault: Vault, 
     assert new.objects() == [object_key(new.file(file_id).object_id)]
 
 
-def test_a_file_that_is_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person) -> None:
+@pytest.mark.parametrize("method", ["open", "_swap"], ids=["read", "swapped"])
+def test_a_file_that_is_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person, method: str) -> None:
     file_id = anna.upload(b"content")["id"]
-
-    def delete() -> None:
-        anna.delete(f"{FILES}/{file_id}")
-        vault.run_queue()
-
-    before_swap(vault, delete)
-
-    report = reencrypt(vault, file_id)
-
-    assert report == ReencryptReport(gone=1)
-    assert vault.leftovers() == {}
-
-
-def test_a_file_deleted_while_it_is_read_is_gone(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    file_id = anna.upload(b"content")["id"]
-    open_ = vault.store.open
-
-    def delete_first(*args: Any, **kwargs: Any) -> Any:
-        anna.delete(f"{FILES}/{file_id}")
-        vault.run_queue()
-        return open_(*args, **kwargs)
-
-    monkeypatch.setattr(vault.store, "open", delete_first)
+    of = vault.store if method == "open" else vault.container.keys.reencryptor
+    before_call(of, method, lambda: (anna.delete(f"{FILES}/{file_id}"), vault.run_queue()))
 
     assert reencrypt(vault, file_id) == ReencryptReport(gone=1)
     assert vault.audit_trail("file.integrity_failed") == []
@@ -269,12 +236,10 @@ def test_a_dead_process_leaves_a_leased_row(vault: Vault, anna: Person, monkeypa
 def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     before = vault.file(file_id)
-
-    def expire() -> None:
-        vault.end_leases()
-        vault.reap()
-
-    before_swap(vault, expire)
+    for number in (1, 2, 3):
+        before_call(
+            vault.container.keys.reencryptor, "_swap", lambda: (vault.end_leases(), vault.reap()), number=number
+        )
 
     report = reencrypt(vault, file_id)
 
@@ -289,13 +254,16 @@ def test_a_lease_that_has_ended_loses_the_swap(vault: Vault, anna: Person) -> No
 
 def test_a_running_reencryption_counts_against_no_quota(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
-    seen = []
+    seen: list[Any] = []
 
-    before_swap(vault, lambda: seen.append((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"]))))
+    def look() -> None:
+        seen.extend((vault.counted(), vault.file_states(), len(anna.get(FILES).json["items"])))
+
+    before_call(vault.container.keys.reencryptor, "_swap", look)
 
     reencrypt(vault, file_id)
 
-    assert seen == [((7, 0), [FileState.PENDING, FileState.READY], 1)]
+    assert seen == [(7, 0), [FileState.PENDING, FileState.READY], 1]
     assert vault.accounts_balance()
 
 

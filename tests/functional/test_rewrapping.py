@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from testing.faults import FailingDatabase
+from testing.faults import FailingDatabase, before_call
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
 from testing.seeding import content_of, seed_files
@@ -92,21 +92,15 @@ def test_a_file_that_is_being_uploaded_moves_too(vault: Vault, anna: Person) -> 
     assert anna.at(new).download(answer.json["id"]) == content
 
 
-def once_read(vault: Vault, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+def once_read(vault: Vault, act: Callable[[], object]) -> None:
     """Act when the run has read its first batch and wraps its first key; the wrap before that is the canary's."""
-    wrap, actions = vault.container.keys.ring.wrap, iter([lambda: None, act])
-
-    def wrap_and_act(dek: bytes, object_id: uuid.UUID) -> Any:
-        next(actions, lambda: None)()
-        return wrap(dek, object_id)
-
-    monkeypatch.setattr(vault.container.keys.ring, "wrap", wrap_and_act)
+    before_call(vault.container.keys.ring, "wrap", act, number=2)
 
 
-def test_a_row_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person) -> None:
     kept, gone = anna.upload(b"kept")["id"], anna.upload(b"gone")["id"]
     new = vault.with_new_key()
-    once_read(new, monkeypatch, lambda: anna.delete(f"{FILES}/{gone}"))
+    once_read(new, lambda: anna.delete(f"{FILES}/{gone}"))
 
     report = rewrap(new)
 
@@ -116,11 +110,11 @@ def test_a_row_deleted_meanwhile_stays_deleted(vault: Vault, anna: Person, monke
     assert anna.at(new).get(f"{FILES}/{gone}").status_code == 404
 
 
-def test_a_row_moved_by_another_run_is_left(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_moved_by_another_run_is_left(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     one = vault.with_new_key()
     other = one.rotated()
-    once_read(one, monkeypatch, lambda: rewrap(other))
+    once_read(one, lambda: rewrap(other))
 
     report = rewrap(one)
 
@@ -129,13 +123,11 @@ def test_a_row_moved_by_another_run_is_left(vault: Vault, anna: Person, monkeypa
     assert len(vault.audit_trail("keys.rewrapped")) == 1
 
 
-def test_no_row_moves_to_a_key_that_is_retired_meanwhile(
-    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_row_moves_to_a_key_that_is_retired_meanwhile(vault: Vault, anna: Person) -> None:
     file_id = anna.upload(b"content")["id"]
     new = vault.with_new_key()
     other = new.rotated(MASTER_KEY=",".join(reversed(new.settings.keys.master_keys)))
-    once_read(new, monkeypatch, lambda: other.container.keys.usage.retire(Principal(), new.key_ref))
+    once_read(new, lambda: other.container.keys.usage.retire(Principal(), new.key_ref))
 
     with pytest.raises(KeyUnavailable) as refused:
         rewrap(new)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from testing.faults import before_call
 from testing.seeding import seed_files
 from testing.vault import FILES, Person, Vault
 from vault.core.errors import StorageUnavailable
@@ -142,22 +143,14 @@ def test_an_unreachable_store_or_key_is_not_damage(vault: Vault, anna: Person, m
     assert whole not in shown.stdout
 
 
-def test_a_file_deleted_meanwhile_is_not_reported(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, kept = anna.upload(b"gone")["id"], anna.upload(b"kept")["id"]
-    open_, key = vault.store.open, object_key(vault.file(gone).object_id)
-
-    def delete_first(wanted: str, *args: Any, **kwargs: Any) -> Any:
-        if wanted == key:
-            anna.delete(f"{FILES}/{gone}")
-            vault.run_queue()
-        return open_(wanted, *args, **kwargs)
-
-    monkeypatch.setattr(vault.store, "open", delete_first)
+def test_a_file_deleted_meanwhile_is_not_reported(vault: Vault, anna: Person) -> None:
+    gone, kept = sorted(anna.upload(content)["id"] for content in (b"content", b"content"))
+    before_call(vault.store, "open", lambda: (anna.delete(f"{FILES}/{gone}"), vault.run_queue()))
 
     report, found = verify(vault)
 
     assert (report, found) == (VerifyReport(checked=1), {})
-    assert anna.download(kept) == b"kept"
+    assert anna.download(kept) == b"content"
 
 
 def test_keys_of_all_rows_are_verified_of_running_uploads_as_well(vault: Vault, anna: Person) -> None:
@@ -254,17 +247,14 @@ def test_an_older_object_of_the_same_file_is_found_before_the_first_byte(vault: 
     assert verify(vault)[1] == {file_id: "header"}
 
 
-def test_a_reencrypted_file_is_verified_as_it_is(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = sorted(anna.upload(content)["id"] for content in (b"one" * 50, b"two" * 50))
-    prove, store = vault.container.keys.verifier._prove, vault.store
+def test_a_reencrypted_file_is_verified_as_it_is(vault: Vault, anna: Person) -> None:
+    _, second = sorted(anna.upload(content)["id"] for content in (b"one" * 50, b"two" * 50))
 
-    def reencrypt_and_damage_the_other(file: Any, progress: Any) -> None:
-        if str(file.file_id) == first:
-            assert vault.command("files", "reencrypt", second).exit_code == 0
-            key = object_key(vault.file(second).object_id)
-            store.objects[key] = flipped(store.objects[key], -1)
-        prove(file, progress)
+    def reencrypt_and_damage_the_other() -> None:
+        assert vault.command("files", "reencrypt", second).exit_code == 0
+        key = object_key(vault.file(second).object_id)
+        vault.store.objects[key] = flipped(vault.store.objects[key], -1)
 
-    monkeypatch.setattr(vault.container.keys.verifier, "_prove", reencrypt_and_damage_the_other)
+    before_call(vault.container.keys.verifier, "_prove", reencrypt_and_damage_the_other)
 
     assert verify(vault) == (VerifyReport(checked=2, damaged=1), {second: "authentication"})
