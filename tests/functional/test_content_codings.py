@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
+from testing.content import CLOSE, FORM, part
 from testing.vault import FILES, Person, Vault, refusal
-
-FORM = "multipart/form-data; boundary=edge"
 
 
 @pytest.fixture
@@ -36,8 +35,7 @@ ACCEPTED = [
 
 
 def form(*lines: str) -> bytes:
-    head = ['Content-Disposition: form-data; name="file"; filename="a.txt"', *lines]
-    return b"--edge\r\n" + "\r\n".join(head).encode() + b"\r\n\r\nhello\r\n--edge--\r\n"
+    return part(lines=lines) + CLOSE
 
 
 def raw(person: Person, headers: dict[str, str], **kwargs: Any) -> Any:
