@@ -15,7 +15,7 @@ from Crypto.Cipher import AES
 from Crypto.Hash import CMAC
 
 from testing import oracle
-from testing.sealing import seal_stream
+from testing.sealing import SALT, content_key_of, each_suite, plaintext_of, sealed_object
 from vault.core.aws_access import AwsAccess
 from vault.encryption.eax import Eax
 from vault.encryption.header import (
@@ -24,7 +24,6 @@ from vault.encryption.header import (
     FileKeys,
     Header,
     Suite,
-    create_keys,
     open_digest,
     open_keys,
     seal_digest,
@@ -87,7 +86,6 @@ EAX: Final = {name: bytes.fromhex(value) for name, value in facts("Known answers
 
 DEK: Final = bytes.fromhex(INPUTS["DEK"])
 OBJECT_ID: Final = uuid.UUID(INPUTS["object_id"])
-SALT: Final = bytes.fromhex(INPUTS["salt"])
 DIGEST_5: Final = bytes.fromhex(re.findall(r"whose SHA-256 is\s+`([0-9a-f]{64})`", DOCUMENT)[0])
 DIGEST_NONCE: Final = bytes.fromhex(re.findall(r"with nonce ([0-9a-f]{2}), 16 times", DOCUMENT)[0]) * 16
 FILE_ID, OWNER_ID = (
@@ -95,7 +93,6 @@ FILE_ID, OWNER_ID = (
     for name in ("id", "owner_id")
 )
 
-each_suite = pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.cipher_name)
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['suite']}-{case['N']}-{case['read']}")
 each_object = pytest.mark.parametrize("case", OBJECTS, ids=lambda case: f"{case['suite']}-{case['N']}")
 
@@ -108,28 +105,21 @@ def code_of(suite: Suite) -> str:
     return f"{suite:02x}"
 
 
-def plaintext_of(size: int) -> bytes:
-    return (bytes((7 * j + 1) % 256 for j in range(256)) * (size // 256 + 1))[:size]
+def key_of(suite: Suite) -> ContentKey:
+    return content_key_of(suite, LG, dek=DEK, object_id=OBJECT_ID)
 
 
 def header_of(suite: Suite) -> Header:
-    return create_keys(DEK, suite, OBJECT_ID, salt=SALT, lg=LG)[0]
+    return key_of(suite).header
 
 
 def keys_of(suite: Suite) -> FileKeys:
     return open_keys(DEK, header_of(suite))
 
 
-def sealed_object(suite: Suite, size: int) -> bytes:
+def document_object(suite: Suite, size: int) -> bytes:
     """The object that the document describes, as the vault writes it."""
-    key, nonces = ContentKey(keys_of(suite), header_of(suite)), iter(range(0xA0, 0x100))
-    parts = seal_stream(
-        key,
-        io.BytesIO(plaintext_of(size)).read,
-        lambda: memoryview(bytearray(1 << LG)),
-        nonces=lambda length: bytes([next(nonces)]) * length,
-    )
-    return b"".join(bytes(buffer[:length]) for buffer, length in parts)
+    return sealed_object(key_of(suite), plaintext_of(size))
 
 
 def row_of(suite: Suite) -> oracle.OracleRow:
@@ -155,6 +145,8 @@ class TestLayout:
         documented = [(suite_of(r), r["name"], *(int(r[c]) for c in ("nonce", "tag", "O"))) for r in SUITES]
         capacities = [number(r["P for C = 262144"]) for r in SUITES]
 
+        assert SALT.hex() == INPUTS["salt"]
+        assert [Suite.named(suite.cipher_name) for suite in Suite] == list(Suite)
         assert documented == [
             (suite, f"{suite.cipher_name} with HKDF-SHA256", suite.nonce_size, 16, suite.overhead) for suite in Suite
         ]
@@ -297,9 +289,9 @@ class TestKnownAnswers:
     @each_object
     def test_object_is_what_the_vault_seals_and_both_open(self, case: Row) -> None:
         suite, size = suite_of(case), number(case["N"])
-        geometry, key = Geometry(suite, LG, size), ContentKey(keys_of(suite), header_of(suite))
+        geometry, key = Geometry(suite, LG, size), key_of(suite)
 
-        stored = sealed_object(suite, size)
+        stored = document_object(suite, size)
         opened = open_stream(key, geometry, io.BytesIO(stored[HEADER_SIZE:]).read, 0, geometry.segments - 1)
 
         assert len(stored) == number(case["L"])
@@ -308,7 +300,7 @@ class TestKnownAnswers:
 
     @each_suite
     def test_final_segment_is_the_documents(self, suite: Suite) -> None:
-        stored = sealed_object(suite, 5)
+        stored = document_object(suite, 5)
 
         assert stored[HEADER_SIZE:].hex() == FINAL_SEGMENTS[code_of(suite)]
         assert plaintext_of(5).hex() in section("Known answers")
@@ -338,7 +330,7 @@ class TestKnownAnswers:
 
     @each_suite
     def test_the_documents_row_opens_the_documents_object(self, suite: Suite) -> None:
-        stored, row = sealed_object(suite, 5), row_of(suite)
+        stored, row = document_object(suite, 5), row_of(suite)
 
         assert oracle.read_file(row, stored, [WRAPPED["MASTER_KEY"]]) == plaintext_of(5)
 

@@ -4,11 +4,10 @@ from uuid import UUID
 
 import pytest
 
-from testing import oracle
+from testing.sealing import DEK
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import FileKeys, Suite, create_keys, open_digest, open_keys, seal_digest
 
-DEK = bytes(range(32))
 DIGEST = hashlib.sha256(b"content").digest()
 OBJECT, FILE, OWNER = UUID(int=1), UUID(int=2), UUID(int=3)
 IDS: dict[str, Any] = {"object_id": OBJECT, "file_id": FILE, "owner_id": OWNER}
@@ -17,15 +16,6 @@ IDS: dict[str, Any] = {"object_id": OBJECT, "file_id": FILE, "owner_id": OWNER}
 @pytest.fixture(params=Suite, ids=lambda suite: suite.cipher_name)
 def keys(request: pytest.FixtureRequest) -> FileKeys:
     return open_keys(DEK, create_keys(DEK, request.param, OBJECT)[0])
-
-
-def test_a_sealed_digest_begins_with_its_nonce_and_opens_for_its_row_here_and_in_the_oracle(keys: FileKeys) -> None:
-    sealed = seal_digest(keys, DIGEST, **IDS, nonce=bytes(range(16)))
-
-    assert len(sealed) == 16 + 32 + 16
-    assert sealed[:16] == bytes(range(16))
-    assert open_digest(keys, sealed, **IDS) == DIGEST
-    assert oracle.open_digest(sealed, keys.metadata, (OBJECT, FILE, OWNER)) == DIGEST
 
 
 def test_a_digest_is_never_sealed_twice_alike(keys: FileKeys) -> None:

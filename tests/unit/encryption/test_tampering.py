@@ -12,20 +12,14 @@ from uuid import UUID
 
 import pytest
 
-from testing.sealing import seal_stream
+from testing.sealing import DEK, OBJECT_ID, OTHER_ID, content_key_of, each_suite, plaintext_of, sealed_object
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnwrapFailed
-from vault.encryption.header import HEADER_SIZE, Header, Suite, create_keys, open_keys
+from vault.encryption.header import HEADER_SIZE, Header, Suite, open_keys
 from vault.encryption.segments import ContentKey, Geometry, open_segment, open_stream, plaintext_size
 
 pytestmark = pytest.mark.uncounted
 
-DEK = bytes(range(32))
 OTHER_DEK = bytes(range(1, 33))
-SALT = bytes(range(0x40, 0x60))
-OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
-OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")
-
-each_suite = pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.cipher_name)
 
 
 @dataclass(frozen=True)
@@ -34,13 +28,8 @@ class Sealed:
 
     stored: bytes
     plaintext: bytes
-    dek: bytes
+    key: ContentKey
     geometry: Geometry
-
-    @property
-    def key(self) -> ContentKey:
-        header = Header.parse(self.stored[:HEADER_SIZE])
-        return ContentKey(open_keys(self.dek, header), header)
 
     def segment(self, index: int) -> bytes:
         lo, hi = self.geometry.span(index)
@@ -58,13 +47,8 @@ class Sealed:
 
 @cache
 def sealed(suite: Suite, lg: int, size: int, *, dek: bytes = DEK, object_id: UUID = OBJECT_ID, byte: int = 7) -> Sealed:
-    plaintext = (bytes((byte * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
-    header = create_keys(dek, suite, object_id, salt=SALT, lg=lg)[0]
-    parts = seal_stream(
-        ContentKey(open_keys(dek, header), header), io.BytesIO(plaintext).read, lambda: memoryview(bytearray(1 << lg))
-    )
-    stored = b"".join(bytes(buffer[:length]) for buffer, length in parts)
-    return Sealed(stored, plaintext, dek, Geometry(suite, lg, size))
+    key, plaintext = content_key_of(suite, lg, dek=dek, object_id=object_id), plaintext_of(size, factor=byte)
+    return Sealed(sealed_object(key, plaintext), plaintext, key, Geometry(suite, lg, size))
 
 
 def opened(original: Sealed, stored: bytes, geometry: Geometry) -> tuple[bytes, bool]:
@@ -140,51 +124,37 @@ def with_segments(original: Sealed, segments: list[bytes]) -> bytes:
     return original.stored[:HEADER_SIZE] + b"".join(segments)
 
 
-class TestUntouched:
-    def test_object_opens(self, original: Sealed) -> None:
-        assert opened(original, original.stored, original.geometry) == (original.plaintext, True)
-
-    def test_object_has_the_length_of_its_row(self, original: Sealed) -> None:
-        suite, lg = original.geometry.suite, original.geometry.lg
-
-        assert len(original.stored) == original.geometry.object_size
-        assert plaintext_size(suite, lg, len(original.stored)) == len(original.plaintext)
+def test_an_untouched_object_opens(original: Sealed) -> None:
+    assert len(original.stored) == original.geometry.object_size
+    assert opened(original, original.stored, original.geometry) == (original.plaintext, True)
 
 
 class TestHeader:
     @each_suite
-    def test_every_change_of_every_byte_is_refused(self, suite: Suite) -> None:
-        raw = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0].to_bytes()
+    def test_every_change_of_every_byte_is_refused_and_differs_from_the_rows_copy(self, suite: Suite) -> None:
+        header = content_key_of(suite).header
 
-        accepted = []
+        accepted, parsed = [], 0
         for position in range(HEADER_SIZE):
             for mask in range(1, 256):
                 try:
-                    open_keys(DEK, Header.parse(flipped(raw, position, mask)))
-                except (HeaderInvalid, KeyUnwrapFailed):
+                    changed = Header.parse(flipped(header.to_bytes(), position, mask))
+                except HeaderInvalid:
+                    continue
+                parsed += 1
+                assert changed != header
+                try:
+                    open_keys(DEK, changed)
+                except KeyUnwrapFailed:
                     continue
                 accepted.append((position, mask))
 
+        assert parsed >= 80 * 255
         assert accepted == []
-
-    @each_suite
-    def test_a_header_that_parses_differs_from_the_rows_copy(self, suite: Suite) -> None:
-        header = create_keys(DEK, suite, OBJECT_ID, salt=SALT)[0]
-
-        parsed = []
-        for position in range(HEADER_SIZE):
-            try:
-                parsed.append(Header.parse(flipped(header.to_bytes(), position)))
-            except HeaderInvalid:
-                continue
-
-        assert len(parsed) >= 80
-        assert header not in parsed
 
     def test_another_objects_header_under_the_same_data_key_opens_no_segment(self, four_segments: Sealed) -> None:
         geometry = four_segments.geometry
-        other = create_keys(DEK, geometry.suite, OTHER_ID, salt=SALT, lg=geometry.lg)[0]
-        key = ContentKey(open_keys(DEK, other), other)
+        key = content_key_of(geometry.suite, geometry.lg, object_id=OTHER_ID)
 
         for index, segment in enumerate(four_segments.segments()):
             with pytest.raises(AuthenticationFailed):
@@ -305,12 +275,6 @@ class TestOrder:
         else:
             assert_length_gives_it_away(refused_at, four_segments, stored)
 
-    def test_swapped_segments_of_two_are_refused(self) -> None:
-        for suite in Suite:
-            original = sealed(suite, 16, (1 << 16) - suite.overhead - HEADER_SIZE + 1)
-
-            assert_refused_at(0, original, with_segments(original, original.segments()[::-1]))
-
 
 class TestSplicing:
     """A segment of another object, at its own place and of the right length."""
@@ -333,14 +297,6 @@ class TestSplicing:
             segments = original.segments()
             segments[index] = other.segment(index)
             assert_refused_at(index, original, with_segments(original, segments))
-
-    def test_another_objects_tail_is_refused(self, four_segments: Sealed) -> None:
-        geometry = four_segments.geometry
-        other = sealed(geometry.suite, geometry.lg, geometry.size, object_id=OTHER_ID)
-
-        for index in range(1, 4):
-            stored = with_segments(four_segments, four_segments.segments()[:index] + other.segments()[index:])
-            assert_refused_at(index, four_segments, stored)
 
     def test_a_shorter_objects_final_segment_is_refused(self, four_segments: Sealed) -> None:
         geometry = four_segments.geometry
@@ -371,9 +327,3 @@ class TestRanges:
         with pytest.raises(AuthenticationFailed):
             next(stream)
         assert list(stream) == []
-
-    def test_bytes_fetched_from_another_place_are_refused(self, four_segments: Sealed) -> None:
-        source = io.BytesIO(four_segments.stored[four_segments.geometry.span(2)[0] :])
-
-        with pytest.raises(AuthenticationFailed):
-            next(open_stream(four_segments.key, four_segments.geometry, source.read, 1, 1))
