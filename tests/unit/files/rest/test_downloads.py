@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from flask import Flask, request
+from flask import Flask, Response, request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
@@ -14,7 +14,7 @@ from testing.names import NAMES
 from vault.core.errors import InputRefused
 from vault.files.facts import FileInfo
 from vault.files.names import clean_name
-from vault.files.rest.downloads import ascii_fallback, chosen, disposition, repr_digest, stream
+from vault.files.rest.downloads import ascii_fallback, chosen, disposition, stream
 from vault.http.connections import SMALL_BYTES
 from vault.objects.reading import ByteRange
 
@@ -75,10 +75,6 @@ def test_a_header_holds_every_name_and_a_safe_one(text: str) -> None:
     assert fallback.strip(". _")
 
 
-def test_repr_digest_is_base64_between_colons() -> None:
-    assert repr_digest(bytes(32)) == "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"
-
-
 # --- the response ---------------------------------------------------------------------------------------------------
 
 
@@ -123,9 +119,13 @@ def test_a_byte_of_a_large_file_takes_a_slot_if_all_of_it_is_read_before(
     assert sum(size > SMALL_BYTES for size in sizes) == slots
 
 
-def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
+def answered(download: Pieces | None) -> Response:
     with Flask("x").test_request_context():
-        response = stream(file_info(), Pieces(), sha256=bytes(32))  # type: ignore[arg-type]
+        return stream(file_info(), download, sha256=bytes(32))  # type: ignore[arg-type]
+
+
+def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
+    response = answered(Pieces())
 
     assert response.status_code == 200
     assert dict(response.headers) == {
@@ -142,34 +142,21 @@ def test_a_download_is_served_so_that_no_browser_runs_or_keeps_it() -> None:
     }
 
 
-def test_a_download_is_passed_on_piece_by_piece_and_closed_with_its_response() -> None:
+@pytest.mark.parametrize("pieces", [[b"abc", b"def"], []], ids=["read", "unread"])
+def test_a_download_is_passed_on_piece_by_piece_and_closed_with_its_response(pieces: list[bytes]) -> None:
     download = Pieces(b"abc", b"def")
+    response = answered(download)
 
-    with Flask("x").test_request_context():
-        response = stream(file_info(), download, sha256=bytes(32))  # type: ignore[arg-type]
-        body = list(response.iter_encoded())
-        assert download.closed == 0
-        response.close()
+    body = list(response.iter_encoded()) if pieces else []
+    closed_before = download.closed
+    response.close()
 
-    assert body == [b"abc", b"def"]
-    assert download.closed == 1
-
-
-def test_an_unread_download_is_closed_with_its_response() -> None:
-    download = Pieces(b"abc")
-
-    with Flask("x").test_request_context():
-        stream(file_info(), download, sha256=bytes(32)).close()  # type: ignore[arg-type]
-
-    assert download.closed == 1
+    assert body == pieces
+    assert (closed_before, download.closed) == (0, 1)
 
 
 def test_head_has_the_same_headers_and_no_body() -> None:
-    with Flask("x").test_request_context():
-        get, head = (
-            stream(file_info(), body, sha256=bytes(32))  # type: ignore[arg-type]
-            for body in (Pieces(b"abcdef"), None)
-        )
+    get, head = answered(Pieces(b"abcdef")), answered(None)
 
     assert list(head.headers) == list(get.headers)
     assert list(head.iter_encoded()) == []
