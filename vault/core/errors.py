@@ -1,49 +1,7 @@
-"""The tree of the domain's errors.
+"""The domain's errors, but for those of keys and sealed bytes (`vault.encryption.errors`).
 
 Owns names and codes only; `vault.http.problems` has the HTTP statuses. Messages hold no secret, key, file name, address
 or content. `code` is a stable slug that clients may test for.
-
-    VaultError
-    ├── InputRefused          validation_failed     one or more fields are not acceptable
-    ├── MalformedBody         malformed_body        the request body does not parse
-    │   └── UploadTruncated   upload_truncated      the body ended before its declared or framed end
-    ├── UnsupportedCoding     unsupported_media_type  the body is compressed or encoded, or in another charset
-    ├── TooSlow               too_slow              the client sends fewer bytes than the least rate
-    ├── DigestMismatch        digest_mismatch       the body is not what its digest header says
-    ├── InvalidCredentials    invalid_credentials
-    ├── Unauthorized          unauthorized          the token is missing, invalid or expired
-    │   ├── BadToken          unauthorized          a request's token is not valid, or not any more
-    │   └── TokenReused       token_reused          a refresh token came twice; its session is over
-    ├── Forbidden             forbidden             the account is not an administrator's
-    ├── WrongPassword         wrong_password        of a signed-in account
-    ├── LastAdmin             last_admin            the last administrator must stay one
-    ├── UserDisabled          user_disabled         the account is disabled, so its links would not work
-    ├── RateLimited           rate_limited          too many requests of one network or about one address
-    ├── LimitsUnavailable     limits_unavailable    requests cannot be counted, so all are refused
-    ├── InvalidToken          invalid_token         the mailed token is unknown, used or expired
-    ├── InvalidCursor         invalid_cursor
-    ├── NotFound              not_found             the row is missing, or another account's
-    ├── PreconditionFailed    precondition_failed   the request is about another version of the file
-    ├── RangeNotSatisfiable   range_not_satisfiable the range begins after the end
-    ├── TooLarge              too_large
-    ├── QuotaExceeded         quota_exceeded
-    ├── TooManyFiles          too_many_files
-    ├── TooManyUploads        too_many_uploads
-    ├── UploadLost            upload_lost           the server ended the upload before it could be published
-    ├── Busy                  busy                  a bounded resource stayed taken for too long
-    ├── IntegrityFailed       integrity_failed      a stored object is not what was stored
-    ├── StorageError
-    │   ├── ObjectNotFound    (never leaves a service: integrity_failed to clients)
-    │   ├── ObjectChanged     (the same)
-    │   ├── StorageUnavailable storage_unavailable
-    │   └── StorageFull       storage_full
-    ├── EncryptionError       (drawn in vault.encryption.errors)
-    ├── KeyInUse              key_in_use            the key cannot be retired while it is used
-    ├── KeyNotKnown           key_not_known         no key of this installation has that ref
-    ├── KeyNotEverywhere      key_not_everywhere    running processes do not hold the new key
-    ├── DatabaseUnavailable   database_unavailable
-    ├── AuditUnavailable      audit_unavailable     the action cannot be audited, so it does not happen
-    └── InstallationMismatch  installation_mismatch this database and this store do not belong together
 """
 
 from collections.abc import Mapping, Sequence
@@ -237,7 +195,8 @@ class IntegrityFailed(VaultError):
 
 
 class StorageError(VaultError):
-    """Base of the object store's errors. `reason` is the store's code, `operation` the call; for operators only."""
+    """Base of the object store's errors. `reason` is the store's code, `operation` the call; for operators only. To
+    clients an object that is missing or changed is IntegrityFailed."""
 
     def __init__(self, reason: str | None = None, operation: str | None = None) -> None:
         super().__init__()

@@ -1,13 +1,4 @@
-"""What can go wrong with keys and sealed bytes. See `vault.core.errors` for the rest of the tree.
-
-EncryptionError
-├── HeaderInvalid            the first 96 bytes are not a header that this version reads
-├── AuthenticationFailed     one opaque error for every sealed message that does not open
-└── KeyFailure               a data key is not to be had; `reason` is for logs and operators
-    ├── KeyServiceUnavailable  key_service_unavailable  the key service is down or throttles; retry
-    ├── KeyUnavailable         key_unavailable          the key cannot be used; an operator must act
-    └── KeyUnwrapFailed        key_unwrap_failed        the wrapped key, or what it opens to, is wrong
-"""
+"""What can go wrong with keys and sealed bytes. `vault.core.errors` has the other errors."""
 
 from vault.core.errors import VaultError
 
