@@ -37,10 +37,10 @@ _NOT_IN_EXAMPLE: Final = {"VAR_DIR"}
 def env_example() -> str:
     """Return the text of .env.example: first what each installation sets, then the rest by group."""
     groups = {group.__doc__: list(settings_of(group).values()) for group in Settings.groups().values()}
-    basic = [setting for settings in groups.values() for setting in settings if setting.is_basic]
+    basic = [setting for settings in groups.values() for setting in settings if _is_basic(setting)]
     sections = [_section("required", basic)]
     for title, settings in groups.items():
-        further = [each for each in settings if not each.is_basic and each.name not in _NOT_IN_EXAMPLE]
+        further = [each for each in settings if not _is_basic(each) and each.name not in _NOT_IN_EXAMPLE]
         if further:
             sections.append(_section(_title(title).lower(), further))
     return "\n".join([_HEAD, *sections, f"{_rule('docker compose')}\n\n{_COMPOSE}"])
@@ -70,6 +70,10 @@ def _lines(setting: Setting) -> list[str]:
     if any(facts.values()):
         comment.append(". ".join(f"{name}: {fact}" for name, fact in facts.items() if fact))
     return ["", *(f"# {line}" for line in comment), f"{setting.name}={setting.example or setting.default}"]
+
+
+def _is_basic(setting: Setting) -> bool:
+    return setting.is_basic or bool(setting.required)
 
 
 def _rule(title: str) -> str:

@@ -15,7 +15,7 @@ class Setting:
 
     `default` is text that is parsed like a given value; without one, the value is `unset`, which `unset_means` puts
     into words. `required` says how to fix a missing value. `alias` counts where `name` is not set. `example` is what
-    .env.example assigns if that is not the default, and `is_basic` puts the setting into its first section.
+    .env.example assigns if that is not the default; `is_basic`, and what is required, stand in its first section.
     """
 
     name: str
@@ -36,14 +36,14 @@ def setting(name: str, help: str, *, is_secret: bool = False, **options: Any) ->
     return field(repr=not is_secret, metadata={_METADATA: Setting(name=name, help=help, **options)})
 
 
-def number(name: str, help: str, *, at_least: int, at_most: int, default: int | None = None, **options: Any) -> Any:
-    """Declare a whole number. The upper bound is its column's, or more than any machine needs."""
+def number(name: str, help: str, *, within: tuple[int, int], default: int | None = None, **options: Any) -> Any:
+    """Declare a whole number within bounds. The upper one is its column's, or more than any machine needs."""
     return setting(
         name,
         help,
-        parse=lambda text: parse.whole_number(text, at_least, at_most),
+        parse=lambda text: parse.whole_number(text, *within),
         default="" if default is None else str(default),
-        accepts=f"{at_least} to {at_most}",
+        accepts=f"{within[0]} to {within[1]}",
         **options,
     )
 

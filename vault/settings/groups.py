@@ -32,7 +32,6 @@ class Site:
         parse=parse.secret,
         required="run: flask keys generate --secret-key",
         is_secret=True,
-        is_basic=True,
     )
     public_url: str = setting(
         "PUBLIC_URL",
@@ -41,7 +40,6 @@ class Site:
         parse=parse.public_origin,
         required="set it to the address that users open",
         example="https://vault.example.org",
-        is_basic=True,
     )
     frontend_base_url: str = setting(
         "FRONTEND_BASE_URL",
@@ -109,15 +107,13 @@ class Keys:
         "DEK_CACHE_SIZE",
         "Unwrapped keys that a process keeps for reads; 0 keeps none.",
         default=1024,
-        at_least=0,
-        at_most=1_000_000,
+        within=(0, 1_000_000),
     )
     dek_cache_seconds: int = number(
         "DEK_CACHE_SECONDS",
         "Seconds that a process keeps an unwrapped key; 0 keeps none.",
         default=60,
-        at_least=0,
-        at_most=3600,
+        within=(0, 3600),
     )
     start_degraded: bool = switch(
         "START_DEGRADED",
@@ -137,7 +133,6 @@ class Database:
         required="for example postgresql://user:password@host/name",
         example="postgresql://vault:password@127.0.0.1:5432/vault",
         is_secret=True,
-        is_basic=True,
     )
 
     @property
@@ -172,8 +167,7 @@ class Storage:
         "UPLOAD_BUFFER_BYTES",
         "Memory for parts on their way to the store, per process, in bytes (128 MiB); uploads wait while it is in use.",
         default=128 * 1024**2,
-        at_least=1,
-        at_most=1024 * GIB,
+        within=(1, 1024 * GIB),
     )
 
 
@@ -223,7 +217,6 @@ class Broker:
         required="redis://…, amqp://… or filesystem://FOLDER",
         example="redis://127.0.0.1:6379/0",
         is_secret=True,
-        is_basic=True,
     )
 
 
@@ -238,7 +231,6 @@ class Mail:
         _PROVIDERS,
         required=" or ".join(_PROVIDERS),
         example="smtp",
-        is_basic=True,
     )
     sender: str = setting(
         "EMAIL_FROM",
@@ -246,7 +238,6 @@ class Mail:
         parse=parse.email_from,
         required="the sender, as Name <address>",
         example="Secure Vault <vault@example.org>",
-        is_basic=True,
     )
     smtp_host: str | None = setting(
         "SMTP_HOST", "With smtp: the mail server's name, as in its certificate.", parse=parse.mail_host
@@ -254,8 +245,7 @@ class Mail:
     smtp_port: int = number(
         "SMTP_PORT",
         "With smtp: the mail server's port.",
-        at_least=1,
-        at_most=65535,
+        within=(1, 65535),
         unset_means="587 with starttls, 465 with ssl, 25 with none",
     )
     smtp_username: str | None = setting(
@@ -310,25 +300,19 @@ class Files:
         "The largest file, in plaintext bytes (10 GiB; at most 5 TiB, which is what S3 takes, and 78 GiB without "
         "Content-Length).",
         default=10 * GIB,
-        at_least=1,
-        at_most=5 * 1024 * GIB,
+        within=(1, 5 * 1024 * GIB),
     )
     default_quota_bytes: int = number(
         "DEFAULT_QUOTA_BYTES",
         "What a person may store in all, in plaintext bytes (10 GiB), unless an own quota is set.",
         default=10 * GIB,
-        at_least=0,
-        at_most=_BIGINT,
+        within=(0, _BIGINT),
     )
     max_uploads_per_user: int = number(
-        "MAX_UPLOADS_PER_USER",
-        "Uploads of one person that may run concurrently.",
-        default=16,
-        at_least=1,
-        at_most=10_000,
+        "MAX_UPLOADS_PER_USER", "Uploads of one person that may run concurrently.", default=16, within=(1, 10_000)
     )
     max_files_per_user: int = number(
-        "MAX_FILES_PER_USER", "Files that a person may have.", default=100_000, at_least=1, at_most=1_000_000_000
+        "MAX_FILES_PER_USER", "Files that a person may have.", default=100_000, within=(1, 1_000_000_000)
     )
 
 
@@ -340,23 +324,20 @@ class Accounts:
         "REFRESH_GRACE_SECONDS",
         "How long a client that lost the answer to a refresh may ask for the same one again, in seconds; 0: never.",
         default=30,
-        at_least=0,
-        at_most=600,
+        within=(0, 600),
     )
     argon2_memory_kib: int = number(
         "ARGON2_MEMORY_KIB",
         "argon2id: memory in KiB (OWASP: 19456 with 2 passes). Hashes made before a change are made again at sign-in.",
         default=19456,
-        at_least=7168,
-        at_most=4 * 1024**2,
+        within=(7168, 4 * 1024**2),
     )
-    argon2_time_cost: int = number("ARGON2_TIME_COST", "argon2id: passes.", default=2, at_least=1, at_most=100)
-    argon2_parallelism: int = number("ARGON2_PARALLELISM", "argon2id: lanes.", default=1, at_least=1, at_most=16)
+    argon2_time_cost: int = number("ARGON2_TIME_COST", "argon2id: passes.", default=2, within=(1, 100))
+    argon2_parallelism: int = number("ARGON2_PARALLELISM", "argon2id: lanes.", default=1, within=(1, 16))
     argon2_concurrency: int = number(
         "ARGON2_CONCURRENCY",
         "Password hashes that a process computes concurrently, each with that memory.",
-        at_least=1,
-        at_most=1024,
+        within=(1, 1024),
         unset=os.cpu_count() or 1,
         unset_means="the number of cores",
     )
@@ -372,15 +353,13 @@ class Limits:
         "and requests that need no account; a request that succeeds for a session, a login or a refresh does not "
         "count. With a server of your own that asks for all its users, raise it, or trust that server as a proxy.",
         default=60,
-        at_least=1,
-        at_most=_LIMIT,
+        within=(1, _LIMIT),
     )
     per_address: int = number(
         "AUTH_LIMIT_PER_ADDRESS",
         "Requests a minute about one mail address from one such network.",
         default=10,
-        at_least=1,
-        at_most=_LIMIT,
+        within=(1, _LIMIT),
     )
     storage_uri: str = setting(
         "RATELIMIT_STORAGE_URI",
@@ -400,8 +379,7 @@ class Audit:
         "AUDIT_RETENTION_DAYS",
         "Days after which events are deleted; 0 keeps them for ever.",
         default=0,
-        at_least=0,
-        at_most=36_500,
+        within=(0, 36_500),
     )
     admin_database_url: str | None = setting(
         "AUDIT_ADMIN_DATABASE_URL",
@@ -428,17 +406,15 @@ class Server:
         "The API's port. It listens on 127.0.0.1, for a proxy on this machine; gunicorn's --bind names another "
         "address.",
         default=8000,
-        at_least=1,
-        at_most=65535,
+        within=(1, 65535),
     )
-    web_workers: int = number("WEB_WORKERS", "Processes of the API.", default=2, at_least=1, at_most=1024)
+    web_workers: int = number("WEB_WORKERS", "Processes of the API.", default=2, within=(1, 1024))
     web_threads: int = number(
         "WEB_THREADS",
         "Threads in each process of the API that do its work; large transfers get three quarters of them, and what "
         "waits for the store, keys or a turn to hash has further ones (docs/operate/capacity.md).",
         default=32,
-        at_least=4,
-        at_most=4096,
+        within=(4, 4096),
     )
     metrics_bind: tuple[str, int] = setting(
         "METRICS_BIND",
@@ -452,8 +428,7 @@ class Server:
         "GRACEFUL_SECONDS",
         "Seconds that running transfers get to end when the API is stopped.",
         default=30,
-        at_least=1,
-        at_most=86_400,
+        within=(1, 86_400),
     )
     log_level: str = choice(
         "LOG_LEVEL", "The least severe events that are logged.", ("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO"
