@@ -56,9 +56,8 @@ class PacedSocket(socket.socket):
     """A client's connection: non-blocking, except that `recv` and `sendall` wait.
 
     `recv` waits only for a transfer. It raises TooSlow below the least rate, or without a transfer if the client is
-    late
-    (`is_late`); else TooLarge, since a small body would be there. `sendall` waits for anonymous clients in a few turns.
-    Beyond that it raises a broken pipe and sets `is_cut`, since another answer would come too late.
+    late (`is_late`); else TooLarge, since a small body would be there. `sendall` waits for anonymous clients in a few
+    turns. Beyond that it raises a broken pipe and sets `is_cut`, since another answer would come too late.
     """
 
     _account: Hashable

@@ -17,7 +17,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from selectors import EVENT_READ
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from gunicorn.http.errors import (
@@ -77,30 +77,17 @@ _UNKNOWN: Final = "The server could not answer this request."
 log = structlog.get_logger("vault.access")
 
 
-class _Body(Protocol):
-    # Whether a late body may still be an upload.
-    is_open_ended: bool
-
-    def has_come(self, request: bytearray) -> bool:
-        """Return whether enough has arrived for a thread."""
-
-
-class _NoBody:
-    """A body that is absent, large, or not for the poller to parse."""
-
-    is_open_ended = False
-
-    def has_come(self, request: bytearray) -> bool:
-        return True
-
-
 class _SizedBody:
+    """A small body of declared length. One that is absent, large, or not for the poller to parse ends with the head."""
+
+    # Whether a late body may still be an upload.
     is_open_ended = False
 
     def __init__(self, end: int) -> None:
         self._end = end
 
     def has_come(self, request: bytearray) -> bool:
+        """Return whether enough has arrived for a thread."""
         return len(request) >= self._end
 
 
@@ -178,7 +165,7 @@ class Connection(TConn):  # type: ignore[misc]
         return self.body.has_come(self.request)
 
     def _expect_head(self) -> None:
-        self.body: _Body | None = None
+        self.body: _SizedBody | _ChunkedBody | None = None
         self.expects_continue = False
         self._scanned = 0
         self._has_line = False
@@ -205,11 +192,10 @@ class Connection(TConn):  # type: ignore[misc]
     def _read_head(self, head: bytes, end: int) -> None:
         length, encoded = _LENGTH.search(head), _ENCODED.search(head)
         if encoded is not None:
-            self.body = _ChunkedBody(end) if encoded[1] and length is None else _NoBody()
-        elif length is not None and int(length[1]) <= SMALL_BYTES:
-            self.body = _SizedBody(end + int(length[1]))
+            self.body = _ChunkedBody(end) if encoded[1] and length is None else _SizedBody(end)
         else:
-            self.body = _NoBody()
+            size = 0 if length is None else int(length[1])
+            self.body = _SizedBody(end + size if size <= SMALL_BYTES else end)
         # An older client does not know that answer.
         is_known = head.lstrip(b"\r\n").partition(b"\r\n")[0].endswith(b" HTTP/1.1")
         self.expects_continue = is_known and _EXPECTS_CONTINUE.search(head) is not None
