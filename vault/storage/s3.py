@@ -30,7 +30,6 @@ from vault.storage import INSTALLATION_KEY, ObjectReader, ObjectStat, ObjectWrit
 from vault.storage.buffers import BufferBudget
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
@@ -90,14 +89,9 @@ class S3Store:
         return _S3Writer(self, key, part_size)
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
-        conditions = {} if etag is None else {"IfMatch": etag}
+        conditions: Any = {} if etag is None else {"IfMatch": etag}
         with _translated("GetObject", missing=ObjectNotFound):
-            answer = self.client.get_object(
-                Bucket=self.bucket,
-                Key=key,
-                Range=f"bytes={first}-{last}",
-                **conditions,  # type: ignore[arg-type]
-            )
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={first}-{last}", **conditions)
         reader = _S3Reader(answer["Body"], answer.get("ContentRange", ""), answer.get("ETag", ""))
         # Some servers ignore If-Match or Range.
         if not answer.get("ContentRange", "").startswith(f"bytes {first}-") or etag not in (None, reader.etag):
@@ -378,25 +372,14 @@ class PartBody(io.BufferedIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return bytes(self._take(len(self) if size is None or size < 0 else size))
+        self._require_open()
+        end = None if size is None or size < 0 else self._position + size
+        piece = bytes(self._content[self._position : end])
+        self._position += len(piece)
+        return piece
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        target = memoryview(buffer).cast("B")
-        piece = self._take(len(target))
-        target[: len(piece)] = piece
-        return len(piece)
-
-    def readinto1(self, buffer: "WriteableBuffer", /) -> int:
-        return self.readinto(buffer)
-
-    def _take(self, size: int) -> memoryview:
-        self._require_open()
-        piece = self._content[self._position : self._position + size]
-        self._position += len(piece)
-        return piece
 
     def _require_open(self) -> None:
         if self.closed:
