@@ -1,17 +1,18 @@
 """All metrics, for Prometheus. No label holds a user, file, address or id. Wiring gives counters to lower layers."""
 
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
+_counter: Final = partial(Counter, registry=REGISTRY)
 
-REQUESTS: Final = Counter(
+REQUESTS: Final = _counter(
     "vault_http_requests",
     "Requests answered, by the pattern of their route; - for those that fit none",
     ["route", "method", "status"],
-    registry=REGISTRY,
 )
 REQUEST_SECONDS: Final = Histogram(
     "vault_http_request_seconds",
@@ -20,7 +21,7 @@ REQUEST_SECONDS: Final = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
     registry=REGISTRY,
 )
-PROBLEMS: Final = Counter("vault_problems", "Requests refused or failed, by problem code", ["code"], registry=REGISTRY)
+PROBLEMS: Final = _counter("vault_problems", "Requests refused or failed, by problem code", ["code"])
 TRANSFERS: Final = Gauge(
     "vault_transfers_in_progress",
     "Uploads (in) and downloads (out) that are running",
@@ -28,15 +29,14 @@ TRANSFERS: Final = Gauge(
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )
-CONTENT_BYTES: Final = Counter(
+CONTENT_BYTES: Final = _counter(
     "vault_content_bytes",
     "Plaintext bytes of files received (in) and handed out (out), of broken transfers as well",
     ["direction"],
-    registry=REGISTRY,
 )
-SEGMENTS: Final = Counter("vault_segments", "Segments sealed and opened", ["operation"], registry=REGISTRY)
-INTEGRITY_FAILURES: Final = Counter(
-    "vault_integrity_failures", "Times that a stored object or its key was found damaged", registry=REGISTRY
+SEGMENTS: Final = _counter("vault_segments", "Segments sealed and opened", ["operation"])
+INTEGRITY_FAILURES: Final = _counter(
+    "vault_integrity_failures", "Times that a stored object or its key was found damaged"
 )
 KEY_SECONDS: Final = Histogram(
     "vault_key_operation_seconds",
@@ -45,27 +45,20 @@ KEY_SECONDS: Final = Histogram(
     buckets=(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
-DEK_CACHE: Final = Counter(
-    "vault_dek_cache_lookups", "Data keys looked up in the cache for a read", ["result"], registry=REGISTRY
+DEK_CACHE: Final = _counter("vault_dek_cache_lookups", "Data keys looked up in the cache for a read", ["result"])
+LOGIN_FAILURES: Final = _counter("vault_login_failures", "Refused logins", ["reason"])
+MAIL_ATTEMPTS: Final = _counter(
+    "vault_mail_attempts", "Attempts to deliver a mail; void ones were wanted no more", ["kind", "outcome"]
 )
-LOGIN_FAILURES: Final = Counter("vault_login_failures", "Refused logins", ["reason"], registry=REGISTRY)
-MAIL_ATTEMPTS: Final = Counter(
-    "vault_mail_attempts",
-    "Attempts to deliver a mail; void ones were wanted no more",
-    ["kind", "outcome"],
-    registry=REGISTRY,
-)
-REAPED: Final = Counter(
+REAPED: Final = _counter(
     "vault_reaper_rows",
     "Abandoned uploads ended (expired), shredded files gone (removed) or kept for the next pass (failed)",
     ["result"],
-    registry=REGISTRY,
 )
-TASK_MESSAGES: Final = Counter(
+TASK_MESSAGES: Final = _counter(
     "vault_task_messages",
     "Messages for background work; skipped shortly after one that failed. No work is lost by those that were not sent",
     ["task", "outcome"],
-    registry=REGISTRY,
 )
 
 # Exported as 0 from the start: otherwise the first event would not count as an increase.
