@@ -114,14 +114,9 @@ class Administration:
                 raise UserDisabled
             has_room = self.outbox.has_room(session, mails.RESET_PASSWORD, user.email_key, principal.ip)
             owed = self.outbox.add(session, principal, mails.RESET_PASSWORD, user)
-            self.audit.record(
-                session,
-                principal,
-                Action.ADMIN_RESET_SENT,
-                target=("user", user.id),
-                outcome=Outcome.OK if has_room else Outcome.FAILED,
-                reason=None if has_room else "too_often",
-            )
+            action, target = Action.ADMIN_RESET_SENT, ("user", user.id)
+            outcome, reason = (Outcome.OK, None) if has_room else (Outcome.FAILED, "too_often")
+            self.audit.record(session, principal, action, target=target, outcome=outcome, reason=reason)
         self.outbox.announce(owed)
 
     def _change_role(self, session: Session, user: User, role: Role | None, principal: Principal) -> None:

@@ -28,8 +28,7 @@ class Settling:
         one for each file and session. Returns how many counts were settled.
 
         Concurrent calls wait and find nothing. `began_by` settles periods that began by then, finished or not.
-        `may_go_on` is
-        asked before each further batch. Raises AuditUnavailable; the counts then stay.
+        `may_go_on` is asked before each further batch. Raises AuditUnavailable; the counts then stay.
         """
         minutes_by = began_by or self._clock() - _OVER_AFTER
         windows_by = began_by or minutes_by - timedelta(minutes=WINDOW_MINUTES)

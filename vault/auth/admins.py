@@ -20,16 +20,9 @@ class Admins:
 
     def refuse(self, principal: Principal, *, method: str, route: str) -> NoReturn:
         """Raise Forbidden after auditing it. `route` is the URL pattern, never the path."""
+        action, failed = Action.ACCESS_DENIED, Outcome.FAILED
         with self._sessions.begin() as session:
-            self._audit.record(
-                session,
-                principal,
-                Action.ACCESS_DENIED,
-                outcome=Outcome.FAILED,
-                reason="role",
-                method=method,
-                route=route,
-            )
+            self._audit.record(session, principal, action, outcome=failed, reason="role", method=method, route=route)
         raise Forbidden
 
 

@@ -55,7 +55,8 @@ def build(
     sessions, clock = core.sessions, core.clock
     key = derive_key(secret_key, "counters")
     limiter = GuessLimiter(core, passwords=passwords, key=key)
-    signed_in = _user_sessions(core, settings, derive_key(secret_key, "jwt"), outbox, audit)
+    tokens, grace = SessionTokens(derive_key(secret_key, "jwt"), clock), settings.refresh_grace_seconds
+    signed_in = UserSessions(core, tokens=tokens, outbox=outbox, audit=audit, grace=timedelta(seconds=grace))
     by_link = PasswordByLink(guess_limiter=limiter, user_sessions=signed_in, audit=audit, clock=clock)
     eraser = Eraser(guess_limiter=limiter, files=files, hooks=hooks, outbox=outbox, audit=audit)
     return Auth(
@@ -91,18 +92,6 @@ def build(
         sweeper=Sweeper(
             sessions, guess_limiter=limiter, hooks=hooks, outbox=outbox, audit=audit, clock=core.deletion_clock
         ),
-    )
-
-
-def _user_sessions(
-    core: Core, settings: groups.Accounts, key: bytes, outbox: Outbox, audit: AuditService
-) -> UserSessions:
-    return UserSessions(
-        core,
-        tokens=SessionTokens(key, core.clock),
-        outbox=outbox,
-        audit=audit,
-        grace=timedelta(seconds=settings.refresh_grace_seconds),
     )
 
 

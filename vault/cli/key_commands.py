@@ -91,13 +91,7 @@ def rewrap(batch: int, limit: int | None, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         with _sum_told_also_on_failure(report), progress("Rewrapping", min(total, limit or total)) as update:
             rewrapper.run(
-                operator(),
-                waiting,
-                batch=batch,
-                limit=limit,
-                report=report,
-                progress=update,
-                on_failure=_tell_not_moved,
+                operator(), waiting, batch=batch, limit=limit, report=report, progress=update, on_failure=_tell_failure
             )
     if as_json:
         click.echo(json.dumps(asdict(report)))
@@ -156,6 +150,6 @@ def _unless_available(use: KeyUse) -> str:
     return "" if use.state is KeyState.AVAILABLE else f"  {use.state.upper()}"
 
 
-def _tell_not_moved(failure: NotMoved) -> None:
+def _tell_failure(failure: NotMoved) -> None:
     what = f"file {failure.file_id}" if failure.file_id else "all"
     click.echo(f"Not moved: {what} on {failure.key_ref}: {failure.reason}", err=True)

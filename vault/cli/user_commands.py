@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 
@@ -31,7 +32,8 @@ def create_admin(address: Address, yes: bool) -> None:
     An existing account loses its password and its sessions immediately, and keeps its files; the role comes with the
     new password.
     """
-    if _exists(address):
+    with suppress(NotFound):
+        _find(address)
         confirm(
             "This address has an account. End its sessions and remove its password until the link is used?", yes=yes
         )
@@ -114,14 +116,6 @@ def _find(address: Address) -> UserInfo:
         return container().admin.administration.find(address)
     except NotFound:
         raise NotFound("No account has this address.") from None
-
-
-def _exists(address: Address) -> bool:
-    try:
-        container().admin.administration.find(address)
-    except NotFound:
-        return False
-    return True
 
 
 def _switch(address: Address, *, disabled: bool) -> None:

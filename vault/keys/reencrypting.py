@@ -81,7 +81,7 @@ class Reencryptor:
 
         Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
         """
-        if selection.key_ref is not None and (self.keys.primary.name, selection.key_ref) == ("local", self._primary()):
+        if selection.key_ref is not None and ("local", selection.key_ref) == self.usage.primary():
             raise KeyInUse(
                 "This key is the primary and would wrap the new data keys too. Make another key the primary."
             )
@@ -166,15 +166,8 @@ class Reencryptor:
     def _swap(self, file: StoredFile, new: NewObject, principal: Principal) -> None:
         try:
             with self.core.sessions.begin() as session:
-                key_ref = self._exchange(session, file, new)
-                self.audit.record(
-                    session,
-                    principal,
-                    Action.FILE_REENCRYPTED,
-                    target=("file", file.file_id),
-                    from_ref=file.key.key_ref,
-                    to_ref=key_ref,
-                )
+                old, ref, target = file.key.key_ref, self._exchange(session, file, new), ("file", file.file_id)
+                self.audit.record(session, principal, Action.FILE_REENCRYPTED, target=target, from_ref=old, to_ref=ref)
         except DBAPIError:
             # The commit may have succeeded unseen; the row says which it was.
             if not self._is_swapped(file, new):
@@ -243,9 +236,6 @@ class Reencryptor:
         with self.core.sessions.begin() as session:
             swapped = sa.exists().where(File.id == file.file_id, File.object_id == new.object_id)
             return bool(session.scalar(sa.select(swapped)))
-
-    def _primary(self) -> str:
-        return self.usage.primary()[1]
 
     def _selected(self, selection: Selection) -> list[sa.ColumnElement[bool]]:
         where: list[sa.ColumnElement[bool]] = []

@@ -188,19 +188,15 @@ class Rewrapper:
     def _store(self, moved: Sequence[tuple[_Row, WrappedKey]], principal: Principal, from_ref: str) -> int:
         if not moved:
             return 0
-        primary_refs = {new.key_ref for _, new in moved}
+        primary_refs = sorted({new.key_ref for _, new in moved})
         with self.core.sessions.begin() as session:
-            for key_ref in sorted(primary_refs):
+            for key_ref in primary_refs:
                 refuse_retired(session, key_ref)
             updated = _update(session, moved, self.core.clock())
             if updated:
+                to_ref = ", ".join(primary_refs)
                 self.audit.record(
-                    session,
-                    principal,
-                    Action.KEYS_REWRAPPED,
-                    rows=updated,
-                    from_ref=from_ref,
-                    to_ref=", ".join(sorted(primary_refs)),
+                    session, principal, Action.KEYS_REWRAPPED, rows=updated, from_ref=from_ref, to_ref=to_ref
                 )
         return updated
 

@@ -56,8 +56,7 @@ class MailJob(UuidKey, Base):
 
     `recipient` is the address as given, `recipient_key` its canonical form, `network` the requester's, and
     `password_version` that of the account at the request. A job without a recipient is a no-op, void from its
-    insertion:
-    it equalises the work for addresses that get no mail.
+    insertion: it equalises the work for addresses that get no mail.
     """
 
     __tablename__ = "mail_jobs"

@@ -203,13 +203,8 @@ class Outbox:
     def _claim(self, job_id: uuid.UUID) -> _Attempt | None:
         """Claim the row for LEASE_SECONDS in its own transaction, so that the attempt counts if the process dies."""
         with self._sessions.begin() as session:
-            taken = count_changed(
-                session,
-                sa.update(MailJob)
-                .where(MailJob.id == job_id, is_due())
-                .values(state=MailState.SENDING, attempts=MailJob.attempts + 1, lease_until=db_now(LEASE_SECONDS)),
-            )
-            if not taken:
+            taken = {"state": MailState.SENDING, "attempts": MailJob.attempts + 1, "lease_until": db_now(LEASE_SECONDS)}
+            if not count_changed(session, sa.update(MailJob).where(MailJob.id == job_id, is_due()).values(taken)):
                 return None
             job = session.get_one(MailJob, job_id)
             attempt = _Attempt(job.id, job.attempts, job.kind, job.created_at, job.request_id)
@@ -248,21 +243,13 @@ class Outbox:
         is_settled = MailJob.state.in_((MailState.SENT, MailState.FAILED, MailState.VOID))
         settled_at = sa.func.coalesce(MailJob.sent_at, MailJob.created_at)
         is_past_erasing = sa.and_(is_settled, MailJob.recipient.is_not(None), settled_at <= now - _RECIPIENT_KEPT_FOR)
-        is_done_with = sa.or_(
-            sa.and_(
-                MailJob.state == MailState.VOID,
-                MailJob.recipient.is_(None),
-                MailJob.created_at <= now - timedelta(hours=1),
-            ),
-            sa.and_(is_settled, settled_at <= now - _KEPT_FOR),
-        )
+        is_old = MailJob.created_at <= now - timedelta(hours=1)
+        is_no_op = sa.and_(MailJob.state == MailState.VOID, MailJob.recipient.is_(None), is_old)
+        is_done_with = is_no_op | sa.and_(is_settled, settled_at <= now - _KEPT_FOR)
+        erase = sa.update(MailJob).where(MailJob.id.in_(_unlocked(is_past_erasing, batch)))
+        erase = erase.values(recipient=None, recipient_key=None, network=None, user_id=None, context={})
         with self._sessions.begin() as session:
-            erased = count_changed(
-                session,
-                sa.update(MailJob)
-                .where(MailJob.id.in_(_unlocked(is_past_erasing, batch)))
-                .values(recipient=None, recipient_key=None, network=None, user_id=None, context={}),
-            )
+            erased = count_changed(session, erase)
             deleted = count_changed(session, sa.delete(MailJob).where(MailJob.id.in_(_unlocked(is_done_with, batch))))
         return erased + deleted
 
@@ -287,19 +274,10 @@ class Outbox:
 
 
 def _record(session: Session, attempt: _Attempt, **values: object) -> bool:
-    recorded = count_changed(
-        session,
-        sa.update(MailJob)
-        .where(
-            MailJob.id == attempt.job_id,
-            MailJob.state == MailState.SENDING,
-            MailJob.attempts == attempt.number,
-            # A retry by an administrator counts from the beginning.
-            MailJob.created_at == attempt.created_at,
-        )
-        .values(**values),
-    )
-    return bool(recorded)
+    # A retry by an administrator counts from the beginning.
+    is_this = (MailJob.attempts == attempt.number, MailJob.created_at == attempt.created_at)
+    record = sa.update(MailJob).where(MailJob.id == attempt.job_id, MailJob.state == MailState.SENDING, *is_this)
+    return bool(count_changed(session, record.values(**values)))
 
 
 def _unlocked(which: sa.ColumnElement[bool], batch: int) -> sa.Select[uuid.UUID]:

@@ -77,18 +77,8 @@ class MailQueue:
                 # Skips locked rows: processes that end links or sweep lock rows in another order.
                 free = sa.select(MailJob.id, MailJob.kind).where(asked, _can_be_retried())
                 kinds = dict(session.execute(free.with_for_update(skip_locked=True)).all())
-                run(
-                    session,
-                    sa.update(MailJob)
-                    .where(MailJob.id.in_(kinds))
-                    .values(
-                        state=MailState.QUEUED,
-                        failure=None,
-                        attempts=0,
-                        created_at=self.clock(),
-                        next_attempt_at=db_now(),
-                    ),
-                )
+                afresh = {"attempts": 0, "created_at": self.clock(), "next_attempt_at": db_now(), "failure": None}
+                run(session, sa.update(MailJob).where(MailJob.id.in_(kinds)).values(state=MailState.QUEUED, **afresh))
             for job_id, kind in kinds.items():
                 self.announce(Owed(job_id, self.lane_of(kind)))
             retried.update(kinds)

@@ -43,14 +43,8 @@ class Integrity:
             with self._sessions.begin() as session:
                 if not _is_current(session, file):
                     raise NotFound
-                self._audit.record(
-                    session,
-                    principal,
-                    Action.FILE_INTEGRITY_FAILED,
-                    target=("file", file.file_id),
-                    outcome=Outcome.FAILED,
-                    reason=reason,
-                )
+                action, target = Action.FILE_INTEGRITY_FAILED, ("file", file.file_id)
+                self._audit.record(session, principal, action, target=target, outcome=Outcome.FAILED, reason=reason)
         except (SQLAlchemyError, AuditUnavailable) as exc:
             # The refusal stands; a lost audit row must not replace its error.
             log.error("audit_failed", action=Action.FILE_INTEGRITY_FAILED, exc_info=exc)
@@ -60,12 +54,5 @@ class Integrity:
 
 def _is_current(session: Session, file: StoredFile) -> bool:
     """Return whether the row still has the object that was read."""
-    return bool(
-        session.scalar(
-            sa.select(
-                sa.exists().where(
-                    File.id == file.file_id, File.object_id == file.object_id, File.state == FileState.READY
-                )
-            )
-        )
-    )
+    is_same = (File.id == file.file_id, File.object_id == file.object_id, File.state == FileState.READY)
+    return bool(session.scalar(sa.select(sa.exists().where(*is_same))))

@@ -77,19 +77,15 @@ class NewObjects:
         QuotaExceeded, TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the
         database.
         """
-        least, most = bounds or (0, _MOST_UNKNOWN_BYTES)
+        limits, (least, most) = self.limits, bounds or (0, _MOST_UNKNOWN_BYTES)
         self._refuse_early(owner_id, least)
-        most = min(most, self.limits.max_upload_bytes)
+        most = min(most, limits.max_upload_bytes)
         new = NewObject(self, owner_id, self.suite, reserved_bytes=least, at_most_bytes=most)
         with self.core.sessions.begin() as session:
-            take_quota(session, owner_id, least, default_quota_bytes=self.limits.default_quota_bytes)
+            take_quota(session, owner_id, least, default_quota_bytes=limits.default_quota_bytes)
             # The account's row is locked by now, so two reservations cannot both be the last that fits.
-            limit_files(
-                session,
-                owner_id,
-                most_files=self.limits.max_files_per_user,
-                most_running=self.limits.max_uploads_per_user,
-            )
+            most_files, most_running = limits.max_files_per_user, limits.max_uploads_per_user
+            limit_files(session, owner_id, most_files=most_files, most_running=most_running)
             new.add_row(session, name=name, name_folded=name_folded, content_type=content_type, reserved_bytes=least)
         return new
 
