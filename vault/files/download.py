@@ -65,13 +65,13 @@ class Downloads:
         """Find a file that the principal owns. Raises NotFound."""
         return _found(read_row(self.core.sessions, _READY_OF_OWNER, file=file_id, owner=principal.user_id))
 
-    def digest(self, principal: Principal, found: FoundFile, *, at_once: bool = False) -> bytes:
+    def digest(self, principal: Principal, found: FoundFile, *, wait_briefly: bool = False) -> bytes:
         """Return the plaintext's SHA-256 out of the row. Raises the key errors, and IntegrityFailed for a moved row.
 
-        `at_once` waits two seconds at most for a key service.
+        `wait_briefly` waits two seconds at most for a key service.
         """
         with self.integrity.watched(principal, found.stored):
-            return self.reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if at_once else None).sha256
+            return self.reader.unlock(found.stored, within_seconds=_DIGEST_SECONDS if wait_briefly else None).sha256
 
     def open(self, principal: Principal, found: FoundFile, part: ByteRange | None, *, is_view: bool) -> "Download":
         """Prove the object's ends, and audit the start of a download. The caller closes it.
@@ -145,14 +145,8 @@ class Downloads:
             with self.core.sessions.begin() if counted_by else one_write(self.core.sessions) as session:
                 if counted_by and end_read(session, counted_by, served=served, complete=complete):
                     return
-                self.audit.record(
-                    session,
-                    principal,
-                    action,
-                    target=("file", file.file_id),
-                    outcome=Outcome.OK if complete else Outcome.FAILED,
-                    bytes_served=served,
-                )
+                target, outcome = ("file", file.file_id), Outcome.OK if complete else Outcome.FAILED
+                self.audit.record(session, principal, action, target=target, outcome=outcome, bytes_served=served)
         except (SQLAlchemyError, AuditUnavailable) as exc:
             # The bytes have gone out and the start is audited; a missing end says that it is not known.
             log.error("audit_failed", action=action, exc_info=exc)

@@ -113,7 +113,7 @@ class FileService:
 
     def _with_digest(self, principal: Principal, found: FoundFile) -> FileInfo:
         try:
-            return replace(found.info, sha256=self.downloads.digest(principal, found, at_once=True).hex())
+            return replace(found.info, sha256=self.downloads.digest(principal, found, wait_briefly=True).hex())
         except (EncryptionError, IntegrityFailed):
             return found.info
 

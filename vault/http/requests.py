@@ -46,6 +46,7 @@ _EXPOSED: Final = (
     "Accept-Ranges, Content-Disposition, Content-Encoding, Content-Length, Content-Range, ETag, Location, "
     "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Repr-Digest, Retry-After, WWW-Authenticate, X-Request-ID"
 )
+# What pages of those origins may send; their browsers stop a request with another method or header.
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Disposition, Content-Digest, If-Match, "
@@ -235,7 +236,7 @@ def _find_client(trusted: Sequence[IpNetwork], has_warned: threading.Event) -> N
     if forwarded and peer is not None and not _is_trusted(peer, trusted) and not has_warned.is_set():
         # Once, since any client can send the header. Without the peer's address, which may be a person's.
         has_warned.set()
-        log.warning("forwarded_for_ignored", hint="TRUSTED_PROXIES does not name the peer that sent it")
+        log.warning("forwarded_for_ignored", hint="if your proxy sent it, name its address in TRUSTED_PROXIES")
 
 
 def client_address(peer: IpAddress | None, forwarded: str, trusted: Sequence[IpNetwork]) -> str | None:

@@ -374,7 +374,7 @@ def test_ids_counts_and_routes_stay_in_a_line(json_log: io.StringIO) -> None:
         "tokens": 0,
         "bytes": 300000,
         "ms": 1.5,
-        "hint": "TRUSTED_PROXIES does not name the peer that sent it",
+        "hint": "if your proxy sent it, name its address in TRUSTED_PROXIES",
     }
 
     structlog.get_logger("vault.x").info("it_happened", **facts)

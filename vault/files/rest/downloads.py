@@ -30,7 +30,7 @@ _NO_SUFFIX: Final = re.compile(r"bytes=\s*-0+\s*", re.IGNORECASE)
 
 
 def is_known(request: Request, info: FileInfo) -> bool:
-    """Whether the client has this very version, so that the answer is 304. Raises PreconditionFailed.
+    """Return whether the client has this very version, so that the answer is 304. Raises PreconditionFailed.
 
     In the order of RFC 9110, 13.2.2. Nothing has a date here, so conditions on dates are ignored, or in If-Range false.
     """
@@ -41,7 +41,7 @@ def is_known(request: Request, info: FileInfo) -> bool:
 
 
 def not_modified(info: FileInfo) -> Response:
-    """A 304, with what a cache needs to renew what it has."""
+    """Return a 304, with what a cache needs to renew what it has."""
     response = Response(status=304)
     response.headers.clear()
     response.headers.extend({"ETag": f'"{info.object_id}"', "Cache-Control": "private, no-store, no-transform"})
@@ -49,7 +49,7 @@ def not_modified(info: FileInfo) -> Response:
 
 
 def wanted(request: Request, info: FileInfo) -> ByteRange | None:
-    """The part of the content that a request asks for; None is all of it. Raises RangeNotSatisfiable."""
+    """Return the part of the content that a request asks for; None is all of it. Raises RangeNotSatisfiable."""
     # A range is defined for GET only.
     if request.method != "GET" or "Range" not in request.headers:
         return None
@@ -60,7 +60,7 @@ def wanted(request: Request, info: FileInfo) -> ByteRange | None:
 
 
 def _range(header: str, size: int) -> ByteRange | None:
-    """One range, cut to the content; None for several, for other units and for what is malformed: all of it then."""
+    """Return one range, cut to the content; None, that is all of it, for several, other units and malformed ones."""
     if _NO_SUFFIX.fullmatch(header):
         raise RangeNotSatisfiable(size)
     parsed = parse_range_header(header)
@@ -76,8 +76,8 @@ def _range(header: str, size: int) -> ByteRange | None:
 
 
 def chosen(request: Request, info: FileInfo, *, reads_all: bool) -> ByteRange | None:
-    """The part that a request asks for, None for all. Raises as `wanted` does, and Busy if as many transfers run as
-    may; also for HEAD, since a key may have to be waited for.
+    """Begin the transfer of the part that a request asks for, and return that part, None for all. Raises as `wanted`
+    does, and Busy if as many transfers run as may; also for HEAD, since a key may have to be waited for.
 
     `reads_all` tells that a part of a large file lasts as long as all of it, which is read before the first byte.
     """
@@ -90,7 +90,7 @@ def chosen(request: Request, info: FileInfo, *, reads_all: bool) -> ByteRange | 
 def stream(
     info: FileInfo, download: Download | None, *, sha256: bytes, part: ByteRange | None = None, inline: bool = False
 ) -> Response:
-    """A 200 with the whole content, or a 206 with a part; without a download (HEAD), the same headers and no body.
+    """Return a 200 with the whole content or a 206 with a part; without a download (HEAD) the headers and no body.
 
     `inline` lets a browser show it, if it is of a type that cannot do harm. The server closes the download with the
     response, also when the client has gone or nothing was ever read.
@@ -117,22 +117,22 @@ def stream(
 
 
 def is_shown(info: FileInfo, *, inline: bool) -> bool:
-    """Whether a browser may show the content, where that is asked for, and not just save it."""
+    """Return whether a browser may show the content, where that is asked for, and not just save it."""
     return inline and info.content_type.partition(";")[0].strip() in _INLINE_TYPES
 
 
 def repr_digest(sha256: bytes) -> str:
-    """RFC 9530: the whole representation's SHA-256."""
+    """Return the SHA-256 of the whole representation as Repr-Digest has it (RFC 9530)."""
     return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 
 def disposition(name: str, kind: str = "attachment") -> str:
-    """RFC 6266: an ASCII `filename` for clients that know no other, the true name in `filename*`."""
+    """Return a Content-Disposition (RFC 6266): ASCII in `filename`, for older clients, the true name in `filename*`."""
     return f"{kind}; filename=\"{ascii_fallback(name)}\"; filename*=UTF-8''{quote(name, safe=_ATTR_CHARS)}"
 
 
 def ascii_fallback(name: str) -> str:
-    """A plain name that is safe in a quoted string and as a file name; `curl -OJ` uses it.
+    """Return a plain name that is safe in a quoted string and as a file name; `curl -OJ` uses it.
 
     Accents are dropped, everything else outside letters, digits, space and a few signs becomes `_`.
     """
