@@ -17,6 +17,7 @@ from testing.vault import FILES, POSTGRESQL, SQLITE, Body, Person, Vault, refusa
 from vault.core.errors import Busy, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import DataKey, KeyRing, LocalKeyProvider, generate_master_key
+from vault.storage import DiskReserve
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
@@ -249,6 +250,38 @@ def test_a_broken_store_keeps_nothing(
 
     assert set(outcomes.values()) == {expected}
     assert all(left == {} for left in leftovers.values()), leftovers
+
+
+def leave_room(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def require(_room: DiskReserve, wanted_bytes: int = 0) -> None:
+        if wanted_bytes > size:
+            raise StorageFull
+
+    monkeypatch.setattr(DiskReserve, "require", require)
+
+
+def test_a_disk_without_room_for_a_file_refuses_it_unread(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room(MIB, monkeypatch)
+
+    too_large = anna.send(Untouched(), length=MIB + 1)  # type: ignore[arg-type]
+    fits = anna.send(b"x" * MIB, length=MIB)
+
+    assert (refusal(too_large), fits.status_code) == ((507, "storage_full"), 201)
+    assert len(vault.files()) == len(vault.objects()) == 1
+
+
+def test_a_disk_that_others_fill_during_an_upload_ends_it(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = Body(b"x" * 20 * MIB, at=MIB, then=lambda: leave_room(-1, monkeypatch))
+
+    answer = anna.send(body, length=20 * MIB)
+
+    assert refusal(answer) == (507, "storage_full")
+    assert body.position < 3 * MIB
+    assert vault.leftovers() == {}
 
 
 def test_a_store_that_went_away_keeps_nothing_once_it_is_back(vault: Vault, anna: Person) -> None:
