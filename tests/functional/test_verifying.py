@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from testing.content import flipped
 from testing.faults import before_call
 from testing.seeding import seed_files
 from testing.vault import FILES, Person, Vault
@@ -33,11 +34,6 @@ def verify_keys(vault: Vault, *, sample: int | None = None) -> tuple[VerifyRepor
     found: list[Finding] = []
     report = vault.container.keys.verifier.verify_keys(sample=sample, on_finding=found.append)
     return report, {str(finding.file_id): finding.reason for finding in found}
-
-
-def flipped(content: bytes, position: int) -> bytes:
-    position %= len(content)
-    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
 @pytest.fixture
