@@ -18,16 +18,7 @@ from testing import oracle
 from testing.sealing import SALT, content_key_of, each_suite, plaintext_of, sealed_object
 from vault.core.aws_access import AwsAccess
 from vault.encryption.eax import Eax
-from vault.encryption.header import (
-    HEADER_SIZE,
-    LG_RANGE,
-    FileKeys,
-    Header,
-    Suite,
-    open_digest,
-    open_keys,
-    seal_digest,
-)
+from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, open_digest, open_keys, seal_digest
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.segments import MAX_SEGMENTS, ContentKey, Covering, Geometry, open_stream, plaintext_size

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from testing.disks import on_small_disks, small_disk
 from testing.stores import PART, add_part, begin, new_key
 from testing.vault import at_once
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
@@ -217,26 +218,31 @@ class TestDurability:
             monkeypatch.setattr(os, name, recorded(name))
         return done
 
-    def test_bytes_are_flushed_before_the_name_and_the_name_before_commit_returns(
-        self, store: LocalStore, steps: list[str]
+    @pytest.mark.parametrize(
+        ("act", "expected"),
+        [
+            pytest.param(
+                lambda store: begin(store, KEY, CONTENT).commit(),
+                [f"flush {OBJECT_ID}", f"rename {OBJECT_ID}", "flush ab"],
+                id="commit",
+            ),
+            pytest.param(
+                lambda store: store.put_if_absent(INSTALLATION_KEY, b"an id"),
+                ["flush vault-id", "rename vault-id", "flush store"],
+                id="put_if_absent",
+            ),
+            pytest.param(lambda store: store.delete(KEY), [f"unlink {OBJECT_ID}", "flush ab"], id="delete"),
+        ],
+    )
+    def test_bytes_are_flushed_before_the_name_and_the_name_before_the_call_returns(
+        self, store: LocalStore, steps: list[str], act: Callable[[LocalStore], object], expected: list[str]
     ) -> None:
-        begin(store, new_key(), CONTENT).abort()
-        writer = begin(store, KEY, CONTENT)
+        begin(store, KEY, CONTENT).commit()
         steps.clear()
 
-        writer.commit()
+        act(store)
 
-        assert steps == [f"flush {OBJECT_ID}", f"rename {OBJECT_ID}", "flush ab"]
-
-    def test_a_small_object_is_flushed_before_and_after_it_gets_its_name(
-        self, store: LocalStore, root: Path, steps: list[str]
-    ) -> None:
-        begin(store, KEY, CONTENT).abort()
-        steps.clear()
-
-        store.put_if_absent(INSTALLATION_KEY, b"an id")
-
-        assert steps == ["flush vault-id", "rename vault-id", f"flush {root.name}"]
+        assert steps == expected
 
     def test_a_new_folder_is_flushed_into_the_one_that_holds_it(
         self, store: LocalStore, root: Path, steps: list[str]
@@ -247,14 +253,6 @@ class TestDurability:
 
         assert steps == [f"flush {root.parent.name}", f"flush {root.name}", "flush objects", f"flush {root.name}"]
         writer.abort()
-
-    def test_a_deletion_is_flushed(self, store: LocalStore, steps: list[str]) -> None:
-        begin(store, KEY, CONTENT).commit()
-        steps.clear()
-
-        store.delete(KEY)
-
-        assert steps == [f"unlink {OBJECT_ID}", "flush ab"]
 
 
 class TestWriting:
@@ -293,46 +291,19 @@ class TestWriting:
             store.get(KEY)
 
     @pytest.mark.parametrize(("number", "error"), FAILURES)
-    @pytest.mark.parametrize("call", ["mkdir", "open"])
-    def test_a_write_that_cannot_begin_leaves_nothing(
+    @pytest.mark.parametrize("call", ["mkdir", "open", "fsync", "rename"])
+    def test_a_write_that_cannot_begin_and_a_small_object_that_cannot_be_written_leave_nothing(
         self, store: LocalStore, root: Path, call: str, number: int, error: type[StorageError]
     ) -> None:
+        begins = call in ("mkdir", "open")
+        if not begins:
+            begin(store, KEY, CONTENT).abort()
+
         with failing_with(error, root, **{call: failing(number)}):
-            store.writer(KEY, part_size=PART)
+            store.writer(KEY, part_size=PART) if begins else store.put_if_absent(INSTALLATION_KEY, b"an id")
 
         assert files(root) == set()
         assert store.unfinished() == 0
-
-    def test_a_disk_that_is_really_full_is_full_and_usable_after_abort(
-        self, small_disk: Path, budget: BufferBudget
-    ) -> None:
-        store = LocalStore(small_disk / "store", budget)
-        begin(store, KEY, CONTENT).commit()
-        writer = store.writer(new_key(), part_size=PART)
-
-        with failing_with(StorageFull, small_disk):
-            finish(writer, bytes(64 * PART))
-        writer.abort()
-
-        assert store.unfinished() == 0
-        assert budget.bytes_out == 0
-        assert store.get(KEY) == CONTENT
-        begin(store, new_key(), CONTENT).commit()
-
-    @pytest.fixture
-    def small_disk(self, tmp_path: Path) -> Iterator[Path]:
-        """A file system of 128 KiB."""
-        if os.geteuid() != 0:
-            pytest.skip("only root may mount a file system")
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, check=False
-        )
-        if mounted.returncode != 0:
-            pytest.skip("mounting is not allowed here")
-        yield disk
-        subprocess.run(["umount", str(disk)], check=True)
 
     def test_a_failed_flush_of_the_folder_is_an_error_although_the_object_is_there(
         self, store: LocalStore, root: Path, budget: BufferBudget
@@ -377,6 +348,22 @@ class TestWriting:
         assert (budget.bytes_out, store.unfinished()) == (0, 1)
         writer.abort()
         assert (budget.bytes_out, store.unfinished()) == (0, 0)
+
+
+@on_small_disks
+def test_a_disk_that_is_really_full_is_full_and_usable_after_abort(tmp_path: Path, budget: BufferBudget) -> None:
+    with small_disk(tmp_path / "disk", 128 * 1024):
+        store = LocalStore(tmp_path / "disk" / "store", budget)
+        begin(store, KEY, CONTENT).commit()
+        writer = store.writer(new_key(), part_size=PART)
+
+        with failing_with(StorageFull, tmp_path):
+            finish(writer, bytes(64 * PART))
+        writer.abort()
+
+        assert store.unfinished() == budget.bytes_out == 0
+        assert store.get(KEY) == CONTENT
+        begin(store, new_key(), CONTENT).commit()
 
 
 class TestReading:
@@ -444,26 +431,23 @@ class TestReading:
 
 
 class TestPutIfAbsent:
-    @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
-    def test_a_file_system_without_hard_links_is_good_enough(
-        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    @pytest.mark.parametrize(
+        ("call", "fails"),
+        [
+            *(("link", failing(number)) for number in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)),
+            ("fsync", failing_for_folders(errno.EINVAL)),
+        ],
+    )
+    def test_a_file_system_without_hard_links_or_that_flushes_no_folders_is_good_enough(
+        self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, call: str, fails: Callable[..., Any]
     ) -> None:
-        monkeypatch.setattr(os, "link", failing(number))
+        monkeypatch.setattr(os, call, fails)
 
         store.put_if_absent(INSTALLATION_KEY, b"an id")
         begin(store, KEY, CONTENT).commit()
 
         assert store.get(INSTALLATION_KEY) == b"an id"
         assert files(root) == {INSTALLATION_KEY, KEY}
-
-    def test_a_file_system_that_flushes_no_folders_is_good_enough(
-        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(os, "fsync", failing_for_folders(errno.EINVAL))
-
-        store.put_if_absent(INSTALLATION_KEY, b"an id")
-
-        assert store.get(INSTALLATION_KEY) == b"an id"
 
     def test_a_real_file_system_without_hard_links_is_good_enough(self, fat_disk: Path, budget: BufferBudget) -> None:
         store = LocalStore(fat_disk / "store", budget)
@@ -534,18 +518,6 @@ class TestPutIfAbsent:
 
         assert store.get(INSTALLATION_KEY) == b"an id"
 
-    @pytest.mark.parametrize(("number", "error"), FAILURES)
-    @pytest.mark.parametrize("call", ["fsync", "rename"])
-    def test_a_failure_leaves_nothing(
-        self, store: LocalStore, root: Path, call: str, number: int, error: type[StorageError]
-    ) -> None:
-        begin(store, KEY, CONTENT).abort()
-
-        with failing_with(error, root, **{call: failing(number)}):
-            store.put_if_absent(INSTALLATION_KEY, b"an id")
-
-        assert files(root) == set()
-
 
 def test_a_folder_that_lost_its_store_is_not_written_into(store: LocalStore, root: Path) -> None:
     """The disk was unmounted after the id was confirmed."""
@@ -560,24 +532,16 @@ def test_a_folder_that_lost_its_store_is_not_written_into(store: LocalStore, roo
     assert list(root.iterdir()) == []
 
 
-class TestHealth:
-    @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
-    def test_a_store_that_cannot_be_written_is_not_healthy(self, store: LocalStore, root: Path, number: int) -> None:
-        store.put_if_absent(INSTALLATION_KEY, b"an id")
-        create = os.open
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+def test_a_store_that_cannot_be_written_is_not_healthy(store: LocalStore, root: Path, number: int) -> None:
+    store.put_if_absent(INSTALLATION_KEY, b"an id")
+    create = os.open
 
-        def read_only(path: Path, flags: int, *args: int) -> int:
-            return failing(number)() if flags & os.O_CREAT else create(path, flags, *args)  # type: ignore[no-any-return]
+    def read_only(path: Path, flags: int, *args: int) -> int:
+        return failing(number)() if flags & os.O_CREAT else create(path, flags, *args)  # type: ignore[no-any-return]
 
-        with failing_with(StorageUnavailable, root, open=read_only):
-            store.health()
-
-    def test_asking_for_health_leaves_nothing(self, store: LocalStore, root: Path) -> None:
-        store.put_if_absent(INSTALLATION_KEY, b"an id")
-
+    with failing_with(StorageUnavailable, root, open=read_only):
         store.health()
-
-        assert files(root) == {INSTALLATION_KEY}
 
 
 class TestDeleting:
@@ -631,29 +595,17 @@ class TestListing:
         with failing_with(StorageUnavailable, root, scandir=scandir):
             list(store.list(OBJECTS))
 
-    def test_a_listing_may_be_left_early(self, store: LocalStore) -> None:
-        for _ in range(3):
-            begin(store, new_key(), CONTENT).commit()
 
-        listing = store.list(OBJECTS)
+def test_a_store_without_its_folder_is_empty_and_unhealthy_and_makes_none(store: LocalStore, root: Path) -> None:
+    assert list(store.list("")) == []
+    assert store.unfinished() == 0
+    store.delete(KEY)
+    with pytest.raises(ObjectNotFound):
+        store.get(KEY)
+    with failing_with(StorageUnavailable, root):
+        store.health()
 
-        assert next(listing).size_bytes == len(CONTENT)
-        listing.close()  # type: ignore[attr-defined]
-
-
-class TestBeforeTheFirstWrite:
-    def test_a_store_without_its_folder_is_empty_and_unhealthy_and_makes_none(
-        self, store: LocalStore, root: Path
-    ) -> None:
-        assert list(store.list("")) == []
-        assert store.unfinished() == 0
-        store.delete(KEY)
-        with pytest.raises(ObjectNotFound):
-            store.get(KEY)
-        with failing_with(StorageUnavailable, root):
-            store.health()
-
-        assert not root.exists()
+    assert not root.exists()
 
 
 def test_the_buffer_of_a_file_does_not_grow_with_the_parts_that_s3_would_want(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How much of a disk is kept for what frees room, by what the system says of it."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -100,23 +101,16 @@ def test_a_folder_that_is_not_made_yet_is_on_the_disk_of_the_one_above(
         DiskReserve(tmp_path / "a" / "b").require()
 
 
-def test_a_disk_that_does_not_answer_is_an_unavailable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "EIO"), FileNotFoundError(errno.ENOENT, "ENOENT")], ids=str)
+def test_a_disk_that_does_not_answer_and_a_folder_on_none_are_an_unavailable_store(
+    monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     def fail(_path: object) -> None:
-        raise OSError(5, "Input/output error")
+        raise error
 
     monkeypatch.setattr(os, "statvfs", fail)
 
     with pytest.raises(StorageUnavailable) as caught:
-        DiskReserve(tmp_path).require()
-
-    assert caught.value.reason == "EIO"
-
-
-def test_a_folder_without_any_file_system_is_an_unavailable_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_folder: Path) -> os.statvfs_result:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(os, "statvfs", missing)
-
-    with pytest.raises(StorageUnavailable):
         DiskReserve(Path("/nowhere")).require()
+
+    assert caught.value.reason == error.strerror
