@@ -76,16 +76,6 @@ def test_sealed_bytes_equal_pycryptodomes(key: bytes, nonce: bytes, aad: bytes, 
 
 
 @settings(deadline=None)
-@given(key=keys, messages=st.lists(st.tuples(nonces, aads, st.binary(max_size=100)), min_size=2, max_size=5))
-def test_a_key_seals_message_after_message(key: bytes, messages: list[tuple[bytes, bytes, bytes]]) -> None:
-    cipher = Eax(key)
-
-    sealed = [cipher.seal(nonce, plaintext, aad) for nonce, aad, plaintext in messages]
-
-    assert sealed == [pycryptodome_seal(key, nonce, plaintext, aad) for nonce, aad, plaintext in messages]
-
-
-@settings(deadline=None)
 @given(
     key=keys, nonce=nonces, aad=st.binary(min_size=1, max_size=40), plaintext=st.binary(max_size=100), data=st.data()
 )

@@ -14,7 +14,7 @@ import pytest
 
 from testing.kms import played_kms
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, LocalKeyProvider, WrappedKey, generate_master_key
+from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, LocalKeyProvider, WrappedKey
 
 OBJECT_ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
 OTHER_ID = UUID("00112233-4455-6677-8899-aabbccddeefe")
@@ -193,6 +193,15 @@ class TestKeyRing:
         with pytest.raises(KeyUnwrapFailed):
             ring.unwrap(WrappedKey(provider.name, key_ref, blob), OBJECT_ID)
 
+    def test_the_object_reaches_a_provider_that_binds_keys_to_it(self, ring: KeyRing, provider: KeyProvider) -> None:
+        dek, wrapped = ring.generate(OBJECT_ID)
+
+        if provider.is_remote:
+            with pytest.raises(KeyUnwrapFailed):
+                ring.unwrap(wrapped, OTHER_ID)
+        else:
+            assert ring.unwrap(wrapped, OTHER_ID) == dek
+
     def test_a_failure_tells_nothing_of_the_blob(self, ring: KeyRing) -> None:
         _, wrapped = ring.generate(OBJECT_ID)
 
@@ -210,44 +219,37 @@ class TestKeyRing:
             KeyRing({provider.name: provider}, primary="elsewhere")
 
 
-class ReversingProvider:
-    """A provider without cryptography: wrapping reverses the key and puts the object's id in front of it."""
+class Other(LocalKeyProvider):
+    """A provider of another name, which cannot be used while it has a failure."""
 
-    def __init__(self, name: str, ref: str, *, failure: EncryptionError | None = None) -> None:
-        self.name = name
-        self.is_remote = False
-        self._ref = ref
-        self._failure = failure
-
-    def current_ref(self) -> str:
-        return self._ref
+    name = "one"
+    failure: EncryptionError | None = None
 
     def generate(self, object_id: UUID) -> DataKey:
         self.health()
-        wrapped, key_ref = self.wrap(DEK, object_id)
-        return DataKey(DEK, wrapped, key_ref)
-
-    def wrap(self, dek: bytes, object_id: UUID) -> tuple[bytes, str]:
-        return object_id.bytes + dek[::-1], self._ref
+        return super().generate(object_id)
 
     def unwrap(self, wrapped: bytes, key_ref: str, object_id: UUID) -> bytes:
         self.health()
-        if wrapped[:16] != object_id.bytes:
-            raise KeyUnwrapFailed("other_object")
-        return wrapped[:15:-1]
-
-    def knows(self, key_ref: str) -> bool:
-        return key_ref == self._ref
+        return super().unwrap(wrapped, key_ref, object_id)
 
     def health(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def one() -> Other:
+    return Other([master_key(2)])
+
+
+@pytest.fixture
+def providers(one: Other) -> dict[str, KeyProvider]:
+    return {"one": one, "local": LocalKeyProvider([master_key(1), master_key(3)])}
 
 
 class TestDispatch:
-    def test_the_primary_wraps_and_the_rows_provider_unwraps(self) -> None:
-        one, other = ReversingProvider("one", "ref-1"), LocalKeyProvider([master_key(1)])
-        providers: dict[str, KeyProvider] = {"one": one, "local": other}
+    def test_the_primary_wraps_and_the_rows_provider_unwraps(self, providers: dict[str, KeyProvider]) -> None:
         before, after = KeyRing(providers, primary="local"), KeyRing(providers, primary="one")
 
         old_dek, old = before.generate(OBJECT_ID)
@@ -258,65 +260,39 @@ class TestDispatch:
             assert ring.unwrap(old, OBJECT_ID) == old_dek
             assert ring.unwrap(new, OBJECT_ID) == new_dek
 
-    def test_a_ref_is_looked_up_under_its_own_provider_only(self) -> None:
-        ring = KeyRing(
-            {"one": ReversingProvider("one", "ref-1"), "two": ReversingProvider("two", "ref-2")}, primary="one"
-        )
+    def test_a_ref_is_looked_up_under_its_own_provider_only(self, providers: dict[str, KeyProvider]) -> None:
+        ring = KeyRing(providers, primary="one")
         _, wrapped = ring.generate(OBJECT_ID)
 
-        refs = [ring.knows(name, ref) for name in ("one", "two") for ref in ("ref-1", "ref-2")]
+        refs = [ring.knows(name, providers[of].current_ref()) for name in providers for of in providers]
         assert refs == [True, False, False, True]
         with pytest.raises(KeyUnavailable):
-            ring.unwrap(WrappedKey("two", wrapped.key_ref, wrapped.blob), OBJECT_ID)
-
-    def test_the_object_reaches_the_provider(self) -> None:
-        ring = KeyRing({"one": ReversingProvider("one", "ref-1")}, primary="one")
-        dek, wrapped = ring.generate(OBJECT_ID)
-
-        assert ring.unwrap(wrapped, OBJECT_ID) == dek
-        with pytest.raises(KeyUnwrapFailed):
-            ring.unwrap(wrapped, OTHER_ID)
+            ring.unwrap(replace(wrapped, provider="local"), OBJECT_ID)
 
     @pytest.mark.parametrize(
         "failure", [KeyServiceUnavailable("down"), KeyUnavailable("refused")], ids=lambda error: error.code
     )
-    def test_a_failing_primary_is_not_replaced_by_another(self, failure: EncryptionError) -> None:
-        ring = KeyRing(
-            {"one": ReversingProvider("one", "ref-1", failure=failure), "local": LocalKeyProvider([master_key(1)])},
-            primary="one",
-        )
+    def test_a_failing_provider_is_not_replaced_by_another(
+        self, providers: dict[str, KeyProvider], one: Other, failure: EncryptionError
+    ) -> None:
+        ring, other = KeyRing(providers, primary="one"), KeyRing(providers, primary="local")
+        _, wrapped = ring.generate(OBJECT_ID)
+        one.failure = failure
 
-        for attempt in (lambda: ring.generate(OBJECT_ID), ring.health):
+        for attempt in (lambda: ring.generate(OBJECT_ID), ring.health, lambda: other.unwrap(wrapped, OBJECT_ID)):
             with pytest.raises(type(failure)):
                 attempt()
+        other.health()
 
-    def test_a_failing_provider_is_not_replaced_by_the_primary(self) -> None:
-        working = ReversingProvider("one", "ref-1")
-        _, wrapped = KeyRing({"one": working}, primary="one").generate(OBJECT_ID)
-        failing = ReversingProvider("one", "ref-1", failure=KeyServiceUnavailable("down"))
-        ring = KeyRing({"one": failing, "local": LocalKeyProvider([master_key(1)])}, primary="local")
-
-        with pytest.raises(KeyServiceUnavailable):
-            ring.unwrap(wrapped, OBJECT_ID)
-        ring.health()
-
-    def test_a_ring_keeps_the_providers_that_it_was_given(self) -> None:
-        providers: dict[str, KeyProvider] = {"one": ReversingProvider("one", "ref-1")}
+    def test_a_ring_keeps_the_providers_that_it_was_given(self, providers: dict[str, KeyProvider], one: Other) -> None:
         ring = KeyRing(providers, primary="one")
 
         providers.clear()
 
-        assert ring.knows("one", "ref-1")
+        assert ring.knows("one", one.current_ref())
+        assert ring.held_refs() == {LocalKeyProvider([master_key(number)]).current_ref() for number in (1, 2, 3)}
 
 
 def test_repr_of_a_data_key_and_of_a_wrapped_key_shows_its_ref_alone() -> None:
     assert repr(DataKey(DEK, b"wrapped", "ref-1")) == "DataKey(key_ref='ref-1')"
     assert repr(WrappedKey("local", "ref-1", "c2VjcmV0")) == "WrappedKey(provider='local', key_ref='ref-1')"
-
-
-def test_a_ring_holds_every_key_of_its_providers() -> None:
-    keys = [generate_master_key(), generate_master_key()]
-
-    ring = KeyRing({"local": LocalKeyProvider(keys)}, primary="local")
-
-    assert ring.held_refs() == {LocalKeyProvider([key]).current_ref() for key in keys}
