@@ -1,6 +1,7 @@
 """Passwords, hashers that are quick, and what happens while a password is looked at."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +31,32 @@ class CountingHasher(PasswordHasher):
     def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
         self.verified.append((str(hash), str(password)))
         return super().verify(hash, password)
+
+
+class Gate:
+    """Lets threads through when they are told to go on; counts them."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked = self.running = self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            self.asked += 1
+            self.running += 1
+            self.most_at_once = max(self.most_at_once, self.running)
+        assert self.go_on.wait(60)
+        with self._lock:
+            self.running -= 1
+
+
+class SlowJudge(Gate):
+    """Finds every password strong, when told to go on."""
+
+    def __call__(self, password: str, hints: Sequence[str]) -> int:
+        self.wait()
+        return 4
 
 
 @contextmanager

@@ -1,29 +1,16 @@
 """New passwords are judged one at a time, and none before its request is counted."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from testing.passwords import SlowJudge
 from testing.servers import wait_until
 from testing.vault import Vault, refusal
 
 pytestmark = pytest.mark.one_database
-
-
-class SlowJudge:
-    """Finds every password strong, when told to go on."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.asked = 0
-
-    def __call__(self, password: str, hints: Sequence[str]) -> int:
-        self.asked += 1
-        assert self.go_on.wait(60)
-        return 4
 
 
 def register(vault: Vault, number: int) -> Any:

@@ -1,7 +1,6 @@
-import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,7 @@ from argon2.exceptions import VerifyMismatchError
 from zxcvbn.matching import L33T_TABLE, enumerate_l33t_subs, relevant_l33t_subtable
 
 from testing.machine import slowness
-from testing.passwords import CHEAP_HASHER, PASSWORD, CountingHasher
+from testing.passwords import CHEAP_HASHER, PASSWORD, CountingHasher, Gate, SlowJudge
 from testing.servers import wait_until
 from vault.auth.passwords import MAX_LENGTH, Passwords, _cheap_to_judge, check_strength
 from vault.core.errors import Busy, InputRefused
@@ -24,40 +23,17 @@ def passwords() -> Passwords:
     return Passwords(CHEAP_HASHER, concurrency=4)
 
 
-class SlowHasher(PasswordHasher):
-    """Hashes when told to go on."""
+class SlowHasher(Gate, PasswordHasher):
+    """Hashes when its gate is open, as it is at first."""
 
     def __init__(self) -> None:
-        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
-        self.go_on = threading.Event()
+        super().__init__()
+        PasswordHasher.__init__(self, time_cost=1, memory_cost=8, parallelism=1)
         self.go_on.set()
-        self.running = 0
-        self.most_at_once = 0
-        self._lock = threading.Lock()
 
     def hash(self, password: str | bytes, **kwargs: Any) -> str:
-        with self._lock:
-            self.running += 1
-            self.most_at_once = max(self.most_at_once, self.running)
-        self.go_on.wait(20)
-        with self._lock:
-            self.running -= 1
+        self.wait()
         return super().hash(password, **kwargs)
-
-
-class SlowJudge:
-    """Judges when told to go on; finds every password strong."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.running = self.most_at_once = 0
-
-    def __call__(self, password: str, hints: Sequence[str]) -> int:
-        self.running += 1
-        self.most_at_once = max(self.most_at_once, self.running)
-        assert self.go_on.wait(20)
-        self.running -= 1
-        return 4
 
 
 # --- hashing --------------------------------------------------------------------------------------------------------
@@ -183,9 +159,7 @@ def test_a_failed_check_gives_its_slot_back() -> None:
     passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=0.05)
     kept = passwords.hash(PASSWORD)
 
-    answers = [passwords.matches(kept, "wrong") for _ in range(5)] + [passwords.matches("broken", PASSWORD)]
-
-    assert answers == [False] * 6
+    assert [passwords.matches(tried, "wrong") for tried in [kept] * 5 + ["broken"]] == [False] * 6
     assert passwords.matches(kept, PASSWORD) is True
 
 

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import BoundedSemaphore
 from time import monotonic
 
@@ -14,6 +14,7 @@ from vault.http.connections import SMALL_BYTES, begin_transfer, know_account
 from vault.server.pacing import Pace, PacedSocket, Waits
 
 LARGE = bytes(8 * 1024 * 1024)
+Later = Callable[..., None]
 
 
 @pytest.fixture
@@ -52,10 +53,15 @@ def slot_is_free(waits: Waits) -> bool:
 
 
 @pytest.fixture
-def later() -> Iterator[list[threading.Timer]]:
-    """Timers that are started here, and over at the test's end."""
+def later() -> Iterator[Later]:
+    """Calls a function after so many seconds, unless the test has ended."""
     timers: list[threading.Timer] = []
-    yield timers
+
+    def start(seconds: float, act: Callable[..., object], *args: object) -> None:
+        timers.append(threading.Timer(seconds, act, args))
+        timers[-1].start()
+
+    yield start
     for timer in timers:
         timer.cancel()
         timer.join()
@@ -74,10 +80,9 @@ def test_bytes_that_are_there_need_no_slot(ours: PacedSocket, theirs: socket.soc
 
 
 def test_bytes_of_a_transfer_are_waited_for_in_its_slot_until_the_request_ends(
-    ours: PacedSocket, theirs: socket.socket, waits: Waits, later: list[threading.Timer]
+    ours: PacedSocket, theirs: socket.socket, waits: Waits, later: Later
 ) -> None:
-    later.append(threading.Timer(0.05, theirs.sendall, [b"late"]))
-    later[0].start()
+    later(0.05, theirs.sendall, b"late")
     ours.begin_transfer()
 
     received = ours.recv(100)
@@ -132,17 +137,14 @@ def test_an_answer_to_a_stranger_is_waited_for_without_a_slot_for_transfers_and_
     assert isinstance(out_of_turn.value.__cause__, Busy)
 
 
-def test_a_client_that_goes_is_no_longer_waited_for(
-    ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]
-) -> None:
-    later.append(threading.Timer(0.05, theirs.close))
-    later[0].start()
+def test_a_client_that_goes_is_no_longer_waited_for(ours: PacedSocket, theirs: socket.socket, later: Later) -> None:
+    later(0.05, theirs.close)
     ours.begin_transfer()
 
     assert ours.recv(1) == b""
 
 
-def test_a_client_that_takes_nothing_is_cut(ours: PacedSocket, theirs: socket.socket) -> None:
+def test_a_client_that_takes_nothing_is_cut(ours: PacedSocket) -> None:
     ours.begin_transfer()
 
     with pytest.raises(BrokenPipeError):
@@ -152,12 +154,11 @@ def test_a_client_that_takes_nothing_is_cut(ours: PacedSocket, theirs: socket.so
 
 
 def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
-    ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]
+    ours: PacedSocket, theirs: socket.socket, later: Later
 ) -> None:
     # Four windows, of which each brings its bytes.
-    later.extend(threading.Timer(0.02 * n, theirs.sendall, [bytes(200)]) for n in range(1, 40))
-    for timer in later:
-        timer.start()
+    for n in range(1, 40):
+        later(0.02 * n, theirs.sendall, bytes(200))
     ours.begin_transfer()
 
     received = 0
@@ -170,21 +171,19 @@ def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
 
 @pytest.mark.parametrize("count", [0, 100], ids=["nothing", "a trickle"])
 def test_a_client_that_sends_too_little_is_too_slow(
-    ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer], count: int
+    ours: PacedSocket, theirs: socket.socket, later: Later, count: int
 ) -> None:
-    later.extend(threading.Timer(0.02 * n, theirs.sendall, [b"x"]) for n in range(1, count))
-    for timer in later:
-        timer.start()
+    for n in range(1, count):
+        later(0.02 * n, theirs.sendall, b"x")
     ours.begin_transfer()
 
     with pytest.raises(TooSlow):
         [ours.recv(100) for _ in range(100)]
 
 
-def test_each_request_has_its_own_time(ours: PacedSocket, theirs: socket.socket, later: list[threading.Timer]) -> None:
+def test_each_request_has_its_own_time(ours: PacedSocket, theirs: socket.socket, later: Later) -> None:
     for _ in range(4):
-        later.append(threading.Timer(0.1, theirs.sendall, [b"x"]))
-        later[-1].start()
+        later(0.1, theirs.sendall, b"x")
         ours.begin_transfer()
 
         assert ours.recv(1) == b"x"
@@ -192,7 +191,7 @@ def test_each_request_has_its_own_time(ours: PacedSocket, theirs: socket.socket,
 
 
 def test_a_client_that_takes_little_by_little_is_not_cut_while_the_kernel_holds_megabytes_for_it(
-    theirs: socket.socket,
+    theirs: socket.socket, later: Later
 ) -> None:
     # It takes 100 kB a second, of which 40 are demanded. The kernel has room again when a third of what it holds is
     # gone, which takes ten times as long as a client is waited for.
@@ -208,15 +207,13 @@ def test_a_client_that_takes_little_by_little_is_not_cut_while_the_kernel_holds_
         ours.begin_transfer()
         reader = threading.Thread(target=read_slowly)
         reader.start()
-        stop = threading.Timer(2.5, theirs.shutdown, [socket.SHUT_RDWR])
-        stop.start()
+        later(2.5, theirs.shutdown, socket.SHUT_RDWR)
         began = monotonic()
         with pytest.raises(ConnectionError):
             ours.sendall(LARGE)
         lasted = monotonic() - began
         stopped.set()
         reader.join()
-        stop.join()
 
     assert not ours.is_cut
     assert lasted > 2
