@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import jwt
 import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
@@ -457,6 +458,17 @@ def accounts_agree(container: Container) -> bool:
     )
     with container.core.sessions.begin() as session:
         return session.scalar(wrong) is None
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return dict(jwt.decode(token, options={"verify_signature": False}))
+
+
+def forged(vault: Vault, token: str, *, key: bytes | str | None = None, algorithm: str = "HS256", **claims: Any) -> str:
+    """Return a token with some claims changed; None takes a claim away."""
+    changed = {name: value for name, value in {**claims_of(token), **claims}.items() if value is not None}
+    own = derive_key(vault.settings.site.secret_key, "jwt")
+    return jwt.encode(changed, own if key is None else key, algorithm=algorithm)
 
 
 def refusal(answer: Any) -> tuple[int, str]:

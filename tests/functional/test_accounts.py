@@ -4,17 +4,16 @@ import json
 import unicodedata
 import uuid
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from functools import partial
 from typing import Any
 
-import jwt
 import pytest
 import sqlalchemy as sa
 
 from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD
-from testing.vault import AUTH, EMAIL, SQLITE, Person, Vault, but_request_id, refusal
+from testing.vault import AUTH, EMAIL, SQLITE, Person, Vault, but_request_id, forged, refusal
 from vault.auth import mails
-from vault.auth.models import EmailToken, User
+from vault.auth.models import User
 from vault.core.derived import derive_key
 from vault.mail.models import MailJob
 
@@ -56,14 +55,12 @@ def test_a_used_link_is_answered_alike_for_an_hour_and_then_refused(vault: Vault
     assert vault.outcomes("user.email_verified") == {"ok": 1, "failed": 1}
 
 
-def test_a_link_that_is_expired_or_unknown_or_void_is_refused(vault: Vault) -> None:
+def test_an_unknown_link_is_refused(vault: Vault) -> None:
     token = vault.confirmation_token()
 
-    unknown = [vault.verify(text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
-    vault.clock.advance(hours=24, seconds=10)
-    expired = vault.verify(token)
+    answers = [vault.verify(text) for text in ("", "x", token[:-1], token + "x", token.swapcase(), "é" * 200)]
 
-    assert {refusal(answer) for answer in [*unknown, expired]} == {(400, "invalid_token")}
+    assert {refusal(answer) for answer in answers} == {(400, "invalid_token")}
     assert vault.user().email_verified_at is None
 
 
@@ -269,22 +266,13 @@ def test_passwords_take_any_characters_and_are_compared_in_one_normal_form(vault
     assert vault.login(password=composed[:-1]).status_code == 401
 
 
-def test_128_characters_are_accepted_and_all_of_them_count(vault: Vault) -> None:
-    long = "four plain words stapled " + "x" * 103
-    assert len(long) == 128
-    vault.verify(vault.confirmation_token(password=long), long)
-
-    assert vault.login(password=long).status_code == 200
-    for wrong in (long[:-1], long + "x", long[:72]):
-        assert vault.login(password=wrong).status_code == 401
-
-
 # Input that is not acceptable
 
 NOT_TEXT: list[Any] = ["a\ud800", ["a"], 5, 1.5, None, True, {"a": "b"}, [[]]]
 FIELDS = {
     "register": {"email": EMAIL, "password": PASSWORD, "full_name": ""},
     "login": {"email": EMAIL, "password": PASSWORD},
+    "refresh": {"refresh_token": "x"},
     "verify-email": {"token": "x", "password": PASSWORD},
     "resend-verification": {"email": EMAIL},
     "forgot-password": {"email": EMAIL},
@@ -331,6 +319,7 @@ def test_fields_that_hold_no_text_are_named(vault: Vault, anna: Person) -> None:
         pytest.param("register", {"password": "x" * 10_000}, id="huge password"),
         pytest.param("login", {"password": "x" * 1025}, id="long password"),
         pytest.param("login", {"a\ud800b": 1}, id="odd"),
+        pytest.param("refresh", {"refresh_token": None}, id="no refresh token"),
         pytest.param("forgot-password", {"email": "no address"}, id="forgot"),
         pytest.param("reset-password", {"token": "x" * 257}, id="reset token"),
         pytest.param("reset-password", {"new_password": "x" * 10_000}, id="reset password"),
@@ -415,21 +404,13 @@ def test_the_name_can_be_changed_and_nothing_else(vault: Vault, anna: Person, be
 # Tokens
 
 
-def crafted(person: Person, *, key: bytes | None = None, algorithm: str = "HS256", **changes: Any) -> str:
-    """The person's access token with some claims changed; None takes a claim away."""
-    claims = jwt.decode(person.access_token, options={"verify_signature": False})
-    claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
-    own = derive_key(person.vault.settings.site.secret_key, "jwt")
-    return jwt.encode(claims, own if key is None else key, algorithm=algorithm)
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR", "Bearer "])
+def test_a_forged_token_with_nothing_wrong_is_accepted_in_any_case_of_the_scheme(
+    vault: Vault, anna: Person, scheme: str
+) -> None:
+    token = forged(vault, anna.access_token)
 
-
-def unsigned(token: str) -> str:
-    header = {"alg": "none", "typ": "JWT"}
-    return f"{jwt.utils.base64url_encode(json.dumps(header).encode()).decode()}.{token.split('.')[1]}."
-
-
-def test_a_crafted_token_is_accepted_when_nothing_is_wrong_with_it(anna: Person) -> None:
-    answer = anna.vault.client.get(f"{AUTH}/me", headers={"Authorization": f"Bearer {crafted(anna)}"})
+    answer = vault.client.get(f"{AUTH}/me", headers={"Authorization": f"{scheme} {token}"})
 
     assert answer.status_code == 200
 
@@ -439,33 +420,33 @@ def test_bad_tokens_get_one_401_and_missing_ones_a_plain_challenge(vault: Vault,
     secret = vault.settings.site.secret_key
     now = datetime.now(UTC)
     long_ago, bert_id = now - timedelta(hours=1), str(vault.user(bert.email).id)
-    own = derive_key(secret, "jwt")
+    crafted = partial(forged, vault, anna.access_token)
     tokens: dict[str, str | None] = {
         "none at all": None,
         "empty": "",
         "garbage": "garbage",
         "three dots": "a.b.c",
-        "another key": crafted(anna, key=b"k" * 32),
-        "the secret itself": crafted(anna, key=secret.encode()),
-        "another label's key": crafted(anna, key=derive_key(secret, "cursor")),
-        "alg none": unsigned(anna.access_token),
-        "HS384": crafted(anna, key=own, algorithm="HS384"),
-        "HS512": crafted(anna, key=own, algorithm="HS512"),
+        "another key": crafted(key=b"k" * 32),
+        "the secret itself": crafted(key=secret.encode()),
+        "another label's key": crafted(key=derive_key(secret, "cursor")),
+        "alg none": crafted(key="", algorithm="none"),
+        "HS384": crafted(algorithm="HS384"),
+        "HS512": crafted(algorithm="HS512"),
         "a refresh token": anna.refresh_token,
-        "typed refresh": crafted(anna, type="refresh"),
-        "somebody else's sub": crafted(anna, sub=bert_id),
-        "an unknown sub": crafted(anna, sub=str(uuid.uuid4())),
-        "a sub that is no id": crafted(anna, sub="anna"),
-        "no sub": crafted(anna, sub=None),
-        "no sid": crafted(anna, sid=None),
-        "an unknown sid": crafted(anna, sid=str(uuid.uuid4())),
-        "a sid that is no text": crafted(anna, sid=[1]),
-        "expired": crafted(anna, iat=long_ago, nbf=long_ago, exp=now - timedelta(minutes=1)),
-        "not valid yet": crafted(anna, nbf=now + timedelta(hours=1)),
-        "another issuer": crafted(anna, iss="elsewhere"),
-        "no issuer": crafted(anna, iss=None),
-        "another audience": crafted(anna, aud="elsewhere"),
-        "no audience": crafted(anna, aud=None),
+        "typed refresh": crafted(type="refresh"),
+        "somebody else's sub": crafted(sub=bert_id),
+        "an unknown sub": crafted(sub=str(uuid.uuid4())),
+        "a sub that is no id": crafted(sub="anna"),
+        "no sub": crafted(sub=None),
+        "no sid": crafted(sid=None),
+        "an unknown sid": crafted(sid=str(uuid.uuid4())),
+        "a sid that is no text": crafted(sid=[1]),
+        "expired": crafted(iat=long_ago, nbf=long_ago, exp=now - timedelta(minutes=1)),
+        "not valid yet": crafted(nbf=now + timedelta(hours=1)),
+        "another issuer": crafted(iss="elsewhere"),
+        "no issuer": crafted(iss=None),
+        "another audience": crafted(aud="elsewhere"),
+        "no audience": crafted(aud=None),
         "cut": anna.access_token[:-2],
         "two words": f"{anna.access_token} x",
     }
@@ -489,28 +470,22 @@ def test_bad_tokens_get_one_401_and_missing_ones_a_plain_challenge(vault: Vault,
     assert set(challenges.values()) == {'Bearer realm="secure-vault", error="invalid_token"'}
 
 
-@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR", "Bearer "])
-def test_the_case_of_the_scheme_does_not_matter(anna: Person, scheme: str) -> None:
-    answer = anna.vault.client.get(f"{AUTH}/me", headers={"Authorization": f"{scheme} {anna.access_token}"})
-
-    assert answer.status_code == 200
-
-
 def test_a_token_ends_with_its_account_and_its_session(vault: Vault, anna: Person, bert: Person) -> None:
     vault.change_user(anna.email, disabled_at=vault.clock())
     vault.execute(sa.delete(User).where(User.email_key == bert.email))
 
-    disabled, deleted = anna.me(), bert.me()
+    disabled, deleted, refreshed = anna.me(), bert.me(), [anna.refresh()]
     vault.change_user(anna.email, disabled_at=None)
     enabled = anna.me()
     vault.change_user(anna.email, email_verified_at=None)
     unverified = anna.me()
+    refreshed.append(anna.refresh())
     vault.change_user(anna.email, email_verified_at=vault.clock())
     vault.clock.advance(days=30)
     session_over = anna.me()
 
     assert enabled.status_code == 200
-    assert {refusal(a) for a in (disabled, deleted, unverified, session_over)} == {(401, "unauthorized")}
+    assert {refusal(a) for a in (disabled, deleted, unverified, session_over, *refreshed)} == {(401, "unauthorized")}
     assert len({but_request_id(a)[2] for a in (disabled, deleted, unverified, session_over)}) == 1
 
 
@@ -539,26 +514,3 @@ def test_no_answer_sets_a_cookie(vault: Vault) -> None:
 
 
 # What stays behind
-
-
-def test_hashes_are_argon2id_and_differ_for_one_password(vault: Vault) -> None:
-    token = vault.confirmation_token()
-    vault.register("bert@example.org")
-
-    hashes = [vault.user(email).password_hash or "" for email in (EMAIL, "bert@example.org")]
-
-    assert all(text.startswith("$argon2id$v=19$") for text in hashes)
-    assert hashes[0] != hashes[1]
-    assert [row.token_hash for row in vault.scalars(sa.select(EmailToken))] == [sha256(token.encode()).digest()]
-
-
-def test_a_sender_that_fails_fails_no_request_and_puts_the_mail_off(vault: Vault) -> None:
-    vault.mailer.failure = RuntimeError("provider is down")
-
-    answer = vault.register()
-    with pytest.raises(RuntimeError):
-        vault.run_queue()
-
-    assert answer.status_code == 202
-    (job,) = vault.scalars(sa.select(MailJob))
-    assert (job.state, job.failure) == ("queued", "RuntimeError")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-import jwt
 import pytest
 import sqlalchemy as sa
 
 from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, meanwhile
-from testing.vault import AUTH, FILES, Person, Vault
+from testing.vault import AUTH, FILES, Person, Vault, claims_of
 from vault.audit.models import Action, AuditEvent
 from vault.auth.erasing import Eraser
 from vault.auth.models import PasswordAttempts
@@ -142,7 +141,7 @@ def _order(event: AuditEvent | Expected) -> tuple[str, str, str, str]:
 
 
 def session_of(access_token: str) -> uuid.UUID:
-    return uuid.UUID(jwt.decode(access_token, options={"verify_signature": False})["sid"])
+    return uuid.UUID(claims_of(access_token)["sid"])
 
 
 def documented() -> dict[str, tuple[set[tuple[str, str | None]], set[str]]]:

@@ -29,6 +29,11 @@ def routes(vault: Vault) -> set[tuple[str, str]]:
     }
 
 
+@pytest.fixture
+def document(vault: Vault) -> Any:
+    return vault.client.get("/openapi.json").json
+
+
 def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
     """Yield method, path and operation."""
     for path, item in document["paths"].items():
@@ -38,7 +43,7 @@ def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
 # The document
 
 
-def test_every_route_is_documented_and_nothing_else(vault: Vault) -> None:
+def test_every_route_is_documented_and_nothing_else_and_no_secret(vault: Vault) -> None:
     answer = vault.client.get("/openapi.json")
 
     document = answer.json
@@ -47,11 +52,14 @@ def test_every_route_is_documented_and_nothing_else(vault: Vault) -> None:
     # Flask answers HEAD wherever it answers GET; of content it is part of the contract.
     assert documented == routes(vault) | {("head", f"{BASE}/files/{{file_id}}/content")}
     assert len(documented) >= 11
+    for secret in (vault.settings.site.secret_key, *vault.settings.keys.master_keys, vault.settings.database.url):
+        assert secret not in answer.text
 
 
-def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> None:
-    document = vault.client.get("/openapi.json").json
-
+def test_every_operation_has_a_name_and_says_what_it_does_and_what_it_answers(document: Any) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(names)) == len(names)
+    assert {"auth_login", "files_upload", "files_content", "files_content_head", "admin_list_files"} <= set(names)
     for method, path, operation in operations(document):
         where = f"{method} {path}"
         # A title that begins with a verb.
@@ -68,9 +76,7 @@ def test_every_operation_says_what_it_does_and_what_it_answers(vault: Vault) -> 
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 
-def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_takes(vault: Vault) -> None:
-    document = vault.client.get("/openapi.json").json
-
+def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_takes(document: Any) -> None:
     for _, path, operation in operations(document):
         failures = {status: answer for status, answer in operation["responses"].items() if status >= "4"}
         del failures["default"]
@@ -88,34 +94,23 @@ def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_t
             assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
 
 
-def test_every_operation_has_a_name_of_its_own(vault: Vault) -> None:
-    document = vault.client.get("/openapi.json").json
-
-    names = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(names)) == len(names)
-    assert {"auth_login", "files_upload", "files_content", "files_content_head", "admin_list_files"} <= set(names)
-
-
 def test_the_document_names_the_server_by_its_public_address(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(PUBLIC_URL="http://localhost:8123")
 
     assert vault.client.get("/openapi.json").json["servers"] == [{"url": "http://localhost:8123"}]
 
 
-def test_downloads_are_bytes_to_the_makers_of_clients(vault: Vault) -> None:
-    paths = vault.client.get("/openapi.json").json["paths"]
-
+def test_downloads_are_bytes_to_the_makers_of_clients(document: Any) -> None:
     for path, statuses in (
         (f"{BASE}/files/{{file_id}}/content", ("200", "206")),
         (f"{BASE}/admin/audit/export", ("200",)),
     ):
         for status in statuses:
-            content = paths[path]["get"]["responses"][status]["content"]
+            content = document["paths"][path]["get"]["responses"][status]["content"]
             assert content["application/octet-stream"]["schema"] == {"type": "string", "format": "binary"}
 
 
-def test_every_schema_has_an_example_that_follows_it(vault: Vault) -> None:
-    document = vault.client.get("/openapi.json").json
+def test_every_schema_has_an_example_that_follows_it(document: Any) -> None:
     schemas = document["components"]["schemas"]
 
     assert {name for name, schema in schemas.items() if "examples" not in schema} == set()
@@ -127,11 +122,8 @@ def test_every_schema_has_an_example_that_follows_it(vault: Vault) -> None:
             assert [error.message for error in checker.iter_errors(example)] == [], name
 
 
-def test_every_reference_in_the_document_leads_somewhere(vault: Vault) -> None:
-    text = vault.client.get("/openapi.json").text
-    document = json.loads(text)
-
-    for reference in set(re.findall(r'"\$ref": ?"([^"]+)"', text)):
+def test_every_reference_in_the_document_leads_somewhere(document: Any) -> None:
+    for reference in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document))):
         found: Any = document
         assert reference.startswith("#/")
         for name in reference[2:].split("/"):
@@ -189,23 +181,10 @@ def test_every_error_is_a_problem_with_the_requests_id(breaking: Vault) -> None:
     assert "Retry-After" in answers[502, "storage_unavailable"].headers
 
 
-def test_an_unexpected_error_tells_nothing_about_itself(breaking: Vault) -> None:
-    answer = breaking.client.get(f"{BASE}/unexpected")
-
-    assert answer.json["detail"] == "The server could not answer this request."
-    assert not re.search(r"secret|detail in|srv|RuntimeError|Traceback|\.py", answer.text)
-
-
 def test_an_error_does_not_repeat_the_request(vault: Vault) -> None:
     answer = vault.client.get(f"{BASE}/nothing/a-secret?token=a-secret", headers={"Referer": "http://a-secret.example"})
 
     assert "a-secret" not in answer.text
-
-
-def test_every_code_of_the_table_has_a_status_that_fits() -> None:
-    assert all(400 <= status < 600 for status in STATUS.values())
-    assert STATUS["integrity_failed"] == STATUS["key_unwrap_failed"] == 500
-    assert (STATUS["storage_unavailable"], STATUS["storage_full"]) == (502, 507)
 
 
 # Request ids
@@ -217,30 +196,19 @@ def test_a_request_id_that_is_valid_is_echoed(vault: Vault) -> None:
             assert vault.client.get(path, headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
 
 
-def test_a_request_id_that_is_not_is_replaced(vault: Vault) -> None:
-    for given in ("", "x" * 65, "a b", "ä", "a,b", "<script>", "a;b", "a\tb", '"a"'):
-        answer = vault.client.get(f"{BASE}/nothing", headers={"X-Request-ID": given})
+def test_a_request_id_that_is_not_is_replaced_by_one_of_its_own(vault: Vault) -> None:
+    given = ["", "x" * 65, "a b", "ä", "a,b", "<script>", "a;b", "a\tb", '"a"']
 
-        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"]), given
-        assert answer.json["request_id"] == answer.headers["X-Request-ID"]
+    answers = [vault.client.get(f"{BASE}/nothing", headers={"X-Request-ID": text}) for text in given]
 
-
-def test_two_requests_without_an_id_get_different_ones(vault: Vault) -> None:
-    first, second = (vault.client.get("/livez").headers["X-Request-ID"] for _ in range(2))
-
-    assert first != second
+    ids = [answer.headers["X-Request-ID"] for answer in answers]
+    assert all(re.fullmatch(r"[0-9a-f]{32}", request_id) for request_id in ids)
+    assert [answer.json["request_id"] for answer in answers] == ids
+    assert len(set(ids)) == len(given)
 
 
 def test_liveness_asks_no_dependency(vault: Vault) -> None:
-
     with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.ANY, stays_away=True):
         answer = vault.client.get("/livez")
 
     assert (answer.status_code, answer.text, vault.store.calls) == (200, "ok\n", [])
-
-
-def test_documentation_needs_no_token_and_holds_no_secret(vault: Vault) -> None:
-    text = vault.client.get("/openapi.json").text
-
-    for secret in (vault.settings.site.secret_key, *vault.settings.keys.master_keys, vault.settings.database.url):
-        assert secret not in text
