@@ -1,6 +1,6 @@
 """The SQL statements that an application sends, and PostgreSQL's plans for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,13 @@ def statements(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
-def explained(engine: Engine, statement: str, parameters: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run a statement on PostgreSQL; return the root of its plan, and all nodes."""
+def explained(
+    engine: Engine, statement: str, parameters: Any, *, off: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run a statement on PostgreSQL, with some settings off; return the root of its plan, and all nodes."""
     with engine.connect() as connection:
+        for name in off:
+            connection.exec_driver_sql(f"SET LOCAL {name} = off")
         explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         ((answer,),) = connection.exec_driver_sql(explain, parameters).scalars()
     return answer["Plan"], list(_nodes(answer["Plan"]))

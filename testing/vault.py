@@ -6,8 +6,8 @@ import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,10 +24,12 @@ from flask import Flask, Response, request
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
 from werkzeug.exceptions import HTTPException
 
 from testing.faults import FailingStore
 from testing.passwords import CHEAP_HASHER, NEW_PASSWORD, PASSWORD
+from testing.servers import wait_until
 from testing.settings import make_settings
 from vault import create_app
 from vault.audit.models import AuditEvent
@@ -495,6 +497,22 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(act_together, range(count)))
+
+
+@contextmanager
+def while_locked(vault: Vault, user_id: uuid.UUID, act: Callable[[], Any]) -> Iterator[tuple[Session, Future[Any]]]:
+    """Lock an account's row on PostgreSQL, act on another thread, and yield once that waits for the row."""
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    with ThreadPoolExecutor(1) as threads, vault.container.core.sessions.begin() as session:
+        session.execute(sa.select(User.id).where(User.id == user_id).with_for_update())
+        acting = threads.submit(act)
+        wait_until(lambda: session.scalar(sa.text(waits)), what="the act waiting for the account")
+        yield session, acting
+
+
+def free_of(session: Session, *user_ids: uuid.UUID) -> Sequence[uuid.UUID]:
+    """Lock those of the accounts that no other transaction has locked; return which."""
+    return session.scalars(sa.select(User.id).where(User.id.in_(user_ids)).with_for_update(skip_locked=True)).all()
 
 
 def but_request_id(answer: Any) -> tuple[int, dict[str, str], str]:
