@@ -1,10 +1,12 @@
-"""An object store and a database that fail on command."""
+"""An object store, a database and a system that fail on command."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -156,3 +158,10 @@ def _listening(engine: Engine, name: str, listener: Any) -> Iterator[None]:
         yield
     finally:
         sa.event.remove(engine, name, listener)
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Let no thread start, as where the system has no more."""
+    with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+        yield

@@ -70,16 +70,9 @@ def test_only_the_api_is_published_and_to_this_machine_alone(services: dict[str,
 def test_the_api_listens_on_loopback_unless_its_command_says_otherwise(
     services: dict[str, Any], tmp_path: Path
 ) -> None:
-    command = [str(BIN / "gunicorn"), "--config", "gunicorn.conf.py", "--print-config", "wsgi:app"]
-    shown = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(tmp_path, PORT="8123"),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    command = [BIN / "gunicorn", "--config", "gunicorn.conf.py", "--print-config", "wsgi:app"]
+    env = environment(tmp_path, PORT="8123")
+    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=True)
 
     assert re.search(r"^bind +: \['127\.0\.0\.1:8123'\]|^bind += \['127\.0\.0\.1:8123'\]", shown.stdout, re.MULTILINE)
     # Inside of a container, where loopback is the container's own.
@@ -162,10 +155,8 @@ def test_the_schema_of_a_file_refuses_an_unknown_key(tmp_path: Path, command: st
     changed = tmp_path / Path(name).name
     changed.write_text(f"{(ROOT / name).read_text()}\nunknown_key: true\n")
 
-    done = subprocess.run(
-        [BIN / "check-jsonschema", *command.split()[1:], changed],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    words = [BIN / "check-jsonschema", *command.split()[1:], changed]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
 
     assert done.returncode == 1
     assert "'unknown_key' " in done.stdout

@@ -34,33 +34,23 @@ def lock() -> Iterator[int]:
 
 
 def waiting(on_hang_up: str, seconds: str) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WAITING, on_hang_up, seconds],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", _WAITING, on_hang_up, seconds]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"waiting\n"
     return process
 
 
-def test_the_supervisor_ends_when_the_reader_of_its_output_is_gone() -> None:
-    process = waiting("SIG_DFL", "100")
+@pytest.mark.parametrize(("on_hang_up", "seconds", "status"), [("SIG_DFL", "100", 3), ("SIG_IGN", "0.2", 0)])
+def test_the_supervisor_ends_when_the_reader_of_its_output_is_gone_and_goes_on_under_nohup(
+    on_hang_up: str, seconds: str, status: int
+) -> None:
+    process = waiting(on_hang_up, seconds)
     assert process.stdout is not None
 
     process.stdout.close()
 
-    assert process.wait(timeout=60) == 3
-
-
-def test_the_supervisor_goes_on_under_nohup() -> None:
-    process = waiting("SIG_IGN", "0.2")
-    assert process.stdout is not None
-
-    process.stdout.close()
-
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])

@@ -13,25 +13,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Stateme
 from sqlalchemy.orm import Session, sessionmaker
 
 from vault.auth.models import EmailToken, User
-from vault.core.db import (
-    DatabaseMissing,
-    UtcDateTime,
-    count_changed,
-    create_database,
-    create_engine,
-    create_sessionmaker,
-    db_now,
-    one_read,
-    one_write,
-    run,
-)
+from vault.core import db
 from vault.settings import values as parse
 
 MOMENTS = sa.Table(
     "moments",
     sa.MetaData(),
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("at", UtcDateTime),
+    sa.Column("at", db.UtcDateTime),
 )
 PRAGMAS = {
     "journal_mode": "wal",
@@ -56,7 +45,7 @@ def psycopg2_url(url: str) -> str:
 
 @contextmanager
 def engine_over(url: str) -> Iterator[Engine]:
-    engine = create_engine(psycopg2_url(url))
+    engine = db.create_engine(psycopg2_url(url))
     MOMENTS.create(engine)
     yield engine
     MOMENTS.drop(engine)
@@ -65,7 +54,7 @@ def engine_over(url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def postgres(postgres_url: str) -> Iterator[Engine]:
-    engine = create_engine(psycopg2_url(postgres_url))
+    engine = db.create_engine(psycopg2_url(postgres_url))
     yield engine
     engine.dispose()
 
@@ -74,8 +63,8 @@ def postgres(postgres_url: str) -> Iterator[Engine]:
 def sqlite(tmp_path: Path) -> Iterator[Engine]:
     """A new SQLite file, without tables."""
     url = f"sqlite:///{tmp_path}/vault.db"
-    create_database(url)
-    engine = create_engine(url)
+    db.create_database(url)
+    engine = db.create_engine(url)
     yield engine
     engine.dispose()
 
@@ -138,7 +127,7 @@ def test_a_postgresql_session_in_another_time_zone_changes_nothing(postgres_url:
         store(engine, NOON)
         connection.execute(sa.text("SET LOCAL TIME ZONE 'Asia/Kathmandu'"))
         found = connection.scalar(sa.select(MOMENTS.c.at))
-        later = connection.scalar(sa.select(db_now(60)))
+        later = connection.scalar(sa.select(db.db_now(60)))
 
     assert found == NOON
     assert found is not None
@@ -153,7 +142,7 @@ def test_a_postgresql_session_in_another_time_zone_changes_nothing(postgres_url:
 @pytest.mark.parametrize("seconds", [0, 0.25, 60, -60, 86400, -3600.5, 10_000_000])
 def test_db_now_is_the_present_plus_its_offset(engine: Engine, seconds: float) -> None:
     with engine.begin() as connection:
-        found = connection.scalar(sa.select(db_now(seconds)))
+        found = connection.scalar(sa.select(db.db_now(seconds)))
 
     assert found is not None
     assert abs(found - datetime.now(UTC) - timedelta(seconds=seconds)) < timedelta(seconds=5)
@@ -164,25 +153,25 @@ def test_moments_given_by_this_process_compare_rightly_with_the_databases_clock(
     offsets = [-86400, -61, -30, 30, 61, 86400]
     store(engine, *(now + timedelta(seconds=offset) for offset in offsets))
 
-    assert stored(engine, MOMENTS.c.at <= db_now()) == [0, 1, 2]
-    assert stored(engine, MOMENTS.c.at <= db_now(45)) == [0, 1, 2, 3]
-    assert stored(engine, MOMENTS.c.at <= db_now(-45)) == [0, 1]
-    assert stored(engine, MOMENTS.c.at > db_now(3600)) == [5]
-    assert stored(engine, MOMENTS.c.at.between(db_now(-45.5), db_now(45.5))) == [2, 3]
+    assert stored(engine, MOMENTS.c.at <= db.db_now()) == [0, 1, 2]
+    assert stored(engine, MOMENTS.c.at <= db.db_now(45)) == [0, 1, 2, 3]
+    assert stored(engine, MOMENTS.c.at <= db.db_now(-45)) == [0, 1]
+    assert stored(engine, MOMENTS.c.at > db.db_now(3600)) == [5]
+    assert stored(engine, MOMENTS.c.at.between(db.db_now(-45.5), db.db_now(45.5))) == [2, 3]
 
 
 def test_moments_given_by_the_database_compare_rightly_with_both_clocks(engine: Engine) -> None:
-    store(engine, db_now(-30), db_now(), db_now(0.75), db_now(30))
+    store(engine, db.db_now(-30), db.db_now(), db.db_now(0.75), db.db_now(30))
 
-    assert stored(engine, MOMENTS.c.at <= db_now()) in ([0, 1], [0, 1, 2])
-    assert stored(engine, MOMENTS.c.at <= db_now(29)) == [0, 1, 2]
+    assert stored(engine, MOMENTS.c.at <= db.db_now()) in ([0, 1], [0, 1, 2])
+    assert stored(engine, MOMENTS.c.at <= db.db_now(29)) == [0, 1, 2]
     assert stored(engine, MOMENTS.c.at <= datetime.now(UTC) + timedelta(seconds=15)) == [0, 1, 2]
     assert stored(engine, MOMENTS.c.at <= datetime.now(UTC) - timedelta(seconds=15)) == [0]
 
 
 def test_sqlite_stores_both_clocks_in_one_form(sqlite_url: str) -> None:
     with engine_over(sqlite_url) as engine:
-        store(engine, NOON, NOON.replace(microsecond=0), db_now(), db_now(-0.5))
+        store(engine, NOON, NOON.replace(microsecond=0), db.db_now(), db.db_now(-0.5))
         with engine.begin() as connection:
             texts = connection.exec_driver_sql("SELECT at FROM moments").scalars().all()
 
@@ -192,22 +181,22 @@ def test_sqlite_stores_both_clocks_in_one_form(sqlite_url: str) -> None:
 
 def test_two_statements_of_different_offsets_are_not_mixed_up_by_the_cache(engine: Engine) -> None:
     with engine.begin() as connection:
-        answers = [connection.scalar(sa.select(db_now(seconds))) for seconds in (0, 3600, -3600)]
+        answers = [connection.scalar(sa.select(db.db_now(seconds))) for seconds in (0, 3600, -3600)]
 
     assert sorted(answers) == [answers[2], answers[0], answers[1]]
 
 
 def test_a_postgresql_transaction_sees_the_time_pass(postgres_url: str) -> None:
     with engine_over(postgres_url) as engine, engine.begin() as connection:
-        assert connection.scalar(sa.select(db_now() > sa.text("transaction_timestamp()"))) is True
+        assert connection.scalar(sa.select(db.db_now() > sa.text("transaction_timestamp()"))) is True
 
 
 # --- engines --------------------------------------------------------------------------------------------------------
 
 
 def test_creating_an_engine_connects_to_nothing(tmp_path: Path) -> None:
-    create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nothing").dispose()
-    create_engine(f"sqlite:///{tmp_path}/absent/vault.db").dispose()
+    db.create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nothing").dispose()
+    db.create_engine(f"sqlite:///{tmp_path}/absent/vault.db").dispose()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -217,16 +206,16 @@ def test_connecting_to_a_missing_sqlite_file_makes_none_and_says_where_it_should
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     url = URL.create("sqlite", database=str(path)).render_as_string()
-    engine = create_engine(url)
+    engine = db.create_engine(url)
 
     with pytest.raises(OperationalError) as caught:
         engine.connect()
     found_before = list(path.parent.iterdir())
-    create_database(url)
+    db.create_database(url)
     engine.connect().close()
     engine.dispose()
 
-    assert isinstance(caught.value.orig, DatabaseMissing)
+    assert isinstance(caught.value.orig, db.DatabaseMissing)
     assert f"There is no database at {path}." in str(caught.value.orig)
     assert found_before == []
     assert path in path.parent.iterdir()
@@ -284,7 +273,7 @@ def test_errors_hide_parameters(engine: Engine) -> None:
 
 
 def test_a_row_stays_readable_after_the_commit(engine: Engine) -> None:
-    sessions = create_sessionmaker(engine)
+    sessions = db.create_sessionmaker(engine)
     user = User(email="anna@example.org", email_key="anna@example.org", created_at=NOON)
 
     with sessions.begin() as session:
@@ -298,7 +287,7 @@ def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) 
     address = {"purpose": "verify_email", "email_key": "anna@example.org"}
     token = EmailToken(user_id=uuid.uuid4(), token_hash=bytes(32), created_at=NOON, expires_at=NOON, **address)
 
-    with pytest.raises(IntegrityError), create_sessionmaker(engine).begin() as session:
+    with pytest.raises(IntegrityError), db.create_sessionmaker(engine).begin() as session:
         session.add(token)
 
 
@@ -306,7 +295,7 @@ def test_a_row_that_points_nowhere_is_refused_on_both_databases(engine: Engine) 
 
 
 def test_connections_that_the_server_has_ended_are_replaced(postgres: Engine, postgres_url: str) -> None:
-    other = create_engine(psycopg2_url(postgres_url))
+    other = db.create_engine(psycopg2_url(postgres_url))
     with postgres.connect() as one, postgres.connect() as two:
         before = {backend(one), backend(two)}
     with other.connect() as connection:
@@ -322,12 +311,12 @@ def test_connections_that_the_server_has_ended_are_replaced(postgres: Engine, po
 
 
 def test_one_read_takes_no_transaction_on_postgresql(postgres: Engine) -> None:
-    sessions = create_sessionmaker(postgres)
+    sessions = db.create_sessionmaker(postgres)
     state = sa.text(
         "SELECT xact_start = query_start AND state = 'active' FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     )
 
-    with one_read(sessions) as session:
+    with db.one_read(sessions) as session:
         first, second = session.scalar(state), session.scalar(state)
     with sessions.begin() as session:
         session.execute(sa.text("SELECT 1"))
@@ -337,7 +326,7 @@ def test_one_read_takes_no_transaction_on_postgresql(postgres: Engine) -> None:
 
 
 def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None:
-    with engine_over(postgres_url) as engine, one_write(create_sessionmaker(engine)) as session:
+    with engine_over(postgres_url) as engine, db.one_write(db.create_sessionmaker(engine)) as session:
         session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
         kept_already = stored(engine)
 
@@ -345,11 +334,11 @@ def test_one_write_takes_no_transaction_on_postgresql(postgres_url: str) -> None
 
 
 def test_one_write_is_kept_and_one_read_reads_it(engine: Engine) -> None:
-    sessions = create_sessionmaker(engine)
-    with one_write(sessions) as session:
+    sessions = db.create_sessionmaker(engine)
+    with db.one_write(sessions) as session:
         session.execute(sa.insert(MOMENTS), {"id": 0, "at": NOON})
 
-    with one_read(sessions) as session:
+    with db.one_read(sessions) as session:
         found = session.scalar(sa.select(MOMENTS.c.at))
 
     assert stored(engine) == [0]
@@ -360,8 +349,8 @@ def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
     statement = sa.select(MOMENTS.c.at).where(MOMENTS.c.id == sa.bindparam("wanted"))
     store(engine, None, NOON)
 
-    with create_sessionmaker(engine).begin() as session:
-        found = [run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
+    with db.create_sessionmaker(engine).begin() as session:
+        found = [db.run(session, statement, wanted=number).scalar() for number in (0, 1, 2)]
 
     assert found == [None, NOON, None]
 
@@ -375,7 +364,7 @@ def test_run_gives_rows_of_a_statement_made_once(engine: Engine) -> None:
 )
 def test_a_change_of_many_rows_neither_reads_them_nor_touches_objects(engine: Engine, change: sa.UpdateBase) -> None:
     seen: list[str] = []
-    with create_sessionmaker(engine).begin() as session:
+    with db.create_sessionmaker(engine).begin() as session:
         session.add(User(email="anna@example.org", email_key="anna@example.org", full_name="Anna", created_at=NOON))
         session.flush()
         (user,) = session.scalars(sa.select(User)).all()
@@ -392,10 +381,12 @@ def test_a_change_of_many_rows_neither_reads_them_nor_touches_objects(engine: En
 
 
 def test_run_executes_after_pending_changes_and_once_for_each_row(engine: Engine) -> None:
-    with create_sessionmaker(engine).begin() as session:
+    with db.create_sessionmaker(engine).begin() as session:
         session.add(User(email="anna@example.org", email_key="anna@example.org", created_at=NOON))
-        found = run(session, sa.select(User.email).where(User.email_key == sa.bindparam("key")), key="anna@example.org")
-        run(session, sa.insert(MOMENTS), {"id": 0, "at": NOON}, {"id": 1, "at": None})
+        found = db.run(
+            session, sa.select(User.email).where(User.email_key == sa.bindparam("key")), key="anna@example.org"
+        )
+        db.run(session, sa.insert(MOMENTS), {"id": 0, "at": NOON}, {"id": 1, "at": None})
 
         assert found.scalars().all() == ["anna@example.org"]
         session.rollback()
@@ -405,8 +396,8 @@ def test_count_changed_tells_how_many_rows_were_met(engine: Engine) -> None:
     store(engine, None, NOON, NOON)
     later = sa.update(MOMENTS).where(MOMENTS.c.at == sa.bindparam("then")).values(at=NOON + timedelta(hours=1))
 
-    with create_sessionmaker(engine).begin() as session:
-        counts = [count_changed(session, later, then=NOON) for _ in range(2)]
+    with db.create_sessionmaker(engine).begin() as session:
+        counts = [db.count_changed(session, later, then=NOON) for _ in range(2)]
 
     assert counts == [2, 0]
 
@@ -415,18 +406,18 @@ def test_one_read_on_a_connection_that_dies_fails_as_every_other(postgres_url: s
     with engine_over(postgres_url) as engine:
         end = sa.text("SELECT pg_terminate_backend(pg_backend_pid())")
 
-        with pytest.raises(OperationalError), one_read(create_sessionmaker(engine)) as session:
+        with pytest.raises(OperationalError), db.one_read(db.create_sessionmaker(engine)) as session:
             session.execute(end)
 
         assert stored(engine) == []
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"], ids=["works", "fails"])
-@pytest.mark.parametrize("single", [one_read, one_write])
+@pytest.mark.parametrize("single", [db.one_read, db.one_write])
 def test_after_a_single_statement_the_connection_has_transactions_as_before(
     postgres: Engine, single: Callable[[sessionmaker[Session]], AbstractContextManager[Session]], statement: str
 ) -> None:
-    with suppress(DBAPIError), single(create_sessionmaker(postgres)) as session:
+    with suppress(DBAPIError), single(db.create_sessionmaker(postgres)) as session:
         session.execute(sa.text(statement))
 
     with postgres.connect() as connection:
@@ -439,7 +430,7 @@ def test_after_a_single_statement_the_connection_has_transactions_as_before(
 def test_a_session_that_ends_early_in_a_single_statement_leaves_its_connection_with_transactions(
     postgres: Engine,
 ) -> None:
-    with one_read(create_sessionmaker(postgres)) as session:
+    with db.one_read(db.create_sessionmaker(postgres)) as session:
         session.rollback()
         with postgres.connect() as connection:
             driver = connection.connection.driver_connection
@@ -512,7 +503,7 @@ def test_of_several_hosts_the_first_that_takes_writes_is_used(postgres_url: str)
     url = sa.make_url(postgres_url)
     hosts = ["127.0.0.1:1", f"{url.host}:{url.port or 5432}"]
     several = url.set(host=None, port=None, query={"host": hosts}).render_as_string(hide_password=False)
-    engine = create_engine(parse.database_url(several))
+    engine = db.create_engine(parse.database_url(several))
 
     with engine.connect() as connection:
         found = connection.scalar(sa.text("SELECT current_database()"))

@@ -10,6 +10,7 @@ import pytest
 import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
+from testing.faults import no_threads
 from testing.machine import slowness
 from testing.servers import wait_until
 from testing.settings import environment, make_settings
@@ -79,15 +80,10 @@ def test_a_database_that_fails_costs_the_numbers_of_mail_only() -> None:
     assert scraped(fail) == ""
 
 
-def test_a_scrape_without_threads_costs_the_numbers_of_mail_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
+def test_a_scrape_without_threads_costs_the_numbers_of_mail_once() -> None:
     collector = _MailCollector(lambda: Backlog({"queued": 3}, 0))
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError):
-            list(collector.collect())
+    with no_threads(), pytest.raises(RuntimeError):
+        list(collector.collect())
 
     assert [metric.name for metric in collector.collect()] == ["vault_mail_jobs", "vault_mail_oldest_due_seconds"]
 

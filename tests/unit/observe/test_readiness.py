@@ -8,6 +8,7 @@ from time import monotonic
 import psycopg2
 import pytest
 
+from testing.faults import no_threads
 from testing.machine import slowness
 from testing.servers import wait_until
 from vault.core.errors import StorageUnavailable
@@ -127,16 +128,9 @@ def test_a_dependency_that_hangs_fails_in_time_and_is_asked_by_one_thread(vital:
     wait_until(lambda: readiness.report().status == "ready", what="the recovery")
 
 
-def test_a_moment_without_threads_is_no_failure_for_ever(
-    readiness: Readiness, other: Dependency, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError):
-            readiness.report()
+def test_a_moment_without_threads_is_no_failure_for_ever(readiness: Readiness, other: Dependency) -> None:
+    with no_threads(), pytest.raises(RuntimeError):
+        readiness.report()
 
     assert readiness.report().status == "ready"
     assert other.asked == 1

@@ -92,15 +92,8 @@ print("allocator" in [thread.name for thread in threading.enumerate()])
 
 
 def output_of(program: str, environ: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    command, env = [sys.executable, "-c", program, *arguments], {"PATH": os.environ["PATH"], **environ}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 

@@ -432,12 +432,5 @@ def test_a_process_with_good_settings_starts_without_touching_a_server_or_import
 
 
 def run_wsgi(values: dict[str, str], then: str = "") -> Any:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import wsgi{then}"],
-        cwd=ROOT,
-        env=values,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-W", "error", "-c", f"import wsgi{then}"]
+    return subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=120, check=False)
