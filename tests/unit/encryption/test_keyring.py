@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 
+from testing.content import flipped
 from testing.kms import played_kms
 from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import DataKey, KeyProvider, KeyRing, LocalKeyProvider, WrappedKey
@@ -74,17 +75,6 @@ def told_by(error: BaseException) -> str:
 
 
 class TestKeyProviderContract:
-    def test_a_generated_and_a_wrapped_key_carry_the_current_ref_and_unwrap_to_themselves(
-        self, provider: KeyProvider
-    ) -> None:
-        made = provider.generate(OBJECT_ID)
-        wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
-
-        assert len(made.plaintext) == 32
-        assert made.key_ref == key_ref == provider.current_ref()
-        assert provider.unwrap(made.wrapped, made.key_ref, OBJECT_ID) == made.plaintext
-        assert provider.unwrap(wrapped, key_ref, OBJECT_ID) == DEK
-
     def test_generated_and_wrapped_keys_are_all_different_and_do_not_hold_the_key(self, provider: KeyProvider) -> None:
         made = [provider.generate(OBJECT_ID) for _ in range(5)]
         wrapped = {provider.wrap(DEK, OBJECT_ID)[0] for _ in range(5)}
@@ -108,8 +98,7 @@ class TestKeyProviderContract:
 
     def test_a_changed_a_cut_and_an_extended_wrapped_key_fail(self, provider: KeyProvider) -> None:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
-        flips = [(at, mask) for at in range(len(wrapped)) for mask in (1, 0x80)]
-        changed = [wrapped[:at] + bytes([wrapped[at] ^ mask]) + wrapped[at + 1 :] for at, mask in flips]
+        changed = [flipped(wrapped, at, mask=mask) for at in range(len(wrapped)) for mask in (1, 0x80)]
         resized = [b"", wrapped[:1], wrapped[:-1], wrapped[1:], wrapped + b"\0", wrapped * 2]
 
         for damaged in [*changed, *resized]:
@@ -120,13 +109,10 @@ class TestKeyProviderContract:
         wrapped, key_ref = provider.wrap(DEK, OBJECT_ID)
 
         with pytest.raises(KeyUnwrapFailed) as failure:
-            provider.unwrap(wrapped[:-1] + bytes([wrapped[-1] ^ 1]), key_ref, OBJECT_ID)
+            provider.unwrap(flipped(wrapped, -1), key_ref, OBJECT_ID)
 
         assert not shows(told_by(failure.value), DEK)
         assert not shows(told_by(failure.value), wrapped)
-
-    def test_health_passes(self, provider: KeyProvider) -> None:
-        provider.health()
 
     def test_repr_shows_no_key(self, provider: KeyProvider) -> None:
         made = provider.generate(OBJECT_ID)

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from testing.content import flipped
 from testing.sealing import DEK
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import FileKeys, Suite, create_keys, open_digest, open_keys, seal_digest
@@ -37,7 +38,7 @@ def test_a_digest_of_another_row_is_refused(keys: FileKeys, change: dict[str, UU
 
 def test_a_changed_a_cut_and_an_extended_digest_are_refused(keys: FileKeys) -> None:
     sealed = seal_digest(keys, DIGEST, **IDS)
-    changed = [sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :] for at in range(len(sealed))]
+    changed = [flipped(sealed, at) for at in range(len(sealed))]
     cut = [sealed[:length] for length in range(len(sealed))]
 
     for damaged in [*changed, *cut, sealed + b"\0"]:

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from testing import oracle
+from testing.content import flipped
 from testing.sealing import DEK, content_key_of, counting_nonces, each_suite, plaintext_of, seal_stream, sealed_parts
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import HEADER_SIZE, Suite
@@ -100,31 +101,21 @@ class TestPlaintextSize:
             plaintext_size(suite, lg, whole * 2**lg + too_short)
 
 
-class TestPartSize:
-    @pytest.mark.parametrize(
-        ("object_size", "part_size"),
-        [
-            pytest.param(None, 8 * MIB, id="not-known-yet"),
-            pytest.param(0, 8 * MIB, id="0"),
-            pytest.param(128, 8 * MIB, id="empty-file"),
-            pytest.param(78 * GIB, 8 * MIB, id="78-GiB"),
-            pytest.param(10_000 * 8 * MIB, 8 * MIB, id="10000-full-parts"),
-            pytest.param(10_000 * 8 * MIB + 1, 16 * MIB, id="one-byte-more"),
-            pytest.param(10_000 * 16 * MIB, 16 * MIB, id="10000-doubled-parts"),
-            pytest.param(10_000 * 16 * MIB + 1, 32 * MIB, id="doubled-again"),
-            pytest.param(5 << 40, 1 << 30, id="5-TiB"),
-        ],
-    )
-    def test_is_8_mib_then_doubled(self, object_size: int | None, part_size: int) -> None:
-        assert part_size_for(object_size) == part_size
+@settings(max_examples=300)
+@given(
+    object_size=st.integers(0, 2**50)
+    | st.builds(lambda doubled, beyond: (10_000 * 8 * MIB << doubled) + beyond, st.integers(0, 12), st.integers(-1, 1))
+)
+@example(object_size=0)
+@example(object_size=10_000 * 8 * MIB)
+@example(object_size=10_000 * 8 * MIB + 1)
+@example(object_size=5 << 40)
+def test_a_part_has_8_mib_doubled_until_ten_thousand_suffice(object_size: int) -> None:
+    part_size = part_size_for(object_size)
 
-    @given(object_size=st.integers(0, 2**50), lg=lgs)
-    def test_ten_thousand_parts_of_whole_segments_suffice(self, object_size: int, lg: int) -> None:
-        part_size = part_size_for(object_size)
-
-        assert -(-object_size // part_size) <= 10_000
-        assert part_size % 2**lg == 0
-        assert part_size == 8 * MIB or object_size > 10_000 * part_size // 2
+    assert part_size in [8 * MIB << doubled for doubled in range(20)]
+    assert object_size <= 10_000 * part_size
+    assert part_size == part_size_for(None) == 8 * MIB or object_size > 10_000 * part_size // 2
 
 
 class ChunkyReader:
@@ -423,20 +414,13 @@ class TestOpenStream:
         assert opened == [plaintext_of(key.capacity)] * len(segments)
 
 
-class TestOracle:
-    """The oracle refuses too; otherwise that it reads an object would say little."""
+@each_suite
+def test_the_oracle_refuses_every_changed_byte_every_cut_and_an_extension(suite: Suite) -> None:
+    """Otherwise that it reads an object would say little."""
+    short, long = sealed(suite, 5), sealed(suite, 100_000)
+    changed = [flipped(short, at) for at in range(len(short))]
+    cut = [long[:length] for length in (*range(130), 65_535, 65_536, 65_537, len(long) - 1)]
 
-    @each_suite
-    def test_refuses_another_key(self, suite: Suite) -> None:
-        with pytest.raises(ValueError, match="commits"):
-            oracle.read_object(sealed(suite, 5), bytes(32))
-
-    @each_suite
-    def test_refuses_every_changed_byte_every_cut_and_an_extension(self, suite: Suite) -> None:
-        short, long = sealed(suite, 5), sealed(suite, 100_000)
-        changed = [short[:at] + bytes([short[at] ^ 1]) + short[at + 1 :] for at in range(len(short))]
-        cut = [long[:length] for length in (*range(130), 65_535, 65_536, 65_537, len(long) - 1)]
-
-        for stored in [*changed, *cut, short + b"\0"]:
-            with pytest.raises(ValueError):  # noqa: PT011  (which check refuses first depends on the byte)
-                oracle.read_object(stored, DEK)
+    for stored in [*changed, *cut, short + b"\0"]:
+        with pytest.raises(ValueError):  # noqa: PT011  (which check refuses first depends on the byte)
+            oracle.read_object(stored, DEK)

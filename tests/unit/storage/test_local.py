@@ -407,13 +407,17 @@ class TestReading:
         with pytest.raises(ObjectChanged):
             store.open(KEY, 0, 0)
 
-    def test_a_disk_error_is_unavailable(self, store: LocalStore, root: Path) -> None:
+    def test_a_disk_error_and_a_missing_permission_are_unavailable_not_missing(
+        self, store: LocalStore, root: Path
+    ) -> None:
         begin(store, KEY, CONTENT).commit()
         reader = store.open(KEY, 0, 10)
 
         with failing_with(StorageUnavailable, root, pread=failing(errno.EIO)) as caught:
             reader.read(1)
         reader.close()
+        with failing_with(StorageUnavailable, root, open=failing(errno.EACCES)):
+            store.open(KEY, 0, 0)
 
         assert caught.value.reason == "EIO"
 
@@ -422,12 +426,6 @@ class TestReading:
 
         with failing_with(StorageUnavailable, root):
             store.get(KEY)
-
-    def test_an_object_without_permission_is_unavailable_not_missing(self, store: LocalStore, root: Path) -> None:
-        begin(store, KEY, CONTENT).commit()
-
-        with failing_with(StorageUnavailable, root, open=failing(errno.EACCES)):
-            store.open(KEY, 0, 0)
 
 
 class TestPutIfAbsent:
