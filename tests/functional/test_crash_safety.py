@@ -13,16 +13,15 @@ import pytest
 import sqlalchemy as sa
 from flask import Response, request_finished
 
-from testing.faults import FailingDatabase, FailingStore
+from testing.faults import FailingDatabase, FailingStore, before_call
 from testing.memory_store import MemoryStore
 from testing.servers import wait_until
 from testing.vault import FILES, Body, Person, Vault, at_once
 from vault.admin.service import UserChanges
 from vault.auth.models import User
-from vault.core.errors import Busy, InstallationMismatch, StorageUnavailable
+from vault.core.errors import Busy, StorageUnavailable
 from vault.core.principal import Principal
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper
-from vault.objects.installation import InstallationGuard
 from vault.objects.models import File, FileState, Installation, StorageAccount
 from vault.objects.shredding import shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
@@ -199,51 +198,29 @@ def test_the_object_of_a_shredded_row_stays_while_an_upload_may_still_write_it(v
 # Uploads that are ended from outside
 
 
+ENDS: dict[str, Callable[[Vault], object]] = {
+    "shredded": lambda vault: shred_elsewhere(vault, end_lease=False),
+    "shredded with its lease": lambda vault: shred_elsewhere(vault, end_lease=True),
+    "lease": lambda vault: vault.end_leases(),
+    "reaper": lambda vault: (vault.end_leases(), vault.reap()),
+    "owner disabled": lambda vault: vault.container.admin.administration.change(
+        Principal(), vault.user().id, UserChanges(disabled=True)
+    ),
+    "owner deleted": lambda vault: (vault.execute(sa.delete(User)), vault.execute(sa.delete(StorageAccount))),
+}
+
+
 @pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
-@pytest.mark.parametrize("end_lease", [False, True], ids=["lease kept", "lease ended"])
-def test_a_shredded_row_loses_its_upload(vault: Vault, anna: Person, length: int | None, end_lease: bool) -> None:
-    shreds = Body(b"hello", at=2, then=lambda: shred_elsewhere(vault, end_lease=end_lease))
-
-    answer = anna.send(shreds, length=length)
-
-    assert outcome(answer) == (409, "upload_lost")
-    assert vault.objects() == []
-    assert (vault.account().used_bytes, vault.account().reserved_bytes) == (0, 0)
-    vault.end_leases()
-    assert vault.leftovers() == {}
-
-
-def test_an_upload_whose_lease_ended_is_not_published(vault: Vault, anna: Person) -> None:
-    answer = anna.send(Body(b"hello", at=2, then=lambda: vault.end_leases()), length=5)
+@pytest.mark.parametrize("end", ENDS)
+def test_an_upload_that_is_ended_meanwhile_keeps_nothing(
+    vault: Vault, anna: Person, length: int | None, end: str
+) -> None:
+    answer = anna.send(Body(b"hello", at=2, then=lambda: ENDS[end](vault)), length=length)
 
     assert outcome(answer) == (409, "upload_lost")
-    assert vault.leftovers() == {}
-
-
-def test_an_upload_that_the_reaper_ended_keeps_nothing(vault: Vault, anna: Person) -> None:
-    def meanwhile() -> None:
+    if end.startswith("shredded"):
+        assert (vault.objects(), vault.counted()) == ([], (0, 0))
         vault.end_leases()
-        vault.reap()
-
-    answers = [anna.send(Body(b"hello", at=2, then=meanwhile), length=length) for length in (5, None)]
-
-    assert all(answer.status_code in (409, 502) for answer in answers)
-    assert vault.leftovers() == {}
-
-
-@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
-@pytest.mark.parametrize("end", ["disabled", "deleted"])
-def test_an_upload_ends_with_its_owner(vault: Vault, anna: Person, length: int | None, end: str) -> None:
-    def meanwhile() -> None:
-        if end == "disabled":
-            vault.container.admin.administration.change(Principal(), vault.user().id, UserChanges(disabled=True))
-        else:
-            vault.execute(sa.delete(User))
-            vault.execute(sa.delete(StorageAccount))
-
-    answer = anna.send(Body(b"hello", at=2, then=meanwhile), length=length)
-
-    assert outcome(answer) == (409, "upload_lost")
     assert vault.leftovers() == {}
 
 
@@ -427,47 +404,11 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
     assert vault.leftovers() == {}
 
 
-# Database and store that belong together
+# First starts
 
 
 def installation_id(vault: Vault) -> uuid.UUID | None:
     return vault.scalar(sa.select(Installation.installation_id))
-
-
-def state_of(vault: Vault) -> tuple[Any, ...]:
-    """Everything that a process which must not touch anything leaves alone."""
-    rows = sorted((str(row.id), row.state) for row in vault.files())
-    return rows, dict(vault.store.objects), vault.counted(), installation_id(vault)
-
-
-def refused_everywhere(vault: Vault, anna: Person) -> bool:
-    """An upload, the reaper, a message and the search for orphans: all refuse, and nothing changes."""
-    before = state_of(vault)
-    answer = anna.send(b"hello", length=5)
-    assert outcome(answer) == (503, "installation_mismatch")
-    for act in (
-        vault.reap,
-        vault.container.objects.reaper.find_orphans,
-        lambda: vault.container.objects.reaper.remove(uuid.uuid4()),
-    ):
-        with pytest.raises(InstallationMismatch):
-            act()
-    assert state_of(vault) == before
-    return True
-
-
-def test_a_second_process_finds_the_id_and_works(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault()
-    before = installation_id(first)
-    first.member().upload(b"hello")
-    second = make_vault(store=first.store)
-
-    second.member("bert@example.org").upload(b"hello")
-    second.reap()
-
-    assert before is None
-    assert installation_id(first) == installation_id(second)
-    assert first.store.get(INSTALLATION_KEY).decode() == str(installation_id(first))
 
 
 def test_processes_that_start_concurrently_agree_on_one_id(make_vault: Callable[..., Vault]) -> None:
@@ -515,20 +456,9 @@ def test_a_first_start_that_another_process_completes_succeeds(make_vault: Calla
 
 def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vault) -> None:
     asked, answers = threading.Event(), threading.Event()
-
-    class HangingStore(MemoryStore):
-        def get(self, key: str) -> bytes:
-            asked.set()
-            assert answers.wait(timeout=120)
-            return super().get(key)
-
-    guard = InstallationGuard(
-        vault.container.core.sessions,
-        HangingStore(),
-        vault.clock,
-        audit=vault.container.audit.service,
-        wait_seconds=0.01,
-    )
+    guard = vault.container.objects.installation
+    guard.wait_seconds = 0.01
+    before_call(vault.store, "get", lambda: (asked.set(), answers.wait(timeout=120)))
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(guard.require)
         assert asked.wait(timeout=120)
@@ -539,80 +469,6 @@ def test_uploads_do_not_wait_one_after_another_for_a_store_that_hangs(vault: Vau
         answers.set()
         first.result(timeout=120)
     guard.require()
-
-
-def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Person) -> None:
-    vault.store.failures["put_if_absent"] = StorageUnavailable()
-    refused = anna.send(b"hello", length=5)
-    made = installation_id(vault)
-    vault.store.failures.clear()
-
-    anna.upload(b"hello")
-
-    assert outcome(refused) == (502, "storage_unavailable")
-    assert made is not None
-    assert vault.store.get(INSTALLATION_KEY).decode() == str(made)
-
-
-@pytest.mark.parametrize("has_id", [True, False], ids=["with its id", "without its id"])
-def test_empty_databases_are_refused(
-    vault: Vault, anna: Person, make_vault: Callable[..., Vault], has_id: bool
-) -> None:
-    for _ in range(3):
-        anna.upload(b"hello")
-    for table in (File, User, Installation):
-        vault.execute(sa.delete(table))
-    if not has_id:
-        vault.store.delete(INSTALLATION_KEY)
-
-    empty = make_vault(store=vault.store)
-
-    assert refused_everywhere(empty, empty.member())
-    assert len(empty.objects()) == 3
-
-
-def test_a_store_of_another_installation_is_refused(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault()
-    anna = first.member()
-    anna.upload(b"hello")
-    other = FailingStore()
-    other.put_if_absent(INSTALLATION_KEY, str(uuid.uuid4()).encode())
-
-    moved = make_vault(store=other, SECRET_KEY=first.settings.site.secret_key)
-
-    assert refused_everywhere(moved, anna.at(moved))
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe"])
-def test_a_malformed_installation_id_is_refused(make_vault: Callable[..., Vault], content: bytes) -> None:
-    store = FailingStore()
-    store.put_if_absent(INSTALLATION_KEY, content)
-    vault = make_vault(store=store)
-
-    assert refused_everywhere(vault, vault.member())
-
-
-def test_a_lost_store_is_refused_while_the_database_knows_files(make_vault: Callable[..., Vault]) -> None:
-    first = make_vault()
-    anna = first.member()
-    stored = anna.upload(b"hello")
-
-    emptied = make_vault(SECRET_KEY=first.settings.site.secret_key)
-    anna = anna.at(emptied)
-
-    assert refused_everywhere(emptied, anna)
-    assert emptied.store.objects == {}  # type: ignore[attr-defined]
-    assert [item["id"] for item in anna.get(FILES).json["items"]] == [stored["id"]]
-
-
-def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vault, anna: Person) -> None:
-    anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
-    vault.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
-
-    with pytest.raises(InstallationMismatch):
-        vault.reap()
-
-    assert len(vault.objects()) == 1
 
 
 # Orphans

@@ -1,4 +1,4 @@
-"""Two databases beside one store: the store tells its owner from an older copy, which writes and removes nothing."""
+"""A store tells its own database from a strange one and from an older copy, which write and remove nothing."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,11 +13,12 @@ from testing.faults import FailingStore, before_call
 from testing.memory_store import MemoryStore
 from testing.vault import FILES, SQLITE, Body, Person, Vault, at_once, refusal
 from vault import startup
+from vault.auth.models import User
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
 from vault.objects import installation
 from vault.objects.installation import Epoch
-from vault.objects.models import Installation
+from vault.objects.models import File, Installation, StorageAccount
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
 
 pytestmark = pytest.mark.one_database
@@ -53,9 +54,15 @@ def copied_amid_an_upload(vault: Vault, anna: Person, copy_of: Callable[[Vault],
     return copies[0], answer.json["id"]
 
 
-def refuses(vault: Vault, person: Person) -> bool:
+def state_of(vault: Vault) -> tuple[Any, ...]:
+    """Everything that a process which must not touch anything leaves alone."""
+    rows = sorted((str(row.id), row.state) for row in vault.files())
+    return rows, dict(vault.store.objects), vault.counted(), vault.execute(sa.select(Installation.__table__))
+
+
+def refuses(vault: Vault, person: Person, hint: str = "flask files adopt") -> bool:
     """Whether an upload, the reaper, a message, the search for orphans and `flask` refuse, and touch nothing."""
-    before = dict(vault.store.objects)
+    before = state_of(vault)
     assert refusal(person.at(vault).send(b"more", length=4)) == (503, "installation_mismatch")
     reaper = vault.container.objects.reaper
     for act in (vault.reap, reaper.find_orphans, reaper.foresee, lambda: reaper.remove(uuid.uuid4())):
@@ -63,8 +70,72 @@ def refuses(vault: Vault, person: Person) -> bool:
             act()
     told = vault.command("files", "reap", "--orphans", "--yes", "--max", "100")
     assert (told.exit_code, "installation_mismatch" in told.output) == (1, True)
-    assert "flask files adopt" in told.output
-    return vault.store.objects == before
+    assert hint in told.output
+    return state_of(vault) == before
+
+
+def test_a_second_process_finds_the_id_and_works(vault: Vault, anna: Person) -> None:
+    before = vault.count(Installation)
+    anna.upload(b"hello")
+    second = vault.rotated()
+
+    anna.at(second).upload(b"hello")
+    second.reap()
+
+    assert before == 0
+    assert vault.store.get(INSTALLATION_KEY).decode() == str(vault.scalar(sa.select(Installation.installation_id)))
+
+
+def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Person) -> None:
+    vault.store.failures["put_if_absent"] = StorageUnavailable()
+    refused = anna.send(b"hello", length=5)
+    made = vault.scalar(sa.select(Installation.installation_id))
+    vault.store.failures.clear()
+
+    anna.upload(b"hello")
+
+    assert refusal(refused) == (502, "storage_unavailable")
+    assert vault.store.get(INSTALLATION_KEY).decode() == str(made)
+
+
+@pytest.mark.parametrize("has_id", [True, False], ids=["with its id", "without its id"])
+def test_empty_databases_are_refused(vault: Vault, anna: Person, has_id: bool) -> None:
+    for _ in range(3):
+        anna.upload(b"hello")
+    for table in (File, User, Installation):
+        vault.execute(sa.delete(table))
+    if not has_id:
+        vault.store.delete(INSTALLATION_KEY)
+    vault.execute(sa.delete(StorageAccount))
+
+    assert refuses(vault.rotated(), vault.member(), "")
+    assert len(vault.objects()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "is_new"),
+    [(None, False), (str(uuid.UUID(int=1)).encode(), False), (b"", True), (b"garbage", True), (b"\xff\xfe", True)],
+    ids=["lost", "another", "empty", "garbage", "no text"],
+)
+def test_a_store_without_the_databases_id_is_refused(
+    vault: Vault, anna: Person, content: bytes | None, is_new: bool
+) -> None:
+    stored = [] if is_new else [anna.upload(b"hello")["id"]]
+    vault.store.objects = {} if content is None else {INSTALLATION_KEY: content}
+    restarted = vault.rotated()
+
+    assert refuses(restarted, anna, "")
+    assert [item["id"] for item in anna.at(restarted).get(FILES).json["items"]] == stored
+
+
+def test_a_running_process_whose_database_was_exchanged_does_not_reap(vault: Vault, anna: Person) -> None:
+    anna.delete(f"{FILES}/{anna.upload(b'hello')['id']}")
+    vault.execute(sa.update(Installation).values(installation_id=uuid.uuid4()))
+
+    with pytest.raises(InstallationMismatch):
+        vault.reap()
+
+    assert len(vault.objects()) == 1
 
 
 @SQLITE
