@@ -2,6 +2,7 @@
 
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,6 +14,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from testing.memory_store import MemoryStore
+from vault.encryption.keyring import DataKey, LocalKeyProvider, generate_master_key
 from vault.storage import ObjectReader, ObjectStat, ObjectWriter
 
 
@@ -133,6 +135,35 @@ class FailingDatabase:
 
         with _listening(self._engine, "before_cursor_execute", look), _listening(self._engine, "commit", lose):
             yield
+
+
+class FailingKeys(LocalKeyProvider):
+    """A key service over a network. It raises `failures` one after another, and always that of a `poisoned` object, and
+    unwraps once it `may_answer`."""
+
+    is_remote = True
+
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__([generate_master_key()])
+        self.failures = list(failures)
+        self.poisoned: dict[uuid.UUID, Exception] = {}
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.calls = 0
+
+    def generate(self, object_id: uuid.UUID) -> DataKey:
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().generate(object_id)
+
+    def unwrap(self, wrapped: bytes, key_ref: str, object_id: uuid.UUID) -> bytes:
+        self.calls += 1
+        assert self.may_answer.wait(timeout=120)
+        if object_id in self.poisoned:
+            raise self.poisoned[object_id]
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().unwrap(wrapped, key_ref, object_id)
 
 
 def before_call(of: Any, method: str, act: Callable[[], object], *, number: int = 1) -> None:

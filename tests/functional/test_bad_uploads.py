@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
 
 import psycopg2
 import pytest
@@ -12,11 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
 from testing.content import CLOSE, FORM, MIB, part
-from testing.faults import FailingDatabase, FailingStore
+from testing.faults import FailingDatabase, FailingKeys, FailingStore
 from testing.vault import FILES, POSTGRESQL, SQLITE, Body, Person, Vault, refusal
 from vault.core.errors import Busy, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
-from vault.encryption.keyring import DataKey, KeyRing, LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import KeyRing
 from vault.storage import DiskReserve
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
@@ -344,15 +343,6 @@ def test_a_server_without_a_free_buffer_says_so(vault: Vault) -> None:
 
 
 # A key service that fails
-
-
-class FailingKeys(LocalKeyProvider):
-    def __init__(self, failure: Exception) -> None:
-        super().__init__([generate_master_key()])
-        self.failure = failure
-
-    def generate(self, object_id: UUID) -> DataKey:
-        raise self.failure
 
 
 @pytest.mark.parametrize(

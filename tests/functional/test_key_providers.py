@@ -1,19 +1,17 @@
 """Files under every key provider, and what changing the configuration does to those that are there."""
 
-import threading
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from testing.content import MIB, pattern
-from testing.faults import before_call
+from testing.faults import FailingKeys, before_call
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
 from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
-from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
+from vault.encryption.keyring import KeyRing, generate_master_key
 from vault.encryption.kms import KmsKeyProvider
 
 # Which key wraps a row is not the database's business: one is enough here. test_rewrapping has both.
@@ -127,39 +125,19 @@ def test_exchanged_wrapped_keys_send_no_byte(make_vault: Callable[..., Vault], k
     assert {event.reason for event in vault.audit_trail("file.integrity_failed")} == {"key_unwrap_failed"}
 
 
-class SlowKeys(LocalKeyProvider):
-    """A key provider over a network that answers when it is told to, or fails."""
-
-    is_remote = True
-
-    def __init__(self) -> None:
-        super().__init__([generate_master_key()])
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self.failure: Exception | None = None
-        self.calls = 0
-
-    def unwrap(self, wrapped: bytes, key_ref: str, object_id: uuid.UUID) -> bytes:
-        self.calls += 1
-        self.may_answer.wait(timeout=30)
-        if self.failure is not None:
-            raise self.failure
-        return super().unwrap(wrapped, key_ref, object_id)
-
-
 @pytest.fixture
-def slow() -> Iterator[SlowKeys]:
-    provider = SlowKeys()
+def slow() -> Iterator[FailingKeys]:
+    provider = FailingKeys()
     yield provider
     provider.may_answer.set()
 
 
 @pytest.fixture
-def remote(make_vault: Callable[..., Vault], slow: SlowKeys) -> Vault:
+def remote(make_vault: Callable[..., Vault], slow: FailingKeys) -> Vault:
     return make_vault(keys=KeyRing({"local": slow}, primary="local"))
 
 
-def test_a_slow_key_service_omits_the_digest(remote: Vault, slow: SlowKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_key_service_omits_the_digest(remote: Vault, slow: FailingKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vault.files.download._DIGEST_SECONDS", 0.05)
     anna = remote.member()
     stored = anna.upload(b"content")
@@ -173,14 +151,14 @@ def test_a_slow_key_service_omits_the_digest(remote: Vault, slow: SlowKeys, monk
     assert anna.get(f"{FILES}/{stored['id']}").json["sha256"] == stored["sha256"]
 
 
-def test_an_upload_tells_its_digest_without_asking_the_key_service_again(remote: Vault, slow: SlowKeys) -> None:
+def test_an_upload_tells_its_digest_without_asking_the_key_service_again(remote: Vault, slow: FailingKeys) -> None:
     stored = remote.member().upload(b"content")
 
     assert stored["sha256"] is not None
     assert slow.calls == 0
 
 
-def test_reads_ask_the_key_service_once_and_a_deletion_forgets_the_key(remote: Vault, slow: SlowKeys) -> None:
+def test_reads_ask_the_key_service_once_and_a_deletion_forgets_the_key(remote: Vault, slow: FailingKeys) -> None:
     anna = remote.member()
     file_id = anna.upload(b"content")["id"]
 
@@ -196,7 +174,7 @@ def test_reads_ask_the_key_service_once_and_a_deletion_forgets_the_key(remote: V
     assert object_id not in reader._keys._entries
 
 
-def test_no_cache_asks_every_time(make_vault: Callable[..., Vault], slow: SlowKeys) -> None:
+def test_no_cache_asks_every_time(make_vault: Callable[..., Vault], slow: FailingKeys) -> None:
     vault = make_vault(keys=KeyRing({"local": slow}, primary="local"), DEK_CACHE_SECONDS="0")
     anna = vault.member()
     file_id = anna.upload(b"content")["id"]
@@ -216,11 +194,11 @@ def test_no_cache_asks_every_time(make_vault: Callable[..., Vault], slow: SlowKe
     ids=["throttled", "damaged"],
 )
 def test_a_download_fails_as_its_key_does(
-    remote: Vault, slow: SlowKeys, failure: Exception, expected: tuple[int, str], retries: bool
+    remote: Vault, slow: FailingKeys, failure: Exception, expected: tuple[int, str], retries: bool
 ) -> None:
     anna = remote.member()
     file_id = anna.upload(b"content")["id"]
-    slow.failure = failure
+    slow.failures = [failure]
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 
