@@ -67,9 +67,7 @@ def test_only_the_api_is_published_and_to_this_machine_alone(services: dict[str,
     assert compose.load({**SECRETS, "PORT": "8001"})["services"]["api"]["ports"] == ["127.0.0.1:8001:8000"]
 
 
-def test_the_api_listens_on_loopback_unless_its_command_says_otherwise(
-    services: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_api_listens_on_loopback_unless_told_otherwise(services: dict[str, Any], tmp_path: Path) -> None:
     command = [BIN / "gunicorn", "--config", "gunicorn.conf.py", "--print-config", "wsgi:app"]
     env = environment(tmp_path, PORT="8123")
     shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=True)

@@ -48,9 +48,7 @@ def region_of(bucket: str) -> str | None:
     ],
     ids=["first-region", "another-region", "by-its-address"],
 )
-def test_the_bucket_is_made_where_the_settings_say_and_once(
-    run: Run, settings: dict[str, str], region: str | None
-) -> None:
+def test_the_bucket_is_made_once_where_the_settings_say(run: Run, settings: dict[str, str], region: str | None) -> None:
     assert run(**settings) == "Made the bucket."
     assert run(**settings) == "The bucket is there."
     assert region_of("files") == region

@@ -64,7 +64,7 @@ def test_a_part_is_sought_as_any_file_is(use: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("seek", [(-1,), (0, 7)], ids=["before-the-start", "no-such-whence"])
-def test_a_part_refuses_positions_that_are_none(seek: tuple[int, ...]) -> None:
+def test_a_part_refuses_invalid_positions(seek: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="position"):
         part().seek(*seek)
 

@@ -42,9 +42,7 @@ def waiting(on_hang_up: str, seconds: str) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.parametrize(("on_hang_up", "seconds", "status"), [("SIG_DFL", "100", 3), ("SIG_IGN", "0.2", 0)])
-def test_the_supervisor_ends_when_the_reader_of_its_output_is_gone_and_goes_on_under_nohup(
-    on_hang_up: str, seconds: str, status: int
-) -> None:
+def test_the_supervisor_outlives_its_reader_under_nohup_only(on_hang_up: str, seconds: str, status: int) -> None:
     process = waiting(on_hang_up, seconds)
     assert process.stdout is not None
 

@@ -58,7 +58,7 @@ def of_sqlite(code: int) -> DBAPIError:
     ],
     ids=["no table", "constraint", "no table on PostgreSQL", "no right", "trigger"],
 )
-def test_an_event_that_is_refused_is_told_as_that(error: DBAPIError) -> None:
+def test_an_event_that_the_database_refuses_makes_the_audit_unavailable(error: DBAPIError) -> None:
     with pytest.raises(AuditUnavailable) as caught:
         record(Refusing(error))
 

@@ -66,7 +66,7 @@ def test_every_character_of_a_password_counts(passwords: Passwords, password: st
     assert passwords.matches(kept, password.replace("\0", "")) is ("\0" not in password)
 
 
-def test_one_password_typed_on_two_keyboards_is_the_same(passwords: Passwords) -> None:
+def test_a_password_matches_its_other_unicode_forms(passwords: Passwords) -> None:
     composed, decomposed = "Übergrößenträger 42", unicodedata.normalize("NFD", "Übergrößenträger 42")
     fullwidth = "Ｕ２０２６ ｗｉｄｅ ｌｅｔｔｅｒｓ"
 

@@ -69,9 +69,7 @@ def test_access_lives_a_quarter_of_an_hour_and_refresh_a_week_but_no_longer_than
     assert pair.expires_in == access.total_seconds()
 
 
-def test_a_refresh_token_is_derived_from_its_generation_and_an_access_token_is_fresh(
-    tokens: SessionTokens, clock: Clock
-) -> None:
+def test_a_refresh_token_is_its_generations_and_an_access_token_is_fresh(tokens: SessionTokens, clock: Clock) -> None:
     first, again, next_one = (pair_for(tokens, clock, generation=number) for number in (0, 0, 1))
 
     assert first.refresh_token == again.refresh_token != next_one.refresh_token

@@ -188,17 +188,13 @@ def test_a_message_holds_the_id_only(celery: Celery, queue: Path) -> None:
         *((broker.TASK_REMOVE_FILE, "maintenance"), (broker.TASK_REAP_FILES, "maintenance")),
     ],
 )
-def test_mails_of_accounts_registrations_no_ops_and_maintenance_have_queues_of_their_own(
-    celery: Celery, queue: Path, task: str, queue_name: str
-) -> None:
+def test_tasks_of_each_kind_have_a_queue_of_their_own(celery: Celery, queue: Path, task: str, queue_name: str) -> None:
     Publisher(celery).publish(task, ROW_ID)
 
     assert [path.name.partition(".")[2] for path in messages(queue)] == [f"{queue_name}.msg"]
 
 
-def test_published_tasks_are_run_by_a_worker_inside_their_context_with_the_ids_of_their_request(
-    celery: Celery, queue: Path
-) -> None:
+def test_a_worker_runs_published_tasks_in_their_context_with_the_ids_of_a_request(celery: Celery, queue: Path) -> None:
     inside: list[bool] = []
     ran: list[tuple[str, list[bool]]] = []
     bound: dict[str, dict[str, Any]] = {}
@@ -254,9 +250,7 @@ def test_a_task_goes_on_after_the_messages_that_wait_in_its_queue(celery: Celery
     assert body(waiting[1])[0] == [str(ROW_ID)]
 
 
-def test_a_task_that_cannot_go_on_is_left_to_the_periodic_pass(
-    remove: Task, queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_cannot_go_on_raises_nothing(remove: Task, queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker.os, "rename", no_room)
 
     broker.go_on_later(remove, str(ROW_ID))
@@ -264,9 +258,8 @@ def test_a_task_that_cannot_go_on_is_left_to_the_periodic_pass(
     assert messages(queue) == []
 
 
-def test_every_message_of_a_request_declares_every_queue_so_that_the_first_to_one_costs_no_more(
-    celery: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_message_declares_every_queue(celery: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So the first message to a queue costs no more than the next ones.
     declared: list[list[str]] = []
     monkeypatch.setattr(
         celery, "send_task", lambda *_, declare, **__: declared.append([queue.name for queue in declare])
@@ -317,9 +310,7 @@ def test_a_failure_that_is_its_own_cause_ends_a_task_like_any_other(celery: Cele
     assert isinstance(failing.apply().result, RuntimeError)
 
 
-def test_a_message_that_redis_does_not_take_back_is_written_to_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_that_redis_does_not_take_back_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with redis_url() as url, Proxy(url) as proxy:
         celery = create_celery(proxy.url)
@@ -355,7 +346,7 @@ def test_publishing_to_a_broker_that_is_down_costs_a_moment(url: str, port: Call
 
 
 @urls
-def test_a_crowd_at_a_hanging_broker_waits_no_longer_than_one(url: str) -> None:
+def test_concurrent_publishers_wait_for_a_hanging_broker_as_long_as_one(url: str) -> None:
     with hanging_port() as number, ThreadPoolExecutor(24) as pool:
         publisher = Publisher(create_celery(url.format(number)))
         with within(2 * A_MOMENT):
@@ -384,7 +375,7 @@ Publisher(Hanging()).publish("mail.deliver", uuid.uuid4())
 """
 
 
-def test_a_process_ends_whatever_its_broker_still_owes_it() -> None:
+def test_a_send_that_hangs_does_not_keep_its_process_from_ending() -> None:
     # Such as the opening of a channel, for which nothing in amqp has a time limit.
     done = subprocess.run([sys.executable, "-c", HANGING_AT_ITS_END], cwd=ROOT, timeout=120, check=False)
 
@@ -450,9 +441,7 @@ def test_publishing_never_raises(error: Exception) -> None:
     assert celery.attempts == 1
 
 
-def test_only_so_many_requests_wait_for_a_broker_and_one_more_leaves_its_message_to_the_next_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_requests_beyond_those_that_may_wait_for_a_broker_skip_their_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker, "PATIENCE_SECONDS", 20)
     celery = HangingCelery(broker="memory://")
     publisher = Publisher(celery)
@@ -573,9 +562,7 @@ def test_a_task_has_an_end_before_which_redis_gives_it_to_no_other_worker() -> N
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "amqp://127.0.0.1:5672//", "filesystem:///{queue}"])
-def test_workers_wait_for_their_broker_without_end_take_json_only_and_acknowledge_late(
-    url: str, tmp_path: Path
-) -> None:
+def test_workers_wait_for_a_broker_without_end_take_json_only_and_acknowledge_late(url: str, tmp_path: Path) -> None:
     conf = create_celery(url.format(queue=tmp_path)).conf
 
     assert (conf.broker_connection_retry_on_startup, conf.broker_connection_retry) == (True, True)

@@ -76,9 +76,7 @@ def test_an_address_shows_nothing_in_its_repr() -> None:
 
 
 @pytest.mark.parametrize("character", ["a", " ", "\u0301", '"'], ids=["letter", "space", "accent", "quote"])
-def test_an_address_that_is_too_long_is_refused_before_it_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch, character: str
-) -> None:
+def test_an_overlong_address_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch, character: str) -> None:
     monkeypatch.setattr(addresses, "validate_email", None)
 
     with pytest.raises(InputRefused):

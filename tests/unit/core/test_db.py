@@ -427,9 +427,7 @@ def test_after_a_single_statement_the_connection_has_transactions_as_before(
         assert (driver.autocommit, driver.isolation_level) == (False, None)
 
 
-def test_a_session_that_ends_early_in_a_single_statement_leaves_its_connection_with_transactions(
-    postgres: Engine,
-) -> None:
+def test_a_session_that_ends_early_leaves_its_connection_with_transactions(postgres: Engine) -> None:
     with db.one_read(db.create_sessionmaker(postgres)) as session:
         session.rollback()
         with postgres.connect() as connection:
@@ -481,9 +479,7 @@ def test_a_write_that_is_refused_as_read_only_drops_the_pool(postgres: Engine) -
         *((code, False) for code in ("53300", "53100", "58030", "55P03", "57014", "23505")),
     ],
 )
-def test_only_an_error_that_makes_a_connection_useless_is_a_disconnect(
-    postgres: Engine, sqlstate: str, is_disconnect: bool
-) -> None:
+def test_only_errors_of_useless_connections_disconnect(postgres: Engine, sqlstate: str, is_disconnect: bool) -> None:
     with postgres.connect() as connection, pytest.raises(DBAPIError) as caught:
         connection.execute(sa.text(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$"))
 

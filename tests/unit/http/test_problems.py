@@ -169,7 +169,7 @@ def test_a_chunk_that_gunicorn_cannot_read_is_the_clients_fault(answer: Ask, log
     [ValueError(SECRET), *(error(SECRET, {}, Exception(SECRET)) for error in (IntegrityError, ProgrammingError))],
     ids=lambda error: type(error).__name__,
 )
-def test_an_unknown_error_and_one_of_a_statement_are_logged_and_answered_without_detail(
+def test_an_unexpected_error_is_logged_and_answered_without_detail(
     answer: Ask, log: list[Any], error: Exception
 ) -> None:
     response = answer(error)

@@ -53,7 +53,7 @@ CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
         *(([10], CHUNKED, True), ([10, 1], CHUNKED, False), ([-1], CHUNKED, False)),
     ],
 )
-def test_the_connection_is_closed_exactly_if_some_of_the_body_was_not_read(
+def test_a_connection_is_closed_unless_the_body_was_read(
     read: list[int], environ: dict[str, Any], closes: bool
 ) -> None:
     assert answered(read, environ).must_close == closes

@@ -110,9 +110,7 @@ def test_a_language_has_every_text(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_variable_that_is_missing_is_an_error_in_every_template(
-    renderer: MessageRenderer, language: str, name: str
-) -> None:
+def test_a_missing_variable_is_an_error_in_every_template(renderer: MessageRenderer, language: str, name: str) -> None:
     for form in ("txt", "html"):
         source = (TEMPLATES / language / f"{name}.{form}").read_text()
         needed = meta.find_undeclared_variables(Environment().parse(source)) - {"parts"}
@@ -137,9 +135,7 @@ def test_a_variable_that_is_missing_is_an_error_in_every_template(
     ],
 )
 @pytest.mark.parametrize("token", [TOKEN, '<"&>'], ids=["token", "signs-of-html"])
-def test_the_link_of_a_mail_stands_whole_in_a_line_of_the_text_and_escaped_in_the_page(
-    kind: MailKind, page: str, token: str
-) -> None:
+def test_a_link_is_a_whole_line_of_the_text_and_escaped_in_the_page(kind: MailKind, page: str, token: str) -> None:
     public_url = "https://vault.example.org/a&b'c"
 
     mail = MessageRenderer(public_url, "https://app.example.org/x").render(kind, RECIPIENT, token=token)
@@ -152,9 +148,7 @@ def test_the_link_of_a_mail_stands_whole_in_a_line_of_the_text_and_escaped_in_th
 
 
 @pytest.mark.parametrize("kind", mails.KINDS, ids=lambda kind: kind.name)
-def test_a_mail_is_made_with_a_token_if_it_has_a_link_and_without_one_if_not(
-    renderer: MessageRenderer, kind: MailKind
-) -> None:
+def test_a_mail_is_made_with_a_token_if_and_only_if_it_has_a_link(renderer: MessageRenderer, kind: MailKind) -> None:
     has_link = kind in LINK_LIFETIMES
 
     with pytest.raises(UndefinedError if has_link else AssertionError):

@@ -179,9 +179,7 @@ def test_registrations_and_no_ops_have_lanes_apart_from_the_mails_of_accounts(of
 
 
 @pytest.mark.parametrize("kind", mails.KINDS, ids=NAME)
-def test_a_fourth_mail_of_one_kind_within_an_hour_is_a_no_op_unless_it_is_a_notice(
-    office: Office, kind: MailKind
-) -> None:
+def test_a_fourth_mail_of_a_kind_within_an_hour_is_a_no_op_unless_a_notice(office: Office, kind: MailKind) -> None:
     user, other = office.add_user(), office.add_user("berta@example.org")
     other_kind = next(k for k in mails.KINDS if k is not kind)
 
@@ -352,9 +350,7 @@ def test_a_job_whose_sender_died_is_due_when_its_lease_ends(office: Office) -> N
 @pytest.mark.parametrize(
     "failure", [None, MailDelayed("late"), MailRefused("late")], ids=["sent", "delayed", "refused"]
 )
-def test_the_late_outcome_of_a_sender_that_lost_its_lease_does_not_replace_that_of_the_next_attempt(
-    office: Office, failure: Exception | None
-) -> None:
+def test_a_sender_that_lost_its_lease_changes_no_later_outcome(office: Office, failure: Exception | None) -> None:
     job_id = office.owe(office.add_user())
 
     def lose_the_lease() -> None:
@@ -457,9 +453,7 @@ def faulty(office: Office, fault: BaseException, *, where: str) -> Outbox:
 
 
 @pytest.mark.parametrize("where", ["composing", "sending"])
-def test_an_unexpected_exception_is_raised_and_puts_the_mail_off_by_its_name(
-    office: Office, log: list[Any], where: str
-) -> None:
+def test_an_unexpected_exception_is_raised_and_puts_the_mail_off(office: Office, log: list[Any], where: str) -> None:
     job_id = office.owe(office.add_user())
 
     with pytest.raises(ZeroDivisionError):

@@ -90,7 +90,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
-def test_all_addresses_of_a_host_together_get_the_time_of_one_limit(
+def test_all_addresses_of_a_host_share_the_time_of_one_limit(
     monkeypatch: pytest.MonkeyPatch, hanging_port: int
 ) -> None:
     resolve(monkeypatch, *[hanging_port] * 20)

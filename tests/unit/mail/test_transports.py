@@ -168,9 +168,7 @@ def test_recipients_go_out_in_ascii_and_otherwise_as_given(given: str, delivered
     ],
     ids=["bare", "quoted", "umlaut-and-idn"],
 )
-def test_a_senders_name_stays_out_of_the_envelope_and_the_domain_goes_out_in_ascii(
-    sender: str, name: str, address: str
-) -> None:
+def test_the_envelope_has_the_senders_address_in_ascii_and_no_name(sender: str, name: str, address: str) -> None:
     inbox = arrived(sender=sender)
 
     assert inbox.envelopes[0].mail_from == address
@@ -223,7 +221,7 @@ def test_a_wrong_certificate_is_refused(
         ({"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "535 wrong"}, "none", "smtp_535", ["EHLO", "AUTH"]),
     ],
 )
-def test_a_session_that_cannot_begin_delays_the_mail_and_says_no_more(
+def test_a_session_that_cannot_begin_delays_the_mail_and_sends_no_further_command(
     scripted: Script, replies: dict[str, str], security: str, reason: str, said: list[str]
 ) -> None:
     server = scripted(**replies)

@@ -79,9 +79,7 @@ def test_every_alert_has_an_hour_in_which_it_fires() -> None:
 
 
 @pytest.mark.parametrize(("series", "firing"), CASES)
-def test_alerts_fire_when_they_should_and_not_otherwise(
-    tmp_path: Path, series: dict[str, str], firing: set[str]
-) -> None:
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, series: dict[str, str], firing: set[str]) -> None:
     promtool = program("promtool", package="prometheus")
     # Prometheus' own series of alerts, since promtool's check of an alert wants to know its labels.
     expressions = [

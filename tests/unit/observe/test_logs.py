@@ -90,9 +90,7 @@ def while_handled(log: Callable[[NameLost], object]) -> None:
         pytest.param(lambda log, _: log.exception("it_failed"), id="exception"),
     ],
 )
-def test_structlog_exceptions_are_classes_and_places(
-    json_log: io.StringIO, write: Callable[[Any, NameLost], object]
-) -> None:
+def test_structlog_exceptions_are_classes_and_places(json_log: io.StringIO, write: Callable[..., object]) -> None:
     while_handled(lambda exc: write(structlog.get_logger("vault.x"), exc))
 
     (line,) = lines(json_log)
@@ -122,7 +120,7 @@ def test_standard_loggers_exceptions_are_classes_and_places(stderr: io.StringIO,
     assert "FileNotFoundError(ENOENT) at" in stderr.getvalue()
 
 
-def test_a_record_that_was_formatted_before_keeps_its_text_to_itself(json_log: io.StringIO) -> None:
+def test_a_traceback_that_another_handler_has_formatted_is_not_written(json_log: io.StringIO) -> None:
     other = logging.StreamHandler(io.StringIO())
     logging.getLogger().handlers.insert(0, other)
     while_handled(lambda _: logging.getLogger("some.library").exception("it failed"))
@@ -186,7 +184,7 @@ def test_json_lines_have_event_level_logger_time_and_context(json_log: io.String
     assert not [key for line in (ours, theirs) for key in line if key.startswith("_")]
 
 
-def test_console_lines_are_for_people(stderr: io.StringIO) -> None:
+def test_console_lines_are_plain_text(stderr: io.StringIO) -> None:
     configure(stderr, "INFO", "console")
 
     structlog.get_logger("vault.x").info("started", port=8000)
@@ -252,9 +250,7 @@ PEER = ("203.0.113.9", 4711)
     [InvalidRequestLine(f"GET /verify-email?token={SECRET}"), InvalidHeader(f"Authorization: Bearer {SECRET}")],
     ids=["request-line", "header"],
 )
-def test_gunicorn_tells_of_an_invalid_request_without_quoting_it(
-    worker: Any, json_log: io.StringIO, error: Exception
-) -> None:
+def test_gunicorn_does_not_quote_an_invalid_request(worker: Any, json_log: io.StringIO, error: Exception) -> None:
     Worker.handle_error(worker, None, CLIENT, PEER, error)
 
     assert [line["event"] for line in lines(json_log)] == ["Invalid request"]
@@ -289,7 +285,7 @@ def test_gunicorns_access_log_stays_empty_even_if_asked_for(worker: Any, json_lo
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_gunicorns_own_news_go_through_the_services_handlers(worker: Any, json_log: io.StringIO) -> None:
+def test_gunicorns_own_lines_go_through_the_services_handlers(worker: Any, json_log: io.StringIO) -> None:
     worker.log.info("Listening at: %s (%s)", "http://127.0.0.1:8000", 1)
     worker.log.warning("Worker (pid:%s) was sent %s!", 7, "SIGKILL")
     worker.log.debug("%s %s", "GET", f"/{SECRET}")
@@ -338,7 +334,7 @@ def test_fields_that_are_private_by_name_lose_their_values(json_log: io.StringIO
     ids=["bearer", "jwt", "fernet", "basic", "address", "idn", "url", "object-key", "random"],
 )
 @each_format
-def test_a_text_that_looks_like_a_secret_is_removed_wherever_it_stands(
+def test_texts_like_secrets_are_removed_everywhere(
     stderr: io.StringIO, secret: str, text: str, log_format: str
 ) -> None:
     configure(stderr, "INFO", log_format)

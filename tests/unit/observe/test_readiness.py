@@ -128,7 +128,7 @@ def test_a_dependency_that_hangs_fails_in_time_and_is_asked_by_one_thread(vital:
     wait_until(lambda: readiness.report().status == "ready", what="the recovery")
 
 
-def test_a_moment_without_threads_is_no_failure_for_ever(readiness: Readiness, other: Dependency) -> None:
+def test_after_a_moment_without_threads_dependencies_are_asked_again(readiness: Readiness, other: Dependency) -> None:
     with no_threads(), pytest.raises(RuntimeError):
         readiness.report()
 

@@ -112,9 +112,7 @@ def test_threads_share_one_arena_unless_the_operator_says_otherwise(environ: dic
         ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000:glibc.malloc.mmap_threshold=1000000"}, "2", 2),
     ],
 )
-def test_two_hashes_find_the_memory_of_the_two_before_unless_the_operator_says_otherwise(
-    environ: dict[str, str], hashes: str, made_anew: int
-) -> None:
+def test_hashes_reuse_memory_unless_the_operator_says_no(environ: dict[str, str], hashes: str, made_anew: int) -> None:
     assert int(output_of(USE + TWO, environ, hashes)) == made_anew
 
 

@@ -109,9 +109,7 @@ def test_a_body_that_is_not_there_is_waited_for_by_no_other_request_and_takes_no
     assert not ours.is_late
 
 
-def test_an_answer_to_an_account_is_waited_for_in_a_slot_of_its_own_and_never_without(
-    ours: PacedSocket, waits: Waits
-) -> None:
+def test_an_answer_to_an_account_is_waited_for_only_in_a_slot_of_its_own(ours: PacedSocket, waits: Waits) -> None:
     ours.know("anna")
     waits.transfers.take("other")
 
@@ -122,9 +120,7 @@ def test_an_answer_to_an_account_is_waited_for_in_a_slot_of_its_own_and_never_wi
     assert waits.answers.acquire(blocking=False)
 
 
-def test_an_answer_to_a_stranger_is_waited_for_without_a_slot_for_transfers_and_in_its_turn(
-    ours: PacedSocket, waits: Waits
-) -> None:
+def test_an_answer_to_a_stranger_is_waited_for_in_its_turn_and_in_no_slot(ours: PacedSocket, waits: Waits) -> None:
     waits.transfers.take("other")
 
     with pytest.raises(BrokenPipeError) as for_too_long:
@@ -153,9 +149,7 @@ def test_a_client_that_takes_nothing_is_cut(ours: PacedSocket) -> None:
     assert ours.is_cut
 
 
-def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
-    ours: PacedSocket, theirs: socket.socket, later: Later
-) -> None:
+def test_a_slow_client_is_waited_for_while_enough_comes(ours: PacedSocket, theirs: socket.socket, later: Later) -> None:
     # Four windows, of which each brings its bytes.
     for n in range(1, 40):
         later(0.02 * n, theirs.sendall, bytes(200))
@@ -170,9 +164,7 @@ def test_a_slow_client_is_waited_for_as_long_as_it_moves_enough(
 
 
 @pytest.mark.parametrize("count", [0, 100], ids=["nothing", "a trickle"])
-def test_a_client_that_sends_too_little_is_too_slow(
-    ours: PacedSocket, theirs: socket.socket, later: Later, count: int
-) -> None:
+def test_sending_too_little_is_too_slow(ours: PacedSocket, theirs: socket.socket, later: Later, count: int) -> None:
     for n in range(1, count):
         later(0.02 * n, theirs.sendall, b"x")
     ours.begin_transfer()
@@ -231,9 +223,7 @@ def test_a_large_transfer_begins_with_a_slot(ours: PacedSocket, waits: Waits, si
         begin_transfer({"gunicorn.socket": ours}, size)
 
 
-def test_a_small_transfer_begins_with_a_turn_at_the_store_and_another_server_has_neither(
-    ours: PacedSocket, waits: Waits
-) -> None:
+def test_a_small_transfer_begins_with_a_turn_at_the_store_on_this_server_only(ours: PacedSocket, waits: Waits) -> None:
     waits.transfers.take("other")
 
     begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
@@ -248,9 +238,7 @@ def test_a_small_transfer_begins_with_a_turn_at_the_store_and_another_server_has
         begin_transfer({"gunicorn.socket": ours}, SMALL_BYTES)
 
 
-def test_a_small_answer_that_is_not_read_keeps_a_slot_of_its_account_and_no_turn_at_the_store(
-    ours: PacedSocket, waits: Waits
-) -> None:
+def test_a_small_answer_that_is_not_read_keeps_a_slot_and_no_turn_at_the_store(ours: PacedSocket, waits: Waits) -> None:
     environ = {"gunicorn.socket": ours}
     know_account(environ, "anna")
     begin_transfer(environ, SMALL_BYTES)

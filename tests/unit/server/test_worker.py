@@ -18,13 +18,15 @@ from vault.core.slots import ThreadPlan
 from vault.server.pacing import PacedSocket, Waits
 from vault.server.worker import Connection, Worker
 
+Connect = Callable[[bytes], Connection]
+
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
-def connection() -> Iterator[Callable[[bytes], Connection]]:
+def connection() -> Iterator[Connect]:
     ours, theirs = socket.socketpair()
     with PacedSocket(ours, Waits.planned(ThreadPlan(4))) as paced, theirs:
 
@@ -49,7 +51,7 @@ def connection() -> Iterator[Callable[[bytes], Connection]]:
         CHUNKED + b"10000\r\n" + bytes(0x10000 - 1),
     ],
 )
-def test_an_incomplete_request_is_waited_for(connection: Callable[[bytes], Connection], received: bytes) -> None:
+def test_an_incomplete_request_is_waited_for(connection: Connect, received: bytes) -> None:
     waiting = connection(received)
 
     assert not waiting.is_for_thread()
@@ -82,9 +84,7 @@ def test_an_incomplete_request_is_waited_for(connection: Callable[[bytes], Conne
         b"\r\n\r\n",
     ],
 )
-def test_a_complete_or_large_request_is_for_a_thread(
-    connection: Callable[[bytes], Connection], received: bytes
-) -> None:
+def test_a_complete_or_large_request_is_for_a_thread(connection: Connect, received: bytes) -> None:
     complete = connection(received)
 
     assert complete.is_for_thread()
@@ -104,7 +104,7 @@ def test_a_complete_or_large_request_is_for_a_thread(
     ],
 )
 def test_bytes_that_are_no_request_are_not_waited_for(
-    connection: Callable[[bytes], Connection], received: bytes, refusal: type[Exception]
+    connection: Connect, received: bytes, refusal: type[Exception]
 ) -> None:
     refused = connection(received)
 
@@ -118,7 +118,7 @@ def test_bytes_that_are_no_request_are_not_waited_for(
     ids=["head", "sized", "chunked"],
 )
 def test_a_request_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_none(
-    connection: Callable[[bytes], Connection], whole: bytes
+    connection: Connect, whole: bytes
 ) -> None:
     waiting, complete_at = connection(b""), []
 
@@ -132,9 +132,7 @@ def test_a_request_byte_by_byte_is_complete_with_its_last_byte_and_refused_at_no
 
 
 @pytest.mark.parametrize("ending", [b"X-Two: b\n", b"X-Two: b\r\r\n\n"])
-def test_a_line_that_ends_wrongly_is_refused_in_whatever_pieces_it_comes(
-    connection: Callable[[bytes], Connection], ending: bytes
-) -> None:
+def test_a_line_that_ends_wrongly_is_refused_in_whatever_pieces_it_comes(connection: Connect, ending: bytes) -> None:
     waiting = connection(GET)
     assert not waiting.is_for_thread()
 
@@ -149,9 +147,7 @@ def test_a_line_that_ends_wrongly_is_refused_in_whatever_pieces_it_comes(
     ("head", "is_told"),
     [(POST, True), (POST.replace(b"HTTP/1.1", b"HTTP/1.0"), False), (POST.replace(b" / ", b" /a HTTP/1.1 "), True)],
 )
-def test_whether_a_client_waits_to_be_told_is_in_its_head(
-    connection: Callable[[bytes], Connection], head: bytes, is_told: bool
-) -> None:
+def test_a_head_says_whether_its_client_expects_continue(connection: Connect, head: bytes, is_told: bool) -> None:
     waiting = connection(head + b"expect:100-Continue \r\n\r\n")
 
     waiting.is_for_thread()
@@ -159,9 +155,7 @@ def test_whether_a_client_waits_to_be_told_is_in_its_head(
     assert waiting.expects_continue == is_told
 
 
-def test_a_received_request_is_parsed_and_the_bytes_after_it_begin_the_next(
-    connection: Callable[[bytes], Connection],
-) -> None:
+def test_a_received_request_is_parsed_and_the_bytes_after_it_begin_the_next(connection: Connect) -> None:
     complete = connection(POST + b"\r\n1234567890" + GET)
 
     complete.init()
@@ -173,7 +167,7 @@ def test_a_received_request_is_parsed_and_the_bytes_after_it_begin_the_next(
     assert complete.request == GET
 
 
-def test_a_refused_request_is_not_read_on(connection: Callable[[bytes], Connection]) -> None:
+def test_a_refused_request_is_not_read_on(connection: Connect) -> None:
     refused = connection(b"GET / HTTP/1.1\r\nX-One")
     refused.refusal = LimitRequestHeaders("")
 
@@ -198,7 +192,7 @@ def worker() -> Iterator[Worker]:
         made.tmp.close()
 
 
-def test_a_connection_that_makes_room_in_the_turn_in_which_it_sends_is_forgotten(worker: Worker) -> None:
+def test_a_connection_that_is_closed_in_the_turn_in_which_it_sends_is_forgotten(worker: Worker) -> None:
     address = worker.sockets[0].getsockname()
     with socket.create_connection(address) as first:
         worker.wait_for_and_dispatch_events(5)

@@ -249,9 +249,7 @@ def test_the_port_of_the_env_file_is_in_its_addresses_whatever_the_order(tmp_pat
     ],
     ids=["latin-1", "utf-16", "no-equals-sign", "open-quote"],
 )
-def test_an_env_file_that_cannot_be_read_is_refused_without_its_content(
-    tmp_path: Path, content: bytes, problem: str
-) -> None:
+def test_an_unreadable_env_file_is_refused_without_its_content(tmp_path: Path, content: bytes, problem: str) -> None:
     environ, env_file = with_env_file(tmp_path)
     env_file.write_bytes(content)
 
@@ -386,7 +384,7 @@ def test_database_facts_hold_no_password(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "  "], ids=["empty", "blank"])
-def test_the_front_end_is_where_the_api_is_unless_it_is_elsewhere(load: Load, given: str) -> None:
+def test_the_frontends_address_is_the_apis_unless_it_is_given(load: Load, given: str) -> None:
     both = load(PUBLIC_URL="https://api.example.org", FRONTEND_BASE_URL="https://vault.example.org/app/", **SMTP)
     one = load(PUBLIC_URL="https://api.example.org/", FRONTEND_BASE_URL=given, **SMTP)
 

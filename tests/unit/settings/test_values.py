@@ -385,9 +385,7 @@ def test_an_accepted_value_is_read(tmp_path: Path, given: dict[str, str], name: 
 
 
 @pytest.mark.parametrize(("given", "name", "problem"), REFUSED)
-def test_a_refused_value_is_named_by_its_problem_alone(
-    tmp_path: Path, given: dict[str, str], name: str, problem: str
-) -> None:
+def test_a_problem_names_the_setting_alone(tmp_path: Path, given: dict[str, str], name: str, problem: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load(environment(tmp_path, **given), env_file=None)
 
@@ -427,9 +425,7 @@ def test_a_number_out_of_its_bounds_is_refused_with_them(tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize(("memory_kib", "passes", "lanes"), [(7168, 5, 1), (35840, 1, 1), (17920, 2, 16)])
-def test_hashing_may_take_less_memory_with_more_passes(
-    tmp_path: Path, memory_kib: int, passes: int, lanes: int
-) -> None:
+def test_hashing_may_use_less_memory_with_more_passes(tmp_path: Path, memory_kib: int, passes: int, lanes: int) -> None:
     given = {"ARGON2_MEMORY_KIB": memory_kib, "ARGON2_TIME_COST": passes, "ARGON2_PARALLELISM": lanes}
 
     settings = make_settings(tmp_path, **{name: str(value) for name, value in given.items()})

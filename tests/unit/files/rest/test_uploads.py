@@ -279,9 +279,7 @@ def test_a_raw_body_shorter_than_declared_is_truncated(sent: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["raw", "form"])
-def test_errors_of_the_connection_are_translated_also_in_the_middle(
-    kind: str, error: Exception, translated: type[VaultError]
-) -> None:
+def test_errors_of_a_connection_are_translated(kind: str, error: Exception, translated: type[VaultError]) -> None:
     head = form(b"", end=b"") if kind == "form" else b""
     stream = Chunks([head + b"abc", b"def"], error)
     upload = (open_form if kind == "form" else raw)(body=stream, chunked=True)
@@ -311,9 +309,7 @@ PIECES_AND_READS = {
 
 @settings(deadline=None)
 @given(body=st.binary(max_size=3000), **PIECES_AND_READS)
-def test_a_raw_body_is_the_same_however_it_arrives_and_is_read(
-    body: bytes, pieces: list[int], sizes: list[int], chunked: bool
-) -> None:
+def test_a_raw_body_is_read_whole_however_cut(body: bytes, pieces: list[int], sizes: list[int], chunked: bool) -> None:
     upload = raw(body=Chunks(cut(body, *pieces)), declared=len(body), chunked=chunked)
 
     assert read_all(upload, *sizes) == body
@@ -549,9 +545,7 @@ near_boundaries = st.lists(
 
 @given(content=st.binary(max_size=2000) | near_boundaries, **PIECES_AND_READS)
 @settings(deadline=None)
-def test_a_forms_file_is_the_same_however_it_arrives_and_is_read(
-    content: bytes, pieces: list[int], sizes: list[int], chunked: bool
-) -> None:
+def test_a_form_is_read_whole_however_cut(content: bytes, pieces: list[int], sizes: list[int], chunked: bool) -> None:
     if f"\r\n--{BOUNDARY}".encode() in content + b"\r\n--":
         content = content.replace(BOUNDARY.encode(), b"other")
     body = form(content)
@@ -563,7 +557,7 @@ def test_a_forms_file_is_the_same_however_it_arrives_and_is_read(
 
 @given(cut_at=st.integers(0, 10_000), pieces=st.lists(st.integers(1, 300), min_size=1), chunked=st.booleans())
 @settings(deadline=None)
-def test_no_part_of_a_form_passes_for_the_whole(cut_at: int, pieces: list[int], chunked: bool) -> None:
+def test_a_form_that_is_cut_is_refused(cut_at: int, pieces: list[int], chunked: bool) -> None:
     body = form(b"content\r\n" * 40)
     end = min(cut_at, len(body) - 3)  # without its last line break a form is complete
 
