@@ -54,6 +54,10 @@ FILES = "/api/v1/files"
 EMAIL = "anna@example.org"
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+# For a test in a module of `one_database`.
+BOTH_DATABASES = pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.uncounted)], indirect=True
+)
 
 
 def migrate(container: Container) -> None:

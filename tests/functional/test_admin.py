@@ -17,7 +17,18 @@ from testing.kms import played_kms
 from testing.passwords import NEW_PASSWORD, meanwhile
 from testing.seeding import insert_rows
 from testing.statements import explained
-from testing.vault import POSTGRESQL, SQLITE, Person, Vault, at_once, free_of, refusal, while_locked, works
+from testing.vault import (
+    BOTH_DATABASES,
+    POSTGRESQL,
+    SQLITE,
+    Person,
+    Vault,
+    at_once,
+    free_of,
+    refusal,
+    while_locked,
+    works,
+)
 from vault.admin.listing import UserFilter
 from vault.admin.service import UserChanges
 from vault.audit.models import AuditEvent
@@ -28,6 +39,8 @@ from vault.core.errors import LastAdmin
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.kms import KmsKeyProvider
 from vault.files.listing import ListingOfAll
+
+pytestmark = pytest.mark.one_database
 
 ADMIN = "/api/v1/admin"
 USERS = f"{ADMIN}/users"
@@ -59,7 +72,6 @@ def routes(vault: Vault) -> list[tuple[str, str]]:
     ]
 
 
-@SQLITE
 def test_admin_routes_refuse_and_audit_other_users(vault: Vault, anna: Person) -> None:
     asked = routes(vault)
     for method, path in asked:
@@ -128,7 +140,6 @@ def test_a_person_is_shown_without_anything_secret(vault: Vault, root: Person, a
     assert root.get(path_of(anna)).json["last_login_at"] == vault.clock().isoformat()
 
 
-@SQLITE
 def test_unknown_users_and_files_are_not_found(vault: Vault, root: Person) -> None:
     nobody = f"{USERS}/{uuid.uuid4()}"
     answers = [
@@ -163,6 +174,7 @@ def fill(vault: Vault) -> None:
         )
 
 
+@BOTH_DATABASES
 def test_people_come_newest_first_on_every_page(vault: Vault, root: Person) -> None:
     fill(vault)
     rows = vault.execute(sa.select(User.created_at, User.id, User.email))
@@ -172,6 +184,7 @@ def test_people_come_newest_first_on_every_page(vault: Vault, root: Person) -> N
         assert [person["email"] for person in root.walk(USERS, limit=limit)] == expected
 
 
+@BOTH_DATABASES
 def test_people_are_found_by_role_and_state(vault: Vault, root: Person) -> None:
     fill(vault)
 
@@ -213,6 +226,7 @@ def test_a_search_finds_part_of_address_or_name(vault: Vault, root: Person, sear
     assert {person["email"].partition("@")[0] for person in root.walk(USERS, search=search)} == expected
 
 
+@BOTH_DATABASES
 def test_a_search_knows_what_people_are_called_now(vault: Vault, root: Person) -> None:
     anna = vault.sign_up()
     anna.rename("Anna Karenina")
@@ -226,7 +240,6 @@ def test_a_search_knows_what_people_are_called_now(vault: Vault, root: Person) -
     assert [len(root.walk(USERS, search=text)) for text in ("karen", "countess", "anna@")] == [1, 1, 0]
 
 
-@SQLITE
 def test_bad_parameters_of_a_list_are_named(root: Person) -> None:
     bad = {
         "search": ["", "a\0b", "x" * 255],
@@ -247,7 +260,6 @@ def test_bad_parameters_of_a_list_are_named(root: Person) -> None:
     assert root.get(f"{USERS}?disabled=true&disabled=true").json["errors"] == {"disabled": ["Must occur only once."]}
 
 
-@SQLITE
 def test_a_cursor_goes_with_its_administrator_and_its_filters(vault: Vault, root: Person) -> None:
     fill(vault)
     chief = vault.member("chief2@example.org", role="admin")
@@ -322,7 +334,6 @@ def test_a_change_to_what_is_so_already_leaves_no_event(vault: Vault, root: Pers
     assert works(anna)
 
 
-@SQLITE
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -369,6 +380,7 @@ def test_a_quota_below_the_used_bytes_keeps_files_and_refuses_uploads(vault: Vau
     assert sorted(changes, key=str) == [(3, 8), (8, None), (None, 0), (None, 3)]
 
 
+@BOTH_DATABASES
 def test_disabling_ends_sessions_and_links_immediately(vault: Vault, root: Person) -> None:
     anna = vault.sign_up()
     mailed = vault.reset_token()
@@ -428,6 +440,7 @@ def test_no_link_is_mailed_for_a_disabled_account(vault: Vault, root: Person, an
 # The last administrator
 
 
+@BOTH_DATABASES
 def test_the_last_active_administrator_stays(vault: Vault, root: Person) -> None:
     vault.member("off@example.org", role="admin", disabled_at=vault.clock())
     vault.member("user@example.org")
@@ -452,7 +465,6 @@ def test_the_last_active_administrator_stays(vault: Vault, root: Person) -> None
     ]
 
 
-@SQLITE
 def test_an_administrator_stays_for_lack_of_another(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
     off = vault.member("off@example.org", role="admin", disabled_at=vault.clock())
 
@@ -465,7 +477,7 @@ def test_an_administrator_stays_for_lack_of_another(vault: Vault, root: Person, 
     assert refusal(change(bert, bert, disabled=True)) == (409, "last_admin")
 
 
-@SQLITE
+@BOTH_DATABASES
 def test_a_user_promoted_meanwhile(vault: Vault, root: Person, anna: Person) -> None:
     with meanwhile(lambda: vault.change_user(role="admin")):
         answer = anna.delete_account()
@@ -539,6 +551,7 @@ def test_removal_locks_administrators_in_one_order(vault: Vault, way: str) -> No
 # Files
 
 
+@BOTH_DATABASES
 def test_lists_of_all_users_files_are_audited(vault: Vault, root: Person, anna: Person, bert: Person) -> None:
     ids = {person.email: vault.user(person.email).id for person in (anna, bert)}
     for number, owner_id in enumerate([*ids.values()] * 4):
@@ -586,7 +599,6 @@ def test_an_administrator_shreds_what_is_not_his(vault: Vault, root: Person, ann
 # Keys
 
 
-@SQLITE
 def test_keys_are_told_with_how_many_rows_each_wraps(vault: Vault, root: Person, anna: Person) -> None:
     anna.upload(b"content")
     provider, ref = vault.container.keys.usage.primary()
@@ -602,7 +614,6 @@ def test_keys_are_told_with_how_many_rows_each_wraps(vault: Vault, root: Person,
     }
 
 
-@SQLITE
 def test_keys_are_told_while_kms_is_away(make_vault: Callable[..., Vault], monkeypatch: pytest.MonkeyPatch) -> None:
     with played_kms() as kms:
         vault = make_vault(**KMS_SETTINGS, KMS_KEY_ID=kms.alias)

@@ -12,11 +12,13 @@ from click.testing import Result
 from testing.mail_servers import Inbox, smtp_server
 from testing.recorder import recorder
 from testing.settings import make_settings
-from testing.vault import SQLITE, Person, Vault
+from testing.vault import BOTH_DATABASES, Person, Vault
 from vault import create_app
 from vault.cli import mail
 from vault.mail.messages import MailDelayed, MailRefused
 from vault.mail.models import MailJob, MailState
+
+pytestmark = pytest.mark.one_database
 
 
 def jobs(vault: Vault) -> list[MailJob]:
@@ -36,7 +38,8 @@ def failed_job(vault: Vault, address: str = "anna@example.org", *, reason: str =
 # --- queue ----------------------------------------------------------------------------------------------------------
 
 
-# Runs on both databases, since it tries each statement of the queue.
+# It tries each statement of the queue.
+@BOTH_DATABASES
 def test_failed_mails_are_listed_and_retried(vault: Vault) -> None:
     first, second = failed_job(vault), failed_job(vault, "bert@example.org")
     vault.register("carl@example.org")
@@ -64,7 +67,6 @@ def test_failed_mails_are_listed_and_retried(vault: Vault) -> None:
     assert vault.verify(vault.mailed_token("anna@example.org")).status_code == 200
 
 
-@SQLITE
 def test_a_mail_tried_again_has_a_day_before_it(vault: Vault) -> None:
     job_id = failed_job(vault)
     vault.clock.advance(days=3)
@@ -77,7 +79,6 @@ def test_a_mail_tried_again_has_a_day_before_it(vault: Vault) -> None:
     assert (job.state, job.failure, job.attempts) == (MailState.QUEUED, "sendgrid_500", 1)
 
 
-@SQLITE
 def test_the_list_comes_as_json_and_by_state(vault: Vault) -> None:
     job_id = failed_job(vault)
     vault.register("bert@example.org")
@@ -99,7 +100,6 @@ def test_the_list_comes_as_json_and_by_state(vault: Vault) -> None:
     assert json.loads(retried.stdout) == {"retried": 1, "not_retried": []}
 
 
-@SQLITE
 def test_a_list_that_is_cut_says_so(vault: Vault) -> None:
     for name in ("anna", "bert", "carl"):
         vault.register(f"{name}@example.org")
@@ -126,7 +126,6 @@ def claim(vault: Vault, job_id: uuid.UUID) -> None:
     assert vault.container.mail.outbox._claim(job_id) is not None
 
 
-@SQLITE
 @pytest.mark.parametrize("change", [erase, send, claim], ids=["erased", "sent", "being-sent"])
 def test_mails_that_cannot_be_retried_are_named(vault: Vault, change: Any) -> None:
     job_id, unknown = failed_job(vault), uuid.uuid4()
@@ -142,7 +141,6 @@ def test_mails_that_cannot_be_retried_are_named(vault: Vault, change: Any) -> No
     assert jobs(vault)[0].state == before
 
 
-@SQLITE
 def test_a_link_that_was_made_worthless_is_not_sent_by_trying_again(vault: Vault, anna: Person) -> None:
     new, changed = "mallory@example.org", "other plain words stapled"
     vault.mailer.failure = MailRefused("smtp_550")
@@ -160,7 +158,6 @@ def test_a_link_that_was_made_worthless_is_not_sent_by_trying_again(vault: Vault
     assert {mail.recipient for mail in vault.mailer.sent} == {"anna@example.org"}
 
 
-@SQLITE
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -185,7 +182,6 @@ def test_a_wrong_argument_is_told_in_a_sentence(vault: Vault, arguments: list[st
 # --- test -----------------------------------------------------------------------------------------------------------
 
 
-@SQLITE
 def test_a_test_mail_is_sent_immediately_and_leaves_no_row(vault: Vault) -> None:
     shown = vault.command("mail", "test", "anna@bücher.example")
 
@@ -196,7 +192,6 @@ def test_a_test_mail_is_sent_immediately_and_leaves_no_row(vault: Vault) -> None
     assert jobs(vault) == []
 
 
-@SQLITE
 @pytest.mark.parametrize(
     ("failure", "told"),
     [

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from testing.passwords import NEW_PASSWORD, PASSWORD
-from testing.vault import POSTGRESQL, SQLITE, Person, Vault, at_once, refusal, works
+from testing.vault import BOTH_DATABASES, POSTGRESQL, Person, Vault, at_once, refusal, works
 from vault.auth.models import User
 from vault.cli.base import operator
 from vault.core.addresses import parse_address
 from vault.core.principal import Principal
 from vault.objects.models import StorageAccount
+
+pytestmark = pytest.mark.one_database
 
 BOSS = "boss@example.org"
 USERS = "/api/v1/admin/users"
@@ -29,6 +31,7 @@ def accept(vault: Vault, password: str = NEW_PASSWORD) -> Any:
 # The first administrator
 
 
+@BOTH_DATABASES
 def test_the_first_administrator_comes_from_a_mail(vault: Vault) -> None:
     shown = vault.command("users", "create-admin", BOSS)
 
@@ -58,6 +61,7 @@ def test_the_page_of_the_invitation_makes_an_administrator(vault: Vault) -> None
     assert vault.user(BOSS).role == "admin"
 
 
+@BOTH_DATABASES
 def test_an_account_that_is_there_is_asked_about_and_loses_password_and_sessions(vault: Vault) -> None:
     boss = vault.member(BOSS)
     stored = boss.upload(b"content")
@@ -108,7 +112,6 @@ def test_another_way_to_a_password_makes_no_administrator_and_ends_the_invitatio
 
 
 @pytest.mark.parametrize("end", ["disable", "demote"])
-@SQLITE
 def test_an_invitation_does_not_outlive_what_speaks_against_it(vault: Vault, end: str) -> None:
     root = vault.member("root@example.org", role="admin")
     vault.member(BOSS, role="admin")
@@ -124,7 +127,6 @@ def test_an_invitation_does_not_outlive_what_speaks_against_it(vault: Vault, end
     assert refusal(vault.reset(token)) == (400, "invalid_token")
 
 
-@SQLITE
 def test_an_invitation_that_cannot_be_sent_changes_nothing(vault: Vault) -> None:
     for _ in range(3):
         assert vault.command("users", "create-admin", "--yes", BOSS).exit_code == 0
@@ -152,7 +154,6 @@ def test_concurrent_invitations_make_one_account(vault: Vault) -> None:
     assert [e.details["new_account"] for e in vault.audit_trail("admin.invited")].count(True) == 1
 
 
-@SQLITE
 def test_an_unused_invitation_is_swept_like_a_registration(vault: Vault) -> None:
     vault.register(BOSS)
     vault.clock.advance(days=6)
@@ -196,7 +197,6 @@ def test_disable_and_enable_say_what_they_did(vault: Vault, anna: Person) -> Non
         ("2TiB", 2 * 1024**4, "2.0 TiB"), ("7B", 7, "7 B"), ("default", None, "10.0 GiB, the default"),
     ],
 )  # fmt: skip
-@SQLITE
 def test_a_quota_is_set_in_units(vault: Vault, anna: Person, given: str, bytes_: int | None, shown: str) -> None:
     vault.change_user(quota_bytes=5)
 
@@ -206,7 +206,6 @@ def test_a_quota_is_set_in_units(vault: Vault, anna: Person, given: str, bytes_:
     assert vault.account().quota_bytes == bytes_
 
 
-@SQLITE
 def test_a_quota_below_what_is_used_is_allowed_and_said(vault: Vault, anna: Person) -> None:
     stored = anna.upload(b"content")
 
@@ -247,6 +246,7 @@ def test_no_command_takes_the_last_administrator_away(vault: Vault, arguments: l
     assert (event.outcome, event.reason) == ("failed", "last_admin")
 
 
+@BOTH_DATABASES
 def test_user_lists_show_all_accounts_or_the_filtered_ones(vault: Vault) -> None:
     for number in range(3):
         vault.clock.advance(seconds=1)
@@ -281,7 +281,6 @@ def test_user_lists_show_all_accounts_or_the_filtered_ones(vault: Vault) -> None
     assert listed("--search", "PERSON") == ["person0", "person1", "person2"]
 
 
-@SQLITE
 def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     now = vault.clock()
     people = [User(id=uuid.uuid4(), email=f"p{n}@x.org", email_key=f"p{n}@x.org", created_at=now) for n in range(401)]
@@ -317,7 +316,6 @@ def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
     ],
     ids=lambda value: " ".join(value).encode("ascii", "replace").decode() if isinstance(value, list) else "",
 )
-@SQLITE
 def test_bad_input_is_told_in_a_line(vault: Vault, arguments: list[str], status: int, message: str) -> None:
     shown = vault.command("users", *arguments)
 
