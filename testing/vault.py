@@ -198,10 +198,10 @@ class Vault:
             elif task == TASK_REMOVE_FILES_OF:
                 self.container.objects.reaper.remove_all_of(row_id)
 
-    def mailed_token(self, address: str) -> str:
-        """Return the token in the newest mail to an address."""
+    def mailed_token(self, address: str, *, of: str = "") -> str:
+        """Return the token in the newest mail to an address, or in the newest whose subject has `of`."""
         self.run_queue()
-        mail = [m for m in self.mailer.sent if m.recipient == address][-1]
+        mail = [m for m in self.mailer.sent if m.recipient == address and of in m.subject][-1]
         found = re.search(r"token=([A-Za-z0-9_-]+)", mail.text)
         assert found is not None
         return found[1]

@@ -300,7 +300,7 @@ def accounts_change(walk: Walk) -> None:
     vault.register("changed@example.org")
     in_the_way = vault.user("changed@example.org").id
     walk.pass_over()
-    token = newest_token(vault, "changed@example.org", of="Confirm your new")
+    token = vault.mailed_token("changed@example.org", of="Confirm your new")
     link_refused_for_a_password(walk, Action.EMAIL_CHANGED, token, who.account)
     walk.post("verify-email", token=token, password=NEW_PASSWORD)
     walk.left(
@@ -350,15 +350,6 @@ def refused_for_a_password(walk: Walk, action: Action, path: str, name: str, **f
     with meanwhile(lambda: vault.change_user(who.person.email, password_version=7)):
         attempt(PASSWORD)
     walk.left(Expected(action, who.account, who.target, who.session_id, "failed", "changed"))
-
-
-def newest_token(vault: Vault, address: str, *, of: str) -> str:
-    """The token in the newest mail of a kind."""
-    vault.run_queue()
-    mail = [m for m in vault.mailer.sent if m.recipient == address and of in m.subject][-1]
-    found = re.search(r"token=([\w-]+)", mail.text)
-    assert found is not None
-    return found[1]
 
 
 def accounts_go(walk: Walk) -> None:

@@ -47,10 +47,7 @@ def test_help_needs_no_settings(arguments: list[str]) -> None:
 
 
 def test_generate_needs_no_settings() -> None:
-    master, secret = (
-        flask_without_settings("keys", "generate"),
-        flask_without_settings("keys", "generate", "--secret-key"),
-    )
+    master, secret = (flask_without_settings("keys", "generate", *more) for more in ([], ["--secret-key"]))
 
     Fernet(master.stdout.strip())
     assert len(secret.stdout.strip()) >= 32

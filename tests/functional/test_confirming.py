@@ -269,12 +269,3 @@ def test_the_page_sets_a_new_password_and_says_what_is_wrong_with_it(vault: Vaul
     assert "Too easy to guess" in weak.text
     assert "<details open>" in weak.text
     assert [signs_in(vault, password) for password in (NEW_PASSWORD, THEIRS)] == [True, False]
-
-
-def test_the_page_says_when_a_link_is_dead(vault: Vault) -> None:
-    token = vault.confirmation_token()
-
-    answers = [vault.client.post("/verify-email", data={"token": token, "password": WRONG_PASSWORD}) for _ in range(6)]
-
-    assert [answer.status_code for answer in answers] == [403] * 5 + [400]
-    assert "This link does not work" in answers[-1].text

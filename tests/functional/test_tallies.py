@@ -27,16 +27,13 @@ MINUTE = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 
 @pytest.fixture
 def vault(make_vault: Callable[..., Vault]) -> Vault:
-    vault = make_vault(TRUSTED_PROXIES="127.0.0.1")
+    vault = make_vault()
     vault.clock.now = MINUTE
     return vault
 
 
 def login(vault: Vault, password: str = WRONG_PASSWORD, *, at: str = HOME, email: str = EMAIL, **headers: str) -> Any:
-    headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return vault.client.post(
-        f"{AUTH}/login", json={"email": email, "password": password}, headers={"X-Forwarded-For": at, **headers}
-    )
+    return vault.login(email, password, at=at, headers={name.replace("_", "-"): text for name, text in headers.items()})
 
 
 def tally(vault: Vault, *, ip: str = HOME, account: Any = None, reason: str = "password", times: int = 1) -> None:
