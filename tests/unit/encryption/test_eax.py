@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, NoReturn
@@ -8,6 +9,7 @@ from Crypto.Cipher import AES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testing.content import flipped
 from vault.encryption import eax
 from vault.encryption.eax import Eax, check_known_answer
 from vault.encryption.errors import AuthenticationFailed
@@ -86,9 +88,7 @@ def test_any_changed_bit_is_refused(
     changed = data.draw(st.integers(0, 2))
     bit = data.draw(st.integers(0, 8 * len(inputs[changed]) - 1))
 
-    damaged = bytearray(inputs[changed])
-    damaged[bit // 8] ^= 1 << bit % 8
-    inputs[changed] = bytes(damaged)
+    inputs[changed] = flipped(inputs[changed], bit // 8, mask=1 << bit % 8)
 
     with pytest.raises(AuthenticationFailed):
         Eax(key).open(*inputs)
@@ -118,7 +118,7 @@ def test_nothing_is_decrypted_before_the_tag_is_right(monkeypatch: pytest.Monkey
     monkeypatch.setattr(eax, "Cipher", decrypting)
 
     with pytest.raises(AuthenticationFailed):
-        cipher.open(bytes(16), sealed[:-1] + bytes([sealed[-1] ^ 1]), b"")
+        cipher.open(bytes(16), flipped(sealed, -1), b"")
     with pytest.raises(AssertionError, match="decrypted something"):
         cipher.open(bytes(16), sealed, b"")
 
@@ -169,27 +169,18 @@ def test_known_answer_passes_here() -> None:
 
 def changed_at(position: int) -> Any:
     right = Eax.seal
-
-    def seal(self: Eax, nonce: bytes, plaintext: bytes, aad: bytes) -> bytes:
-        sealed = bytearray(right(self, nonce, plaintext, aad))
-        sealed[position] ^= 1
-        return bytes(sealed)
-
-    return seal
+    return lambda *args: flipped(right(*args), position)
 
 
-@pytest.mark.parametrize("position", [0, -17, -16, -1], ids=["ciphertext", "its-end", "tag", "tags-end"])
-def test_known_answer_refuses_to_start_when_sealing_gives_a_wrong_byte(
-    monkeypatch: pytest.MonkeyPatch, position: int
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [*(("seal", changed_at(position)) for position in (0, -17, -16, -1)), ("open", lambda *_: bytes(100))],
+    ids=["ciphertext", "its-end", "tag", "tags-end", "opened"],
+)
+def test_known_answer_refuses_to_start_when_sealing_or_opening_gives_a_wrong_byte(
+    monkeypatch: pytest.MonkeyPatch, method: str, wrong: Callable[..., bytes]
 ) -> None:
-    monkeypatch.setattr(Eax, "seal", changed_at(position))
-
-    with pytest.raises(RuntimeError, match="refusing to start"):
-        check_known_answer()
-
-
-def test_known_answer_refuses_to_start_when_opening_gives_wrong_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Eax, "open", lambda *_: bytes(100))
+    monkeypatch.setattr(Eax, method, wrong)
 
     with pytest.raises(RuntimeError, match="refusing to start"):
         check_known_answer()

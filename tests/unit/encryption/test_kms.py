@@ -14,19 +14,9 @@ from uuid import UUID
 
 import pytest
 import structlog
+from botocore import exceptions as failures
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
-from botocore.exceptions import (
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    CredentialRetrievalError,
-    EndpointConnectionError,
-    HTTPClientError,
-    NoRegionError,
-    PartialCredentialsError,
-    ReadTimeoutError,
-    SSLError,
-)
 from botocore.parsers import ResponseParserError
 from botocore.stub import Stubber
 from structlog.testing import capture_logs
@@ -599,18 +589,21 @@ LASTS = {
 # fmt: on
 DAMAGED = {400: ["InvalidCiphertextException", "IncorrectKeyException"]}
 NETWORK: list[Exception] = [
-    ConnectTimeoutError(endpoint_url="https://kms.example.org"),
-    ReadTimeoutError(endpoint_url="https://kms.example.org"),
-    EndpointConnectionError(endpoint_url="https://kms.example.org"),
-    ConnectionClosedError(endpoint_url="https://kms.example.org"),
-    SSLError(endpoint_url="https://kms.example.org", error=OSError("certificate has expired")),
-    HTTPClientError(error="broken"),
-    CredentialRetrievalError(provider="instance role", error_msg="no answer"),
+    failures.ConnectTimeoutError(endpoint_url="https://kms.example.org"),
+    failures.ReadTimeoutError(endpoint_url="https://kms.example.org"),
+    failures.EndpointConnectionError(endpoint_url="https://kms.example.org"),
+    failures.ConnectionClosedError(endpoint_url="https://kms.example.org"),
+    failures.SSLError(endpoint_url="https://kms.example.org", error=OSError("certificate has expired")),
+    failures.HTTPClientError(error="broken"),
+    failures.CredentialRetrievalError(provider="instance role", error_msg="no answer"),
     ResponseParserError("not JSON"),
     ProtocolError("cut"),
     ConnectionResetError(),
 ]
-MISCONFIGURED = [PartialCredentialsError(provider="env", cred_var="aws_secret_access_key"), NoRegionError()]
+MISCONFIGURED = [
+    failures.PartialCredentialsError(provider="env", cred_var="aws_secret_access_key"),
+    failures.NoRegionError(),
+]
 FAULTS = [
     *refusals(KeyServiceUnavailable, MAY_PASS),
     *refusals(KeyUnavailable, LASTS),
@@ -699,8 +692,8 @@ class TestAttempts:
     @pytest.mark.parametrize(
         ("answer", "error", "reason", "attempts"),
         [
-            (ConnectTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ConnectTimeoutError", 3),
-            (ReadTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ReadTimeoutError", 3),
+            (failures.ConnectTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ConnectTimeoutError", 3),
+            (failures.ReadTimeoutError(endpoint_url="https://kms"), KeyServiceUnavailable, "ReadTimeoutError", 3),
             (http_error(400, "ThrottlingException"), KeyServiceUnavailable, "ThrottlingException", 3),
             (http_error(500, "KMSInternalException"), KeyServiceUnavailable, "KMSInternalException", 3),
             (http(502, b"<html>Bad Gateway</html>"), KeyServiceUnavailable, "502", 3),
@@ -720,7 +713,7 @@ class TestAttempts:
         assert len(requests) == attempts
 
     def test_a_fault_that_passes_in_time_is_not_logged(self, wire: KmsKeyProvider, log: list[Any]) -> None:
-        throttled, slow = http_error(400, "ThrottlingException"), ReadTimeoutError(endpoint_url="https://kms")
+        throttled, slow = http_error(400, "ThrottlingException"), failures.ReadTimeoutError(endpoint_url="https://kms")
 
         with answering(wire.client, throttled, slow, http_key(ARN)) as requests:
             assert wire.unwrap(BLOB, ARN, OBJECT_ID) == DEK

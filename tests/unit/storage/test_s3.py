@@ -156,14 +156,9 @@ def shared_store(server: Recorder) -> Iterator[S3Store]:
 
 
 @pytest.fixture
-def budget() -> BufferBudget:
-    return BufferBudget(6 * PART, wait_seconds=BOUND_SECONDS)
-
-
-@pytest.fixture
-def store(s3: ScriptedS3, shared_store: S3Store, budget: BufferBudget) -> S3Store:
+def store(s3: ScriptedS3, shared_store: S3Store) -> S3Store:
     """A store on the scripted server."""
-    shared_store.budget = budget
+    shared_store.budget = BufferBudget(6 * PART, wait_seconds=BOUND_SECONDS)
     return shared_store
 
 
@@ -172,9 +167,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return without_pauses(monkeypatch)
 
 
-def assert_all_free(budget: BufferBudget) -> None:
+def assert_all_free(store: S3Store) -> None:
     # A part that was on its way is given back by the thread that sent it.
-    wait_until(lambda: budget.bytes_out == 0, what="all buffers being free")
+    wait_until(lambda: store.budget.bytes_out == 0, what="all buffers being free")
 
 
 class TestCalls:
@@ -310,9 +305,7 @@ class TestParts:
 
         assert [request.body == content for request in s3.requests] == [True]
 
-    def test_a_failed_part_surfaces_while_later_ones_are_written(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
-    ) -> None:
+    def test_a_failed_part_surfaces_while_later_ones_are_written(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["UploadPart"] = refusal(403, "AccessDenied")
         key = new_key()
         writer = begin(store, key, CONTENT[:PART])
@@ -324,11 +317,9 @@ class TestParts:
 
         last = s3.requests[-1]
         assert (last.operation, last.key, last.query["uploadId"]) == ("AbortMultipartUpload", key, "an-upload")
-        assert_all_free(budget)
+        assert_all_free(store)
 
-    def test_an_upload_that_cannot_begin_surfaces_with_the_second_part(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
-    ) -> None:
+    def test_an_upload_that_cannot_begin_surfaces_with_the_second_part(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["CreateMultipartUpload"] = refusal(403, "AccessDenied")
         writer = begin(store, new_key(), CONTENT[:PART])
 
@@ -337,7 +328,7 @@ class TestParts:
         writer.abort()
 
         assert s3.operations == ["CreateMultipartUpload"]
-        assert budget.bytes_out == 0
+        assert store.budget.bytes_out == 0
 
     def test_an_end_that_fails_with_status_200_surfaces_at_commit(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["CompleteMultipartUpload"] = refusal(200, "InternalError")
@@ -348,22 +339,18 @@ class TestParts:
         writer.abort()
 
         assert s3.operations[-1] == "AbortMultipartUpload"
-        assert_all_free(store.budget)
+        assert_all_free(store)
 
-    def test_abort_does_not_raise_when_the_store_is_down(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
-    ) -> None:
+    def test_abort_does_not_raise_when_the_store_is_down(self, s3: ScriptedS3, store: S3Store) -> None:
         s3.script["AbortMultipartUpload"] = Answer(503)
         writer = begin(store, new_key(), CONTENT)
 
         writer.abort()
 
         assert "AbortMultipartUpload" in s3.operations
-        assert_all_free(budget)
+        assert_all_free(store)
 
-    def test_abort_comes_after_the_parts_that_are_on_their_way(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
-    ) -> None:
+    def test_abort_comes_after_the_parts_that_are_on_their_way(self, s3: ScriptedS3, store: S3Store) -> None:
         arrived, release, order = threading.Event(), threading.Event(), list[str]()
 
         def slow_part(_: Request) -> Answer:
@@ -383,30 +370,28 @@ class TestParts:
         with ThreadPoolExecutor(1) as thread:
             aborted = thread.submit(writer.abort)
             # The part that is only held is free as soon as abort no longer waits, so it is still out.
-            assert budget.bytes_out == 2 * PART
+            assert store.budget.bytes_out == 2 * PART
             release.set()
             aborted.result(BOUND_SECONDS)
 
         assert order == ["part stored", "upload aborted"]
-        assert_all_free(budget)
+        assert_all_free(store)
 
-    def test_parts_that_have_not_begun_are_not_sent_after_abort(
-        self, s3: ScriptedS3, store: S3Store, budget: BufferBudget
-    ) -> None:
+    def test_parts_that_have_not_begun_are_not_sent_after_abort(self, s3: ScriptedS3, store: S3Store) -> None:
         release = threading.Event()
         others = [store.pool.submit(release.wait, BOUND_SECONDS) for _ in range(64)]
         writer = begin(store, new_key(), CONTENT)
-        assert budget.bytes_out == 3 * PART
+        assert store.budget.bytes_out == 3 * PART
 
         writer.abort()
 
-        assert budget.bytes_out == 0
+        assert store.budget.bytes_out == 0
         release.set()
         for other in others:
             assert other.result(BOUND_SECONDS)
         assert s3.operations == ["CreateMultipartUpload", "AbortMultipartUpload"]
 
-    def test_only_a_few_parts_are_in_flight(self, s3: ScriptedS3, store: S3Store, budget: BufferBudget) -> None:
+    def test_only_a_few_parts_are_in_flight(self, s3: ScriptedS3, store: S3Store) -> None:
         release = threading.Event()
 
         def slow_part(_: Request) -> Answer:
@@ -419,12 +404,12 @@ class TestParts:
             wait_until(lambda: s3.operations.count("UploadPart") == 3, what="three parts being in flight")
 
             assert not written.done()
-            assert budget.bytes_out == 3 * PART
+            assert store.budget.bytes_out == 3 * PART
             release.set()
             written.result(BOUND_SECONDS).commit()
 
         assert s3.operations.count("UploadPart") == 8
-        assert_all_free(budget)
+        assert_all_free(store)
 
     def test_uploads_that_share_a_small_budget_do_not_wait_for_each_other(self, s3: ScriptedS3, store: S3Store) -> None:
         store.budget = BufferBudget(2 * PART, wait_seconds=BOUND_SECONDS)
@@ -521,7 +506,7 @@ class TestErrors:
         assert ("AbortMultipartUpload" in s3.operations) == (refused != "PutObject")
         assert ("CompleteMultipartUpload" in s3.operations) == (refused == "CompleteMultipartUpload")
         assert_tells_nothing(caught.value, key, store)
-        assert_all_free(store.budget)
+        assert_all_free(store)
 
     @pytest.mark.parametrize(
         "use",
@@ -843,8 +828,8 @@ def objects(*keys: str, more: str = "", modified: str = "2024-02-29T12:00:00.000
 
 
 class TestClient:
-    def test_a_store_makes_no_connection_before_it_is_used(self, s3: ScriptedS3, budget: BufferBudget) -> None:
-        store = S3Store(s3.options, budget)
+    def test_a_store_makes_no_connection_before_it_is_used(self, s3: ScriptedS3) -> None:
+        store = S3Store(s3.options, BufferBudget(6 * PART))
 
         store.writer(new_key(), part_size=PART)
 
@@ -857,9 +842,9 @@ class TestClient:
         assert len(set(seen)) == 1
 
     def test_a_forked_process_makes_its_own_client_and_pool(
-        self, s3: ScriptedS3, budget: BufferBudget, monkeypatch: pytest.MonkeyPatch
+        self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = S3Store(s3.options, budget)
+        store = S3Store(s3.options, BufferBudget(6 * PART))
         client, pool = store.client, store.pool
         assert store.client is client
         parent = os.getpid()
