@@ -1,5 +1,6 @@
 import re
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from vault.auth.pending import mail_token_hash, new_mail_token
 from vault.auth.sessions import ALGORITHM, AUDIENCE, ISSUER, SESSION_LIFETIME, SessionTokens, TokenPair
 
 KEY = bytes(range(32))
+MakePair = Callable[..., TokenPair]
 USER, SESSION = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
@@ -22,22 +24,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def tokens(clock: Clock) -> SessionTokens:
-    return SessionTokens(KEY, clock)
+def make_pair(clock: Clock) -> MakePair:
+    """Makes a pair for one session at this time."""
 
+    def make(*, left: timedelta = SESSION_LIFETIME, generation: int = 0, key: bytes = KEY) -> TokenPair:
+        times = {"refreshed_at": clock(), "session_ends": clock() + left}
+        return SessionTokens(key, clock).pair(USER, SESSION, generation=generation, **times)
 
-def pair_for(
-    tokens: SessionTokens, clock: Clock, *, left: timedelta = SESSION_LIFETIME, generation: int = 0
-) -> TokenPair:
-    return tokens.pair(USER, SESSION, generation=generation, refreshed_at=clock(), session_ends=clock() + left)
+    return make
 
 
 def claims(token: str) -> dict[str, Any]:
     return dict(jwt.decode(token, KEY, algorithms=[ALGORITHM], audience=AUDIENCE, issuer=ISSUER))
 
 
-def test_both_tokens_name_the_user_and_the_session(tokens: SessionTokens, clock: Clock) -> None:
-    pair = pair_for(tokens, clock)
+def test_both_tokens_name_the_user_and_the_session(make_pair: MakePair, clock: Clock) -> None:
+    pair = make_pair()
 
     access, refresh = claims(pair.access_token), claims(pair.refresh_token)
     now = int(clock().timestamp())
@@ -59,9 +61,9 @@ def test_both_tokens_name_the_user_and_the_session(tokens: SessionTokens, clock:
     ids=["new", "days-left", "minutes-left"],
 )
 def test_access_lives_a_quarter_of_an_hour_and_refresh_a_week_but_no_longer_than_the_session(
-    tokens: SessionTokens, clock: Clock, left: timedelta, access: timedelta, refresh: timedelta
+    make_pair: MakePair, clock: Clock, left: timedelta, access: timedelta, refresh: timedelta
 ) -> None:
-    pair = pair_for(tokens, clock, left=left)
+    pair = make_pair(left=left)
 
     now = int(clock().timestamp())
     assert claims(pair.access_token)["exp"] == now + access.total_seconds()
@@ -69,27 +71,25 @@ def test_access_lives_a_quarter_of_an_hour_and_refresh_a_week_but_no_longer_than
     assert pair.expires_in == access.total_seconds()
 
 
-def test_a_refresh_token_is_its_generations_and_an_access_token_is_fresh(tokens: SessionTokens, clock: Clock) -> None:
-    first, again, next_one = (pair_for(tokens, clock, generation=number) for number in (0, 0, 1))
+def test_a_refresh_token_is_its_generations_and_an_access_token_is_fresh(make_pair: MakePair) -> None:
+    first, again, next_one = (make_pair(generation=number) for number in (0, 0, 1))
 
     assert first.refresh_token == again.refresh_token != next_one.refresh_token
     assert claims(next_one.refresh_token)["jti"] == f"{SESSION}.1"
     assert claims(first.access_token)["jti"] != claims(again.access_token)["jti"]
 
 
-def test_a_token_of_another_key_does_not_verify(tokens: SessionTokens, clock: Clock) -> None:
-    other = SessionTokens(bytes(32), clock)
-
+def test_a_token_of_another_key_does_not_verify(make_pair: MakePair) -> None:
     with pytest.raises(jwt.InvalidSignatureError):
-        claims(pair_for(other, clock).access_token)
+        claims(make_pair(key=bytes(32)).access_token)
 
 
-def test_a_token_names_its_algorithm(tokens: SessionTokens, clock: Clock) -> None:
-    assert jwt.get_unverified_header(pair_for(tokens, clock).access_token) == {"alg": "HS256", "typ": "JWT"}
+def test_a_token_names_its_algorithm(make_pair: MakePair) -> None:
+    assert jwt.get_unverified_header(make_pair().access_token) == {"alg": "HS256", "typ": "JWT"}
 
 
-def test_a_pair_shows_no_token_in_its_repr(tokens: SessionTokens, clock: Clock) -> None:
-    pair = pair_for(tokens, clock)
+def test_a_pair_shows_no_token_in_its_repr(make_pair: MakePair) -> None:
+    pair = make_pair()
 
     assert pair.access_token not in repr(pair)
     assert pair.refresh_token not in repr(pair)

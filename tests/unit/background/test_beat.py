@@ -11,13 +11,7 @@ from celery import Celery
 from celery.beat import Scheduler, Service
 
 from vault.background import broker
-from vault.background.broker import (
-    TASK_REAP_FILES,
-    TASK_REQUEUE_MAIL,
-    TASK_SETTLE_AUDIT,
-    TASK_SWEEP_ACCOUNTS,
-    create_celery,
-)
+from vault.background.broker import TASK_REAP_FILES, TASK_REQUEUE_MAIL, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
 
 ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, broker.TASK_ENFORCE_RETENTION}
 
@@ -61,7 +55,7 @@ class Beat:
 
 @pytest.fixture
 def beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beat:
-    made = Beat(create_celery(f"filesystem://{tmp_path}/queue"), tmp_path / "beat-schedule")
+    made = Beat(broker.create_celery(f"filesystem://{tmp_path}/queue"), tmp_path / "beat-schedule")
     monkeypatch.setattr("vault.background.broker.monotonic", lambda: made.seconds)
     monkeypatch.setattr(Celery, "now", lambda _: made.now())
     return made

@@ -31,7 +31,7 @@ from celery.contrib.testing.worker import start_worker
 from cryptography import x509
 from kombu.exceptions import OperationalError
 
-from testing.machine import within
+from testing.machine import Seconds, within
 from testing.mail_servers import make_certificate
 from testing.ports import hanging_port, refused_port, untouched_port
 from testing.proxy import Proxy
@@ -47,16 +47,6 @@ from vault.settings.config import ROOT
 ROW_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 # What a busy machine adds to PATIENCE_SECONDS; the libraries' own limits are 2, 3 or no seconds.
 A_MOMENT = 1.5
-
-
-class Seconds:
-    """A monotonic clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -8,9 +9,9 @@ from vault.core.errors import InputRefused
 from vault.files.names import MAX_LENGTH, clean_content_type, clean_name
 
 
-def refused(text: str) -> dict[str, list[str]]:
+def refused(text: str, clean: Callable[[str], str] = clean_name) -> dict[str, list[str]]:
     with pytest.raises(InputRefused) as caught:
-        clean_name(text)
+        clean(text)
     return {name: list(texts) for name, texts in caught.value.errors.items()}
 
 
@@ -105,10 +106,7 @@ def test_media_types_are_kept_with_their_type_in_lower_case(given_type: str, kep
     ],
 )
 def test_a_malformed_media_type_is_refused(text: str) -> None:
-    with pytest.raises(InputRefused) as caught:
-        clean_content_type(text)
-
-    assert list(caught.value.errors) == ["content_type"]
+    assert list(refused(text, clean_content_type)) == ["content_type"]
 
 
 @settings(deadline=None)
@@ -126,8 +124,7 @@ def test_every_accepted_media_type_is_fit_for_a_header(text: str) -> None:
 
 @pytest.mark.parametrize("tail", [";" * 250, "; a=b" * 49 + "!!", ' ;\t;a="' + "x" * 240])
 def test_a_hostile_media_type_costs_no_time(tail: str) -> None:
-    with pytest.raises(InputRefused):
-        clean_content_type("a/b" + tail + "\x01")
+    assert refused("a/b" + tail + "\x01", clean_content_type)
 
 
 def test_a_name_that_is_far_too_long_is_refused_without_being_normalised(monkeypatch: pytest.MonkeyPatch) -> None:

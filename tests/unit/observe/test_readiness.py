@@ -2,14 +2,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from time import monotonic
 
 import psycopg2
 import pytest
 
 from testing.faults import no_threads
-from testing.machine import slowness
+from testing.machine import Seconds, slowness
 from testing.servers import wait_until
 from vault.core.errors import StorageUnavailable
 from vault.observe.readiness import ANSWER_SECONDS, KEPT_SECONDS, Check, Readiness, check_database
@@ -34,17 +33,9 @@ class Dependency:
             raise self.error
 
 
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Seconds:
+    return Seconds()
 
 
 @pytest.fixture
@@ -60,7 +51,7 @@ def other() -> Iterator[Dependency]:
 
 
 @pytest.fixture
-def readiness(vital: Dependency, other: Dependency, clock: Clock) -> Readiness:
+def readiness(vital: Dependency, other: Dependency, clock: Seconds) -> Readiness:
     return Readiness({"vital": Check(vital.ask, is_vital=True), "other": Check(other.ask)}, clock=clock)
 
 
@@ -85,7 +76,7 @@ def test_a_failure_is_named_by_its_class_and_stops_service_where_it_is_vital(
 
 
 def test_an_answer_is_kept_for_a_moment_and_asked_for_again_after_it(
-    readiness: Readiness, other: Dependency, clock: Clock
+    readiness: Readiness, other: Dependency, clock: Seconds
 ) -> None:
     for _ in range(3):
         readiness.report()
@@ -136,7 +127,7 @@ def test_after_a_moment_without_threads_dependencies_are_asked_again(readiness: 
     assert other.asked == 1
 
 
-def test_a_good_answer_that_is_kept_long_is_doubted_after_a_failure(other: Dependency, clock: Clock) -> None:
+def test_a_good_answer_that_is_kept_long_is_doubted_after_a_failure(other: Dependency, clock: Seconds) -> None:
     readiness = Readiness({"keys": Check(other.ask, kept_seconds=30)}, clock=clock)
     readiness.report()
     other.error = OSError()
