@@ -5,14 +5,9 @@ from typing import Any
 import pytest
 
 from testing.content import CLOSE, FORM, part
-from testing.vault import FILES, Person, Vault, refusal
+from testing.vault import FILES, SQLITE, Person, Vault, refusal
 
-
-@pytest.fixture
-def database_url(sqlite_url: str) -> str:
-    """SQLite alone: what headers mean does not depend on the database."""
-    return sqlite_url
-
+pytestmark = SQLITE
 
 REFUSED = [
     pytest.param("Content-Encoding", "gzip", 415, "unsupported_media_type", id="gzip"),

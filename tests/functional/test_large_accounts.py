@@ -1,7 +1,6 @@
 """Deleting an account with many files: on SQLite in several transactions, so that others can write in between."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
@@ -22,10 +21,6 @@ def owner(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> Person
     return anna
 
 
-def delete(owner: Person) -> Any:
-    return owner.delete_account()
-
-
 def test_others_write_between_deletion_batches(vault: Vault, owner: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     balanced: list[bool] = []
 
@@ -38,7 +33,7 @@ def test_others_write_between_deletion_batches(vault: Vault, owner: Person, monk
     with ThreadPoolExecutor(1) as threads:
         # On a thread of its own, as another client's request.
         monkeypatch.setattr(Eraser, "let_others_write", staticmethod(lambda: threads.submit(write).result(timeout=20)))
-        answer = delete(owner)
+        answer = owner.delete_account()
 
     assert answer.status_code == 204
     assert balanced == [True, True]
@@ -56,11 +51,11 @@ def test_an_interrupted_deletion_can_be_repeated(vault: Vault, owner: Person, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Eraser, "let_others_write", staticmethod(interrupt))
-        interrupted = delete(owner)
+        interrupted = owner.delete_account()
     left = len(owner.get("/api/v1/files").json["items"])
     balanced = vault.accounts_balance()
 
-    again = delete(owner)
+    again = owner.delete_account()
 
     assert (refusal(interrupted), left, balanced) == ((500, "internal_error"), FILES - BATCH, True)
     assert again.status_code == 204

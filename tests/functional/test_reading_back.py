@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from testing.content import FORM
-from testing.vault import FILES, Person, Vault, refusal
+from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.files.names import name_of_raw_body
 from vault.files.rest import routes
 from vault.observe.metrics import TRANSFERS
+
+pytestmark = SQLITE
 
 CONTENT = b"content"
 # What a header's value can be made of on the wire: everything but the ends of lines.
@@ -41,12 +43,6 @@ names = st.text(min_size=1, max_size=40).map(
     lambda name: f"filename*=UTF-8''{quote(name.encode(errors='surrogatepass'))}"
 )
 raw_names = st.text(BYTES, max_size=40).map(lambda text: f'filename="{text}"')
-
-
-@pytest.fixture
-def database_url(sqlite_url: str) -> str:
-    """SQLite alone: what may stand in a header does not depend on the database."""
-    return sqlite_url
 
 
 @given(content_type=types, filename=st.one_of(names, raw_names))

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from testing.vault import SQLITE, Person, Vault, at_once, refusal
 from vault.audit.models import AuditEvent, AuditRead
 
-SIZE = 132 * 100
+RANGES = 40
+SIZE = RANGES * 100
 
 
 @pytest.fixture
@@ -34,12 +35,15 @@ def read_on(vault: Vault) -> list[dict[str, Any]]:
 
 
 def test_a_file_that_is_read_by_many_ranges_leaves_three_events(vault: Vault, anna: Person, path: str) -> None:
-    answers = [read(anna, path, number) for number in range(132)]
+    answers = [read(anna, path, number) for number in range(RANGES)]
 
     assert {answer.status_code for answer in answers} == {206}
     assert actions(vault) == ["file.download_ended", "file.download_started"]
     (details,) = read_on(vault)
-    assert details.items() >= {"begun": 131, "ended": 131, "broken_off": 0, "bytes_served": 13_100}.items()
+    assert (
+        details.items()
+        >= {"begun": RANGES - 1, "ended": RANGES - 1, "broken_off": 0, "bytes_served": SIZE - 100}.items()
+    )
     (event,) = vault.audit_trail("file.read_on")
     assert (event.actor_email, str(event.target_id)) == (anna.email, path.split("/")[4])
 

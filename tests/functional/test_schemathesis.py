@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import schemathesis
 from schemathesis.engine import Status, StopReason, events, from_schema
 from schemathesis.transport.wsgi import WSGITransport
 
-from testing.vault import PASSWORD, Person, Vault
+from testing.vault import PASSWORD, SQLITE, Person, Vault
 
 CONTENT = b"what is in the file"
 PHASES = dict.fromkeys(("coverage", "fuzzing", "stateful", "examples"), Status.SUCCESS)
@@ -22,7 +21,7 @@ REFUSED = ["400", "401", "403", "404", "409", "412", "413", "416", "422", "429"]
 CONDITIONS = [{}, {"Range": "bytes=2-5"}, {"If-None-Match": "*"}, {}, {"Range": "bytes=99-"}, {"If-Match": '"other"'}]
 
 # On a busy machine it takes a few times as long as alone.
-pytestmark = [pytest.mark.timeout(400), pytest.mark.uncounted]
+pytestmark = [SQLITE, pytest.mark.timeout(400), pytest.mark.uncounted]
 
 
 class Visitors:
@@ -182,13 +181,6 @@ def _only_what_wsgi_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WSGITransport, "send", send_without)
 
 
-@pytest.fixture
-def site(tmp_path: Path, sqlite_url: str) -> Iterator[Vault]:
-    vault = Vault(tmp_path, sqlite_url)
-    yield vault
-    vault.close()
-
-
 def operations(vault: Vault, *, closed: bool | None = None) -> set[str]:
     """`METHOD /path` of each operation; only of those that need a token, or only of the others."""
     return {
@@ -202,11 +194,11 @@ def operations(vault: Vault, *, closed: bool | None = None) -> set[str]:
 @pytest.mark.parametrize(
     ("examples", "seed"), [(30, 1), pytest.param(400, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
-def test_signed_in_clients_are_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
-    found = explore(site, Visitors(site), examples=examples, seed=seed)
+def test_signed_in_clients_are_answered_as_the_document_says(vault: Vault, examples: int, seed: int) -> None:
+    found = explore(vault, Visitors(vault), examples=examples, seed=seed)
 
     assert not found.problems, "\n\n".join(sorted(found.problems))
-    assert found.succeeded == operations(site)
+    assert found.succeeded == operations(vault)
     for method in ("GET", "HEAD"):
         assert found.of(f"{method} /api/v1/files/{{file_id}}/content") >= {200, 304, 401, 404, 412, 422}
     assert found.of("GET /api/v1/files/{file_id}/content") >= {206, 416}
@@ -215,9 +207,9 @@ def test_signed_in_clients_are_answered_as_the_document_says(site: Vault, exampl
 @pytest.mark.parametrize(
     ("examples", "seed"), [(8, 1), pytest.param(200, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
-def test_anonymous_clients_are_answered_as_the_document_says(site: Vault, examples: int, seed: int) -> None:
-    found = explore(site, None, examples=examples, seed=seed)
+def test_anonymous_clients_are_answered_as_the_document_says(vault: Vault, examples: int, seed: int) -> None:
+    found = explore(vault, None, examples=examples, seed=seed)
 
     assert not found.problems, "\n\n".join(sorted(found.problems))
-    assert {operation for operation, _ in found.answers} == operations(site)
-    assert found.succeeded <= operations(site, closed=False)
+    assert {operation for operation, _ in found.answers} == operations(vault)
+    assert found.succeeded <= operations(vault, closed=False)

@@ -1,13 +1,11 @@
 """Maintenance in small tasks: each does a part, and goes behind what else waits for what it has left."""
 
 import uuid
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from testing.memory_store import MemoryStore
 from testing.vault import SQLITE, Vault
 from vault.auth.models import User
 from vault.background.broker import (
@@ -84,15 +82,10 @@ def test_a_pass_goes_on_a_bounded_number_of_times(vault: Vault, again: list[tupl
     assert len(vault.objects()) == 1
 
 
-class Lost(MemoryStore):
-    def delete(self, key: str) -> None:
-        raise StorageUnavailable
-
-
 def test_objects_of_a_store_that_is_down_are_left_to_the_periodic_pass(
-    make_vault: Callable[..., Vault], again: list[tuple[str, tuple[object, ...]]]
+    vault: Vault, again: list[tuple[str, tuple[object, ...]]]
 ) -> None:
-    vault = make_vault(store=Lost())
+    vault.store.failures["delete"] = StorageUnavailable()
     owner = str(delete_account_with_files(vault, 5))
 
     run(vault, TASK_REMOVE_FILES_OF, owner)

@@ -1,16 +1,15 @@
 """A store that was tampered with: nothing unverified leaves, and the refusal says so."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from testing.content import CAPACITY, HEADER, MIB, SEGMENT, flipped, pattern
-from testing.vault import Person, Vault
+from testing.vault import SQLITE, Person, Vault
 from vault.core.errors import IntegrityFailed
 from vault.storage import OBJECTS
 
-pytestmark = pytest.mark.uncounted
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 NONCE = {"AES-256-EAX": 16, "AES-256-GCM": 12}
 # In full segments and bytes beside them.
@@ -30,11 +29,8 @@ def cipher(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def anna(tmp_path: Path, sqlite_url: str, cipher: str) -> Iterator[Person]:
-    """On SQLite only: what the store returns has nothing to do with the database."""
-    vault = Vault(tmp_path, sqlite_url, FILE_CIPHER=cipher)
-    yield vault.member()
-    vault.close()
+def anna(make_vault: Callable[..., Vault], cipher: str) -> Person:
+    return make_vault(FILE_CIPHER=cipher).member()
 
 
 def object_of(person: Person, stored: dict[str, str]) -> tuple[dict[str, bytes], str]:

@@ -116,12 +116,7 @@ def test_concurrent_uploads_cannot_pass_the_number(make_vault: Callable[..., Vau
     vault = make_vault(MAX_FILES_PER_USER="3")
     anna = vault.member()
 
-    answers = at_once(
-        8,
-        lambda number: vault.app.test_client().post(
-            FILES, query_string={"name": f"{number}"}, data=b"x", content_type="text/plain", headers=anna.headers
-        ),
-    )
+    answers = at_once(8, lambda _: anna.send(b"x", length=1))
 
     assert sorted(answer.status_code for answer in answers) == [201] * 3 + [413] * 5
     assert {refusal(answer) for answer in answers if answer.status_code == 413} == {(413, "too_many_files")}
