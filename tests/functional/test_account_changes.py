@@ -176,10 +176,7 @@ def test_a_disabled_unconfirmed_account_keeps_its_address(vault: Vault, anna: Pe
     assert refusal(vault.verify(vault.mailed_token(NEW_EMAIL))) == (400, "invalid_token")
 
 
-BAD = ["no address", "a@b@c.example", "x\r\nBcc: y@example.org", f"{'a' * 250}@example.org"]
-
-
-@pytest.mark.parametrize("bad", [EMAIL, "ANNA@example.org", "anna@EXAMPLE.org", *BAD])
+@pytest.mark.parametrize("bad", [EMAIL, "ANNA@example.org", "anna@EXAMPLE.org", "no address", "a" * 250 + "@x.example"])
 def test_the_own_address_and_malformed_addresses_are_refused(vault: Vault, anna: Person, bad: str) -> None:
     answer = anna.change_email(bad)
 
@@ -271,9 +268,7 @@ def test_a_person_who_has_no_password_yet_cannot_confirm_anything_with_one(vault
 
 
 @PASSWORD_CHECKS
-def test_a_password_that_is_changed_while_the_old_one_is_looked_at_is_wrong(
-    vault: Vault, anna: Person, check: Callable[..., Any]
-) -> None:
+def test_a_password_changed_while_looked_at_is_wrong(vault: Vault, anna: Person, check: Callable[..., Any]) -> None:
     with meanwhile(lambda: vault.change_user(password_hash="$argon2id$another", password_version=7)):
         answer = check(anna)
 

@@ -89,10 +89,7 @@ def test_one_password_at_a_time_is_checked_after_a_delay(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize("hasher", [CHEAP_HASHER, PasswordHasher(1, 16, 1)], ids=["kept", "replaced"])
-def test_twenty_concurrent_right_passwords_all_sign_in(
-    make_vault: Callable[..., Vault], hasher: PasswordHasher
-) -> None:
-    """Also while each of them replaces a hash of other parameters."""
+def test_concurrent_right_passwords_all_sign_in(make_vault: Callable[..., Vault], hasher: PasswordHasher) -> None:
     vault = make_vault(hasher=hasher, ARGON2_CONCURRENCY=str(MANY))
     vault.member()
 

@@ -224,11 +224,9 @@ def sent_by(folder: Path, address: str, **settings: str) -> Result:
 def test_a_test_mail_goes_through_the_smtp_server_of_the_settings(tmp_path: Path) -> None:
     inbox = Inbox()
     with smtp_server(inbox) as port:
-        settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(port), "SMTP_SECURITY": "none"}
-        accepted = sent_by(tmp_path, "anna@bücher.example", EMAIL_PROVIDER="smtp", **settings)
-        refused = sent_by(
-            tmp_path, "anna@example.org", EMAIL_PROVIDER="smtp", **{**settings, "SMTP_SECURITY": "starttls"}
-        )
+        settings = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(port), "SMTP_SECURITY": "none"}
+        accepted = sent_by(tmp_path, "anna@bücher.example", **settings)
+        refused = sent_by(tmp_path, "anna@example.org", **{**settings, "SMTP_SECURITY": "starttls"})
 
     message = inbox.message()
     assert (accepted.exit_code, refused.exit_code) == (0, 1)

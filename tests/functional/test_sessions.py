@@ -144,9 +144,7 @@ def test_logout_ends_the_sessions_of_its_scope(vault: Vault, scope: str | None, 
     ],
     ids=["scope", "field", "list", "type", "json"],
 )
-def test_a_bad_logout_ends_nothing(
-    vault: Vault, anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]
-) -> None:
+def test_a_bad_logout_ends_nothing(anna: Person, kwargs: dict[str, Any], expected: tuple[int, str]) -> None:
     assert refusal(anna.logout(**kwargs)) == expected
     assert works(anna)
 

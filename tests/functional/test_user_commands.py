@@ -303,13 +303,10 @@ def test_a_list_goes_on_over_many_pages(vault: Vault) -> None:
         (["enable", "nobody@example.org"], 1, "No account has this address."),
         (["set-quota", "nobody@example.org", "5"], 1, "No account has this address."),
         (["set-quota", BOSS], 2, "Missing argument 'BYTES'"),
-        (["set-quota", BOSS, "--", "-1"], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, "10GB"], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, "1.5GiB"], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, str(2**63)], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, "9000000TiB"], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, "٥"], 2, "Give a number of bytes"),
-        (["set-quota", BOSS, "none"], 2, "Give a number of bytes"),
+        *(
+            (["set-quota", BOSS, "--", given], 2, "Give a number of bytes")
+            for given in ("-1", "10GB", "1.5GiB", str(2**63), "9000000TiB", "٥", "none")
+        ),
         (["list", "--role", "root"], 2, "'root' is not one of"),
         (["list", "--search", ""], 1, "search: Must have at least 1 character."),
         (["list", "--search", "Gr\udcfc\udcdfe"], 1, "search: Contains invalid characters."),
