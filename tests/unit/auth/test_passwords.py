@@ -269,27 +269,15 @@ def test_one_password_is_judged_at_a_time_and_one_that_waits_too_long_is_refused
     assert judge.most_at_once == 1
 
 
-def test_only_so_many_threads_wait_to_judge_and_a_further_one_is_refused_without_a_wait() -> None:
-    judge = SlowJudge()
-    passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=20, most_waiting=1, judge=judge)
-
-    with ThreadPoolExecutor(2) as threads:
-        judged = [threads.submit(passwords.require_strength, STRONG, []) for _ in range(2)]
-        wait_until(lambda: passwords._waiting_to_judge._value == 0)
-        with pytest.raises(Busy):
-            passwords.require_strength(STRONG, [])
-        judge.go_on.set()
-
-    assert [future.exception() for future in judged] == [None, None]
-
-
-def test_only_so_many_threads_wait_to_hash_and_those_that_wait_to_judge_are_none_of_them() -> None:
+def test_threads_that_wait_to_judge_and_to_hash_are_limited_apart_and_more_are_refused_without_a_wait() -> None:
     judge = SlowJudge()
     passwords = Passwords(CHEAP_HASHER, concurrency=1, wait_seconds=20, most_waiting=1, judge=judge)
 
     with ThreadPoolExecutor(3) as threads:
         judged = [threads.submit(passwords.require_strength, STRONG, []) for _ in range(2)]
         wait_until(lambda: passwords._waiting_to_judge._value == 0)
+        with pytest.raises(Busy):
+            passwords.require_strength(STRONG, [])
         with passwords._slot(passwords._slots, passwords._waiting):
             hashed = threads.submit(passwords.hash, STRONG)
             wait_until(lambda: hashed.done() or passwords._waiting._value == 0)

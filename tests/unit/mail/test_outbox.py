@@ -130,21 +130,18 @@ def token_in(mail: OutgoingMail) -> str:
     return found[1]
 
 
-class Interrupted(RecordingMailer):
-    """Does something while the mail is under way."""
+def interrupt(office: Office, meanwhile: Callable[[], object], failure: Exception | None = None) -> None:
+    """Let this happen while the next mail is under way, which then fails if there is a failure."""
+    send = office.mailer.send
 
-    def __init__(self, meanwhile: Callable[[], object], failure: Exception | None = None) -> None:
-        super().__init__()
-        self._meanwhile = meanwhile
-        self._failure_of_mine = failure
-
-    def send(self, mail: OutgoingMail) -> None:
-        meanwhile, self._meanwhile = self._meanwhile, lambda: None
-        failure, self._failure_of_mine = self._failure_of_mine, None
+    def send_meanwhile(mail: OutgoingMail) -> None:
+        office.mailer.send = send  # type: ignore[method-assign]
         meanwhile()
         if failure is not None:
             raise failure
-        super().send(mail)
+        send(mail)
+
+    office.mailer.send = send_meanwhile  # type: ignore[method-assign]
 
 
 # --- owing ----------------------------------------------------------------------------------------------------------
@@ -326,7 +323,7 @@ def test_a_mail_under_way_is_leased_and_sent_by_no_other_worker(office: Office) 
         seen.append((job.state, round((job.lease_until - office.now()).total_seconds(), -1), office.due()))
         office.outbox.deliver(job_id)
 
-    office.mailer = Interrupted(look_and_try)
+    interrupt(office, look_and_try)
     office.outbox.deliver(job_id)
 
     assert seen == [(MailState.SENDING, LEASE_SECONDS, [])]
@@ -358,7 +355,7 @@ def test_a_sender_that_lost_its_lease_changes_no_later_outcome(office: Office, f
         office.outbox.deliver(job_id)
         office.clock.advance(minutes=5)
 
-    office.mailer = Interrupted(lose_the_lease, failure)
+    interrupt(office, lose_the_lease, failure)
     office.outbox.deliver(job_id)
 
     job = office.job(job_id)
@@ -371,14 +368,13 @@ def test_a_sender_from_before_an_operators_retry_does_not_end_the_attempt_after_
 
     def refuse_and_retry() -> None:
         office.change(job_id, lease_until=db_now(-1))
-        other.failure = MailRefused("smtp_550")
-        second.deliver(job_id)
+        office.mailer.failure = MailRefused("smtp_550")
+        office.outbox.deliver(job_id)
         office.clock.advance(minutes=5)
         assert office.queue.retry([job_id]) == {job_id}
-        assert second._claim(job_id) is not None  # whose number is the first one's
+        assert office.outbox._claim(job_id) is not None  # whose number is the first one's
 
-    other, second = office.mailer, office.outbox
-    office.mailer = Interrupted(refuse_and_retry, MailDelayed("late"))
+    interrupt(office, refuse_and_retry, MailDelayed("late"))
     office.outbox.deliver(job_id)
 
     assert office.state(job_id) == (MailState.SENDING, None)
