@@ -14,7 +14,6 @@ from cryptography.fernet import Fernet
 
 from testing import oracle
 from testing.content import CAPACITY, CLOSE, FORM, HEADER, MIB, part, pattern
-from testing.faults import FailingDatabase
 from testing.vault import FILES, Person, Vault
 from vault.core.errors import StorageUnavailable
 from vault.encryption.keyring import generate_master_key
@@ -288,16 +287,6 @@ def test_head_says_what_get_says_and_touches_neither_store_nor_audit(vault: Vaul
     assert {name: head.headers[name] for name in same} == {name: got.headers[name] for name in same}
     assert head.headers["Content-Length"] == str(size)
     assert (calls, events) == ([], [])
-
-
-def test_a_download_that_cannot_be_audited_is_refused(vault: Vault, anna: Person) -> None:
-    path = f"{FILES}/{anna.upload(MARKER)['id']}/content"
-
-    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.AUDIT):
-        answer = anna.get(path)
-
-    assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
-    assert MARKER not in answer.data
 
 
 def test_a_store_that_is_down_is_not_taken_for_damage(vault: Vault, anna: Person) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -131,10 +131,7 @@ def test_status_works_while_kms_does_not_answer(
     vault = make_vault(**KMS_SETTINGS, KMS_KEY_ID=kms.alias)
     vault.member().upload(b"content")
     again = vault.rotated(**KMS_SETTINGS, KMS_KEY_ID=kms.alias)
-
-    def down(*_: Any, **__: Any) -> Any:
-        raise KeyServiceUnavailable("EndpointConnectionError")
-
+    down = Mock(side_effect=KeyServiceUnavailable("EndpointConnectionError"))
     monkeypatch.setattr(KmsKeyProvider, "current_ref", down)
 
     shown = again.command("keys", "status")

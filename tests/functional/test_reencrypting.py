@@ -3,6 +3,7 @@
 import threading
 import uuid
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -192,11 +193,7 @@ def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, af
 
 def test_an_interrupt_leaves_the_file(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", interrupt)
+    monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", Mock(side_effect=KeyboardInterrupt))
 
     shown = vault.command("files", "reencrypt", file_id)
 
@@ -209,11 +206,7 @@ def test_an_interrupt_leaves_the_file(vault: Vault, anna: Person, monkeypatch: p
 
 
 def test_a_dead_process_leaves_a_leased_row(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    file_id = anna.upload(b"content")["id"]
-
-    def die(*_: Any) -> None:
-        raise SystemExit
-
+    file_id, die = anna.upload(b"content")["id"], Mock(side_effect=SystemExit)
     monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", die)
     monkeypatch.setattr(NewObject, "_abandon", die)
     with pytest.raises(SystemExit):

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -258,10 +259,7 @@ def test_files_move_to_kms_and_back_with_their_contents(vault: Vault, anna: Pers
 def test_a_primary_that_cannot_wrap_ends_the_run(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     anna.upload(b"content")
     new = vault.with_new_key()
-
-    def refuse(*_: Any) -> Any:
-        raise KeyUnavailable("AccessDeniedException")
-
+    refuse = Mock(side_effect=KeyUnavailable("AccessDeniedException"))
     monkeypatch.setattr(new.container.keys.ring.primary, "wrap", refuse)
 
     with pytest.raises(KeyUnavailable):

@@ -8,7 +8,6 @@ import pytest
 from cryptography.fernet import Fernet
 
 from testing.content import flipped
-from testing.faults import FailingDatabase
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
 from testing.vault import FILES, Person, Vault
@@ -154,13 +153,3 @@ def test_objects_of_two_files_that_were_exchanged_are_refused(vault: Vault, anna
     }
     assert all(e.ip == "127.0.0.1" and e.request_id and e.reason for e in events)
     assert vault.audit_trail("file.download_started") == []
-
-
-def test_a_refusal_that_cannot_be_audited_stays_a_refusal(vault: Vault, anna: Person) -> None:
-    stored = anna.upload(CONTENT)
-    vault.store.objects[object_key(uuid.UUID(stored["etag"]))] = b"x"
-
-    with FailingDatabase(vault.container.core.engine).failing(FailingDatabase.AUDIT):
-        answer = anna.get(f"{FILES}/{stored['id']}/content")
-
-    assert (answer.status_code, answer.json["code"]) == INTEGRITY
