@@ -26,7 +26,6 @@ MIB = 1024 * 1024
 SIZE = 20_000_123
 NAMED = {"name": "photo.jpg"}
 ATTEMPTS = 5
-METHODS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True)
@@ -299,29 +298,3 @@ def test_a_name_in_a_form_of_curls_is_stored(anna: Account, tmp_path: Path, name
 
     # curl sends a quote as %22, and a %22 as it is: they look the same.
     assert json.loads(answer)["name"] == unicodedata.normalize("NFC", name.replace("%22", '"'))
-
-
-# Types that no header can hold
-
-
-UNSENDABLE = 'text/plain; a="\x01"'
-
-
-def test_a_type_that_no_answer_could_carry_is_refused_with_the_form(anna: Account) -> None:
-    form = {"file": ("notes.txt", b"content", UNSENDABLE)}
-
-    answer = requests.post(anna.files, headers=anna.headers, files=form, timeout=60)
-
-    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
-
-
-def test_a_row_that_has_such_a_type_from_before_downloads(stack: Stack, anna: Account) -> None:
-    stored = by_requests(anna, b"content")
-    object_id = stored["etag"].replace("-", "")
-    stack.sql("UPDATE files SET content_type = :type WHERE object_id = :id", type=UNSENDABLE, id=object_id)
-
-    answers = [requests.request(method, anna.content(stored), headers=anna.headers, timeout=60) for method in METHODS]
-
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert {answer.headers["Content-Type"] for answer in answers} == {"application/octet-stream"}
-    assert answers[0].content == b"content"

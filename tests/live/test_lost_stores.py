@@ -75,20 +75,6 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         assert stack.container.keys.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
 
 
-def test_an_object_that_is_missing_from_a_store_that_is_there_is_damage(tmp_path: Path) -> None:
-    with embedded(tmp_path) as stack:
-        stack.start_api()
-        person = stack.sign_up()
-        file_id = person.upload(b"small")["id"]
-        [key] = stack.objects()
-        (store_folder(stack) / key).unlink()
-
-        answer = person.get(f"{stack.url}/files/{file_id}/content")
-
-        assert (answer.status_code, answer.json()["code"]) == (500, "integrity_failed")
-        assert damage_told(stack) == 1
-
-
 @on_small_disks
 def test_a_store_that_can_only_be_read_is_not_well_and_serves_what_it_has(tmp_path: Path) -> None:
     disk = tmp_path / "store"

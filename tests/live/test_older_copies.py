@@ -74,28 +74,6 @@ def test_a_copy_that_is_behind_removes_nothing_and_takes_no_uploads(
     stack.reap()
 
 
-def test_a_copy_that_works_before_its_original_does_again_removes_nothing_that_was_acknowledged(
-    stack: Stack, person: requests.Session, copy_and_file: tuple[Stack, str]
-) -> None:
-    copy, file_id = copy_and_file
-
-    for _ in range(2):
-        copy.reap()
-
-    assert person.get(f"{stack.url}/files/{file_id}/content").content == BODY
-
-    def refused() -> bool:
-        answer = person.post(f"{stack.url}/files?name=x", data=b"x")
-        return answer.status_code == 503 and answer.json()["code"] == "installation_mismatch"
-
-    wait_until(refused, seconds=30, what="the original being refused, once its last confirmation is too old")
-    assert stack.run("flask", "files", "reap", check=False).returncode == 1
-    stack.run("flask", "files", "adopt", "--yes")
-    wait_until(lambda: not refused(), seconds=30, what="the original being the owner again")
-    assert copy.run("flask", "files", "reap", check=False).returncode == 1
-    assert person.get(f"{stack.url}/files/{file_id}/content").content == BODY
-
-
 def test_each_start_of_the_api_raises_the_epoch(stack: Stack) -> None:
     before = stack.container.objects.store.get("vault-epoch")
 

@@ -1,10 +1,8 @@
 """Clients that do nothing, or as little as they can, cost the others nothing."""
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -12,7 +10,6 @@ import requests
 
 from testing.raw import connect, ended, everything, head, trickling
 from testing.servers import wait_until
-from testing.services import program
 from testing.stack import Client, Stack
 
 SETTINGS = {"MAX_UPLOADS_PER_USER": "1000", "GRACEFUL_SECONDS": "5"}
@@ -268,29 +265,3 @@ def test_transfers_below_the_least_rate_end_after_a_minute_and_leave_nothing(
     stack.reap()
     assert stack.remains() == before
     assert stack.logged(["example.org", "large.bin"]) == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_client_that_limits_its_rate_is_not_cut(
-    stack: Stack, person: Client, large_file: str, tmp_path: Path
-) -> None:
-    # What the kernel holds for it before it says that it holds too much lasts for more than a minute.
-    kept = tmp_path / "kept.bin"
-    kept.touch()
-    wget = subprocess.Popen(
-        [
-            *(program("wget", package="wget"), "--no-config", "--quiet", "--tries=1", "--limit-rate=16k"),
-            *(f"--header={person.authorization}", f"--output-document={kept}"),
-            f"{stack.url}/files/{large_file}/content",
-        ]
-    )
-    try:
-        wait_until(lambda: kept.stat().st_size > 110 * 16 * 1024 or wget.poll() is not None, seconds=200, what="110 s")
-        still_runs = wget.poll() is None
-    finally:
-        wget.kill()
-        wget.wait()
-
-    assert still_runs
-    assert kept.stat().st_size > 110 * 16 * 1024
