@@ -92,6 +92,7 @@ def test_a_missing_object_is_an_integrity_failure_not_a_404(anna: Person) -> Non
 
     answer = anna.get(f"/api/v1/files/{stored['id']}/content")
     assert (answer.status_code, answer.json["code"]) == (500, "integrity_failed")
+    assert [event.reason for event in anna.vault.audit_trail("file.integrity_failed")] == ["object_missing"]
     assert len(anna.get("/api/v1/files").json["items"]) == 1
     assert anna.delete(f"/api/v1/files/{stored['id']}").status_code == 204
 

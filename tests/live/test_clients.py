@@ -14,7 +14,6 @@ from urllib.parse import quote, unquote
 
 import httpx
 import pytest
-import requests
 
 from testing.names import NAMES
 from testing.servers import wait_until
@@ -24,40 +23,20 @@ from testing.stack import Client, Stack
 MIB = 1024 * 1024
 # Many segments and, beyond the second, a part of an S3 upload that is not full.
 SIZE = 20_000_123
-NAMED = {"name": "photo.jpg"}
 ATTEMPTS = 5
 
 
-@dataclass(frozen=True)
-class Account:
-    """Where an account's files are, and the header that opens them."""
-
-    files: str
-    bearer: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": self.bearer}
-
-    def content(self, stored: dict[str, Any]) -> str:
-        return f"{self.files}/{stored['id']}/content"
-
-    def curl(self, *arguments: str, folder: Path, stdin: Path | None = None) -> str:
-        """What curl prints, run in the folder. It has to come to its end without an error of its own."""
-        command = [program("curl", package="curl"), "-q", "-sS", "-H", f"Authorization: {self.bearer}", *arguments]
-        with Path(stdin or os.devnull).open("rb") as source:
-            done = subprocess.run(command, cwd=folder, stdin=source, capture_output=True, timeout=120)
-        assert (done.returncode, done.stderr) == (0, b"")
-        return done.stdout.decode()
+def content_url(person: Client, stored: dict[str, Any]) -> str:
+    return f"{person.url}/files/{stored['id']}/content"
 
 
-def account(person: Client) -> Account:
-    return Account(f"{person.url}/files", str(person.headers["Authorization"]))
-
-
-@pytest.fixture(scope="module")
-def anna(person: Client) -> Account:
-    return account(person)
+def curl(person: Client, *arguments: str, folder: Path, stdin: Path | None = None) -> str:
+    """What curl prints, run in the folder. It has to come to its end without an error of its own."""
+    command = [program("curl", package="curl"), "-q", "-sS", "-H", person.authorization, *arguments]
+    with Path(stdin or os.devnull).open("rb") as source:
+        done = subprocess.run(command, cwd=folder, stdin=source, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +47,10 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stored(anna: Account, photo: Path) -> dict[str, Any]:
+def stored(person: Client, photo: Path) -> dict[str, Any]:
     """The photo as a file of the vault."""
     with photo.open("rb") as body:
-        return by_requests(anna, body)
+        return person.upload(body)
 
 
 def digest(content: bytes) -> str:
@@ -90,36 +69,33 @@ def digest(content: bytes) -> str:
     ],
 )
 def test_what_curl_stores_comes_back_to_curl_identical(
-    anna: Account, photo: Path, tmp_path: Path, body: list[str]
+    person: Client, photo: Path, tmp_path: Path, body: list[str]
 ) -> None:
-    answer = json.loads(anna.curl(*body, f"{anna.files}?name=photo.jpg", folder=photo.parent, stdin=photo))
-    anna.curl(anna.content(answer), "-o", "copy", folder=tmp_path)
+    answer = json.loads(curl(person, *body, f"{person.url}/files?name=photo.jpg", folder=photo.parent, stdin=photo))
+    curl(person, content_url(person, answer), "-o", "copy", folder=tmp_path)
 
     assert (answer["size"], answer["sha256"]) == (SIZE, digest(photo.read_bytes()))
     assert digest((tmp_path / "copy").read_bytes()) == digest(photo.read_bytes())
 
 
-def by_requests(account: Account, body: Any) -> dict[str, Any]:
-    return of(requests.post(account.files, params=NAMED, data=body, headers=account.headers, timeout=120))
-
-
-def from_requests(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
-    with requests.get(url, headers={**account.headers, **headers}, stream=True, timeout=120) as answer:
+def from_requests(person: Client, url: str, **headers: str) -> tuple[int, bytes]:
+    with person.get(url, headers=headers, stream=True, timeout=120) as answer:
         return answer.status_code, b"".join(answer.iter_content(64 * 1024))
 
 
-def by_httpx(account: Account, body: Any) -> dict[str, Any]:
-    return of(httpx.post(account.files, params=NAMED, content=body, headers=account.headers, timeout=120))
-
-
-def of(answer: requests.Response | httpx.Response) -> dict[str, Any]:
+def by_httpx(person: Client, body: Any) -> dict[str, Any]:
+    answer = httpx.post(f"{person.url}/files?name=photo.jpg", content=body, headers=bearer(person), timeout=120)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
-def from_httpx(account: Account, url: str, **headers: str) -> tuple[int, bytes]:
-    with httpx.stream("GET", url, headers={**account.headers, **headers}, timeout=120) as answer:
+def from_httpx(person: Client, url: str, **headers: str) -> tuple[int, bytes]:
+    with httpx.stream("GET", url, headers={**bearer(person), **headers}, timeout=120) as answer:
         return answer.status_code, b"".join(answer.iter_bytes(64 * 1024))
+
+
+def bearer(person: Client) -> dict[str, str]:
+    return {"Authorization": f"Bearer {person.token}"}
 
 
 def pieces(path: Path) -> Iterator[bytes]:
@@ -131,17 +107,17 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 @pytest.mark.parametrize(
     ("upload", "download"),
-    [pytest.param(by_requests, from_requests, id="requests"), pytest.param(by_httpx, from_httpx, id="httpx")],
+    [pytest.param(Client.upload, from_requests, id="requests"), pytest.param(by_httpx, from_httpx, id="httpx")],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["file", "generator"])
 def test_what_python_streams_comes_back_identical_whole_and_in_part(
-    anna: Account, photo: Path, upload: Callable[..., Any], download: Callable[..., Any], chunked: bool
+    person: Client, photo: Path, upload: Callable[..., Any], download: Callable[..., Any], chunked: bool
 ) -> None:
     with photo.open("rb") as file:
-        answer = upload(anna, pieces(photo) if chunked else file)
-    status, content = download(anna, anna.content(answer))
+        answer = upload(person, pieces(photo) if chunked else file)
+    status, content = download(person, content_url(person, answer))
     first, last = 200_000, 17 * MIB
-    partial, part = download(anna, anna.content(answer), Range=f"bytes={first}-{last}")
+    partial, part = download(person, content_url(person, answer), Range=f"bytes={first}-{last}")
 
     sent = photo.read_bytes()
     assert (answer["size"], answer["sha256"]) == (SIZE, digest(sent))
@@ -161,10 +137,9 @@ class Downloader:
     arguments: tuple[str, ...]
     limit: str
 
-    def command(self, account: Account, url: str, bytes_per_second: str) -> list[str]:
-        header = f"Authorization: {account.bearer}"
+    def command(self, person: Client, url: str, bytes_per_second: str) -> list[str]:
         path = program(self.name, package=self.package)
-        return [path, *self.arguments, self.limit, bytes_per_second, "--header", header, url]
+        return [path, *self.arguments, self.limit, bytes_per_second, "--header", person.authorization, url]
 
 
 CURL = Downloader("curl", "curl", ("-q", "-sSv", "-C", "-", "-o", "copy"), "--limit-rate")
@@ -195,22 +170,23 @@ def cut(command: list[str], copy: Path) -> None:
 
 @pytest.mark.parametrize("client", [CURL, WGET, ARIA2C], ids=lambda client: client.name)
 def test_a_download_that_was_cut_goes_on_where_it_stopped(
-    anna: Account, photo: Path, stored: dict[str, Any], tmp_path: Path, client: Downloader
+    person: Client, photo: Path, stored: dict[str, Any], tmp_path: Path, client: Downloader
 ) -> None:
-    url, copy = anna.content(stored), tmp_path / "copy"
-    cut(client.command(anna, url, "4M"), copy)
+    url, copy = content_url(person, stored), tmp_path / "copy"
+    cut(client.command(person, url, "4M"), copy)
     begun = digest(copy.read_bytes())
 
-    done = subprocess.run(client.command(anna, url, "20M"), cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    command = client.command(person, url, "20M")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=True)
 
     assert begun != digest(photo.read_bytes())
     assert b"HTTP/1.1 206" in done.stdout + done.stderr
     assert digest(copy.read_bytes()) == digest(photo.read_bytes())
 
 
-def test_aria2c_gets_four_parts_at_once(anna: Account, photo: Path, stored: dict[str, Any], tmp_path: Path) -> None:
+def test_aria2c_gets_four_parts_at_once(person: Client, photo: Path, stored: dict[str, Any], tmp_path: Path) -> None:
     # Slowly enough that no connection has the whole file before the others begin.
-    slowly = ARIA2C.command(anna, anna.content(stored), "20M")
+    slowly = ARIA2C.command(person, content_url(person, stored), "20M")
 
     done = subprocess.run(slowly, cwd=tmp_path, capture_output=True, timeout=120, check=True)
 
@@ -231,21 +207,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def with_little_room(stack: Stack) -> Account:
-    """An account whose quota a GiB passes."""
-    bert = stack.sign_up("bert@example.org")
-    stack.set_quota("bert@example.org", 8 * MIB)
-    return account(bert)
-
-
-def refusals(account: Account, large: Path, *arguments: str) -> set[tuple[int, int, str]]:
+def refusals(person: Client, large: Path, *arguments: str) -> set[tuple[int, int, str]]:
     """HTTP status, and status and code of the problem, that curl prints, each time that it tries."""
-    outputs = [
-        account.curl("-X", "POST", *arguments, "-w", "\n%{http_code}", f"{account.files}?name=large.bin",
-                     folder=large.parent, stdin=large)
-        for _ in range(ATTEMPTS)
-    ]  # fmt: skip
+    sending = ("-X", "POST", *arguments, "-w", "\n%{http_code}", f"{person.url}/files?name=large.bin")
+    outputs = [curl(person, *sending, folder=large.parent, stdin=large) for _ in range(ATTEMPTS)]
     printed = [(json.loads(body), int(status)) for body, status in (output.rsplit("\n", 1) for output in outputs)]
     return {(status, problem["status"], problem["code"]) for problem, status in printed}
 
@@ -260,12 +225,13 @@ def refusals(account: Account, large: Path, *arguments: str) -> set[tuple[int, i
     ],
 )
 def test_curl_prints_the_refusal_of_a_bad_token_and_of_a_full_quota(
-    with_little_room: Account, large: Path, arguments: list[str]
+    stack: Stack, large: Path, arguments: list[str]
 ) -> None:
-    stranger = Account(with_little_room.files, "Bearer not-a-token")
+    stranger, bert = Client(stack.url, "not-a-token"), stack.sign_up("bert@example.org")
+    stack.set_quota("bert@example.org", 8 * MIB)
 
     assert refusals(stranger, large, *arguments) == {(401, 401, "unauthorized")}
-    assert refusals(with_little_room, large, *arguments) == {(413, 413, "quota_exceeded")}
+    assert refusals(bert, large, *arguments) == {(413, 413, "quota_exceeded")}
 
 
 # Names
@@ -273,13 +239,14 @@ def test_curl_prints_the_refusal_of_a_bad_token_and_of_a_full_quota(
 
 @pytest.mark.parametrize(("name", "fallback"), NAMES)
 def test_curl_saves_under_the_fallback_of_a_name_that_comes_back_whole(
-    anna: Account, tmp_path: Path, name: str, fallback: str
+    person: Client, tmp_path: Path, name: str, fallback: str
 ) -> None:
     (tmp_path / "sent").write_bytes(b"content")
     (tmp_path / "saved").mkdir()
 
-    answer = anna.curl("-X", "POST", "-T", "sent", f"{anna.files}?name={quote(name, safe='')}", folder=tmp_path)
-    headers = anna.curl("-OJ", "-D", "-", anna.content(json.loads(answer)), folder=tmp_path / "saved")
+    url = f"{person.url}/files?name={quote(name, safe='')}"
+    answer = curl(person, "-X", "POST", "-T", "sent", url, folder=tmp_path)
+    headers = curl(person, "-OJ", "-D", "-", content_url(person, json.loads(answer)), folder=tmp_path / "saved")
 
     extended = re.search(
         r"^content-disposition: .*; filename\*=UTF-8''(\S+)\r?$", headers, re.MULTILINE | re.IGNORECASE
@@ -290,11 +257,11 @@ def test_curl_saves_under_the_fallback_of_a_name_that_comes_back_whole(
 
 
 @pytest.mark.parametrize(("name", "_fallback"), NAMES)
-def test_a_name_in_a_form_of_curls_is_stored(anna: Account, tmp_path: Path, name: str, _fallback: str) -> None:
+def test_a_name_in_a_form_of_curls_is_stored(person: Client, tmp_path: Path, name: str, _fallback: str) -> None:
     (tmp_path / "sent").write_bytes(b"content")
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
 
-    answer = anna.curl("-F", f'file=@sent;filename="{quoted}"', anna.files, folder=tmp_path)
+    answer = curl(person, "-F", f'file=@sent;filename="{quoted}"', f"{person.url}/files", folder=tmp_path)
 
     # curl sends a quote as %22, and a %22 as it is: they look the same.
     assert json.loads(answer)["name"] == unicodedata.normalize("NFC", name.replace("%22", '"'))
