@@ -13,7 +13,7 @@ from pathlib import Path
 import requests
 
 from testing.mail_servers import make_certificate
-from testing.proc import group_members
+from testing.proc import group_members, start_logged
 from testing.servers import wait_until
 from testing.services import program
 from testing.stack import Client, Stack, free_port
@@ -90,7 +90,9 @@ class Nginx:
 def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = "") -> Iterator[Nginx]:
     """Run nginx in front of the stack, without configuration lines that match `without`. `beside` is the
     administrator's configuration for all sites."""
-    path, port, http_port = _path(), free_port(), free_port()
+    # Debian keeps it out of other users' paths.
+    path = "/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else program("nginx", package="nginx-light")
+    port, http_port = free_port(), free_port()
     make_certificate(folder)
     text = "\n".join(line for line in documented().splitlines() if not re.search(without, line))
     for old, new in {
@@ -106,14 +108,8 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = ""
         text = text.replace(old, new)
     text = _AROUND.format(folder=folder, user=getpass.getuser(), beside=beside, documented=text)
     (folder / "nginx.conf").write_text(text)
-    with (folder / "nginx.out").open("wb") as out:
-        popen = subprocess.Popen(
-            [path, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    command = [path, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"]
+    popen = start_logged(command, folder / "nginx.out")
     server = Nginx(folder, popen, port, http_port)
     try:
         wait_until(lambda: _answers(server), what="nginx answering")
@@ -121,11 +117,6 @@ def nginx(stack: Stack, folder: Path, *, without: str = "(?!)", beside: str = ""
     finally:
         os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
-
-
-def _path() -> str:
-    # Debian keeps it out of other users' paths.
-    return "/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else program("nginx", package="nginx-light")
 
 
 def _answers(server: Nginx) -> bool:

@@ -1,13 +1,23 @@
-"""Facts from Linux's /proc: group members, peak memory, and files on disk."""
+"""Processes: their start, and facts from Linux's /proc: group members, peak memory, and files on disk."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _PROC = Path("/proc")
 _READ_BYTES = 16 * 1024**2
+
+
+def start_logged(command: Sequence[str | Path], log: Path, **kwargs: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, with its output in a file."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, **kwargs
+        )
 
 
 def group_members(group_id: int) -> list[int]:
@@ -18,6 +28,13 @@ def group_members(group_id: int) -> list[int]:
             if os.getpgid(int(folder.name)) == group_id:
                 members.append(int(folder.name))
     return members
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, such as gunicorn's workers; none if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in (_PROC / f"{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def peak_bytes(pid: int) -> int:

@@ -17,6 +17,7 @@ import boto3
 from botocore.config import Config
 
 from testing.machine import slowness
+from testing.proc import start_logged
 from testing.services import missing
 
 _START_SECONDS: Final = 20.0
@@ -38,8 +39,7 @@ class RcloneS3:
     """`rclone serve s3` over a folder. `rclone_s3` creates and ends it.
 
     Unlike S3 it ignores If-Match and If-None-Match, takes parts of any size, answers NoSuchUpload for the open uploads
-    of a
-    bucket that never had any, and forgets all open uploads at a restart.
+    of a bucket that never had any, and forgets all open uploads at a restart.
     """
 
     region: Final = "us-east-1"
@@ -81,19 +81,9 @@ class RcloneS3:
 
     def start(self) -> None:
         """Start the server, after a stop on its old port, and wait until it listens."""
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    *self._command,
-                    *("--addr", f"127.0.0.1:{self._port}"),
-                    *("--auth-key", f"{self.access_key_id},{self.secret_access_key}"),
-                    str(self._data),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")},
-            )
+        where = ("--addr", f"127.0.0.1:{self._port}", "--auth-key", f"{self.access_key_id},{self.secret_access_key}")
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
+        self._process = start_logged([*self._command, *where, self._data], self._log, env=env)
         wait_until(self._is_listening, seconds=_START_SECONDS, what="rclone serve s3 listening")
 
     def stop(self) -> None:

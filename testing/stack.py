@@ -16,6 +16,7 @@ from typing import Any
 import requests
 import sqlalchemy as sa
 
+from testing.proc import children, start_logged
 from testing.servers import RcloneS3, rclone_s3, wait_until
 from testing.services import postgres_database, redis_url
 from testing.settings import environment
@@ -32,7 +33,10 @@ from vault.storage import EPOCH_KEY
 from vault.wiring import Container, wire
 
 BIN = Path(sys.executable).parent
+# The cheapest hashing that settings allow.
+QUICK_PASSWORDS = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8"}
 _START_SECONDS = 40.0
+_PIECE_BYTES = 65536
 
 
 def free_port() -> int:
@@ -64,9 +68,7 @@ class Process:
 
     @property
     def children(self) -> list[int]:
-        """Return child processes, such as gunicorn's workers."""
-        pid = self.popen.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children(self.popen.pid)
 
     def kill(self) -> None:
         """Send SIGKILL to the whole group, like a power cut."""
@@ -89,6 +91,25 @@ class Client(requests.Session):
         answer = self.post(f"{self.url}/files", params={"name": name}, data=content, timeout=120)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
+
+    def try_upload(
+        self, content: bytes, framing: str = "raw", *, name: str = "stored.bin", meanwhile: Callable[[], object] = bool
+    ) -> requests.Response:
+        """Upload raw, as a form or chunked, over a connection of its own. `meanwhile` is called amid a chunked one."""
+        ways: dict[str, dict[str, Any]] = {
+            "raw": {"params": {"name": name}, "data": content},
+            "form": {"files": {"file": (name, content)}},
+            "chunked": {"params": {"name": name}, "data": _pieces(content, meanwhile)},
+        }
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return requests.post(f"{self.url}/files", headers=headers, timeout=300, **ways[framing])
+
+
+def _pieces(content: bytes, meanwhile: Callable[[], object]) -> Iterator[bytes]:
+    for at in range(0, len(content), _PIECE_BYTES):
+        if at // _PIECE_BYTES == len(content) // _PIECE_BYTES // 2:
+            meanwhile()
+        yield content[at : at + _PIECE_BYTES]
 
 
 def mailed_token(mails: Callable[[], str]) -> str:
@@ -167,19 +188,9 @@ class Stack:
 
     def start(self, *command: str, name: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Process:
         log = self.folder / f"{name}-{len([*self.folder.glob('*.log')])}.log"
-        with log.open("wb") as out:
-            popen = subprocess.Popen(
-                [str(BIN / command[0]), *command[1:]],
-                cwd=cwd,
-                env=env or self.environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        process = Process(popen, log)
-        self.processes.append(process)
-        return process
+        popen = start_logged([BIN / command[0], *command[1:]], log, cwd=cwd, env=env or self.environ())
+        self.processes.append(Process(popen, log))
+        return self.processes[-1]
 
     def start_api(self) -> Process:
         api = self.start(
@@ -333,11 +344,7 @@ def production(folder: Path, **settings: str) -> Iterator[Stack]:
 def mailing(folder: Path, smtp_port: int, **settings: str) -> Iterator[Stack]:
     """Run PostgreSQL, a directory, and plain SMTP to a port of loopback, with quick passwords and no limits; Celery's
     filesystem transport unless CELERY_BROKER_URL says otherwise."""
-    # The cheapest hashing that settings allow.
-    quick = {"ARGON2_MEMORY_KIB": "7168", "ARGON2_TIME_COST": "5", "ARGON2_CONCURRENCY": "8", "WEB_THREADS": "8"}
     mail = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp_port), "SMTP_SECURITY": "none"}
-    with (
-        postgres_database() as database,
-        embedded(folder, **{"DATABASE_URL": database, **quick, **mail, **settings}) as stack,
-    ):
+    quick = {"WEB_THREADS": "8", **QUICK_PASSWORDS}
+    with postgres_database() as url, embedded(folder, **{"DATABASE_URL": url, **quick, **mail, **settings}) as stack:
         yield stack

@@ -23,7 +23,6 @@ import requests
 import sqlalchemy as sa
 
 from testing.disks import fill, on_small_disks, small_disk
-from testing.proc import group_members
 from testing.proxy import Act, Proxy, http_answer
 from testing.servers import wait_until
 from testing.stack import Client, Process, Stack, embedded, production
@@ -98,24 +97,10 @@ class Site:
         for relay in self.relays:
             relay.restore()
 
-    def send(
-        self,
-        content: bytes,
-        framing: str = "raw",
-        *,
-        person: requests.Session | None = None,
-        meanwhile: Callable[[], object] = lambda: None,
-    ) -> Sent:
-        """Upload a file. `meanwhile` is called amid a chunked one."""
-        name, url = f"{next(self.numbers)}.bin", f"{self.stack.url}/files"
-        ways: dict[str, dict[str, Any]] = {
-            "raw": {"params": {"name": name}, "data": content},
-            "form": {"files": {"file": (name, content)}},
-            "chunked": {"params": {"name": name}, "data": _pieces(content, meanwhile)},
-        }
-        headers = {"Authorization": (person or self.person).headers["Authorization"]}
+    def send(self, content: bytes, framing: str = "raw", *, person: Client | None = None, **kwargs: Any) -> Sent:
+        name = f"{next(self.numbers)}.bin"
         try:
-            return Sent(name, content, requests.post(url, headers=headers, timeout=300, **ways[framing]))
+            return Sent(name, content, (person or self.person).try_upload(content, framing, name=name, **kwargs))
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
             # Nothing came, or the head of an answer without its body.
             return Sent(name, content, None)
@@ -134,13 +119,6 @@ class Site:
         answer = self.person.get(f"{self.stack.url}/files/{file_id}/content")
         assert answer.status_code == 200, answer.text
         return answer.content
-
-
-def _pieces(content: bytes, meanwhile: Callable[[], object]) -> Iterator[bytes]:
-    for at in range(0, len(content), MIB):
-        if at // MIB == len(content) // MIB // 2:
-            meanwhile()
-        yield content[at : at + MIB]
 
 
 @pytest.fixture(scope="module")
@@ -487,13 +465,6 @@ def test_an_upload_slower_than_its_lease_renews_it_beside_the_reaper(site: Site)
 # Death
 
 
-def _kill_workers(api: Process) -> None:
-    """As the kernel does when memory runs out: all that handle requests, while the master stays and starts others."""
-    for pid in group_members(api.popen.pid):
-        if pid != api.popen.pid:
-            os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     "whole", [pytest.param(False, id="workers"), pytest.param(True, id="group", marks=pytest.mark.slow)]
 )
@@ -509,7 +480,9 @@ def test_an_api_killed_at_random_points_of_uploads_loses_nothing_that_it_acknowl
                 site.stack.processes.remove(api)
                 api.kill()
             else:
-                _kill_workers(api)
+                # As the kernel does when memory runs out: the master stays and starts others.
+                for pid in api.children:
+                    os.kill(pid, signal.SIGKILL)
 
         relay, messages = dice.choice([(site.database, 54), (site.s3, 275)])
         death = relay.when(rb"", act=Act.PASS, skip=dice.randrange(messages), then=kill)

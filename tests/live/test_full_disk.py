@@ -1,7 +1,6 @@
 """The embedded default on one disk that uploads fill: what frees room, and signing in for it, still work."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import requests
 
 from testing.disks import on_small_disks, small_disk
 from testing.servers import wait_until
-from testing.stack import Stack, embedded
+from testing.stack import Client, embedded
 from testing.vault import PASSWORD
 
 MIB = 1024 * 1024
@@ -17,30 +16,18 @@ CONTENT = os.urandom(3 * MIB)
 FULL = (507, "storage_full")
 
 
-def pieces(content: bytes) -> Iterator[bytes]:
-    """A body whose length the server is not told."""
-    for start in range(0, len(content), MIB):
-        yield content[start : start + MIB]
-
-
-def upload(stack: Stack, person: requests.Session, *, is_chunked: bool) -> tuple[int, str]:
-    answer = requests.post(
-        f"{stack.url}/files",
-        params={"name": "notes.bin"},
-        headers={**person.headers, "Content-Type": "application/octet-stream"},
-        data=pieces(CONTENT) if is_chunked else CONTENT,
-        timeout=60,
-    )
+def upload(person: Client, framing: str = "raw") -> tuple[int, str]:
+    answer = person.try_upload(CONTENT, framing)
     return answer.status_code, answer.json()["id" if answer.status_code == 201 else "code"]
 
 
-def use_up(stack: Stack, person: requests.Session) -> list[tuple[int, str]]:
+def use_up(person: Client) -> list[tuple[int, str]]:
     """Upload from several clients at once until each is refused; returns every answer."""
 
     def until_refused(number: int) -> list[tuple[int, str]]:
         answers: list[tuple[int, str]] = []
         while not answers or answers[-1][0] == 201:
-            answers.append(upload(stack, person, is_chunked=bool(number % 2)))
+            answers.append(upload(person, ("raw", "chunked")[number % 2]))
         return answers
 
     with ThreadPoolExecutor(4) as clients:
@@ -53,10 +40,10 @@ def test_signing_in_and_deleting_work_when_uploads_have_filled_the_disk(tmp_path
     with small_disk(disk, 64 * MIB), embedded(disk) as stack:
         stack.start_api()
         person = stack.sign_up()
-        first = upload(stack, person, is_chunked=False)
+        first = upload(person)
         at_first = stack.ready("object_store")
 
-        answers = [first, *use_up(stack, person)]
+        answers = [first, *use_up(person)]
         # A finding is kept for a moment.
         wait_until(
             lambda: stack.ready("object_store")[1:] == ("degraded", "failed"), what="the readiness of a full disk"
@@ -74,7 +61,7 @@ def test_signing_in_and_deleting_work_when_uploads_have_filled_the_disk(tmp_path
         assert logout.status_code == 204
         assert deleted == {204}
         wait_until(lambda: stack.ready("object_store")[2] == "ok", what="the readiness of the disk that was emptied")
-        assert upload(stack, person, is_chunked=False)[0] == 201
+        assert upload(person)[0] == 201
         assert stack.accounts_agree()
         assert stack.container.objects.store.unfinished() == 0
 

@@ -1,14 +1,12 @@
 """Quota under parallel uploads, deletions, hang-ups and kills, on PostgreSQL and S3: never passed, always exact."""
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import requests
 
-from testing.stack import Stack, production
+from testing.stack import Client, Stack, production
 from testing.vault import at_once
 
 pytestmark = pytest.mark.timeout(180)
@@ -24,21 +22,8 @@ class HungUp(Exception):
     """Ends a request in the middle of its body."""
 
 
-def pieces(content: bytes, *, hang_up_at: int | None = None) -> Iterator[bytes]:
-    for at in range(0, len(content), 65536):
-        if hang_up_at is not None and at >= hang_up_at:
-            raise HungUp
-        yield content[at : at + 65536]
-
-
-def upload(stack: Stack, person: requests.Session, framing: str, content: bytes, **kwargs: Any) -> requests.Response:
-    """Over a connection of its own."""
-    body: dict[str, Any] = {"data": content}
-    if framing == "chunked":
-        body = {"data": pieces(content, **kwargs)}
-    if framing == "form":
-        body = {"files": {"file": ("file.bin", content)}}
-    return requests.post(f"{stack.url}/files?name=file.bin", headers=person.headers, timeout=120, **body)
+def hang_up() -> None:
+    raise HungUp
 
 
 @pytest.mark.parametrize("framing", ["raw", "chunked", "form"])
@@ -47,7 +32,7 @@ def test_thirty_concurrent_uploads_never_pass_a_quota_for_ten(stack: Stack, fram
     person = stack.sign_up(email)
     stack.set_quota(email, 10 * MIB)
 
-    answers = at_once(30, lambda _: upload(stack, person, framing, CONTENT))
+    answers = at_once(30, lambda _: person.try_upload(CONTENT, framing))
 
     outcomes = [(answer.status_code, answer.json().get("code")) for answer in answers]
     stored = outcomes.count((201, None))
@@ -69,24 +54,24 @@ def test_usage_is_exact_after_200_uploads_deletions_aborts_and_kills(stack: Stac
     emails = [f"{name}{kills}@example.org" for name in ("carla", "dora")]
     people = [stack.sign_up(email) for email in emails]
     stack.sql("UPDATE storage_accounts SET quota_bytes = :quota", quota=24 * MIB)
-    acknowledged: dict[str, tuple[requests.Session, bytes]] = {}
+    acknowledged: dict[str, tuple[Client, bytes]] = {}
     unsure: set[str] = set()
     kinds = ["raw"] * 3 + ["chunked"] * 3 + ["form"] * 2 + ["abort"] * 3 + ["delete"] * 4
     operations = [(dice.choice(kinds), dice.choice(people), dice.randrange(2 * MIB)) for _ in range(200)]
     at_kill = set(dice.sample(range(10, 190), kills))
 
-    def act(kind: str, person: requests.Session, size: int) -> None:
+    def act(kind: str, person: Client, size: int) -> None:
         content = random.Random(size).randbytes(size)
         try:
             if kind == "abort":
-                upload(stack, person, "chunked", content, hang_up_at=size // 2)
+                person.try_upload(content, "chunked", meanwhile=hang_up)
             elif kind == "delete":
                 mine = [file_id for file_id, (owner, _) in list(acknowledged.items()) if owner is person]
                 if mine:
                     unsure.add(mine[0])
                     requests.delete(f"{stack.url}/files/{mine[0]}", headers=person.headers, timeout=120)
             else:
-                answer = upload(stack, person, kind, content)
+                answer = person.try_upload(content, kind)
                 assert answer.status_code in (201, 413), answer.text
                 if answer.status_code == 201:
                     acknowledged[answer.json()["id"]] = person, content

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from testing.proc import children, start_logged
 from testing.project import ScriptsProject
 from testing.servers import wait_until
 from testing.stack import free_port
@@ -24,9 +25,9 @@ from vault.settings.config import ROOT
 ADDRESS = "zoe@example.org"
 _START_SECONDS = 60
 
-pytestmark = [
-    pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="a terminal's processes are found in /proc"),
-]
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="a terminal's processes are found in /proc"
+)
 
 
 def _hear_the_terminal() -> None:
@@ -41,18 +42,9 @@ class Terminal:
     def __init__(self, project: Path, command: str, env: dict[str, str]) -> None:
         self._keyboard, screen = os.openpty()
         self._log = project.parent / f"terminal-{os.urandom(4).hex()}.log"
-        with self._log.open("wb") as log:
-            self.popen = subprocess.Popen(
-                # A session without terminal gets the one that it opens first.
-                ["bash", "-c", 'exec "$0" <"$1"', command, os.ttyname(screen)],
-                cwd=project,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=_hear_the_terminal,
-            )
+        # A session without terminal gets the one that it opens first.
+        opening = ["bash", "-c", 'exec "$0" <"$1"', command, os.ttyname(screen)]
+        self.popen = start_logged(opening, self._log, cwd=project, env=env, preexec_fn=_hear_the_terminal)
         os.close(screen)
 
     @property
@@ -74,7 +66,7 @@ class Terminal:
     @property
     def children(self) -> dict[int, str]:
         """The processes that scripts/run itself has started, with their command lines."""
-        return {pid: command for pid, command in self._processes() if _parent_of(pid) == self.popen.pid}
+        return {pid: command for pid, command in self._processes() if pid in children(self.popen.pid)}
 
     def kill(self, program: str) -> None:
         for pid in self.find(program):
@@ -100,14 +92,6 @@ class Terminal:
                 # A zombie has no command line.
                 if os.getsid(int(folder.name)) == self.popen.pid and (command := (folder / "cmdline").read_text()):
                     yield int(folder.name), command.replace("\0", " ")
-
-
-def _parent_of(pid: int) -> int:
-    """The process that has started another; 0 if that has ended meanwhile."""
-    with suppress(OSError):
-        found = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return int(found[1]) if found else 0
-    return 0
 
 
 def _is_free(path: Path) -> bool:
@@ -204,7 +188,7 @@ def test_a_killed_worker_leaves_nothing_and_is_replaced_and_mail_goes_out(
         return {pid for pid, command in first_start.children.items() if " worker " in command}
 
     def work_horses() -> set[int]:
-        return {pid for pid in first_start.find("celery") if _parent_of(pid) in workers()}
+        return {pid for worker in workers() for pid in children(worker)}
 
     wait_until(lambda: len(work_horses()) == 2, seconds=_START_SECONDS, what="both workers being ready")
     killed, left = workers(), work_horses()

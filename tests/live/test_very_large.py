@@ -14,7 +14,7 @@ from time import monotonic, sleep
 import pytest
 
 from testing.proc import files_with, group_members, peak_bytes
-from testing.stack import Client, Process, Stack, embedded, production
+from testing.stack import QUICK_PASSWORDS, Client, Process, Stack, embedded, production
 
 MIB = 1024 * 1024
 SIZE = 5 * 1024 * MIB
@@ -83,7 +83,7 @@ def curl(stack: Stack, api: Process, person: Client, answer: Path, *arguments: s
 @pytest.fixture(scope="module", params=[pytest.param(embedded, id="directory"), pytest.param(production, id="s3")])
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     folder = tmp_path_factory.mktemp("clear")
-    with request.param(tmp_path_factory.mktemp("very-large"), WEB_WORKERS="1") as stack:
+    with request.param(tmp_path_factory.mktemp("very-large"), WEB_WORKERS="1", **QUICK_PASSWORDS) as stack:
         api = stack.start_api()
         person, peaks, leaks = stack.sign_up(), [], []
         for size in (64 * MIB, SIZE):
