@@ -15,7 +15,15 @@ from sqlalchemy.exc import OperationalError
 
 from testing.memory_store import MemoryStore
 from vault.encryption.keyring import DataKey, LocalKeyProvider, generate_master_key
-from vault.storage import ObjectReader, ObjectStat, ObjectWriter
+from vault.storage import ObjectWriter
+
+
+def _failing(method: str) -> Any:
+    def call(store: "FailingStore", *args: Any, **kwargs: Any) -> Any:
+        store.called(method)
+        return getattr(MemoryStore, method)(store, *args, **kwargs)
+
+    return call
 
 
 class FailingStore(MemoryStore):
@@ -41,29 +49,8 @@ class FailingStore(MemoryStore):
         self.called("writer")
         return _FailingWriter(self, super().writer(key, part_size=part_size))
 
-    def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
-        self.called("open")
-        return super().open(key, first, last, etag=etag)
-
-    def put_if_absent(self, key: str, content: bytes) -> None:
-        self.called("put_if_absent")
-        super().put_if_absent(key, content)
-
-    def put(self, key: str, content: bytes) -> None:
-        self.called("put")
-        super().put(key, content)
-
-    def get(self, key: str) -> bytes:
-        self.called("get")
-        return super().get(key)
-
-    def delete(self, key: str) -> None:
-        self.called("delete")
-        super().delete(key)
-
-    def list(self, prefix: str) -> Iterator[ObjectStat]:
-        self.called("list")
-        return super().list(prefix)
+    open, put_if_absent = _failing("open"), _failing("put_if_absent")
+    put, get, delete, list = _failing("put"), _failing("get"), _failing("delete"), _failing("list")
 
 
 class _FailingWriter:

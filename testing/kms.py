@@ -21,11 +21,7 @@ from vault.encryption.kms import KmsKeyProvider, KmsOptions
 REGION = "eu-central-1"
 ACCESS = ("key-of-moto", "secret-of-moto")
 # Settings for KMS besides KMS_KEY_ID.
-SETTINGS = {
-    "AWS_REGION": REGION,
-    "AWS_ACCESS_KEY_ID": ACCESS[0],
-    "AWS_SECRET_ACCESS_KEY": ACCESS[1],
-}
+SETTINGS = {"AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": ACCESS[0], "AWS_SECRET_ACCESS_KEY": ACCESS[1]}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def _server(*fill: str, database: str) -> Iterator[OwnPostgres]:
     """Run a server over the folder that the command `fill` receives as its last argument."""
     binaries = _binaries()
     # It refuses to run as root. Not below pytest's folders, which only their owner may enter.
-    user = _unprivileged_user() if os.geteuid() == 0 else None
+    accounts = {entry.pw_name for entry in pwd.getpwall()}
+    user = None if os.geteuid() else "postgres" if "postgres" in accounts else "nobody"
     with tempfile.TemporaryDirectory(prefix="svault-postgres-") as folder:
         data, port = Path(folder, "data"), free_port()
         if user is not None:
@@ -96,11 +97,6 @@ def _binaries() -> Path:
     if not (found or beside):
         missing("PostgreSQL", "initdb is not installed (Debian package postgresql)")
     return Path(found).resolve().parent if found else beside[-1]
-
-
-def _unprivileged_user() -> str:
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
 
 
 def _answers(server: OwnPostgres) -> bool:

@@ -52,26 +52,7 @@ def seed_files(
 def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
     """Insert ready rows for lists: their keys open nothing, and they have no objects. Each mapping has a `name` and
     special columns."""
-    now = container.core.clock()
-    facts = {
-        "owner_id": owner_id,
-        "content_type": "text/plain",
-        "state": FileState.READY,
-        "size_bytes": 0,
-        "object_size_bytes": 0,
-        "header": bytes(96),
-        "encrypted_data_key": "none",
-        "key_provider": "local",
-        "key_ref": "local:none",
-        "wrapped_at": now,
-        "sealed_digest": b"",
-        "created_at": now,
-        "updated_at": now,
-    }
-    made = [
-        {**facts, "id": uuid.uuid4(), "object_id": uuid.uuid4(), "name_folded": fold(str(row["name"])), **row}
-        for row in rows
-    ]
+    made = [_ready(container, owner_id, **{"id": uuid.uuid4(), "object_id": uuid.uuid4(), **row}) for row in rows]
     with container.core.sessions.begin() as session:
         session.execute(sa.insert(File), made)
         counted = {"object_count": StorageAccount.object_count + len(made)}
@@ -119,7 +100,6 @@ def seed_events(engine: Engine, rows: int, newest: datetime) -> None:
 def _rows(
     container: Container, owner_id: uuid.UUID, numbers: range, store_dir: Path | None, suite: Suite
 ) -> Iterator[dict[str, object]]:
-    now = container.core.clock()
     for number in numbers:
         content, file_id, object_id = content_of(number), uuid.uuid4(), uuid.uuid4()
         dek, wrapped = container.keys.ring.generate(object_id)
@@ -130,27 +110,25 @@ def _rows(
             path = store_dir / object_key(object_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_sealed(ContentKey(keys, header), content))
-        yield {
-            "id": file_id,
-            "owner_id": owner_id,
-            "name": f"{number}.bin",
-            "name_folded": f"{number}.bin",
-            "content_type": "application/octet-stream",
-            "state": FileState.READY,
-            "size_bytes": len(content),
-            "object_size_bytes": object_size,
-            "object_id": object_id,
-            "header": header.to_bytes(),
-            "encrypted_data_key": wrapped.blob,
-            "key_provider": wrapped.provider,
-            "key_ref": wrapped.key_ref,
-            "wrapped_at": now,
-            "sealed_digest": seal_digest(
-                keys, hashlib.sha256(content).digest(), object_id=object_id, file_id=file_id, owner_id=owner_id
-            ),
-            "created_at": now,
-            "updated_at": now,
-        }
+        digest = hashlib.sha256(content).digest()
+        yield _ready(
+            container, owner_id, id=file_id, object_id=object_id, name=f"{number}.bin",
+            content_type="application/octet-stream", size_bytes=len(content), object_size_bytes=object_size,
+            header=header.to_bytes(), encrypted_data_key=wrapped.blob, key_provider=wrapped.provider,
+            key_ref=wrapped.key_ref,
+            sealed_digest=seal_digest(keys, digest, object_id=object_id, file_id=file_id, owner_id=owner_id),
+        )  # fmt: skip
+
+
+def _ready(container: Container, owner_id: uuid.UUID, *, name: object, **columns: object) -> dict[str, object]:
+    """Return the columns of a ready row, whose keys open nothing unless `columns` has others."""
+    now = container.core.clock()
+    return {
+        "owner_id": owner_id, "name": name, "name_folded": fold(str(name)), "content_type": "text/plain",
+        "state": FileState.READY, "size_bytes": 0, "object_size_bytes": 0, "header": bytes(96),
+        "encrypted_data_key": "none", "key_provider": "local", "key_ref": "local:none", "sealed_digest": b"",
+        "wrapped_at": now, "created_at": now, "updated_at": now, **columns,
+    }  # fmt: skip
 
 
 def _sealed(key: ContentKey, content: bytes) -> bytes:

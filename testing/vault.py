@@ -5,12 +5,12 @@ import re
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -183,9 +183,7 @@ class Vault:
 
     def start_beat(self) -> None:
         """Write the row of a living beat."""
-        row = Process(kind=BEAT, primary_ref="", key_refs=[], started_at=db_now(), seen_at=db_now())
-        with self.container.core.sessions.begin() as session:
-            session.add(row)
+        self.add(Process(kind=BEAT, primary_ref="", key_refs=[], started_at=db_now(), seen_at=db_now()))
 
     def run_queue(self) -> None:
         """Run all messages published so far."""
@@ -202,9 +200,7 @@ class Vault:
         """Return the token in the newest mail to an address, or in the newest whose subject has `of`."""
         self.run_queue()
         mail = [m for m in self.mailer.sent if m.recipient == address and of in m.subject][-1]
-        found = re.search(r"token=([A-Za-z0-9_-]+)", mail.text)
-        assert found is not None
-        return found[1]
+        return str(_TOKEN.findall(mail.text)[0])
 
     def mails(self) -> list[tuple[str, str]]:
         """Return recipient and subject of all mails since the last call."""
@@ -252,9 +248,8 @@ class Vault:
 
     def counted(self) -> tuple[int, int]:
         """Return used_bytes and reserved_bytes of all accounts together."""
-        with self.container.core.sessions.begin() as session:
-            row = session.execute(_SUMS).one()
-        return int(row[0]), int(row[1])
+        ((used, reserved),) = self.execute(_SUMS)
+        return int(used or 0), int(reserved or 0)
 
     def file_states(self) -> list[str]:
         return sorted(self.scalars(sa.select(File.state)))
@@ -346,23 +341,10 @@ class Vault:
         """Return a verified account with a session, written as rows, for tests of something else."""
         now = self.clock()
         storage, columns = _split(columns)
-        user = User(
-            id=uuid.uuid4(),
-            email=email,
-            email_key=email.lower(),
-            password_hash=CHEAP_HASHER.hash(PASSWORD),
-            email_verified_at=now,
-            created_at=now,
-            **columns,
-        )
-        started = UserSession(
-            id=uuid.uuid4(),
-            user_id=user.id,
-            created_at=now,
-            last_used_at=now,
-            refreshed_at=now,
-            expires_at=now + SESSION_LIFETIME,
-        )
+        known = {"email": email, "email_key": email.lower(), "password_hash": CHEAP_HASHER.hash(PASSWORD)}
+        user = User(id=uuid.uuid4(), **known, email_verified_at=now, created_at=now, **columns)
+        times = {"created_at": now, "last_used_at": now, "refreshed_at": now, "expires_at": now + SESSION_LIFETIME}
+        started = UserSession(id=uuid.uuid4(), user_id=user.id, **times)
         tokens = SessionTokens(derive_key(self.settings.site.secret_key, "jwt"), self.clock).pair(
             user.id, started.id, generation=0, refreshed_at=now, session_ends=started.expires_at
         )
@@ -394,13 +376,11 @@ class Vault:
 
     def change_user(self, email: str = EMAIL, **columns: Any) -> None:
         storage, columns = _split(columns)
-        with self.container.core.sessions.begin() as session:
-            found = sa.select(User.id).where(User.email_key == email.lower())
-            if storage:
-                owned = StorageAccount.owner_id == found.scalar_subquery()
-                session.execute(sa.update(StorageAccount).where(owned).values(storage))
-            if columns:
-                session.execute(sa.update(User).where(User.email_key == email.lower()).values(columns))
+        user_id = self.user(email).id
+        if storage:
+            self.execute(sa.update(StorageAccount).where(StorageAccount.owner_id == user_id).values(storage))
+        if columns:
+            self.execute(sa.update(User).where(User.id == user_id).values(columns))
 
     def objects(self) -> list[str]:
         """Return the keys of all objects in the store."""
@@ -428,15 +408,14 @@ class Vault:
             if row.state == FileState.SHREDDED:
                 self.change_file(row.id, lease_until=self.clock().replace(year=2000))
         self.reap()
-        with self.container.core.sessions.begin() as session:
-            counted = session.execute(_SUMS).one()
+        used, reserved = self.counted()
         found = {
             "ready rows": ready,
             "rows": len(self.files()),
             "objects": len(self.objects()),
             "unfinished writes": self.store.unfinished(),
-            "used bytes": int(counted[0] or 0),
-            "reserved bytes": int(counted[1] or 0),
+            "used bytes": used,
+            "reserved bytes": reserved,
         }
         return {what: count for what, count in found.items() if count}
 
@@ -565,11 +544,14 @@ class Person:
         """Return the same person at a restarted installation."""
         return Person(vault, self.email, self.access_token, self.refresh_token)
 
-    def get(self, path: str, **kwargs: Any) -> Any:
-        return self._send("get", path, kwargs)
+    def _send(self, method: str, path: str, headers: Mapping[str, str] | None = None, **kwargs: Any) -> Any:
+        return self.vault.new_client().open(path, method=method, headers={**self.headers, **(headers or {})}, **kwargs)
 
-    def head(self, path: str, **kwargs: Any) -> Any:
-        return self._send("head", path, kwargs)
+    get = partialmethod(_send, "GET")
+    head = partialmethod(_send, "HEAD")
+    post = partialmethod(_send, "POST")
+    patch = partialmethod(_send, "PATCH")
+    delete = partialmethod(_send, "DELETE")
 
     def pages(self, path: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
         """Yield the items of each page of a list."""
@@ -587,15 +569,6 @@ class Person:
     def walk(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """Return the items of all pages of a list."""
         return [item for page in self.pages(path, **query) for item in page]
-
-    def post(self, path: str, **kwargs: Any) -> Any:
-        return self._send("post", path, kwargs)
-
-    def patch(self, path: str, **kwargs: Any) -> Any:
-        return self._send("patch", path, kwargs)
-
-    def delete(self, path: str, **kwargs: Any) -> Any:
-        return self._send("delete", path, kwargs)
 
     def me(self) -> Any:
         return self.get(f"{AUTH}/me")
@@ -644,10 +617,6 @@ class Person:
         answer = self.get(f"{FILES}/{file_id}/content", buffered=True)
         assert answer.status_code == 200, answer.text
         return bytes(answer.data)
-
-    def _send(self, method: str, path: str, kwargs: dict[str, Any]) -> Any:
-        headers = {**self.headers, **kwargs.pop("headers", {})}
-        return getattr(self.vault.new_client(), method)(path, headers=headers, **kwargs)
 
 
 CHECKS = (Person.change_password, partial(Person.change_email, new_email="new@example.org"), Person.delete_account)
