@@ -19,13 +19,7 @@ MIB = 1024 * 1024
 BODY = os.urandom(12 * MIB)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(embedded, id="directory"),
-        pytest.param(production, id="s3"),
-    ],
-)
+@pytest.fixture(scope="module", params=[pytest.param(embedded, id="directory"), pytest.param(production, id="s3")])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with request.param(tmp_path_factory.mktemp("crashes")) as running:
         running.start_api()

@@ -138,11 +138,7 @@ def test_after_a_fail_over_requests_go_to_the_server_that_takes_writes_without_a
 
 
 def test_a_database_host_that_vanishes_fails_within_a_bound_and_is_found_again(tmp_path: Path) -> None:
-    with (
-        postgres_database() as url,
-        vanishing_host(url) as host,
-        embedded(tmp_path, DATABASE_URL=host.url) as stack,
-    ):
+    with postgres_database() as url, vanishing_host(url) as host, embedded(tmp_path, DATABASE_URL=host.url) as stack:
         stack.start_api()
         person = stack.sign_up()
 

@@ -257,23 +257,13 @@ def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
+API_PAGES: Final = ("README", "sign-in", "files", "lists", "account", "audit", "administration")
 # A block is named by its document and how its first line begins, all blocks of a page by the document alone. The order
 # matters: the later ones stop what the first ones ask. Each function gets the texts.
 RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [
     (start_here, ["README.md: ./scripts/run", "docs/operate/install.md: ./scripts/run"]),
     (first_file, ["README.md: VAULT=", "README.md: TOKEN=", 'README.md: curl -H "$JSON" $VAULT/auth/verify-email']),
-    (
-        the_api,
-        [
-            "docs/api/README.md",
-            "docs/api/sign-in.md",
-            "docs/api/files.md",
-            "docs/api/lists.md",
-            "docs/api/account.md",
-            "docs/api/audit.md",
-            "docs/api/administration.md",
-        ],
-    ),
+    (the_api, [f"docs/api/{page}.md" for page in API_PAGES]),
     (an_export, ["docs/operate/audit-log.md: curl -fOJ"]),
     (an_administrator, ["docs/operate/administrators.md: flask users create-admin"]),
     (keys_and_files, ["docs/operate/keys.md: flask keys status", "docs/operate/keys.md: flask keys generate"]),

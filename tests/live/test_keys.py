@@ -69,18 +69,16 @@ class Traffic:
     def _upload(self, person: requests.Session) -> None:
         content = os.urandom(random.choice([10, 3000, 700_000]))
         answer = person.post(f"{self._stack.url}/files?name=during.bin", data=content, timeout=120)
-        if answer.status_code == 201:
+        if self._is(answer, 201):
             self.uploaded[answer.json()["id"]] = content
-        else:
-            self.wrong.append(f"upload {answer.status_code}")
 
     def _download(self, person: requests.Session) -> None:
         number = random.randrange(len(self._seeded))
         if number % 10 == 0:
             return
         answer = person.get(f"{self._stack.url}/files/{self._seeded[number]}/content", timeout=120)
-        if answer.status_code != 200 or answer.content != content_of(number):
-            self.wrong.append(f"download {answer.status_code}")
+        if self._is(answer, 200) and answer.content != content_of(number):
+            self.wrong.append(f"content of {number}")
         self.read += 1
 
     def _delete(self, person: requests.Session) -> None:
@@ -89,10 +87,13 @@ class Traffic:
             self._stop.wait(0.1)
             return
         answer = person.delete(f"{self._stack.url}/files/{self._seeded[number]}", timeout=120)
-        if answer.status_code == 204:
+        if self._is(answer, 204):
             self.deleted.append(number)
-        else:
-            self.wrong.append(f"delete {answer.status_code}")
+
+    def _is(self, answer: requests.Response, status: int) -> bool:
+        if answer.status_code != status:
+            self.wrong.append(f"{answer.request.method} {answer.status_code}")
+        return answer.status_code == status
 
 
 def facts_of_objects(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -309,15 +310,9 @@ class Keys:
         """Return the names of keys that a text holds, raw or as programs write them."""
         forms = {name: [key.encode()] for name, key in self.texts.items()}
         for name, key in self.raw.items():
-            forms[name] = [
-                key,
-                key.hex().encode(),
-                key.hex().upper().encode(),
-                base64.b64encode(key).rstrip(b"="),
-                base64.urlsafe_b64encode(key).rstrip(b"="),
-                repr(key)[2:-1].encode(),
-                str(list(key)).encode(),
-            ]
+            encoded = [base64.b64encode(key).rstrip(b"="), base64.urlsafe_b64encode(key).rstrip(b"=")]
+            written = [key.hex(), key.hex().upper(), repr(key)[2:-1], str(list(key))]
+            forms[name] = [key, *encoded, *(text.encode() for text in written)]
         return [name for name, all_forms in forms.items() if any(form in text for form in all_forms)]
 
 

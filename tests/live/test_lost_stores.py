@@ -35,6 +35,11 @@ def unmounted(folder: Path) -> Iterator[None]:
         away.rename(folder)
 
 
+def wait_for_store(stack: Stack, state: str) -> None:
+    """Wait until readiness calls the store so. Beat is not there, so that it says degraded in any case."""
+    wait_until(lambda: stack.ready("object_store") == (200, "degraded", state), seconds=40, what=f"the store: {state}")
+
+
 def damage_told(stack: Stack) -> int:
     return int(stack.sql("SELECT count(*) FROM audit_events WHERE action = 'file.integrity_failed'")[0][0])
 
@@ -45,16 +50,10 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         stack.start_api()
         person = stack.sign_up()
         small, large = (person.upload(content)["id"] for content in (b"small", bytes(9 * MIB)))
-        wait_until(
-            lambda: stack.ready("object_store")[1:] != ("degraded", "failed"), seconds=20, what="the store being well"
-        )
+        wait_for_store(stack, "ok")
 
         with unmounted(store_folder(stack)):
-            wait_until(
-                lambda: stack.ready("object_store") == (200, "degraded", "failed"),
-                seconds=10,
-                what="the failure being named",
-            )
+            wait_for_store(stack, "failed")
             answers = [person.get(f"{stack.url}/files/{file_id}/content") for file_id in (small, large)]
             ranged = person.get(f"{stack.url}/files/{large}/content", headers={"Range": "bytes=0-9"})
             verified = stack.run("flask", "files", "verify", "--all", "--json", check=False)
@@ -70,7 +69,7 @@ def test_a_store_that_is_not_mounted_has_lost_nothing(kind: type, tmp_path: Path
         assert {finding.get("damaged") for finding in findings} <= {False}
         assert findings[-1]["unchecked"] == 2
         assert damage_told(stack) == 0
-        wait_until(lambda: stack.ready("object_store")[2] == "ok", seconds=20, what="the recovery")
+        wait_for_store(stack, "ok")
         assert person.get(f"{stack.url}/files/{small}/content").content == b"small"
         assert stack.container.keys.verifier.verify_files(Principal(), sample=None) == VerifyReport(checked=2)
 
@@ -82,15 +81,11 @@ def test_a_store_that_can_only_be_read_is_not_well_and_serves_what_it_has(tmp_pa
         stack.start_api()
         person = stack.sign_up()
         file_id = person.upload(b"small")["id"]
-        wait_until(lambda: stack.ready("object_store")[2] == "ok", seconds=20, what="the store being well")
+        wait_for_store(stack, "ok")
 
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
-        wait_until(
-            lambda: stack.ready("object_store") == (200, "degraded", "failed"),
-            seconds=40,
-            what="the failure being named",
-        )
+        wait_for_store(stack, "failed")
         refused = person.post(f"{stack.url}/files?name=x", data=b"x")
         assert (refused.status_code, refused.json()["code"]) == (502, "storage_unavailable")
         assert person.get(f"{stack.url}/files/{file_id}/content").content == b"small"

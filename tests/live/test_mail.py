@@ -1,7 +1,6 @@
 """Mails that are owed arrive, whatever breaks on their way: the broker, the worker, or the mail server."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,11 +62,6 @@ class Answer:
     seconds: float
 
 
-def measured(text: str) -> None:
-    """Tell those who run pytest with -s."""
-    sys.stdout.write(f"\n{text}\n")
-
-
 def addresses(number: int, prefix: str) -> list[str]:
     return [f"{prefix}-{index}@people.example" for index in range(number)]
 
@@ -116,9 +110,7 @@ def test_each_registration_gets_one_mail_and_the_broker_sees_ids_only(
     people = addresses(number, "crowd")
 
     answers = register(stack, people)
-    started = time.monotonic()
     wait_until(lambda: states(stack) == {"sent": number}, seconds=300, what="all mails sent")
-    measured(f"{number} mails: the last {time.monotonic() - started:.1f} s after the last registration")
 
     assert {answer.status for answer in answers} == {202}
     tokens = [box.tokens(address) for address in people]
@@ -176,17 +168,11 @@ def test_without_its_broker_registration_costs_no_time_and_no_mail(
     wait_until(lambda: len(worker.output) > said, seconds=40, what="the worker missing its broker")
     answers += register(stack, people[30:40], clients=4)
     broker.start()
-    started = time.monotonic()
     answers += register(stack, people[40:], clients=4)
     wait_until(lambda: states(stack) == {"sent": 90}, seconds=60, what="all mails within a minute")
-    taken = time.monotonic() - started
 
     worst = max(answer.seconds for answer in answers)
     costs = [json.loads(line)["seconds"] for line in api.output.splitlines() if "publish_failed" in line]
-    measured(
-        f"the slowest request before {usual:.3f} s, without its broker {worst:.3f} s; {len(costs)} failures to"
-        f" publish cost at most {max(costs, default=0):.3f} s; the last mail {taken:.1f} s after the return"
-    )
     assert {answer.status for answer in answers} == {202}
     assert worst < usual + MOST_SECONDS
     assert max(costs, default=0) <= MOST_SECONDS
@@ -247,7 +233,6 @@ def test_a_worker_killed_20_times_loses_no_mail_of_500(stack: Stack, box: Mailbo
 
     counts = box.counts()
     twice = [address for address, count in counts.items() if count > 1]
-    measured(f"{len(box.mails)} mails to {len(counts)} people, {len(twice)} of whom got theirs twice")
     assert set(counts) == set(people)
     assert 10 <= len(twice) <= len(box.mails) - 500 <= 20
     # Whichever of the two is opened first works.

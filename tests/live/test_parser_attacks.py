@@ -20,11 +20,6 @@ LOGIN = ("POST", "/api/v1/auth/login", "Content-Type: application/json")
 JSON = b'{"email": "a@example.org", "password": "x"}'
 
 
-@pytest.fixture(scope="module")
-def token(person: Client) -> str:
-    return person.authorization
-
-
 @pytest.fixture(scope="module", autouse=True)
 def same_processes(stack: Stack) -> Iterator[None]:
     """All of this is survived by the processes that began it, and none of it is in their log as an error."""
@@ -122,9 +117,9 @@ FRAMINGS = {
 FRAMING_CODES = {"bad_request": 400, "expectation_failed": 417, "not_implemented": 501}
 
 
-def test_a_body_that_was_compressed_on_its_way_is_not_kept(stack: Stack, token: str) -> None:
+def test_a_body_that_was_compressed_on_its_way_is_not_kept(stack: Stack, person: Client) -> None:
     before, objects = served(stack), stack.objects()
-    upload = ("POST", "/api/v1/files?name=smuggled-name", token, "Transfer-Encoding: gzip, chunked")
+    upload = ("POST", "/api/v1/files?name=smuggled-name", person.authorization, "Transfer-Encoding: gzip, chunked")
 
     answer = exchange(stack.port, head(*upload) + b"5\r\nhello\r\n0\r\n\r\n" + SMUGGLED)
 
@@ -160,10 +155,10 @@ CHUNKS = {
 @pytest.mark.parametrize("route", ["json", "upload"])
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 def test_a_chunk_that_cannot_be_read_ends_request_and_connection(
-    stack: Stack, token: str, route: str, chunks: bytes
+    stack: Stack, person: Client, route: str, chunks: bytes
 ) -> None:
     before, objects = served(stack), stack.objects()
-    target = LOGIN if route == "json" else ("POST", "/api/v1/files?name=smuggled-name", token)
+    target = LOGIN if route == "json" else ("POST", "/api/v1/files?name=smuggled-name", person.authorization)
 
     answer = exchange(stack.port, head(*target, "Transfer-Encoding: chunked") + chunks + SMUGGLED, half_close=True)
 
@@ -178,10 +173,7 @@ def test_a_chunk_that_cannot_be_read_ends_request_and_connection(
     assert stack.objects() == objects
 
 
-LONG_TARGETS = {
-    "target": head("GET", "/" + "a" * 5000),
-    "target without end": b"GET /" + b"a" * 1_000_000,
-}
+LONG_TARGETS = {"target": head("GET", "/" + "a" * 5000), "target without end": b"GET /" + b"a" * 1_000_000}
 LONG_HEADERS = {
     "header": head("GET", "/livez", "X-Long: " + "a" * 9000),
     "count of headers": head("GET", "/livez", *(f"X-Name-{n}: x" for n in range(65))),

@@ -92,13 +92,8 @@ def test_lines_from_windows_stay_lines_from_windows(project: ScriptsProject) -> 
     lines = project.env_file.read_bytes().split(b"\r\n")
     assert lines[0] == b"SECRET_KEY=mine"
     assert len(lines[1]) > len(b"MASTER_KEY=") + 32
-    assert [line.partition(b"=")[0].decode() for line in lines] == [
-        "SECRET_KEY",
-        "MASTER_KEY",
-        "PORT",
-        *SECRETS[2:],
-        "",
-    ]
+    names = ["SECRET_KEY", "MASTER_KEY", "PORT", *SECRETS[2:], ""]
+    assert [line.partition(b"=")[0].decode() for line in lines] == names
     assert not any(b"\n" in line for line in lines)
 
 
