@@ -25,7 +25,7 @@ from vault.core.principal import Principal
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.mail.models import MailJob
-from vault.objects.models import File, FileState, RetiredKey
+from vault.objects.models import File, FileState
 from vault.settings.config import ROOT
 from vault.storage import object_key
 
@@ -185,7 +185,7 @@ def assert_all_is_there(stack: Stack, traffic: Traffic, seeded: list[uuid.UUID])
         download.close()
 
 
-def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(tmp_path: Path) -> None:
+def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
     with embedded(tmp_path) as stack:
         stack.start_api()
         person = stack.sign_up()
@@ -209,12 +209,6 @@ def test_a_start_without_a_key_that_files_need_is_refused_unless_it_is_retired(t
         stack.start_api()
         assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
         assert person.post(f"{stack.url}/files?name=b", data=b"new").status_code == 201
-        stack.processes[-1].kill()
-        stack.env["START_DEGRADED"] = ""
-        with stack.container.core.sessions.begin() as session:
-            session.add(RetiredKey(key_ref=ref, retired_at=stack.container.core.clock()))
-        stack.start_api()
-        assert person.get(f"{stack.url}/files/{stored['id']}/content").json()["code"] == "key_unavailable"
 
 
 def start_with_env_file(stack: Stack) -> Process:
