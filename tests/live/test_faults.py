@@ -29,10 +29,8 @@ from testing.stack import Client, Process, Stack, embedded, production
 from testing.vault import PASSWORD
 from vault.admin.service import UserChanges
 from vault.core.addresses import parse_address
-from vault.core.db import db_now
 from vault.core.principal import Principal
 from vault.objects.models import File, FileState
-from vault.objects.reaper import ReapReport
 from vault.storage import object_key
 
 MIB = 1024 * 1024
@@ -406,7 +404,7 @@ def test_a_reservation_of_unknown_outcome_is_a_503_and_nothing_stays(site: Site,
     assert_all_agrees(site, upload)
 
 
-# Owners and leases
+# Owners
 
 
 def delete(owner: Client, _stack: Stack, _email: str) -> None:
@@ -436,30 +434,6 @@ def test_an_upload_whose_owner_is_deleted_or_disabled_meanwhile_is_a_409_and_lea
     assert owner.get(f"{site.stack.url}/files").status_code == 401
     assert_all_agrees(site)
     assert site.stack.objects() == (before if end is delete else with_stored)
-
-
-@pytest.mark.slow
-def test_an_upload_slower_than_its_lease_renews_it_beside_the_reaper(site: Site) -> None:
-    reports = []
-
-    def linger() -> None:
-        # Longer than a renewal may be away, and much shorter than a lease.
-        site.stack.end_leases(in_seconds=90)
-        wait_until(renewed, seconds=80, what="the renewal")
-
-    def renewed() -> bool:
-        reports.append(site.stack.reap())
-        with site.stack.container.core.sessions.begin() as session:
-            lasts = sa.select(File.lease_until > db_now(120)).where(File.state == FileState.PENDING)
-            return bool(session.scalar(lasts))
-
-    site.s3.when(SECOND_PART, act=Act.PASS, then=linger)
-
-    upload = site.send(MEDIUM)
-
-    assert upload.outcome == STORED
-    assert [report for report in reports if report != ReapReport()] == []
-    assert_all_agrees(site, upload)
 
 
 # Death
