@@ -256,8 +256,7 @@ def lockouts(walk: Walk) -> None:
     walk.vault.execute(sa.text("UPDATE password_attempts SET failures = 49 WHERE length(network_key) = 0"))
     walk.post("login", email=many.person.email, password=WRONG_PASSWORD)
     walk.left(
-        walk.refused(Action.LOGIN, "password", many),
-        walk.refused(Action.LOCKOUT, "everywhere", many, delay_seconds=1),
+        walk.refused(Action.LOGIN, "password", many), walk.refused(Action.LOCKOUT, "everywhere", many, delay_seconds=1)
     )
 
 

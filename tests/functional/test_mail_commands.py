@@ -93,9 +93,7 @@ def test_the_list_comes_as_json_and_by_state(vault: Vault) -> None:
     assert shown["failed"]["counts"] == {"queued": 1, "sending": 0, "sent": 0, "failed": 1, "void": 0}
     assert (job["id"], job["kind"], job["state"]) == (str(job_id), "verify_email", "failed")
     assert (job["attempts"], job["failure"]) == (1, "sendgrid_401")
-    assert set(job) == {
-        *("id", "kind", "state", "attempts", "created_at", "next_attempt_at", "failure", "request_id"),
-    }
+    assert set(job) == {*("id", "kind", "state", "attempts", "created_at", "next_attempt_at", "failure", "request_id")}
     assert [len(found["jobs"]) for found in shown.values()] == [1, 1, 0]
     assert json.loads(retried.stdout) == {"retried": 1, "not_retried": []}
 

@@ -54,7 +54,7 @@ def events(vault: Vault) -> list[AuditEvent]:
 
 
 def waiting(vault: Vault) -> int:
-    return vault.count(AuditTally) or 0
+    return vault.count(AuditTally)
 
 
 def test_failures_of_one_network_in_a_minute_are_one_event_about_the_first(vault: Vault, anna: Person) -> None:
