@@ -2,12 +2,11 @@
 
 import sqlite3
 from datetime import UTC, datetime
-from typing import Any, cast
+from unittest.mock import Mock
 
 import psycopg2.errors
 import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.orm import Session
 
 from vault.audit.models import Action
 from vault.audit.service import AuditService
@@ -15,30 +14,12 @@ from vault.core.errors import AuditUnavailable
 from vault.core.principal import Principal
 
 
-class Refusing:
-    """A session whose INSERT fails."""
-
-    def __init__(self, error: Exception, *, at: str = "execute") -> None:
-        self._error = error
-        self._at = at
-
-    def flush(self) -> None:
-        self._reach("flush")
-
-    def connection(self) -> "Refusing":
-        return self
-
-    def execute(self, *_: Any) -> None:
-        self._reach("execute")
-
-    def _reach(self, step: str) -> None:
-        if step == self._at:
-            raise self._error
-
-
-def record(session: Refusing) -> None:
-    service = AuditService(lambda: datetime.now(UTC))
-    service.record(cast(Session, session), Principal(), Action.LOGOUT)
+def record(error: Exception, *, at: str = "execute") -> None:
+    """Record an event in a session where this step fails."""
+    session = Mock()
+    session.connection.return_value = session
+    getattr(session, at).side_effect = error
+    AuditService(lambda: datetime.now(UTC)).record(session, Principal(), Action.LOGOUT)
 
 
 def of_sqlite(code: int) -> DBAPIError:
@@ -60,7 +41,7 @@ def of_sqlite(code: int) -> DBAPIError:
 )
 def test_an_event_that_the_database_refuses_makes_the_audit_unavailable(error: DBAPIError) -> None:
     with pytest.raises(AuditUnavailable) as caught:
-        record(Refusing(error))
+        record(error)
 
     assert caught.value.__cause__ is error
 
@@ -81,7 +62,7 @@ def test_an_event_that_the_database_refuses_makes_the_audit_unavailable(error: D
 )
 def test_an_error_of_any_statement_stays_as_it_is(error: DBAPIError) -> None:
     with pytest.raises(DBAPIError) as caught:
-        record(Refusing(error))
+        record(error)
 
     assert caught.value is error
 
@@ -90,4 +71,4 @@ def test_an_error_before_the_event_stays_as_it_is() -> None:
     taken = IntegrityError("INSERT", {}, sqlite3.IntegrityError("users.email_key"))
 
     with pytest.raises(IntegrityError):
-        record(Refusing(taken, at="flush"))
+        record(taken, at="flush")

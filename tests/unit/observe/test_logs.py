@@ -30,19 +30,14 @@ class NameLost(Exception):
 @pytest.fixture
 def stderr() -> Iterator[io.StringIO]:
     """What `configure` makes standard error; leaves every logger as it was before."""
-    root, error, access = logging.getLogger(), logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
-    before = root.handlers, root.level
-    levels = {name: logging.getLogger(name).level for name in QUIETED}
-    propagate = {log: (log.propagate, log.level, list(log.handlers)) for log in (error, access)}
+    loggers = [logging.getLogger(name) for name in ("", "gunicorn.error", "gunicorn.access", *QUIETED)]
+    before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     yield io.StringIO()
-    root.handlers, root.level = before
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    for log, (propagates, level, handlers) in propagate.items():
-        log.propagate, log.level, log.handlers = propagates, level, handlers
+    for log, level, propagates, handlers in before:
+        log.setLevel(level)
+        log.propagate, log.handlers = propagates, handlers
     logging.captureWarnings(False)
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture
