@@ -141,6 +141,7 @@ def test_a_file_that_is_deleted_meanwhile_stays_deleted(vault: Vault, anna: Pers
     assert vault.leftovers() == {}
 
 
+@pytest.mark.one_database
 def test_a_damaged_file_keeps_what_it_has_is_audited_and_does_not_stop_the_rest(vault: Vault, anna: Person) -> None:
     damaged, whole = anna.upload(b"damaged" * 10)["id"], anna.upload(b"whole")["id"]
     store, before = vault.store, vault.file(damaged)
@@ -156,6 +157,7 @@ def test_a_damaged_file_keeps_what_it_has_is_audited_and_does_not_stop_the_rest(
     assert anna.download(whole) == b"whole"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("step", ["writer", "buffer", "write", "commit"])
 def test_a_store_that_fails_leaves_the_file_and_nothing_else(vault: Vault, anna: Person, step: str) -> None:
     file_id = anna.upload(b"x" * 300_000)["id"]
@@ -191,6 +193,7 @@ def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, af
     assert has_one_object(vault, file_id)
 
 
+@pytest.mark.one_database
 def test_an_interrupt_leaves_the_file(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
     monkeypatch.setattr(vault.container.keys.reencryptor, "_swap", Mock(side_effect=KeyboardInterrupt))
@@ -272,6 +275,7 @@ def test_files_are_chosen_by_when_their_keys_were_wrapped(vault: Vault, anna: Pe
     assert vault.file(new).object_id == before[new]
 
 
+@pytest.mark.one_database
 def test_a_key_without_files_is_done_if_it_is_known_and_a_mistake_if_not(vault: Vault) -> None:
     new = vault.with_new_key()
 
@@ -304,6 +308,7 @@ def test_a_key_that_is_retired_while_earlier_files_are_copied_unwraps_nothing(va
     assert copies == [old, *[new.key_ref] * 3]
 
 
+@pytest.mark.one_database
 def test_a_store_that_stays_away_ends_the_run(vault: Vault, anna: Person) -> None:
     ids = [anna.upload(b"content")["id"] for _ in range(12)]
     vault.store.failures["open"] = StorageUnavailable()

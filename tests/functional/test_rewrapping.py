@@ -189,6 +189,7 @@ def waiting(vault: Vault) -> int:
     return sum(use.rows for use in vault.container.keys.rewrapper.waiting())
 
 
+@pytest.mark.one_database
 def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Vault]) -> None:
     failing, vault, pauses = failing_installation(make_vault, 20)
     failing.failures = [KeyServiceUnavailable("ThrottlingException") for _ in range(3)]
@@ -197,6 +198,7 @@ def test_a_key_service_that_throttles_is_waited_for(make_vault: Callable[..., Va
     assert pauses[:1] == [1.0]
 
 
+@pytest.mark.one_database
 def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make_vault: Callable[..., Vault]) -> None:
     failing, vault, pauses = failing_installation(make_vault, 20)
     report, steps = RewrapReport(), []
@@ -213,6 +215,7 @@ def test_a_key_service_that_stays_away_ends_the_run_and_keeps_what_was_done(make
     assert (steps, waiting(vault)) == ([10], 10)
 
 
+@pytest.mark.one_database
 def test_a_key_refused_for_a_batch_is_not_tried_for_the_rest(make_vault: Callable[..., Vault]) -> None:
     failing, vault, _ = failing_installation(make_vault, 250)
     failing.failures = [KeyUnavailable("AccessDeniedException") for _ in range(1000)]
@@ -225,6 +228,7 @@ def test_a_key_refused_for_a_batch_is_not_tried_for_the_rest(make_vault: Callabl
     assert told[-1].file_id is None
 
 
+@pytest.mark.one_database
 def test_a_row_without_an_answer_is_named_and_the_rest_moves(make_vault: Callable[..., Vault]) -> None:
     failing, vault, _ = failing_installation(make_vault, 30)
     first = min(vault.files(), key=lambda row: row.id)
@@ -240,6 +244,7 @@ def test_a_row_without_an_answer_is_named_and_the_rest_moves(make_vault: Callabl
     assert told[-1].file_id == first.id
 
 
+@pytest.mark.one_database
 def test_files_move_to_kms_and_back_with_their_contents(vault: Vault, anna: Person, kms: PlayedKms) -> None:
     ids = [anna.upload(content_of(number))["id"] for number in range(12)]
     settings = {**KMS_SETTINGS, "KMS_KEY_ID": kms.alias}
@@ -256,6 +261,7 @@ def test_files_move_to_kms_and_back_with_their_contents(vault: Vault, anna: Pers
     assert contents_there == [anna.download(file_id) for file_id in ids] == [content_of(n) for n in range(12)]
 
 
+@pytest.mark.one_database
 def test_a_primary_that_cannot_wrap_ends_the_run(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     anna.upload(b"content")
     new = vault.with_new_key()
@@ -267,6 +273,7 @@ def test_a_primary_that_cannot_wrap_ends_the_run(vault: Vault, anna: Person, mon
     assert refs(vault) == {vault.container.keys.usage.primary()}
 
 
+@pytest.mark.one_database
 def test_a_wrap_that_does_not_unwrap_is_dropped(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = anna.upload(b"content")["id"]
     new = vault.with_new_key()
@@ -298,6 +305,7 @@ def test_a_run_that_dies_in_a_batch_leaves_whole_batches(vault: Vault, anna: Per
     assert new.rewrap(batch=3) == RewrapReport(moved=6)
 
 
+@pytest.mark.one_database
 def test_a_row_with_a_wrong_object_id_is_left(vault: Vault, anna: Person, kms: PlayedKms) -> None:
     file_id = anna.upload(b"content")["id"]
     object_id = vault.file(file_id).object_id
