@@ -3,10 +3,12 @@
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from testing.vault import AUTH, POSTGRESQL, Person, Vault, at_once, claims_of, forged, refusal, works
 from vault.auth.models import UserSession
@@ -163,6 +165,16 @@ def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
     assert set(item) == {"id", "current", "created_at", "last_used_at", "expires_at", "ip", "user_agent"}
     assert item["ip"] == "127.0.0.1"
     assert item["created_at"] > rest["items"][0]["created_at"]
+
+
+def test_a_session_without_use_for_a_week_is_not_listed_and_opens_nothing(vault: Vault) -> None:
+    people = signed_in_thrice(vault)
+    ids = [item["id"] for item in people[2].sessions().json["items"]]
+    a_week_ago = vault.clock() - timedelta(days=7, seconds=10)
+    vault.execute(sa.update(UserSession).where(UserSession.id == uuid.UUID(ids[2])).values(refreshed_at=a_week_ago))
+
+    assert [item["id"] for item in people[2].sessions().json["items"]] == ids[:2]
+    assert [works(person) for person in people] == [False, True, True]
 
 
 def test_a_session_is_ended_by_its_owner_only(vault: Vault) -> None:
