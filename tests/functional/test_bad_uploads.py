@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine, make_url
 from testing.content import CLOSE, FORM, MIB, part
 from testing.faults import FailingDatabase, FailingKeys, FailingStore
 from testing.vault import FILES, POSTGRESQL, SQLITE, Body, Person, Vault, refusal
-from vault.core.errors import Busy, StorageFull, StorageUnavailable
+from vault.core.errors import Busy, DatabaseUnavailable, StorageFull, StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.storage import DiskReserve
@@ -368,12 +368,13 @@ STATEMENTS = {
 @pytest.mark.parametrize("stays_away", [False, True], ids=["once", "for good"])
 def test_a_failing_database_leaves_rows_for_the_reaper_at_most(vault: Vault, anna: Person, stays_away: bool) -> None:
     database = FailingDatabase(vault.container.core.engine)
-    outcomes, states, leftovers = {}, {}, {}
+    outcomes, states, leftovers, details = {}, {}, {}, set()
 
     for step, statement in STATEMENTS.items():
         with database.failing(statement, stays_away=stays_away):
             answer = anna.send(b"x" * 5, length=None)
         outcomes[step] = refusal(answer)
+        details.add(answer.json["detail"])
         states[step] = vault.file_states()
         assert vault.accounts_balance()
         if stays_away:
@@ -381,6 +382,8 @@ def test_a_failing_database_leaves_rows_for_the_reaper_at_most(vault: Vault, ann
         leftovers[step] = vault.leftovers()
 
     assert outcomes == dict.fromkeys(STATEMENTS, (503, "database_unavailable"))
+    # Not that the file may have been stored: no commit was tried.
+    assert details == {DatabaseUnavailable.detail}
     left = ["pending"] if stays_away else ["shredded"]
     assert states == {"reserve": [], "grow": left, "publish": left, "audit": left}
     assert leftovers == {step: {} for step in STATEMENTS}

@@ -21,6 +21,7 @@ from vault.admin.service import UserChanges
 from vault.auth.models import User
 from vault.core.errors import Busy, StorageUnavailable
 from vault.core.principal import Principal
+from vault.objects import writing
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import File, FileState, Installation, StorageAccount
 from vault.objects.shredding import shred
@@ -210,11 +211,15 @@ ENDS: dict[str, Callable[[Vault], object]] = {
 }
 
 
-@pytest.mark.parametrize("length", [5, None], ids=["declared", "chunked"])
+@pytest.mark.parametrize(
+    ("length", "step"), [(5, 5), (None, 5), (None, 1)], ids=["declared", "chunked", "reserving again"]
+)
 @pytest.mark.parametrize("end", ENDS)
 def test_an_upload_that_is_ended_meanwhile_keeps_nothing(
-    vault: Vault, anna: Person, length: int | None, end: str
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch, length: int | None, step: int, end: str
 ) -> None:
+    monkeypatch.setattr(writing, "_GROW_BYTES", step)
+
     answer = anna.send(Body(b"hello", at=2, then=lambda: ENDS[end](vault)), length=length)
 
     assert outcome(answer) == (409, "upload_lost")
@@ -239,6 +244,21 @@ def test_a_publication_of_unknown_outcome_is_read_back(vault: Vault, anna: Perso
         assert (vault.queue, vault.accounts_balance()) == ([], True)
     else:
         assert vault.leftovers() == {}
+
+
+def test_a_publication_that_is_read_back_too_late_keeps_its_object(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_AWAY_SECONDS", 0.0)
+    database = FailingDatabase(vault.container.core.engine)
+
+    with database.losing_commit_of(FailingDatabase.PUBLISH, after=True), database.failing(r"SELECT files\."):
+        answer = anna.send(b"hello", length=5)
+
+    assert outcome(answer) == (503, "database_unavailable")
+    assert "may have been stored" in answer.json["detail"]
+    (stored,) = vault.files()
+    assert anna.download(str(stored.id)) == b"hello"
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])

@@ -284,3 +284,19 @@ def test_a_concurrent_change_counts(vault: Vault, anna: Person, change: sa.Execu
 
     assert refusal(answer) == (401, "invalid_credentials")
     assert vault.refusals("user.login") == {"changed": 1}
+    # The password was right, so nothing counts against the address.
+    assert vault.scalars(sa.select(PasswordAttempts.failures)) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "swept", [sa.true(), PasswordAttempts.network_key == b"", PasswordAttempts.network_key != b""],
+    ids=["both", "of-all-networks", "of-this-network"],
+)  # fmt: skip
+def test_counts_that_are_swept_while_a_password_is_looked_at_are_made_again(
+    vault: Vault, anna: Person, swept: sa.ColumnElement[bool]
+) -> None:
+    with meanwhile(lambda: vault.execute(sa.delete(PasswordAttempts).where(swept))):
+        answer = vault.login(at=HOME)
+
+    assert answer.status_code == 200
+    assert vault.scalars(sa.select(PasswordAttempts.failures)) == [0, 0]

@@ -82,6 +82,7 @@ def test_bad_refresh_tokens_are_refused_alike(vault: Vault, anna: Person) -> Non
         "HS384": crafted(algorithm="HS384"),
         "another person": crafted(sub=str(vault.user(bert.email).id)),
         "another session": crafted(jti=f"{uuid.uuid4()}.0"),
+        "a session of two ids": crafted(sid=str(uuid.uuid4())),
         "no generation": crafted(jti=claims_of(anna.refresh_token)["sid"]),
         "another audience": crafted(aud="elsewhere"),
         "another issuer": crafted(iss="elsewhere"),

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import EnvironBuilder
 
-from vault.core.errors import InputRefused, MalformedBody, TooLarge, UploadTruncated, VaultError
+from vault.core.errors import Busy, InputRefused, MalformedBody, TooLarge, UploadTruncated, VaultError
 from vault.files.rest import uploads
 from vault.files.rest.schemas import UploadQuerySchema
 from vault.files.rest.uploads import FormUpload, RawUpload, open_upload
+from vault.http.connections import SMALL_BYTES
 
 MAX = 10**9
 BOUNDARY = "----boundary-7f3a"
@@ -510,6 +511,32 @@ def test_a_form_declared_larger_than_a_file_and_its_frame_is_refused_unread(extr
 
     with pytest.raises(TooLarge) if too_large else nullcontext():
         assert open_form(stream, declared=100 + extra, max_bytes=100).name == "notes.txt"
+
+
+class Taken:
+    """A connection whose turns are all taken."""
+
+    def know(self, account: object) -> None:
+        """Do nothing."""
+
+    def begin_transfer(self) -> None:
+        raise Busy("transfer")
+
+    def begin_small_file(self) -> None:
+        raise Busy("small file")
+
+
+@pytest.mark.parametrize(
+    ("declared", "turn"), [(SMALL_BYTES, "small file"), (SMALL_BYTES + 1, "transfer"), (None, "transfer")]
+)
+@pytest.mark.parametrize("content_type", ["text/plain", f"multipart/form-data; boundary={BOUNDARY}"])
+def test_an_upload_takes_its_turn_before_its_body_is_read(declared: int | None, turn: str, content_type: str) -> None:
+    stream, headers = Chunks([], AssertionError("read")), {"Content-Type": content_type}
+    attempt = request(stream, headers=headers, query="name=x", declared=declared, chunked=declared is None)
+    attempt.environ["gunicorn.socket"] = Taken()
+
+    with pytest.raises(Busy, match=turn):
+        opened(attempt)
 
 
 @pytest.mark.parametrize(
