@@ -143,6 +143,21 @@ def test_a_slow_key_service_omits_the_digest(remote: Vault, slow: FailingKeys, m
     assert anna.get(f"{FILES}/{stored['id']}").json["sha256"] == stored["sha256"]
 
 
+def test_a_file_beyond_the_quota_gets_no_key_and_one_that_fills_it_does(
+    make_vault: Callable[..., Vault], slow: FailingKeys
+) -> None:
+    anna = make_vault(keys=KeyRing({"local": slow}, primary="local"), DEFAULT_QUOTA_BYTES="10").member()
+    made: list[str] = []
+    before_call(slow, "generate", lambda: made.append("a key"))
+
+    beyond = anna.send(b"x" * 11, length=11)
+    keys_of_beyond = len(made)
+    fills = anna.send(b"x" * 10, length=10)
+
+    assert (refusal(beyond), keys_of_beyond) == ((413, "quota_exceeded"), 0)
+    assert (fills.status_code, len(made)) == (201, 1)
+
+
 def test_an_upload_tells_its_digest_without_asking_the_key_service_again(remote: Vault, slow: FailingKeys) -> None:
     stored = remote.member().upload(b"content")
 
