@@ -172,6 +172,10 @@ def test_a_cursor_is_good_for_its_admin_and_filters_only(vault: Vault, root: Per
     ):
         answer = person.get(path, query_string={"cursor": cursor, **changed})
         assert refusal(answer) == (400, "invalid_cursor"), changed
+    for _ in range(2):
+        vault.sign_in(root.email)
+    own = root.get(ACTIVITY, query_string={"limit": "1"}).json["next_cursor"]
+    assert refusal(other.get(ACTIVITY, query_string={"cursor": own})) == (400, "invalid_cursor")
 
 
 # Exports

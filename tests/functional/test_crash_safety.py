@@ -88,6 +88,21 @@ def test_a_running_uploads_lease_is_renewed_and_others_are_not(vault: Vault, ann
     assert {row.lease_until for row in vault.files()} == {None}
 
 
+def test_an_upload_holds_its_lease_until_it_ends(vault: Vault, anna: Person) -> None:
+    leases = vault.container.objects.new.leases
+    seen: dict[str, Any] = {}
+
+    def meanwhile() -> None:
+        seen["granted"] = pending(vault).lease_until
+        vault.change_file(pending(vault).id, lease_until=seen["granted"] - GRANT)
+        leases.renew()
+        seen["held"] = pending(vault).lease_until
+
+    assert anna.send(Body(b"hello", at=2, then=meanwhile), length=5).status_code == 201
+    assert seen["held"] >= seen["granted"]
+    assert leases._held == set()
+
+
 def test_leases_are_renewed_by_a_thread_while_the_client_is_slow(vault: Vault, anna: Person) -> None:
     keeper = LeaseKeeper(vault.container.core.sessions, every_seconds=0.02)
 

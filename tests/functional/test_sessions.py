@@ -153,8 +153,7 @@ def test_a_bad_logout_ends_nothing(anna: Person, kwargs: dict[str, Any], expecte
 
 
 def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
-    people = signed_in_thrice(vault)
-    vault.member("bert@example.org")
+    people, bert = signed_in_thrice(vault), vault.member("bert@example.org")
     people[0].logout()
 
     page = people[2].sessions(limit=1).json
@@ -166,6 +165,7 @@ def test_sessions_are_listed_newest_first_page_by_page(vault: Vault) -> None:
     assert set(item) == {"id", "current", "created_at", "last_used_at", "expires_at", "ip", "user_agent"}
     assert item["ip"] == "127.0.0.1"
     assert item["created_at"] > rest["items"][0]["created_at"]
+    assert refusal(bert.sessions(cursor=page["next_cursor"])) == (400, "invalid_cursor")
 
 
 def test_a_session_without_use_for_a_week_is_not_listed_and_opens_nothing(vault: Vault) -> None:
