@@ -94,6 +94,13 @@ def test_failures_are_documented_as_problems_and_follow_from_what_an_operation_t
             assert all(code in STATUS for code in re.findall(r"`(\w+)`", answer["description"]))
 
 
+def test_the_body_of_a_logout_may_be_left_out(vault: Vault) -> None:
+    paths = vault.client.get("/openapi.json").json["paths"]
+
+    needed = {name: paths[f"{BASE}/auth/{name}"]["post"]["requestBody"]["required"] for name in ("login", "logout")}
+    assert needed == {"login": True, "logout": False}
+
+
 def test_the_document_names_the_server_by_its_public_address(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(PUBLIC_URL="http://localhost:8123")
 

@@ -47,19 +47,21 @@ def test_sessions_are_swept_once_nothing_can_carry_them_on(vault: Vault, anna: P
 
 
 @POSTGRESQL
-def test_locked_sessions_and_links_are_left_for_the_next_pass(vault: Vault) -> None:
+def test_locked_sessions_links_and_attempts_are_left_for_the_next_pass(vault: Vault) -> None:
     for name in ("anna", "bert"):
         vault.confirmation_token(f"{name}@example.org")
         vault.member(f"{name}.too@example.org").post(f"{AUTH}/logout")
+    vault.login("nobody@example.org")
     vault.clock.advance(hours=26)
 
     with ThreadPoolExecutor(1) as threads, vault.container.core.sessions.begin() as session:
-        for key in (UserSession.id, EmailToken.id):
+        for key in (UserSession.id, EmailToken.id, PasswordAttempts.network_key):
             session.execute(sa.select(key).limit(1).with_for_update())
         first = threads.submit(sweep, vault).result(timeout=120)
     second = sweep(vault)
 
-    assert [(found["sessions"], found["links"]) for found in (first, second)] == [(1, 1), (1, 1)]
+    swept = [(found["sessions"], found["links"], found["attempts"]) for found in (first, second)]
+    assert swept == [(1, 1, 1), (1, 1, 1)]
 
 
 def test_links_are_swept_when_they_are_answered_no_more(vault: Vault) -> None:
