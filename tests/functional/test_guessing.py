@@ -120,8 +120,10 @@ def test_failures_across_networks_count_within_an_hour(vault: Vault, anna: Perso
     vault.clock.advance(hours=1)
 
     attack_from_everywhere(vault, 49, first=49)
+    before = succeeds(vault, at=OFFICE)
+    attack_from_everywhere(vault, 1, first=98)
 
-    assert succeeds(vault, at=OFFICE)
+    assert (before, succeeds(vault, at="198.51.101.1")) == (True, False)
 
 
 def test_a_network_is_known_for_thirty_days(vault: Vault, anna: Person) -> None:
