@@ -25,6 +25,7 @@ from testing.seeding import seed_files
 from testing.services import postgres_database
 from testing.settings import environment
 from vault import create_app
+from vault.cli.db_commands import let_migrate
 from vault.encryption.keyring import generate_master_key
 from vault.settings.config import ROOT, Settings
 from vault.wiring import wire
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         keys = [generate_master_key(), generate_master_key()]
         env = environment(Path(folder), DATABASE_URL=url, TESTING="", MASTER_KEY=keys[0])
         container = wire(Settings.load(env, env_file=None))
-        with create_app(container=container).app_context():
+        with let_migrate(create_app(container=container)).app_context():
             upgrade()
         there = 0
         for rows in sorted(arguments.rows):

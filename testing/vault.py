@@ -37,7 +37,7 @@ from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
 from vault.auth.sessions import SESSION_LIFETIME, SessionTokens
 from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
-from vault.cli import audit, db, files, keys, mail, users
+from vault.cli import audit, db, files, keys, let_migrate, mail, users
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
 from vault.core.principal import Principal
@@ -63,7 +63,7 @@ BOTH_DATABASES = pytest.mark.parametrize(
 def migrate(container: Container) -> None:
     """Bring a database to head, as `flask db upgrade` does, without its start-up time."""
     create_database(container.settings.database.url)
-    with create_app(container=container).app_context():
+    with let_migrate(create_app(container=container)).app_context():
         upgrade()
 
 
@@ -143,7 +143,7 @@ class Vault:
             clock=self.clock,
             publish=lambda task, row_id: self.queue.append((task, row_id)),
         )
-        self.app: Flask = create_app(container=self.container)
+        self.app: Flask = let_migrate(create_app(container=self.container))
         self.app.after_request(self._remember_secrets)
         self.client: FlaskClient = self.app.test_client()
 

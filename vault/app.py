@@ -1,7 +1,6 @@
 """The application factory."""
 
 from flask import Flask
-from flask_migrate import Migrate
 
 from vault.admin.rest import routes as admin_routes
 from vault.audit import tasks as audit_tasks
@@ -10,7 +9,6 @@ from vault.auth import tasks as auth_tasks
 from vault.auth.rest import access_tokens, limits, pages
 from vault.auth.rest import routes as auth_routes
 from vault.background.broker import run_in_context
-from vault.core.db import Base
 from vault.encryption.eax import check_known_answer
 from vault.files.rest import routes as files_routes
 from vault.http import access, api, docs, health, problems, requests
@@ -18,7 +16,7 @@ from vault.http.connections import BodiesAreClosed, RefusalsReachClients
 from vault.mail import tasks as mail_tasks
 from vault.mail.build import SMTP
 from vault.objects import tasks as objects_tasks
-from vault.settings.config import ROOT, Settings
+from vault.settings.config import Settings
 from vault.wiring import Container, wire
 
 # JSON and form bodies; MAX_UPLOAD_BYTES bounds uploads where they are read.
@@ -38,8 +36,6 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # names are in any script; ASCII escapes triple them
 
     SMTP.init_app(app)
-    # It reads the metadata alone; migrations run on the container's engine.
-    Migrate(app, Base, directory=str(ROOT / "migrations"))
 
     admit = limits.register(app, container.settings, (auth_routes.blueprint, pages.blueprint))
     requests.register(app, container.settings, container.parts(), admit)

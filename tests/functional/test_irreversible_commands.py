@@ -13,6 +13,7 @@ from flask_migrate import downgrade, upgrade
 from testing.settings import make_settings
 from testing.vault import SQLITE, Vault
 from vault import create_app
+from vault.cli.db_commands import let_migrate
 from vault.settings.config import ROOT
 from vault.wiring import Container, wire
 
@@ -64,7 +65,7 @@ def counts(container: Container) -> dict[str, int]:
 
 def test_changing_a_table_that_others_refer_to_keeps_their_rows_down_and_up(container: Container) -> None:
     execute(container, *ROWS)
-    with create_app(container=container).app_context():
+    with let_migrate(create_app(container=container)).app_context():
         downgrade(revision="0003")
         below = counts(container)
         upgrade()
@@ -82,7 +83,10 @@ def test_a_migration_that_would_leave_references_to_nothing_changes_nothing(cont
     raw.close()
     container.core.engine.dispose()
 
-    with create_app(container=container).app_context(), pytest.raises(SystemExit, match=r"email_tokens.*sessions"):
+    with (
+        let_migrate(create_app(container=container)).app_context(),
+        pytest.raises(SystemExit, match=r"email_tokens.*sessions"),
+    ):
         downgrade(revision="0003")
     with container.core.engine.connect() as connection:
         version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
@@ -199,6 +203,6 @@ def test_a_migration_names_the_rows_that_its_downgrade_deletes(path: Path) -> No
 def test_printing_the_statements_of_an_upgrade_makes_no_database(tmp_path: Path) -> None:
     lacking = wire(make_settings(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/lacking-test.db"))
 
-    create_app(container=lacking).test_cli_runner().invoke(args=["db", "upgrade", "--sql", "0001"])
+    let_migrate(create_app(container=lacking)).test_cli_runner().invoke(args=["db", "upgrade", "--sql", "0001"])
 
     assert list(tmp_path.glob("lacking-test.db*")) == []

@@ -13,8 +13,10 @@ from testing.services import postgres_database
 from testing.settings import make_settings
 from testing.vault import Vault
 from vault import create_app
+from vault.cli.db_commands import let_migrate
 from vault.core.db import create_database
 from vault.core.text import fold
+from vault.observe.readiness import revisions_in
 from vault.settings.config import ROOT
 from vault.wiring import wire
 
@@ -22,7 +24,7 @@ from vault.wiring import wire
 def up_and_down(folder: Path, database_url: str) -> None:
     container = wire(make_settings(folder, DATABASE_URL=database_url))
     create_database(container.settings.database.url)
-    with create_app(container=container).app_context():
+    with let_migrate(create_app(container=container)).app_context():
         for _ in range(2):
             upgrade()
             check()
@@ -41,6 +43,15 @@ def test_postgresql_comes_from_nothing_and_goes_to_nothing(tmp_path: Path) -> No
         up_and_down(tmp_path, url)
 
 
+def test_readiness_reads_the_revisions_that_alembic_knows() -> None:
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
+
+    known, heads = revisions_in(scripts.dir)
+
+    assert known == {script.revision for script in scripts.walk_revisions()}
+    assert heads == set(scripts.get_heads())
+
+
 def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, database_url: str) -> None:
     with postgres_database() if database_url.startswith("postgresql") else nullcontext() as url:
         container = wire(make_settings(tmp_path, DATABASE_URL=url or f"sqlite:///{tmp_path}/vault-test.db"))
@@ -51,7 +62,7 @@ def test_accounts_of_before_are_found_by_what_they_are_called(tmp_path: Path, da
             "INSERT INTO users (id, email, email_key, full_name, password_version, role, used_bytes, reserved_bytes,"
             " created_at) VALUES (:id, :email, :id, :name, 0, 'user', 0, 0, CURRENT_TIMESTAMP)"
         )
-        with create_app(container=container).app_context():
+        with let_migrate(create_app(container=container)).app_context():
             before = ScriptDirectory(str(ROOT / "migrations")).get_revision("0010").down_revision
             upgrade(revision=before)
             with container.core.engine.begin() as connection:
@@ -97,7 +108,7 @@ def test_quotas_and_counters_move_to_a_table_of_their_own_and_back(tmp_path: Pat
             ]
             return {*columns, *checks, *indexes}
 
-        with create_app(container=container).app_context():
+        with let_migrate(create_app(container=container)).app_context():
             upgrade(revision="0019")
             before = users()
             names = ("quota", "used", "reserved", "files", "disabled")
@@ -118,7 +129,7 @@ def test_quotas_and_counters_move_to_a_table_of_their_own_and_back(tmp_path: Pat
 def test_indexes_that_upgrades_beside_each_other_have_lost_are_made_again(tmp_path: Path) -> None:
     with postgres_database() as url:
         container = wire(make_settings(tmp_path, DATABASE_URL=url))
-        with create_app(container=container).app_context():
+        with let_migrate(create_app(container=container)).app_context():
             upgrade(revision="0016")
             with container.core.engine.begin() as connection:
                 connection.execute(sa.text("DROP INDEX ix_files_wrapped_by"))

@@ -11,7 +11,7 @@ from flask import Flask
 from vault import create_app
 from vault.cli.audit_commands import audit
 from vault.cli.base import Unconfigured
-from vault.cli.db_commands import db
+from vault.cli.db_commands import db, let_migrate
 from vault.cli.environment import given_environment
 from vault.cli.file_commands import files
 from vault.cli.key_commands import keys
@@ -40,7 +40,7 @@ def create_cli_app() -> Flask:
         logging.getLogger("kombu.connection").setLevel(logging.ERROR)
         for warning in settings.warnings:
             click.echo(f"Warning: {warning}", err=True)
-        app = create_app(settings)
+        app = let_migrate(create_app(settings))
     app.cli.add_command(keys)
     app.cli.add_command(files)
     app.cli.add_command(users)

@@ -11,17 +11,26 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionError
+from flask import Flask
+from flask_migrate import Migrate
 from flask_migrate.cli import db
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from vault.cli.base import confirm, container, errors_told, settings
-from vault.core.db import create_database, is_read_only
+from vault.core.db import Base, create_database, is_read_only
 from vault.settings.config import ROOT
 
-__all__ = ("db",)
+__all__ = ("db", "let_migrate")
 # A migration's list of what its downgrade deletes: tables, and columns as table.column.
 _LOSES: Final = "loses"
+
+
+def let_migrate(app: Flask) -> Flask:
+    """Prepare an application for `flask db`. Processes that serve do without Alembic, which is slow to import."""
+    # It reads the metadata alone; migrations run on the container's engine.
+    Migrate(app, Base, directory=str(ROOT / "migrations"))
+    return app
 
 
 def _ask_before_downgrade(revision: str, *, yes: bool) -> None:
