@@ -16,7 +16,7 @@ from vault.auth.models import User
 from vault.core.derived import derive_key
 from vault.mail.models import MailJob
 
-pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 # Sign-up and confirmation
 

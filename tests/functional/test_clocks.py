@@ -12,7 +12,7 @@ from vault.core.clock import CLOCK_LEEWAY
 
 LEEWAY = CLOCK_LEEWAY.total_seconds()
 
-pytestmark = SQLITE
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 
 @pytest.mark.parametrize("seconds", [2, 5])

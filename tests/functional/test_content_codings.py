@@ -7,7 +7,7 @@ import pytest
 from testing.content import CLOSE, FORM, part
 from testing.vault import FILES, SQLITE, Person, Vault, refusal
 
-pytestmark = SQLITE
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 REFUSED = [
     pytest.param("Content-Encoding", "gzip", 415, "unsupported_media_type", id="gzip"),

@@ -19,7 +19,7 @@ from vault.core.errors import StorageUnavailable
 from vault.encryption.keyring import generate_master_key
 from vault.storage import object_key
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 MARKER = b"a plaintext that must not be found anywhere in the store "
 

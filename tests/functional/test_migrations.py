@@ -20,6 +20,8 @@ from vault.observe.readiness import revisions_in
 from vault.settings.config import ROOT
 from vault.wiring import wire
 
+pytestmark = pytest.mark.uncounted
+
 
 def up_and_down(folder: Path, database_url: str) -> None:
     container = wire(make_settings(folder, DATABASE_URL=database_url))

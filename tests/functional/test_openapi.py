@@ -13,7 +13,7 @@ from testing.vault import Vault
 from vault.core.errors import StorageUnavailable
 from vault.http.problems import STATUS
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 BASE = "/api/v1"
 PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}

@@ -15,7 +15,7 @@ from vault.files.names import name_of_raw_body
 from vault.files.rest import routes
 from vault.observe.metrics import TRANSFERS
 
-pytestmark = SQLITE
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 CONTENT = b"content"
 # What a header's value can be made of on the wire: everything but the ends of lines.

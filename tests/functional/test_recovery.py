@@ -9,7 +9,7 @@ from testing.passwords import NEW_PASSWORD
 from testing.vault import EMAIL, Person, Vault, refusal, works
 from vault.auth.models import EmailToken
 
-pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays")]
+pytestmark = [pytest.mark.one_database, pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 
 def test_a_forgotten_password_is_replaced_through_a_mailed_link(vault: Vault, anna: Person, bert: Person) -> None:

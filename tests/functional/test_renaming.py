@@ -10,7 +10,7 @@ import pytest
 
 from testing.vault import FILES, POSTGRESQL, Person, Vault, at_once, refusal
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 
 def rename(person: Person, file_id: str, name: object, if_match: str | None = None) -> Any:

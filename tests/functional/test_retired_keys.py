@@ -16,7 +16,7 @@ from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnavailable
 from vault.objects.models import RetiredKey
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 UNAVAILABLE = (503, "key_unavailable")
 

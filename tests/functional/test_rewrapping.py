@@ -19,6 +19,8 @@ from vault.encryption.errors import KeyServiceUnavailable, KeyUnavailable
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, generate_master_key
 from vault.keys.rewrapping import NotMoved, RewrapReport
 
+pytestmark = pytest.mark.uncounted
+
 
 def refs(vault: Vault) -> set[tuple[str, str]]:
     return {(row.key_provider, row.key_ref) for row in vault.files() if row.encrypted_data_key is not None}

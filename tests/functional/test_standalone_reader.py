@@ -10,7 +10,7 @@ from testing import oracle
 from testing.content import CAPACITY, HEADER, MIB, SEGMENT, flipped, pattern
 from testing.vault import Person, Vault
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 each_cipher = pytest.mark.parametrize("cipher", CAPACITY)
 

@@ -13,6 +13,8 @@ from vault.core.principal import Principal
 from vault.mail.messages import MailRefused
 from vault.mail.models import MailJob
 
+pytestmark = pytest.mark.uncounted
+
 
 def counted(vault: Vault) -> dict[str, int]:
     tables = {"users": User, "sessions": UserSession, "links": EmailToken, "attempts": PasswordAttempts}

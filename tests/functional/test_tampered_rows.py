@@ -14,7 +14,7 @@ from testing.vault import FILES, Person, Vault
 from vault.encryption.keyring import generate_master_key
 from vault.storage import object_key
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 CONTENT = b"what nobody else may read " * 20
 INTEGRITY = (500, "integrity_failed")

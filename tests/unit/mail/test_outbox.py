@@ -25,6 +25,8 @@ from vault.mail.models import Lane, MailJob, MailKind, MailState, Owed
 from vault.mail.outbox import LEASE_SECONDS, Outbox
 from vault.mail.queue import MailQueue
 
+pytestmark = pytest.mark.uncounted
+
 NOTICES = {mails.REFRESH_REUSED, mails.PASSWORD_CHANGED, mails.EMAIL_CHANGED, mails.ACCOUNT_DELETED}
 NAME = attrgetter("name")
 RENDERER = MessageRenderer("https://vault.example.org", "https://app.example.org")
