@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPResponse
 from time import perf_counter
@@ -73,7 +74,8 @@ class VaultClient(Client):
 
     def store(self, size: int) -> str:
         """Upload a file; return the path of its content."""
-        answer = self.upload("POST", "/api/v1/files?name=bench.bin", size)
+        # A name of its own: a taken one would be looked up for a free number.
+        answer = self.upload("POST", f"/api/v1/files?name={uuid.uuid4()}.bin", size)
         return f"/api/v1/files/{json.loads(answer)['id']}/content"
 
 

@@ -27,6 +27,8 @@ from testing.settings import environment
 from vault import create_app
 from vault.cli.db_commands import let_migrate
 from vault.encryption.keyring import generate_master_key
+from vault.files.tree import open_trees
+from vault.objects.quota import open_accounts
 from vault.settings.config import ROOT, Settings
 from vault.wiring import wire
 
@@ -50,7 +52,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         there = 0
         for rows in sorted(arguments.rows):
             progress(f"{rows:,} rows")
-            seed_files(container, uuid.uuid4(), rows - there, store_dir=None)
+            owner_id = uuid.uuid4()
+            with container.core.sessions.begin() as session:
+                open_accounts(session, [owner_id])
+                open_trees(session, [owner_id])
+            seed_files(container, owner_id, rows - there, store_dir=None)
             there = rows
             runs = []
             # An even number of runs ends on the key under which the next rows are seeded.

@@ -37,7 +37,7 @@ from testing.settings import environment
 from testing.stack import Process, Stack
 from testing.vault import migrate
 from vault.background.broker import QUEUES
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.storage import OBJECTS, object_key
 
 _DOWN_SECONDS: Final = 5.0
@@ -431,8 +431,8 @@ def _check_leftovers(site: Site) -> list[Check]:
     before = Counter(stack.states())
     stack.reap_all()
     with stack.container.core.sessions.begin() as session:
-        rows = session.scalars(sa.select(File)).all()
-    keys = sorted(object_key(row.object_id) for row in rows if row.state == FileState.READY)
+        rows = session.scalars(sa.select(SealedObject)).all()
+    keys = sorted(object_key(row.object_id) for row in rows if row.state == ObjectState.READY)
     unfinished = stack.container.objects.store.unfinished()
     return [
         Check(

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 import vault.audit.models
 import vault.auth.models
 import vault.core.deletion_clock
+import vault.files.models
 import vault.mail.models
 import vault.objects.models  # noqa: F401  # models register themselves with the metadata
 from vault.core.db import Base, DatabaseMissing, require_database

@@ -81,10 +81,10 @@ class _FailingWriter:
 class FailingDatabase:
     """Lets one statement of an engine fail like a lost connection, and with `stays_away` all later ones."""
 
-    RESERVE = r"INSERT INTO files"
-    GROW = r"UPDATE files SET reserved_bytes=\(files"
-    PUBLISH = r"UPDATE files SET .*object_size_bytes="
-    SHRED = r"UPDATE files SET .*encrypted_data_key="
+    RESERVE = r"INSERT INTO objects"
+    GROW = r"UPDATE objects SET reserved_bytes=\(objects"
+    PUBLISH = r"UPDATE objects SET .*object_size_bytes="
+    SHRED = r"UPDATE objects SET .*encrypted_data_key="
     AUDIT = r"INSERT INTO audit_events"
     ANY = r""
 

@@ -25,7 +25,6 @@ NAMES = [
     pytest.param("notes.txt...", "notes.txt", id="trailing-dots"),
     pytest.param("notes. . ", "notes", id="trailing-dots-and-spaces"),
     pytest.param("...", "file", id="only-dots"),
-    pytest.param("..", "file", id="parent"),
     pytest.param(".bashrc", "file.bashrc", id="leading-dot"),
     pytest.param("..hidden.txt", "hidden.txt", id="leading-dots"),
     pytest.param(". x .tar.gz", "x .tar.gz", id="leading-dot-and-space"),

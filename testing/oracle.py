@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self, TypeAlias
@@ -26,9 +27,10 @@ Fetch: TypeAlias = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class OracleRow:
-    """The columns of `files` that concern the format."""
+    """The columns of `objects` that concern the format."""
 
     id: uuid.UUID
+    entry_id: uuid.UUID
     owner_id: uuid.UUID
     object_id: uuid.UUID
     header: bytes
@@ -130,7 +132,7 @@ def read_file(row: OracleRow, stored: bytes, master_keys: Sequence[str]) -> byte
     if stored[:_HEADER_SIZE] != row.header:
         raise ValueError("the object does not have the row's header")
     plaintext = _open_segments(header, keys, geometry, geometry.whole(), lambda lo, hi: stored[lo : hi + 1])
-    if hashlib.sha256(plaintext).digest() != digest:
+    if not digests_of(plaintext).startswith(digest):
         raise ValueError("the plaintext does not have the row's digest")
     return plaintext
 
@@ -209,11 +211,18 @@ def extract(salt: bytes, dek: bytes) -> bytes:
     return hmac.digest(salt, dek, "sha256")
 
 
+def digests_of(plaintext: bytes) -> bytes:
+    """Return SHA-256 and CRC-32, as a sealed digest has them."""
+    return hashlib.sha256(plaintext).digest() + zlib.crc32(plaintext).to_bytes(4, "big")
+
+
 def open_digest(sealed: bytes, metadata_key: bytes, ids: tuple[uuid.UUID, uuid.UUID, uuid.UUID]) -> bytes:
-    """Return the SHA-256 of a row for (object, file, owner). Refuses another row's."""
-    if len(sealed) != 64:
-        raise ValueError("a sealed digest has 64 bytes")
-    return _open(1, metadata_key, sealed, b"SVD1" + b"".join(part.bytes for part in ids))
+    """Return SHA-256 and CRC-32 of a row for (object, file, owner), the SHA-256 alone of the first form. Refuses
+    another row's."""
+    if len(sealed) not in (64, 68):
+        raise ValueError("a sealed digest has 64 or 68 bytes")
+    form = b"SVD1" if len(sealed) == 64 else b"SVD2"
+    return _open(1, metadata_key, sealed, form + b"".join(part.bytes for part in ids))
 
 
 def _open_row(row: OracleRow, master_keys: Sequence[str]) -> tuple[OracleHeader, OracleKeys, OracleGeometry, bytes]:
@@ -227,7 +236,9 @@ def _open_row(row: OracleRow, master_keys: Sequence[str]) -> tuple[OracleHeader,
     if row.key_provider != "local":
         raise ValueError("only local keys can be unwrapped here")
     keys = open_keys(header, unwrap_local(row.encrypted_data_key, row.key_ref, master_keys))
-    digest = open_digest(row.sealed_digest, keys.metadata, (row.object_id, row.id, row.owner_id))
+    if len(row.sealed_digest) == 64 and row.entry_id != row.id:
+        raise ValueError("only the first version of a file may have a digest of the first form")
+    digest = open_digest(row.sealed_digest, keys.metadata, (row.object_id, row.entry_id, row.owner_id))
     return header, keys, geometry, digest
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from vault.encryption.header import Suite, create_keys, open_keys
+from vault.encryption.eax import Eax
+from vault.encryption.header import FileKeys, SealedFor, Suite, create_keys, open_keys
 from vault.encryption.segments import ContentKey, NonceSource, Read, Sealer
 
 DEK: Final = bytes(range(32))
@@ -32,6 +33,13 @@ def counting_nonces() -> NonceSource:
     """Segment i gets the byte (A0 + i), repeated."""
     count = iter(range(0xA0, 0x100))
     return lambda size: bytes([next(count)]) * size
+
+
+def seal_first_form(keys: FileKeys, sha256: bytes, row: SealedFor) -> bytes:
+    """Seal a digest in the first form, which no writer uses any more."""
+    nonce = os.urandom(16)
+    ids = row.object_id.bytes + row.entry_id.bytes + row.owner_id.bytes
+    return nonce + Eax(keys.metadata).seal(nonce, sha256, b"SVD1" + ids)
 
 
 def seal_stream(

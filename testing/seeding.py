@@ -2,19 +2,27 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
 
-from testing.sealing import seal_stream
+from testing.sealing import seal_first_form, seal_stream
 from vault.audit.models import Action, AuditEvent, Outcome
 from vault.core.text import fold
-from vault.encryption.header import Suite, create_keys, open_keys, seal_digest
+from vault.encryption.header import SealedFor, Suite, create_keys, header_of, open_digest, open_keys, seal_digest
+from vault.encryption.keyring import WrappedKey
 from vault.encryption.segments import ContentKey
-from vault.objects.models import File, FileState, StorageAccount
+from vault.files.models import Entry, EntryKind
+from vault.files.placing import add_folder
+from vault.files.tree import find_tops
+from vault.objects.models import ObjectState, SealedObject, StorageAccount
 from vault.storage import object_key
 from vault.wiring import Container
 
@@ -37,7 +45,7 @@ def seed_files(
         rows = list(_rows(container, owner_id, numbers, store_dir, suite))
         ids += [row["id"] for row in rows]
         with container.core.sessions.begin() as session:
-            session.execute(sa.insert(File), rows)
+            _insert(session, owner_id, rows)
             session.execute(
                 sa.update(StorageAccount)
                 .where(StorageAccount.owner_id == owner_id)
@@ -54,10 +62,40 @@ def insert_rows(container: Container, owner_id: uuid.UUID, rows: Iterable[Mappin
     special columns."""
     made = [_ready(container, owner_id, **{"id": uuid.uuid4(), "object_id": uuid.uuid4(), **row}) for row in rows]
     with container.core.sessions.begin() as session:
-        session.execute(sa.insert(File), made)
+        _insert(session, owner_id, made)
         counted = {"object_count": StorageAccount.object_count + len(made)}
         session.execute(sa.update(StorageAccount).where(StorageAccount.owner_id == owner_id).values(counted))
     return [row["id"] for row in made]  # type: ignore[misc]
+
+
+def _insert(session: Session, owner_id: uuid.UUID, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert objects, and files of which they are the content: in the owner's root, namesakes in folders below it."""
+    folders, now = [find_tops(session, owner_id).root_id], rows[0]["created_at"]
+    names = [fold(row["name"]) for row in rows]
+    taken = sa.select(Entry.name_folded).where(Entry.parent_id == folders[0], Entry.name_folded.in_(set(names)))
+    seen = Counter(session.scalars(taken))
+    entries = []
+    for row, name in zip(rows, names, strict=True):
+        if seen[name] == len(folders):
+            folders.append(add_folder(session, owner_id, folders[0], str(uuid.uuid4()), now=now).id)
+        special = {"kind": EntryKind.FILE, "name_folded": name, "parent_id": folders[seen[name]], "hidden": False}
+        entries.append({"version": 1, "last_version_no": 1, "current_id": row["id"], **row, **special})
+        seen[name] += 1
+    objects = [{"version_no": 1, "reserved_bytes": 0, **row, "entry_id": row["id"]} for row in rows]
+    for table, made in ((SealedObject, objects), (Entry, entries)):
+        columns = table.__table__.columns.keys()
+        session.execute(sa.insert(table), [{name: row[name] for name in columns if name in row} for row in made])
+
+
+def seal_as_before_versions(container: Container, row_id: uuid.UUID) -> None:
+    """Give a row a sealed digest of the first form, as files have it that versions before folders stored."""
+    with container.core.sessions.begin() as session:
+        row = session.get_one(SealedObject, row_id)
+        key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")
+        keys = open_keys(container.keys.ring.unwrap(key, row.object_id), header_of(row.header, row.object_id))
+        bound_to = SealedFor(row.object_id, row.entry_id, row.owner_id)
+        digest = open_digest(keys, row.sealed_digest or b"", bound_to, allows_first_form=False)
+        row.sealed_digest = seal_first_form(keys, digest.sha256, bound_to)
 
 
 def insert_events(container: Container, rows: Iterable[Mapping[str, object]]) -> list[uuid.UUID]:
@@ -116,7 +154,7 @@ def _rows(
             content_type="application/octet-stream", size_bytes=len(content), object_size_bytes=object_size,
             header=header.to_bytes(), encrypted_data_key=wrapped.blob, key_provider=wrapped.provider,
             key_ref=wrapped.key_ref,
-            sealed_digest=seal_digest(keys, digest, object_id=object_id, file_id=file_id, owner_id=owner_id),
+            sealed_digest=seal_digest(keys, digest, zlib.crc32(content), SealedFor(object_id, file_id, owner_id)),
         )  # fmt: skip
 
 
@@ -124,10 +162,11 @@ def _ready(container: Container, owner_id: uuid.UUID, *, name: object, **columns
     """Return the columns of a ready row, whose keys open nothing unless `columns` has others."""
     now = container.core.clock()
     return {
-        "owner_id": owner_id, "name": name, "name_folded": fold(str(name)), "content_type": "text/plain",
-        "state": FileState.READY, "size_bytes": 0, "object_size_bytes": 0, "header": bytes(96),
+        "owner_id": owner_id, "name": name, "content_type": "text/plain",
+        "state": ObjectState.READY, "size_bytes": 0, "object_size_bytes": 0, "header": bytes(96),
         "encrypted_data_key": "none", "key_provider": "local", "key_ref": "local:none", "sealed_digest": b"",
-        "wrapped_at": now, "created_at": now, "updated_at": now, **columns,
+        "wrapped_at": now, "created_at": now, "updated_at": now,
+        "modified_at": columns.get("created_at", now), **columns,
     }  # fmt: skip
 
 

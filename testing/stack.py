@@ -26,7 +26,7 @@ from vault.core.db import db_now
 from vault.core.errors import ObjectNotFound
 from vault.core.principal import Principal
 from vault.objects.installation import Epoch
-from vault.objects.models import File
+from vault.objects.models import SealedObject
 from vault.objects.reaper import ReapReport
 from vault.settings.config import ROOT, Settings
 from vault.storage import EPOCH_KEY
@@ -240,12 +240,16 @@ class Stack:
         return self.sign_in(email)
 
     def states(self) -> list[str]:
-        return sorted(state for (state,) in self.sql("SELECT state FROM files"))
+        return sorted(state for (state,) in self.sql("SELECT state FROM objects"))
 
     def end_leases(self, in_seconds: float = -1) -> None:
         """End leases of uploads and shredded rows then; by default they are over."""
         with self.container.core.sessions.begin() as session:
-            session.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=db_now(in_seconds)))
+            session.execute(
+                sa.update(SealedObject)
+                .where(SealedObject.lease_until.is_not(None))
+                .values(lease_until=db_now(in_seconds))
+            )
 
     def reap(self) -> ReapReport:
         """Do what `flask files reap` does, from this process."""

@@ -7,7 +7,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial, partialmethod
@@ -36,15 +36,23 @@ from vault.audit.models import AuditEvent
 from vault.auth.models import User, UserSession
 from vault.auth.passwords import Judge, judge
 from vault.auth.sessions import SESSION_LIFETIME, SessionTokens
-from vault.background.broker import TASK_DELIVER_MAIL, TASK_DELIVER_REGISTRATION, TASK_REMOVE_FILE, TASK_REMOVE_FILES_OF
+from vault.background.broker import (
+    TASK_DELIVER_MAIL,
+    TASK_DELIVER_REGISTRATION,
+    TASK_REMOVE_FILE,
+    TASK_REMOVE_FILES_OF,
+    TASK_WORK_ON_TREE,
+)
 from vault.cli import audit, db, files, keys, let_migrate, mail, users
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
 from vault.core.principal import Principal
 from vault.encryption.keyring import KeyRing, generate_master_key
+from vault.files.models import Entry, EntryKind
+from vault.files.tree import open_trees
 from vault.keys.rewrapping import RewrapReport
 from vault.mail.messages import OutgoingMail
-from vault.objects.models import File, FileState, StorageAccount
+from vault.objects.models import ObjectState, SealedObject, StorageAccount
 from vault.observe.processes import BEAT, Process
 from vault.storage import OBJECTS, ObjectStore
 from vault.wiring import Container, wire
@@ -195,6 +203,8 @@ class Vault:
                 self.container.objects.reaper.remove(row_id)
             elif task == TASK_REMOVE_FILES_OF:
                 self.container.objects.reaper.remove_all_of(row_id)
+            elif task == TASK_WORK_ON_TREE:
+                self.container.files.work.run(row_id)
 
     def mailed_token(self, address: str, *, of: str = "") -> str:
         """Return the token in the newest mail to an address, or in the newest whose subject has `of`."""
@@ -252,7 +262,7 @@ class Vault:
         return int(used or 0), int(reserved or 0)
 
     def file_states(self) -> list[str]:
-        return sorted(self.scalars(sa.select(File.state)))
+        return sorted(self.scalars(sa.select(SealedObject.state)))
 
     def secrets_in_database(self) -> list[str]:
         """Return which passwords and tokens of requests and answers the database holds, plain or in base64."""
@@ -352,6 +362,7 @@ class Vault:
             session.add(user)
             session.flush()
             session.add_all([started, StorageAccount(owner_id=user.id, **storage)])
+            open_trees(session, [user.id])
         return Person(self, email, tokens.access_token, tokens.refresh_token)
 
     def user(self, email: str = EMAIL) -> User:
@@ -362,17 +373,24 @@ class Vault:
         with self.container.core.sessions.begin() as session:
             return session.get_one(StorageAccount, self.user(email).id)
 
-    def files(self) -> Sequence[File]:
+    def files(self) -> Sequence[SealedObject]:
         """Return every row in any state."""
-        return self.scalars(sa.select(File))
+        return self.scalars(sa.select(SealedObject))
 
-    def file(self, file_id: str) -> File:
+    def file(self, file_id: str) -> SealedObject:
         with self.container.core.sessions.begin() as session:
-            return session.get_one(File, uuid.UUID(file_id))
+            return session.get_one(SealedObject, uuid.UUID(file_id))
+
+    def entry(self, entry_id: str) -> Entry:
+        with self.container.core.sessions.begin() as session:
+            return session.get_one(Entry, uuid.UUID(entry_id))
 
     def change_file(self, file_id: str | uuid.UUID, **columns: Any) -> None:
-        """Change a row's columns directly, like an attacker who can write the database."""
-        self.execute(sa.update(File).where(File.id == uuid.UUID(str(file_id))).values(columns))
+        """Change columns of a file and of its first object directly, like an attacker who can write the database."""
+        for table in (SealedObject, Entry):
+            own = {name: value for name, value in columns.items() if name in table.__table__.c}
+            if own:
+                self.execute(sa.update(table).where(table.id == uuid.UUID(str(file_id))).values(own))
 
     def change_user(self, email: str = EMAIL, **columns: Any) -> None:
         storage, columns = _split(columns)
@@ -393,19 +411,19 @@ class Vault:
     def end_leases(self) -> None:
         """Let all leases have ended, and the time for which replaced and finished objects are kept."""
         long_ago = self.clock() - timedelta(days=2)
-        self.execute(sa.update(File).where(File.lease_until.is_not(None)).values(lease_until=long_ago))
+        self.execute(sa.update(SealedObject).where(SealedObject.lease_until.is_not(None)).values(lease_until=long_ago))
 
     def accounts_balance(self) -> bool:
         return accounts_agree(self.container)
 
     def leftovers(self) -> dict[str, int]:
         """Return what failed uploads have left after the worker and the periodic passes; {} is right."""
-        ready = sum(row.state == FileState.READY for row in self.files())
+        ready = sum(row.state == ObjectState.READY for row in self.files())
         self.run_queue()
         self.reap()
         # A finished object whose row the reaper ended is kept for a day.
         for row in self.files():
-            if row.state == FileState.SHREDDED:
+            if row.state == ObjectState.SHREDDED:
                 self.change_file(row.id, lease_until=self.clock().replace(year=2000))
         self.reap()
         used, reserved = self.counted()
@@ -427,18 +445,21 @@ def _split(columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def accounts_agree(container: Container) -> bool:
-    """Return whether each account's bytes and files are exactly those of its ready and pending rows."""
-    used = sa.func.sum(sa.case((File.state == FileState.READY, File.size_bytes), else_=0))
-    reserved = sa.func.sum(sa.case((File.state == FileState.PENDING, File.reserved_bytes), else_=0))
-    ready = sa.func.sum(sa.case((File.state == FileState.READY, 1), else_=0))
+    """Return whether each account's bytes, objects and folders are exactly those of its rows."""
+    used = sa.func.sum(sa.case((SealedObject.state == ObjectState.READY, SealedObject.size_bytes), else_=0))
+    reserved = sa.func.sum(sa.case((SealedObject.state == ObjectState.PENDING, SealedObject.reserved_bytes), else_=0))
+    ready = sa.func.sum(sa.case((SealedObject.state == ObjectState.READY, 1), else_=0))
+    of_owner = (Entry.owner_id == StorageAccount.owner_id, Entry.kind == EntryKind.FOLDER)
+    folders = sa.select(sa.func.count()).where(*of_owner).scalar_subquery()
     wrong = (
         sa.select(StorageAccount.owner_id)
-        .outerjoin(File, File.owner_id == StorageAccount.owner_id)
+        .outerjoin(SealedObject, SealedObject.owner_id == StorageAccount.owner_id)
         .group_by(StorageAccount)
         .having(
             (StorageAccount.used_bytes != used)
             | (StorageAccount.reserved_bytes != reserved)
             | (StorageAccount.object_count != ready)
+            | (StorageAccount.folder_count != folders)
         )
     )
     with container.core.sessions.begin() as session:
@@ -482,15 +503,27 @@ def at_once(count: int, act: Callable[[int], Any]) -> list[Any]:
         return list(threads.map(act_together, range(count)))
 
 
-@contextmanager
-def while_locked(vault: Vault, user_id: uuid.UUID, act: Callable[[], Any]) -> Iterator[tuple[Session, Future[Any]]]:
-    """Lock an account's row on PostgreSQL, act on another thread, and yield once that waits for the row."""
+def is_waited_for(session: Session) -> bool:
+    """Return whether another transaction of PostgreSQL waits for one of this session's locks."""
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    return bool(session.scalar(sa.text(waits)))
+
+
+@contextmanager
+def while_held(vault: Vault, rows: sa.Executable, act: Callable[[], Any]) -> Iterator[tuple[Session, Future[Any]]]:
+    """Lock rows on PostgreSQL by this query, act on another thread, and yield once that waits for one of them."""
     with ThreadPoolExecutor(1) as threads, vault.container.core.sessions.begin() as session:
-        session.execute(sa.select(User.id).where(User.id == user_id).with_for_update())
+        session.execute(rows)
         acting = threads.submit(act)
-        wait_until(lambda: session.scalar(sa.text(waits)), what="the act waiting for the account")
+        wait_until(lambda: is_waited_for(session), what="the act waiting for a row")
         yield session, acting
+
+
+def while_locked(
+    vault: Vault, user_id: uuid.UUID, act: Callable[[], Any]
+) -> AbstractContextManager[tuple[Session, Future[Any]]]:
+    """Lock an account's row on PostgreSQL, act on another thread, and yield once that waits for the row."""
+    return while_held(vault, sa.select(User.id).where(User.id == user_id).with_for_update(), act)
 
 
 def free_of(session: Session, *user_ids: uuid.UUID) -> Sequence[uuid.UUID]:
@@ -550,6 +583,7 @@ class Person:
     get = partialmethod(_send, "GET")
     head = partialmethod(_send, "HEAD")
     post = partialmethod(_send, "POST")
+    put = partialmethod(_send, "PUT")
     patch = partialmethod(_send, "PATCH")
     delete = partialmethod(_send, "DELETE")
 

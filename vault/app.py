@@ -10,7 +10,8 @@ from vault.auth.rest import access_tokens, limits, pages
 from vault.auth.rest import routes as auth_routes
 from vault.background.broker import run_in_context
 from vault.encryption.eax import check_known_answer
-from vault.files.rest import routes as files_routes
+from vault.files import tasks as files_tasks
+from vault.files.rest import contents, entries
 from vault.http import access, api, docs, health, problems, requests
 from vault.http.connections import BodiesAreClosed, RefusalsReachClients
 from vault.mail import tasks as mail_tasks
@@ -44,7 +45,8 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     access.register(app, authenticators=[access_tokens.authenticate], refuse=container.auth.admins.refuse)
     rest = api.register(app, container.settings)
     rest.register_blueprint(auth_routes.blueprint)
-    rest.register_blueprint(files_routes.blueprint)
+    for blueprint in (*contents.BLUEPRINTS, *entries.BLUEPRINTS):
+        rest.register_blueprint(blueprint)
     rest.register_blueprint(admin_routes.blueprint)
     rest.register_blueprint(audit_routes.blueprint)
     app.register_blueprint(pages.blueprint)
@@ -55,6 +57,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     audit_tasks.register(container.celery, container.audit.settling, container.audit.retention)
     auth_tasks.register(container.celery, container.auth.sweeper)
     objects_tasks.register(container.celery, container.objects.reaper)
+    files_tasks.register(container.celery, container.files.work, container.files.versions)
     mail_tasks.register(container.celery, container.mail.outbox)
     return app
 

@@ -31,9 +31,10 @@ from vault.core.parts import Core
 from vault.core.slots import ThreadPlan, Turns
 from vault.encryption.cache import DekCache
 from vault.encryption.keyring import KeyProvider, KeyRing, LocalKeyProvider
+from vault.files.deleting import erase_all_of, erase_some_of
+from vault.files.tree import close_trees, open_trees
 from vault.mail.messages import Mailer
 from vault.objects.quota import close_accounts, let_store, open_accounts
-from vault.objects.shredding import shred_all_of, shred_some_of
 from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
 from vault.observe.readiness import Check, Readiness, check_beat, check_database, check_migrations
@@ -67,12 +68,12 @@ class Container:
             yield from (getattr(feature, part.name) for part in fields(feature))
 
 
-# Owners' storage accounts follow their accounts.
+# Owners' storage accounts and trees follow their accounts.
 _STORAGE_FOLLOWS: Final = Hooks(
-    on_registered=(open_accounts,),
+    on_registered=(open_accounts, open_trees),
     on_enabled=(partial(let_store, allowed=True),),
     on_disabled=(partial(let_store, allowed=False),),
-    on_swept=(close_accounts,),
+    on_swept=(close_trees, close_accounts),
     on_erased=(close_accounts,),
 )
 
@@ -115,7 +116,7 @@ def wire(
         settings.accounts,
         secret_key=settings.site.secret_key,
         passwords=_passwords(settings, hasher, judge),
-        files=FileShredding(shred_some_of, shred_all_of, core.publisher(TASK_REMOVE_FILES_OF)),
+        files=FileShredding(erase_some_of, erase_all_of, core.publisher(TASK_REMOVE_FILES_OF)),
         hooks=_STORAGE_FOLLOWS,
         outbox=mail.outbox,
         audit=audit.service,

@@ -2,8 +2,8 @@
 
 import sys
 
-from vault_client import ApiClient, AuthApi, Configuration, FilesApi
-from vault_client.models import Login, Register, Rename, VerifyEmail
+from vault_client import ApiClient, AuthApi, Configuration, FilesApi, FoldersApi
+from vault_client.models import Login, NewFolder, Register, Rename, VerifyEmail
 
 email, password = sys.argv[1:]
 content = bytes(range(256)) * 1000
@@ -21,6 +21,11 @@ assert (stored.name, stored.content_type, stored.size) == ("отчёт.png", "im
 assert [item.name for item in files.files_list_files().items] == ["отчёт.png"]
 assert bytes(files.files_content(stored.id)) == content
 assert files.files_rename_file(stored.id, Rename(name="renamed.bin")).name == "renamed.bin"
+folders = FoldersApi(client)
+folder = folders.folders_create_folder(NewFolder(name="Reports", parent_id="root"))
+again = files.files_upload(file=("отчёт.png", content), folder_id=str(folder.id))
+assert [step.name for step in again.path] == ["Reports"]
+assert [entry.id for entry in folders.folders_list_entries(str(folder.id)).items] == [again.id]
 files.files_delete_file(stored.id)
 refused = files.files_content_without_preload_content(stored.id)
 assert refused.status == 404, refused.status

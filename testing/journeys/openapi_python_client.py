@@ -12,7 +12,8 @@ from secure_vault_client.api.files import (
     files_rename_file,
     files_upload,
 )
-from secure_vault_client.models import FilesUploadFilesBody, Login, Register, Rename, VerifyEmail
+from secure_vault_client.api.folders import folders_create_folder, folders_list_entries
+from secure_vault_client.models import FilesUploadFilesBody, Login, NewFolder, Register, Rename, VerifyEmail
 from secure_vault_client.types import File
 
 url, email, password = sys.argv[1:]
@@ -34,6 +35,10 @@ for file in (in_form, raw):
     assert files_content.sync(file.id, client=client).payload.read() == content
 assert files_content.sync(raw.id, client=client, range_="bytes=1-3").payload.read() == content[1:4]
 assert files_rename_file.sync(raw.id, client=client, body=Rename(name="renamed.bin")).name == "renamed.bin"
+folder = folders_create_folder.sync(client=client, body=NewFolder(name="Reports", parent_id="root"))
+inside = files_upload.sync(client=client, body=File(payload=BytesIO(content)), name="a.bin", folder_id=str(folder.id))
+assert [step.name for step in inside.path] == ["Reports"]
+assert [entry.id for entry in folders_list_entries.sync(str(folder.id), client=client).items] == [inside.id]
 assert files_delete_file.sync_detailed(raw.id, client=client).status_code == 204
 refused = files_content.sync(raw.id, client=client)
 assert (refused.status, refused.code) == (404, "not_found"), refused

@@ -17,7 +17,13 @@ from testing.vault import AUTH, FILES, Person, Vault, claims_of
 from vault.audit.models import Action, AuditEvent
 from vault.auth.erasing import Eraser
 from vault.auth.models import PasswordAttempts
-from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS
+from vault.background.broker import (
+    TASK_ENFORCE_RETENTION,
+    TASK_EXPIRE_TRASH,
+    TASK_REAP_FILES,
+    TASK_SWEEP_ACCOUNTS,
+    TASK_TRIM_VERSIONS,
+)
 from vault.objects.installation import Epoch
 from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY
@@ -25,6 +31,7 @@ from vault.storage import EPOCH_KEY
 pytestmark = [pytest.mark.usefixtures("no_secret_stays"), pytest.mark.uncounted]
 
 ADMIN = "/api/v1/admin"
+FOLDERS, ENTRIES, TRASH = "/api/v1/folders", "/api/v1/entries", "/api/v1/trash"
 HOME, AGENT = "192.0.2.10", "walk/1.0"
 OPERATOR = {"origin": "cli", "os_user": pwd.getpwuid(os.geteuid()).pw_name}
 WORKER = {"origin": "worker"}
@@ -172,6 +179,7 @@ def test_every_action_leaves_exactly_the_events_that_are_documented(make_vault: 
         accounts_go,
         sessions_end,
         files_come_and_go,
+        trees_change,
         administrators_act,
         operators_act,
         tasks_run,
@@ -183,6 +191,8 @@ def test_every_action_leaves_exactly_the_events_that_are_documented(make_vault: 
     # Of a damaged file the log says what is wrong, which is no closed list.
     walk.observed[Action.FILE_INTEGRITY_FAILED][0].clear()
     walk.observed[Action.FILE_INTEGRITY_FAILED][0].add(("failed", None))
+    # A migration leaves it: tests/functional/test_migrations.py.
+    walk.observed[Action.FILES_RENAMED] = ({("ok", None)}, {"files"})
     assert walk.observed == table
 
 
@@ -463,6 +473,52 @@ def files_come_and_go(walk: Walk) -> None:
     walk.pass_over()
 
 
+def trees_change(walk: Walk) -> None:
+    who = walk.member("folders@example.org")
+    file_id = who.person.upload(b"first", name="plan.txt")["id"]
+    walk.pass_over()
+
+    def does(method: str, path: str, *events: tuple[Action, tuple[str, str], dict[str, int]], **kwargs: Any) -> Any:
+        answer = getattr(who.person, method)(path, **kwargs)
+        walk.left(
+            *(
+                Expected(action, who.account, (kind, uuid.UUID(target)), who.session_id, details=details)
+                for action, (kind, target), details in events
+            )
+        )
+        return answer
+
+    content, entry = f"{FILES}/{file_id}/content", f"{ENTRIES}/{file_id}"
+    answer = who.person.post(FOLDERS, json={"name": "secret plans", "parent_id": "root"})
+    folder_id = answer.json["id"]
+    file, folder = ("file", file_id), ("folder", folder_id)
+    walk.left(Expected(Action.FOLDER_CREATED, who.account, ("folder", uuid.UUID(folder_id)), who.session_id))
+
+    does("put", content, (Action.FILE_VERSION_ADDED, file, {"size_bytes": 6}), data=b"second")
+    again = {"query_string": {"name": "plan.txt", "on_conflict": "version"}, "data": b"the third"}
+    does("post", FILES, (Action.FILE_VERSION_ADDED, file, {"size_bytes": 9}), **again)
+    restored = (Action.FILE_VERSION_RESTORED, file, {"version_no": 1, "as_version_no": 4})
+    does("post", f"{FILES}/{file_id}/versions/1/restore", restored)
+    does("delete", f"{FILES}/{file_id}/versions/2", (Action.FILE_VERSION_DELETED, file, {"version_no": 2}))
+    copy = who.person.post(f"{FILES}/{file_id}/copy", json={"parent_id": folder_id}).json["id"]
+    walk.left(
+        Expected(Action.FILE_COPIED, who.account, ("file", uuid.UUID(copy)), who.session_id, details={"size_bytes": 5})
+    )
+
+    there, below = {"json": {"parent_id": folder_id, "name": "moved.txt"}}, {"json": {"name": "other plans"}}
+    does("patch", entry, (Action.ENTRY_MOVED, file, {}), **there)
+    does("patch", entry, (Action.FILE_RENAMED, file, {}), json={"name": "renamed.txt"})
+    does("patch", f"{ENTRIES}/{folder_id}", (Action.ENTRY_MOVED, folder, {}), **below)
+    for target in (file, folder):
+        does("post", f"{ENTRIES}/{target[1]}/trash", (Action.ENTRY_TRASHED, target, {}))
+        does("post", f"{ENTRIES}/{target[1]}/restore", (Action.ENTRY_RESTORED, target, {}))
+    does("post", f"{entry}/trash", (Action.ENTRY_TRASHED, file, {}))
+    does("delete", TRASH, (Action.ENTRY_PURGED, ("user", str(who.account[0])), {"entries": 1}))
+    does("delete", f"{ENTRIES}/{folder_id}?recursive=true", (Action.ENTRY_PURGED, folder, {}))
+    walk.vault.run_queue()
+    walk.left()
+
+
 def administrators_act(walk: Walk) -> None:
     vault, boss, who = walk.vault, walk.vault.user("admin@example.org"), walk.member("managed@example.org")
     admin = Who(vault.sign_in(boss.email), (boss.id, boss.email), uuid.UUID(int=0))
@@ -599,6 +655,11 @@ def tasks_run(walk: Walk) -> None:
     vault = walk.vault
     who = walk.member("doomed@example.org")
     who.person.delete(f"{FILES}/{who.person.upload(b'doomed')['id']}")
+    loser = walk.member("loser@example.org")
+    kept, lost = (loser.person.upload(b"content", name)["id"] for name in ("kept.txt", "lost.txt"))
+    for number in range(12):
+        loser.person.put(f"{FILES}/{kept}/content", data=b"content" * number)
+    loser.person.post(f"{ENTRIES}/{lost}/trash")
     vault.register("unconfirmed@example.org")
     user_id = vault.user("unconfirmed@example.org").id
     walk.pass_over()
@@ -609,9 +670,16 @@ def tasks_run(walk: Walk) -> None:
         Expected(Action.FILES_REAP_STARTED, origin=WORKER, details={"expired": 0, "removed": 1}),
         Expected(Action.FILES_REAPED, origin=WORKER, details={"expired": 0, "removed": 1, "failed": 0}),
     )
+    tasks[TASK_TRIM_VERSIONS]()
+    trimmed = {"target": ("file", uuid.UUID(kept)), "details": {"versions": 2}}
+    walk.left(Expected(Action.FILE_VERSION_DELETED, origin=WORKER, **trimmed))
     vault.clock.advance(days=8)
     tasks[TASK_SWEEP_ACCOUNTS]()
     walk.left(Expected(Action.USER_DELETED, None, ("user", user_id), reason="unverified", origin=WORKER))
+    forgetful = vault.rotated(TRASH_DAYS="7")
+    forgetful.clock.now = vault.clock()
+    forgetful.container.celery.tasks[TASK_EXPIRE_TRASH]()
+    walk.left(Expected(Action.ENTRY_PURGED, target=loser.target, origin=WORKER, details={"entries": 1}))
 
     bound = vault.clock() - timedelta(days=7)
     old = vault.scalar(sa.select(sa.func.count()).select_from(AuditEvent).where(AuditEvent.at < bound))

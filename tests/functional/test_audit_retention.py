@@ -177,7 +177,7 @@ def test_an_application_that_may_not_change_the_log_works_and_retention_has_a_ro
             assert [event.details["events"] for event in vault.audit_trail("audit.pruned")] == [2]
             # The role of retention can do nothing else.
             audit = create_engine(vault.settings.audit.admin_database_url or "")
-            for statement in ("SELECT * FROM users", "UPDATE audit_events SET outcome = 'ok'", "DELETE FROM files"):
+            for statement in ("SELECT * FROM users", "UPDATE audit_events SET outcome = 'ok'", "DELETE FROM objects"):
                 with pytest.raises(ProgrammingError), audit.begin() as connection:
                     connection.execute(sa.text(statement))
             audit.dispose()

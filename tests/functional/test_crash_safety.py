@@ -23,7 +23,7 @@ from vault.core.errors import Busy, StorageUnavailable
 from vault.core.principal import Principal
 from vault.objects import writing
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper
-from vault.objects.models import File, FileState, Installation, StorageAccount
+from vault.objects.models import Installation, ObjectState, SealedObject, StorageAccount
 from vault.objects.shredding import shred
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 
@@ -36,9 +36,9 @@ def outcome(answer: Any) -> tuple[int, str]:
     return answer.status_code, answer.json.get("code", "stored")
 
 
-def pending(vault: Vault) -> File:
+def pending(vault: Vault) -> SealedObject:
     """The one row of an upload that is under way."""
-    (row,) = [row for row in vault.files() if row.state == FileState.PENDING]
+    (row,) = [row for row in vault.files() if row.state == ObjectState.PENDING]
     return row
 
 
@@ -162,7 +162,7 @@ def test_the_reaper_leaves_an_upload_that_renewed_its_lease_since_it_was_found(v
 
     def renew(_: int) -> None:
         for row in vault.files():
-            if row.state == FileState.PENDING and row.lease_until is not None:
+            if row.state == ObjectState.PENDING and row.lease_until is not None:
                 vault.change_file(row.id, lease_until=vault.clock() + GRANT)
 
     report = vault.container.objects.reaper.reap(Principal(), progress=renew)
@@ -176,7 +176,7 @@ def test_a_reaper_that_dies_between_object_and_row_is_taken_up_again(vault: Vaul
     file_id = anna.upload(b"hello")["id"]
     anna.delete(f"{FILES}/{file_id}")
     with (
-        FailingDatabase(vault.container.core.engine).failing("DELETE FROM files"),
+        FailingDatabase(vault.container.core.engine).failing("DELETE FROM objects"),
         pytest.raises(sa.exc.OperationalError),
     ):
         vault.run_queue()
@@ -267,7 +267,7 @@ def test_a_publication_that_is_read_back_too_late_keeps_its_object(
     monkeypatch.setattr(writing, "_AWAY_SECONDS", 0.0)
     database = FailingDatabase(vault.container.core.engine)
 
-    with database.losing_commit_of(FailingDatabase.PUBLISH, after=True), database.failing(r"SELECT files\."):
+    with database.losing_commit_of(FailingDatabase.PUBLISH, after=True), database.failing(r"SELECT objects\."):
         answer = anna.send(b"hello", length=5)
 
     assert outcome(answer) == (503, "database_unavailable")
@@ -366,15 +366,50 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
         digest = {"Repr-Digest": f"sha-256=:{'A' * 43}=:"}
         person.send(dice.randbytes(3000), length=length(), headers=digest)
 
-    def delete(person: Person) -> None:
+    def some_file(person: Person) -> str | None:
         listed = person.get(FILES).json["items"]
-        if listed:
-            person.delete(f"{FILES}/{dice.choice(listed)['id']}")
+        return dice.choice(listed)["id"] if listed else None
+
+    def delete(person: Person) -> None:
+        if file_id := some_file(person):
+            person.delete(f"{FILES}/{file_id}")
 
     def delete_foreign(person: Person) -> None:
         for row in vault.files()[:2]:
             if row.owner_id != vault.user(person.email).id:
                 person.delete(f"{FILES}/{row.id}")
+
+    def replace(person: Person) -> None:
+        if file_id := some_file(person):
+            person.put(f"{FILES}/{file_id}/content", data=dice.randbytes(3000), content_type="text/plain")
+
+    def delete_version(person: Person) -> None:
+        if file_id := some_file(person):
+            versions = person.get(f"{FILES}/{file_id}/versions").json["items"]
+            version = f"{FILES}/{file_id}/versions/{dice.choice(versions)['version_no']}"
+            dice.choice([person.delete, lambda path: person.post(f"{path}/restore")])(version)
+
+    def copy(person: Person) -> None:
+        if file_id := some_file(person):
+            person.post(f"{FILES}/{file_id}/copy", json={"parent_id": "root"})
+
+    def move(person: Person) -> None:
+        folder = person.post("/api/v1/folders", json={"name": "f", "parent_id": "root", "on_conflict": "rename"}).json
+        if file_id := some_file(person):
+            person.patch(f"/api/v1/entries/{file_id}", json={"parent_id": folder["id"]})
+        if dice.random() < 0.5:
+            person.delete(f"/api/v1/entries/{folder['id']}?recursive=true")
+
+    def throw_away(person: Person) -> None:
+        if file_id := some_file(person):
+            person.post(f"/api/v1/entries/{file_id}/trash")
+
+    def clear_trash(person: Person) -> None:
+        for item in person.get("/api/v1/trash").json["items"]:
+            person.post(f"/api/v1/entries/{item['id']}/restore", json={"on_conflict": "rename"})
+            if dice.random() < 0.5:
+                person.post(f"/api/v1/entries/{item['id']}/trash")
+        person.delete("/api/v1/trash")
 
     def fail_store(person: Person) -> None:
         store.failures[dice.choice(["writer", "write", "commit"])] = StorageUnavailable()
@@ -384,12 +419,12 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
     def fail_database(person: Person) -> None:
         step = dice.choice([database.RESERVE, database.GROW, database.PUBLISH, database.SHRED, database.AUDIT])
         with database.failing(step, stays_away=dice.random() < 0.5):
-            dice.choice([store_file, cut, delete])(person)
+            dice.choice(changes)(person)
 
     def lose_commit(person: Person) -> None:
         step = dice.choice([database.RESERVE, database.PUBLISH, database.SHRED])
         with database.losing_commit_of(step, after=dice.random() < 0.5):
-            dice.choice([store_file, cut, delete])(person)
+            dice.choice(changes)(person)
 
     def die(person: Person) -> None:
         with dying(vault, after_commit=dice.random() < 0.5):
@@ -406,7 +441,8 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
     def work(_: Person) -> None:
         vault.run_queue()
 
-    acts = [store_file, store_file, store_file, cut, mismatch, delete, delete, delete_foreign, fail_store]
+    changes = [store_file, cut, delete, replace, delete_version, copy, throw_away]
+    acts = [store_file, store_file, store_file, mismatch, delete_foreign, fail_store, move, clear_trash, *changes]
     acts += [fail_database, lose_commit, die, reap, reap_meanwhile, work]
     history: list[str] = []
     unexpected: list[Any] = []
@@ -416,7 +452,7 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
             unexpected.append((history[-5:], response.text))
 
     with request_finished.connected_to(watch):
-        for _ in range(200):
+        for _ in range(250):
             act, person = dice.choice(acts), dice.choice(people)
             history.append(act.__name__)
             act(person)
@@ -425,8 +461,13 @@ def test_quota_equals_the_rows_after_any_sequence_of_operations(vault: Vault, an
 
     for person in people:
         for item in person.get(FILES, query_string={"limit": 200}).json["items"]:
-            assert len(person.download(item["id"])) == 3000
+            for version in person.get(f"{FILES}/{item['id']}/versions").json["items"]:
+                content = person.get(f"{FILES}/{item['id']}/versions/{version['version_no']}/content", buffered=True)
+                assert (content.status_code, len(content.data)) == (200, 3000)
             person.delete(f"{FILES}/{item['id']}")
+        person.delete("/api/v1/trash")
+    vault.run_queue()
+    assert vault.accounts_balance()
     vault.end_leases()
     vault.reap()
     vault.end_leases()

@@ -9,21 +9,36 @@ import structlog
 from structlog.testing import capture_logs
 
 from testing.seeding import insert_events
-from testing.vault import SQLITE, Vault
+from testing.vault import FILES, SQLITE, Vault
 from vault.audit.models import AuditEvent
 from vault.auth.models import User, UserSession
-from vault.background.broker import TASK_ENFORCE_RETENTION, TASK_SWEEP_ACCOUNTS
+from vault.background.broker import (
+    TASK_ENFORCE_RETENTION,
+    TASK_EXPIRE_TRASH,
+    TASK_SWEEP_ACCOUNTS,
+    TASK_TRIM_VERSIONS,
+    TASK_WORK_ON_TREE,
+)
 from vault.core.deletion_clock import DeletionClock
+from vault.files.models import Entry
 from vault.mail.models import MailJob
+from vault.objects.models import Erasure
 
-KEPT = (AuditEvent, User, UserSession, MailJob)
+KEPT = (AuditEvent, User, UserSession, MailJob, Entry, Erasure)
+PASSES = (TASK_SWEEP_ACCOUNTS, TASK_ENFORCE_RETENTION, TASK_EXPIRE_TRASH, TASK_WORK_ON_TREE, TASK_TRIM_VERSIONS)
 
 
 @pytest.fixture
 def used(make_vault: Callable[..., Vault]) -> Vault:
-    """A vault with a session, an account that nobody has confirmed, a mail, and events of a year, in use until now."""
-    vault = make_vault(AUDIT_RETENTION_DAYS="365")
-    vault.sign_up("anna@example.org")
+    """A vault with a session, an account that nobody has confirmed, a mail, a file with an older version and one in the
+    trash, and events of a year, in use until now."""
+    vault = make_vault(AUDIT_RETENTION_DAYS="365", VERSIONS_KEPT="0")
+    anna = vault.sign_up("anna@example.org")
+    kept, thrown_away = (anna.upload(b"content", name)["id"] for name in ("kept.txt", "thrown away.txt"))
+    anna.put(f"{FILES}/{kept}/content", data=b"the next version")
+    # The last version of yesterday.
+    vault.change_file(kept, created_at=vault.clock() - timedelta(days=1))
+    anna.post(f"/api/v1/entries/{thrown_away}/trash")
     vault.register("waiting@example.org")
     vault.run_queue()
     insert_events(vault.container, [{"at": vault.clock() - timedelta(days=days)} for days in (1, 200, 364)])
@@ -32,7 +47,7 @@ def used(make_vault: Callable[..., Vault]) -> Vault:
 
 def run_passes(vault: Vault) -> None:
     """What beat asks for every hour, as the worker does it: a task that fails is logged."""
-    for task in (TASK_SWEEP_ACCOUNTS, TASK_ENFORCE_RETENTION):
+    for task in PASSES:
         vault.container.celery.tasks[task].apply()
 
 
@@ -66,7 +81,8 @@ def test_a_refusal_says_what_to_do(used: Vault) -> None:
         run_passes(used)
 
     told = [line for line in lines if line["event"] == "deletion_refused"]
-    assert len(told) == 2
+    # Each pass that deletes by age says so.
+    assert len(told) == 4
     assert all("flask audit accept-clock" in line["hint"] for line in told)
 
 
@@ -87,6 +103,8 @@ def test_after_a_long_pause_an_operator_accepts_the_clock_and_what_is_too_old_go
     assert still == before
     left = rows(used)
     assert (left["users"], left["sessions"], left["mail_jobs"]) == (1, 0, 0)
+    # Root, trash and the file; the other file and the older version are erased.
+    assert (left["entries"], left["erasures"]) == (3, 2)
     (event,) = used.audit_trail("audit.clock_accepted")
     assert (event.details["origin"], event.details["now"]) == ("cli", used.clock().isoformat())
     assert [event.details["events"] for event in used.audit_trail("audit.pruned")] == [before["audit_events"]]

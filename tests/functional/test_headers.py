@@ -106,7 +106,7 @@ def test_a_listed_origin_may_send_what_the_api_takes_and_read_what_it_answers(sh
     assert (answer.status_code, answer.data, answer.headers.get("Content-Type")) == (204, b"", None)
     assert answer.headers["Access-Control-Allow-Origin"] == origin
     assert {"Authorization", "Content-Type", "Content-Disposition", "Range", "If-Match", "Repr-Digest"} <= sent
-    assert answer.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST, PATCH, DELETE"
+    assert answer.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST, PUT, PATCH, DELETE"
     assert answer.headers["Access-Control-Max-Age"] == "600"
     assert answer.headers["Vary"] == "Origin"
     assert "Access-Control-Allow-Credentials" not in answer.headers

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from testing.vault import Person, Vault, but_request_id
+from testing.vault import Body, Person, Vault, but_request_id
 
 pytestmark = pytest.mark.one_database
 
@@ -24,13 +24,17 @@ def test_another_users_file_answers_as_a_missing_one(vault: Vault, method: str, 
     assert anna.download(theirs) == b"for my eyes only"
 
 
-@pytest.mark.parametrize(
-    "columns", [{"state": "pending"}, {"state": "shredded", "encrypted_data_key": None}], ids=["pending", "shredded"]
-)
-def test_a_file_that_is_not_ready_answers_as_a_missing_one(anna: Person, columns: dict[str, str | None]) -> None:
-    stored = anna.upload(b"soon gone")
-    anna.vault.change_file(stored["id"], **columns)
+def test_an_upload_that_runs_and_a_deleted_file_answer_as_missing_ones(vault: Vault, anna: Person) -> None:
+    anna.delete(f"/api/v1/files/{anna.upload(b'soon gone')['id']}")
+    answers: dict[str, set[int]] = {}
 
-    for method, suffix in FILE_ROUTES:
-        assert getattr(anna, method)(f"/api/v1/files/{stored['id']}{suffix}").status_code == 404
-    assert anna.get("/api/v1/files").json["items"] == []
+    def ask() -> None:
+        for row in vault.files():
+            paths = [(method, f"/api/v1/files/{row.id}{suffix}") for method, suffix in FILE_ROUTES]
+            answers[row.state] = {getattr(anna, method)(path).status_code for method, path in paths}
+        assert anna.get("/api/v1/files").json["items"] == []
+
+    stored = anna.send(Body(b"hello", at=2, then=ask), length=5)
+
+    assert stored.status_code == 201
+    assert answers == {"pending": {404}, "shredded": {404}}

@@ -14,10 +14,14 @@ BATCH, FILES = 3, 8
 
 @pytest.fixture
 def owner(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> Person:
-    """Somebody with files of more than two batches."""
+    """Somebody with files and older versions of more than two batches."""
     monkeypatch.setattr(Eraser, "batch", BATCH)
-    for number in range(FILES):
-        anna.upload(b"content", f"{number}.txt")
+    for number in range(FILES - 3):
+        stored = anna.upload(b"content", f"{number}.txt")
+    # One with older versions, which are shredded first, and one in the trash.
+    for _ in range(3):
+        anna.put(f"/api/v1/files/{stored['id']}/content", data=b"other content")
+    anna.post(f"/api/v1/entries/{stored['id']}/trash")
     return anna
 
 
@@ -52,7 +56,7 @@ def test_an_interrupted_deletion_can_be_repeated(vault: Vault, owner: Person, mo
     with monkeypatch.context() as patch:
         patch.setattr(Eraser, "let_others_write", staticmethod(interrupt))
         interrupted = owner.delete_account()
-    left = len(owner.get("/api/v1/files").json["items"])
+    left = owner.get("/api/v1/files/usage").json["file_count"]
     balanced = vault.accounts_balance()
 
     again = owner.delete_account()

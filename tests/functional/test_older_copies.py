@@ -16,9 +16,10 @@ from vault import startup
 from vault.auth.models import User
 from vault.core.errors import InstallationMismatch, ObjectChanged, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
+from vault.files.models import Entry, EntryKind
 from vault.objects import installation
 from vault.objects.installation import Epoch
-from vault.objects.models import File, Installation, StorageAccount
+from vault.objects.models import Installation, SealedObject, StorageAccount
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, ObjectStore, object_key
 
 pytestmark = pytest.mark.one_database
@@ -102,7 +103,8 @@ def test_a_first_start_that_was_cut_short_is_completed(vault: Vault, anna: Perso
 def test_empty_databases_are_refused(vault: Vault, anna: Person, has_id: bool) -> None:
     for _ in range(3):
         anna.upload(b"hello")
-    for table in (File, User, Installation):
+    vault.execute(sa.delete(Entry).where(Entry.kind == EntryKind.FILE))
+    for table in (Entry, SealedObject, User, Installation):
         vault.execute(sa.delete(table))
     if not has_id:
         vault.store.delete(INSTALLATION_KEY)
@@ -355,10 +357,16 @@ def test_an_empty_store_is_refused_by_an_installation_with_an_id(make_vault: Cal
     assert store.objects[INSTALLATION_KEY] == first.store.get(INSTALLATION_KEY)
 
 
+def unpublish(vault: Vault, row: SealedObject) -> None:
+    """Let the upload have died right before it published its file."""
+    vault.execute(sa.delete(Entry).where(Entry.current_id == row.id))
+    vault.change_file(row.id, state="pending", version_no=0, lease_until=vault.clock())
+    vault.end_leases()
+
+
 def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault, anna: Person) -> None:
     row = vault.file(anna.upload(b"hello")["id"])
-    vault.change_file(row.id, state="pending", lease_until=vault.clock())
-    vault.end_leases()
+    unpublish(vault, row)
 
     vault.reap()
     vault.reap()
@@ -372,8 +380,7 @@ def test_a_finished_object_that_was_not_published_goes_after_a_day(vault: Vault,
 
 def test_an_upload_whose_object_a_disk_has_emptied_is_ended(vault: Vault, anna: Person) -> None:
     row = vault.file(anna.upload(b"hello")["id"])
-    vault.change_file(row.id, state="pending", lease_until=vault.clock())
-    vault.end_leases()
+    unpublish(vault, row)
     vault.store.failures["open"] = ObjectChanged()
 
     vault.reap()

@@ -16,6 +16,18 @@ from vault.http.problems import STATUS
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 BASE = "/api/v1"
+CONTENTS = (f"{BASE}/files/{{file_id}}/content", f"{BASE}/files/{{file_id}}/versions/{{version_no}}/content")
+CLOSED = (
+    "/auth/me",
+    "/auth/logout",
+    "/auth/sessions",
+    "/auth/change",
+    "/files",
+    "/folders",
+    "/entries",
+    "/trash",
+    "/admin",
+)
 PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}
 
 
@@ -50,7 +62,7 @@ def test_every_route_is_documented_and_nothing_else_and_no_secret(vault: Vault) 
     documented = {(method, path) for method, path, _ in operations(document)}
     assert (answer.status_code, answer.mimetype, document["openapi"]) == (200, "application/json", "3.1.0")
     # Flask answers HEAD wherever it answers GET; of content it is part of the contract.
-    assert documented == routes(vault) | {("head", f"{BASE}/files/{{file_id}}/content")}
+    assert documented == routes(vault) | {("head", path) for path in CONTENTS}
     assert len(documented) >= 11
     for secret in (vault.settings.site.secret_key, *vault.settings.keys.master_keys, vault.settings.database.url):
         assert secret not in answer.text
@@ -67,10 +79,8 @@ def test_every_operation_has_a_name_and_says_what_it_does_and_what_it_answers(do
         assert any(status.startswith("2") for status in operation["responses"]), where
         problem = operation["responses"]["default"]
         assert "DEFAULT_ERROR" in problem.get("$ref", "") or problem.get("description"), where
-        closed = any(
-            part in path for part in ("/auth/me", "/auth/logout", "/auth/sessions", "/auth/change", "/files", "/admin")
-        )
-        assert operation["security"] == ([{"bearer": []}] if closed else []), where
+        is_closed = any(part in path for part in CLOSED)
+        assert operation["security"] == ([{"bearer": []}] if is_closed else []), where
     for response in document["components"]["responses"].values():
         assert list(response["content"]) == ["application/problem+json"]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
@@ -109,7 +119,7 @@ def test_the_document_names_the_server_by_its_public_address(make_vault: Callabl
 
 def test_downloads_are_bytes_to_the_makers_of_clients(document: Any) -> None:
     for path, statuses in (
-        (f"{BASE}/files/{{file_id}}/content", ("200", "206")),
+        *((path, ("200", "206")) for path in CONTENTS),
         (f"{BASE}/admin/audit/export", ("200",)),
     ):
         for status in statuses:

@@ -27,9 +27,20 @@ NEEDED = {
         *("auth.logout", "auth.list_sessions", "auth.end_session", "auth.change_me", "auth.delete_me"),
         *("auth.change_password", "auth.change_email"),
     },
-    Permission.FILES_READ: {"files.list_files", "files.usage", "files.get_file", "files.content"},
-    Permission.FILES_WRITE: {"files.upload", "files.rename_file"},
-    Permission.FILES_DELETE: {"files.delete_file"},
+    Permission.FILES_READ: {
+        *("files.list_files", "files.usage", "files.get_file", "files.content"),
+        *("files.list_versions", "files.version_content"),
+        *("folders.get_folder", "folders.list_entries", "folders.get_size", "entries.find_entry", "trash.list_trash"),
+    },
+    Permission.FILES_WRITE: {
+        *("files.upload", "files.rename_file", "files.replace_content", "files.restore_version", "files.copy_file"),
+        *("folders.create_folder", "entries.change_entry", "entries.move_entries"),
+        *("entries.restore_entry", "entries.restore_entries"),
+    },
+    Permission.FILES_DELETE: {
+        *("files.delete_file", "files.delete_version", "entries.delete_entry", "entries.delete_entries"),
+        *("entries.trash_entry", "entries.trash_entries", "trash.empty_trash"),
+    },
     Permission.AUDIT_READ: {"audit.list_events", "audit.export"},
     Permission.ADMIN_READ: {"admin.list_users", "admin.get_user", "admin.list_files", "admin.keys"},
     Permission.ADMIN_WRITE: {

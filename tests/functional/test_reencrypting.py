@@ -9,13 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 from testing.faults import FailingDatabase, before_call
+from testing.seeding import seal_as_before_versions
 from testing.vault import FILES, POSTGRESQL, Person, Vault
 from vault.core.errors import KeyInUse, StorageFull, StorageUnavailable
 from vault.core.principal import Principal
 from vault.encryption.header import Suite
 from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.keys.reencrypting import ReencryptReport, Selection
-from vault.objects.models import FileState
+from vault.objects.models import ObjectState
 from vault.objects.writing import NewObject
 from vault.storage import object_key
 
@@ -88,6 +89,29 @@ def test_a_change_of_cipher_takes_those_of_another_and_no_other(vault: Vault, an
     assert [anna.download(file_id) for file_id in old] == [b"", b"one", b"x" * 300_000]
     assert anna.get(f"{FILES}/{new['id']}").json["etag"] == new["etag"]
     assert gcm.container.keys.reencryptor.plan(selection) == (0, 0)
+
+
+def test_every_version_of_a_file_gets_a_new_key_also_in_the_trash(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"version 1")["id"]
+    seal_as_before_versions(vault.container, uuid.UUID(file_id))
+    for number in (2, 3):
+        anna.put(f"{FILES}/{file_id}/content", data=b"version %d" % number)
+    anna.post(f"/api/v1/entries/{file_id}/trash")
+    before = {row.version_no: row for row in vault.files()}
+    usage = anna.get(f"{FILES}/usage").json
+
+    report = reencrypt(vault, file_id)
+
+    after = {row.version_no: row for row in vault.files() if row.state == ObjectState.READY}
+    assert report == ReencryptReport(done=3)
+    for number in (1, 2, 3):
+        content = anna.get(f"{FILES}/{file_id}/versions/{number}/content", buffered=True)
+        assert content.data == b"version %d" % number
+        assert after[number].object_id != before[number].object_id
+        assert (after[number].id, after[number].superseded_at) == (before[number].id, before[number].superseded_at)
+        assert len(after[number].sealed_digest or b"") == 68
+    assert anna.get(f"{FILES}/usage").json == usage
+    assert vault.accounts_balance()
 
 
 def test_files_under_a_leaked_key_get_keys_that_it_never_saw(vault: Vault, anna: Person) -> None:
@@ -182,7 +206,7 @@ def test_a_commit_of_unknown_outcome_is_read_back(vault: Vault, anna: Person, af
     file_id = anna.upload(b"content")["id"]
     faults = FailingDatabase(vault.container.core.engine)
 
-    with faults.losing_commit_of(r"UPDATE files SET .*object_id=", after=after):
+    with faults.losing_commit_of(r"UPDATE objects SET .*object_id=", after=after):
         if after:
             assert reencrypt(vault, file_id) == ReencryptReport(done=1)
         else:
@@ -253,7 +277,7 @@ def test_a_running_reencryption_counts_against_no_quota(vault: Vault, anna: Pers
 
     reencrypt(vault, file_id)
 
-    assert seen == [(7, 0), [FileState.PENDING, FileState.READY], 1]
+    assert seen == [(7, 0), [ObjectState.PENDING, ObjectState.READY], 1]
     assert vault.accounts_balance()
 
 

@@ -177,7 +177,7 @@ def test_a_retirement_waits_for_a_reservation_that_has_begun_and_is_then_refused
         thread.start()
         wait_until(lambda: is_waiting(vault), what="the retirement waiting for the upload's transaction")
 
-    before(vault.container.core.engine, "INSERT INTO files", begin_and_wait_for_its_lock)
+    before(vault.container.core.engine, "INSERT INTO objects", begin_and_wait_for_its_lock)
     stored = anna.upload(b"content")
     thread.join(timeout=120)
 

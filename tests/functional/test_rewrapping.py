@@ -41,7 +41,7 @@ def test_every_row_moves_and_every_file_stays_as_it_was(vault: Vault, anna: Pers
     for row in vault.files():
         old = before[row.id]
         assert row.encrypted_data_key != old.encrypted_data_key
-        assert (row.version, row.updated_at, row.header) == (old.version, old.updated_at, old.header)
+        assert (row.header, row.sealed_digest, row.version_no) == (old.header, old.sealed_digest, old.version_no)
         assert anna.at(new).get(f"{FILES}/{row.id}").json["etag"] == str(old.object_id)
 
 
@@ -73,6 +73,21 @@ def test_a_limit_moves_so_many_and_says_what_remains(vault: Vault, anna: Person)
     reports = [new.rewrap(batch=2, limit=3), new.rewrap(batch=2, limit=3), new.rewrap(batch=2, limit=3)]
 
     assert [(report.moved, report.remaining) for report in reports] == [(3, 4), (3, 1), (1, 0)]
+
+
+def test_older_versions_and_the_trash_move_too(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"version 1")["id"]
+    anna.put(f"{FILES}/{file_id}/content", data=b"version 2")
+    anna.post(f"/api/v1/entries/{file_id}/trash")
+    new = vault.with_new_key()
+
+    report = new.rewrap()
+
+    assert report == RewrapReport(moved=2)
+    assert refs(new) == {new.container.keys.usage.primary()}
+    for number in (1, 2):
+        content = anna.at(new).get(f"{FILES}/{file_id}/versions/{number}/content", buffered=True)
+        assert content.data == b"version %d" % number
 
 
 def test_a_file_that_is_being_uploaded_moves_too(vault: Vault, anna: Person) -> None:

@@ -12,7 +12,7 @@ import schemathesis
 from schemathesis.engine import Status, StopReason, events, from_schema
 from schemathesis.transport.wsgi import WSGITransport
 
-from testing.vault import PASSWORD, SQLITE, Person, Vault
+from testing.vault import FILES, PASSWORD, SQLITE, Person, Vault
 
 CONTENT = b"what is in the file"
 PHASES = dict.fromkeys(("coverage", "fuzzing", "stateful", "examples"), Status.SUCCESS)
@@ -63,8 +63,14 @@ class Visitors:
         return f"person{next(self._numbers)}@example.org"
 
     def _fill_in(self, case: schemathesis.Case, person: Person) -> None:
-        true: dict[str, Callable[[], str]] = {
-            "file_id": lambda: str(person.upload(CONTENT)["id"]),
+        true: dict[str, Callable[[], object]] = {
+            "file_id": lambda: self._file_for(case, person),
+            "entry_id": lambda: self._file_for(case, person),
+            "ids": lambda: [self._file_for(case, person)],
+            "folder_id": lambda: "root",
+            "parent_id": lambda: "root",
+            "version_no": lambda: 1,
+            "path": lambda: "/",
             "user_id": self._victim,
             "session_id": lambda: str(person.get("/api/v1/auth/sessions").json["items"][0]["id"]),
             "email": lambda: person.email,
@@ -79,9 +85,20 @@ class Visitors:
             if isinstance(values, dict):
                 values.update({name: true[name]() for name in values if name in true})
         case.query.pop("cursor", None)
+        case.query.update({name: true[name]() for name in ("folder_id", "path") if name in case.query})
         case.headers.clear()
         if case.path.endswith("/content"):
             case.headers.update(next(self._conditions))
+
+    @staticmethod
+    def _file_for(case: schemathesis.Case, person: Person) -> str:
+        """Store a file in the state in which this operation succeeds."""
+        file_id = str(person.upload(CONTENT)["id"])
+        if "/versions/" in case.path:
+            person.put(f"{FILES}/{file_id}/content", data=CONTENT)
+        elif case.path.endswith("/restore"):
+            person.post(f"/api/v1/entries/{file_id}/trash")
+        return file_id
 
     def _verification_tokens(self) -> Iterator[str]:
         """One over and over: for an hour it is good again."""

@@ -8,6 +8,7 @@ import pytest
 
 from testing import oracle
 from testing.content import CAPACITY, HEADER, MIB, SEGMENT, flipped, pattern
+from testing.seeding import seal_as_before_versions
 from testing.vault import Person, Vault
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
@@ -92,6 +93,18 @@ def test_each_file_is_read_with_the_master_key_that_its_row_names(vault: Vault, 
             oracle.read_file(*file, [wrong])
 
 
+def test_a_digest_of_the_first_form_is_read_in_the_row_of_its_file_only(vault: Vault, anna: Person) -> None:
+    file_id, keys = anna.upload(b"hello")["id"], vault.settings.keys.master_keys
+    seal_as_before_versions(vault.container, uuid.UUID(file_id))
+
+    row, stored = stored_file(vault, file_id)
+
+    assert len(row.sealed_digest) == 64
+    assert oracle.read_file(row, stored, keys) == b"hello"
+    for moved in (replace(row, id=uuid.uuid4()), replace(row, entry_id=uuid.uuid4())):
+        assert refuses(oracle.read_file, moved, stored, keys)
+
+
 def refuses(read: Callable[..., bytes], *arguments: object) -> bool:
     try:
         read(*arguments)
@@ -105,7 +118,7 @@ def test_the_reader_refuses_what_was_changed_in_the_row(vault: Vault, anna: Pers
     other, _ = stored_file(vault, anna.upload(b"hello")["id"])
     token, keys, store = row.encrypted_data_key, vault.settings.keys.master_keys, Store(stored)
     changed = {
-        "id": replace(row, id=other.id),
+        "entry_id": replace(row, entry_id=other.entry_id),
         "owner_id": replace(row, owner_id=uuid.uuid4()),
         "object_id": replace(row, object_id=other.object_id),
         "header of another file": replace(row, header=other.header),
@@ -127,6 +140,7 @@ def test_the_reader_refuses_what_was_changed_in_the_row(vault: Vault, anna: Pers
         "both sizes": replace(row, size_bytes=4, object_size_bytes=row.object_size_bytes - 1),
         "digest of another file": replace(row, sealed_digest=other.sealed_digest),
         "short digest": replace(row, sealed_digest=row.sealed_digest[:63]),
+        "digest as long as one of the first form": replace(row, sealed_digest=row.sealed_digest[:64]),
         "damaged digest": replace(row, sealed_digest=flipped(row.sealed_digest, 20)),
     }
 

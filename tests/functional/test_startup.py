@@ -16,7 +16,7 @@ from testing.vault import Person, Vault
 from vault import startup
 from vault.core.db import create_database
 from vault.encryption.keyring import generate_master_key
-from vault.objects.models import FileState, RetiredKey
+from vault.objects.models import ObjectState, RetiredKey
 from vault.settings.config import Settings
 from vault.settings.groups import Broker
 from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
@@ -65,7 +65,7 @@ def test_a_key_that_no_readable_file_needs_does_not_refuse_the_start(vault: Vaul
     elif what == "shredded":
         anna.delete(f"/api/v1/files/{file_id}")
     else:
-        vault.change_file(file_id, state=FileState.PENDING)
+        vault.change_file(file_id, state=ObjectState.PENDING)
 
     refuse_missing_keys(other.settings)
 

@@ -5,13 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from cryptography.fernet import Fernet
 
 from testing.content import flipped
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
+from testing.seeding import seal_as_before_versions
 from testing.vault import FILES, Person, Vault
 from vault.encryption.keyring import generate_master_key
+from vault.files.models import Entry
+from vault.objects.models import SealedObject
 from vault.storage import object_key
 
 pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
@@ -136,6 +140,38 @@ def test_a_row_whose_owner_was_changed_opens_nothing(vault: Vault, anna: Person,
 
     assert (answer.status_code, answer.json["code"]) == INTEGRITY
     assert anna.get(f"{FILES}/{file_id}/content").status_code == 404
+
+
+def test_a_digest_of_the_first_form_opens(vault: Vault, anna: Person) -> None:
+    stored = anna.upload(CONTENT)
+
+    seal_as_before_versions(vault.container, uuid.UUID(stored["id"]))
+
+    assert len(vault.file(stored["id"]).sealed_digest or b"") == 64
+    assert anna.get(f"{FILES}/{stored['id']}").json == stored
+    assert anna.download(stored["id"]) == CONTENT
+
+
+@pytest.mark.parametrize("form", ["first", "second"])
+@pytest.mark.parametrize("owner", ["own", "another"])
+@pytest.mark.parametrize("is_row_moved", [True, False], ids=["row and file", "file alone"])
+def test_an_object_that_was_made_the_content_of_another_file_opens_nothing(
+    vault: Vault, anna: Person, bert: Person, form: str, owner: str, is_row_moved: bool
+) -> None:
+    thief = anna if owner == "own" else bert
+    theirs, target = uuid.UUID(anna.upload(CONTENT)["id"]), uuid.UUID(thief.upload(b"x")["id"])
+    if form == "first":
+        seal_as_before_versions(vault.container, theirs)
+    if is_row_moved:
+        moved = {"entry_id": target, "owner_id": vault.user(thief.email).id, "version_no": 2}
+        vault.execute(sa.update(SealedObject).where(SealedObject.id == theirs).values(moved))
+    vault.execute(sa.update(Entry).where(Entry.id == target).values(current_id=theirs))
+
+    answer = thief.get(f"{FILES}/{target}/content")
+
+    assert (answer.status_code, answer.json["code"]) == INTEGRITY
+    assert thief.get(f"{FILES}/{target}").json["sha256"] is None
+    assert {str(event.target_id) for event in vault.audit_trail("file.integrity_failed")} == {str(target)}
 
 
 def test_objects_of_two_files_that_were_exchanged_are_refused(vault: Vault, anna: Person, bert: Person) -> None:

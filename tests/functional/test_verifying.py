@@ -18,7 +18,7 @@ from vault.core.principal import Principal
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.keys.verifying import Finding, VerifyReport
-from vault.objects.models import FileState
+from vault.objects.models import ObjectState
 from vault.storage import object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
@@ -133,6 +133,17 @@ def test_an_unreachable_store_or_key_is_not_damage(vault: Vault, anna: Person, m
     assert whole not in shown.stdout
 
 
+def test_older_versions_and_the_trash_are_verified_too(vault: Vault, anna: Person) -> None:
+    file_id = anna.upload(b"first")["id"]
+    anna.put(f"{FILES}/{file_id}/content", data=b"second")
+    anna.post(f"/api/v1/entries/{file_id}/trash")
+    older = object_key(vault.file(file_id).object_id)
+    vault.store.objects[older] = flipped(vault.store.objects[older], -1)
+
+    assert verify(vault) == (VerifyReport(checked=2, damaged=1), {file_id: "authentication"})
+    assert [str(event.target_id) for event in vault.audit_trail("file.integrity_failed")] == [file_id]
+
+
 def test_a_file_deleted_meanwhile_is_not_reported(vault: Vault, anna: Person) -> None:
     gone, kept = sorted(anna.upload(content)["id"] for content in (b"content", b"content"))
     before_call(vault.store, "open", lambda: (anna.delete(f"{FILES}/{gone}"), vault.run_queue()))
@@ -150,7 +161,7 @@ def test_keys_of_all_rows_are_verified_of_running_uploads_as_well(vault: Vault, 
     vault.change_file(ids[2], encrypted_data_key=other.encrypted_data_key)
     vault.change_file(ids[3], header=b"no header")
     vault.change_file(ids[4], object_id=uuid.uuid4())
-    vault.change_file(ids[5], state=FileState.PENDING, key_ref="local:0000000000000000")
+    vault.change_file(ids[5], state=ObjectState.PENDING, key_ref="local:0000000000000000")
 
     report, found = verify(vault, keys=True)
 

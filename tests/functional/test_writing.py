@@ -8,6 +8,8 @@ import sqlalchemy as sa
 
 from testing.vault import Person, Vault
 from vault.core.errors import QuotaExceeded
+from vault.files.placing import Content, add_file
+from vault.files.tree import Folder, lock_tree
 from vault.objects.models import StorageAccount
 from vault.objects.shredding import TransitionLost
 from vault.objects.writing import NewObject
@@ -16,9 +18,7 @@ CONTENT = bytes(range(256)) * 4000
 
 
 def reserve(vault: Vault, bounds: tuple[int, int] | None = None) -> NewObject:
-    return vault.container.objects.new.reserve(
-        vault.user().id, bounds, name="a.txt", name_folded="a.txt", content_type="text/plain"
-    )
+    return vault.container.objects.new.reserve(vault.user().id, bounds, "text/plain", None)
 
 
 def write(new: NewObject, *streams: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -28,8 +28,12 @@ def write(new: NewObject, *streams: bytes, meanwhile: Callable[[], object] = lam
             if index == len(streams) - 1:
                 meanwhile()
             new.append(io.BytesIO(stream).read)
-        with new.publish():
-            pass
+        with new.publish() as session:
+            folder = Folder(lock_tree(session, new.owner_id).root_id)
+            times = dict.fromkeys(("modified_at", "created_at", "published_at"), new.created_at)
+            content = Content(row_id=new.row_id, content_type="text/plain", size_bytes=new.size_bytes, **times)
+            add_file(session, new.owner_id, folder, "a.txt", content)
+            new.become(session, new.row_id, 1)
 
 
 @pytest.mark.parametrize("bounds", [None, (len(CONTENT), len(CONTENT))], ids=["unknown length", "known length"])

@@ -121,8 +121,11 @@ def the_api(place: Place, start: str, signing_in: str, *pages: str) -> None:
     assert "anna@example.org" in type_page(confirming.replace("the-token-from-the-link", token))
     type_page(resetting.replace("the-token-from-the-reset-link", place.mailed("reset-password", 1)))
 
-    files, lists, account, audit, administration = pages
+    files, folders, lists, account, audit, administration = pages
     assert type_page(files, AUTH=header_of(place, "otto@example.org")).count("204\n") == 1
+    shown = type_page(folders, AUTH=header_of(place, "fritz@example.org"))
+    assert "first\n" in shown
+    assert shown.endswith("204\n")
     assert "report.pdf" in type_page(lists, AUTH=header_of(place, "ida@example.org"))
     assert type_page(account, AUTH=header_of(place, "berta@example.org")).endswith("204\n")
     administrator = header_of(place, "api-boss@example.org", role="admin")
@@ -257,7 +260,7 @@ def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-API_PAGES: Final = ("README", "sign-in", "files", "lists", "account", "audit", "administration")
+API_PAGES: Final = ("README", "sign-in", "files", "folders", "lists", "account", "audit", "administration")
 # A block is named by its document and how its first line begins, all blocks of a page by the document alone. The order
 # matters: the later ones stop what the first ones ask. Each function gets the texts.
 RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [

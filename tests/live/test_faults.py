@@ -30,7 +30,7 @@ from testing.vault import PASSWORD
 from vault.admin.service import UserChanges
 from vault.core.addresses import parse_address
 from vault.core.principal import Principal
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.storage import object_key
 
 MIB = 1024 * 1024
@@ -45,8 +45,8 @@ CREATE = rb"^POST [^ ?]+\?uploads"
 SECOND_PART = rb"^PUT [^ ]+[?&]partNumber=2\b"
 THIRD_PART = rb"^PUT [^ ]+[?&]partNumber=3\b"
 COMPLETE = rb"^POST [^ ?]+\?uploadId="
-RESERVE = rb"INSERT INTO files"
-PUBLISH = rb"UPDATE files SET state='ready'"
+RESERVE = rb"INSERT INTO objects"
+PUBLISH = rb"UPDATE objects SET entry_id="
 COMMIT = rb"COMMIT"
 
 STORED = (201, "stored")
@@ -148,8 +148,8 @@ def assert_all_agrees(site: Site, *uploads: Sent, unknown: bool = False) -> None
     stack.reap_all()
 
     with stack.container.core.sessions.begin() as session:
-        rows = session.scalars(sa.select(File)).all()
-    assert {row.state for row in rows} <= {FileState.READY}
+        rows = session.scalars(sa.select(SealedObject)).all()
+    assert {row.state for row in rows} <= {ObjectState.READY}
     assert stack.objects() == sorted(object_key(row.object_id) for row in rows)
     assert stack.container.objects.store.unfinished() == 0
     assert stack.accounts_agree()

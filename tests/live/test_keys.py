@@ -25,7 +25,7 @@ from vault.core.principal import Principal
 from vault.encryption.header import Header, open_keys
 from vault.encryption.keyring import WrappedKey, generate_master_key
 from vault.mail.models import MailJob
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.settings.config import ROOT
 from vault.storage import object_key
 
@@ -171,10 +171,10 @@ def assert_all_is_there(stack: Stack, traffic: Traffic, seeded: list[uuid.UUID])
     primary = container.keys.usage.primary()
     assert {(use.provider, use.key_ref) for use in container.keys.usage.by_ref()} == {primary}
     with container.core.sessions.begin() as session:
-        states = dict(session.execute(sa.select(File.id, File.state)).all())  # type: ignore[arg-type]
+        states = dict(session.execute(sa.select(SealedObject.id, SealedObject.state)).all())  # type: ignore[arg-type]
         owner_id = session.scalars(sa.select(User.id)).one()
     gone = {seeded[number] for number in traffic.deleted}
-    assert {states[file_id] for file_id in gone} == {FileState.SHREDDED}
+    assert {states[file_id] for file_id in gone} == {ObjectState.SHREDDED}
     expected = {file_id: content_of(number) for number, file_id in enumerate(seeded) if file_id not in gone}
     expected |= {uuid.UUID(file_id): content for file_id, content in traffic.uploaded.items()}
     downloads = container.files.downloads
@@ -290,7 +290,7 @@ class Keys:
             self.texts[f"master key {number} {key[-4:]}"] = key
             self.raw[f"raw master key {number} {key[-4:]}"] = base64.urlsafe_b64decode(key)
         with stack.container.core.sessions.begin() as session:
-            rows = session.scalars(sa.select(File).where(File.encrypted_data_key.is_not(None))).all()
+            rows = session.scalars(sa.select(SealedObject).where(SealedObject.encrypted_data_key.is_not(None))).all()
         for row in rows:
             blob = row.encrypted_data_key or ""
             dek = stack.container.keys.ring.unwrap(WrappedKey(row.key_provider, row.key_ref, blob), row.object_id)
@@ -339,7 +339,9 @@ def test_no_key_is_in_anything_that_a_full_run_writes(tmp_path: Path) -> None:
         rotated = Stack(tmp_path, dict(stack.env))
         with rotated.container.core.engine.begin() as connection:
             # The damaged rows cannot be unwrapped and have been gathered before.
-            connection.execute(sa.text("DELETE FROM files WHERE encrypted_data_key LIKE 'damaged%'"))
+            damaged = "SELECT id FROM objects WHERE encrypted_data_key LIKE 'damaged%'"
+            connection.execute(sa.text(f"DELETE FROM entries WHERE current_id IN ({damaged})"))
+            connection.execute(sa.text(f"DELETE FROM objects WHERE id IN ({damaged})"))
         keys.gather(rotated)
         wait_until(lambda: "shredded" in stack.states() or len(stack.states()) < 5, what="the deletion")
         with rotated.container.core.sessions.begin() as session:
@@ -365,8 +367,12 @@ def _damage(stack: Stack, ids: list[str]) -> None:
     """One file whose wrapped key, one whose object, and one whose digest is not what it was."""
     container = stack.container
     with container.core.sessions.begin() as session:
-        rows = {str(row.id): row for row in session.scalars(sa.select(File))}
-        session.execute(sa.update(File).where(File.id == rows[ids[0]].id).values(encrypted_data_key="damaged"))
-        session.execute(sa.update(File).where(File.id == rows[ids[2]].id).values(sealed_digest=bytes(64)))
+        rows = {str(row.id): row for row in session.scalars(sa.select(SealedObject))}
+        session.execute(
+            sa.update(SealedObject).where(SealedObject.id == rows[ids[0]].id).values(encrypted_data_key="damaged")
+        )
+        session.execute(
+            sa.update(SealedObject).where(SealedObject.id == rows[ids[2]].id).values(sealed_digest=bytes(64))
+        )
     path = Path(stack.env["STORAGE_DIR"]) / object_key(rows[ids[1]].object_id)
     path.write_bytes(path.read_bytes()[:-1] + b"x")

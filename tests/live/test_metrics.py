@@ -272,7 +272,7 @@ def _misbehave(script: Script) -> None:
 
 def _damage(script: Script) -> None:
     file_id = script.upload(1000)
-    ((object_id,),) = script.stack.sql("SELECT object_id FROM files WHERE state = 'ready'")
+    ((object_id,),) = script.stack.sql("SELECT object_id FROM objects WHERE state = 'ready'")
     path = Path(script.stack.env["STORAGE_DIR"]) / object_key(uuid.UUID(str(object_id)))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

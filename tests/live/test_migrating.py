@@ -37,7 +37,7 @@ def test_three_upgrades_at_once_all_end_well_and_the_schema_is_whole(stack: Stac
     ended = [process.popen.wait(timeout=120) for process in started]
 
     assert ended == [0, 0, 0], "\n".join(process.output for process in started)
-    assert "ix_files_wrapped_by" in indexes(stack)
+    assert "ix_objects_wrapped_by" in indexes(stack)
     assert stack.run("flask", "db", "check").returncode == 0
     assert sum("Running upgrade  -> 0001" in process.output for process in started) == 1
 

@@ -41,7 +41,8 @@ def test_thirty_concurrent_uploads_never_pass_a_quota_for_ten(stack: Stack, fram
     # Those of unknown length may refuse each other: each holds what it has got so far.
     assert stored == 10 if framing == "raw" else stored <= 10
     assert usage == {
-        "used_bytes": stored * MIB, "reserved_bytes": 0, "quota_bytes": 10 * MIB, "file_count": stored
+        "used_bytes": stored * MIB, "reserved_bytes": 0, "quota_bytes": 10 * MIB, "file_count": stored,
+        "versions_bytes": 0, "trash_bytes": 0,
     }  # fmt: skip
     assert stack.accounts_agree()
     for item in person.get(f"{stack.url}/files").json()["items"]:

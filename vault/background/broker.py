@@ -32,6 +32,9 @@ TASK_SKIP_MAIL: Final = "mail.skip"
 TASK_REQUEUE_MAIL: Final = "mail.requeue_due"
 TASK_REMOVE_FILE: Final = "files.remove"
 TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
+TASK_WORK_ON_TREE: Final = "files.work_on_tree"
+TASK_EXPIRE_TRASH: Final = "files.expire_trash"
+TASK_TRIM_VERSIONS: Final = "files.trim_versions"
 TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
@@ -134,6 +137,9 @@ def create_celery(broker_url: str) -> Celery:
             "requeue-due-mail": _every(10, TASK_REQUEUE_MAIL),
             "sweep-accounts": _every(3600, TASK_SWEEP_ACCOUNTS),
             "reap-files": _every(300, TASK_REAP_FILES),
+            "work-on-trees": _every(60, TASK_WORK_ON_TREE),
+            "expire-trash": _every(3600, TASK_EXPIRE_TRASH),
+            "trim-versions": _every(3600, TASK_TRIM_VERSIONS),
             "settle-audit": _every(60, TASK_SETTLE_AUDIT),
             "enforce-audit-retention": _every(3600, TASK_ENFORCE_RETENTION),
         },

@@ -24,6 +24,8 @@ from vault.settings.config import ROOT
 __all__ = ("db", "let_migrate")
 # A migration's list of what its downgrade deletes: tables, and columns as table.column.
 _LOSES: Final = "loses"
+# A migration's mapping of a table that earlier ones know to the table that has its rows since.
+_MOVED: Final = "moved"
 
 
 def let_migrate(app: Flask) -> Flask:
@@ -55,10 +57,13 @@ def _ask_before_stamp(revision: str, *, yes: bool) -> None:
 
 def _lost(connection: Connection, steps: list[Script]) -> Iterator[str]:
     """Count rows and values that a downgrade deletes for ever."""
+    moved: dict[str, str] = {}
     for script in steps:
+        moved |= getattr(script.module, _MOVED, {})
         for name in getattr(script.module, _LOSES, ()):
             table, _, column = name.partition(".")
-            count = sa.select(sa.func.count(sa.column(column) if column else sa.text("*"))).select_from(sa.table(table))
+            count = sa.select(sa.func.count(sa.column(column) if column else sa.text("*")))
+            count = count.select_from(sa.table(moved.get(table, table)))
             if found := connection.scalar(count):
                 yield f"{found} of {name}"
 

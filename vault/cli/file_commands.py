@@ -102,7 +102,8 @@ def adopt(yes: bool) -> None:
 @sample_options
 @json_option
 def verify(sample: int | None, as_json: bool) -> None:
-    """Read whole objects, authenticate every byte, and compare each file with its digest.
+    """Read whole objects, authenticate every byte, and compare each file with its digest, older versions and the trash
+    included.
 
     Prints each damaged file with the reason. Exits with status 1 if a file is damaged or could not be checked.
     """
@@ -132,7 +133,7 @@ def verify(sample: int | None, as_json: bool) -> None:
 def reencrypt(
     cipher: str | None, key_ref: str | None, wrapped_before: datetime | None, file_ids: tuple[uuid.UUID, ...]
 ) -> None:
-    """Give files a new data key and a new object.
+    """Give files a new data key and a new object, each version its own.
 
     Selects files by FILE_ID, --key-ref and --wrapped-before, combined; with --cipher alone, all files of another
     cipher. Required after a master key leaked, when rewrapping is not enough. Old objects are removed an hour later,
@@ -147,13 +148,14 @@ def reencrypt(
     before = None if wrapped_before is None else wrapped_before.replace(tzinfo=UTC)
     selection = Selection(suite, file_ids, key_ref, before)
     count, size = vault.keys.reencryptor.plan(selection)
+    missing = vault.keys.reencryptor.count_missing(file_ids)
     click.echo(f"{count} files of {size} bytes to reencrypt.", err=True)
     with progress("Reencrypting", size, unit=" bytes") as update:
         report = vault.keys.reencryptor.run(operator(), selection, progress=update, on_failure=_tell_failure)
     gone = f", {report.gone} had gone meanwhile" if report.gone else ""
     click.echo(f"Reencrypted {report.done} files, {report.failed} failed{gone}.")
-    if file_ids and not (key_ref or before) and len(set(file_ids)) > count:
-        raise click.ClickException(f"{len(set(file_ids)) - count} of the files do not exist.")
+    if missing and not (key_ref or before):
+        raise click.ClickException(f"{missing} of the files do not exist.")
     if key_ref and not count and not any(vault.keys.ring.knows(name, key_ref) for name in vault.keys.ring.providers):
         raise click.ClickException("No file uses this key, and no configured key has this ref.")
     if report.failed:

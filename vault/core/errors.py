@@ -4,6 +4,7 @@ Owns names and codes only; `vault.http.problems` has the HTTP statuses. Messages
 or content. `code` is a stable slug that clients may test for.
 """
 
+import uuid
 from collections.abc import Mapping, Sequence
 
 
@@ -12,6 +13,8 @@ class VaultError(Exception):
 
     code = "internal_error"
     detail = "The server could not answer this request."
+    # Of many entries in one request, the one that was refused
+    entry_id: uuid.UUID | None = None
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail or self.detail)
@@ -135,9 +138,39 @@ class NotFound(VaultError):
     detail = "This resource does not exist."
 
 
+class NameConflict(VaultError):
+    code = "name_conflict"
+    detail = "The folder has another entry of this name, or of one that differs only in case or in its form."
+
+
+class Cycle(VaultError):
+    code = "cycle"
+    detail = "A folder cannot be moved into itself or into a folder below it."
+
+
+class InTrash(VaultError):
+    code = "in_trash"
+    detail = "This is in the trash. Restore it first."
+
+
+class FolderNotEmpty(VaultError):
+    code = "folder_not_empty"
+    detail = "The folder is not empty. Delete it with recursive=true."
+
+
+class TooDeep(VaultError):
+    code = "too_deep"
+    detail = "The place has too many folders above it, or too long a path."
+
+
+class NotAFolder(VaultError):
+    code = "not_a_folder"
+    detail = "The parent must be a folder."
+
+
 class PreconditionFailed(VaultError):
     code = "precondition_failed"
-    detail = "The file is not the version that If-Match names."
+    detail = "The resource is not the version that If-Match names."
 
 
 class RangeNotSatisfiable(VaultError):

@@ -21,6 +21,15 @@ HEADER_SIZE: Final = 96
 DEK_SIZE: Final = 32
 SALT_SIZE: Final = 32
 _NONCE_SIZE: Final = 16
+_SHA256_SIZE: Final = 32
+_CRC_SIZE: Final = 4
+# Sealed digests by their length: of files from before versions, and of all others.
+_FIRST_FORM: Final = b"SVD1"
+_SECOND_FORM: Final = b"SVD2"
+_FORMS: Final = {
+    _NONCE_SIZE + _SHA256_SIZE + 16: _FIRST_FORM,
+    _NONCE_SIZE + _SHA256_SIZE + _CRC_SIZE + 16: _SECOND_FORM,
+}
 DEFAULT_LG: Final = 18
 LG_RANGE: Final = range(16, 23)
 
@@ -123,25 +132,41 @@ def prove_commitment(dek: bytes, header: Header) -> None:
     _compare(_content_keys(_prk(dek, header), header.prefix)[32:], header)
 
 
-def seal_digest(
-    keys: FileKeys, digest: bytes, *, object_id: UUID, file_id: UUID, owner_id: UUID, nonce: bytes | None = None
-) -> bytes:
-    """Return nonce (16) || ciphertext (32) || tag (16) of a SHA-256, for the row: a stolen database must not confirm
-    content."""
+@dataclass(frozen=True, slots=True)
+class SealedFor:
+    """What a sealed digest is bound to: one object, as the content of one file of one owner."""
+
+    object_id: UUID
+    entry_id: UUID
+    owner_id: UUID
+
+    def aad(self, form: bytes) -> bytes:
+        return form + self.object_id.bytes + self.entry_id.bytes + self.owner_id.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ContentDigest:
+    """SHA-256 and CRC-32 of a plaintext. Sealed digests of the first form have no CRC."""
+
+    sha256: bytes
+    crc32: int | None
+
+
+def seal_digest(keys: FileKeys, sha256: bytes, crc32: int, bound_to: SealedFor, *, nonce: bytes | None = None) -> bytes:
+    """Return nonce (16) || ciphertext (36) || tag (16), for the row: a stolen database must not confirm content."""
     nonce = os.urandom(_NONCE_SIZE) if nonce is None else nonce
-    return nonce + Eax(keys.metadata).seal(nonce, digest, _aad(object_id, file_id, owner_id))
+    content = sha256 + crc32.to_bytes(_CRC_SIZE, "big")
+    return nonce + Eax(keys.metadata).seal(nonce, content, bound_to.aad(_SECOND_FORM))
 
 
-def open_digest(keys: FileKeys, sealed: bytes, *, object_id: UUID, file_id: UUID, owner_id: UUID) -> bytes:
+def open_digest(keys: FileKeys, sealed: bytes, bound_to: SealedFor, *, allows_first_form: bool) -> ContentDigest:
     """Return the digest. Raises AuthenticationFailed unless it was sealed for this object, file and owner."""
-    digest = Eax(keys.metadata).open(sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], _aad(object_id, file_id, owner_id))
-    if len(digest) != 32:
+    form = _FORMS.get(len(sealed))
+    if form is None or (form == _FIRST_FORM and not allows_first_form):
         raise AuthenticationFailed
-    return digest
-
-
-def _aad(object_id: UUID, file_id: UUID, owner_id: UUID) -> bytes:
-    return b"SVD1" + object_id.bytes + file_id.bytes + owner_id.bytes
+    content = Eax(keys.metadata).open(sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], bound_to.aad(form))
+    crc32 = content[_SHA256_SIZE:]
+    return ContentDigest(content[:_SHA256_SIZE], int.from_bytes(crc32, "big") if crc32 else None)
 
 
 def _compare(commitment: bytes, header: Header) -> None:

@@ -17,16 +17,26 @@ from vault.core.errors import AuditUnavailable, NotFound
 from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.files.facts import FileInfo, info_of
+from vault.files.models import Entry, Work
 from vault.objects.integrity import Integrity
-from vault.objects.models import File
-from vault.objects.reading import ByteRange, FileReader, StoredFile, ready_files
+from vault.objects.models import SealedObject
+from vault.objects.reading import ByteRange, FileReader, StoredFile, ready_objects
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
 
 # The wait of a file's metadata for a key service; without an answer it has no digest.
 _DIGEST_SECONDS: Final = 2.0
 _DOWNLOAD: Final = Action.FILE_DOWNLOAD_STARTED, Action.FILE_DOWNLOAD_ENDED
 _VIEW: Final = Action.FILE_VIEW_STARTED, Action.FILE_VIEW_ENDED
-_READY_OF_OWNER: Final = ready_files(File.id == sa.bindparam("file"), File.owner_id == sa.bindparam("owner"))
+_READY_OF_OWNER: Final = (
+    ready_objects()
+    .add_columns(Entry)
+    .join(Entry, Entry.current_id == SealedObject.id)
+    .where(
+        Entry.id == sa.bindparam("file"),
+        Entry.owner_id == sa.bindparam("owner"),
+        Entry.work.is_distinct_from(Work.PURGE),
+    )
+)
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +49,7 @@ class FoundFile:
     stored: StoredFile
 
 
-def find_own(session: Session, principal: Principal, file_id: uuid.UUID) -> FoundFile:
+def find_readable(session: Session, principal: Principal, file_id: uuid.UUID) -> FoundFile:
     """Find a file by id and owner and state in one query: another person's file does not exist, nor any file of an
     anonymous client. Raises NotFound."""
     return _found(row_of(session, _READY_OF_OWNER, file=file_id, owner=principal.user_id))
@@ -48,7 +58,15 @@ def find_own(session: Session, principal: Principal, file_id: uuid.UUID) -> Foun
 def _found(row: AnyRow | None) -> FoundFile:
     if row is None:
         raise NotFound
-    return FoundFile(info_of(row[0]), StoredFile.of(row[0], key_is_retired=row[1]))
+    stored, is_retired, entry = row
+    return found_of(entry, stored, is_retired)
+
+
+def found_of(entry: Entry, row: SealedObject, is_retired: bool) -> FoundFile:
+    """Return a file with this object as its content. It opens only if it was sealed as that: an attacker who writes the
+    database may have put another file's there."""
+    stored = StoredFile.of(row, key_is_retired=is_retired)
+    return FoundFile(info_of(entry, row), stored.as_content_of(entry.id, entry.owner_id))
 
 
 @dataclass(frozen=True, slots=True)

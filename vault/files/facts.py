@@ -1,50 +1,90 @@
-"""File metadata for clients."""
+"""Facts of files and folders for clients."""
 
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from vault.encryption.errors import HeaderInvalid
 from vault.encryption.header import Header
+from vault.files.models import Entry
 from vault.files.names import sendable_content_type
-from vault.objects.models import File
+from vault.files.tree import Path
+from vault.objects.models import SealedObject
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """File metadata as shown to its owner and to administrators. `sha256`, in hex, is None if not requested or without
-    key, `cipher` if the row's header is damaged."""
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FolderInfo:
+    """A folder as shown to its owner. `path` has the folders above, from the top."""
 
     id: uuid.UUID
-    owner_id: uuid.UUID
+    kind: str
     name: str
-    content_type: str
-    size: int
+    parent_id: uuid.UUID | None
+    path: Path = ()
+    version: int
+    modified_at: datetime
     created_at: datetime
     updated_at: datetime
+    trashed_at: datetime | None
+    restore_parent_id: uuid.UUID | None
+    restore_path: list[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FileInfo(FolderInfo):
+    """A file as shown to its owner and, without its place, to administrators. `sha256`, in hex, is None if not
+    requested or without key, `cipher` if the row's header is damaged."""
+
+    owner_id: uuid.UUID
+    content_type: str
+    size: int
+    version_no: int
     object_id: uuid.UUID
-    version: int
     cipher: str | None
     key_provider: str
     sha256: str | None = None
 
 
-def info_of(row: File) -> FileInfo:
-    """Return what clients may know of a ready row."""
+EntryInfo = FolderInfo | FileInfo
+
+
+def info_of_folder(entry: Entry, path: Path = ()) -> FolderInfo:
+    """Return what its owner may know of a folder."""
+    return FolderInfo(**common_facts(entry, path))
+
+
+def info_of(entry: Entry, row: SealedObject, path: Path = ()) -> FileInfo:
+    """Return what its owner may know of a file with this current object."""
     assert row.size_bytes is not None
     return FileInfo(
-        id=row.id,
-        owner_id=row.owner_id,
-        name=row.name,
+        **common_facts(entry, path),
+        owner_id=entry.owner_id,
         content_type=sendable_content_type(row.content_type),
         size=row.size_bytes,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+        version_no=row.version_no,
         object_id=row.object_id,
-        version=row.version,
         cipher=_cipher(row.header),
         key_provider=row.key_provider,
     )
+
+
+def common_facts(entry: Entry, path: Path) -> dict[str, Any]:
+    """Return what files and folders have in common."""
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "name": entry.name,
+        "parent_id": entry.parent_id,
+        "path": path,
+        "version": entry.version,
+        "modified_at": entry.modified_at,
+        "created_at": entry.created_at,
+        "updated_at": entry.updated_at,
+        "trashed_at": entry.trashed_at,
+        "restore_parent_id": entry.restore_parent_id,
+        "restore_path": entry.restore_path,
+    }
 
 
 def _cipher(header: bytes) -> str | None:

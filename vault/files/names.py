@@ -34,12 +34,15 @@ _DRIVE: Final = re.compile(r"[A-Za-z]:\\")
 
 
 def clean_name(name: str) -> str:
-    """Return the name in NFC. Raises InputRefused unless it has 1 to 255 characters without slash and controls."""
+    """Return the name in NFC. Raises InputRefused unless it has 1 to 255 characters without slash and controls, and is
+    neither `.` nor `..`."""
     if any(unicodedata.category(c) in ("Cc", "Cs") or c == "/" for c in name):
         raise InputRefused({"name": ["Must not contain slashes, control characters or invalid text."]})
     normal = unicodedata.normalize("NFC", name) if len(name) <= _MOST_GIVEN else name
     if not 1 <= len(normal) <= MAX_LENGTH:
         raise InputRefused({"name": [f"Must have 1 to {MAX_LENGTH} characters."]})
+    if normal in (".", ".."):
+        raise InputRefused({"name": ["Must not be . or .."]})
     return normal
 
 

@@ -47,7 +47,7 @@ class ProblemSchema(ma.Schema):
     errors = ma.fields.Dict(
         keys=ma.fields.String(),
         values=ma.fields.List(ma.fields.String()),
-        metadata={"description": "With 422: messages by the names of fields."},
+        metadata={"description": "Messages by the names of fields, or by the id of the entry that was refused."},
     )
 
 

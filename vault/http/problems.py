@@ -40,9 +40,13 @@ STATUS: Final = {
     "not_found": 404,
     "key_not_known": 404,
     "too_slow": 408,
+    "cycle": 409,
+    "folder_not_empty": 409,
+    "in_trash": 409,
     "key_in_use": 409,
     "key_not_everywhere": 409,
     "last_admin": 409,
+    "name_conflict": 409,
     "user_disabled": 409,
     "upload_lost": 409,
     "precondition_failed": 412,
@@ -53,6 +57,8 @@ STATUS: Final = {
     "range_not_satisfiable": 416,
     "validation_failed": 422,
     "digest_mismatch": 422,
+    "not_a_folder": 422,
+    "too_deep": 422,
     "rate_limited": 429,
     "too_many_uploads": 429,
     "integrity_failed": 500,
@@ -141,7 +147,11 @@ def register(app: Flask) -> None:
 def on_vault_error(error: VaultError) -> Response:
     """Answer an error with its status, headers and detail."""
     status, headers = status_and_headers(error)
-    errors = {k: list(v) for k, v in error.errors.items()} if isinstance(error, InputRefused) else None
+    errors = None
+    if isinstance(error, InputRefused):
+        errors = {k: list(v) for k, v in error.errors.items()}
+    elif error.entry_id is not None:
+        errors = {str(error.entry_id): [error.detail]}
     return problem(status, error.code, error.detail, errors=errors, headers=headers)
 
 

@@ -48,7 +48,7 @@ _EXPOSED: Final = (
 )
 # What pages of those origins may send; their browsers stop a request with another method or header.
 _PREFLIGHT: Final = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST, PATCH, DELETE",
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Disposition, Content-Digest, If-Match, "
     "If-None-Match, If-Range, Range, Repr-Digest, X-Request-ID",
     "Access-Control-Max-Age": "600",
@@ -271,6 +271,10 @@ def _parsed(text: str) -> IpAddress | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+# Where a body is content, whatever its type says
+_UPLOADS: Final = ("files.upload", "files.replace_content")
+
+
 def _look_at_body() -> None:
     codings = request.headers.get("Transfer-Encoding", "")
     if codings and codings.lower() != "chunked":
@@ -278,7 +282,7 @@ def _look_at_body() -> None:
         abort(501)
     if codings or request.content_length:
         refuse_other_meanings(request.headers.get)
-        if request.mimetype in _FORMS_OF_TEXT and request.endpoint != "files.upload":
+        if request.mimetype in _FORMS_OF_TEXT and request.endpoint not in _UPLOADS:
             _refuse_other_charsets()
 
 

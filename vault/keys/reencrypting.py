@@ -6,7 +6,7 @@ of the two rows. The old object is removed an hour later, so that running downlo
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -35,8 +35,8 @@ from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.keys.bulk import GIVE_UP_AFTER, patiently
 from vault.keys.usage import KeyUsage, reason_of
 from vault.objects.build import Objects
-from vault.objects.models import File, FileState
-from vault.objects.reading import StoredFile, Unlocked, find_ready
+from vault.objects.models import ObjectState, SealedObject
+from vault.objects.reading import Pieces, StoredFile, Unlocked, find_ready
 from vault.objects.rows import rows_by_id
 from vault.objects.shredding import TransitionLost, lock_account
 from vault.objects.writing import NO_OWNER, NewObject
@@ -77,7 +77,7 @@ class Reencryptor:
     sleep: Callable[[float], None] = time.sleep
 
     def plan(self, selection: Selection) -> tuple[int, int]:
-        """How many files that are, and their plaintext bytes.
+        """How many files that are, each version counted, and their plaintext bytes.
 
         Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
         """
@@ -86,9 +86,16 @@ class Reencryptor:
                 "This key is the primary and would wrap the new data keys too. Make another key the primary."
             )
         with self.core.sessions.begin() as session:
-            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(*self._selected(selection))
+            query = sa.select(sa.func.count(), sa.func.sum(SealedObject.size_bytes)).where(*self._selected(selection))
             count, size = session.execute(query).one()
         return count, int(size or 0)
+
+    def count_missing(self, file_ids: Collection[uuid.UUID]) -> int:
+        """Return how many of these ids are those of no file."""
+        ready = (SealedObject.entry_id.in_(file_ids), SealedObject.state == ObjectState.READY)
+        with self.core.sessions.begin() as session:
+            found = session.scalar(sa.select(sa.func.count(SealedObject.entry_id.distinct())).where(*ready))
+        return len(set(file_ids)) - (found or 0)
 
     def run(
         self,
@@ -109,9 +116,10 @@ class Reencryptor:
         self.usage.require_everywhere()
         report, unreachable = ReencryptReport(), 0
         # Only ids are read ahead: what a file is may change while those before it are copied.
-        for (file_id,) in rows_by_id(self.core.sessions, sa.select(File.id).where(*self._selected(selection))):
+        selected = sa.select(SealedObject.id, SealedObject.entry_id).where(*self._selected(selection))
+        for row_id, file_id in rows_by_id(self.core.sessions, selected):
             try:
-                self._reencrypt(file_id, selection.suite, principal, progress)
+                self._reencrypt(row_id, selection.suite, principal, progress)
                 report.done, unreachable = report.done + 1, 0
             except NotFound:
                 report.gone += 1
@@ -126,10 +134,10 @@ class Reencryptor:
         return report
 
     def _reencrypt(
-        self, file_id: uuid.UUID, suite: Suite, principal: Principal, progress: Callable[[int], None]
+        self, row_id: uuid.UUID, suite: Suite, principal: Principal, progress: Callable[[int], None]
     ) -> None:
         """Raises NotFound if it has gone, TransitionLost if its key was changed each time that it was tried."""
-        first = file = find_ready(self.core.sessions, file_id)
+        first = file = find_ready(self.core.sessions, row_id)
         for _ in range(_TRIES):
             try:
                 self._try(file, suite, principal, progress)
@@ -140,7 +148,7 @@ class Reencryptor:
                 self.objects.integrity.report(principal, file, _reason(exc))
                 raise
             # Meanwhile its key was rewrapped, or it was deleted, or another process reencrypted it.
-            file = find_ready(self.core.sessions, file_id)
+            file = find_ready(self.core.sessions, row_id)
             if file.object_id != first.object_id:
                 raise NotFound
         raise TransitionLost
@@ -156,7 +164,7 @@ class Reencryptor:
         """Stream the verified plaintext into the new object."""
         pieces, close = self.objects.reader.open(file, unlocked)
         try:
-            new.append(_Source(pieces, progress).read)
+            new.append(Pieces(pieces, progress).read)
         finally:
             close()
         if new.sha256() != unlocked.sha256:
@@ -178,23 +186,28 @@ class Reencryptor:
         lock_account(session, file.owner_id)
         # Both rows in the order in which rewrapping locks them, or the two would wait for each other.
         rows = session.scalars(
-            sa.select(File).where(File.id.in_([new.row_id, file.file_id])).order_by(File.id).with_for_update()
+            sa.select(SealedObject)
+            .where(SealedObject.id.in_([new.row_id, file.row_id]))
+            .order_by(SealedObject.id)
+            .with_for_update()
         ).all()
         # The pending row's key as it is now: it may have been rewrapped while the object was being written.
-        pending = next((row for row in rows if row.id == new.row_id and row.state == FileState.PENDING), None)
-        if pending is None or not session.scalar(sa.select(File.lease_until > db_now()).where(File.id == new.row_id)):
+        pending = next((row for row in rows if row.id == new.row_id and row.state == ObjectState.PENDING), None)
+        if pending is None or not session.scalar(
+            sa.select(SealedObject.lease_until > db_now()).where(SealedObject.id == new.row_id)
+        ):
             raise TransitionLost
         key = WrappedKey(pending.key_provider, pending.key_ref, pending.encrypted_data_key or "")
         session.delete(pending)
         session.flush()
         swapped = count_changed(
             session,
-            sa.update(File)
+            sa.update(SealedObject)
             .where(
-                File.id == file.file_id,
-                File.object_id == file.object_id,
-                File.encrypted_data_key == file.key.blob,
-                File.state == FileState.READY,
+                SealedObject.id == file.row_id,
+                SealedObject.object_id == file.object_id,
+                SealedObject.encrypted_data_key == file.key.blob,
+                SealedObject.state == ObjectState.READY,
             )
             .values(
                 object_id=new.object_id,
@@ -204,71 +217,56 @@ class Reencryptor:
                 key_ref=key.key_ref,
                 wrapped_at=pending.wrapped_at,
                 object_size_bytes=new.geometry(file.size_bytes).object_size,
-                sealed_digest=new.sealed_digest(file_id=file.file_id, owner_id=file.owner_id),
+                sealed_digest=new.sealed_digest(file.file_id, file.owner_id),
             ),
         )
         if swapped != 1:
             raise TransitionLost
-        now = self.core.clock()
-        session.add(
-            File(
-                id=uuid.uuid4(),
-                owner_id=NO_OWNER,
-                name="",
-                name_folded="",
-                content_type="",
-                state=FileState.SHREDDED,
-                object_id=file.object_id,
-                header=file.header,
-                encrypted_data_key=None,
-                key_provider=file.key.provider,
-                key_ref=file.key.key_ref,
-                wrapped_at=now,
-                # The reaper removes the object when this has passed.
-                lease_until=db_now(_KEEP_OLD_SECONDS),
-                created_at=now,
-                updated_at=now,
-            )
-        )
+        session.add(_old_object(file, self.core.clock()))
         return key.key_ref
 
     def _is_swapped(self, file: StoredFile, new: NewObject) -> bool:
         with self.core.sessions.begin() as session:
-            swapped = sa.exists().where(File.id == file.file_id, File.object_id == new.object_id)
+            swapped = sa.exists().where(SealedObject.id == file.row_id, SealedObject.object_id == new.object_id)
             return bool(session.scalar(sa.select(swapped)))
 
     def _selected(self, selection: Selection) -> list[sa.ColumnElement[bool]]:
         where: list[sa.ColumnElement[bool]] = []
         if selection.file_ids:
-            where.append(File.id.in_(selection.file_ids))
+            where.append(SealedObject.entry_id.in_(selection.file_ids))
         if selection.key_ref is not None:
             # As the index has it: a ref is looked up by provider.
-            where += [File.key_provider.in_(sorted(self.keys.providers)), File.key_ref == selection.key_ref]
+            where += [
+                SealedObject.key_provider.in_(sorted(self.keys.providers)),
+                SealedObject.key_ref == selection.key_ref,
+            ]
         if selection.wrapped_before is not None:
-            where.append(File.wrapped_at < selection.wrapped_before)
+            where.append(SealedObject.wrapped_at < selection.wrapped_before)
         if not where:
             # The header's byte 9 names the suite (docs/object-format.md, "Header").
-            where.append(sa.func.substr(File.header, 10, 1) != bytes([selection.suite]))
-        return [File.state == FileState.READY, File.encrypted_data_key.is_not(None), *where]
+            where.append(sa.func.substr(SealedObject.header, 10, 1) != bytes([selection.suite]))
+        return [SealedObject.state == ObjectState.READY, SealedObject.encrypted_data_key.is_not(None), *where]
 
 
-class _Source:
-    """Verified pieces as a stream that the sealer reads from, counted on their way."""
-
-    def __init__(self, pieces: Iterator[bytes], progress: Callable[[int], None]) -> None:
-        self._pieces = pieces
-        self._progress = progress
-        self._rest = memoryview(b"")
-
-    def read(self, length: int) -> bytes:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
-            self._progress(len(piece))
-            self._rest = memoryview(piece)
-        piece, self._rest = bytes(self._rest[:length]), self._rest[length:]
-        return piece
+def _old_object(file: StoredFile, now: datetime) -> SealedObject:
+    """Return a shredded row for the object that a file had."""
+    return SealedObject(
+        id=uuid.uuid4(),
+        entry_id=file.file_id,
+        owner_id=NO_OWNER,
+        content_type="",
+        state=ObjectState.SHREDDED,
+        object_id=file.object_id,
+        header=file.header,
+        encrypted_data_key=None,
+        key_provider=file.key.provider,
+        key_ref=file.key.key_ref,
+        wrapped_at=now,
+        # The reaper removes the object when this has passed.
+        lease_until=db_now(_KEEP_OLD_SECONDS),
+        modified_at=now,
+        created_at=now,
+    )
 
 
 def _reason(error: VaultError | TransitionLost) -> str:

@@ -23,7 +23,7 @@ from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.keys.bulk import Outcomes
 from vault.keys.usage import KeyState, KeyUsage, KeyUse, reason_of
 from vault.objects.holds import refuse_retired
-from vault.objects.models import File
+from vault.objects.models import SealedObject
 
 # A key refused for a whole batch of at least this size counts as refused: its other rows are not tried.
 _GIVE_UP_AFTER: Final = 100
@@ -32,21 +32,21 @@ _GIVE_UP_AFTER: Final = 100
 _LOCK: Final = sa.text(
     """
     SELECT count(*) FROM (
-        SELECT id FROM files WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+        SELECT id FROM objects WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
     ) AS locked
     """
 )
 _UPDATE_AT_ONCE: Final = sa.text(
     """
-    UPDATE files
+    UPDATE objects
     SET encrypted_data_key = new.new, key_provider = new.provider, key_ref = new.ref, wrapped_at = :now
     FROM json_to_recordset(:rows) AS new(id uuid, old text, new text, provider text, ref text)
-    WHERE files.id = new.id AND files.encrypted_data_key = new.old
+    WHERE objects.id = new.id AND objects.encrypted_data_key = new.old
     """
 )
 _UPDATE_EACH: Final = sa.text(
     """
-    UPDATE files SET encrypted_data_key = :new, key_provider = :provider, key_ref = :ref, wrapped_at = :now
+    UPDATE objects SET encrypted_data_key = :new, key_provider = :provider, key_ref = :ref, wrapped_at = :now
     WHERE id = :id AND encrypted_data_key = :old
     """
 )
@@ -73,6 +73,7 @@ class RewrapReport:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    row_id: uuid.UUID
     file_id: uuid.UUID
     object_id: uuid.UUID
     header: bytes
@@ -137,7 +138,7 @@ class Rewrapper:
         last = uuid.UUID(int=0)
         with Outcomes(self._rewrapped, at_once=at_once, sleep=self.sleep) as outcomes:
             while rows := self._rows(use, last, batch if limit is None else min(batch, limit - storing.taken)):
-                last = rows[-1].file_id
+                last = rows[-1].row_id
                 wrapped: list[tuple[_Row, WrappedKey]] = []
                 refused = 0
                 try:
@@ -161,21 +162,27 @@ class Rewrapper:
 
     def _rows(self, use: KeyUse, last: uuid.UUID, size: int) -> list[_Row]:
         query = (
-            sa.select(File.id, File.object_id, File.header, File.encrypted_data_key)
-            .where(
-                File.key_provider == use.provider,
-                File.key_ref == use.key_ref,
-                File.encrypted_data_key.is_not(None),
-                File.id > last,
+            sa.select(
+                SealedObject.id,
+                SealedObject.entry_id,
+                SealedObject.object_id,
+                SealedObject.header,
+                SealedObject.encrypted_data_key,
             )
-            .order_by(File.id)
+            .where(
+                SealedObject.key_provider == use.provider,
+                SealedObject.key_ref == use.key_ref,
+                SealedObject.encrypted_data_key.is_not(None),
+                SealedObject.id > last,
+            )
+            .order_by(SealedObject.id)
             .limit(size)
         )
         with self.core.sessions.begin() as session:
             found = session.execute(query).all()
         return [
-            _Row(file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob or ""))
-            for file_id, object_id, header, blob in found
+            _Row(row_id, file_id, object_id, header, WrappedKey(use.provider, use.key_ref, blob or ""))
+            for row_id, file_id, object_id, header, blob in found
         ]
 
     def _rewrapped(self, row: _Row) -> WrappedKey:
@@ -236,10 +243,10 @@ class _Storing:
 
 def _update(session: Session, moved: Sequence[tuple[_Row, WrappedKey]], now: datetime) -> int:
     rows = [
-        {"id": row.file_id.hex, "old": row.key.blob, "new": new.blob, "provider": new.provider, "ref": new.key_ref}
+        {"id": row.row_id.hex, "old": row.key.blob, "new": new.blob, "provider": new.provider, "ref": new.key_ref}
         for row, new in moved
     ]
-    at = sa.bindparam("now", now, File.wrapped_at.type)
+    at = sa.bindparam("now", now, SealedObject.wrapped_at.type)
     if session.get_bind().dialect.name == "postgresql":
         run(session, _LOCK, ids=[row["id"] for row in rows])
         return count_changed(session, _UPDATE_AT_ONCE.bindparams(at), rows=json.dumps(rows))

@@ -20,7 +20,7 @@ from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
 from vault.objects.holds import block_use, refuse_retired
-from vault.objects.models import File, FileState, RetiredKey
+from vault.objects.models import ObjectState, RetiredKey, SealedObject
 from vault.observe.processes import Processes
 
 # Rows of one key that `check` tries before the key counts as bad
@@ -105,10 +105,10 @@ class KeyUsage:
     def by_ref(self) -> Sequence[KeyUse]:
         """Return every key that a row needs, with its number of rows."""
         query = (
-            sa.select(File.key_provider, File.key_ref, sa.func.count())
-            .where(File.encrypted_data_key.is_not(None))
-            .group_by(File.key_provider, File.key_ref)
-            .order_by(File.key_provider, File.key_ref)
+            sa.select(SealedObject.key_provider, SealedObject.key_ref, sa.func.count())
+            .where(SealedObject.encrypted_data_key.is_not(None))
+            .group_by(SealedObject.key_provider, SealedObject.key_ref)
+            .order_by(SealedObject.key_provider, SealedObject.key_ref)
         )
         with self.core.sessions.begin() as session:
             rows = session.execute(query).all()
@@ -208,26 +208,35 @@ class KeyUsage:
         found: list[tuple[str, str]] = []
         for provider, ref in self._refs(session):
             is_retired = sa.exists().where(RetiredKey.key_ref == ref)
-            is_ready = sa.exists().where(*_wrapped_by(provider, ref), File.state == FileState.READY)
+            is_ready = sa.exists().where(*_wrapped_by(provider, ref), SealedObject.state == ObjectState.READY)
             if session.scalar(sa.select(sa.and_(is_ready, ~is_retired))):
                 found.append((provider, ref))
         return found
 
     def _refs(self, session: Session) -> Iterator[tuple[str, str]]:
         """Hop from ref to ref along the index, however many rows each has."""
-        order = sa.select(File.key_provider, File.key_ref).where(File.encrypted_data_key.is_not(None))
-        order = order.order_by(File.key_provider, File.key_ref).limit(1)
+        order = sa.select(SealedObject.key_provider, SealedObject.key_ref).where(
+            SealedObject.encrypted_data_key.is_not(None)
+        )
+        order = order.order_by(SealedObject.key_provider, SealedObject.key_ref).limit(1)
         row = session.execute(order).first()
         while row is not None:
             provider, ref = row
             yield provider, ref
-            behind = sa.tuple_(File.key_provider, File.key_ref) > sa.tuple_(sa.literal(provider), sa.literal(ref))
+            behind = sa.tuple_(SealedObject.key_provider, SealedObject.key_ref) > sa.tuple_(
+                sa.literal(provider), sa.literal(ref)
+            )
             row = session.execute(order.where(behind)).first()
 
     def _failure_of(self, use: KeyUse) -> str | None:
         if use.state is KeyState.RETIRED:
             return "retired"
-        query = sa.select(File).where(*_wrapped_by(use.provider, use.key_ref)).order_by(File.id).limit(_TRIED_ROWS)
+        query = (
+            sa.select(SealedObject)
+            .where(*_wrapped_by(use.provider, use.key_ref))
+            .order_by(SealedObject.id)
+            .limit(_TRIED_ROWS)
+        )
         with self.core.sessions.begin() as session:
             rows = session.scalars(query).all()
         failure: str | None = None
@@ -260,10 +269,14 @@ class KeyUsage:
 
 
 def _wrapped_by(provider: str, key_ref: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return File.key_provider == provider, File.key_ref == key_ref, File.encrypted_data_key.is_not(None)
+    return (
+        SealedObject.key_provider == provider,
+        SealedObject.key_ref == key_ref,
+        SealedObject.encrypted_data_key.is_not(None),
+    )
 
 
-def prove_key(keys: KeyRing, row: File) -> None:
+def prove_key(keys: KeyRing, row: SealedObject) -> None:
     """Unwrap a row's key and compare it with its header's commitment. Raises the key errors and HeaderInvalid."""
     header = header_of(row.header, row.object_id)
     key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key or "")

@@ -19,7 +19,7 @@ from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently
 from vault.keys.usage import prove_key, reason_of
 from vault.objects.holds import key_is_retired
 from vault.objects.integrity import Integrity
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.objects.reading import FileReader, StoredFile, find_ready
 from vault.objects.rows import rows_by_id, sampled
 
@@ -55,13 +55,17 @@ class Verifier:
     def count_keys(self) -> int:
         """Return how many rows have a key."""
         with self.core.sessions.begin() as session:
-            query = sa.select(sa.func.count()).select_from(File).where(File.encrypted_data_key.is_not(None))
+            query = (
+                sa.select(sa.func.count()).select_from(SealedObject).where(SealedObject.encrypted_data_key.is_not(None))
+            )
             return session.scalar(query) or 0
 
     def count_files(self) -> tuple[int, int]:
         """Return the number of files and their plaintext bytes."""
         with self.core.sessions.begin() as session:
-            query = sa.select(sa.func.count(), sa.func.sum(File.size_bytes)).where(File.state == FileState.READY)
+            query = sa.select(sa.func.count(), sa.func.sum(SealedObject.size_bytes)).where(
+                SealedObject.state == ObjectState.READY
+            )
             count, size = session.execute(query).one()
         return count, int(size or 0)
 
@@ -75,13 +79,13 @@ class Verifier:
         """Unwrap keys, also of running uploads, and compare each with its header's commitment. `progress` receives
         keys. Raises KeyServiceUnavailable when patience is over."""
         report = VerifyReport()
-        query = sa.select(File, key_is_retired()).where(File.encrypted_data_key.is_not(None))
+        query = sa.select(SealedObject, key_is_retired()).where(SealedObject.encrypted_data_key.is_not(None))
         is_remote = any(map(self.keys.is_remote, self.keys.providers))
         with Outcomes(self._prove_key, at_once=is_remote, sleep=self.sleep) as outcomes:
             for found in chunks(self._rows(query, sample)):
                 for (row, _), outcome in zip(found, outcomes.of(found), strict=True):
                     if outcome is not None:
-                        _count(report, _finding(row.id, outcome), on_finding)
+                        _count(report, _finding(row.entry_id, outcome), on_finding)
                     report.checked += 1
                     progress(1)
         return report
@@ -100,7 +104,7 @@ class Verifier:
         by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
         unreachable = 0
         # Read only ids ahead: a file may change while earlier ones are read.
-        for (file_id,) in self._rows(sa.select(File.id).where(File.state == FileState.READY), sample):
+        for (file_id,) in self._rows(sa.select(SealedObject.id).where(SealedObject.state == ObjectState.READY), sample):
             try:
                 finding = self._file_finding(file_id, principal, by_bytes)
             except NotFound:
@@ -117,7 +121,7 @@ class Verifier:
     def _rows(self, query: sa.Select[*tuple[Any, ...]], sample: int | None) -> Iterator[Any]:
         return rows_by_id(self.core.sessions, query) if sample is None else sampled(self.core.sessions, query, sample)
 
-    def _prove_key(self, found: tuple[File, bool]) -> None:
+    def _prove_key(self, found: tuple[SealedObject, bool]) -> None:
         row, is_retired = found
         if is_retired:
             raise KeyUnavailable("retired")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.core.db import db_now, run
 from vault.core.errors import Busy
 from vault.encryption.errors import KeyUnavailable
-from vault.objects.models import File, FileState, RetiredKey
+from vault.objects.models import ObjectState, RetiredKey, SealedObject
 
 LEASE_SECONDS: Final = 15 * 60
 _RENEW_SECONDS: Final = 60.0
@@ -65,8 +65,8 @@ class LeaseKeeper:
             with self._sessions.begin() as session:
                 run(
                     session,
-                    sa.update(File)
-                    .where(File.id == file_id, File.state == FileState.PENDING)
+                    sa.update(SealedObject)
+                    .where(SealedObject.id == file_id, SealedObject.state == ObjectState.PENDING)
                     .values(lease_until=db_now(LEASE_SECONDS)),
                 )
 
@@ -83,7 +83,7 @@ class LeaseKeeper:
 
 def key_is_retired() -> sa.ColumnElement[bool]:
     """Return a column for queries over files: whether the row's key is retired."""
-    return sa.exists().where(RetiredKey.key_ref == File.key_ref).correlate(File)
+    return sa.exists().where(RetiredKey.key_ref == SealedObject.key_ref).correlate(SealedObject)
 
 
 def refuse_retired(session: Session, key_ref: str) -> None:

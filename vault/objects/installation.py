@@ -25,7 +25,7 @@ from vault.audit.service import AuditService
 from vault.core.db import run
 from vault.core.errors import Busy, InstallationMismatch, ObjectNotFound, StorageFull, StorageUnavailable, VaultError
 from vault.core.principal import Principal
-from vault.objects.models import File, Installation
+from vault.objects.models import Installation, SealedObject
 from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectStore
 
 # An upload to a vanished store is refused only after part of its body has been read.
@@ -215,7 +215,7 @@ class InstallationGuard:
 
     def _what_is_there(self, *, but_epoch: bool) -> str | None:
         with self.sessions.begin() as session:
-            if session.scalar(sa.select(sa.exists().where(File.id.is_not(None)))):
+            if session.scalar(sa.select(sa.exists().where(SealedObject.id.is_not(None)))):
                 return f"The database knows files, but the store carries no id. {_IS_IT_MOUNTED}"
             if not but_epoch and session.scalar(sa.select(Installation.epoch)):
                 return f"The store carries no id any more. {_IS_IT_MOUNTED} If it is new: `flask files adopt`."

@@ -13,7 +13,7 @@ from vault.audit.service import AuditService
 from vault.core.errors import AuditUnavailable, IntegrityFailed, NotFound
 from vault.core.principal import Principal
 from vault.encryption.errors import KeyUnwrapFailed
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.objects.reading import StoredFile
 from vault.observe.metrics import INTEGRITY_FAILURES
 
@@ -54,5 +54,5 @@ class Integrity:
 
 def _is_current(session: Session, file: StoredFile) -> bool:
     """Return whether the row still has the object that was read."""
-    is_same = (File.id == file.file_id, File.object_id == file.object_id, File.state == FileState.READY)
-    return bool(session.scalar(sa.select(sa.exists().where(*is_same))))
+    has_it = (SealedObject.id == file.row_id, SealedObject.object_id == file.object_id)
+    return bool(session.scalar(sa.select(sa.exists().where(*has_it, SealedObject.state == ObjectState.READY))))

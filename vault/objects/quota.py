@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from vault.core.db import count_changed, db_now, run
 from vault.core.errors import NotFound, QuotaExceeded, TooManyFiles, TooManyUploads
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.objects.models import StorageAccount as Account
 
 # For queries of an account, with parameters `owner` and `default_quota`
@@ -19,13 +19,29 @@ _QUOTA: Final = sa.func.coalesce(Account.quota_bytes, sa.bindparam("default_quot
 
 
 def _count_of(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    """Return a count of the owner's matching rows; for ready rows an index suffices."""
-    return sa.select(sa.func.count()).select_from(File).where(File.owner_id == _OWNER, *where).scalar_subquery()
+    """Return a count of the owner's matching rows."""
+    return (
+        sa.select(sa.func.count())
+        .select_from(SealedObject)
+        .where(SealedObject.owner_id == _OWNER, *where)
+        .scalar_subquery()
+    )
 
 
 # The account's own count, or a count of rows if it has none
-_FILES: Final = sa.func.coalesce(Account.object_count, _count_of(File.state == FileState.READY))
-_USAGE: Final = sa.select(Account.used_bytes, Account.reserved_bytes, _QUOTA, _FILES).where(Account.owner_id == _OWNER)
+_FILES: Final = sa.func.coalesce(Account.object_count, _count_of(SealedObject.state == ObjectState.READY))
+_VERSIONS_BYTES: Final = (
+    sa.select(sa.cast(sa.func.coalesce(sa.func.sum(SealedObject.size_bytes), 0), sa.BigInteger))
+    .where(
+        SealedObject.owner_id == _OWNER,
+        SealedObject.superseded_at.is_not(None),
+        SealedObject.state == ObjectState.READY,
+    )
+    .scalar_subquery()
+)
+_USAGE: Final = sa.select(Account.used_bytes, Account.reserved_bytes, _QUOTA, _FILES, _VERSIONS_BYTES).where(
+    Account.owner_id == _OWNER
+)
 _FREE_BYTES: Final = sa.select(_QUOTA - Account.used_bytes - Account.reserved_bytes).where(Account.owner_id == _OWNER)
 _WANTED: Final = sa.bindparam("wanted", type_=sa.BigInteger)
 _RESERVED: Final = sa.bindparam("reserved", type_=sa.BigInteger)
@@ -37,7 +53,9 @@ _TAKE_QUOTA: Final = (
     .values(reserved_bytes=Account.reserved_bytes + _WANTED)
 )
 _COUNT_FILES: Final = sa.select(
-    _count_of(File.state == FileState.PENDING, File.lease_until > db_now()), _FILES, Account.object_count.is_not(None)
+    _count_of(SealedObject.state == ObjectState.PENDING, SealedObject.lease_until > db_now()),
+    _FILES,
+    Account.object_count.is_not(None),
 ).where(Account.owner_id == _OWNER)
 _KEEP_COUNT: Final = sa.update(Account).where(Account.owner_id == _OWNER).values(object_count=sa.bindparam("ready"))
 _MOVE_TO_USED: Final = (
@@ -54,12 +72,14 @@ _MOVE_TO_USED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`reserved_bytes` belong to running uploads, which `file_count` leaves out."""
+    """`reserved_bytes` belong to running uploads, which `file_count` leaves out. `versions_bytes` are those of older
+    versions, part of `used_bytes`."""
 
     used_bytes: int
     reserved_bytes: int
     quota_bytes: int
     file_count: int
+    versions_bytes: int
 
 
 def usage_of(session: Session, owner_id: uuid.UUID, *, default_quota_bytes: int) -> Usage:
@@ -98,6 +118,15 @@ def limit_files(session: Session, owner_id: uuid.UUID, *, most_files: int, most_
 def move_to_used(session: Session, owner_id: uuid.UUID, *, reserved: int, size: int) -> bool:
     """Turn reserved bytes into the bytes of one more file; False if they are not reserved any more."""
     return count_changed(session, _MOVE_TO_USED, owner=owner_id, reserved=reserved, size=size) == 1
+
+
+def count_folders(session: Session, owner_id: uuid.UUID, change: int, *, most: int | None = None) -> None:
+    """Count folders that are made or removed, of an owner whose row the caller has locked. Raises TooManyFiles."""
+    counted = sa.update(Account).where(Account.owner_id == owner_id).values(folder_count=Account.folder_count + change)
+    if most is not None:
+        counted = counted.where(Account.folder_count + change <= most)
+    if not count_changed(session, counted) and most is not None:
+        raise TooManyFiles("You have the maximum number of folders. Delete some first.")
 
 
 def open_accounts(session: Session, owner_ids: Collection[uuid.UUID]) -> None:

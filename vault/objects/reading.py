@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, Self
 
@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from vault.core.errors import IntegrityFailed, NotFound, ObjectChanged, ObjectNotFound
 from vault.encryption.cache import DekCache
 from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnavailable
-from vault.encryption.header import HEADER_SIZE, header_of, open_digest, open_keys
+from vault.encryption.header import HEADER_SIZE, SealedFor, header_of, open_digest, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
 from vault.objects.holds import key_is_retired
 from vault.objects.installation import InstallationGuard
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.observe.metrics import SEGMENTS
 from vault.storage import ObjectReader, ObjectStore, object_key
 
@@ -41,8 +41,10 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A copy of a ready row, so that no transaction is open while bytes move."""
+    """A copy of a ready row, so that no transaction is open while bytes move. `file_id` is the file whose version it
+    is."""
 
+    row_id: uuid.UUID
     file_id: uuid.UUID
     owner_id: uuid.UUID
     object_id: uuid.UUID
@@ -54,34 +56,39 @@ class StoredFile:
     sealed_digest: bytes
 
     @classmethod
-    def of(cls, file: File, *, key_is_retired: bool) -> Self:
+    def of(cls, row: SealedObject, *, key_is_retired: bool) -> Self:
         """Copy a row in state ready. The table's constraints guarantee its values."""
-        assert file.size_bytes is not None
-        assert file.object_size_bytes is not None
-        assert file.sealed_digest is not None
-        assert file.encrypted_data_key is not None
+        assert row.size_bytes is not None
+        assert row.object_size_bytes is not None
+        assert row.sealed_digest is not None
+        assert row.encrypted_data_key is not None
         return cls(
-            file.id,
-            file.owner_id,
-            file.object_id,
-            file.size_bytes,
-            file.object_size_bytes,
-            file.header,
-            WrappedKey(file.key_provider, file.key_ref, file.encrypted_data_key),
+            row.id,
+            row.entry_id,
+            row.owner_id,
+            row.object_id,
+            row.size_bytes,
+            row.object_size_bytes,
+            row.header,
+            WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key),
             key_is_retired,
-            file.sealed_digest,
+            row.sealed_digest,
         )
 
+    def as_content_of(self, file_id: uuid.UUID, owner_id: uuid.UUID) -> Self:
+        """Return it as the content of this file of this owner; unlocking it proves that it is."""
+        return replace(self, file_id=file_id, owner_id=owner_id)
 
-def ready_files(*where: sa.ColumnElement[bool]) -> sa.Select[File, bool]:
+
+def ready_objects(*where: sa.ColumnElement[bool]) -> sa.Select[SealedObject, bool]:
     """Return a query of ready rows, each with whether its key is retired: the arguments of `StoredFile.of`."""
-    return sa.select(File, key_is_retired()).where(File.state == FileState.READY, *where)
+    return sa.select(SealedObject, key_is_retired()).where(SealedObject.state == ObjectState.READY, *where)
 
 
-def find_ready(sessions: sessionmaker[Session], file_id: uuid.UUID) -> StoredFile:
-    """Read a file of any owner. Raises NotFound."""
+def find_ready(sessions: sessionmaker[Session], row_id: uuid.UUID) -> StoredFile:
+    """Read a version of any owner's file by its row. Raises NotFound."""
     with sessions.begin() as session:
-        found = session.execute(ready_files(File.id == file_id)).one_or_none()
+        found = session.execute(ready_objects(SealedObject.id == row_id)).one_or_none()
     if found is None:
         raise NotFound
     return StoredFile.of(found[0], key_is_retired=found[1])
@@ -122,11 +129,14 @@ class FileReader:
         keys = open_keys(self._unwrap(file, within_seconds), header)
         try:
             digest = open_digest(
-                keys, file.sealed_digest, object_id=file.object_id, file_id=file.file_id, owner_id=file.owner_id
+                keys,
+                file.sealed_digest,
+                SealedFor(file.object_id, file.file_id, file.owner_id),
+                allows_first_form=file.row_id == file.file_id,
             )
         except AuthenticationFailed as exc:
             raise IntegrityFailed("row_digest") from exc
-        return Unlocked(geometry, ContentKey(keys, header), digest)
+        return Unlocked(geometry, ContentKey(keys, header), digest.sha256)
 
     def open(
         self, file: StoredFile, unlocked: Unlocked, part: ByteRange | None = None, *, verify_all_first: bool = False
@@ -220,6 +230,26 @@ class FileReader:
             reader.close()
             raise IntegrityFailed("object_size")
         return reader
+
+
+class Pieces:
+    """Verified pieces as a stream that the sealer reads from, counted on their way."""
+
+    def __init__(self, pieces: Iterator[bytes], progress: Callable[[int], None] = lambda _: None) -> None:
+        self._pieces = pieces
+        self._progress = progress
+        self._rest = memoryview(b"")
+
+    def read(self, length: int, /) -> bytes:
+        """Return at most `length` bytes, and b"" at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._progress(len(piece))
+            self._rest = memoryview(piece)
+        piece, self._rest = bytes(self._rest[:length]), self._rest[length:]
+        return piece
 
 
 def _cut(segments: Iterator[bytes], skip: int, take: int) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError
 from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.objects.rows import BATCH, rows_by_id
 from vault.objects.shredding import TransitionLost, shred
 from vault.observe.metrics import REAPED
@@ -77,12 +77,12 @@ class Reaper:
             return report
         # First, since an action that cannot be audited does not happen.
         self._record(principal, Action.FILES_REAP_STARTED, expired=foreseen.expired, removed=foreseen.removed)
-        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(*_abandoned())):
+        for (file,) in rows_by_id(self.core.sessions, sa.select(SealedObject).where(*_abandoned())):
             if not may_go_on():
                 break
             report.expired += self._expire(file)
             progress(1)
-        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(*_removable())):
+        for (file,) in rows_by_id(self.core.sessions, sa.select(SealedObject).where(*_removable())):
             if not may_go_on():
                 break
             if self._remove(file):
@@ -103,7 +103,7 @@ class Reaper:
     def _foreseen(self) -> ReapReport:
         with self.core.sessions.begin() as session:
             abandoned, removable = (
-                session.scalar(sa.select(sa.func.count()).select_from(File).where(*where)) or 0
+                session.scalar(sa.select(sa.func.count()).select_from(SealedObject).where(*where)) or 0
                 for where in (_abandoned(), _removable())
             )
         return ReapReport(expired=abandoned, removed=abandoned + removable)
@@ -112,14 +112,16 @@ class Reaper:
         """Remove one shredded file's object and row; False if it must stay or could not be removed yet."""
         self.installation.require()
         with self.core.sessions.begin() as session:
-            file = session.scalar(sa.select(File).where(File.id == file_id, *_removable()))
+            file = session.scalar(sa.select(SealedObject).where(SealedObject.id == file_id, *_removable()))
         return file is not None and self._remove(file)
 
     def remove_all_of(self, owner_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Remove a deleted account's objects and rows while `may_go_on` allows; return how many."""
         self.installation.require()
         removed = 0
-        for (file,) in rows_by_id(self.core.sessions, sa.select(File).where(File.owner_id == owner_id, *_removable())):
+        for (file,) in rows_by_id(
+            self.core.sessions, sa.select(SealedObject).where(SealedObject.owner_id == owner_id, *_removable())
+        ):
             if not may_go_on():
                 break
             removed += self._remove(file)
@@ -158,15 +160,19 @@ class Reaper:
         with self.core.sessions.begin() as session:
             self.audit.record(session, principal, action, **counts)
 
-    def _expire(self, file: File) -> bool:
+    def _expire(self, file: SealedObject) -> bool:
         self.installation.require()
         try:
             keeps = self._is_finished(file.object_id)
             with self.core.sessions.begin() as session:
                 # Checks the lease again, since the upload may have renewed it.
-                shred(session, file, File.lease_until <= db_now(), end_lease=True)
+                shred(session, file, SealedObject.lease_until <= db_now(), end_lease=True)
                 if keeps:
-                    kept = sa.update(File).where(File.id == file.id).values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
+                    kept = (
+                        sa.update(SealedObject)
+                        .where(SealedObject.id == file.id)
+                        .values(lease_until=db_now(_KEEP_FINISHED_SECONDS))
+                    )
                     run(session, kept)
         except TransitionLost:
             return False
@@ -185,7 +191,7 @@ class Reaper:
             pass  # an empty object, which a disk that failed may leave; the row must not stay pending for ever
         return True
 
-    def _remove(self, file: File) -> bool:
+    def _remove(self, file: SealedObject) -> bool:
         """Delete the object before the row: a crash in between leaves a row that is found again."""
         self.installation.require()
         try:
@@ -195,7 +201,7 @@ class Reaper:
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)
             return False
         with self.core.sessions.begin() as session:
-            gone = count_changed(session, sa.delete(File).where(File.id == file.id, *_removable()))
+            gone = count_changed(session, sa.delete(SealedObject).where(SealedObject.id == file.id, *_removable()))
         # Otherwise another pass has removed and counted it.
         if gone:
             REAPED.labels("removed").inc()
@@ -203,13 +209,18 @@ class Reaper:
 
     def _unknown(self, object_ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
         with self.core.sessions.begin() as session:
-            known = set(session.scalars(sa.select(File.object_id).where(File.object_id.in_(object_ids))))
+            known = set(
+                session.scalars(sa.select(SealedObject.object_id).where(SealedObject.object_id.in_(object_ids)))
+            )
         return [object_id for object_id in object_ids if object_id not in known]
 
 
 def _abandoned() -> tuple[sa.ColumnElement[bool], ...]:
-    return (File.state == FileState.PENDING, File.lease_until <= db_now())
+    return (SealedObject.state == ObjectState.PENDING, SealedObject.lease_until <= db_now())
 
 
 def _removable() -> tuple[sa.ColumnElement[bool], ...]:
-    return (File.state == FileState.SHREDDED, sa.or_(File.lease_until.is_(None), File.lease_until <= db_now()))
+    return (
+        SealedObject.state == ObjectState.SHREDDED,
+        sa.or_(SealedObject.lease_until.is_(None), SealedObject.lease_until <= db_now()),
+    )

@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from vault.objects.models import File
+from vault.objects.models import SealedObject
 
 BATCH: Final = 200
 
@@ -16,12 +16,12 @@ BATCH: Final = 200
 def batches_by_id(
     sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], *, size: int = BATCH
 ) -> Iterator[Sequence[Any]]:
-    """Yield a query's rows by id, in batches, each row once. The first column is the File or its id. The transaction is
-    closed while the caller works."""
+    """Yield a query's rows by id, in batches, each row once. The first column is the SealedObject or its id. The
+    transaction is closed while the caller works."""
     last = uuid.UUID(int=0)
     while True:
         with sessions.begin() as session:
-            rows = session.execute(query.where(File.id > last).order_by(File.id).limit(size)).all()
+            rows = session.execute(query.where(SealedObject.id > last).order_by(SealedObject.id).limit(size)).all()
         if not rows:
             return
         yield rows
@@ -37,7 +37,10 @@ def rows_by_id(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...
 def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]], count: int) -> Iterator[Any]:
     """Yield about `count` different random rows of a query, or all if there are fewer."""
     with sessions.begin() as session:
-        there = session.scalar(sa.select(sa.func.count()).select_from(query.with_only_columns(File.id).subquery())) or 0
+        there = (
+            session.scalar(sa.select(sa.func.count()).select_from(query.with_only_columns(SealedObject.id).subquery()))
+            or 0
+        )
     if there <= count:
         yield from rows_by_id(sessions, query)
         return
@@ -46,8 +49,8 @@ def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]],
         # Ids are random (UUID 4), so the next id after a random point is a fair draw; after the last, the first.
         point = uuid.UUID(int=random.getrandbits(128))  # nosec B311  # a sample, no secret
         with sessions.begin() as session:
-            first = query.order_by(File.id).limit(1)
-            row = session.execute(first.where(File.id >= point)).first() or session.execute(first).first()
+            first = query.order_by(SealedObject.id).limit(1)
+            row = session.execute(first.where(SealedObject.id >= point)).first() or session.execute(first).first()
         if row is None or len(seen) == count:
             return
         if _id_of(row) not in seen:
@@ -56,4 +59,4 @@ def sampled(sessions: sessionmaker[Session], query: sa.Select[*tuple[Any, ...]],
 
 
 def _id_of(row: Any) -> uuid.UUID:
-    return row[0].id if isinstance(row[0], File) else row[0]
+    return row[0].id if isinstance(row[0], SealedObject) else row[0]

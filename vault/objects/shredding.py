@@ -1,13 +1,14 @@
-"""The transition that ends a file, pending or ready -> shredded, with its quota, in the caller's transaction."""
+"""The transition that ends an object, pending or ready -> shredded, with its quota, in the caller's transaction."""
 
 import uuid
+from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from vault.core.db import count_changed, run
-from vault.objects.models import File, FileState, StorageAccount
+from vault.core.db import count_changed, db_now, run
+from vault.objects.models import Erasure, ObjectState, SealedObject, StorageAccount
 
 _LOCK_ACCOUNT: Final = (
     sa.select(StorageAccount.may_store)
@@ -15,67 +16,97 @@ _LOCK_ACCOUNT: Final = (
     .with_for_update(key_share=True)
 )
 _SHREDDED: Final[dict[str, object]] = {
-    "state": FileState.SHREDDED,
+    "state": ObjectState.SHREDDED,
     "encrypted_data_key": None,
     "sealed_digest": None,
     "reserved_bytes": 0,
 }
+# The commitment is the last part of a header (docs/object-format.md, "Header").
+_ERASURES: Final = ("id", "entry_id", "owner_id", "version_no", "object_id", "commitment", "erased_at")
+_ERASED: Final = sa.select(
+    SealedObject.id,
+    SealedObject.entry_id,
+    SealedObject.owner_id,
+    SealedObject.version_no,
+    SealedObject.object_id,
+    sa.func.substr(SealedObject.header, 65, 32),
+    db_now(),
+).where(SealedObject.state == ObjectState.READY)
 
 
 class TransitionLost(Exception):
     """Another transaction changed the row first. Raised inside the transaction to undo its quota change."""
 
 
-def shred(session: Session, file: File, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Shredded:
+    """A row that was shredded, and its object, whose key caches may hold."""
+
+    row_id: uuid.UUID
+    object_id: uuid.UUID
+
+
+def shred(session: Session, row: SealedObject, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
     """Make the object unreadable for ever and return its bytes to the owner's quota. end_lease is True if no upload can
-    be writing the object. Raises TransitionLost unless the row is still as in `file` and matches the conditions."""
-    lock_account(session, file.owner_id)
-    as_read = (File.id == file.id, File.state == file.state, File.reserved_bytes == file.reserved_bytes)
+    be writing the object. Raises TransitionLost unless the row is still as in `row` and matches the conditions."""
+    lock_account(session, row.owner_id)
+    was_ready = row.state == ObjectState.READY
+    if was_ready:
+        _record(session, SealedObject.id == row.id)
+    as_read = (
+        SealedObject.id == row.id,
+        SealedObject.state == row.state,
+        SealedObject.reserved_bytes == row.reserved_bytes,
+    )
     values = _SHREDDED | {"lease_until": None} if end_lease else _SHREDDED
-    if count_changed(session, sa.update(File).where(*as_read, *where).values(values)) != 1:
+    if count_changed(session, sa.update(SealedObject).where(*as_read, *where).values(values)) != 1:
         raise TransitionLost
-    was_ready = file.state == FileState.READY
-    run(
-        session,
-        sa.update(StorageAccount)
-        .where(StorageAccount.owner_id == file.owner_id)
-        .values(
-            used_bytes=StorageAccount.used_bytes - (file.size_bytes or 0 if was_ready else 0),
-            object_count=StorageAccount.object_count - (1 if was_ready else 0),
-            reserved_bytes=StorageAccount.reserved_bytes - file.reserved_bytes,
-        ),
-    )
+    ready_bytes = row.size_bytes or 0 if was_ready else 0
+    _give_back(session, row.owner_id, int(was_ready), ready_bytes, reserved_bytes=row.reserved_bytes)
 
 
-def shred_some_of(session: Session, owner_id: uuid.UUID, limit: int) -> int:
-    """Shred the oldest ready files of an owner, up to `limit`; return how many. Neighbours in time share pages, so a
-    batch writes few."""
+def shred_versions(session: Session, owner_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> list[Shredded]:
+    """Shred an owner's ready objects that match, in the order in which a rewrap locks rows."""
     lock_account(session, owner_id)
-    oldest = (
-        sa.select(File.id)
-        .where(File.owner_id == owner_id, File.state == FileState.READY)
-        .order_by(File.created_at, File.id)
-        .limit(limit)
+    chosen = (SealedObject.owner_id == owner_id, SealedObject.state == ObjectState.READY, *where)
+    columns = sa.select(SealedObject.id, SealedObject.object_id, SealedObject.size_bytes).where(*chosen)
+    rows = session.execute(columns.order_by(SealedObject.id).with_for_update(key_share=True)).all()
+    if rows:
+        # With the account locked, no other row becomes ready.
+        _record(session, *chosen)
+        run(session, sa.update(SealedObject).where(*chosen).values(_SHREDDED))
+        _give_back(session, owner_id, len(rows), sum(row.size_bytes for row in rows))
+    return [Shredded(row.id, row.object_id) for row in rows]
+
+
+def shred_all_of(session: Session, owner_id: uuid.UUID) -> None:
+    """Shred every object of an owner whose account is about to be closed. Leases stay."""
+    lock_account(session, owner_id)
+    of_owner = (SealedObject.owner_id == owner_id, SealedObject.state != ObjectState.SHREDDED)
+    # The order in which a rewrap locks rows of many owners.
+    session.execute(
+        sa.select(SealedObject.id).where(*of_owner).order_by(SealedObject.id).with_for_update(key_share=True)
     )
-    count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(File.size_bytes), 0)).where(File.id.in_(oldest))
-    files, size_bytes = session.execute(count).one()
-    run(session, sa.update(File).where(File.id.in_(oldest)).values(_SHREDDED))
+    _record(session, SealedObject.owner_id == owner_id)
+    run(session, sa.update(SealedObject).where(*of_owner).values(_SHREDDED))
+
+
+def _record(session: Session, *where: sa.ColumnElement[bool]) -> None:
+    """Write the erasure of each matching ready object, before its row changes."""
+    run(session, sa.insert(Erasure).from_select(_ERASURES, _ERASED.where(*where)))
+
+
+def _give_back(session: Session, owner_id: uuid.UUID, objects: int, used: int, *, reserved_bytes: int = 0) -> None:
     run(
         session,
         sa.update(StorageAccount)
         .where(StorageAccount.owner_id == owner_id)
-        .values(used_bytes=StorageAccount.used_bytes - size_bytes, object_count=StorageAccount.object_count - files),
+        .values(
+            used_bytes=StorageAccount.used_bytes - used,
+            object_count=StorageAccount.object_count - objects,
+            reserved_bytes=StorageAccount.reserved_bytes - reserved_bytes,
+        ),
     )
-    return int(files)
-
-
-def shred_all_of(session: Session, owner_id: uuid.UUID) -> int:
-    """Shred every file of an owner whose account is about to be closed; return how many. Leases stay."""
-    lock_account(session, owner_id)
-    of_owner = (File.owner_id == owner_id, File.state != FileState.SHREDDED)
-    # The order in which a rewrap locks rows of many owners.
-    session.execute(sa.select(File.id).where(*of_owner).order_by(File.id).with_for_update(key_share=True))
-    return count_changed(session, sa.update(File).where(*of_owner).values(_SHREDDED))
 
 
 def lock_account(session: Session, owner_id: uuid.UUID) -> bool:

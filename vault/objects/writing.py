@@ -6,9 +6,11 @@ publication on.
 
 import hashlib
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from time import monotonic, sleep
 from typing import Final
@@ -21,19 +23,19 @@ from sqlalchemy.orm import Session
 from vault.core.db import count_changed, db_now, one_read, run
 from vault.core.errors import Busy, DatabaseUnavailable, InstallationMismatch, QuotaExceeded, StorageError, TooLarge
 from vault.core.parts import Core
-from vault.encryption.header import Suite, create_keys, seal_digest
+from vault.encryption.header import SealedFor, Suite, create_keys, seal_digest
 from vault.encryption.keyring import KeyRing
 from vault.encryption.segments import ContentKey, Geometry, Read, Sealer
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper, refuse_retired
 from vault.objects.installation import InstallationGuard
-from vault.objects.models import File, FileState
+from vault.objects.models import ObjectState, SealedObject
 from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
 from vault.objects.shredding import TransitionLost, lock_account, shred
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
 from vault.storage import DiskReserve, ObjectStore, object_key
 
-# The owner of a copy: it takes no quota, and no list shows it.
+# The owner of a reencrypted copy: it takes no quota.
 NO_OWNER: Final = uuid.UUID(int=0)
 # A body of unknown length reserves quota in steps of this size.
 _GROW_BYTES: Final = 16 * 1024**2
@@ -44,11 +46,17 @@ _MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
 _AWAY_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 0.2
 
-_RESERVE: Final = sa.insert(File).values(state=FileState.PENDING, lease_until=db_now(LEASE_SECONDS), version=1)
+_RESERVE: Final = sa.insert(SealedObject).values(
+    state=ObjectState.PENDING, lease_until=db_now(LEASE_SECONDS), version_no=0
+)
 _PUBLISH: Final = (
-    sa.update(File)
-    .where(File.id == sa.bindparam("file"), File.state == FileState.PENDING, File.lease_until > db_now())
-    .values(state=FileState.READY, reserved_bytes=0, lease_until=None)
+    sa.update(SealedObject)
+    .where(
+        SealedObject.id == sa.bindparam("file"),
+        SealedObject.state == ObjectState.PENDING,
+        SealedObject.lease_until > db_now(),
+    )
+    .values(state=ObjectState.READY, reserved_bytes=0, lease_until=None)
 )
 
 log = structlog.get_logger(__name__)
@@ -69,11 +77,12 @@ class NewObjects:
     remove_later: Callable[[uuid.UUID], None]
 
     def reserve(
-        self, owner_id: uuid.UUID, bounds: tuple[int, int] | None, *, name: str, name_folded: str, content_type: str
+        self, owner_id: uuid.UUID, bounds: tuple[int, int] | None, content_type: str, modified_at: datetime | None
     ) -> "NewObject":
         """Make the key, then in one transaction take the quota and write the pending row with its complete header.
 
-        `bounds` are the least and the most bytes of plaintext; None if they are unknown. Raises TooLarge,
+        `bounds` are the least and the most bytes of plaintext; None if they are unknown. `modified_at` is the client's
+        time of the content; None stands for now. Raises TooLarge,
         QuotaExceeded, TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the
         database.
         """
@@ -86,7 +95,7 @@ class NewObjects:
             # The account's row is locked by now, so two reservations cannot both be the last that fits.
             most_files, most_running = limits.max_files_per_user, limits.max_uploads_per_user
             limit_files(session, owner_id, most_files=most_files, most_running=most_running)
-            new.add_row(session, name=name, name_folded=name_folded, content_type=content_type, reserved_bytes=least)
+            new.add_row(session, content_type, modified_at or new.created_at, reserved_bytes=least)
         return new
 
     def reserve_copy(self, suite: Suite, size_bytes: int) -> "NewObject":
@@ -94,7 +103,7 @@ class NewObjects:
         self.installation.require()
         new = NewObject(self, NO_OWNER, suite, reserved_bytes=size_bytes, at_most_bytes=size_bytes)
         with self.core.sessions.begin() as session:
-            new.add_row(session, name="", name_folded="", content_type="", reserved_bytes=0)
+            new.add_row(session, "", new.created_at, reserved_bytes=0)
         return new
 
     def _refuse_early(self, owner_id: uuid.UUID, least: int) -> None:
@@ -126,30 +135,33 @@ class NewObject:
         self.header, self._keys = create_keys(dek, suite, self.object_id)
         self.row_id = uuid.uuid4()
         self.owner_id = owner_id
-        self.created_at = self.updated_at = parts.core.clock()
+        self.created_at = parts.core.clock()
         self.size_bytes = 0
         self._reserved_bytes = reserved_bytes
         self._at_most_bytes = at_most_bytes
-        self._hash = hashlib.sha256()
+        self._hash, self._crc32 = hashlib.sha256(), 0
         self._is_stored = False
 
-    def add_row(self, session: Session, **columns: str | int) -> None:
+    def add_row(self, session: Session, content_type: str, modified_at: datetime, *, reserved_bytes: int) -> None:
         """Write the pending row with its complete header. Raises KeyUnavailable if the key was retired meanwhile."""
         refuse_retired(session, self.wrapped.key_ref)
         run(
             session,
             _RESERVE,
             id=self.row_id,
+            # Which file this becomes a version of is decided when it is published.
+            entry_id=self.row_id,
             owner_id=self.owner_id,
-            **columns,
+            content_type=content_type,
+            reserved_bytes=reserved_bytes,
             object_id=self.object_id,
             header=self.header.to_bytes(),
             encrypted_data_key=self.wrapped.blob,
             key_provider=self.wrapped.provider,
             key_ref=self.wrapped.key_ref,
             wrapped_at=self.created_at,
+            modified_at=modified_at,
             created_at=self.created_at,
-            updated_at=self.created_at,
         )
 
     @contextmanager
@@ -192,16 +204,18 @@ class NewObject:
 
     @contextmanager
     def publish(self) -> Iterator[Session]:
-        """Complete the object and make its row ready, in one transaction with the block's statements.
+        """Complete the object, and yield the transaction that publishes it: the block calls `become` in it.
 
-        Raises TransitionLost if the row or its lease has ended, and DatabaseUnavailable if the outcome is unknown: the
-        file may have been stored.
+        The account's row is locked, and the object counts in it. Raises TransitionLost if the row or its lease has
+        ended, and DatabaseUnavailable if the outcome is unknown: the file may have been stored.
         """
         self.complete()
         is_done = False
         try:
             with self._sessions.begin() as session:
-                self._move_to_ready(session)
+                # The account's row first, as in `lock_account`.
+                if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
+                    raise TransitionLost
                 yield session
                 is_done = True
         except DBAPIError:
@@ -209,13 +223,28 @@ class NewObject:
             if not is_done or not self._is_ready():
                 raise
 
+    def become(self, session: Session, entry_id: uuid.UUID, version_no: int) -> None:
+        """Make the row ready, as this version of this file. Raises TransitionLost if the row or its lease has ended."""
+        published = count_changed(
+            session,
+            _PUBLISH,
+            file=self.row_id,
+            entry_id=entry_id,
+            version_no=version_no,
+            size_bytes=self.size_bytes,
+            object_size_bytes=self.geometry(self.size_bytes).object_size,
+            sealed_digest=self.sealed_digest(entry_id, self.owner_id),
+        )
+        if published != 1:
+            raise TransitionLost
+
     def sha256(self) -> bytes:
         """Return the SHA-256 of the plaintext so far."""
         return self._hash.digest()
 
-    def sealed_digest(self, *, file_id: uuid.UUID, owner_id: uuid.UUID) -> bytes:
-        """Return the digest of the plaintext, sealed for this file's row."""
-        return seal_digest(self._keys, self.sha256(), object_id=self.object_id, file_id=file_id, owner_id=owner_id)
+    def sealed_digest(self, entry_id: uuid.UUID, owner_id: uuid.UUID) -> bytes:
+        """Return the digests of the plaintext, sealed as this object's of this file."""
+        return seal_digest(self._keys, self.sha256(), self._crc32, SealedFor(self.object_id, entry_id, owner_id))
 
     def geometry(self, size_bytes: int) -> Geometry:
         """Return the offsets of segments for this many bytes of plaintext."""
@@ -225,6 +254,7 @@ class NewObject:
         """Count, limit and hash plaintext on its way to the sealer."""
         piece = read(length)
         self._hash.update(piece)
+        self._crc32 = zlib.crc32(piece, self._crc32)
         self.size_bytes += len(piece)
         if self.size_bytes > self._at_most_bytes:
             raise TooLarge
@@ -253,30 +283,13 @@ class NewObject:
             take_quota(session, self.owner_id, more, default_quota_bytes=self._parts.limits.default_quota_bytes)
             grown = count_changed(
                 session,
-                sa.update(File)
-                .where(File.id == self.row_id, File.state == FileState.PENDING)
-                .values(reserved_bytes=File.reserved_bytes + more),
+                sa.update(SealedObject)
+                .where(SealedObject.id == self.row_id, SealedObject.state == ObjectState.PENDING)
+                .values(reserved_bytes=SealedObject.reserved_bytes + more),
             )
             if grown != 1:
                 raise TransitionLost
         self._reserved_bytes += more
-
-    def _move_to_ready(self, session: Session) -> None:
-        self.updated_at = self._parts.core.clock()
-        # The account's row first, as in `lock_account`.
-        if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
-            raise TransitionLost
-        published = count_changed(
-            session,
-            _PUBLISH,
-            file=self.row_id,
-            size_bytes=self.size_bytes,
-            object_size_bytes=self.geometry(self.size_bytes).object_size,
-            sealed_digest=self.sealed_digest(file_id=self.row_id, owner_id=self.owner_id),
-            updated_at=self.updated_at,
-        )
-        if published != 1:
-            raise TransitionLost
 
     def _is_ready(self) -> bool:
         """After a commit of unknown outcome, end the row if it is pending, and return whether it is ready."""
@@ -284,7 +297,7 @@ class NewObject:
         while True:
             try:
                 self._shred_own()
-                return self._exists(File.id == self.row_id, File.state == FileState.READY)
+                return self._exists(SealedObject.id == self.row_id, SealedObject.state == ObjectState.READY)
             except SQLAlchemyError as exc:
                 if monotonic() >= deadline:
                     raise DatabaseUnavailable(
@@ -314,8 +327,8 @@ class NewObject:
     def _shred_own(self) -> bool:
         try:
             with self._sessions.begin() as session:
-                row = session.get(File, self.row_id)
-                if row is None or row.state != FileState.PENDING:
+                row = session.get(SealedObject, self.row_id)
+                if row is None or row.state != ObjectState.PENDING:
                     return False
                 shred(session, row, end_lease=True)
         except TransitionLost:
@@ -324,8 +337,8 @@ class NewObject:
 
     def _is_in_use(self) -> bool:
         """Return whether this row is ready, or another row has the object (reencryption exchanges objects)."""
-        is_used = sa.or_(File.state == FileState.READY, File.id != self.row_id)
-        return self._exists(File.object_id == self.object_id, is_used)
+        is_used = sa.or_(SealedObject.state == ObjectState.READY, SealedObject.id != self.row_id)
+        return self._exists(SealedObject.object_id == self.object_id, is_used)
 
     def _exists(self, *where: sa.ColumnElement[bool]) -> bool:
         with self._sessions.begin() as session:

@@ -312,7 +312,28 @@ class Files:
         "MAX_UPLOADS_PER_USER", "Uploads of one person that may run concurrently.", default=16, within=(1, 10_000)
     )
     max_files_per_user: int = number(
-        "MAX_FILES_PER_USER", "Files that a person may have.", default=100_000, within=(1, 1_000_000_000)
+        "MAX_FILES_PER_USER",
+        "Contents that a person may have: those of files, of their older versions and of the trash; and folders.",
+        default=100_000,
+        within=(1, 1_000_000_000),
+    )
+    versions_kept: int = number(
+        "VERSIONS_KEPT",
+        "Older versions of a file that stay in any case, the newest first.",
+        default=10,
+        within=(0, 10_000),
+    )
+    versions_days: int = number(
+        "VERSIONS_DAYS",
+        "Days for which the version that was current at the end of the day (UTC) stays too.",
+        default=30,
+        within=(0, 36_500),
+    )
+    trash_days: int = number(
+        "TRASH_DAYS",
+        "Days after which the trash deletes for ever; 0 keeps everything.",
+        default=30,
+        within=(0, 36_500),
     )
 
 

@@ -13,7 +13,8 @@ from celery.beat import Scheduler, Service
 from vault.background import broker
 from vault.background.broker import TASK_REAP_FILES, TASK_REQUEUE_MAIL, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
 
-ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SWEEP_ACCOUNTS, TASK_SETTLE_AUDIT, broker.TASK_ENFORCE_RETENTION}
+HOURLY = {TASK_SWEEP_ACCOUNTS, broker.TASK_ENFORCE_RETENTION, broker.TASK_EXPIRE_TRASH, broker.TASK_TRIM_VERSIONS}
+ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SETTLE_AUDIT, broker.TASK_WORK_ON_TREE, *HOURLY}
 
 
 @dataclass
@@ -70,7 +71,8 @@ def test_everything_is_sent_soon_after_a_start_and_then_at_its_interval(beat: Be
     assert 355 <= sent[TASK_REQUEUE_MAIL] <= 361
     assert 59 <= sent[TASK_SETTLE_AUDIT] <= 61
     assert 11 <= sent[TASK_REAP_FILES] <= 13
-    assert sent[TASK_SWEEP_ACCOUNTS] == sent[broker.TASK_ENFORCE_RETENTION] == 1
+    assert 59 <= sent[broker.TASK_WORK_ON_TREE] <= 61
+    assert {task: sent[task] for task in HOURLY} == dict.fromkeys(HOURLY, 1)
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["goes on", "is started again"])

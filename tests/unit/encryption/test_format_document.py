@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,23 @@ from testing import oracle
 from testing.sealing import SALT, content_key_of, each_suite, plaintext_of, sealed_object
 from vault.core.aws_access import AwsAccess
 from vault.encryption.eax import Eax
-from vault.encryption.header import HEADER_SIZE, LG_RANGE, FileKeys, Header, Suite, open_digest, open_keys, seal_digest
+from vault.encryption.errors import AuthenticationFailed
+from vault.encryption.header import (
+    HEADER_SIZE,
+    LG_RANGE,
+    ContentDigest,
+    FileKeys,
+    Header,
+    SealedFor,
+    Suite,
+    open_digest,
+    open_keys,
+    seal_digest,
+)
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
 from vault.encryption.segments import MAX_SEGMENTS, ContentKey, Covering, Geometry, open_stream, plaintext_size
-from vault.objects.models import File
+from vault.objects.models import SealedObject
 from vault.storage import object_key
 
 ROOT: Final = Path(__file__).parents[3]
@@ -71,20 +84,22 @@ INPUTS: Final = facts("Known answers", "input", "value")
 DERIVED: Final = table("Known answers", "suite", "value", "hex")
 OBJECTS: Final = table("Known answers", "suite", "N", "L", "SHA-256 of the object")
 FINAL_SEGMENTS: Final = facts("Known answers", "suite", "segment")
-DIGESTS: Final = facts("Known answers", "suite", "sealed_digest")
+DIGESTS: Final = table("Known answers", "suite", "form", "sealed_digest")
 WRAPPED: Final = facts("Known answers", "column", "value")
 EAX: Final = {name: bytes.fromhex(value) for name, value in facts("Known answers", "name", "hex").items()}
 
 DEK: Final = bytes.fromhex(INPUTS["DEK"])
 OBJECT_ID: Final = uuid.UUID(INPUTS["object_id"])
 DIGEST_5: Final = bytes.fromhex(re.findall(r"whose SHA-256 is\s+`([0-9a-f]{64})`", DOCUMENT)[0])
-DIGEST_NONCE: Final = bytes.fromhex(re.findall(r"with nonce ([0-9a-f]{2}), 16 times", DOCUMENT)[0]) * 16
-FILE_ID, OWNER_ID = (
+CRC_5: Final = int(re.findall(r"whose CRC-32 is\s+`([0-9a-f]{8})`", DOCUMENT)[0], 16)
+DIGEST_NONCE: Final = bytes.fromhex(re.findall(r"with nonce ([0-9a-f]{2}), 16\s+times", DOCUMENT)[0]) * 16
+ROW_ID, ENTRY_ID, OWNER_ID = (
     uuid.UUID(re.findall(rf"\b{name}\s+`([0-9a-f-]{{36}})`", section("Known answers"))[0])
-    for name in ("id", "owner_id")
+    for name in ("id", "entry_id", "owner_id")
 )
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['suite']}-{case['N']}-{case['read']}")
+each_digest = pytest.mark.parametrize("case", DIGESTS, ids=lambda case: f"{case['suite']}-{case['form']}")
 each_object = pytest.mark.parametrize("case", OBJECTS, ids=lambda case: f"{case['suite']}-{case['N']}")
 
 
@@ -113,12 +128,19 @@ def document_object(suite: Suite, size: int) -> bytes:
     return sealed_object(key_of(suite), plaintext_of(size))
 
 
-def row_of(suite: Suite) -> oracle.OracleRow:
-    """The row of the document's file with N = 5, by the document's values alone."""
+def entry_of(digest: Row) -> uuid.UUID:
+    """The file of the row that has this sealed digest."""
+    return ROW_ID if digest["form"] == "first" else ENTRY_ID
+
+
+def row_of(digest: Row) -> oracle.OracleRow:
+    """The row of the document's file with N = 5 and this sealed digest, by the document's values alone."""
+    suite = suite_of(digest)
     lengths = {case["suite"]: number(case["L"]) for case in OBJECTS if case["N"] == "5"}
     derived = {row["value"]: bytes.fromhex(row["hex"]) for row in DERIVED if suite_of(row) is suite}
     return oracle.OracleRow(
-        id=FILE_ID,
+        id=ROW_ID,
+        entry_id=entry_of(digest),
         owner_id=OWNER_ID,
         object_id=OBJECT_ID,
         header=derived["header[0:32]"] + SALT + derived["commitment"],
@@ -127,7 +149,7 @@ def row_of(suite: Suite) -> oracle.OracleRow:
         key_ref=WRAPPED["key_ref"],
         size_bytes=5,
         object_size_bytes=lengths[code_of(suite)],
-        sealed_digest=bytes.fromhex(DIGESTS[code_of(suite)]),
+        sealed_digest=bytes.fromhex(digest["sealed_digest"]),
     )
 
 
@@ -186,7 +208,7 @@ class TestLayout:
         columns = facts("Row", "column", "content")
 
         assert set(columns) == set(oracle.OracleRow.__dataclass_fields__)
-        assert set(columns) <= set(File.__table__.columns.keys())
+        assert set(columns) <= set(SealedObject.__table__.columns.keys())
 
     def test_has_every_section_that_the_code_refers_to(self) -> None:
         code = [path.read_text() for folder in ("vault", "testing", "tests") for path in (ROOT / folder).rglob("*.py")]
@@ -296,18 +318,37 @@ class TestKnownAnswers:
         assert stored[HEADER_SIZE:].hex() == FINAL_SEGMENTS[code_of(suite)]
         assert plaintext_of(5).hex() in section("Known answers")
 
+    @each_digest
+    def test_sealed_digest_is_opened_by_both(self, case: Row) -> None:
+        keys, documented = keys_of(suite_of(case)), bytes.fromhex(case["sealed_digest"])
+        digests = DIGEST_5 if case["form"] == "first" else DIGEST_5 + CRC_5.to_bytes(4, "big")
+
+        ours = open_digest(keys, documented, SealedFor(OBJECT_ID, entry_of(case), OWNER_ID), allows_first_form=True)
+        theirs = oracle.open_digest(documented, keys.metadata, (OBJECT_ID, entry_of(case), OWNER_ID))
+
+        assert oracle.digests_of(plaintext_of(5)) == DIGEST_5 + CRC_5.to_bytes(4, "big")
+        assert ours == ContentDigest(DIGEST_5, CRC_5 if case["form"] == "second" else None)
+        assert theirs == digests
+
     @each_suite
-    def test_sealed_digest_is_what_the_vault_seals_and_both_open(self, suite: Suite) -> None:
-        keys, documented = keys_of(suite), bytes.fromhex(DIGESTS[code_of(suite)])
+    def test_sealed_digest_of_the_second_form_is_what_the_vault_seals(self, suite: Suite) -> None:
+        bound_to = SealedFor(OBJECT_ID, ENTRY_ID, OWNER_ID)
 
-        sealed = seal_digest(
-            keys, DIGEST_5, object_id=OBJECT_ID, file_id=FILE_ID, owner_id=OWNER_ID, nonce=DIGEST_NONCE
-        )
+        sealed = seal_digest(keys_of(suite), DIGEST_5, CRC_5, bound_to, nonce=DIGEST_NONCE)
 
-        assert hashlib.sha256(plaintext_of(5)).digest() == DIGEST_5
-        assert sealed == documented
-        assert open_digest(keys, documented, object_id=OBJECT_ID, file_id=FILE_ID, owner_id=OWNER_ID) == DIGEST_5
-        assert oracle.open_digest(documented, keys.metadata, (OBJECT_ID, FILE_ID, OWNER_ID)) == DIGEST_5
+        documented = {case["form"]: case["sealed_digest"] for case in DIGESTS if suite_of(case) is suite}
+        assert documented.keys() == {"first", "second"}
+        assert sealed.hex() == documented["second"]
+
+    @each_suite
+    def test_sealed_digest_of_the_first_form_is_refused_where_the_row_is_not_the_file(self, suite: Suite) -> None:
+        (case,) = (case for case in DIGESTS if suite_of(case) is suite and case["form"] == "first")
+        stored, documented = document_object(suite, 5), bytes.fromhex(case["sealed_digest"])
+
+        with pytest.raises(AuthenticationFailed):
+            open_digest(keys_of(suite), documented, SealedFor(OBJECT_ID, ROW_ID, OWNER_ID), allows_first_form=False)
+        with pytest.raises(ValueError, match="first form"):
+            oracle.read_file(replace(row_of(case), entry_id=ENTRY_ID), stored, [WRAPPED["MASTER_KEY"]])
 
     def test_wrapped_data_key_is_unwrapped_by_both(self) -> None:
         master, key_ref, blob = (WRAPPED[name] for name in ("MASTER_KEY", "key_ref", "encrypted_data_key"))
@@ -319,9 +360,9 @@ class TestKnownAnswers:
         assert ours == theirs == DEK
         assert ring.primary.current_ref() == key_ref
 
-    @each_suite
-    def test_the_documents_row_opens_the_documents_object(self, suite: Suite) -> None:
-        stored, row = document_object(suite, 5), row_of(suite)
+    @each_digest
+    def test_the_documents_row_opens_the_documents_object(self, case: Row) -> None:
+        stored, row = document_object(suite_of(case), 5), row_of(case)
 
         assert oracle.read_file(row, stored, [WRAPPED["MASTER_KEY"]]) == plaintext_of(5)
 

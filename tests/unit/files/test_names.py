@@ -22,7 +22,7 @@ LENGTH = {"name": ["Must have 1 to 255 characters."]}
 @pytest.mark.parametrize(
     "name",
     [
-        *("notes.txt", " spaces around ", "..", ".hidden", "C:\\Users\\anna", 'quoted "name".txt'),
+        *("notes.txt", " spaces around ", "...", ".hidden", "C:\\Users\\anna", 'quoted "name".txt'),
         *("semi;colon%41.txt", "отчёт за март.pdf", "报告.docx", "🐘🌋.png", "שלום\u202egpj.exe"),
         *("zero\u200bwidth", "line\u2028separator", "ﬁle①．txt"),
         *("x" * MAX_LENGTH, "🐘" * MAX_LENGTH),
@@ -42,6 +42,11 @@ def test_names_of_any_script_are_kept(name: str) -> None:
 )
 def test_slashes_controls_and_surrogates_are_refused(name: str) -> None:
     assert refused(name) == CHARACTERS
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_names_that_stand_for_folders_are_refused(name: str) -> None:
+    assert refused(name) == {"name": ["Must not be . or .."]}
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256], ids=["empty", "256"])

@@ -334,7 +334,10 @@ BOUNDS = {
     "PORT": (1, 65535),
     "REFRESH_GRACE_SECONDS": (0, 600),
     "SMTP_PORT": (1, 65535),
+    "TRASH_DAYS": (0, 36_500),
     "UPLOAD_BUFFER_BYTES": (1, 1024**4),
+    "VERSIONS_DAYS": (0, 36_500),
+    "VERSIONS_KEPT": (0, 10_000),
     "WEB_THREADS": (4, 4096),
     "WEB_WORKERS": (1, 1024),
 }

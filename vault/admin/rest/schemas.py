@@ -6,7 +6,7 @@ from marshmallow.validate import Length, OneOf, Range
 from vault.admin.service import MAX_BYTES
 from vault.auth.models import Role
 from vault.core.addresses import MAX_LENGTH as MAX_ADDRESS
-from vault.files.rest.schemas import FileSchema
+from vault.files.rest.schemas import StoredFileSchema
 from vault.http.fields import ByteCount, Flag, Text
 from vault.http.paging import ListQuerySchema, PageSchema
 from vault.keys.usage import KeyState
@@ -55,7 +55,7 @@ class UserChangesSchema(ma.Schema):
     )
 
 
-class AdminFileSchema(FileSchema):
+class AdminFileSchema(StoredFileSchema):
     """Anybody's file, as lists show it."""
 
     owner_id = ma.fields.UUID(required=True)

@@ -18,6 +18,8 @@ from vault.files.names import clean_content_type, clean_name, name_of_part, name
 from vault.http.connections import begin_transfer
 from vault.http.requests import refuse_other_meanings
 
+# A name that is required where none matters
+_UNNAMED: Final = "content"
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _READ_BYTES: Final = 1024 * 1024
 # Until it is known what a form holds; a browser's header of a part has some hundred bytes.
@@ -32,6 +34,8 @@ _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256\s*=([^,;]*)", re.IGNORECASE)
 
 class RawUpload:
     """A file as the whole body."""
+
+    modified_at = None
 
     def __init__(self, request: Request, name: str, content_type: str, expected_sha256: bytes | None) -> None:
         self._body = _Body(request)
@@ -52,6 +56,7 @@ class FormUpload:
     """
 
     declared_bytes = None
+    modified_at = None
 
     def __init__(self, request: Request, boundary: str, expected_sha256: bytes | None) -> None:
         self._body = _Body(request)
@@ -124,6 +129,14 @@ class FormUpload:
             behind += len(chunk)
             if behind > _FRAMING_BYTES:
                 raise MalformedBody
+
+
+def open_replacement(request: Request, *, max_bytes: int) -> RawUpload | FormUpload:
+    """Take the type and stream of a file's next content out of a request; a name in it means nothing.
+
+    Raises as `open_upload`. A request with a range was refused before (RFC 9110, 14.5).
+    """
+    return open_upload(request, _UNNAMED, max_bytes=max_bytes)
 
 
 def open_upload(request: Request, name: str | None, *, max_bytes: int) -> RawUpload | FormUpload:

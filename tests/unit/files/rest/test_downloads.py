@@ -34,7 +34,7 @@ def plain_and_extended(header: str) -> tuple[str, str]:
     return found[1], unquote(found[2])
 
 
-@pytest.mark.parametrize(("name", "fallback"), NAMES)
+@pytest.mark.parametrize(("name", "fallback"), [*NAMES, pytest.param("..", "file", id="parent")])
 def test_a_name_travels_whole_beside_a_plain_one(name: str, fallback: str) -> None:
     header = disposition(name)
 
