@@ -1,10 +1,11 @@
 """What must not grow with the number of files: one upload, and one page of a list, on PostgreSQL.
 
-First the time of an upload of 1 KiB by accounts with few, many and very many files, in turn; each over one connection,
-on a directory. Then pages of 50 for an account with few files and again with very many: each sort in both orders, first
-page and a page 90 % down, and searches that find few, many, nearly all, or none; some matches lie together in one sort,
-so that hundreds of thousands are skipped. PostgreSQL explains each page's query. Last, the bytes of a row in tables and
-indexes. Uses TEST_DATABASE_URL, or PostgreSQL on 127.0.0.1:5432, in its own database.
+First the time of an upload of 1 KiB by accounts with few, many and very many files in one folder, in turn; each over
+one connection, on a directory. Then pages of 50 for an account with few files and again with very many, ten a folder:
+each sort in both orders, first page and a page 90 % down, and searches that find few, many, nearly all, or none; some
+matches lie together in one sort, so that hundreds of thousands are skipped. PostgreSQL explains each page's query. Then
+what is done with folders (bench.trees). Last, the bytes of a row in tables and indexes. Uses TEST_DATABASE_URL, or
+PostgreSQL on 127.0.0.1:5432, in its own database.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from urllib.parse import urlencode
 
 import sqlalchemy as sa
 
+from bench import trees
 from bench.charts import GOAL, OURS, Figure, shades
 from bench.clients import VaultClient
 from bench.measuring import Spread, percentile, progress, table
@@ -26,34 +28,54 @@ from testing.seeding import seed_events
 from testing.stack import Stack
 from vault.auth.models import User
 from vault.files.listing import Listing, Sort
+from vault.files.models import Entry
+from vault.files.tree import find_tops
 from vault.http.cursors import Cursors
-from vault.objects.models import File
 
 _UPLOAD_GOAL: Final = 1.2
 _PAGE_GOAL: Final = 2.0
 _SEARCH_GOAL_MS: Final = 50.0
 _PAGE: Final = 50
+_LISTS: Final = "lists@example.org"
 _EVENTS: Final = 100_000
 # Enough for every row of a list.
 _ALL: Final = 2**31
-# Ready rows for lists, a second apart, written by the server. Names have one of five words, twelve hex digits and an
-# ending, the oldest one word more; one file of each account has a unique name.
-_FILES: Final = """
-INSERT INTO files (id, owner_id, name, name_folded, content_type, state, version, size_bytes, object_size_bytes,
-    reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest, created_at,
-    updated_at)
-SELECT gen_random_uuid(), :owner, upper(left(name, 1)) || substr(name, 2), name,
-    (ARRAY['application/pdf', 'image/jpeg', 'text/plain', 'application/octet-stream'])[1 + n % 4], 'ready', 1,
-    (n * 7919) % 50000000, (n * 7919) % 50000000 + 140, 0, gen_random_uuid(), decode(repeat('00', 96), 'hex'),
-    repeat('x', 140), 'local', 'local:0123456789abcdef', now(), decode(repeat('00', 76), 'hex'),
-    now() - n * interval '1 second', now() - n * interval '1 second'
-FROM (
-    SELECT n, CASE WHEN n = 7 THEN 'quixotic zebra.pdf' ELSE
-        (ARRAY['invoice ', 'photo ', 'report ', 'minutes ', 'scan '])[1 + n % 5] || left(md5(CAST(n AS text)), 12) ||
-        CASE WHEN n > :old THEN ' trip' ELSE '' END || ' (1)' ||
-        (ARRAY['.pdf', '.jpg', '.txt', '.bin'])[1 + n % 4] END AS name
-    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
-) AS made
+# Files for lists with their objects, a second apart, written by the server. Names have one of five words, twelve hex
+# digits and an ending, the oldest one word more; one file of each account has a unique name.
+_FILES: Final = f"""
+WITH made AS MATERIALIZED (
+    SELECT n, name, gen_random_uuid() AS id, now() - n * interval '1 second' AS at, (n * 7919) % 50000000 AS size,
+        (ARRAY['application/pdf', 'image/jpeg', 'text/plain', 'application/octet-stream'])[1 + n % 4] AS type,
+        CASE WHEN :folders = 0 THEN CAST(:root AS uuid) ELSE CAST(md5(:owner || ' ' || ({trees.FOLDER_OF})) AS uuid) END
+            AS parent
+    FROM (
+        SELECT n, CASE WHEN n = 7 THEN 'quixotic zebra.pdf' ELSE
+            (ARRAY['invoice ', 'photo ', 'report ', 'minutes ', 'scan '])[1 + n % 5] ||
+            left(md5(CAST(n AS text)), 12) || CASE WHEN n > :old THEN ' trip' ELSE '' END || ' (1)' ||
+            (ARRAY['.pdf', '.jpg', '.txt', '.bin'])[1 + n % 4] END AS name
+        FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
+    ) AS named
+), stored AS (
+    INSERT INTO objects (id, entry_id, owner_id, version_no, content_type, state, size_bytes, object_size_bytes,
+        reserved_bytes, object_id, header, encrypted_data_key, key_provider, key_ref, wrapped_at, sealed_digest,
+        modified_at, created_at)
+    SELECT id, id, CAST(:owner AS uuid), 1, type, 'ready', size, size + 140, 0, gen_random_uuid(),
+        decode(repeat('00', 96), 'hex'), repeat('x', 140), 'local', 'local:0123456789abcdef', now(),
+        decode(repeat('00', 68), 'hex'), at, at
+    FROM made
+)
+INSERT INTO entries (id, owner_id, parent_id, kind, name, name_folded, content_type, size_bytes, current_id,
+    last_version_no, version, modified_at, created_at, updated_at, hidden)
+SELECT id, CAST(:owner AS uuid), parent, 'file', upper(left(name, 1)) || substr(name, 2), name, type, size, id, 1, 1,
+    at, at, at, false
+FROM made
+"""
+_COUNTED: Final = """
+UPDATE storage_accounts SET
+    used_bytes = (SELECT sum(size_bytes) FROM objects WHERE owner_id = CAST(:owner AS uuid)),
+    object_count = (SELECT count(*) FROM objects WHERE owner_id = CAST(:owner AS uuid)),
+    folder_count = :folders
+WHERE owner_id = CAST(:owner AS uuid)
 """
 # Searches by what they find. A fifth lies together by name, a quarter by type, and the oldest by time.
 _SEARCHES: Final = {
@@ -69,7 +91,7 @@ _SIZES: Final = """
 SELECT c.relname, t.relname, pg_relation_size(c.oid) + CASE WHEN c.relkind = 'r' AND c.reltoastrelid <> 0
     THEN pg_total_relation_size(c.reltoastrelid) ELSE 0 END
 FROM pg_class t LEFT JOIN pg_index i ON i.indrelid = t.oid JOIN pg_class c ON c.oid IN (t.oid, i.indexrelid)
-WHERE t.relname IN ('files', 'audit_events') GROUP BY 1, 2, 3, c.relkind ORDER BY t.relname, 3 DESC
+WHERE t.relname IN ('entries', 'objects', 'audit_events') GROUP BY 1, 2, 3, c.relkind ORDER BY t.relname, 3 DESC
 """
 
 
@@ -81,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], metavar="N", help="of the lists' owner"
     )
     parser.add_argument("--pages", type=int, default=100, metavar="N", help="of each kind")
+    parser.add_argument("--calls", type=int, default=31, metavar="N", help="of each use-case of the tree")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,8 +111,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         stack.start_api()
         uploads = _uploads(stack, arguments.files, arguments.uploads)
         pages = _pages(stack, arguments.rows, arguments.pages)
+        tree = trees.measure(stack, _owner(stack, _LISTS), _SEARCHES, arguments.calls)
         sizes = _sizes(stack)
-    return {"uploads": uploads, "pages": pages, "rows": arguments.rows, "bytes_a_row": sizes}
+    return {"uploads": uploads, "pages": pages, "tree": tree, "rows": arguments.rows, "bytes_a_row": sizes}
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:
@@ -132,29 +156,30 @@ def _without_most_searches(kinds: Sequence[dict[str, Any]]) -> Iterator[dict[str
         yield max((kind for kind in kinds if kind["finds"] == finds), key=lambda kind: kind["p95_ms"][-1])
 
 
-def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int) -> None:
+def _seed(stack: Stack, owner_id: uuid.UUID, first: int, last: int, *, folders: int = 0, made: int = 0) -> None:
+    """Write files of these numbers: into so many folders, of which some are made already, or into the root."""
+    with stack.container.core.sessions.begin() as session:
+        root_id = find_tops(session, owner_id).root_id
+    tree = {"owner": str(owner_id), "root": str(root_id)}
+    if folders:
+        stack.sql(trees.FOLDERS, **tree, first=made + 1, last=folders)
     step = 100_000
     for start in range(first, last + 1, step):
         end = min(start + step - 1, last)
         progress(f"writing files {start:,} to {end:,}")
-        with stack.container.core.engine.begin() as connection:
-            owner = sa.bindparam("owner", owner_id, sa.Uuid)
-            bounds = {"first": start, "last": end, "old": last - last // 50}
-            connection.execute(sa.text(_FILES).bindparams(owner), bounds)
-            connection.execute(
-                sa.text("UPDATE storage_accounts SET"
-                        " used_bytes = (SELECT sum(size_bytes) FROM files WHERE owner_id = :owner),"
-                        " object_count = (SELECT count(*) FROM files WHERE owner_id = :owner)"
-                        " WHERE owner_id = :owner").bindparams(owner)
-            )  # fmt: skip
+        stack.sql(_FILES, **tree, first=start, last=end, old=last - last // 50, folders=folders)
+    stack.sql(_COUNTED, owner=str(owner_id), folders=folders)
     with stack.container.core.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text("VACUUM ANALYZE files"))
+        connection.execute(sa.text("VACUUM ANALYZE objects, entries"))
+
+
+def _owner(stack: Stack, email: str) -> uuid.UUID:
+    with stack.container.core.sessions.begin() as session:
+        return session.scalars(sa.select(User.id).where(User.email_key == email)).one()
 
 
 def _person(stack: Stack, email: str) -> tuple[VaultClient, uuid.UUID]:
-    client = sign_up(stack, email)
-    with stack.container.core.sessions.begin() as session:
-        return client, session.scalars(sa.select(User.id).where(User.email_key == email)).one()
+    return sign_up(stack, email), _owner(stack, email)
 
 
 def _uploads(stack: Stack, counts: Sequence[int], times: int) -> dict[str, Any]:
@@ -214,15 +239,15 @@ def _kinds() -> Iterator[_Kind]:
 
 
 def _pages(stack: Stack, rows: Sequence[int], times: int) -> dict[str, Any]:
-    client, owner_id = _person(stack, "lists@example.org")
+    client, owner_id = _person(stack, _LISTS)
     kinds = list(_kinds())
     found: dict[str, dict[str, list[Any]]] = {kind.name: {"p95": [], "nodes": []} for kind in kinds}
     already = 0
     for count in rows:
-        _seed(stack, owner_id, already + 1, count)
+        _seed(stack, owner_id, already + 1, count, folders=count // 10, made=already // 10)
         already = count
         # Writing rows took a while, and access tokens live for 15 minutes.
-        client = sign_in(stack, "lists@example.org")
+        client = sign_in(stack, _LISTS)
         for number, kind in enumerate(kinds):
             progress(f"{count:,} rows: {kind.name} ({number + 1} of {len(kinds)})")
             after = _deep(stack, owner_id, kind) if kind.is_deep else None
@@ -275,8 +300,9 @@ def _deep(stack: Stack, owner_id: uuid.UUID, kind: _Kind) -> tuple[Any, uuid.UUI
     """Return the sort key at 90 % of the list."""
     with stack.container.core.sessions.begin() as session:
         query = kind.listing.query(owner_id, None, _ALL)
-        count = session.scalar(sa.select(sa.func.count()).select_from(query.order_by(None).subquery()))
-        return kind.listing.key_of(session.scalars(query.offset(int((count or 0) * 0.9)).limit(1)).one())
+        ids = query.order_by(None).with_only_columns(Entry.id, maintain_column_froms=True)
+        count = session.scalar(sa.select(sa.func.count()).select_from(ids.subquery()))
+        return kind.listing.key_of(session.execute(query.offset(int((count or 0) * 0.9)).limit(1)).one())
 
 
 def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid.UUID] | None) -> str:
@@ -285,29 +311,19 @@ def _path(stack: Stack, owner_id: uuid.UUID, kind: _Kind, after: tuple[Any, uuid
     if listing.search is not None:
         query["search"] = listing.search
     if after is not None:
-        scope = f"files {owner_id} {listing.sort} {order} {listing.search or ''}"
+        scope = f"files {owner_id} {listing.within} {listing.sort} {order} {listing.search or ''}"
         query["cursor"] = Cursors(stack.container.settings.site.secret_key).dump(after, scope=scope)
     return f"/api/v1/files?{urlencode(query)}"
 
 
-def _plan(stack: Stack, query: sa.Select[File]) -> list[str]:
+def _plan(stack: Stack, query: sa.Select[Any, Any]) -> list[str]:
     """Return PostgreSQL's steps for a page: scans with their indexes, and sorts."""
     compiled = query.compile(stack.container.core.engine)
     with stack.container.core.engine.connect() as connection:
         ((plan,),) = connection.exec_driver_sql(
             f"EXPLAIN (FORMAT JSON) {compiled}", compiled.construct_params()
         ).scalars()
-    steps = []
-    for node in _nodes(plan["Plan"]):
-        if "Scan" in node["Node Type"] or "Sort" in node["Node Type"]:
-            steps.append(" ".join(filter(None, (node["Node Type"], node.get("Index Name")))))
-    return steps
-
-
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from _nodes(child)
+    return trees.steps_of(trees.nodes_of(plan["Plan"]))
 
 
 def _sizes(stack: Stack) -> list[dict[str, Any]]:
@@ -316,7 +332,8 @@ def _sizes(stack: Stack) -> list[dict[str, Any]]:
     seed_events(stack.container.core.engine, _EVENTS, stack.container.core.clock())
     with stack.container.core.engine.connect() as connection:
         counts = {
-            name: connection.scalar(sa.text(f"SELECT count(*) FROM {name}")) for name in ("files", "audit_events")
+            name: connection.scalar(sa.text(f"SELECT count(*) FROM {name}"))
+            for name in ("entries", "objects", "audit_events")
         }
         found = connection.execute(sa.text(_SIZES)).all()
     sizes = [
