@@ -21,10 +21,10 @@ from vault.core.principal import Principal
 from vault.core.text import clean_search, fold
 from vault.files.facts import EntryInfo, FolderInfo, info_of_folder
 from vault.files.lookup import ENTRIES, entry_info, infos_of, paths_of
-from vault.files.models import Entry, EntryKind
+from vault.files.models import Entry, EntryKind, Work
 from vault.files.names import clean_name
 from vault.files.placing import OnConflict, add_folder, free_name, require_free
-from vault.files.tree import MAX_DEPTH, MAX_PATH_BYTES, find_folder, find_own, find_tops, lock_tree
+from vault.files.tree import MAX_DEPTH, MAX_PATH_BYTES, Path, find_folder, find_own, find_tops, lock_tree, ways_up
 from vault.objects.shredding import lock_account
 
 _MEASURE_SECONDS: Final = 2.0
@@ -137,10 +137,9 @@ class Folders:
         """Return at most `limit` entries of a folder after the key `after`. Raises NotFound, InputRefused."""
         owner_id = principal.account_id
         with one_read(self.core.sessions) as session:
-            folder = self._find(session, owner_id, folder_id)
-            rows = listing.read(session, folder.id, limit + 1, after)
-            paths = paths_of(session, owner_id, (row.Entry for row in rows[:1]))
-        return page(rows, limit, listing.key_of, lambda row: entry_info(row, paths))
+            found_id, path = self._way_to(session, owner_id, folder_id)
+            rows = listing.read(session, found_id, limit + 1, after)
+        return page(rows, limit, listing.key_of, lambda row: entry_info(row, {found_id: path}))
 
     def size(self, principal: Principal, folder_id: uuid.UUID | None) -> FolderSize:
         """Count what is below a folder, level by level, for two seconds at most. Raises NotFound."""
@@ -175,6 +174,18 @@ class Folders:
             if entry_id is None:
                 raise NotFound
             return infos_of(session, owner_id, [entry_id])[0]
+
+    @staticmethod
+    def _way_to(session: Session, owner_id: uuid.UUID, folder_id: uuid.UUID | None) -> tuple[uuid.UUID, Path]:
+        """Return a folder's id and the folders down to it, by one query. Raises as `_find`."""
+        if folder_id is None:
+            return find_tops(session, owner_id).root_id, ()
+        way = ways_up(session, owner_id, [folder_id]).get(folder_id)
+        if way is None or way.steps[0].kind == EntryKind.TRASH or way.steps[0].work == Work.PURGE:
+            raise NotFound
+        if way.steps[0].kind == EntryKind.FILE:
+            raise NotAFolder
+        return folder_id, way.down
 
     @staticmethod
     def _find(session: Session, owner_id: uuid.UUID, folder_id: uuid.UUID | None) -> Entry:
