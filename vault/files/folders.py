@@ -20,11 +20,11 @@ from vault.core.parts import Core
 from vault.core.principal import Principal
 from vault.core.text import clean_search, fold
 from vault.files.facts import EntryInfo, FolderInfo, info_of_folder
-from vault.files.lookup import ENTRIES, entry_info, infos_of, paths_of
+from vault.files.lookup import ENTRIES, entry_info, infos_of
 from vault.files.models import Entry, EntryKind, Work
 from vault.files.names import clean_name
 from vault.files.placing import OnConflict, add_folder, free_name, require_free
-from vault.files.tree import MAX_DEPTH, MAX_PATH_BYTES, Path, find_folder, find_own, find_tops, lock_tree, ways_up
+from vault.files.tree import MAX_DEPTH, MAX_PATH_BYTES, Path, find_folder, find_tops, lock_tree, ways_up
 from vault.objects.shredding import lock_account
 
 _MEASURE_SECONDS: Final = 2.0
@@ -122,8 +122,8 @@ class Folders:
     def get(self, principal: Principal, folder_id: uuid.UUID | None) -> FolderInfo:
         """Return a folder, which may be in the trash, or the root. Raises NotFound."""
         with one_read(self.core.sessions) as session:
-            entry = self._find(session, principal.account_id, folder_id)
-            return info_of_folder(entry, paths_of(session, entry.owner_id, [entry]).get(entry.parent_id, ()))
+            found_id, path = self._find(session, principal.account_id, folder_id)
+            return _info_of(session, found_id, path[:-1])
 
     def content(
         self,
@@ -137,7 +137,7 @@ class Folders:
         """Return at most `limit` entries of a folder after the key `after`. Raises NotFound, InputRefused."""
         owner_id = principal.account_id
         with one_read(self.core.sessions) as session:
-            found_id, path = self._way_to(session, owner_id, folder_id)
+            found_id, path = self._find(session, owner_id, folder_id)
             rows = listing.read(session, found_id, limit + 1, after)
         return page(rows, limit, listing.key_of, lambda row: entry_info(row, {found_id: path}))
 
@@ -146,7 +146,7 @@ class Folders:
         deadline = self.clock() + _MEASURE_SECONDS
         entries = size_bytes = 0
         with one_read(self.core.sessions) as session:
-            waiting = [self._find(session, principal.account_id, folder_id).id]
+            waiting = [self._find(session, principal.account_id, folder_id)[0]]
         while waiting:
             if self.clock() >= deadline:
                 return FolderSize(entries, size_bytes, complete=False)
@@ -168,7 +168,7 @@ class Folders:
         with one_read(self.core.sessions) as session:
             root_id = find_tops(session, owner_id).root_id
             if not names:
-                return info_of_folder(session.get_one(Entry, root_id))
+                return _info_of(session, root_id, ())
             # A file may lie one level below the deepest folder.
             entry_id = session.scalar(_at(root_id, names)) if len(names) <= MAX_DEPTH + 1 else None
             if entry_id is None:
@@ -176,8 +176,9 @@ class Folders:
             return infos_of(session, owner_id, [entry_id])[0]
 
     @staticmethod
-    def _way_to(session: Session, owner_id: uuid.UUID, folder_id: uuid.UUID | None) -> tuple[uuid.UUID, Path]:
-        """Return a folder's id and the folders down to it, by one query. Raises as `_find`."""
+    def _find(session: Session, owner_id: uuid.UUID, folder_id: uuid.UUID | None) -> tuple[uuid.UUID, Path]:
+        """Return a folder's id and the folders down to it, itself included, by one query; it may be in the trash.
+        Raises NotFound, NotAFolder."""
         if folder_id is None:
             return find_tops(session, owner_id).root_id, ()
         way = ways_up(session, owner_id, [folder_id]).get(folder_id)
@@ -187,14 +188,13 @@ class Folders:
             raise NotAFolder
         return folder_id, way.down
 
-    @staticmethod
-    def _find(session: Session, owner_id: uuid.UUID, folder_id: uuid.UUID | None) -> Entry:
-        if folder_id is None:
-            return session.get_one(Entry, find_tops(session, owner_id).root_id)
-        entry = find_own(session, owner_id, folder_id, or_root=True)
-        if entry.kind == EntryKind.FILE:
-            raise NotAFolder
-        return entry
+
+def _info_of(session: Session, folder_id: uuid.UUID, path: Path) -> FolderInfo:
+    entry = session.get(Entry, folder_id)
+    if entry is None:
+        # It was deleted since it was found.
+        raise NotFound
+    return info_of_folder(entry, path)
 
 
 def _names_of(path: str) -> list[str]:
