@@ -24,7 +24,7 @@ from vault.core.principal import Principal
 from vault.objects import writing
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper
 from vault.objects.models import Installation, ObjectState, SealedObject, StorageAccount
-from vault.objects.shredding import shred
+from vault.objects.shredding import shred_pending
 from vault.storage import INSTALLATION_KEY, ObjectStat, object_key
 
 pytestmark = pytest.mark.uncounted
@@ -45,7 +45,7 @@ def pending(vault: Vault) -> SealedObject:
 def shred_elsewhere(vault: Vault, *, end_lease: bool) -> None:
     """What another process does that ends the pending row: the reaper with its lease, a closed account without."""
     with vault.container.core.sessions.begin() as session:
-        shred(session, pending(vault), end_lease=end_lease)
+        shred_pending(session, pending(vault), end_lease=end_lease)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from vault.core.principal import Principal
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import ObjectState, SealedObject
 from vault.objects.rows import BATCH, rows_by_id
-from vault.objects.shredding import TransitionLost, shred
+from vault.objects.shredding import TransitionLost, shred_pending
 from vault.observe.metrics import REAPED
 from vault.storage import OBJECT_KEY, OBJECTS, ObjectStore, object_key
 
@@ -166,7 +166,7 @@ class Reaper:
             keeps = self._is_finished(file.object_id)
             with self.core.sessions.begin() as session:
                 # Checks the lease again, since the upload may have renewed it.
-                shred(session, file, SealedObject.lease_until <= db_now(), end_lease=True)
+                shred_pending(session, file, SealedObject.lease_until <= db_now(), end_lease=True)
                 if keeps:
                     kept = (
                         sa.update(SealedObject)

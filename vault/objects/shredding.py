@@ -46,23 +46,20 @@ class Shredded:
     object_id: uuid.UUID
 
 
-def shred(session: Session, row: SealedObject, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
-    """Make the object unreadable for ever and return its bytes to the owner's quota. end_lease is True if no upload can
-    be writing the object. Raises TransitionLost unless the row is still as in `row` and matches the conditions."""
+def shred_pending(session: Session, row: SealedObject, *where: sa.ColumnElement[bool], end_lease: bool) -> None:
+    """Make a pending object unreadable for ever and return its bytes to the owner's quota. end_lease is True if no
+    upload can be writing the object. Raises TransitionLost unless the row is still as in `row` and matches the
+    conditions."""
     lock_account(session, row.owner_id)
-    was_ready = row.state == ObjectState.READY
-    if was_ready:
-        _record(session, SealedObject.id == row.id)
     as_read = (
         SealedObject.id == row.id,
-        SealedObject.state == row.state,
+        SealedObject.state == ObjectState.PENDING,
         SealedObject.reserved_bytes == row.reserved_bytes,
     )
     values = _SHREDDED | {"lease_until": None} if end_lease else _SHREDDED
     if count_changed(session, sa.update(SealedObject).where(*as_read, *where).values(values)) != 1:
         raise TransitionLost
-    ready_bytes = row.size_bytes or 0 if was_ready else 0
-    _give_back(session, row.owner_id, int(was_ready), ready_bytes, reserved_bytes=row.reserved_bytes)
+    _give_back(session, row.owner_id, reserved_bytes=row.reserved_bytes)
 
 
 def shred_versions(session: Session, owner_id: uuid.UUID, *where: sa.ColumnElement[bool]) -> list[Shredded]:
@@ -75,7 +72,7 @@ def shred_versions(session: Session, owner_id: uuid.UUID, *where: sa.ColumnEleme
         # With the account locked, no other row becomes ready.
         _record(session, *chosen)
         run(session, sa.update(SealedObject).where(*chosen).values(_SHREDDED))
-        _give_back(session, owner_id, len(rows), sum(row.size_bytes for row in rows))
+        _give_back(session, owner_id, objects=len(rows), used_bytes=sum(row.size_bytes for row in rows))
     return [Shredded(row.id, row.object_id) for row in rows]
 
 
@@ -96,13 +93,15 @@ def _record(session: Session, *where: sa.ColumnElement[bool]) -> None:
     run(session, sa.insert(Erasure).from_select(_ERASURES, _ERASED.where(*where)))
 
 
-def _give_back(session: Session, owner_id: uuid.UUID, objects: int, used: int, *, reserved_bytes: int = 0) -> None:
+def _give_back(
+    session: Session, owner_id: uuid.UUID, *, objects: int = 0, used_bytes: int = 0, reserved_bytes: int = 0
+) -> None:
     run(
         session,
         sa.update(StorageAccount)
         .where(StorageAccount.owner_id == owner_id)
         .values(
-            used_bytes=StorageAccount.used_bytes - used,
+            used_bytes=StorageAccount.used_bytes - used_bytes,
             object_count=StorageAccount.object_count - objects,
             reserved_bytes=StorageAccount.reserved_bytes - reserved_bytes,
         ),

@@ -30,7 +30,7 @@ from vault.objects.holds import LEASE_SECONDS, LeaseKeeper, refuse_retired
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import ObjectState, SealedObject
 from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
-from vault.objects.shredding import TransitionLost, lock_account, shred
+from vault.objects.shredding import TransitionLost, lock_account, shred_pending
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
 from vault.storage import DiskReserve, ObjectStore, object_key
@@ -330,7 +330,7 @@ class NewObject:
                 row = session.get(SealedObject, self.row_id)
                 if row is None or row.state != ObjectState.PENDING:
                     return False
-                shred(session, row, end_lease=True)
+                shred_pending(session, row, end_lease=True)
         except TransitionLost:
             return False
         return True
