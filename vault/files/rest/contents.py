@@ -14,14 +14,22 @@ from vault.files.download import Downloads
 from vault.files.facts import FileInfo
 from vault.files.placing import OnConflict
 from vault.files.rest import schemas
-from vault.files.rest.routes import CONTENT_HEADERS, ETAG, KEY_PROBLEMS, answer_content, blueprint
+from vault.files.rest.routes import (
+    CONTENT_HEADERS,
+    DIGEST_HEADERS,
+    ETAG,
+    KEY_PROBLEMS,
+    UPLOADED_BODY,
+    answer_content,
+    blueprint,
+)
 from vault.files.rest.uploads import open_replacement
 from vault.files.rest.versions import version_tag, wanted_versions
 from vault.files.service import FileService
 from vault.files.upload import Destination, Uploads
 from vault.files.versions import Versions
 from vault.http.access import login_required, principal
-from vault.http.api import BINARY, sends_bytes
+from vault.http.api import sends_bytes
 from vault.http.connections import begin_transfer
 from vault.http.openapi import may_answer, reads_headers
 from vault.http.paging import ListQuerySchema, page_of
@@ -47,21 +55,8 @@ _STORE_PROBLEMS: Final = (
 
 @blueprint.put("/<uuid:file_id>/content")
 @blueprint.response(200, schemas.OneFileSchema, headers=ETAG)
-@reads_headers(
-    If_Match="The ETag of the content that is replaced. Another one is 412.",
-    Repr_Digest="`sha-256=:…:` of the content. A mismatch is 422.",
-    Content_Digest="`sha-256=:…:` of the body as it is sent. A mismatch is 422.",
-)
-@blueprint.doc(
-    requestBody={
-        "required": False,
-        "description": "A form, or the content itself. Content-Type is stored with the version, unless it is a form's.",
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
-            "application/octet-stream": {"schema": BINARY},
-        },
-    }
-)
+@reads_headers(If_Match="The ETag of the content that is replaced. Another one is 412.", **DIGEST_HEADERS)
+@blueprint.doc(requestBody=UPLOADED_BODY)
 @may_answer("malformed_body", "unsupported_media_type", "upload_truncated", "digest_mismatch", "too_slow")
 @may_answer("not_found", "precondition_failed", "busy", *_STORE_PROBLEMS, *KEY_PROBLEMS)
 @login_required(Permission.FILES_WRITE)

@@ -36,6 +36,18 @@ CONTENT_HEADERS = {
     name: {"required": True, **_TEXT}
     for name in ("ETag", "Content-Disposition", "Repr-Digest", "Accept-Ranges", "Content-Security-Policy")
 }
+UPLOADED_BODY = {
+    "required": False,
+    "description": "A form, or the content itself. Content-Type is stored with it, unless it is a form's.",
+    "content": {
+        "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
+        "application/octet-stream": {"schema": BINARY},
+    },
+}
+DIGEST_HEADERS = {
+    "Repr_Digest": "`sha-256=:…:` of the content. A mismatch is 422.",
+    "Content_Digest": "`sha-256=:…:` of the body as it is sent. A mismatch is 422.",
+}
 KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 
 
@@ -48,19 +60,9 @@ KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 )
 @reads_headers(
     Content_Disposition="The name of a raw body, as `filename*` or `filename`.",
-    Repr_Digest="`sha-256=:…:` of the content. A mismatch is 422.",
-    Content_Digest="`sha-256=:…:` of the body as it is sent. A mismatch is 422.",
+    **DIGEST_HEADERS,
 )
-@blueprint.doc(
-    requestBody={
-        "required": False,
-        "description": "A form, or the content itself. Content-Type is stored with the file, unless it is a form's.",
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
-            "application/octet-stream": {"schema": BINARY},
-        },
-    }
-)
+@blueprint.doc(requestBody=UPLOADED_BODY)
 @may_answer("malformed_body", "unsupported_media_type", "upload_truncated", "digest_mismatch", "too_large")
 @may_answer(
     "quota_exceeded",

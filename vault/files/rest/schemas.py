@@ -150,6 +150,22 @@ class FolderSizeSchema(ma.Schema):
     )
 
 
+def _sha256() -> ma.fields.String:
+    description = "Null while the key service does not answer."
+    facts = {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": description}
+    return ma.fields.String(required=True, allow_none=True, metadata=facts)
+
+
+class NamedListQuerySchema(ListQuerySchema):
+    """The query of a list whose cursor may hold a name."""
+
+    cursor = Text(
+        load_default=None,
+        validate=Length(max=MAX_CURSOR),
+        metadata={"description": "`next_cursor` of the previous page."},
+    )
+
+
 def _on_conflict(default: OnConflict, *others: OnConflict) -> ma.fields.String:
     return ma.fields.String(load_default=default.value, validate=OneOf([default.value, *(o.value for o in others)]))
 
@@ -212,12 +228,7 @@ class RecursiveQuerySchema(ma.Schema):
     recursive = ma.fields.String(load_default="false", validate=OneOf(["true", "false"]))
 
 
-class EntriesQuerySchema(ListQuerySchema):
-    cursor = Text(
-        load_default=None,
-        validate=Length(max=MAX_CURSOR),
-        metadata={"description": "`next_cursor` of the previous page."},
-    )
+class EntriesQuerySchema(NamedListQuerySchema):
     sort = ma.fields.String(load_default=EntrySort.NAME, validate=OneOf(list(EntrySort)))
     order = ma.fields.String(load_default="asc", validate=OneOf(["asc", "desc"]))
     search = Text(
@@ -237,15 +248,7 @@ class VersionSchema(ma.Schema):
     version_no = ma.fields.Integer(required=True, validate=Range(1))
     size = ma.fields.Integer(required=True, validate=Range(0))
     content_type = ma.fields.String(required=True)
-    sha256 = ma.fields.String(
-        required=True,
-        allow_none=True,
-        metadata={
-            "type": "string",
-            "pattern": "^[0-9a-f]{64}$",
-            "description": "Null while the key service does not answer.",
-        },
-    )
+    sha256 = _sha256()
     created_at = ma.fields.AwareDateTime(required=True)
     superseded_at = ma.fields.AwareDateTime(
         required=True, allow_none=True, metadata={"description": "Null for the current version."}
@@ -259,29 +262,15 @@ class VersionPageSchema(PageSchema):
 class OneFileSchema(FileSchema):
     """A stored file with its digest."""
 
-    sha256 = ma.fields.String(
-        required=True,
-        allow_none=True,
-        metadata={
-            "type": "string",
-            "pattern": "^[0-9a-f]{64}$",
-            "description": "Null while the key service does not answer.",
-        },
-    )
+    sha256 = _sha256()
 
 
 class FilePageSchema(PageSchema):
     items = ma.fields.List(ma.fields.Nested(FileSchema), required=True)
 
 
-class FileListQuerySchema(ListQuerySchema, RecursiveQuerySchema):
+class FileListQuerySchema(NamedListQuerySchema, RecursiveQuerySchema):
     folder_id = FolderId(metadata={"description": "Only files of this folder (or `root`); with `recursive` all below."})
-    # It may hold a name.
-    cursor = Text(
-        load_default=None,
-        validate=Length(max=MAX_CURSOR),
-        metadata={"description": "`next_cursor` of the previous page."},
-    )
     sort = ma.fields.String(load_default=Sort.CREATED_AT, validate=OneOf(list(Sort)))
     order = ma.fields.String(load_default="desc", validate=OneOf(["asc", "desc"]))
     search = Text(
