@@ -1,4 +1,4 @@
-"""Facts of many entries at once: with their paths and their current objects, in two queries."""
+"""Facts of many entries, with their paths and their current objects, in two queries."""
 
 import uuid
 from collections.abc import Collection, Iterable

@@ -50,15 +50,14 @@ class Trash:
                 Entry.owner_id == owner_id, Entry.trashed_at.is_not(None), Entry.work.is_distinct_from(Work.PURGE)
             )
             rows = session.execute(in_order(query, (Entry.trashed_at, Entry.id), after).limit(limit + 1)).all()
-        key_of: Callable[[Any], Key] = lambda row: (row.Entry.trashed_at, row.Entry.id)  # noqa: E731
-        return page(rows, limit, key_of, lambda row: entry_info(row, {}))
+        return page(rows, limit, lambda row: (row.Entry.trashed_at, row.Entry.id), lambda row: entry_info(row, {}))
 
     def throw_away(
         self, principal: Principal, ids: Sequence[uuid.UUID], *, versions: Collection[Version] | None = None
     ) -> list[EntryInfo]:
         """Move entries with all below them to the trash, all or none.
 
-        More than a thousand below one are hidden from flat lists by a task. Raises NotFound, PreconditionFailed,
+        A task hides from flat lists what is beyond a thousand entries below them. Raises NotFound, PreconditionFailed,
         InTrash.
         """
         owner_id = principal.account_id

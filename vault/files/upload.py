@@ -121,7 +121,6 @@ class Uploads:
 
         Raises as `upload`, and PreconditionFailed.
         """
-
         owner_id = principal.account_id
 
         def find(session: Session) -> tuple[Entry, Folder]:

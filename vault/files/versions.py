@@ -81,7 +81,7 @@ class Versions:
 
     def find(self, principal: Principal, file_id: uuid.UUID, number: int) -> FoundFile:
         """Find one version for a download. Raises NotFound."""
-        with self.core.sessions.begin() as session:
+        with one_read(self.core.sessions) as session:
             entry = _find_file(session, principal, file_id)
             row = session.execute(_versions_of(entry).where(*_is(file_id, number))).one_or_none()
         if row is None:
