@@ -14,6 +14,7 @@ from vault.files.models import Entry, EntryKind
 from vault.objects.models import Erasure, ObjectState, SealedObject, StorageAccount
 
 FOLDERS = "/api/v1/folders"
+ROOT = f"{FOLDERS}/root"
 ENTRIES = "/api/v1/entries"
 TRASH = "/api/v1/trash"
 

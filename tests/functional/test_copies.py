@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from testing.content import flipped, pattern
-from testing.tree import ENTRIES, FOLDERS, TRASH, kept, make_folder, names_in, replace, store, throw_away
+from testing.tree import ENTRIES, FOLDERS, ROOT, TRASH, kept, make_folder, names_in, replace, store, throw_away
 from testing.vault import FILES, Body, Person, Vault, refusal
 from vault.audit.models import AuditEvent
 from vault.core.principal import WORKER
@@ -217,8 +217,8 @@ def test_each_act_writes_its_event_and_no_name(vault: Vault, anna: Person) -> No
         (lambda: anna.delete(TRASH), []),
         (lambda: vault.container.files.work.run(), []),
         (lambda: vault.container.files.versions.trim(WORKER), []),
-        (lambda: anna.get(f"{FOLDERS}/root/entries"), []), (lambda: anna.get(TRASH), []),
-        (lambda: anna.get(f"{ENTRIES}?path=/Zebra 3"), []), (lambda: anna.get(f"{FOLDERS}/root/size"), []),
+        (lambda: anna.get(f"{ROOT}/entries"), []), (lambda: anna.get(TRASH), []),
+        (lambda: anna.get(f"{ENTRIES}?path=/Zebra 3"), []), (lambda: anna.get(f"{ROOT}/size"), []),
         (lambda: anna.post(FOLDERS, json={"name": "zebra 3", "parent_id": "root"}), []),
     ]  # fmt: skip
     seen = {event.id for event in vault.scalars(sa.select(AuditEvent))}

@@ -30,7 +30,7 @@ PASSES = (TASK_SWEEP_ACCOUNTS, TASK_ENFORCE_RETENTION, TASK_EXPIRE_TRASH, TASK_W
 
 @pytest.fixture
 def used(make_vault: Callable[..., Vault]) -> Vault:
-    """A vault with a session, an account that nobody has confirmed, a mail, a file with an older version and one in the
+    """A vault with a session, an account that is not confirmed, a mail, a file with an older version and one in the
     trash, and events of a year, in use until now."""
     vault = make_vault(AUDIT_RETENTION_DAYS="365", VERSIONS_KEPT="0")
     anna = vault.sign_up("anna@example.org")

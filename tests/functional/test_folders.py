@@ -12,6 +12,7 @@ import pytest
 from testing.tree import (
     ENTRIES,
     FOLDERS,
+    ROOT,
     TRASH,
     ask,
     kept,
@@ -49,9 +50,7 @@ def test_a_folder_tells_its_facts_and_the_folders_above(vault: Vault, anna: Pers
     root = anna.get(f"{FOLDERS}/root").json
     assert (root["kind"], root["name"], root["parent_id"], root["path"]) == ("root", "", None, [])
     assert anna.get(f"{FOLDERS}/{root['id']}").json == root
-    assert make_folder(anna, "also in the root", root["id"]) in [
-        item["id"] for item in anna.walk(f"{FOLDERS}/root/entries")
-    ]
+    assert make_folder(anna, "also in the root", root["id"]) in [item["id"] for item in anna.walk(f"{ROOT}/entries")]
     assert vault.accounts_balance()
 
 
@@ -97,7 +96,7 @@ def test_pages_of_a_folder_skip_nothing_while_others_write(vault: Vault, anna: P
     seed_files(vault, anna, None, [{"name": f"{number:02}.txt"} for number in range(20)])
     going, seen = [str(entry_id) for entry_id in ids[1::4]], []
 
-    for number, page in enumerate(anna.pages(f"{FOLDERS}/root/entries", limit=4)):
+    for number, page in enumerate(anna.pages(f"{ROOT}/entries", limit=4)):
         seen += [item["name"] for item in page]
         make_folder(anna, f"0{number} new")
         if going:
@@ -112,7 +111,7 @@ def test_a_cursor_belongs_to_one_list_and_a_query_to_what_there_is(anna: Person,
     for number in range(2):
         for person in (anna, bert):
             make_folder(person, f"{number}")
-    path = f"{FOLDERS}/root/entries"
+    path = f"{ROOT}/entries"
     cursor = anna.get(path, query_string={"limit": 1}).json["next_cursor"]
 
     answers = [

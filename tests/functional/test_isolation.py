@@ -1,4 +1,4 @@
-"""Somebody else's file does not exist."""
+"""Another person's file does not exist."""
 
 import uuid
 

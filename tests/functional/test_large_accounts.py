@@ -14,7 +14,7 @@ BATCH, FILES = 3, 8
 
 @pytest.fixture
 def owner(vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch) -> Person:
-    """Somebody with files and older versions of more than two batches."""
+    """A person with files and older versions of more than two batches."""
     monkeypatch.setattr(Eraser, "batch", BATCH)
     for number in range(FILES - 3):
         stored = anna.upload(b"content", f"{number}.txt")

@@ -7,7 +7,7 @@ import pytest
 
 from testing.tree import (
     ENTRIES,
-    FOLDERS,
+    ROOT,
     TRASH,
     kept,
     make_folder,
@@ -39,7 +39,7 @@ def test_five_hundred_go_and_come_in_one_request(vault: Vault, anna: Person) -> 
         answer = many(anna, act, ids)
         assert answer.status_code == 200, answer.text
         assert [item["id"] for item in answer.json["items"]] == expected
-        assert anna.get(f"{FOLDERS}/root/size").json["entries"] == 1 + names
+        assert anna.get(f"{ROOT}/size").json["entries"] == 1 + names
     answer = many(anna, "delete", ids)
 
     assert (answer.status_code, answer.data) == (204, b"")
@@ -127,7 +127,7 @@ def test_nested_entries_go_each_alone_and_come_back_in_each_other(vault: Vault, 
     assert anna.get(f"{FILES}/{ids[2]}").json["path"] == path
     moved = many(anna, "move", ids[::order], parent_id=make_folder(anna, "Target"))
     assert {len(item["path"]) for item in moved.json["items"]} == {1}
-    many(anna, "trash", [item["id"] for item in anna.walk(f"{FOLDERS}/root/entries")])
+    many(anna, "trash", [item["id"] for item in anna.walk(f"{ROOT}/entries")])
     anna.delete(TRASH)
     vault.container.files.work.run()
     assert (vault.file_states(), vault.account().folder_count) == (["shredded"], 0)

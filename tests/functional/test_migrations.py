@@ -235,7 +235,7 @@ def old_files() -> list[Row]:
         seconds = ((names, 0 if kind == "thirty alike" else 1) for kind, names in NAMES.items())
         named = [(name, at * step) for names, step in seconds for at, name in enumerate(names)]
         made += [old_file(owner_id, name, "ready", START + timedelta(seconds=second)) for name, second in named]
-        # Older than all others, and files of nobody.
+        # Older than all others, and no files.
         made += [
             old_file(owner_id, name, state, START - timedelta(days=1))
             for name in ("a.txt", "same.pdf", "alone.txt")

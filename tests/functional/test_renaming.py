@@ -48,7 +48,7 @@ def test_a_name_that_another_file_of_the_folder_has_is_refused(vault: Vault, ann
     for taken in ("größe.txt", "GRÖSSE.TXT", unicodedata.normalize("NFD", "Größe.txt")):
         assert refusal(rename(anna, second, taken)) == (409, "name_conflict"), taken
     assert (vault.entry(second).name, vault.entry(second).version) == ("b.txt", 1)
-    # Another spelling of its own name, a name of somebody else's, and one that has become free.
+    # Another spelling of its own name, a name of another person's, and one that has become free.
     assert [rename(anna, second, name).status_code for name in ("B.TXT", "of bert.txt")] == [200, 200]
     anna.delete(f"{FILES}/{first}")
     assert rename(anna, second, "GRÖSSE.TXT").status_code == 200

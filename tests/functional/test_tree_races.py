@@ -1,4 +1,4 @@
-"""Twenty at once in one tree on PostgreSQL: what may happen once happens once, and nobody waits for ever."""
+"""Twenty at once in one tree on PostgreSQL: what may happen once happens once, and no request waits for ever."""
 
 import random
 import threading
@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from testing.servers import wait_until
-from testing.tree import ENTRIES, FOLDERS, TRASH, make_folder
+from testing.tree import ENTRIES, FOLDERS, ROOT, TRASH, make_folder
 from testing.vault import FILES, POSTGRESQL, Body, Person, Vault, at_once, is_waited_for, refusal, while_held
 from vault.core.principal import WORKER
 from vault.files.models import Entry, EntryKind
@@ -131,7 +131,7 @@ def test_concurrent_uploads_of_a_name_get_names_of_their_own(anna: Person) -> No
     assert outcomes(answers) == {201: MANY}
     names = {answer.json["name"] for answer in answers}
     assert names == {"one.txt", *(f"one ({number}).txt" for number in range(2, MANY + 1))}
-    listed = anna.walk(f"{FOLDERS}/root/entries")
+    listed = anna.walk(f"{ROOT}/entries")
     assert {item["name"] for item in listed} == names
 
 
@@ -421,7 +421,7 @@ def test_whatever_twenty_do_in_a_tree_nothing_fails(vault: Vault, anna: Person) 
     assert len(answers) > 10 * MANY
     assert outcomes(answers)[200] > MANY
     assert anna.delete(TRASH).status_code == 202
-    ids = [item["id"] for item in anna.walk(f"{FOLDERS}/root/entries")]
+    ids = [item["id"] for item in anna.walk(f"{ROOT}/entries")]
     assert not ids or post(anna, "entries/delete", ids=ids, recursive=True).status_code == 204
     assert parts.work.run()
     assert vault.leftovers() == {}
