@@ -70,6 +70,8 @@ class Visitors:
             "folder_id": lambda: "root",
             "parent_id": lambda: "root",
             "version_no": lambda: 1,
+            # Generated names are few and soon taken.
+            "name": lambda: f"name {next(self._numbers)}",
             "path": lambda: "/",
             "user_id": self._victim,
             "session_id": lambda: str(person.get("/api/v1/auth/sessions").json["items"][0]["id"]),
