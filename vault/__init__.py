@@ -13,13 +13,14 @@ def __getattr__(name: str) -> Any:
     """Import the application on first use, so that importing `vault.core` does not load it."""
     if name != "create_app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Imported modules stay: collections among imports find no garbage in them.
+    # Imported modules stay: collections find no garbage in them. To look for it cost each process 0.15 s of CPU.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         from vault.app import create_app
     finally:
         if was_enabled:
+            gc.freeze()
             gc.enable()
     globals()[name] = create_app
     return create_app
