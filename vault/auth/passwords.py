@@ -1,14 +1,17 @@
 """Acceptance and hashing of passwords, each with its own turns in a process, since both are expensive."""
 
 import math
+import os
 import threading
 import unicodedata
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.low_level import ARGON2_VERSION
 from zxcvbn import zxcvbn
 from zxcvbn.matching import L33T_TABLE
 
@@ -58,7 +61,7 @@ class Passwords:
         self._wait_seconds = wait_seconds
         self._judging = threading.BoundedSemaphore(1)
         self._waiting_to_judge = threading.BoundedSemaphore(most_waiting)
-        self._dummy_hash = hasher.hash("a password of no account")
+        self._dummy_hash = _hash_of_no_password(hasher)
 
     def require_strength(self, password: str, hints: Sequence[str], *, field: str = "password") -> None:
         """Raise what `check_strength` raises, and Busy without a turn within a few seconds."""
@@ -107,6 +110,14 @@ class Passwords:
                 raise Busy
         finally:
             waiting.release()
+
+
+def _hash_of_no_password(hasher: PasswordHasher) -> str:
+    """Return a random hash of this hasher's parameters. Not a computed one, which costs each process's start as much as
+    a sign-in."""
+    salt, digest = (b64encode(os.urandom(size)).decode().rstrip("=") for size in (hasher.salt_len, hasher.hash_len))
+    costs = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    return f"$argon2id$v={ARGON2_VERSION}${costs}${salt}${digest}"
 
 
 def normalise(password: str) -> str:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
+from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import VerifyMismatchError
 from zxcvbn.matching import L33T_TABLE, enumerate_l33t_subs, relevant_l33t_subtable
 
@@ -103,6 +103,15 @@ def test_without_a_hash_the_same_work_is_done_and_the_answer_is_no() -> None:
     assert len(hasher.verified) == 3
     with pytest.raises(VerifyMismatchError):
         CHEAP_HASHER.verify(hasher.verified[0][0], PASSWORD)
+
+
+def test_the_hash_that_stands_for_none_costs_what_others_do() -> None:
+    hasher = CountingHasher()
+
+    Passwords(hasher, concurrency=1).matches(None, PASSWORD)
+
+    assert hasher.hashed == 0
+    assert extract_parameters(hasher.verified[0][0]) == extract_parameters(hasher.hash(PASSWORD))
 
 
 @pytest.mark.parametrize(
