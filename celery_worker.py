@@ -11,7 +11,7 @@ from celery.signals import beat_init, setup_logging, worker_init, worker_ready
 # Before the first import of metrics, which decides then whether processes share numbers.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vault-metrics-")
 
-from vault import create_app
+from vault import create_base_app
 from vault.background.broker import QUEUE_MAIL
 from vault.observe import exporter
 from vault.observe.logs import configure_logging
@@ -25,7 +25,7 @@ from vault.startup import (
     tell_aws_credentials,
     tell_warnings,
 )
-from vault.wiring import Container, wire
+from vault.wiring import wire
 
 # Files of this process, such as messages in a folder, are private to their owner.
 os.umask(0o077)
@@ -75,7 +75,8 @@ def _tell_of_beat(sender: Any, **_: Any) -> None:
 
 
 configure_logging(settings.server.log_level, settings.server.log_format)
-container: Container = create_app(settings).extensions["vault"]
+container = wire(settings)
+create_base_app(container)
 app = container.celery
 # A collection would copy these objects into each process of the pool, which shares them now.
 gc.freeze()

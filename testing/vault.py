@@ -43,7 +43,8 @@ from vault.background.broker import (
     TASK_REMOVE_FILES_OF,
     TASK_WORK_ON_TREE,
 )
-from vault.cli import audit, db, files, keys, let_migrate, mail, users
+from vault.cli import audit, files, keys, mail, users
+from vault.cli.db_commands import db, let_migrate
 from vault.core.db import Base, create_database, db_now
 from vault.core.derived import derive_key
 from vault.core.principal import Principal

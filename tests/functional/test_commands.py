@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
+from testing.settings import environment
 from testing.vault import Vault
 from vault.core.db import create_database
 from vault.core.errors import StorageUnavailable
@@ -20,9 +21,14 @@ ORPHAN = "objects/00/00112233-4455-6677-8899-aabbccddeeff"
 
 def flask_without_settings(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The real command with no settings at all, from no folder that has any."""
+    return flask("from flask.cli import main; main()", *arguments)
+
+
+def flask(code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    basics = {"FLASK_APP": "vault.cli:create_cli_app", "PATH": "", "PYTHONPATH": str(Path.cwd()), **_HIDE_ENV_FILE}
     return subprocess.run(
-        [sys.executable, "-c", "from flask.cli import main; main()", *arguments],
-        env={"FLASK_APP": "vault.cli:create_cli_app", "PATH": "", "PYTHONPATH": str(Path.cwd()), **_HIDE_ENV_FILE},
+        [sys.executable, "-c", code, *arguments],
+        env={**basics, **env},
         capture_output=True,
         text=True,
         timeout=120,
@@ -61,6 +67,25 @@ def test_a_command_without_settings_says_what_is_missing_and_nothing_else(argume
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "SECRET_KEY: is required" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [["routes"], ["openapi", "print"]], ids=["flask", "flask-smorest"])
+def test_commands_of_flask_and_its_extensions_see_the_routes(tmp_path: Path, arguments: list[str]) -> None:
+    shown = flask("from flask.cli import main; main()", *arguments, **environment(tmp_path))
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "/api/v1/files" in shown.stdout
+
+
+def test_a_command_loads_neither_routes_nor_alembic(tmp_path: Path) -> None:
+    code = (
+        "import sys; from flask.cli import cli; cli(['keys', 'generate'], standalone_mode=False);"
+        "print({'vault.app', 'alembic'} & set(sys.modules))"
+    )
+
+    shown = flask(code, **environment(tmp_path))
+
+    assert shown.stdout.splitlines()[1:] == ["set()"]
 
 
 def test_status_counts_files_per_key(vault: Vault) -> None:

@@ -390,7 +390,7 @@ def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -
     values = environment(tmp_path, SECRET_KEY="too-short-hunter2", PORT="hunter2", TESTING="1")
     values["DATABASE_URL"] = f"sqlite:///{tmp_path}/vault.db"
 
-    done = run_wsgi(values)
+    done = run_python(values)
 
     assert done.returncode == 1
     assert done.stdout == ""
@@ -405,11 +405,17 @@ def test_a_process_with_bad_settings_ends_with_the_one_message(tmp_path: Path) -
 def test_a_process_with_good_settings_starts_without_touching_a_server_or_importing_boto3(tmp_path: Path) -> None:
     values = environment(tmp_path, DATABASE_URL="postgresql://nobody@127.0.0.1:1/vault-test")
 
-    done = run_wsgi(values, "; import sys; assert 'boto3' not in sys.modules")
+    done = run_python(values, "import wsgi, sys; assert 'boto3' not in sys.modules")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def run_wsgi(values: dict[str, str], then: str = "") -> Any:
-    command = [sys.executable, "-W", "error", "-c", f"import wsgi{then}"]
+def test_a_worker_starts_without_importing_routes(tmp_path: Path) -> None:
+    done = run_python(environment(tmp_path), "import celery_worker, sys; assert 'vault.app' not in sys.modules")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def run_python(values: dict[str, str], code: str = "import wsgi") -> Any:
+    command = [sys.executable, "-W", "error", "-c", code]
     return subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=120, check=False)
