@@ -324,9 +324,11 @@ def test_every_flask_command_of_the_documents_exists_with_its_options() -> None:
 def _is_known(command: click.Command, words: list[str]) -> bool:
     for word in words:
         if isinstance(command, click.Group):
-            if word not in command.commands:
+            # Asked for by name, since a group may import a command on use.
+            found = command.get_command(click.Context(command), word)
+            if found is None:
                 return word.startswith(("…", "["))
-            command = command.commands[word]
+            command = found
         elif word.startswith("--") and not any(word.partition("=")[0] in option.opts for option in command.params):
             return word == "--help"
     return True
