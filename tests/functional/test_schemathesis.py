@@ -211,7 +211,7 @@ def operations(vault: Vault, *, closed: bool | None = None) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("examples", "seed"), [(30, 1), pytest.param(400, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("examples", "seed"), [(10, 1), pytest.param(400, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_signed_in_clients_are_answered_as_the_document_says(vault: Vault, examples: int, seed: int) -> None:
     found = explore(vault, Visitors(vault), examples=examples, seed=seed)
@@ -224,7 +224,7 @@ def test_signed_in_clients_are_answered_as_the_document_says(vault: Vault, examp
 
 
 @pytest.mark.parametrize(
-    ("examples", "seed"), [(8, 1), pytest.param(200, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("examples", "seed"), [(3, 1), pytest.param(200, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_anonymous_clients_are_answered_as_the_document_says(vault: Vault, examples: int, seed: int) -> None:
     found = explore(vault, None, examples=examples, seed=seed)
