@@ -4,9 +4,13 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
+import botocore.loaders
+import botocore.session
 import coverage
 import hypothesis  # noqa: F401  # before `gc.freeze()`: it asks the collector whether trio's generator is used
 import pytest
@@ -64,21 +68,29 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             counting.start()
 
 
-def _compile_url_builders_once() -> None:
-    """Keep what werkzeug compiles for a route's URL: each test makes an application, and this is half of its time."""
-    compile_builder = Rule._compile_builder
-    made: dict[tuple[object, ...], Any] = {}
+def _compile_rules_once() -> None:
+    """Keep what werkzeug compiles for a route's URL: each test makes an application, and this is most of its time."""
+    compile_rule = Rule.compile
+    compiled: dict[tuple[object, ...], Rule] = {}
 
-    def compiled(rule: Rule, append_unknown: bool = True) -> Any:
-        key = (tuple(rule._trace), repr(rule.defaults), append_unknown)
-        if key not in made:
-            made[key] = compile_builder(rule, append_unknown)
-        return made[key]
+    def compile_once(rule: Rule) -> None:
+        key = (rule.rule, rule.subdomain, rule.host, rule.merge_slashes, repr(rule.defaults))
+        if key not in compiled:
+            compile_rule(rule)
+            compiled[key] = rule
+            return
+        same = compiled[key]
+        rule.arguments |= same.arguments
+        rule._parts, rule._trace, rule._converters = same._parts, same._trace, same._converters
+        rule._build = MethodType(same._build.__func__, rule)  # type: ignore[attr-defined]
+        rule._build_unknown = MethodType(same._build_unknown.__func__, rule)  # type: ignore[attr-defined]
 
-    Rule._compile_builder = compiled  # type: ignore[method-assign]
+    Rule.compile = compile_once  # type: ignore[method-assign]
 
 
-_compile_url_builders_once()
+_compile_rules_once()
+# Otherwise each client for S3 or KMS reads the description of its service again: half of such a test's time.
+botocore.session.create_loader = cache(botocore.loaders.create_loader)
 
 
 # Before pytest looks at what the fixture itself says.
