@@ -56,9 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Count no coverage in tests marked `uncounted`, nor in their fixtures: counting doubles a test's time."""
+    own = {mark.name for mark in item.own_markers}
+    is_counted = "uncounted" not in own and ("counted" in own or item.get_closest_marker("uncounted") is None)
     stopped = []
     # A worker of xdist has two counters: where one stops, the other starts.
-    while item.get_closest_marker("uncounted") and (counting := coverage.Coverage.current()):
+    while not is_counted and (counting := coverage.Coverage.current()):
         counting.stop()
         stopped.append(counting)
     try:

@@ -15,6 +15,8 @@ from vault.audit.models import AuditEvent
 from vault.core.principal import WORKER
 from vault.storage import object_key
 
+pytestmark = pytest.mark.uncounted
+
 
 def copy(person: Person, file_id: str, parent_id: str = "root", **fields: str) -> Any:
     return person.post(f"{FILES}/{file_id}/copy", json={"parent_id": parent_id, **fields})
@@ -60,6 +62,7 @@ def test_a_copy_may_become_a_version_and_be_of_the_trash(vault: Vault, anna: Per
     assert [copy(anna, target).json["name"] for _ in range(2)] == ["b (2).txt", "b (3).txt"]
 
 
+@pytest.mark.counted
 def test_a_copy_that_is_refused_leaves_nothing(vault: Vault, anna: Person) -> None:
     folder, file_id = make_folder(anna, "Folder"), store(anna, "a.txt", pattern(600_000))
     before = kept(vault)
@@ -129,6 +132,7 @@ def test_usage_tells_versions_and_the_trash_apart(vault: Vault, anna: Person) ->
     assert usage == [(3, 1, 0, 2), (3, 1, 2, 2), (5, 1, 2, 3), (4, 0, 2, 2), (0, 0, 0, 0)]
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("way", ["upload", "put", "copy", "unknown length"])
 def test_a_full_vault_says_what_could_be_freed(make_vault: Callable[..., Vault], way: str) -> None:
     vault = make_vault(DEFAULT_QUOTA_BYTES="100")
@@ -181,6 +185,7 @@ def test_versions_count_in_the_number_of_files(make_vault: Callable[..., Vault],
     assert copy(anna, file_id).status_code == 201
 
 
+@pytest.mark.counted
 def test_each_act_writes_its_event_and_no_name(vault: Vault, anna: Person) -> None:
     folder, other = make_folder(anna, "Zebra"), make_folder(anna, "Zebra's")
     file_id, second = store(anna, "zebra.txt", b"1", folder), store(anna, "zebra 2.txt", b"1", folder)

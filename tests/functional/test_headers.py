@@ -6,7 +6,7 @@ import pytest
 
 from testing.vault import FILES, SQLITE, Person, Vault
 
-pytestmark = SQLITE
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 APP, OTHER_APP, STRANGER = "https://app.example.org", "http://localhost:3000", "https://app.example.com"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
@@ -31,6 +31,7 @@ def allowed(headers: object) -> set[str]:
 # On every answer
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -199,6 +200,7 @@ def test_pages_are_not_readable_by_other_origins(shared: Vault, path: str) -> No
     assert (answer.status_code, allowed(answer.headers)) == (200, set())
 
 
+@pytest.mark.counted
 def test_asking_whether_one_may_ask_counts_against_no_limit(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(CORS_ORIGINS=APP, AUTH_LIMIT_PER_IP="1")
     login = "/api/v1/auth/login"
@@ -215,6 +217,7 @@ def test_asking_whether_one_may_ask_counts_against_no_limit(make_vault: Callable
 # The documentation's files
 
 
+@pytest.mark.counted
 def test_the_documentation_loads_its_own_files_and_no_others(vault: Vault) -> None:
     page = vault.client.get("/docs", buffered=True)
     script = vault.client.get("/docs/swagger-ui-bundle.js", buffered=True)

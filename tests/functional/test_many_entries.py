@@ -22,6 +22,8 @@ from vault.files.rest.schemas import MOST_AT_ONCE
 
 ACTS = ["move", "trash", "restore", "delete"]
 
+pytestmark = pytest.mark.uncounted
+
 
 def many(person: Person, act: str, ids: list[Any], **fields: Any) -> Any:
     more = {"parent_id": "root"} if act == "move" else {}
@@ -49,6 +51,7 @@ def test_five_hundred_go_and_come_in_one_request(vault: Vault, anna: Person) -> 
     assert vault.accounts_balance()
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("act", ACTS)
 def test_other_numbers_of_ids_are_refused(vault: Vault, anna: Person, act: str) -> None:
     file_id = store(anna, "a.txt")
@@ -147,6 +150,7 @@ def test_nested_entries_are_deleted_the_deepest_first(vault: Vault, anna: Person
     assert vault.accounts_balance()
 
 
+@pytest.mark.counted
 def test_many_are_moved_or_restored_under_free_names(vault: Vault, anna: Person) -> None:
     target = make_folder(anna, "Target")
     ids = [store(anna, "a.txt", bytes([n]), make_folder(anna, str(n))) for n in range(3)]

@@ -16,6 +16,8 @@ SAME = [
 ]  # fmt: skip
 OTHERS = [("a b", "a  b"), ("a", "a "), ("a.txt", "a,txt"), ("e", "é"), ("½", "1⁄2")]
 
+pytestmark = pytest.mark.uncounted
+
 
 def test_names_that_differ_in_case_width_or_form_are_one(anna: Person) -> None:
     for number, (one, other) in enumerate(SAME):
@@ -118,6 +120,7 @@ def test_a_numbered_name_keeps_its_extension_and_its_length(anna: Person) -> Non
         assert answer.json["name"] == expected[:251] + " (2)" or len(expected) == 255
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize(
     ("taken", "number"),
     [([], 2), ([2], 3), ([2, 3], 4), ([3, 4], 2), ([2, 4], 5), (range(2, 9), 9), (range(2, 4001), 4001)],
@@ -135,6 +138,7 @@ def test_thousands_of_namesakes_are_not_counted_one_by_one(
     assert sum("EXISTS" in statement and "name_folded" in statement for statement, _ in sent) <= 25
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("policy", ["rename", "version", "fail"])
 @pytest.mark.parametrize("meanwhile", ["trashed", "deleted", "moved", "taken"])
 def test_the_name_is_decided_when_the_file_is_complete(vault: Vault, anna: Person, meanwhile: str, policy: str) -> None:

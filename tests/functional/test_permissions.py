@@ -13,7 +13,7 @@ from vault.core.errors import Forbidden
 from vault.core.principal import Permission, Principal
 from vault.http import access
 
-pytestmark = SQLITE
+pytestmark = [SQLITE, pytest.mark.uncounted]
 
 PUBLIC = {
     *("api-docs.openapi_json", "docs.page", "docs.part", "health.livez", "health.readyz"),

@@ -6,7 +6,7 @@ import pytest
 
 from testing.vault import PASSWORD, Person, Vault
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.uncounted]
 
 TOKEN = "Zm9yLXRlc3Rz_-0123456789abcdefghijklmnopqrs"
 

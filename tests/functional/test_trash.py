@@ -30,6 +30,8 @@ from vault.core.principal import WORKER
 from vault.files.models import Entry, EntryKind, Work
 from vault.objects.models import Erasure, StorageAccount
 
+pytestmark = pytest.mark.uncounted
+
 
 def listed(person: Person, **query: str) -> list[str]:
     """Return the names of the flat list of files."""
@@ -48,6 +50,7 @@ def path_of(person: Person, kind: str, entry_id: str) -> list[str]:
     return [step["name"] for step in person.get(f"{kind}/{entry_id}").json["path"]]
 
 
+@pytest.mark.counted
 def test_what_is_thrown_away_is_in_the_trash_with_all_below_it(vault: Vault, anna: Person) -> None:
     top = make_folder(anna, "Top")
     inner = make_folder(anna, "Inner", top)
@@ -126,6 +129,7 @@ def test_what_is_in_the_trash_is_not_changed(vault: Vault, anna: Person) -> None
     assert vault.accounts_balance()
 
 
+@pytest.mark.counted
 def test_it_comes_back_to_where_it_was(vault: Vault, anna: Person) -> None:
     top = make_folder(anna, "Top")
     file_id = store(anna, "a.txt", b"1", make_folder(anna, "Inner", top))
@@ -163,6 +167,7 @@ PATHS: dict[str, tuple[Act, list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("meanwhile", PATHS)
 def test_its_path_is_made_again_where_it_has_gone(vault: Vault, anna: Person, meanwhile: str) -> None:
     top = make_folder(anna, "Top")
@@ -267,6 +272,7 @@ def seed_large(vault: Vault, person: Person, name: str = "Large", below: int = 1
     return top, files
 
 
+@pytest.mark.counted
 def test_more_than_a_thousand_are_hidden_at_once_and_marked_by_a_task(vault: Vault, anna: Person) -> None:
     beside = store(anna, "beside")
     top, files = seed_large(vault, anna)
@@ -328,6 +334,7 @@ def test_hiding_is_called_off_by_a_restore_and_goes_on_after_a_stop(vault: Vault
     assert len(listed(anna, limit="200")) == 550
 
 
+@pytest.mark.counted
 def test_a_thousand_entries_are_gone_with_the_answer(vault: Vault, anna: Person) -> None:
     top, files = seed_large(vault, anna, below=1000)
     replace(anna, files[0], b"new")
@@ -344,6 +351,7 @@ def test_a_thousand_entries_are_gone_with_the_answer(vault: Vault, anna: Person)
     assert len(vault.audit_trail("entry.purged")) == 1
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("way", ["delete", "delete many", "empty", "expire"])
 def test_more_than_a_thousand_leave_the_tree_and_a_task_deletes_them(
     vault: Vault, anna: Person, bert: Person, way: str
@@ -394,6 +402,7 @@ def test_more_than_a_thousand_leave_the_tree_and_a_task_deletes_them(
     assert vault.accounts_balance()
 
 
+@pytest.mark.counted
 def test_the_trash_keeps_for_ever_with_0_days(make_vault: Callable[..., Vault]) -> None:
     vault = make_vault(TRASH_DAYS="0")
     anna = vault.member()

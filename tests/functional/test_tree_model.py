@@ -445,7 +445,12 @@ class TreeMachine(RuleBasedStateMachine):
         assert len(erased) == len(set(erased)) == self.tree.stored
 
 
-@pytest.fixture(params=[(subtree.BY_REQUEST, subtree.BATCH), (4, 2)], ids=["requests", "tasks"])
+@pytest.fixture(
+    params=[
+        pytest.param((subtree.BY_REQUEST, subtree.BATCH), id="requests", marks=pytest.mark.uncounted),
+        pytest.param((4, 2), id="tasks"),
+    ]
+)
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """How many entries a request changes itself: all of a small tree, or so few that tasks do the rest."""
     by_request, batch = request.param

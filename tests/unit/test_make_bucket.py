@@ -14,6 +14,8 @@ from testing.settings import environment
 
 Run = Callable[..., str]
 
+pytestmark = pytest.mark.uncounted
+
 
 @pytest.fixture(autouse=True)
 def _aws() -> Iterator[None]:
