@@ -25,14 +25,15 @@ _LISTENING: Final = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:(\d
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: str = "the condition") -> None:
-    """Poll until condition holds. Raises TimeoutError after `seconds`, which grow on a busy machine."""
+    """Poll until condition holds, less often the longer it takes. Raises TimeoutError after `seconds`, which grow on a
+    busy machine."""
     began, patience = time.monotonic(), seconds
     while not condition():
         if time.monotonic() - began > patience:
             patience = max(patience, seconds * slowness())
         if time.monotonic() - began > patience:
             raise TimeoutError(f"{what} did not come true within {patience:.0f} s")
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, (time.monotonic() - began) / 20), 0.05))
 
 
 class RcloneS3:
