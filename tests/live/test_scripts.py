@@ -294,7 +294,7 @@ def test_an_unknown_argument_is_told_in_one_line(project: Project, script: str) 
     assert answer.stderr == f"{script}: Unknown argument: --loud (see --help)\n"
 
 
-def test_ctrl_c_stops_everything_and_the_next_start_keeps_secrets_and_data(
+def test_ctrl_c_and_kill_stop_everything_and_the_next_start_keeps_secrets_and_data(
     project: Project, first_start: Terminal
 ) -> None:
     secrets_made = project.env_file.read_bytes()
@@ -311,7 +311,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_secrets_and_data(
         (api,) = [pid for pid, command in second_start.children.items() if "gunicorn" in command]
         os.kill(api, signal.SIGKILL)
         wait_until(lambda: project.is_up() and api not in second_start.children, what="another API")
-        second_start.hang_up()
+        os.kill(second_start.popen.pid, signal.SIGKILL)
         second_start.wait_for_the_end()
 
     assert first_start.popen.returncode == 0
@@ -321,13 +321,6 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_secrets_and_data(
     assert "Wrote .env" not in second_start.output
     assert f"Secure Vault is running at http://127.0.0.1:{project.port} " in second_start.output
     assert "SMPT_HOST is not a setting and is ignored: did you mean SMTP_HOST?" in second_start.output
-
-
-def test_a_killed_script_takes_all_that_it_started_along_and_the_next_start_is_free(project: Project) -> None:
-    with project.running() as terminal:
-        os.kill(terminal.popen.pid, signal.SIGKILL)
-        terminal.wait_for_the_end()
-
     # The file stays, the lock does not: the kernel lets it go with the last process that has it open.
     wait_until(lambda: _is_free(project.data / "run.lock"), what="the lock being free")
     assert not project.is_up()
@@ -344,6 +337,15 @@ def test_an_env_file_that_is_not_utf_8_is_told_in_a_sentence(project: Project) -
         assert answer.returncode == 1
         assert "not UTF-8 in line" in answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_stops_everything(project: Project) -> None:
+    with project.running() as terminal:
+        terminal.hang_up()
+        terminal.wait_for_the_end()
+
+    assert not project.is_up()
 
 
 @pytest.mark.slow
