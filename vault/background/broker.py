@@ -1,6 +1,7 @@
 """Celery: one app from settings, and publishing that costs a request little while the broker is down. No promise rests
 on a message: rows say what is owed, and periodic tasks look for them."""
 
+import fcntl
 import json
 import os
 import ssl
@@ -88,9 +89,21 @@ class _AtomicChannel(Channel):
             unfinished.unlink(missing_ok=True)
             raise
 
+    def _queue_bind(self, exchange: str, *queue: str) -> None:
+        # kombu makes the file empty before it locks and fills it: who reads it then ends.
+        file = Path(self._exchange_file(exchange))  # type: ignore[no-untyped-call]
+        self.control_folder.mkdir(exist_ok=True)
+        with (self.control_folder / ".lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not file.exists():
+                unfinished = file.with_name(f".{file.name}.partial")
+                unfinished.write_text("[]")
+                unfinished.rename(file)
+        super()._queue_bind(exchange, *queue)  # type: ignore[no-untyped-call]
+
 
 class AtomicFilesystemTransport(Transport):
-    """kombu's filesystem transport, except that messages appear by rename."""
+    """kombu's filesystem transport, except that messages and exchanges appear by rename."""
 
     Channel = _AtomicChannel
 

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -29,6 +30,7 @@ import structlog
 from celery import Celery, Task
 from celery.contrib.testing.worker import start_worker
 from cryptography import x509
+from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from testing.machine import Seconds, within
@@ -92,6 +94,35 @@ def test_folders_are_this_users_alone(queue: Path, umask: int) -> None:
         "messages": 0o700,
         "control": 0o700,
     }
+
+
+def test_an_exchange_is_whole_from_its_begin_and_knows_all_queues(queue: Path) -> None:
+    seen, stop = [], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.extend(file.read_text() for file in (queue / "control").glob("*.exchange"))
+
+    def start(exchange: str, number: int) -> None:
+        with create_celery(f"filesystem://{queue}").connection_for_write() as connection:
+            Queue(f"queue{number}", Exchange(exchange))(connection.default_channel).declare()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            for round_number in range(20):
+                # A process remembers what it has bound.
+                exchange = f"exchange{round_number}"
+                list(threads.map(partial(start, exchange), range(8)))
+                bound = json.loads((queue / "control" / f"{exchange}.exchange").read_text())
+                assert sorted(name for *_, name in bound) == [f"queue{number}" for number in range(8)]
+    finally:
+        stop.set()
+        watching.join()
+
+    assert seen
+    assert "" not in seen
 
 
 def test_folders_that_exist_are_taken_as_they_are(queue: Path) -> None:
