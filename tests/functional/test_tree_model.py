@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from testing.tree import ENTRIES, FOLDERS, TRASH
 from testing.tree_model import ROOT, Node, Refused, Tree, Untold
-from testing.vault import FILES, Vault, refusal
+from testing.vault import FILES, SQLITE, Vault, refusal
 from vault.core.principal import WORKER
 from vault.files import deleting, service, subtree, trash
 from vault.files.models import Entry, EntryKind, Work
@@ -489,6 +489,7 @@ def small_vault(make_vault: Callable[..., Vault]) -> Vault:
     return make_vault(VERSIONS_KEPT=str(KEPT), VERSIONS_DAYS="0")
 
 
+@SQLITE
 def test_a_tree_is_as_its_model_after_every_step(small_vault: Vault, limits: tuple[int, int]) -> None:
     steps = act_at_random(small_vault, limits, 3, derandomize=True)
 

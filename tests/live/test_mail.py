@@ -95,7 +95,7 @@ def states(stack: Stack) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("open_broker", "number"),
     [
-        pytest.param(amqp_broker, 20, id="20-amqp"),
+        pytest.param(amqp_broker, 20, id="20-amqp", marks=pytest.mark.slow),
         pytest.param(redis_broker, 500, id="500-redis", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
         pytest.param(amqp_broker, 500, id="500-amqp", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],

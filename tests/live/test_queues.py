@@ -19,7 +19,9 @@ REGISTRATIONS = 30
 OWNER = "owner@example.org"
 
 
-@pytest.mark.parametrize("broker", [nullcontext, redis_url], ids=["folder", "redis"])
+@pytest.mark.parametrize(
+    "broker", [nullcontext, pytest.param(redis_url, marks=pytest.mark.slow)], ids=["folder", "redis"]
+)
 def test_a_reset_mail_passes_by_every_no_op_and_registration_that_strangers_caused(
     tmp_path: Path, broker: Callable[[], AbstractContextManager[str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
