@@ -12,6 +12,7 @@ if "vault" not in sys.modules:
 
 from vault import create_app
 from vault.observe import exporter
+from vault.observe.gauges import of_mail, of_uploads
 from vault.observe.logs import configure_logging
 from vault.observe.processes import API
 from vault.server.allocator import give_back_regularly, keep_for_hashes, share_one_arena
@@ -22,6 +23,7 @@ from vault.startup import (
     refuse_missing_database,
     refuse_missing_keys,
     tell_aws_credentials,
+    tell_resumable_uploads,
     tell_warnings,
 )
 
@@ -70,6 +72,7 @@ def on_starting(_server: object) -> None:
     refuse_missing_database(_settings)
     refuse_missing_keys(_settings)
     tell_aws_credentials(_settings)
+    tell_resumable_uploads()
     exporter.remove_folder_at_exit()
     exporter.listen(_settings.server.metrics_bind)
     # Objects made until here stay in shared memory: a collection would copy them into each worker.
@@ -95,7 +98,9 @@ def post_worker_init(worker: Any) -> None:
     # Python's 5 ms a small request took three times as long.
     sys.setswitchinterval(0.001)
     container = worker.wsgi.extensions["vault"]
-    exporter.serve(container.readiness, container.mail.queue.backlog)
+    exporter.serve(
+        container.readiness, of_mail(container.mail.queue.backlog), of_uploads(container.resumable.unfinished.count)
+    )
     keep_presence(container, API)
     raise_epoch(container)
     give_back_regularly()

@@ -19,7 +19,8 @@ import vault.auth.models
 import vault.core.deletion_clock
 import vault.files.models
 import vault.mail.models
-import vault.objects.models  # noqa: F401  # models register themselves with the metadata
+import vault.objects.models
+import vault.resumable.models  # noqa: F401  # models register themselves with the metadata
 from vault.core.db import Base, DatabaseMissing, require_database
 
 # PostgreSQL's advisory locks are numbers; the vault takes no other one for a session.

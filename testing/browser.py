@@ -1,10 +1,13 @@
-"""Chromium, driven from tests."""
+"""Chromium, driven from tests, and sites for it."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from selenium import webdriver
 
@@ -32,3 +35,23 @@ def chromium(downloads: Path | None = None) -> Iterator[webdriver.Chrome]:
             yield driver
         finally:
             driver.quit()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        # Pages that isolate themselves load from elsewhere only what says that it may be.
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[str]:
+    """Serve a folder; yield the site's origin."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -51,6 +51,8 @@ class FailingStore(MemoryStore):
 
     open, put_if_absent = _failing("open"), _failing("put_if_absent")
     put, get, delete, list = _failing("put"), _failing("get"), _failing("delete"), _failing("list")
+    resume, keep_part, complete = _failing("resume"), _failing("keep_part"), _failing("complete")
+    put_piece, get_piece, delete_pieces = _failing("put_piece"), _failing("get_piece"), _failing("delete_pieces")
 
 
 class _FailingWriter:
@@ -99,6 +101,18 @@ class FailingDatabase:
         def refuse(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
             if state["away"] or (state["armed"] and re.match(statement, text.replace("\n", " "))):
                 state["armed"], state["away"] = False, stays_away
+                raise gone(text)
+
+        with _listening(self._engine, "before_cursor_execute", refuse):
+            yield
+
+    @contextmanager
+    def dying_after(self, count: int) -> Iterator[None]:
+        """Let so many statements pass, and fail all that follow."""
+        left = iter(range(count))
+
+        def refuse(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+            if next(left, None) is None:
                 raise gone(text)
 
         with _listening(self._engine, "before_cursor_execute", refuse):

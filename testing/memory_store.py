@@ -1,11 +1,12 @@
 """An object store in this process's memory with the behaviour of the others."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 
-from vault.core.errors import ObjectChanged, ObjectNotFound, StorageUnavailable
-from vault.storage import ObjectReader, ObjectStat, ObjectWriter
+from vault.core.errors import ObjectChanged, ObjectNotFound, PartsLost, StorageUnavailable
+from vault.storage import PIECE_NAME, ObjectReader, ObjectStat, ObjectWriter, ResumableWriter, StoredPart
 
 
 class MemoryStore:
@@ -15,7 +16,61 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
         self._modified: dict[str, datetime] = {}
         self._open_writers: dict[str, list[_MemoryWriter]] = {}
+        # Parts of unfinished objects by their handles, and pieces by keys and names
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.pieces: dict[tuple[str, str], bytes] = {}
+        self._handles = count()
         self._lock = threading.Lock()
+
+    def resume(self, key: str, handle: str | None, *, part_size: int) -> ResumableWriter:
+        return _MemoryResumable(self, key, handle)
+
+    def begin(self, key: str) -> str:
+        """Begin an unfinished object; return its handle."""
+        with self._lock:
+            handle = f"{key} {next(self._handles)}"
+            self.parts[handle] = {}
+        return handle
+
+    def keep_part(self, handle: str, number: int, content: bytes) -> StoredPart:
+        """Store a part of an unfinished object."""
+        with self._lock:
+            if handle not in self.parts:
+                raise PartsLost
+            self.parts[handle][number] = content
+        return StoredPart(number, str(hash(content)), len(content))
+
+    def complete(self, key: str, handle: str, parts: Sequence[StoredPart]) -> None:
+        with self._lock:
+            stored = self.parts.get(handle)
+            if stored is not None and all(str(hash(stored.get(part.number))) == part.etag for part in parts):
+                ordered = sorted(parts, key=lambda part: part.number)
+                self.objects[key] = b"".join(stored[part.number] for part in ordered)
+                self._modified[key] = datetime.now(UTC)
+                del self.parts[handle]
+            elif len(self.objects.get(key, b"")) != sum(part.size for part in parts):
+                raise PartsLost
+
+    def put_piece(self, key: str, name: str, content: bytes) -> None:
+        _require_name(name)
+        with self._lock:
+            self.pieces[key, name] = content
+
+    def get_piece(self, key: str, name: str) -> bytes:
+        _require_name(name)
+        with self._lock:
+            if (key, name) not in self.pieces:
+                raise ObjectNotFound
+            return self.pieces[key, name]
+
+    def delete_pieces(self, key: str, names: Sequence[str] | None = None) -> None:
+        for name in names or ():
+            _require_name(name)
+        with self._lock:
+            for piece in [piece for piece in self.pieces if piece[0] == key and (names is None or piece[1] in names)]:
+                del self.pieces[piece]
+            if names is None:
+                self._forget_parts(key)
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
         writer = _MemoryWriter(self, key, part_size)
@@ -50,6 +105,7 @@ class MemoryStore:
         with self._lock:
             self.objects.pop(key, None)
             self._open_writers.pop(key, None)
+            self._forget_parts(key)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         with self._lock:
@@ -59,7 +115,11 @@ class MemoryStore:
 
     def unfinished(self) -> int:
         with self._lock:
-            return sum(map(len, self._open_writers.values()))
+            return sum(map(len, self._open_writers.values())) + len(self.parts)
+
+    def _forget_parts(self, key: str) -> None:
+        for handle in [handle for handle in self.parts if handle.startswith(f"{key} ")]:
+            del self.parts[handle]
 
     def health(self) -> None:
         """Always succeed."""
@@ -97,6 +157,25 @@ class _MemoryWriter:
         self._store.finish(self, None)
 
 
+class _MemoryResumable:
+    def __init__(self, store: MemoryStore, key: str, handle: str | None) -> None:
+        self.handle = handle
+        self._store = store
+        self._key = key
+
+    def allocate(self, size: int) -> memoryview:
+        return memoryview(bytearray(size))
+
+    def write(self, number: int, part: memoryview) -> Callable[[], StoredPart]:
+        if self.handle is None:
+            self.handle = self._store.begin(self._key)
+        stored = self._store.keep_part(self.handle, number, bytes(part))
+        return lambda: stored
+
+    def close(self) -> None:
+        """Do nothing: parts stay."""
+
+
 class _MemoryReader:
     def __init__(self, content: bytes, first: int, last: int) -> None:
         self.object_size = len(content)
@@ -111,3 +190,8 @@ class _MemoryReader:
 
     def close(self) -> None:
         self._rest = self._rest[:0]
+
+
+def _require_name(name: str) -> None:
+    if not PIECE_NAME.fullmatch(name):
+        raise ValueError("not a piece's name")

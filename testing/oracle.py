@@ -207,6 +207,28 @@ def derive_keys(header: OracleHeader, dek: bytes) -> OracleKeys:
     return OracleKeys(encryption=content[:32], commitment=content[32:], metadata=metadata)
 
 
+def staging_keys(header: OracleHeader, dek: bytes) -> tuple[bytes, bytes]:
+    """Return K_stage and K_n, as "Staging" has them."""
+    prk = extract(header.salt, dek)
+    return (
+        _expand(prk, b"secure-vault staging v1\0" + header.raw[:32], 32),
+        _expand(prk, b"secure-vault segment nonces v1\0" + header.raw[:32], 32),
+    )
+
+
+def resumable_nonce(header: OracleHeader, dek: bytes, index: int, before_its_end: bytes, *, final: bool) -> bytes:
+    """Return the nonce of a segment of a resumable upload: a function of all plaintext up to the segment's end."""
+    message = bytes([final]) + index.to_bytes(8, "big") + hashlib.sha256(before_its_end).digest()
+    return hmac.digest(staging_keys(header, dek)[1], message, "sha256")[: _NONCE_SIZES[header.suite]]
+
+
+def open_staged(sealed: bytes, header: OracleHeader, dek: bytes, kind: int, offset: int, seq: int, epoch: int) -> bytes:
+    """Return what was staged as this kind at this place. Refuses everything else."""
+    place = offset.to_bytes(8, "big") + seq.to_bytes(4, "big") + epoch.to_bytes(4, "big")
+    aad = b"SVT1" + bytes([kind]) + header.object_id.bytes + place
+    return _open(1, staging_keys(header, dek)[0], sealed, aad)
+
+
 def extract(salt: bytes, dek: bytes) -> bytes:
     return hmac.digest(salt, dek, "sha256")
 

@@ -20,6 +20,11 @@ OTHER_ID: Final = UUID("00112233-4455-6677-8899-aabbccddeefe")
 each_suite = pytest.mark.parametrize("suite", Suite, ids=lambda suite: suite.cipher_name)
 
 
+def altered(content: bytes) -> bytes:
+    """Return the content with another last byte."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def plaintext_of(size: int, *, factor: int = 7) -> bytes:
     return (bytes((factor * j + 1) & 0xFF for j in range(256)) * (size // 256 + 1))[:size]
 

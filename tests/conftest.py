@@ -45,7 +45,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         # Coverage sees no process that a test starts.
-        if "tests/live/" in item.nodeid:
+        if item.nodeid.startswith(("tests/live/", "tests/browser/")):
             item.add_marker(pytest.mark.uncounted)
     if not config.getoption("--slow"):
         for item in items:

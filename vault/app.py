@@ -10,6 +10,7 @@ from vault.base_app import create_base_app
 from vault.files.rest import contents, entries
 from vault.http import access, api, docs, health, problems, requests
 from vault.http.connections import BodiesAreClosed, RefusalsReachClients
+from vault.resumable.rest import routes as resumable_routes
 from vault.settings.config import Settings
 from vault.wiring import Container, wire
 
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None, *, container: Container | None 
     rest.register_blueprint(auth_routes.blueprint)
     for blueprint in (*contents.BLUEPRINTS, *entries.BLUEPRINTS):
         rest.register_blueprint(blueprint)
+    rest.register_blueprint(resumable_routes.blueprint)
     rest.register_blueprint(admin_routes.blueprint)
     rest.register_blueprint(audit_routes.blueprint)
     app.register_blueprint(pages.blueprint)

@@ -10,6 +10,7 @@ from vault.files import tasks as files_tasks
 from vault.mail import tasks as mail_tasks
 from vault.mail.build import SMTP
 from vault.objects import tasks as objects_tasks
+from vault.resumable import tasks as resumable_tasks
 from vault.settings import groups
 from vault.wiring import Container
 
@@ -26,6 +27,7 @@ def create_base_app(container: Container) -> Flask:
     auth_tasks.register(container.celery, container.auth.sweeper)
     objects_tasks.register(container.celery, container.objects.reaper)
     files_tasks.register(container.celery, container.files.work, container.files.versions)
+    resumable_tasks.register(container.celery, container.resumable.upkeep)
     mail_tasks.register(container.celery, container.mail.outbox)
     return app
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from vault.core.db import DatabaseMissing, require_database
 from vault.core.errors import VaultError
+from vault.encryption.running_hash import HashStateUnavailable, RunningHash
 from vault.observe.processes import HeldKeys, Presence
 from vault.settings.config import Settings, SettingsError
 from vault.wiring import Container, aws_access, wire
@@ -104,6 +105,14 @@ def tell_aws_credentials(settings: Settings) -> None:
         from vault.core.aws import tell_credentials
 
         tell_credentials(aws_access(settings))
+
+
+def tell_resumable_uploads() -> None:
+    """Log if this machine cannot receive resumable uploads; everything else works."""
+    try:
+        RunningHash()
+    except HashStateUnavailable as exc:
+        log.warning("resumable_uploads_unavailable", reason=exc.detail)
 
 
 def keep_presence(container: Container, kind: str, is_well: Callable[[], bool] = lambda: True) -> None:

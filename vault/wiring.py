@@ -19,6 +19,7 @@ import vault.files.build
 import vault.keys.build
 import vault.mail.build
 import vault.objects.build
+import vault.resumable.build
 from vault.auth import mails
 from vault.auth.erasing import FileShredding
 from vault.auth.hooks import Hooks
@@ -38,6 +39,7 @@ from vault.objects.quota import close_accounts, let_store, open_accounts
 from vault.observe.metrics import DEK_CACHE, KEY_SECONDS
 from vault.observe.processes import Processes
 from vault.observe.readiness import Check, Readiness, check_beat, check_database, check_migrations
+from vault.resumable.ending import forget_uploads
 from vault.settings.config import ROOT, Settings
 from vault.storage import UPLOAD_BYTES, DiskReserve, ObjectStore
 
@@ -58,13 +60,15 @@ class Container:
     objects: vault.objects.build.Objects
     keys: vault.keys.build.Keys
     files: vault.files.build.Files
+    resumable: vault.resumable.build.Resumable
     auth: vault.auth.build.Auth
     admin: vault.admin.build.Admin
 
     def parts(self) -> Iterator[Any]:
         """Yield the parts one by one, for a look-up by class."""
         yield from (self.settings, self.processes, self.readiness)
-        for feature in (self.audit, self.mail, self.objects, self.keys, self.files, self.auth, self.admin):
+        features = (self.audit, self.mail, self.objects, self.keys, self.files, self.resumable, self.auth, self.admin)
+        for feature in features:
             yield from (getattr(feature, part.name) for part in fields(feature))
 
 
@@ -74,7 +78,7 @@ _STORAGE_FOLLOWS: Final = Hooks(
     on_enabled=(partial(let_store, allowed=True),),
     on_disabled=(partial(let_store, allowed=False),),
     on_swept=(close_trees, close_accounts),
-    on_erased=(close_accounts,),
+    on_erased=(close_accounts, forget_uploads),
 )
 
 
@@ -121,6 +125,7 @@ def wire(
         outbox=mail.outbox,
         audit=audit.service,
     )
+    files = vault.files.build.build(core, settings.files, objects, audit.service)
     quota = settings.files.default_quota_bytes
     readiness = _readiness(settings, objects, ring, celery)
     return Container(
@@ -133,7 +138,8 @@ def wire(
         mail=mail,
         objects=objects,
         keys=vault.keys.build.build(core, ring, objects, processes, audit.service),
-        files=vault.files.build.build(core, settings.files, objects, audit.service),
+        files=files,
+        resumable=vault.resumable.build.build(core, settings.files, objects, files.uploads, audit.service),
         auth=auth,
         admin=vault.admin.build.build(core, auth, mail.outbox, audit.service, default_quota_bytes=quota),
     )

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from testing.passwords import NEW_PASSWORD, PASSWORD, WRONG_PASSWORD, meanwhile
+from testing.tus import FIRST_PART, SMALL_PART, Upload
 from testing.vault import AUTH, FILES, Person, Vault, claims_of
 from vault.audit.models import Action, AuditEvent
 from vault.auth.erasing import Eraser
@@ -22,9 +23,12 @@ from vault.background.broker import (
     TASK_EXPIRE_TRASH,
     TASK_REAP_FILES,
     TASK_SWEEP_ACCOUNTS,
+    TASK_TEND_UPLOADS,
     TASK_TRIM_VERSIONS,
 )
 from vault.objects.installation import Epoch
+from vault.objects.models import RetiredKey
+from vault.resumable.models import ResumableUpload
 from vault.settings.config import ROOT
 from vault.storage import EPOCH_KEY
 
@@ -179,6 +183,7 @@ def test_every_action_leaves_exactly_the_events_that_are_documented(make_vault: 
         accounts_go,
         sessions_end,
         files_come_and_go,
+        uploads_end,
         trees_change,
         administrators_act,
         operators_act,
@@ -470,6 +475,61 @@ def files_come_and_go(walk: Walk) -> None:
     walk.left(expected(Action.FILE_DELETED))
     who.person.delete(f"{FILES}/{page['id']}")
     walk.vault.run_queue()
+    walk.pass_over()
+
+
+def uploads_end(walk: Walk) -> None:
+    vault, store, who = walk.vault, walk.vault.store, walk.member("uploads@example.org")
+
+    def begun(length: int | None = 8, **values: str) -> Upload:
+        upload = Upload.begin(who.person, length, **values)
+        size = {"details": {"size_bytes": length}}
+        walk.left(Expected(Action.UPLOAD_CREATED, who.account, ("upload", upload.id), who.session_id, **size))
+        return upload
+
+    def ended(upload: Upload, outcome: str = "ok", reason: str | None = None) -> Expected:
+        return Expected(Action.UPLOAD_ENDED, who.account, ("upload", upload.id), who.session_id, outcome, reason)
+
+    def failed(upload: Upload, reason: str) -> None:
+        walk.left(ended(upload, "failed", reason))
+
+    upload = begun(None)
+    upload.delete()
+    walk.left(ended(upload))
+    retired = RetiredKey(key_ref=vault.key_ref, retired_at=vault.clock())
+    upload = begun(sha256="0" * 64)
+    upload.patch(b"8 bytes.", 0)
+    failed(upload, "digest_mismatch")
+    for lose, reason in (
+        (store.pieces.clear, "piece"),
+        (lambda: vault.execute(sa.update(ResumableUpload).values(sealed_state=bytes(148))), "state"),
+        (lambda: vault.change_user(who.person.email, may_store=False), "disabled"),
+        (lambda: vault.add(retired), "key"),
+    ):
+        upload = begun()
+        upload.patch(b"8 b", 0)
+        lose()
+        upload.patch(b"ytes.", 3)
+        vault.change_user(who.person.email, may_store=True)
+        vault.execute(sa.delete(RetiredKey))
+        failed(upload, reason)
+    upload = begun(SMALL_PART)
+    upload.patch(bytes(FIRST_PART), 0)
+    store.parts.clear()
+    upload.patch(bytes(SMALL_PART - FIRST_PART), FIRST_PART)
+    failed(upload, "parts_lost")
+
+    upload = begun()
+    upload.change(expires_at=vault.clock())
+    vault.container.celery.tasks[TASK_TEND_UPLOADS]()
+    walk.left(Expected(Action.UPLOAD_EXPIRED, target=("upload", upload.id), origin=WORKER))
+    upload = begun()
+    upload.send(b"8 bytes.")
+    file_id = uuid.UUID(upload.file_id())
+    stored = Expected(Action.FILE_UPLOADED, who.account, ("file", file_id), who.session_id, details={"size_bytes": 8})
+    walk.left(stored)
+    who.person.delete(f"{FILES}/{file_id}")
+    vault.run_queue()
     walk.pass_over()
 
 

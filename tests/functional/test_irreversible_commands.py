@@ -28,6 +28,7 @@ NOT_MISSED = {
     "installation",
     "mail_jobs.network",
     "objects",
+    "objects.parked",
     "processes",
     "storage_accounts",
     "storage_accounts.folder_count",

@@ -9,6 +9,7 @@ from testing.content import MIB, pattern
 from testing.faults import FailingKeys, before_call
 from testing.kms import SETTINGS as KMS_SETTINGS
 from testing.kms import PlayedKms
+from testing.sealing import altered
 from testing.vault import FILES, SQLITE, Person, Vault, refusal
 from vault.encryption.errors import KeyServiceUnavailable, KeyUnwrapFailed
 from vault.encryption.keyring import KeyRing, generate_master_key
@@ -221,7 +222,7 @@ def test_changes_after_verifying_are_found(make_vault: Callable[..., Vault]) -> 
     (key,), store = vault.objects(), vault.store
     store.calls.clear()
     # The last segment, everything, and then what is sent.
-    before_call(store, "open", lambda: store.objects.update({key: store.objects[key][:-1] + b"x"}), number=3)
+    before_call(store, "open", lambda: store.objects.update({key: altered(store.objects[key])}), number=3)
 
     answer = anna.get(f"{FILES}/{file_id}/content")
 

@@ -25,6 +25,7 @@ from vault.files.models import Entry
 from vault.files.placing import numbered
 from vault.objects.models import SealedObject
 from vault.observe.readiness import revisions_in
+from vault.resumable.models import ResumableUpload
 from vault.settings.config import ROOT
 from vault.wiring import Container, wire
 
@@ -426,11 +427,44 @@ def test_going_back_is_refused_once_there_is_what_the_version_before_cannot_read
         statement = sa.text(NEWER[newer]).bindparams(*ids)
         connection.execute(statement, {name: values[name] for name in values if f":{name}" in NEWER[newer]})
     found, tables = {entry.id for entry in entries(before_folders)}, schema(before_folders)
+    version = revision_of(before_folders)
 
     with pytest.raises(SystemExit, match="Nothing was changed"):
         downgrade(revision="0020")
 
     assert {entry.id for entry in entries(before_folders)} == found
     assert schema(before_folders) == tables
+    assert revision_of(before_folders) == version
+
+
+def revision_of(container: Container) -> str:
+    with container.core.engine.connect() as connection:
+        return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+
+
+def test_going_back_leaves_an_unfinished_upload_to_the_reaper_of_the_version_before(before_folders: Container) -> None:
+    running, parked = (old_file(ANNA, name, "pending", START) for name in ("running.txt", "parked.txt"))
+    fill(before_folders, [running, parked])
+    upgrade(revision="0021")
+    tables = schema(before_folders)
+
+    upgrade()
+    insert = sa.insert(ResumableUpload).values(
+        id=uuid.uuid4(), object_row=parked["id"], owner_id=ANNA, state="open", offset=5, part_offset=0, part_size=8,
+        next_piece=1, metadata_header="filename YQ==", on_conflict="rename", epoch=1, expires_at=START,
+        created_at=START,
+    )  # fmt: skip
+    with before_folders.core.engine.begin() as connection:
+        connection.execute(insert)
+        park = sa.update(SealedObject).where(SealedObject.id == parked["id"]).values(parked=True, lease_until=None)
+        connection.execute(park)
+    downgrade(revision="0021")
+
+    assert schema(before_folders) == tables
+    leases = sa.text("SELECT id, lease_until FROM objects").columns(id=sa.Uuid(), lease_until=UtcDateTime())
     with before_folders.core.engine.connect() as connection:
-        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "0021"
+        assert dict(connection.execute(leases).all()) == {running["id"]: running["lease_until"], parked["id"]: START}
+    upgrade()
+    with before_folders.core.sessions.begin() as session:
+        assert session.scalars(sa.select(SealedObject.parked)).all() == [False, False]
+        assert session.scalars(sa.select(ResumableUpload)).all() == []

@@ -26,6 +26,7 @@ CLOSED = (
     "/folders",
     "/entries",
     "/trash",
+    "/uploads",
     "/admin",
 )
 PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}
@@ -61,8 +62,8 @@ def test_every_route_is_documented_and_nothing_else_and_no_secret(vault: Vault) 
     document = answer.json
     documented = {(method, path) for method, path, _ in operations(document)}
     assert (answer.status_code, answer.mimetype, document["openapi"]) == (200, "application/json", "3.1.0")
-    # Flask answers HEAD wherever it answers GET; of content it is part of the contract.
-    assert documented == routes(vault) | {("head", path) for path in CONTENTS}
+    # Flask answers HEAD wherever it answers GET; of content and of an upload it is part of the contract.
+    assert documented == routes(vault) | {("head", path) for path in (*CONTENTS, f"{BASE}/uploads/{{upload_id}}")}
     assert len(documented) >= 11
     for secret in (vault.settings.site.secret_key, *vault.settings.keys.master_keys, vault.settings.database.url):
         assert secret not in answer.text

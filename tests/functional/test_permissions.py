@@ -31,11 +31,13 @@ NEEDED = {
         *("files.list_files", "files.usage", "files.get_file", "files.content"),
         *("files.list_versions", "files.version_content"),
         *("folders.get_folder", "folders.list_entries", "folders.get_size", "entries.find_entry", "trash.list_trash"),
+        "uploads.list_uploads",
     },
     Permission.FILES_WRITE: {
         *("files.upload", "files.rename_file", "files.replace_content", "files.restore_version", "files.copy_file"),
         *("folders.create_folder", "entries.change_entry", "entries.move_entries"),
         *("entries.restore_entry", "entries.restore_entries"),
+        *("uploads.create", "uploads.look", "uploads.append", "uploads.end", "uploads.override"),
     },
     Permission.FILES_DELETE: {
         *("files.delete_file", "files.delete_version", "entries.delete_entry", "entries.delete_entries"),

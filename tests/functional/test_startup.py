@@ -15,11 +15,12 @@ from testing.kms import played_kms
 from testing.vault import Person, Vault
 from vault import startup
 from vault.core.db import create_database
+from vault.encryption import running_hash
 from vault.encryption.keyring import generate_master_key
 from vault.objects.models import ObjectState, RetiredKey
 from vault.settings.config import Settings
 from vault.settings.groups import Broker
-from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys
+from vault.startup import load_settings, refuse_missing_database, refuse_missing_keys, tell_resumable_uploads
 
 pytestmark = pytest.mark.one_database
 
@@ -132,3 +133,22 @@ def test_a_reload_takes_all_but_the_port(vault: Vault, reload: Callable[[Setting
     changed = replace(vault.settings, server=replace(server, port=server.port + 1, web_workers=7))
 
     assert reload(changed) == (replace(vault.settings, server=replace(server, web_workers=7)), True)
+
+
+def test_a_machine_with_openssls_hashes_says_nothing(log: list[Any]) -> None:
+    tell_resumable_uploads()
+
+    assert log == []
+
+
+def test_a_machine_whose_openssl_keeps_its_hashes_state_tells_so_in_one_line(
+    log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_hash, "_paths", list)
+    running_hash._library.cache_clear()
+
+    tell_resumable_uploads()
+
+    (line,) = log
+    assert (line["event"], line["log_level"]) == ("resumable_uploads_unavailable", "warning")
+    assert "cannot receive resumable uploads" in line["reason"]

@@ -3,11 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from selenium import webdriver
@@ -15,38 +11,20 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from testing.browser import chromium
+from testing.browser import chromium, site
 from testing.servers import wait_until
 from testing.services import program
 from testing.stack import Client, Stack, embedded
 
 SIZE = 700_001
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def end_headers(self) -> None:
-        # Pages that isolate themselves load from elsewhere only what says that it may be.
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-
-@contextmanager
-def site(folder: Path) -> Iterator[str]:
-    """The origin of a site that serves an empty page."""
-    (folder / "index.html").write_text("<!DOCTYPE html><title>Another site</title>")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+EMPTY_PAGE = "<!DOCTYPE html><title>Another site</title>"
 
 
 @pytest.fixture(scope="module")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("site")
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "index.html").write_text(EMPTY_PAGE)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +140,7 @@ def test_a_page_of_a_listed_origin_uploads_and_downloads(
 def test_a_page_of_another_origin_reads_no_answer_and_uploads_nothing(
     stack: Stack, person: Client, browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
+    (tmp_path / "index.html").write_text(EMPTY_PAGE)
     before = stack.states()
 
     with site(tmp_path) as origin:

@@ -26,6 +26,7 @@ from vault.encryption.keyring import generate_master_key
 from vault.settings.config import ROOT
 
 DOCUMENTS: Final = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+_OTHER_BLOCK: Final = re.compile(r"^ *```(?:js|python)\n(.*)\n", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^(?P<indent> *)```sh\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -121,10 +122,13 @@ def the_api(place: Place, start: str, signing_in: str, *pages: str) -> None:
     assert "anna@example.org" in type_page(confirming.replace("the-token-from-the-link", token))
     type_page(resetting.replace("the-token-from-the-reset-link", place.mailed("reset-password", 1)))
 
-    files, folders, lists, account, audit, administration = pages
+    files, folders, resumable, lists, account, audit, administration = pages
     assert type_page(files, AUTH=header_of(place, "otto@example.org")).count("204\n") == 1
     shown = type_page(folders, AUTH=header_of(place, "fritz@example.org"))
     assert "first\n" in shown
+    assert shown.endswith("204\n")
+    shown = type_page(resumable, AUTH=header_of(place, "tilda@example.org"))
+    assert "The connection broke.\nThe film is identical.\n" in shown
     assert shown.endswith("204\n")
     assert "report.pdf" in type_page(lists, AUTH=header_of(place, "ida@example.org"))
     assert type_page(account, AUTH=header_of(place, "berta@example.org")).endswith("204\n")
@@ -260,7 +264,7 @@ def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-API_PAGES: Final = ("README", "sign-in", "files", "folders", "lists", "account", "audit", "administration")
+API_PAGES: Final = ("README", "sign-in", "files", "folders", "resumable", "lists", "account", "audit", "administration")
 # A block is named by its document and how its first line begins, all blocks of a page by the document alone. The order
 # matters: the later ones stop what the first ones ask. Each function gets the texts.
 RUN: Final[list[tuple[Callable[..., None], list[str]]]] = [
@@ -288,6 +292,15 @@ NOT_RUN: Final = {
 }
 
 
+# Blocks of programs by the tests that run them
+RUN_ELSEWHERE: Final = {
+    "docs/api/resumable.md: // session.js": "tests/browser/test_resumable.py",
+    "docs/api/resumable.md: // send.js": "tests/browser/test_resumable.py",
+    "docs/api/resumable.md: // uploader.js": "tests/browser/test_resumable.py",
+    'docs/api/resumable.md: """Send a file: python send.py FILE': "tests/live/test_resumable_clients.py",
+}
+
+
 def text_of(name: str) -> str:
     texts = [text for block, text in BLOCKS.items() if block.startswith(name)]
     assert len(texts) == 1 or name.endswith(".md"), name
@@ -302,6 +315,17 @@ def test_every_block_of_commands_is_run_or_says_why_not() -> None:
 
     assert new == [], "Add these blocks to RUN above, with a function that runs them, or to NOT_RUN with the reason."
     assert gone == [], "No document has these blocks any more: take them out of RUN or NOT_RUN above."
+
+
+def test_every_block_of_a_program_is_run_by_a_test_that_reads_its_document() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {line}" for path in DOCUMENTS for line in _OTHER_BLOCK.findall(path.read_text())
+    ]
+
+    assert [block for block in found if not block.startswith(tuple(RUN_ELSEWHERE))] == []
+    assert len(found) == len(RUN_ELSEWHERE)
+    for block, test in RUN_ELSEWHERE.items():
+        assert f'"{block.partition(":")[0]}"' in (ROOT / test).read_text()
 
 
 @pytest.mark.parametrize(("run", "names"), [pytest.param(*row, id=row[0].__name__) for row in RUN])

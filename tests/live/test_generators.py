@@ -14,6 +14,7 @@ from testing.servers import wait_until
 from testing.stack import Process, Stack
 from testing.tools import generators, linters
 from testing.vault import PASSWORD
+from vault.settings.config import ROOT
 
 JOURNEYS = Path(journeys.__path__[0])
 
@@ -37,6 +38,7 @@ def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_redocly_finds_no_error(document: Path) -> None:
     # Its other findings are warnings, with which it ends well.
     assert "is valid" in run(str(linters() / "redocly"), "lint", str(document), folder=document.parent).stderr
@@ -78,8 +80,14 @@ def newest_token(worker: Process) -> str:
 def test_the_client_of_openapi_python_client_makes_the_main_journey(
     stack: Stack, worker: Process, document: Path, tmp_path: Path
 ) -> None:
+    config = re.search(
+        r"```yaml\n(content_type_overrides:.+?)```", (ROOT / "docs/api/README.md").read_text(), re.DOTALL
+    )
+    assert config is not None
+    (tmp_path / "config.yml").write_text(config[1])
     # It formats what it made by the ruff of its own environment.
     make = ["env", f"PATH={generators()}:{os.environ['PATH']}", "openapi-python-client", "generate"]
+    make += ["--config", str(tmp_path / "config.yml")]
     made = run(*make, "--path", str(document), "--output-path", str(tmp_path / "client"), folder=tmp_path)
 
     assert "WARNING" not in made.stdout + made.stderr
@@ -87,6 +95,7 @@ def test_the_client_of_openapi_python_client_makes_the_main_journey(
     travel(worker, script, tmp_path / "client", stack.env["PUBLIC_URL"], "opc@example.org", PASSWORD)
 
 
+@pytest.mark.slow
 def test_the_client_of_openapi_generator_makes_the_main_journey(
     worker: Process, document: Path, tmp_path: Path
 ) -> None:

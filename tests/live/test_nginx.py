@@ -17,6 +17,8 @@ from testing.nginx import Nginx, nginx
 from testing.raw import connect, head, upload_regardless
 from testing.servers import wait_until
 from testing.stack import Client, Stack
+from testing.tus import TUS
+from testing.tus_client import begin, patch_head
 from testing.vault import PASSWORD
 
 MIB = 1024 * 1024
@@ -115,6 +117,29 @@ def test_nginx_without_the_two_lines_writes_both_bodies_to_its_disk(
         assert "client request body is buffered to a temporary file" in careless.error_log
         assert wrote_bodies(careless)
         assert careless.written_bytes() > MIB
+
+
+def break_off(proxy: Nginx, person: Client) -> int:
+    """Break a resumable upload of LARGE MiB off after 32; return how many bytes the API has kept."""
+    path = begin(person, proxy.url.removesuffix("/api/v1"), LARGE * MIB, filename="film.mp4")
+    with secure(proxy) as connection:
+        connection.sendall(patch_head(path, person.authorization, 0, f"Content-Length: {LARGE * MIB}"))
+        for block in blocks(32):
+            connection.sendall(block)
+    answer = person.head(proxy.url.removesuffix("/api/v1") + path, headers=TUS)
+    assert answer.status_code == 200, answer.headers
+    assert person.delete(proxy.url.removesuffix("/api/v1") + path, headers=TUS).status_code == 204
+    return int(answer.headers["Upload-Offset"])
+
+
+def test_what_nginx_has_passed_on_of_a_resumable_upload_is_kept(
+    stack: Stack, proxy: Nginx, person: Client, tmp_path: Path
+) -> None:
+    # The rest was still in buffers of the system.
+    assert break_off(proxy, person) > 4 * MIB
+    # One that collects a body passes on nothing of it.
+    with nginx(stack, tmp_path, without="_buffering off;") as careless:
+        assert break_off(careless, careless.client(like=person)) == 0
 
 
 @pytest.mark.parametrize(

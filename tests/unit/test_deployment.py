@@ -260,4 +260,5 @@ def test_every_program_of_the_tests_is_installed_by_the_workflow(workflow: dict[
 def test_all_pinned_ecosystems_are_kept_up_to_date() -> None:
     updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
 
-    assert {update["package-ecosystem"] for update in updates} == {"uv", "github-actions", "docker", "docker-compose"}
+    ecosystems = {"uv", "npm", "github-actions", "docker", "docker-compose"}
+    assert {update["package-ecosystem"] for update in updates} == ecosystems

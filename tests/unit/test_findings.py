@@ -23,9 +23,11 @@ def test_a_script_installs_pinned_releases_that_its_comment_names(script: Path) 
     text = script.read_text()
     comment = "".join(line for line in text.splitlines() if line.startswith("#"))
 
-    packages = re.findall(r"pip\" install(?: --[a-z-]+)*((?: '?[A-Za-z0-9-]+==[0-9.]+'?)+)(?: 2>.*)?$", text, re.M)
+    by_pip = re.findall(r"pip\" install(?: --[a-z-]+)*((?: '?[A-Za-z0-9-]+==[0-9.]+'?)+)(?: 2>.*)?$", text, re.M)
+    by_npm = re.findall(r'npm install(?: --[a-z-]+)* --prefix "\$folder"((?: [a-z-]+@[0-9.]+)+)(?: 2>.*)?$', text, re.M)
 
-    assert len(packages) == text.count('pip" install') == 1
-    for pin in packages[0].replace("'", "").split():
-        name, _, release = pin.partition("==")
+    assert (len(by_pip), len(by_npm)) == (text.count('pip" install'), text.count("npm install"))
+    (packages,) = by_pip + by_npm
+    for pin in packages.replace("'", "").split():
+        name, release = re.split("==|@", pin)
         assert f"{name} {release}" in comment

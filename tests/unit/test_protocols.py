@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from vault.http.connections import RefusalsReachClients
-from vault.storage.s3 import PartBody
+from vault.storage.s3_bucket import PartBody
 
 CONTENT = b"first line\nsecond line\n\xff\x00 and the rest"
 

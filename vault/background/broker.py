@@ -36,6 +36,7 @@ TASK_REMOVE_FILES_OF: Final = "files.remove_all_of"
 TASK_WORK_ON_TREE: Final = "files.work_on_tree"
 TASK_EXPIRE_TRASH: Final = "files.expire_trash"
 TASK_TRIM_VERSIONS: Final = "files.trim_versions"
+TASK_TEND_UPLOADS: Final = "files.tend_uploads"
 TASK_SWEEP_ACCOUNTS: Final = "auth.sweep"
 TASK_REAP_FILES: Final = "files.reap"
 TASK_SETTLE_AUDIT: Final = "audit.settle"
@@ -150,6 +151,7 @@ def create_celery(broker_url: str) -> Celery:
             "requeue-due-mail": _every(10, TASK_REQUEUE_MAIL),
             "sweep-accounts": _every(3600, TASK_SWEEP_ACCOUNTS),
             "reap-files": _every(300, TASK_REAP_FILES),
+            "tend-uploads": _every(30, TASK_TEND_UPLOADS),
             "work-on-trees": _every(60, TASK_WORK_ON_TREE),
             "expire-trash": _every(3600, TASK_EXPIRE_TRASH),
             "trim-versions": _every(3600, TASK_TRIM_VERSIONS),

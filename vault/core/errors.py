@@ -211,6 +211,54 @@ class UploadLost(VaultError):
     detail = "The server ended the upload before it was complete. Nothing was stored."
 
 
+class UploadInterrupted(VaultError):
+    """The body of a resumable upload broke off, or another request asked for its upload."""
+
+    code = "upload_interrupted"
+    detail = "The body did not arrive completely. What had arrived is kept: ask for the offset and go on."
+
+
+class OffsetMismatch(VaultError):
+    """`offset` is where the upload stands."""
+
+    code = "offset_mismatch"
+    detail = "Upload-Offset is not where this upload stands."
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.offset = offset
+
+
+class UploadGone(VaultError):
+    code = "upload_gone"
+    detail = "This upload has ended, and there is no file of it. Begin another one."
+
+
+class UploadRefused(VaultError):
+    code = "upload_refused"
+    detail = "The key of this upload cannot be used any more. Begin another one."
+
+
+class UploadLocked(VaultError):
+    code = "upload_locked"
+    detail = "The server cannot go on with this upload right now. Try again shortly."
+
+
+class ChecksumMismatch(VaultError):
+    code = "checksum_mismatch"
+    detail = "The body does not match its Upload-Checksum. Nothing of it was stored."
+
+
+class BadUploadHeader(VaultError):
+    code = "bad_upload_header"
+    detail = "A header of this upload is missing or malformed."
+
+
+class UnsupportedVersion(VaultError):
+    code = "unsupported_version"
+    detail = "This server speaks version 1.0.0 of tus. Send Tus-Resumable: 1.0.0."
+
+
 class Busy(VaultError):
     code = "busy"
     detail = "The server has no capacity for this right now. Try again shortly."
@@ -254,6 +302,12 @@ class StorageUnavailable(StorageError):
 
     code = "storage_unavailable"
     detail = "The object store does not answer, or refuses the request."
+
+
+class PartsLost(StorageUnavailable):
+    """The store does not have the parts of an unfinished object any more."""
+
+    code = "storage_unavailable"
 
 
 class StorageFull(StorageError):

@@ -132,6 +132,14 @@ def prove_commitment(dek: bytes, header: Header) -> None:
     _compare(_content_keys(_prk(dek, header), header.prefix)[32:], header)
 
 
+def staging_keys(dek: bytes, header: Header) -> tuple[bytes, bytes]:
+    """Derive the two keys of a resumable upload, 32 bytes each: that of what it stages, and that of its segments'
+    nonces."""
+    prk, prefix = _prk(dek, header), header.prefix
+    staging = _expand(prk, b"secure-vault staging v1\0" + prefix, 32)
+    return staging, _expand(prk, b"secure-vault segment nonces v1\0" + prefix, 32)
+
+
 @dataclass(frozen=True, slots=True)
 class SealedFor:
     """What a sealed digest is bound to: one object, as the content of one file of one owner."""

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Final, Protocol
@@ -14,10 +14,12 @@ from vault.audit.service import AuditService
 from vault.core.errors import (
     DigestMismatch,
     InTrash,
+    NameConflict,
     NotAFolder,
     NotFound,
     PreconditionFailed,
     QuotaExceeded,
+    TooDeep,
     UploadLost,
 )
 from vault.core.parts import Core
@@ -27,6 +29,7 @@ from vault.files.models import Entry, EntryKind
 from vault.files.placing import Content, OnConflict, add_file, add_version, find_target, free_name, object_id_of
 from vault.files.tree import Folder, Tops, find_folder, find_live, find_tops, lock_tree
 from vault.files.usage import files_usage_of
+from vault.objects.publishing import PendingObject
 from vault.objects.shredding import TransitionLost
 from vault.objects.writing import NewObject, NewObjects
 from vault.observe.metrics import CONTENT_BYTES, TRANSFERS
@@ -101,13 +104,32 @@ class Uploads:
         stays visible, reserved or counted, unless DatabaseUnavailable says that the file may have been stored.
         """
         owner_id = principal.account_id
-        if destination != HOME:
-            # Before the body is read; it is decided when the file is published.
-            with self._core.sessions.begin() as session:
-                folder = find_folder(session, owner_id, destination.folder_id, find_tops(session, owner_id))
-                if find_target(session, folder, incoming.name, destination.on_conflict) is None:
-                    folder.require_room(incoming.name)
+        # Before the body is read; it is decided when the file is published.
+        self.require_place(owner_id, incoming.name, destination)
         return self._store(principal, incoming, partial(_place, owner_id, incoming.name, destination), action)
+
+    def require_place(self, owner_id: uuid.UUID, name: str, destination: Destination) -> None:
+        """Raise NotFound, NotAFolder, InTrash, NameConflict or TooDeep if a file of this name cannot go there now."""
+        if destination == HOME:
+            return
+        with self._core.sessions.begin() as session:
+            folder = find_folder(session, owner_id, destination.folder_id, find_tops(session, owner_id))
+            if find_target(session, folder, name, destination.on_conflict) is None:
+                folder.require_room(name)
+
+    def publish(
+        self,
+        principal: Principal,
+        new: PendingObject,
+        name: str,
+        content_type: str,
+        modified_at: datetime,
+        destination: Destination,
+    ) -> None:
+        """Publish an object that arrived over several requests. What came into its way meanwhile leads to another name
+        or to the root. Raises TransitionLost if its row has ended."""
+        place = partial(_place_late, new.owner_id, name, destination)
+        self._publish(principal, new, content_type, modified_at, place, Action.FILE_UPLOADED)
 
     def replace(
         self,
@@ -153,29 +175,42 @@ class Uploads:
                 sha256 = new.sha256()
                 if incoming.expected_sha256 not in (None, sha256):
                     raise DigestMismatch
-                with new.publish() as session:
-                    content = Content(
-                        row_id=new.row_id,
-                        content_type=incoming.content_type,
-                        size_bytes=new.size_bytes,
-                        modified_at=incoming.modified_at or new.created_at,
-                        created_at=new.created_at,
-                        published_at=self._core.clock(),
-                    )
-                    placed = place(session, lock_tree(session, owner_id), content)
-                    new.become(session, placed.entry.id, placed.version_no)
-                    if placed.version_no > 1:
-                        action = Action.FILE_VERSION_ADDED
-                    target = ("file", placed.entry.id)
-                    self._audit.record(session, principal, action, target=target, size_bytes=new.size_bytes)
+                modified_at = incoming.modified_at or new.created_at
+                placed = self._publish(principal, new, incoming.content_type, modified_at, place, action)
         except TransitionLost as exc:
             raise UploadLost from exc
         except QuotaExceeded as exc:
-            raise self._quota_exceeded(owner_id) from exc
+            raise self.quota_exceeded(owner_id) from exc
         return _info_of(new, placed, sha256)
 
-    def _quota_exceeded(self, owner_id: uuid.UUID) -> QuotaExceeded:
-        """Tell what could be freed: nothing is ever removed to make room."""
+    def _publish(
+        self,
+        principal: Principal,
+        new: PendingObject,
+        content_type: str,
+        modified_at: datetime,
+        place: _Place,
+        action: Action,
+    ) -> _Placed:
+        with new.publish() as session:
+            content = Content(
+                row_id=new.row_id,
+                content_type=content_type,
+                size_bytes=new.size_bytes,
+                modified_at=modified_at,
+                created_at=new.created_at,
+                published_at=self._core.clock(),
+            )
+            placed = place(session, lock_tree(session, new.owner_id), content)
+            new.become(session, placed.entry.id, placed.version_no)
+            if placed.version_no > 1:
+                action = Action.FILE_VERSION_ADDED
+            target = ("file", placed.entry.id)
+            self._audit.record(session, principal, action, target=target, size_bytes=new.size_bytes)
+        return placed
+
+    def quota_exceeded(self, owner_id: uuid.UUID) -> QuotaExceeded:
+        """Return the error that tells what could be freed: nothing is ever removed to make room."""
         default = self._objects.limits.default_quota_bytes
         try:
             with self._core.sessions.begin() as session:
@@ -207,6 +242,17 @@ def _place(
         return _Placed(target, folder, add_version(session, target, content))
     name = free_name(session, folder, name, is_folder=False)
     return _Placed(add_file(session, owner_id, folder, name, content), folder, 1)
+
+
+def _place_late(
+    owner_id: uuid.UUID, name: str, destination: Destination, session: Session, tops: Tops, content: Content
+) -> _Placed:
+    for where in (destination, replace(destination, on_conflict=OnConflict.RENAME)):
+        try:
+            return _place(owner_id, name, where, session, tops, content)
+        except (NameConflict, TooDeep):
+            continue
+    return _place(owner_id, name, HOME, session, tops, content)
 
 
 def _info_of(new: NewObject, placed: _Placed, sha256: bytes) -> FileInfo:

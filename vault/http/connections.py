@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from flask import Request
+from gunicorn.http.body import ChunkedReader
 from werkzeug.wsgi import ClosingIterator
 
 # Such bodies arrive before a thread is used, and such answers fit into the buffers.
@@ -21,6 +22,8 @@ class PacedConnection(Protocol):
     def begin_transfer(self) -> None: ...
 
     def begin_small_file(self) -> None: ...
+
+    def while_waiting(self, call: Callable[[], None]) -> None: ...
 
 
 def know_account(environ: dict[str, Any], account: Hashable) -> None:
@@ -39,6 +42,20 @@ def begin_transfer(environ: dict[str, Any], size_bytes: int | None) -> None:
         connection.begin_transfer()
     else:
         connection.begin_small_file()
+
+
+def while_waiting(environ: dict[str, Any], call: Callable[[], None]) -> None:
+    """Have a function called a few times a second while this request's thread waits for its body."""
+    connection = environ.get("gunicorn.socket")
+    if isinstance(connection, PacedConnection):
+        connection.while_waiting(call)
+
+
+def arrived(environ: dict[str, Any]) -> bytes:
+    """Return what has come of this request's body and was not read. Bytes that the last read waited for are there too,
+    since an error took them from its caller."""
+    body = environ["wsgi.input"]
+    return body.arrived() if isinstance(body, _Body) else b""
 
 
 class Body(Protocol):
@@ -118,3 +135,14 @@ class _Body(io.BufferedIOBase):
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)
+
+    def arrived(self) -> bytes:
+        """Look into gunicorn's buffers; other servers have none."""
+        reader = getattr(self._stream, "reader", None)
+        if reader is None:
+            return b""
+        # Of a chunked body, the content without its framing.
+        inner = reader if isinstance(reader, ChunkedReader) else reader.unreader
+        held: bytes = self._stream.buf.getvalue() + inner.buf.getvalue()
+        # The next request may follow a body of known length.
+        return held if self._left is None else held[: self._left]

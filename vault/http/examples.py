@@ -93,6 +93,17 @@ _EVENT: Final[dict[str, Any]] = {
     "reason": None,
     "details": {"size_bytes": 482133},
 }
+_UPLOAD: Final[dict[str, Any]] = {
+    "id": "b4c6d8e0-1f2a-4b3c-8d5e-6f7a8b9c0d1e",
+    "filename": "report.pdf",
+    "content_type": "application/pdf",
+    "folder_id": _FOLDER_ID,
+    "on_conflict": "rename",
+    "length": 482133,
+    "offset": 65536,
+    "created_at": _AT,
+    "expires_at": _LATER,
+}
 _ACCOUNT: Final[dict[str, Any]] = {
     **_USER,
     "disabled": False,
@@ -178,6 +189,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "ManyToDelete": {"ids": [_OTHER_FOLDER_ID], "recursive": True},
     "Version": _VERSION,
     "VersionPage": _page(_VERSION),
+    "Upload": _UPLOAD,
+    "UploadPage": _page(_UPLOAD),
     "User": _ACCOUNT,
     "UserPage": _page(_ACCOUNT),
     "UserChanges": {"role": "admin", "quota_bytes": 21474836480},

@@ -15,10 +15,12 @@ from vault.core.errors import (
     DatabaseUnavailable,
     InputRefused,
     MalformedBody,
+    OffsetMismatch,
     RangeNotSatisfiable,
     RateLimited,
     Unauthorized,
     UnsupportedCoding,
+    UnsupportedVersion,
     VaultError,
 )
 from vault.core.reasons import reason_of
@@ -26,9 +28,11 @@ from vault.observe.metrics import PROBLEMS
 
 log = structlog.get_logger(__name__)
 
+TUS_VERSION: Final = "1.0.0"
 STATUS: Final = {
     "malformed_json": 400,
     "malformed_body": 400,
+    "bad_upload_header": 400,
     "upload_truncated": 400,
     "invalid_token": 400,
     "invalid_cursor": 400,
@@ -49,7 +53,10 @@ STATUS: Final = {
     "name_conflict": 409,
     "user_disabled": 409,
     "upload_lost": 409,
+    "offset_mismatch": 409,
+    "upload_gone": 410,
     "precondition_failed": 412,
+    "unsupported_version": 412,
     "too_large": 413,
     "quota_exceeded": 413,
     "too_many_files": 413,
@@ -59,10 +66,15 @@ STATUS: Final = {
     "digest_mismatch": 422,
     "not_a_folder": 422,
     "too_deep": 422,
+    "upload_refused": 422,
+    "upload_locked": 423,
     "rate_limited": 429,
     "too_many_uploads": 429,
+    # tus 1.0, "Checksum"
+    "checksum_mismatch": 460,
     "integrity_failed": 500,
     "key_unwrap_failed": 500,
+    "not_implemented": 501,
     "storage_unavailable": 502,
     "audit_unavailable": 503,
     "busy": 503,
@@ -70,6 +82,7 @@ STATUS: Final = {
     "installation_mismatch": 503,
     "key_service_unavailable": 503,
     "key_unavailable": 503,
+    "upload_interrupted": 503,
     "limits_unavailable": 503,
     "storage_full": 507,
 }
@@ -82,6 +95,8 @@ _RETRY_AFTER: Final = {
     "limits_unavailable": 5,
     "storage_unavailable": 5,
     "too_many_uploads": 5,
+    "upload_interrupted": 1,
+    "upload_locked": 1,
 }
 _CODES: Final = {
     400: "bad_request",
@@ -104,8 +119,12 @@ _DETAILS: Final = {
 }
 # RFC 6750, 3: the challenge alone for a request without a token; the error tells a client that its token ended.
 _CHALLENGE: Final = 'Bearer realm="secure-vault"'
+# tus's phrase for 460, which is not in HTTP's registry
+_CHECKSUM_MISMATCH: Final = "Checksum Mismatch"
 # Failures of this service that are logged beyond the access log
 _LOGGED_FROM: Final = 500
+# A client's connection that broke off
+_NOT_LOGGED: Final = "upload_interrupted"
 
 
 def problem(
@@ -125,7 +144,7 @@ def problem_body(status: int, code: str, detail: str, request_id: str | None) ->
     PROBLEMS.labels(code).inc()
     return {
         "type": f"urn:secure-vault:problem:{code}",
-        "title": HTTPStatus(status).phrase,
+        "title": _CHECKSUM_MISMATCH if status == 460 else HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
@@ -158,7 +177,7 @@ def on_vault_error(error: VaultError) -> Response:
 def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     """Return an error's status and headers; log a failure of this service."""
     status = STATUS.get(error.code, 500)
-    if status >= _LOGGED_FROM:
+    if status >= _LOGGED_FROM and error.code != _NOT_LOGGED:
         log.error("request_failed", code=error.code, reason=reason_of(error), exc_info=error)
     headers = {}
     if error.code in _RETRY_AFTER:
@@ -166,6 +185,10 @@ def status_and_headers(error: VaultError) -> tuple[int, dict[str, str]]:
     if isinstance(error, RateLimited):
         headers["Retry-After"] = headers["RateLimit-Reset"] = str(error.retry_after_seconds)
         headers["RateLimit-Limit"], headers["RateLimit-Remaining"] = str(error.limit), "0"
+    if isinstance(error, OffsetMismatch):
+        headers["Upload-Offset"] = str(error.offset)
+    if isinstance(error, UnsupportedVersion):
+        headers["Tus-Version"] = TUS_VERSION
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, UnsupportedCoding):

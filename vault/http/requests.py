@@ -44,13 +44,16 @@ _SHARED: Final = ("/api/", "/openapi.json")
 # What API clients read: retry information, and a content's range and version.
 _EXPOSED: Final = (
     "Accept-Ranges, Content-Disposition, Content-Encoding, Content-Length, Content-Range, ETag, Location, "
-    "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Repr-Digest, Retry-After, WWW-Authenticate, X-Request-ID"
+    "RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Repr-Digest, Retry-After, Tus-Checksum-Algorithm, "
+    "Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Defer-Length, Upload-Expires, Upload-Length, "
+    "Upload-Metadata, Upload-Offset, WWW-Authenticate, X-File-Id, X-Request-ID"
 )
 # What pages of those origins may send; their browsers stop a request with another method or header.
 _PREFLIGHT: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Disposition, Content-Digest, If-Match, "
-    "If-None-Match, If-Range, Range, Repr-Digest, X-Request-ID",
+    "If-None-Match, If-Range, Range, Repr-Digest, Tus-Resumable, Upload-Checksum, Upload-Concat, Upload-Defer-Length, "
+    "Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-ID",
     "Access-Control-Max-Age": "600",
 }
 # RFC 2045, 6.2: those that change nothing. Apache HttpClient sends `binary` in forms.
@@ -272,7 +275,7 @@ def _parsed(text: str) -> IpAddress | None:
 
 
 # Where a body is content, whatever its type says
-_UPLOADS: Final = ("files.upload", "files.replace_content")
+_UPLOADS: Final = ("files.upload", "files.replace_content", "uploads.append", "uploads.create")
 
 
 def _look_at_body() -> None:

@@ -71,7 +71,8 @@ def store_of(settings: groups.Storage, region: str | None, access: AwsAccess) ->
         assert settings.directory is not None
         return LocalStore(settings.directory, budget)
     # Here, since boto3 is slow to import.
-    from vault.storage.s3 import S3Options, S3Store
+    from vault.storage.s3 import S3Store
+    from vault.storage.s3_client import S3Options
 
     return S3Store(
         S3Options(

@@ -22,6 +22,8 @@ from vault.encryption.errors import KeyUnavailable
 from vault.objects.models import ObjectState, RetiredKey, SealedObject
 
 LEASE_SECONDS: Final = 15 * 60
+# Why a key is unavailable for ever
+RETIRED: Final = "retired"
 _RENEW_SECONDS: Final = 60.0
 _FIND_RETIRED: Final = (
     sa.select(RetiredKey.key_ref)
@@ -91,7 +93,7 @@ def refuse_retired(session: Session, key_ref: str) -> None:
     # On PostgreSQL even a locking read without result holds ROW SHARE until the transaction ends, which `block_use`
     # waits for. SQLite has one writer.
     if run(session, _FIND_RETIRED, wanted=key_ref).scalar() is not None:
-        raise KeyUnavailable("retired")
+        raise KeyUnavailable(RETIRED)
 
 
 def block_use(session: Session) -> None:

@@ -27,8 +27,8 @@ class SealedObject(UuidKey, Base):
 
     Neither `entry_id` nor `owner_id` has a foreign key: rows outlive a deleted file and account until their objects are
     gone. `lease_until` (database clock) protects a pending row, and the object of a row that was shredded during its
-    upload. A pending row gets its file and `version_no` when it is published; `superseded_at` is when the next version
-    was.
+    upload. A row that is `parked` belongs to a resumable upload, which ends it; it has no lease while it is pending. A
+    pending row gets its file and `version_no` when it is published; `superseded_at` is when the next version was.
     """
 
     __tablename__ = "objects"
@@ -75,6 +75,7 @@ class SealedObject(UuidKey, Base):
     wrapped_at: Mapped[datetime]
     sealed_digest: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
     lease_until: Mapped[datetime | None]
+    parked: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     modified_at: Mapped[datetime]
     created_at: Mapped[datetime]
     superseded_at: Mapped[datetime | None]

@@ -54,6 +54,7 @@ _TAKE_QUOTA: Final = (
 )
 _COUNT_FILES: Final = sa.select(
     _count_of(SealedObject.state == ObjectState.PENDING, SealedObject.lease_until > db_now()),
+    _count_of(SealedObject.state == ObjectState.PENDING, SealedObject.parked.is_(True)),
     _FILES,
     Account.object_count.is_not(None),
 ).where(Account.owner_id == _OWNER)
@@ -104,14 +105,19 @@ def take_quota(session: Session, owner_id: uuid.UUID, wanted: int, *, default_qu
         raise QuotaExceeded
 
 
-def limit_files(session: Session, owner_id: uuid.UUID, *, most_files: int, most_running: int) -> None:
-    """Raise TooManyUploads or TooManyFiles if the owner, whose row the caller has locked, may not begin another."""
-    running, ready, is_counted = run(session, _COUNT_FILES, owner=owner_id).one()
+def limit_files(
+    session: Session, owner_id: uuid.UUID, *, most_files: int, most_running: int, most_parked: int | None = None
+) -> None:
+    """Raise TooManyUploads or TooManyFiles if the owner, whose row the caller has locked, may not begin another. With
+    `most_parked`, it is a resumable one, which does not count as running."""
+    running, parked, ready, is_counted = run(session, _COUNT_FILES, owner=owner_id).one()
     if not is_counted:
         run(session, _KEEP_COUNT, owner=owner_id, ready=ready)
-    if running >= most_running:
+    if most_parked is not None and parked >= most_parked:
+        raise TooManyUploads("You have the maximum number of unfinished uploads. Finish or end one.")
+    if most_parked is None and running >= most_running:
         raise TooManyUploads
-    if ready + running >= most_files:
+    if ready + running + parked >= most_files:
         raise TooManyFiles
 
 

@@ -16,7 +16,8 @@ from vault.encryption.errors import AuthenticationFailed, HeaderInvalid, KeyUnav
 from vault.encryption.header import HEADER_SIZE, SealedFor, header_of, open_digest, open_keys
 from vault.encryption.keyring import WrappedKey
 from vault.encryption.segments import ContentKey, Covering, Geometry, open_segment, open_stream
-from vault.objects.holds import key_is_retired
+from vault.encryption.staging import Staging
+from vault.objects.holds import RETIRED, key_is_retired
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import ObjectState, SealedObject
 from vault.observe.metrics import SEGMENTS
@@ -138,6 +139,18 @@ class FileReader:
             raise IntegrityFailed("row_digest") from exc
         return Unlocked(geometry, ContentKey(keys, header), digest.sha256)
 
+    def unlock_parked(self, row: SealedObject) -> Staging:
+        """Unwrap the data key of a resumable upload's pending row. Raises NotFound if it has ended, the key errors, and
+        IntegrityFailed."""
+        if row.encrypted_data_key is None:
+            raise NotFound
+        try:
+            header = header_of(row.header, row.object_id)
+        except HeaderInvalid as exc:
+            raise IntegrityFailed("row_header") from exc
+        key = WrappedKey(row.key_provider, row.key_ref, row.encrypted_data_key)
+        return Staging(self._keys.unwrap(key, row.object_id), header)
+
     def open(
         self, file: StoredFile, unlocked: Unlocked, part: ByteRange | None = None, *, verify_all_first: bool = False
     ) -> tuple[Iterator[bytes], Callable[[], None]]:
@@ -170,7 +183,7 @@ class FileReader:
 
     def _unwrap(self, file: StoredFile, within_seconds: float | None) -> bytes:
         if file.key_is_retired:
-            raise KeyUnavailable("retired")
+            raise KeyUnavailable(RETIRED)
         if within_seconds is None:
             return self._keys.unwrap(file.key, file.object_id)
         return self._keys.unwrap_within(within_seconds, file.key, file.object_id)

@@ -196,6 +196,8 @@ class Reaper:
         self.installation.require()
         try:
             self.store.delete(object_key(file.object_id))
+            if file.parked:
+                self.store.delete_pieces(object_key(file.object_id))
         except StorageError as exc:
             REAPED.labels("failed").inc()
             log.warning("object_not_removed", file_id=str(file.id), exc_info=exc)

@@ -1,7 +1,7 @@
 """New objects in three steps: reserve, append, publish. Each is one short transaction at most, around slow work.
 
 After the reservation, a crash leaves a leased row that the reaper finds. The object is visible, and whole, from the
-publication on.
+publication on. A resumable upload reserves a parked row and publishes a ParkedObject; what it appends is its own.
 """
 
 import hashlib
@@ -23,13 +23,14 @@ from sqlalchemy.orm import Session
 from vault.core.db import count_changed, db_now, one_read, run
 from vault.core.errors import Busy, DatabaseUnavailable, InstallationMismatch, QuotaExceeded, StorageError, TooLarge
 from vault.core.parts import Core
-from vault.encryption.header import SealedFor, Suite, create_keys, seal_digest
+from vault.encryption.header import Suite, create_keys
 from vault.encryption.keyring import KeyRing
-from vault.encryption.segments import ContentKey, Geometry, Read, Sealer
+from vault.encryption.segments import ContentKey, Read, Sealer
 from vault.objects.holds import LEASE_SECONDS, LeaseKeeper, refuse_retired
 from vault.objects.installation import InstallationGuard
 from vault.objects.models import ObjectState, SealedObject
-from vault.objects.quota import free_bytes_of, limit_files, move_to_used, take_quota
+from vault.objects.publishing import PendingObject
+from vault.objects.quota import free_bytes_of, limit_files, take_quota
 from vault.objects.shredding import TransitionLost, lock_account, shred_pending
 from vault.observe.metrics import SEGMENTS
 from vault.settings import groups
@@ -41,7 +42,7 @@ NO_OWNER: Final = uuid.UUID(int=0)
 _GROW_BYTES: Final = 16 * 1024**2
 # A little less than 10,000 parts of the usual size hold, S3's limit. Larger parts for bytes that may never come would
 # take the memory of other uploads.
-_MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
+MOST_UNKNOWN_BYTES: Final = 78 * 1024**3
 # The wait for a database that was lost during a commit: longer than a restart takes.
 _AWAY_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 0.2
@@ -49,16 +50,7 @@ _ASK_AGAIN_SECONDS: Final = 0.2
 _RESERVE: Final = sa.insert(SealedObject).values(
     state=ObjectState.PENDING, lease_until=db_now(LEASE_SECONDS), version_no=0
 )
-_PUBLISH: Final = (
-    sa.update(SealedObject)
-    .where(
-        SealedObject.id == sa.bindparam("file"),
-        SealedObject.state == ObjectState.PENDING,
-        SealedObject.lease_until > db_now(),
-    )
-    .values(state=ObjectState.READY, reserved_bytes=0, lease_until=None)
-)
-
+_PARK: Final = sa.insert(SealedObject).values(state=ObjectState.PENDING, parked=True, version_no=0)
 log = structlog.get_logger(__name__)
 
 
@@ -86,17 +78,38 @@ class NewObjects:
         QuotaExceeded, TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the
         database.
         """
-        limits, (least, most) = self.limits, bounds or (0, _MOST_UNKNOWN_BYTES)
+        with self.reserving(owner_id, bounds, content_type, modified_at) as (_, new):
+            return new
+
+    @contextmanager
+    def reserving(
+        self,
+        owner_id: uuid.UUID,
+        bounds: tuple[int, int] | None,
+        content_type: str,
+        modified_at: datetime | None,
+        *,
+        most_parked: int | None = None,
+    ) -> Iterator[tuple[Session, "NewObject"]]:
+        """`reserve`, and yield its transaction with the object. With `most_parked`, the row is parked: it is one of so
+        many, and stays until its resumable upload ends."""
+        limits, (least, most) = self.limits, bounds or (0, MOST_UNKNOWN_BYTES)
         self._refuse_early(owner_id, least)
         most = min(most, limits.max_upload_bytes)
         new = NewObject(self, owner_id, self.suite, reserved_bytes=least, at_most_bytes=most)
         with self.core.sessions.begin() as session:
             take_quota(session, owner_id, least, default_quota_bytes=limits.default_quota_bytes)
             # The account's row is locked by now, so two reservations cannot both be the last that fits.
-            most_files, most_running = limits.max_files_per_user, limits.max_uploads_per_user
-            limit_files(session, owner_id, most_files=most_files, most_running=most_running)
-            new.add_row(session, content_type, modified_at or new.created_at, reserved_bytes=least)
-        return new
+            limit_files(
+                session,
+                owner_id,
+                most_files=limits.max_files_per_user,
+                most_running=limits.max_uploads_per_user,
+                most_parked=most_parked,
+            )
+            statement = _RESERVE if most_parked is None else _PARK
+            new.add_row(session, content_type, modified_at or new.created_at, reserved_bytes=least, statement=statement)
+            yield session, new
 
     def reserve_copy(self, suite: Suite, size_bytes: int) -> "NewObject":
         """Reserve an object for content that is stored already. Raises as `reserve`, but takes no quota."""
@@ -122,32 +135,44 @@ class NewObjects:
             raise QuotaExceeded
 
 
-class NewObject:
+class NewObject(PendingObject):
     """One object with its pending row: identity and keys are complete before the first byte is read."""
 
     def __init__(
         self, parts: NewObjects, owner_id: uuid.UUID, suite: Suite, *, reserved_bytes: int, at_most_bytes: int
     ) -> None:
         self._parts = parts
-        self._sessions = parts.core.sessions
-        self.object_id = uuid.uuid4()
-        dek, self.wrapped = parts.keys.generate(self.object_id)
-        self.header, self._keys = create_keys(dek, suite, self.object_id)
-        self.row_id = uuid.uuid4()
-        self.owner_id = owner_id
-        self.created_at = parts.core.clock()
-        self.size_bytes = 0
-        self._reserved_bytes = reserved_bytes
+        object_id = uuid.uuid4()
+        dek, wrapped = parts.keys.generate(object_id)
+        header, keys = create_keys(dek, suite, object_id)
+        super().__init__(
+            parts.core.sessions,
+            row_id=uuid.uuid4(),
+            owner_id=owner_id,
+            header=header,
+            keys=keys,
+            wrapped=wrapped,
+            created_at=parts.core.clock(),
+            reserved_bytes=reserved_bytes,
+        )
         self._at_most_bytes = at_most_bytes
         self._hash, self._crc32 = hashlib.sha256(), 0
         self._is_stored = False
 
-    def add_row(self, session: Session, content_type: str, modified_at: datetime, *, reserved_bytes: int) -> None:
+    def add_row(
+        self,
+        session: Session,
+        content_type: str,
+        modified_at: datetime,
+        *,
+        reserved_bytes: int,
+        statement: sa.Insert = _RESERVE,
+    ) -> None:
         """Write the pending row with its complete header. Raises KeyUnavailable if the key was retired meanwhile."""
         refuse_retired(session, self.wrapped.key_ref)
         run(
             session,
-            _RESERVE,
+            statement,
             id=self.row_id,
             # Which file this becomes a version of is decided when it is published.
             entry_id=self.row_id,
@@ -204,18 +229,12 @@ class NewObject:
 
     @contextmanager
     def publish(self) -> Iterator[Session]:
-        """Complete the object, and yield the transaction that publishes it: the block calls `become` in it.
-
-        The account's row is locked, and the object counts in it. Raises TransitionLost if the row or its lease has
-        ended, and DatabaseUnavailable if the outcome is unknown: the file may have been stored.
-        """
+        """Complete the object, then publish it. Raises DatabaseUnavailable as well, if the outcome is unknown: the file
+        may have been stored."""
         self.complete()
         is_done = False
         try:
-            with self._sessions.begin() as session:
-                # The account's row first, as in `lock_account`.
-                if not move_to_used(session, self.owner_id, reserved=self._reserved_bytes, size=self.size_bytes):
-                    raise TransitionLost
+            with super().publish() as session:
                 yield session
                 is_done = True
         except DBAPIError:
@@ -223,32 +242,12 @@ class NewObject:
             if not is_done or not self._is_ready():
                 raise
 
-    def become(self, session: Session, entry_id: uuid.UUID, version_no: int) -> None:
-        """Make the row ready, as this version of this file. Raises TransitionLost if the row or its lease has ended."""
-        published = count_changed(
-            session,
-            _PUBLISH,
-            file=self.row_id,
-            entry_id=entry_id,
-            version_no=version_no,
-            size_bytes=self.size_bytes,
-            object_size_bytes=self.geometry(self.size_bytes).object_size,
-            sealed_digest=self.sealed_digest(entry_id, self.owner_id),
-        )
-        if published != 1:
-            raise TransitionLost
-
     def sha256(self) -> bytes:
         """Return the SHA-256 of the plaintext so far."""
         return self._hash.digest()
 
-    def sealed_digest(self, entry_id: uuid.UUID, owner_id: uuid.UUID) -> bytes:
-        """Return the digests of the plaintext, sealed as this object's of this file."""
-        return seal_digest(self._keys, self.sha256(), self._crc32, SealedFor(self.object_id, entry_id, owner_id))
-
-    def geometry(self, size_bytes: int) -> Geometry:
-        """Return the offsets of segments for this many bytes of plaintext."""
-        return Geometry(self.header.suite, self.header.lg, size_bytes)
+    def digests(self) -> tuple[bytes, int]:
+        return self.sha256(), self._crc32
 
     def _take(self, read: Read, length: int) -> bytes:
         """Count, limit and hash plaintext on its way to the sealer."""
@@ -277,18 +276,9 @@ class NewObject:
             self._grow_by(missing)
 
     def _grow_by(self, more: int) -> None:
+        quota = self._parts.limits.default_quota_bytes
         with self._sessions.begin() as session:
-            if not lock_account(session, self.owner_id):
-                raise TransitionLost
-            take_quota(session, self.owner_id, more, default_quota_bytes=self._parts.limits.default_quota_bytes)
-            grown = count_changed(
-                session,
-                sa.update(SealedObject)
-                .where(SealedObject.id == self.row_id, SealedObject.state == ObjectState.PENDING)
-                .values(reserved_bytes=SealedObject.reserved_bytes + more),
-            )
-            if grown != 1:
-                raise TransitionLost
+            reserve_more(session, self.owner_id, self.row_id, more, default_quota_bytes=quota)
         self._reserved_bytes += more
 
     def _is_ready(self) -> bool:
@@ -343,3 +333,20 @@ class NewObject:
     def _exists(self, *where: sa.ColumnElement[bool]) -> bool:
         with self._sessions.begin() as session:
             return bool(session.scalar(sa.select(sa.exists().where(*where))))
+
+
+def reserve_more(
+    session: Session, owner_id: uuid.UUID, row_id: uuid.UUID, more: int, *, default_quota_bytes: int
+) -> None:
+    """Reserve more bytes for a pending object. Raises QuotaExceeded, and TransitionLost if it has ended."""
+    if not lock_account(session, owner_id):
+        raise TransitionLost
+    take_quota(session, owner_id, more, default_quota_bytes=default_quota_bytes)
+    grown = count_changed(
+        session,
+        sa.update(SealedObject)
+        .where(SealedObject.id == row_id, SealedObject.state == ObjectState.PENDING)
+        .values(reserved_bytes=SealedObject.reserved_bytes + more),
+    )
+    if grown != 1:
+        raise TransitionLost

@@ -7,37 +7,27 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from vault.observe.gauges import Ask
 from vault.observe.readiness import Readiness
 
-_MAIL_SECONDS: Final = 1.0
+_ASKED_SECONDS: Final = 1.0
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 log = structlog.get_logger(__name__)
 
 # Survives SIGHUP, on which gunicorn reads its settings again.
 _listener: socket.socket | None = None
-
-
-class Backlog(Protocol):
-    """Number of mails by state, and seconds that the oldest sendable mail has been due."""
-
-    @property
-    def counts(self) -> Mapping[str, int]: ...
-
-    @property
-    def oldest_due_seconds(self) -> float: ...
 
 
 def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
@@ -58,15 +48,15 @@ def listen(bind: tuple[str, int], *, offset: int = 0) -> None:
     _listener = listener
 
 
-def serve(readiness: Readiness, backlog: Callable[[], Backlog] | None = None) -> ThreadingHTTPServer | None:
-    """Answer in a daemon thread; returns None without an address. `backlog` asks the database about the outbox, so pass
-    it in one process of a machine."""
+def serve(readiness: Readiness, *asks: Ask) -> ThreadingHTTPServer | None:
+    """Answer in a daemon thread; returns None without an address. `asks` ask the database, so pass them in one process
+    of a machine."""
     if _listener is None:
         return None
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    if backlog is not None:
-        registry.register(_MailCollector(backlog))
+    for ask in asks:
+        registry.register(_Asked(ask))
     server = _Server(_listener, registry, readiness)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
@@ -143,44 +133,29 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: scrapes come every few seconds."""
 
 
-class _MailCollector(Collector):
+class _Asked(Collector):
     """Asks the database at each scrape. Without an answer the numbers are left out."""
 
-    def __init__(self, ask: Callable[[], Backlog]) -> None:
+    def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._lock = threading.Lock()
-        self._pending: Future[Backlog] | None = None
+        self._pending: Future[list[Metric]] | None = None
 
     def collect(self) -> Iterator[Metric]:
-        backlog = self._backlog()
-        if backlog is None:
-            return
-        jobs = GaugeMetricFamily("vault_mail_jobs", "Mails by state, as the database has them", labels=["state"])
-        for state, count in backlog.counts.items():
-            jobs.add_metric([state], count)
-        yield jobs
-        yield GaugeMetricFamily(
-            "vault_mail_oldest_due_seconds",
-            "For how long the mail that has been due for longest is due; 0 if none is",
-            value=backlog.oldest_due_seconds,
-        )
-
-    def _backlog(self) -> Backlog | None:
         with self._lock:
             # At most one thread waits for a database that hangs.
             if self._pending is None or self._pending.done():
-                asked: Future[Backlog] = Future()
-                threading.Thread(target=self._run, args=(asked,), name="mail-metrics", daemon=True).start()
+                asked: Future[list[Metric]] = Future()
+                threading.Thread(target=self._run, args=(asked,), name="asked-metrics", daemon=True).start()
                 self._pending = asked
             pending = self._pending
         try:
-            return pending.result(timeout=_MAIL_SECONDS)
+            yield from pending.result(timeout=_ASKED_SECONDS)
         except Exception as exc:  # a lost database is told by /readyz; the other metrics must come
-            log.debug("mail_metrics_missing", exc_info=exc)
-            return None
+            log.debug("asked_metrics_missing", exc_info=exc)
 
-    def _run(self, pending: "Future[Backlog]") -> None:
+    def _run(self, pending: "Future[list[Metric]]") -> None:
         try:
-            pending.set_result(self._ask())
+            pending.set_result(list(self._ask()))
         except Exception as exc:  # noqa: BLE001  # goes to the waiting scrape
             pending.set_exception(exc)

@@ -50,6 +50,8 @@ LOGIN_FAILURES: Final = _counter("vault_login_failures", "Refused logins", ["rea
 MAIL_ATTEMPTS: Final = _counter(
     "vault_mail_attempts", "Attempts to deliver a mail; void ones were wanted no more", ["kind", "outcome"]
 )
+UPLOADS_RESUMED: Final = _counter("vault_uploads_resumed", "Requests that went on with an unfinished resumable upload")
+UPLOADS_EXPIRED: Final = _counter("vault_uploads_expired", "Unfinished resumable uploads that ended by their time")
 REAPED: Final = _counter(
     "vault_reaper_rows",
     "Abandoned uploads ended (expired), shredded files gone (removed) or kept for the next pass (failed)",

@@ -18,6 +18,8 @@ from typing import Final, Self
 from vault.core.errors import Busy, TooLarge, TooSlow
 from vault.core.slots import Slots, ThreadPlan, Turns
 
+# How often a waiting thread does what it was asked to do meanwhile
+_CALL_SECONDS: Final = 0.25
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -65,6 +67,7 @@ class PacedSocket(socket.socket):
     _holder: Hashable
     _holds_slot: bool
     _turn: object | None
+    _on_wait: Callable[[], None] | None
 
     def __init__(self, connection: socket.socket, waits: Waits) -> None:
         super().__init__(fileno=connection.detach())
@@ -111,6 +114,11 @@ class PacedSocket(socket.socket):
         self._end_small_file()
         self._forget_request()
 
+    def while_waiting(self, call: Callable[[], None]) -> None:
+        """Call a function a few times a second, until the request ends, while `recv` waits. What it raises, `recv`
+        raises."""
+        self._on_wait = call
+
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         while True:
             try:
@@ -119,6 +127,8 @@ class PacedSocket(socket.socket):
                 if not self._holds_slot:
                     raise (TooSlow if self.is_late else TooLarge) from None
                 self._wait(select.POLLIN, self._receiving, lambda: self._received)
+                if self._on_wait is not None:
+                    self._on_wait()
             else:
                 self._received += len(piece)
                 return piece
@@ -144,6 +154,7 @@ class PacedSocket(socket.socket):
         self.is_late = self._was_told = self._holds_slot = False
         self._account = self._holder = self._turn = None
         self._received = self._handed_over = 0
+        self._on_wait = None
 
     def _end_small_file(self) -> None:
         if self._turn is not None:
@@ -180,7 +191,8 @@ class PacedSocket(socket.socket):
         progress.begin_to_wait(moved())
         poll, began = select.poll(), monotonic()
         poll.register(self, event)
-        poll.poll(progress.seconds_left * 1000)
+        seconds = progress.seconds_left if self._on_wait is None else min(progress.seconds_left, _CALL_SECONDS)
+        poll.poll(seconds * 1000)
         progress.add_wait(monotonic() - began, moved())
 
 

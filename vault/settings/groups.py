@@ -311,6 +311,18 @@ class Files:
     max_uploads_per_user: int = number(
         "MAX_UPLOADS_PER_USER", "Uploads of one person that may run concurrently.", default=16, within=(1, 10_000)
     )
+    upload_expires_hours: int = number(
+        "UPLOAD_EXPIRES_HOURS",
+        "Hours without a byte after which an unfinished resumable upload ends. It never lasts longer than seven days.",
+        default=24,
+        within=(1, 168),
+    )
+    max_parked_uploads_per_user: int = number(
+        "MAX_PARKED_UPLOADS_PER_USER",
+        "Unfinished resumable uploads of one person, apart from those of MAX_UPLOADS_PER_USER.",
+        default=100,
+        within=(1, 10_000),
+    )
     max_files_per_user: int = number(
         "MAX_FILES_PER_USER",
         "Contents that a person may have: those of files, of their older versions and of the trash; and folders.",

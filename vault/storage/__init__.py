@@ -1,13 +1,14 @@
 """The object store seam: what every store does and promises, and the room that is left on this machine.
 
 A store handles object keys and ciphertext, never plaintext or a data key. Keys are `objects/<hh>/<object_id>`,
-`vault-id` and `vault-epoch`; only `vault-epoch` is written more than once.
+`vault-id` and `vault-epoch`; only `vault-epoch` is written more than once. An object that is written over hours has
+pieces beside it, until it is complete.
 """
 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from vault.core.errors import StorageFull, StorageUnavailable
 OBJECTS: Final = "objects/"
 INSTALLATION_KEY: Final = "vault-id"
 EPOCH_KEY: Final = "vault-epoch"
+# A piece's name: its number, and its writer's.
+PIECE_NAME: Final = re.compile("[0-9]{1,19}-[0-9]{1,19}")
 OBJECT_KEY: Final = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{6}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 _RESERVE_BYTES: Final = 64 * 1024**2
@@ -61,6 +64,40 @@ class ObjectWriter(Protocol):
     def abort(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part of an unfinished object, numbered from 1, with the store's tag for it; `size` in bytes."""
+
+    number: int
+    etag: str
+    size: int
+
+
+class ResumableWriter(Protocol):
+    """Writes parts of an object that stays unfinished when the writer is closed or its process dies.
+
+    `handle` finds what was written again, None before the first part. It may differ from the one that was given, since
+    another process may still hold that one. All parts but the last have the size that was given. The caller closes the
+    writer.
+    """
+
+    handle: str | None
+
+    def allocate(self, size: int) -> memoryview:
+        """Return a buffer, which is the caller's until `close`. Raises Busy after a wait or without memory, and what
+        `write` raises.
+
+        In a directory it also locks what was written before. So a caller that has lost its right to write must find
+        that out between this and `write`.
+        """
+
+    def write(self, number: int, part: memoryview) -> Callable[[], StoredPart]:
+        """Begin to store a part; a part of the same number is replaced. Returns a function that waits until the part
+        is durable: until then the buffer must not change. Both raise PartsLost, StorageUnavailable or StorageFull."""
+
+    def close(self) -> None: ...
+
+
 class ObjectReader(Protocol):
     """A byte range of one object, read in order. The caller closes it."""
 
@@ -78,6 +115,23 @@ class ObjectStore(Protocol):
 
     def writer(self, key: str, *, part_size: int) -> ObjectWriter: ...
 
+    def resume(self, key: str, handle: str | None, *, part_size: int) -> ResumableWriter:
+        """Go on with an unfinished object, or begin one without a handle. Raises PartsLost, also later."""
+
+    def complete(self, key: str, handle: str, parts: Sequence[StoredPart]) -> None:
+        """Make an object of these parts durable and visible. Succeeds if an object of their size is there already.
+        Raises PartsLost."""
+
+    def put_piece(self, key: str, name: str, content: bytes) -> None:
+        """Store a piece beside an unfinished object, durably. `name` is two numbers with a hyphen between them."""
+
+    def get_piece(self, key: str, name: str) -> bytes:
+        """Return a piece. Raises ObjectNotFound."""
+
+    def delete_pieces(self, key: str, names: Sequence[str] | None = None) -> None:
+        """Remove these pieces of an object; without names all, and everything unfinished under its key. Succeeds if
+        there is nothing."""
+
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
         """Open object bytes first to last, both included. Raises ObjectNotFound, ObjectChanged (shorter than `first`,
         or another etag), StorageUnavailable."""
@@ -92,7 +146,7 @@ class ObjectStore(Protocol):
         """Return a small object. Raises ObjectNotFound."""
 
     def delete(self, key: str) -> None:
-        """Remove the object and everything unfinished under its key. Succeeds if there is nothing."""
+        """Remove the object and everything unfinished under its key, but for pieces. Succeeds if there is nothing."""
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """Yield every finished object under prefix, in no particular order."""

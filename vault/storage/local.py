@@ -1,47 +1,99 @@
 """A directory as object store, for one machine without a server.
 
 Layout: `<root>/objects/<hh>/<object_id>`, `vault-id` and `vault-epoch` in the root, `<root>/incoming/<name>.<random>`
-for unfinished writes. Folders are 0700, files 0600. An object is flushed, then appears by rename, then its folder is
-flushed: a power cut leaves all of it or nothing. The root needs one file system with exclusive create and rename; hard
-links are not used, since exFAT and many mounts lack them.
+for unfinished writes, with their pieces as `<root>/incoming/<name>.<number>-<number>`. Folders are 0700, files 0600. An
+object is flushed, then appears by rename, then its folder is flushed: a power cut leaves all of it or nothing. The root
+needs one file system with exclusive create and rename, and for resumable uploads with flock; hard links are not used,
+since exFAT and many mounts lack them.
 """
 
 import contextlib
-import errno
 import os
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
-from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
-from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECT_KEY, ObjectReader, ObjectStat, ObjectWriter, require_room
-from vault.storage.buffers import BufferBudget
+from vault.core.errors import ObjectChanged, ObjectNotFound, PartsLost, StorageUnavailable
+from vault.storage import (
+    INSTALLATION_KEY,
+    ObjectReader,
+    ObjectStat,
+    ObjectWriter,
+    ResumableWriter,
+    StoredPart,
+    require_room,
+)
+from vault.storage.local_layout import (
+    INCOMING,
+    Layout,
+    create,
+    is_whole,
+    make_folder,
+    sync_folder,
+    translated,
+    write_at,
+)
+from vault.storage.local_writing import LocalResumable, LocalWriter
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_INCOMING: Final = "incoming"
 _PROBE: Final = "writable"
-# A file grows by any amount, so S3's minimum part size does not matter here.
-_WRITE_BYTES: Final = 1024 * 1024
 # How long a process that claimed a key may take to rename a file before it counts as dead
 _CLAIM_SECONDS: Final = 2.0
 
 
-class LocalStore:
-    def __init__(self, root: Path, budget: BufferBudget) -> None:
-        self._root = root
-        self._budget = budget
-        # Whether the root was once a store: if it is not any more, its disk is not mounted.
-        self._was_store = False
-
+class LocalStore(Layout):
     def writer(self, key: str, *, part_size: int) -> ObjectWriter:
-        with _translated("create"):
-            return _LocalWriter(self, key, min(part_size, _WRITE_BYTES), self._budget)
+        with translated("create"):
+            return LocalWriter(self, key, part_size)
+
+    def resume(self, key: str, handle: str | None, *, part_size: int) -> ResumableWriter:
+        return LocalResumable(self, key, handle, part_size)
+
+    def complete(self, key: str, handle: str, parts: Sequence[StoredPart]) -> None:
+        target, size = self.path(key), sum(part.size for part in parts)
+        with translated("complete", missing=PartsLost):
+            self.require_mounted("complete")
+            # If it is missing, it was completed before, or another process does so now.
+            with contextlib.suppress(FileNotFoundError):
+                _cut(self.incoming_path(key, handle), size)
+                os.rename(self.incoming_path(key, handle), target)
+            if target.stat().st_size != size:
+                raise PartsLost("size", "complete")
+            sync_folder(target.parent)
+
+    def put_piece(self, key: str, name: str, content: bytes) -> None:
+        path = self.piece_path(key, name)
+        with translated("put"):
+            self.require_mounted("put")
+            make_folder(path.parent, self.root)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                require_room(os.fstatvfs(fd), len(content))
+                write_at(fd, 0, memoryview(content))
+                os.fsync(fd)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(fd)
+            sync_folder(path.parent)
+
+    def get_piece(self, key: str, name: str) -> bytes:
+        path = self.piece_path(key, name)
+        with translated("get", missing=ObjectNotFound):
+            self.require_mounted("get")
+            return path.read_bytes()
+
+    def delete_pieces(self, key: str, names: Sequence[str] | None = None) -> None:
+        with translated("delete"):
+            if names is None:
+                _remove([*self.piece_paths(key), *self.unfinished_paths(key)])
+            else:
+                _remove([self.piece_path(key, name) for name in names])
 
     def open(self, key: str, first: int, last: int, *, etag: str | None = None) -> ObjectReader:
-        with _translated("open", missing=ObjectNotFound):
+        with translated("open", missing=ObjectNotFound):
             reader = _LocalReader(self.path(key), first, last)
         if first >= reader.object_size or etag not in (None, reader.etag):
             reader.close()
@@ -49,8 +101,8 @@ class LocalStore:
         return reader
 
     def put_if_absent(self, key: str, content: bytes) -> None:
-        with _translated("put"):
-            if _is_whole(self.path(key)):
+        with translated("put"):
+            if is_whole(self.path(key)):
                 return
             incoming = self._write_incoming(key, content)
             try:
@@ -60,7 +112,7 @@ class LocalStore:
                 incoming.unlink(missing_ok=True)
 
     def put(self, key: str, content: bytes) -> None:
-        with _translated("put"):
+        with translated("put"):
             incoming = self._write_incoming(key, content)
             try:
                 self._publish(incoming, key)
@@ -68,63 +120,43 @@ class LocalStore:
                 incoming.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:
-        with _translated("get", missing=ObjectNotFound):
+        with translated("get", missing=ObjectNotFound):
             content = self.path(key).read_bytes()
         if not content:
             raise ObjectNotFound  # no more than a claim
         if key == INSTALLATION_KEY:
-            self._was_store = True
+            self.was_store = True
         return content
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        with _translated("delete"):
-            incoming = self._root / _INCOMING
-            if incoming.is_dir():
-                for leftover in incoming.glob(f"{path.name}.*"):
-                    leftover.unlink(missing_ok=True)
+        with translated("delete"):
+            _remove(self.unfinished_paths(key))
             if path.exists():
                 path.unlink(missing_ok=True)
                 # The caller deletes the row next: the object must not return after a power cut.
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        with _translated("list"):
-            for folder, _, names in os.walk(self._root, onerror=_refuse_gap):
+        with translated("list"):
+            for folder, _, names in os.walk(self.root, onerror=_refuse_gap):
                 for name in names:
                     path = Path(folder, name)
-                    key = path.relative_to(self._root).as_posix()
-                    if key.startswith(prefix) and not key.startswith(_INCOMING):
+                    key = path.relative_to(self.root).as_posix()
+                    if key.startswith(prefix) and not key.startswith(INCOMING):
                         with contextlib.suppress(FileNotFoundError):
                             facts = path.stat()
                             yield ObjectStat(key, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
 
     def unfinished(self) -> int:
-        with _translated("list"):
-            incoming = self._root / _INCOMING
-            return len(os.listdir(incoming)) if incoming.is_dir() else 0
+        with translated("list"):
+            return len(self.unfinished_paths())
 
     def health(self) -> None:
-        probe = self._root / _PROBE
-        with _translated("write"):
+        probe = self.root / _PROBE
+        with translated("write"):
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             probe.unlink(missing_ok=True)
-
-    def path(self, key: str) -> Path:
-        """Return an object's path. Raises ValueError for a key that this service does not make."""
-        if key not in (INSTALLATION_KEY, EPOCH_KEY) and not OBJECT_KEY.fullmatch(key):
-            raise ValueError("not an object key")
-        return self._root / key
-
-    def create_incoming(self, key: str) -> tuple[int, Path]:
-        """Create the file that an object grows in; its name starts with the key's, for `delete`."""
-        # Before a folder is made: bytes stored below an unmounted mount point vanish with the mount.
-        if self._was_store and not _is_whole(self.path(INSTALLATION_KEY)):
-            raise StorageUnavailable("no_id", "create")
-        _make_folder(self.path(key).parent, self._root)
-        path = self._root / _INCOMING / f"{self.path(key).name}.{secrets.token_hex(8)}"
-        _make_folder(path.parent, self._root)
-        return _create(path), path
 
     def _write_incoming(self, key: str, content: bytes) -> Path:
         fd, path = self.create_incoming(key)
@@ -143,55 +175,10 @@ class LocalStore:
         try:
             os.rename(incoming, target)
         except BaseException:
-            if not _is_whole(target):
+            if not is_whole(target):
                 target.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
-
-
-class _LocalWriter:
-    def __init__(self, store: LocalStore, key: str, part_size: int, budget: BufferBudget) -> None:
-        self._target = store.path(key)
-        self._part_size = part_size
-        self._budget = budget
-        self._buffer: memoryview | None = None
-        self._fd, self._incoming = store.create_incoming(key)
-
-    def buffer(self) -> memoryview:
-        # A part is on its way to the disk when write returns, so one buffer serves for all.
-        if self._buffer is None:
-            self._buffer = self._budget.allocate(self._part_size)
-        return self._buffer
-
-    def write(self, part: memoryview, length: int) -> None:
-        with _translated("write"):
-            # The reserve is for deleting.
-            require_room(os.fstatvfs(self._fd), length)
-            rest = part[:length]
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-
-    def commit(self) -> None:
-        with _translated("commit"):
-            os.fsync(self._fd)
-            os.rename(self._incoming, self._target)
-            _sync_folder(self._target.parent)
-        self._release()
-
-    def abort(self) -> None:
-        self._release()
-        with contextlib.suppress(OSError):
-            self._incoming.unlink(missing_ok=True)
-
-    def _release(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            # A network file system reports failed writes here too; fsync has told a commit of them.
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        if self._buffer is not None:
-            self._budget.free(self._buffer)
-            self._buffer = None
+        sync_folder(target.parent)
 
 
 class _LocalReader:
@@ -204,7 +191,7 @@ class _LocalReader:
         self._end = last + 1
 
     def read(self, length: int) -> bytes:
-        with _translated("read"):
+        with translated("read"):
             piece = os.pread(self._fd, min(length, self._end - self._position), self._position)
         self._position += len(piece)
         if len(piece) < length:
@@ -217,68 +204,41 @@ class _LocalReader:
             self._fd = -1
 
 
-@contextlib.contextmanager
-def _translated(operation: str, *, missing: type[StorageError] = StorageUnavailable) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as exc:
-        raise missing("ENOENT", operation) from exc
-    except OSError as exc:
-        error: type[StorageError] = StorageFull if exc.errno in _FULL else StorageUnavailable
-        raise error(errno.errorcode.get(exc.errno or 0), operation) from exc
-
-
 def _refuse_gap(error: OSError) -> None:
     """Skip a missing folder only: an unreadable one must not look empty."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _cut(path: Path, size: int) -> None:
+    """Make a file of exactly this size durable. Raises PartsLost if it is shorter."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd).st_size
+        if found < size:
+            raise PartsLost("too_short", "complete")
+        if found > size:
+            os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _claim(path: Path) -> bool:
     """Return True to exactly one concurrent caller, which renames its file to this path. A claim is an empty file,
     which readers ignore. A dead process's claim is taken over."""
     try:
-        os.close(_create(path))
+        os.close(create(path))
         return True
     except FileExistsError:
         deadline = monotonic() + _CLAIM_SECONDS
     while monotonic() < deadline:
-        if _is_whole(path):
+        if is_whole(path):
             return False
         sleep(0.01)
     return True
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except FileNotFoundError:
-        return False
-
-
-def _make_folder(folder: Path, root: Path) -> None:
-    """Create a folder durably: its parent is flushed too."""
-    if folder.is_dir():
-        return
-    if folder != root:
-        _make_folder(folder.parent, root)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    else:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as exc:
-        # Some network file systems cannot flush folders.
-        if exc.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)

@@ -14,7 +14,8 @@ from vault.background import broker
 from vault.background.broker import TASK_REAP_FILES, TASK_REQUEUE_MAIL, TASK_SETTLE_AUDIT, TASK_SWEEP_ACCOUNTS
 
 HOURLY = {TASK_SWEEP_ACCOUNTS, broker.TASK_ENFORCE_RETENTION, broker.TASK_EXPIRE_TRASH, broker.TASK_TRIM_VERSIONS}
-ALL = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SETTLE_AUDIT, broker.TASK_WORK_ON_TREE, *HOURLY}
+OFTEN = {TASK_REQUEUE_MAIL, TASK_REAP_FILES, TASK_SETTLE_AUDIT, broker.TASK_WORK_ON_TREE, broker.TASK_TEND_UPLOADS}
+ALL = OFTEN | HOURLY
 
 
 @dataclass
@@ -69,6 +70,7 @@ def test_everything_is_sent_soon_after_a_start_and_then_at_its_interval(beat: Be
     sent = beat.run(scheduler, 3600)
 
     assert 355 <= sent[TASK_REQUEUE_MAIL] <= 361
+    assert 119 <= sent[broker.TASK_TEND_UPLOADS] <= 121
     assert 59 <= sent[TASK_SETTLE_AUDIT] <= 61
     assert 11 <= sent[TASK_REAP_FILES] <= 13
     assert 59 <= sent[broker.TASK_WORK_ON_TREE] <= 61

@@ -31,11 +31,15 @@ from vault.encryption.header import (
     open_digest,
     open_keys,
     seal_digest,
+    staging_keys,
 )
 from vault.encryption.keyring import KeyRing, LocalKeyProvider, WrappedKey
 from vault.encryption.kms import KmsKeyProvider, KmsOptions
+from vault.encryption.running_hash import STATE_SIZE, RunningHash
 from vault.encryption.segments import MAX_SEGMENTS, ContentKey, Covering, Geometry, open_stream, plaintext_size
+from vault.encryption.staging import Kind, Place, Staging
 from vault.objects.models import SealedObject
+from vault.resumable.models import ResumableUpload
 from vault.storage import object_key
 
 ROOT: Final = Path(__file__).parents[3]
@@ -84,6 +88,10 @@ INPUTS: Final = facts("Known answers", "input", "value")
 DERIVED: Final = table("Known answers", "suite", "value", "hex")
 OBJECTS: Final = table("Known answers", "suite", "N", "L", "SHA-256 of the object")
 FINAL_SEGMENTS: Final = facts("Known answers", "suite", "segment")
+RESUMED: Final = table("Known answers", "suite", "N", "SHA-256 of the resumed object")
+RESUMED_SEGMENTS: Final = facts("Known answers", "suite", "resumed segment")
+STAGED: Final = table("Known answers", "suite", "kind", "offset", "seq", "epoch", "staged")
+KINDS: Final = table("Staging", "kind", "content", "offset", "seq, epoch", "where")
 DIGESTS: Final = table("Known answers", "suite", "form", "sealed_digest")
 WRAPPED: Final = facts("Known answers", "column", "value")
 EAX: Final = {name: bytes.fromhex(value) for name, value in facts("Known answers", "name", "hex").items()}
@@ -100,6 +108,8 @@ ROW_ID, ENTRY_ID, OWNER_ID = (
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['suite']}-{case['N']}-{case['read']}")
 each_digest = pytest.mark.parametrize("case", DIGESTS, ids=lambda case: f"{case['suite']}-{case['form']}")
+each_resumed = pytest.mark.parametrize("case", RESUMED, ids=lambda case: f"{case['suite']}-{case['N']}")
+each_staged = pytest.mark.parametrize("case", STAGED, ids=lambda case: f"{case['suite']}-{case['kind']}")
 each_object = pytest.mark.parametrize("case", OBJECTS, ids=lambda case: f"{case['suite']}-{case['N']}")
 
 
@@ -126,6 +136,15 @@ def keys_of(suite: Suite) -> FileKeys:
 def document_object(suite: Suite, size: int) -> bytes:
     """The object that the document describes, as the vault writes it."""
     return sealed_object(key_of(suite), plaintext_of(size))
+
+
+def resumed_object(suite: Suite, size: int) -> bytes:
+    """The object of an upload that can be resumed."""
+    out = memoryview(bytearray(Geometry(suite, LG, size).object_size))
+    plaintext = memoryview(bytearray(plaintext_of(size)))
+    used = Staging(DEK, header_of(suite)).seal_part(0, plaintext, out, RunningHash(), is_final=True)
+    assert used == len(out)
+    return bytes(out)
 
 
 def entry_of(digest: Row) -> uuid.UUID:
@@ -295,7 +314,10 @@ class TestKnownAnswers:
             "K_enc": ours.encryption.hex(),
             "commitment": ours.commitment.hex(),
             "K_meta": ours.metadata.hex(),
+            "K_stage": staging_keys(DEK, header)[0].hex(),
+            "K_n": staging_keys(DEK, header)[1].hex(),
         } == documented
+        assert oracle.staging_keys(parsed, DEK) == staging_keys(DEK, header)
         assert header.commitment == ours.commitment == theirs.commitment
         assert (theirs.encryption, theirs.metadata) == (ours.encryption, ours.metadata)
 
@@ -317,6 +339,47 @@ class TestKnownAnswers:
 
         assert stored[HEADER_SIZE:].hex() == FINAL_SEGMENTS[code_of(suite)]
         assert plaintext_of(5).hex() in section("Known answers")
+
+    @each_resumed
+    def test_resumed_object_is_what_the_vault_seals_and_both_open(self, case: Row) -> None:
+        suite, size = suite_of(case), number(case["N"])
+        geometry, key = Geometry(suite, LG, size), key_of(suite)
+
+        stored = resumed_object(suite, size)
+        opened = open_stream(key, geometry, io.BytesIO(stored[HEADER_SIZE:]).read, 0, geometry.segments - 1)
+
+        assert hashlib.sha256(stored).hexdigest() == case["SHA-256 of the resumed object"]
+        assert oracle.read_object(stored, DEK) == b"".join(opened) == plaintext_of(size)
+
+    @each_suite
+    def test_final_resumed_segment_is_the_documents_with_the_nonce_of_its_formula(self, suite: Suite) -> None:
+        documented = bytes.fromhex(RESUMED_SEGMENTS[code_of(suite)])
+        parsed = oracle.parse_header(header_of(suite).to_bytes())
+
+        nonce = oracle.resumable_nonce(parsed, DEK, 0, plaintext_of(5), final=True)
+
+        assert resumed_object(suite, 5)[HEADER_SIZE:] == documented
+        assert documented[: suite.nonce_size] == nonce
+
+    @each_staged
+    def test_what_is_staged_is_opened_by_both(self, case: Row) -> None:
+        suite, documented = suite_of(case), bytes.fromhex(case["staged"])
+        kind, offset, seq, epoch = (int(case[name]) for name in ("kind", "offset", "seq", "epoch"))
+        digests = DIGEST_5 + CRC_5.to_bytes(4, "big")
+
+        ours = Staging(DEK, header_of(suite)).open(Kind(kind), Place(offset, seq, epoch), documented)
+        parsed = oracle.parse_header(header_of(suite).to_bytes())
+        theirs = oracle.open_staged(documented, parsed, DEK, kind, offset, seq, epoch)
+
+        assert ours == theirs == {1: plaintext_of(5), 4: digests}[kind]
+
+    def test_kinds_are_the_vaults_and_their_columns_the_tables(self) -> None:
+        columns = {row["where"] for row in KINDS[1:]}
+
+        assert [int(row["kind"]) for row in KINDS] == list(Kind)
+        assert columns == {"sealed_state", "sealed_part_state", "sealed_final"}
+        assert columns <= set(ResumableUpload.__table__.columns.keys())
+        assert f"Running digests are {STATE_SIZE} bytes" in section("Staging")
 
     @each_digest
     def test_sealed_digest_is_opened_by_both(self, case: Row) -> None:

@@ -21,7 +21,10 @@ Ask = Callable[..., Any]
 
 SECRET = "tax-return-of-anna.pdf"
 # By their names, since the package has another module as its attribute `errors`.
-DOMAIN = [import_module(f"vault.{name}") for name in ("core.errors", "encryption.errors", "http.fields")]
+DOMAIN = [
+    import_module(f"vault.{name}")
+    for name in ("core.errors", "encryption.errors", "encryption.running_hash", "http.fields")
+]
 ABSTRACT = {errors.VaultError, errors.StorageError, EncryptionError, KeyFailure}
 TOLD_TO_CLIENTS = [
     found
@@ -56,7 +59,7 @@ def made(error: type[errors.VaultError]) -> errors.VaultError:
         return error({"name": ["Not good."]})
     if issubclass(error, errors.IntegrityFailed | KeyFailure):
         return error(SECRET)
-    if issubclass(error, errors.RangeNotSatisfiable):
+    if issubclass(error, errors.RangeNotSatisfiable | errors.OffsetMismatch):
         return error(7)
     if issubclass(error, errors.RateLimited):
         return error(limit=10, retry_after_seconds=7)
@@ -71,7 +74,7 @@ def test_every_status_is_of_an_error_that_exists() -> None:
 
 
 def test_only_errors_that_pass_have_a_retry_after() -> None:
-    assert {problems.STATUS[code] for code in problems._RETRY_AFTER} <= {429, 502, 503}
+    assert {problems.STATUS[code] for code in problems._RETRY_AFTER} <= {423, 429, 502, 503}
 
 
 @pytest.mark.parametrize("error", TOLD_TO_CLIENTS, ids=lambda error: error.__name__)
@@ -85,7 +88,8 @@ def test_every_error_is_answered_as_a_problem(answer: Ask, error: type[errors.Va
     assert response.mimetype == "application/problem+json"
     assert body == {
         "type": f"urn:secure-vault:problem:{error.code}",
-        "title": HTTPStatus(status).phrase,
+        # 460 is of tus alone.
+        "title": "Checksum Mismatch" if status == 460 else HTTPStatus(status).phrase,
         "status": status,
         "detail": error.detail,
         "code": error.code,

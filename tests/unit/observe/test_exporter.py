@@ -17,7 +17,9 @@ from testing.settings import environment, make_settings
 from testing.stack import BIN, free_port
 from vault.mail.queue import Backlog
 from vault.observe import exporter
-from vault.observe.exporter import _MailCollector
+from vault.observe.exporter import _Asked
+from vault.observe.gauges import of_mail, of_uploads
+from vault.resumable.listing import Parked
 from vault.settings.config import ROOT
 from vault.wiring import wire
 
@@ -34,7 +36,7 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def scraped(ask: Callable[[], Backlog]) -> str:
     registry = CollectorRegistry()
-    registry.register(_MailCollector(ask))
+    registry.register(_Asked(of_mail(ask)))
     return generate_latest(registry).decode()
 
 
@@ -73,6 +75,16 @@ def test_mail_is_told_by_state_and_age() -> None:
     assert "vault_mail_oldest_due_seconds 12.5" in text
 
 
+def test_uploads_are_told_by_number_and_bytes() -> None:
+    registry = CollectorRegistry()
+    registry.register(_Asked(of_uploads(lambda: Parked(uploads=3, bytes=2**40))))
+
+    text = generate_latest(registry).decode()
+
+    assert "vault_uploads_open 3.0" in text
+    assert "vault_uploads_parked_bytes 1.099511627776e+12" in text
+
+
 def test_a_database_that_fails_costs_the_numbers_of_mail_only() -> None:
     def fail() -> Backlog:
         raise OSError
@@ -81,7 +93,7 @@ def test_a_database_that_fails_costs_the_numbers_of_mail_only() -> None:
 
 
 def test_a_scrape_without_threads_costs_the_numbers_of_mail_once() -> None:
-    collector = _MailCollector(lambda: Backlog({"queued": 3}, 0))
+    collector = _Asked(of_mail(lambda: Backlog({"queued": 3}, 0)))
     with no_threads(), pytest.raises(RuntimeError):
         list(collector.collect())
 
@@ -89,7 +101,7 @@ def test_a_scrape_without_threads_costs_the_numbers_of_mail_once() -> None:
 
 
 def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "_MAIL_SECONDS", 0.05)
+    monkeypatch.setattr(exporter, "_ASKED_SECONDS", 0.05)
     answers, asked = threading.Event(), []
 
     def ask() -> Backlog:
@@ -98,7 +110,7 @@ def test_a_database_that_hangs_keeps_one_thread_and_each_scrape_a_second(monkeyp
         return Backlog({"queued": 1}, 0.0)
 
     registry = CollectorRegistry()
-    registry.register(_MailCollector(ask))
+    registry.register(_Asked(of_mail(ask)))
     asked_at_first, began = len(asked), monotonic()
 
     texts = [generate_latest(registry).decode() for _ in range(5)]

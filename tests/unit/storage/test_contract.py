@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,13 +13,15 @@ from moto import mock_aws
 
 from testing.memory_store import MemoryStore
 from testing.servers import RcloneS3, rclone_s3, wait_until
-from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, suit_moto
+from testing.stores import MOTO_OPTIONS, PART, add_part, begin, closing_s3, new_key, store_part, suit_moto
+from testing.vault import at_once
 from vault.core.aws_access import AwsAccess
-from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageUnavailable
-from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, object_key
+from vault.core.errors import ObjectChanged, ObjectNotFound, PartsLost, StorageError, StorageUnavailable
+from vault.storage import EPOCH_KEY, INSTALLATION_KEY, OBJECTS, ObjectReader, ObjectStore, StoredPart, object_key
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
-from vault.storage.s3 import S3Options, S3Store
+from vault.storage.s3 import S3Store
+from vault.storage.s3_client import S3Options
 
 OBJECT = bytes(range(256)) * 40 + b"the last part is short"  # two full parts and a third
 LAST = len(OBJECT) - 1
@@ -352,6 +354,346 @@ class TestDeleting:
         writer.abort()
 
         assert_nothing_is_left(place, key)
+
+
+def split(content: bytes) -> list[bytes]:
+    return [content[start : start + PART] for start in range(0, len(content), PART)]
+
+
+def store_all(
+    store: ObjectStore, key: str, content: bytes, *, handle: str | None = None
+) -> tuple[str, list[StoredPart]]:
+    """Write an unfinished object, and return its handle and parts."""
+    with closing(store.resume(key, handle, part_size=PART)) as writer:
+        parts = [store_part(writer, number, part) for number, part in enumerate(split(content), start=1)]
+        assert writer.handle is not None
+        return writer.handle, parts
+
+
+class TestResuming:
+    def test_there_is_no_handle_and_nothing_in_the_store_before_the_first_part(self, place: Place) -> None:
+        key = new_key()
+
+        with closing(place.store.resume(key, None, part_size=PART)) as writer:
+            assert len(writer.allocate(PART)) == PART
+            before = writer.handle
+
+        assert before is None
+        assert_nothing_is_left(place, key)
+
+    def test_parts_of_one_writer_make_an_object(self, place: Place) -> None:
+        key = new_key()
+
+        handle, parts = store_all(place.store, key, OBJECT)
+        unfinished = place.store.unfinished()
+        place.store.complete(key, handle, parts)
+
+        assert [(part.number, part.size) for part in parts] == [(1, PART), (2, PART), (3, len(OBJECT) - 2 * PART)]
+        assert unfinished == 1
+        assert place.store.get(key) == OBJECT
+        assert place.store.unfinished() == place.budget.bytes_out == 0
+
+    def test_parts_of_many_writers_and_a_restart_make_an_object(
+        self, place: Place, request: pytest.FixtureRequest
+    ) -> None:
+        if place.name == "rclone":
+            request.applymarker(
+                pytest.mark.xfail(reason="rclone forgets open multiparts when it restarts", strict=True)
+            )
+        key, handle, parts = new_key(), None, []
+
+        for number, part in enumerate(split(OBJECT), start=1):
+            with closing(place.reopen().resume(key, handle, part_size=PART)) as writer:
+                parts.append(store_part(writer, number, part))
+                handle = writer.handle
+        assert handle is not None
+        place.store.complete(key, handle, parts)
+
+        assert place.store.get(key) == OBJECT
+        assert place.store.unfinished() == 0
+
+    def test_a_handle_stays_as_long_as_no_other_writer_has_it(self, store: ObjectStore) -> None:
+        key = new_key()
+        first, _ = store_all(store, key, OBJECT)
+
+        second, _ = store_all(store, key, OBJECT, handle=first)
+
+        assert second == first
+        assert store.unfinished() == 1
+
+    def test_parts_that_are_sent_again_are_the_same_parts(self, store: ObjectStore) -> None:
+        key = new_key()
+        first, before = store_all(store, key, OBJECT)
+
+        again, after = store_all(store, key, OBJECT, handle=first)
+        store.complete(key, again, after)
+
+        assert after == before
+        assert store.get(key) == OBJECT
+
+    def test_a_part_of_the_same_number_is_replaced(self, place: Place, request: pytest.FixtureRequest) -> None:
+        if place.name == "rclone":
+            request.applymarker(pytest.mark.xfail(reason="rclone refuses a part of other bytes", strict=True))
+        store, key = place.store, new_key()
+        handle, (_, middle, last) = store_all(store, key, OBJECT)
+        with closing(store.resume(key, handle, part_size=PART)) as writer:
+            first = store_part(writer, 1, bytes(PART))
+            handle = writer.handle or ""
+
+        store.complete(key, handle, [first, middle, last])
+
+        assert store.get(key) == bytes(PART) + OBJECT[PART:]
+
+    def test_parts_may_be_told_in_any_order(self, store: ObjectStore) -> None:
+        key = new_key()
+        handle, parts = store_all(store, key, OBJECT)
+
+        store.complete(key, handle, parts[::-1])
+
+        assert store.get(key) == OBJECT
+
+    def test_parts_may_be_on_their_way_together(self, store: ObjectStore) -> None:
+        key = new_key()
+        with closing(store.resume(key, None, part_size=PART)) as writer:
+            waiting = []
+            for number, part in enumerate(split(OBJECT), start=1):
+                buffer = writer.allocate(len(part))
+                buffer[:] = part
+                waiting.append(writer.write(number, buffer))
+            parts = [wait() for wait in waiting]
+            handle = writer.handle or ""
+
+        store.complete(key, handle, parts)
+
+        assert store.get(key) == OBJECT
+
+    def test_a_part_that_is_not_told_is_left_out(self, place: Place, request: pytest.FixtureRequest) -> None:
+        if place.name == "rclone":
+            request.applymarker(pytest.mark.xfail(reason="rclone has written a part before it is told", strict=True))
+        store, key = place.store, new_key()
+        handle, parts = store_all(store, key, OBJECT)
+
+        store.complete(key, handle, parts[:2])
+
+        assert store.get(key) == OBJECT[: 2 * PART]
+        assert store.unfinished() == 0
+
+    def test_buffers_are_the_callers_until_close_and_closing_may_be_repeated(self, place: Place) -> None:
+        writer = place.store.resume(new_key(), None, part_size=PART)
+        buffers = [writer.allocate(PART), writer.allocate(2 * PART)]
+
+        out = place.budget.bytes_out
+        for _ in range(2):
+            writer.close()
+
+        assert [len(buffer) for buffer in buffers] == [PART, 2 * PART]
+        assert out == (0 if place.name == "memory" else 3 * PART)
+        assert place.budget.bytes_out == 0
+
+    def test_a_writer_is_closed_while_its_part_is_on_its_way(self, place: Place) -> None:
+        writer = place.store.resume(new_key(), None, part_size=PART)
+        writer.write(1, writer.allocate(PART))
+
+        writer.close()
+
+        wait_until(lambda: place.budget.bytes_out == 0, what="all buffers being free")
+
+
+class TestCompleting:
+    def test_completing_again_succeeds_and_changes_nothing(self, store: ObjectStore) -> None:
+        key = new_key()
+        handle, parts = store_all(store, key, OBJECT)
+        store.complete(key, handle, parts)
+        etag = opened(store, key).etag
+
+        store.complete(key, handle, parts)
+
+        assert store.get(key) == OBJECT
+        assert opened(store, key).etag == etag
+
+    def test_four_that_complete_at_the_same_time_all_succeed(self, store: ObjectStore) -> None:
+        key = new_key()
+        handle, parts = store_all(store, key, OBJECT)
+
+        at_once(4, lambda _: store.complete(key, handle, parts))
+
+        assert store.get(key) == OBJECT
+        assert store.unfinished() == 0
+
+    def test_parts_that_the_store_has_forgotten_are_lost(self, place: Place) -> None:
+        key = new_key()
+        handle, parts = store_all(place.store, key, OBJECT)
+        place.store.delete(key)
+
+        with pytest.raises(PartsLost):
+            store_all(place.store, key, OBJECT, handle=handle)
+        with pytest.raises(PartsLost):
+            place.store.complete(key, handle, parts)
+
+        assert_nothing_is_left(place, key)
+
+    def test_an_object_of_another_size_is_not_taken_for_the_completed_one(self, store: ObjectStore) -> None:
+        key = new_key()
+        handle, parts = store_all(store, key, OBJECT)
+        store.delete(key)
+        put(store, key, OBJECT[:-1])
+
+        with pytest.raises(PartsLost):
+            store.complete(key, handle, parts)
+
+        assert store.get(key) == OBJECT[:-1]
+
+    def test_a_part_that_was_never_stored_is_lost(self, store: ObjectStore) -> None:
+        key = new_key()
+        handle, parts = store_all(store, key, OBJECT)
+
+        with pytest.raises(PartsLost):
+            store.complete(key, handle, [*parts, StoredPart(4, '"d41d8cd98f00b204e9800998ecf8427e"', PART)])
+
+        with pytest.raises(ObjectNotFound):
+            store.get(key)
+
+    def test_writers_of_one_object_do_not_touch_another(self, store: ObjectStore) -> None:
+        keys = [new_key(), new_key()]
+        contents = [OBJECT, OBJECT[::-1]]
+        written = [store_all(store, key, content) for key, content in zip(keys, contents, strict=True)]
+
+        for key, (handle, parts) in zip(keys, written, strict=True):
+            store.complete(key, handle, parts)
+
+        assert [store.get(key) for key in keys] == contents
+
+    def test_delete_removes_unfinished_parts(self, place: Place) -> None:
+        key = new_key()
+        store_all(place.store, key, OBJECT)
+
+        place.store.delete(key)
+
+        assert_nothing_is_left(place, key)
+
+    def test_list_shows_no_unfinished_object(self, store: ObjectStore) -> None:
+        key = new_key()
+        store_all(store, key, OBJECT)
+
+        assert list(store.list(OBJECTS)) == []
+        with pytest.raises(ObjectNotFound):
+            store.open(key, 0, 0)
+
+
+class TestPieces:
+    @pytest.mark.parametrize("size", [0, 1, PART, 40 * PART], ids=["empty", "a-byte", "a-part", "large"])
+    def test_a_piece_is_read_as_it_was_stored(self, store: ObjectStore, size: int) -> None:
+        key, content = new_key(), (OBJECT * 20)[:size]
+
+        store.put_piece(key, "7-3", content)
+
+        assert store.get_piece(key, "7-3") == content
+
+    def test_a_piece_outlives_a_restart_and_is_of_its_key_alone(self, place: Place) -> None:
+        key, other = new_key(), new_key()
+        place.store.put_piece(key, "0-1", b"of the first")
+        place.store.put_piece(other, "0-1", b"of the second")
+
+        again = place.reopen()
+
+        assert [again.get_piece(key, "0-1"), again.get_piece(other, "0-1")] == [b"of the first", b"of the second"]
+
+    def test_a_piece_stored_again_is_replaced(self, store: ObjectStore) -> None:
+        key = new_key()
+        for content in (b"the first, which is longer", b"the second"):
+            store.put_piece(key, "0-1", content)
+
+        assert store.get_piece(key, "0-1") == b"the second"
+
+    @pytest.mark.parametrize("missing", ["1-1", "0-2", "00-1"])
+    def test_a_missing_piece_is_not_found(self, store: ObjectStore, missing: str) -> None:
+        key = new_key()
+        store.put_piece(key, "0-1", b"content")
+
+        with pytest.raises(ObjectNotFound):
+            store.get_piece(key, missing)
+        with pytest.raises(ObjectNotFound):
+            store.get_piece(new_key(), "0-1")
+
+    @pytest.mark.parametrize(
+        ("deleted", "left"),
+        [
+            pytest.param(["0-1", "1-1"], {"2-1", "10-2"}, id="some"),
+            pytest.param([], {"0-1", "1-1", "2-1", "10-2"}, id="none"),
+            pytest.param(["7-7", "2-1"], {"0-1", "1-1", "10-2"}, id="one-that-is-not-there"),
+            pytest.param(None, set(), id="all"),
+        ],
+    )
+    def test_pieces_are_deleted(self, store: ObjectStore, deleted: list[str] | None, left: set[str]) -> None:
+        key, other = new_key(), new_key()
+        names = ["0-1", "1-1", "2-1", "10-2"]
+        for name in names:
+            store.put_piece(key, name, name.encode())
+        store.put_piece(other, "0-1", b"of another")
+
+        for _ in range(2):
+            store.delete_pieces(key, deleted)
+
+        assert {name for name in names if has_piece(store, key, name)} == left
+        assert store.get_piece(other, "0-1") == b"of another"
+        store.delete_pieces(other)
+
+    def test_with_all_pieces_goes_what_is_unfinished_and_the_object_stays(self, store: ObjectStore) -> None:
+        """A process died with its first part, and another made the object."""
+        key, other = new_key(), new_key()
+        store_all(store, key, OBJECT[:PART])
+        store_all(store, other, OBJECT[:PART])
+        handle, parts = store_all(store, key, OBJECT)
+        store.complete(key, handle, parts)
+        store.put_piece(key, "0-1", b"content")
+        store.delete_pieces(key, ["0-1"])
+        before = store.unfinished()
+
+        store.delete_pieces(key)
+
+        assert (before, store.unfinished()) == (2, 1)
+        assert store.get(key) == OBJECT
+        store.delete(other)
+
+    def test_pieces_of_a_key_without_any_are_deleted(self, store: ObjectStore) -> None:
+        store.delete_pieces(new_key())
+        store.delete_pieces(new_key(), ["0-1"])
+
+        assert store.unfinished() == 0
+
+    def test_pieces_are_neither_objects_nor_unfinished_and_outlive_their_object(self, store: ObjectStore) -> None:
+        key = new_key()
+        store.put_piece(key, "0-1", b"content")
+        handle, parts = store_all(store, key, OBJECT)
+
+        unfinished, listed = store.unfinished(), list(store.list(OBJECTS))
+        store.complete(key, handle, parts)
+        completed = [found.key for found in store.list(OBJECTS)]
+        store.delete(key)
+
+        assert (unfinished, listed) == (1, [])
+        assert completed == [key]
+        assert store.get_piece(key, "0-1") == b"content"
+
+    @pytest.mark.parametrize("name", ["", "1", "1-", "-1", "a-1", "1-1\n", "../1-1", "1-1/x", f"{'1' * 20}-1"])
+    def test_another_form_of_name_is_refused(self, place: Place, name: str) -> None:
+        key = new_key()
+        uses: list[Callable[[], object]] = [
+            lambda: place.store.put_piece(key, name, b"content"),
+            lambda: place.store.get_piece(key, name),
+            lambda: place.store.delete_pieces(key, [name]),
+        ]
+
+        for use in uses:
+            with pytest.raises(ValueError, match="not a piece's name"):
+                use()
+
+
+def has_piece(store: ObjectStore, key: str, name: str) -> bool:
+    try:
+        return store.get_piece(key, name) == name.encode()
+    except ObjectNotFound:
+        return False
 
 
 def test_list_has_every_finished_object_under_the_prefix(store: ObjectStore) -> None:

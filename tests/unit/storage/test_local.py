@@ -4,13 +4,13 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testing.disks import on_small_disks, small_disk
+from testing.failing_disks import failing, failing_for_folders, failing_with, recorded_steps
 from testing.stores import PART, add_part, begin, new_key
 from testing.vault import at_once
 from vault.core.errors import ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
@@ -68,41 +68,6 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def failing(number: int) -> Callable[..., Any]:
-    """A system call that fails, with a path in its message as the real ones have."""
-
-    def call(*args: object, **kwargs: object) -> Any:
-        raise OSError(number, os.strerror(number), f"/a/secret/path/{KEY}")
-
-    return call
-
-
-def assert_tells_no_path(error: StorageError, root: Path) -> None:
-    assert str(error) == type(error).detail
-    for told in (str(error), repr(error), error.detail):
-        assert str(root) not in told
-        assert "secret" not in told
-        assert str(OBJECT_ID) not in told
-
-
-@contextmanager
-def failing_with(error: type[StorageError], root: Path, **calls: Callable[..., Any]) -> Iterator[Any]:
-    """Put these in the place of system calls, and expect exactly this error, which tells no path."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, call in calls.items():
-            patch.setattr(os, name, call)
-        with pytest.raises(error) as caught:
-            yield caught
-    assert type(caught.value) is error
-    assert_tells_no_path(caught.value, root)
-
-
-def failing_for_folders(number: int) -> Callable[[int], None]:
-    """An fsync that fails for folders."""
-    fsync = os.fsync
-    return lambda fd: failing(number)() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
-
-
 class TestLayout:
     def test_an_object_lies_under_the_first_two_digits_of_its_id_and_the_installation_id_at_the_top(
         self, store: LocalStore, root: Path
@@ -136,7 +101,7 @@ class TestLayout:
     def test_a_name_in_incoming_is_never_shared(
         self, store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("vault.storage.local.secrets.token_hex", lambda _: "00" * 8)
+        monkeypatch.setattr("vault.storage.local_layout.secrets.token_hex", lambda _: "00" * 8)
         writer = begin(store, KEY, CONTENT)
 
         with failing_with(StorageUnavailable, root):
@@ -193,30 +158,7 @@ class TestLayout:
 class TestDurability:
     @pytest.fixture
     def steps(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Records what reaches the disk, and when."""
-        done: list[str] = []
-        real = {name: getattr(os, name) for name in ("fsync", "rename", "unlink")}
-
-        def fsync(fd: int) -> None:
-            real["fsync"](fd)
-            facts = os.fstat(fd)
-            done.extend(
-                "flush " + path.name.partition(".")[0]
-                for path in (root.parent, root, *root.rglob("*"))
-                if os.path.samestat(path.stat(), facts)
-            )
-
-        def recorded(name: str) -> Callable[..., None]:
-            def call(path: Path, *args: Any, **kwargs: Any) -> None:
-                real[name](path, *args, **kwargs)
-                done.append(f"{name} {Path(path).name.partition('.')[0]}")
-
-            return call
-
-        monkeypatch.setattr(os, "fsync", fsync)
-        for name in ("rename", "unlink"):
-            monkeypatch.setattr(os, name, recorded(name))
-        return done
+        return recorded_steps(root, monkeypatch)
 
     @pytest.mark.parametrize(
         ("act", "expected"),

@@ -4,11 +4,9 @@ import os
 import re
 import socket
 import threading
-import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
@@ -22,119 +20,32 @@ from botocore.stub import Stubber
 from urllib3.exceptions import SSLError
 
 from testing.aws import without_aws, without_pauses
-from testing.recorder import Asked, Recorder, recorder
+from testing.recorder import Recorder, recorder
+from testing.scripted_s3 import (
+    BUCKET,
+    HUNG_UP,
+    PART_STORED,
+    SECRET,
+    Answer,
+    Request,
+    ScriptedS3,
+    created,
+    ranged,
+    refusal,
+    uploads,
+)
 from testing.servers import wait_until
 from testing.stores import PART, add_part, begin, closing_s3, new_key
 from vault.core.aws_access import AwsAccess
 from vault.core.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
-from vault.storage import INSTALLATION_KEY, ObjectReader, object_key
+from vault.storage import INSTALLATION_KEY, ObjectReader
 from vault.storage.buffers import BufferBudget
-from vault.storage.s3 import S3Options, S3Store
+from vault.storage.s3 import S3Store
+from vault.storage.s3_client import S3Options
 
 MIB = 1024 * 1024
-BUCKET = "vault-tests"
-SECRET = "secret-of-the-tests"
 CONTENT = bytes(range(256)) * 40  # two full parts and a third
 BOUND_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    key: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def operation(self) -> str:
-        """What S3 calls a request like this."""
-        if self.method == "GET" and not self.key:
-            return "ListMultipartUploads" if "uploads" in self.query else "ListObjectsV2"
-        kind = next((name for name in ("partNumber", "uploads", "uploadId") if name in self.query), "")
-        return {
-            ("PUT", ""): "PutObject",
-            ("PUT", "partNumber"): "UploadPart",
-            ("POST", "uploads"): "CreateMultipartUpload",
-            ("POST", "uploadId"): "CompleteMultipartUpload",
-            ("DELETE", ""): "DeleteObject",
-            ("DELETE", "uploadId"): "AbortMultipartUpload",
-            ("GET", ""): "GetObject",
-        }[self.method, kind]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`cut` bytes of the body are announced and not sent; then the connection ends, or stays open if `stalls`."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: int = 0
-    stalls: bool = False
-
-    def sent(self) -> tuple[int, bytes, dict[str, str]]:
-        announced = {"Content-Length": str(len(self.body) + self.cut)}
-        ending = {"Connection": "close"} if self.cut and not self.stalls else {}
-        return self.status, self.body, self.headers | announced | ending
-
-
-def refusal(status: int, code: str) -> Answer:
-    return Answer(status, f"<Error><Code>{code}</Code><Message>about {object_key.__name__}</Message></Error>".encode())
-
-
-def created(upload_id: str = "an-upload") -> Answer:
-    return Answer(200, f"<Result><UploadId>{upload_id}</UploadId></Result>".encode())
-
-
-def ranged(body: bytes, content_range: str, *, etag: str = '"an-etag"', **kwargs: Any) -> Answer:
-    return Answer(206, body, {"Content-Range": content_range, "ETag": etag}, **kwargs)
-
-
-HUNG_UP = Answer()  # the connection ends without any answer
-PART_STORED = Answer(200, headers={"ETag": '"of-a-part"'})
-COMPLETED = Answer(200, b"<Result><ETag>of-all</ETag></Result>")
-NO_UPLOADS = Answer(200, b"<Result></Result>")
-
-
-class ScriptedS3:
-    """Answers each operation as a test says, on a server of HTTP, and remembers what it was asked.
-
-    A script is the answer to an operation, a list of answers in turn of which the last stays, or a function.
-    """
-
-    def __init__(self, server: Recorder) -> None:
-        """Begin with a script by which every operation succeeds on an empty bucket."""
-        server.answer = self._answer
-        self.options = S3Options(BUCKET, "us-east-1", server.url, AwsAccess("an-access-key", SECRET))
-        self.requests: list[Request] = []
-        self.script: dict[str, Answer | list[Answer] | Callable[[Request], Answer]] = {
-            "CreateMultipartUpload": created(),
-            "UploadPart": PART_STORED,
-            "CompleteMultipartUpload": COMPLETED,
-            "AbortMultipartUpload": Answer(204),
-            "ListMultipartUploads": NO_UPLOADS,
-        }
-        self._lock = threading.Lock()
-
-    @property
-    def operations(self) -> list[str]:
-        return [request.operation for request in self.requests]
-
-    def _answer(self, asked: Asked) -> tuple[int, bytes, dict[str, str]]:
-        address = urllib.parse.urlsplit(asked.path)
-        query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
-        key = urllib.parse.unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
-        request = Request(asked.method, key, query, asked.headers, asked.body)
-        with self._lock:
-            self.requests.append(request)
-            script = self.script.get(request.operation, Answer(200))
-            if isinstance(script, list):
-                script = script.pop(0) if len(script) > 1 else script[0]
-        answer = script if isinstance(script, Answer) else script(request)
-        if answer is HUNG_UP:
-            raise ConnectionError
-        return answer.sent()
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +205,7 @@ class TestParts:
             return b"".join(handler.rfile.read(MIB) for _ in range(length // MIB) if not server.closing.wait(0.3))
 
         limits = {"connect_timeout": 1, "retries": {"total_max_attempts": 1}}
-        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, **limits}))
+        monkeypatch.setattr("vault.storage.s3_client.Config", lambda **options: Config(**{**options, **limits}))
         monkeypatch.setattr(server, "receive", read_slowly)
         content = bytes(8 * MIB)
         with closing_s3(s3.options) as store:
@@ -656,7 +567,9 @@ class TestReading:
     def test_a_connection_lost_or_silent_amid_the_body_is_unavailable(
         self, s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch, stalls: bool
     ) -> None:
-        monkeypatch.setattr("vault.storage.s3.Config", lambda **options: Config(**{**options, "read_timeout": 1.0}))
+        monkeypatch.setattr(
+            "vault.storage.s3_client.Config", lambda **options: Config(**{**options, "read_timeout": 1.0})
+        )
         s3.script["GetObject"] = ranged(b"01234", "bytes 0-9/10", cut=5, stalls=stalls)
         key = new_key()
         with closing_s3(s3.options) as store:
@@ -776,15 +689,6 @@ class TestDeleting:
         aborted = [request.key for request in s3.requests if request.operation == "AbortMultipartUpload"]
         assert aborted == [key]
         assert s3.requests[1].query["key-marker"] == "after"
-
-
-def uploads(*keys: str, ids: Sequence[str] | None = None, more: str = "") -> Answer:
-    entries = "".join(
-        f"<Upload><Key>{key}</Key><UploadId>{upload_id}</UploadId></Upload>"
-        for key, upload_id in zip(keys, ids or [f"id-of-{key}" for key in keys], strict=True)
-    )
-    page = f"<IsTruncated>true</IsTruncated><NextKeyMarker>{more}</NextKeyMarker>" if more else ""
-    return Answer(200, f"<Result>{page}{entries}</Result>".encode())
 
 
 class TestListing:

@@ -38,7 +38,7 @@ class RawUpload:
     modified_at = None
 
     def __init__(self, request: Request, name: str, content_type: str, expected_sha256: bytes | None) -> None:
-        self._body = _Body(request)
+        self._body = RequestBody(request)
         self.name = name
         self.content_type = content_type
         self.declared_bytes = self._body.declared
@@ -59,7 +59,7 @@ class FormUpload:
     modified_at = None
 
     def __init__(self, request: Request, boundary: str, expected_sha256: bytes | None) -> None:
-        self._body = _Body(request)
+        self._body = RequestBody(request)
         # From the form's beginning, until the part's header has come.
         self._head, self._is_at_head = bytearray(), True
         with _form_errors():
@@ -161,7 +161,7 @@ def open_upload(request: Request, name: str | None, *, max_bytes: int) -> RawUpl
     return FormUpload(request, options["boundary"], digest)
 
 
-class _Body:
+class RequestBody:
     """The request body, exactly as long as declared."""
 
     def __init__(self, request: Request) -> None:
@@ -173,7 +173,8 @@ class _Body:
         self.declared = None if chunked else request.content_length or 0
         self._left = self.declared
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int, /) -> bytes:
+        """Return at most `length` bytes, b"" at the end. Raises UploadTruncated, MalformedBody, DigestMismatch."""
         if self._left is not None:
             length = min(length, self._left)
         if length == 0:

@@ -525,6 +525,9 @@ class Taken:
     def begin_small_file(self) -> None:
         raise Busy("small file")
 
+    def while_waiting(self, call: object) -> None:
+        """Do nothing."""
+
 
 @pytest.mark.parametrize(
     ("declared", "turn"), [(SMALL_BYTES, "small file"), (SMALL_BYTES + 1, "transfer"), (None, "transfer")]
