@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from bench import large, login, memory, rewrap, scale, seal, small, soak, throughput
+from bench import large, login, memory, resumable, rewrap, scale, seal, small, soak, throughput
 from bench.charts import new_figure, save
 from bench.measuring import as_json, machine
 
@@ -22,6 +22,7 @@ _BENCHMARKS: Final[dict[str, ModuleType]] = {
     "login": login,
     "soak": soak,
     "large": large,
+    "resumable": resumable,
 }
 
 

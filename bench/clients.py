@@ -31,9 +31,23 @@ class Client:
 
     def upload(self, method: str, path: str, size: int) -> bytes:
         """Send a file of this size; return the answer's body."""
-        headers = {**self.headers, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        answer = self.send(method, path, size, {"Content-Type": "application/octet-stream"})
+        return answer.read()
+
+    def send(
+        self, method: str, path: str, size: int, headers: Mapping[str, str], *, also: tuple[int, ...] = ()
+    ) -> HTTPResponse:
+        """Send so many bytes; return the answer, a success or one of the statuses in `also`."""
+        headers = {**self.headers, **headers, "Content-Length": str(size)}
         self._connection.request(method, path, _pieces(size), headers)
-        return self._answer((200, 201, 204)).read()
+        return self._answer((200, 201, 204, *also))
+
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> HTTPResponse:
+        """Send a request without a body; return the answer, whose body was read."""
+        self._connection.request(method, path, headers={**self.headers, **headers})
+        answer = self._answer((200, 201, 204))
+        answer.read()
+        return answer
 
     def download(self, path: str, size: int, *, verify: bool = False) -> None:
         """Read a file to its end; with `verify`, compare it with what `upload` sent."""
