@@ -91,7 +91,7 @@ class _AtomicChannel(Channel):
             raise
 
     def _queue_bind(self, exchange: str, *queue: str) -> None:
-        # kombu makes the file empty before it locks and fills it: who reads it then ends.
+        # kombu makes the file empty before it locks and fills it: a process that reads it then ends.
         file = Path(self._exchange_file(exchange))  # type: ignore[no-untyped-call]
         self.control_folder.mkdir(exist_ok=True)
         with (self.control_folder / ".lock").open("w") as held:

@@ -1,6 +1,6 @@
 """Deletion for ever: every version is shredded in the transaction that removes its file.
 
-Up to a thousand entries are gone when the request is answered; a task goes on with more, whatever is killed. Batches
+Up to a thousand entries are gone when the request is answered; a task goes on with more, also after a kill. Batches
 begin with the deepest folders, since a parent is removed after what it holds.
 """
 

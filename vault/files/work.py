@@ -1,5 +1,5 @@
 """What requests left to tasks: hiding, showing and deleting what lies below an entry with very many, and deleting what
-was in the trash for long enough. Rows say what is owed, so whatever is killed, it goes on."""
+was in the trash for long enough. Rows say what is owed, so a killed task goes on."""
 
 import uuid
 from collections.abc import Callable, Collection

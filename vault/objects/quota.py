@@ -73,7 +73,7 @@ _MOVE_TO_USED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`reserved_bytes` belong to running uploads, which `file_count` leaves out. `versions_bytes` are those of older
+    """`reserved_bytes` belong to unfinished uploads, which `file_count` leaves out. `versions_bytes` are those of older
     versions, part of `used_bytes`."""
 
     used_bytes: int

@@ -1,8 +1,8 @@
-"""One writer an upload. `epoch` is the fence: a writer that has not the newest one changes nothing. The lease is
-politeness: it tells others whom to ask, and how long to wait.
+"""One writer an upload. `epoch` is the fence: only the writer that has the newest one changes the row. The lease tells
+other requests that a writer lives; it does not protect the row.
 
-A request that comes asks the live writer to store what has arrived and to give way: its client has sent a new request,
-so the old connection is dead, or will not be missed.
+A new request asks the live writer to store what has arrived and to give way: its client does not need the old request
+any more.
 """
 
 import threading
@@ -81,8 +81,8 @@ class Fence:
     )
 
     def settle(self, owner_id: uuid.UUID, upload_id: uuid.UUID) -> Upload:
-        """Return an upload that nobody writes: a live writer gives way, or is outrun after three seconds. Raises
-        NotFound, UploadGone."""
+        """Return an upload without a live writer: that gives way, or is outrun after three seconds. Raises NotFound,
+        UploadGone, UploadLocked."""
         return self._reach(owner_id, upload_id, takes=False)
 
     @contextmanager
@@ -156,7 +156,7 @@ class Fence:
             self._waiting.give_back(owner_id)
 
     def _ask(self, owner_id: uuid.UUID, upload_id: uuid.UUID, *, takes: bool, outruns: bool) -> Upload | None:
-        """Return the upload if nobody writes it, or if the writer is outrun; otherwise ask the writer to give way."""
+        """Return the upload if it has no live writer, or outrun that; otherwise ask the writer to give way."""
         with self.core.sessions.begin() as session:
             return self._settled(session, owner_id, upload_id, takes=takes, outruns=outruns)
 

@@ -1,4 +1,4 @@
-"""One's unfinished uploads, and how many there are in all."""
+"""Unfinished uploads: those of an account as a list, and all as a number."""
 
 import uuid
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """Unfinished uploads of everybody, and the bytes that they have received."""
+    """The number of all unfinished uploads, and the bytes that they have received."""
 
     uploads: int
     bytes: int

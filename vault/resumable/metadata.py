@@ -21,7 +21,7 @@ _ROOT: Final = "root"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Metadata:
-    """`header` is the client's, for its eyes; `sha256` is what the content must have."""
+    """`header` is as the client sent it; `sha256` is what the content must have."""
 
     header: str
     name: str

@@ -65,7 +65,7 @@ class Receiving:
         return Progress(upload.offset, upload.expires_at, file_id)
 
     def look(self, principal: Principal, upload_id: uuid.UUID) -> tuple[Upload, uuid.UUID | None]:
-        """Return an upload that nobody writes, and its file if it has become one. Raises as `append`."""
+        """Return an upload without a live writer, and its file if it has become one. Raises as `append`."""
         return self._finished(principal, self.fence.settle(principal.account_id, upload_id))
 
     def _finished(self, principal: Principal, upload: Upload) -> tuple[Upload, uuid.UUID | None]:

@@ -2,7 +2,7 @@
 
 Plaintext waits in memory until it fills a part, which is then sealed and sent to the store. What fills none when the
 body ends, breaks off or has been slow for ten seconds is stored as a piece, and read back by the request that fills the
-part. After each step one transaction moves the offset, so whatever dies, the offset is what the store has.
+part. After each step one transaction moves the offset, so it never says more than the store has.
 """
 
 import uuid

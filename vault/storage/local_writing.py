@@ -136,7 +136,7 @@ class LocalResumable:
 
 
 def _lock(fd: int) -> bool:
-    """Return whether nobody else holds the lock of this file, which is ours then until it is closed."""
+    """Lock this file until it is closed. Returns False if another writer holds the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -289,7 +289,7 @@ class RenameSchema(ma.Schema):
 
 class UsageSchema(ma.Schema):
     used_bytes = ma.fields.Integer(required=True)
-    reserved_bytes = ma.fields.Integer(required=True, metadata={"description": "Bytes reserved by running uploads."})
+    reserved_bytes = ma.fields.Integer(required=True, metadata={"description": "Bytes reserved by unfinished uploads."})
     quota_bytes = ma.fields.Integer(required=True)
     file_count = ma.fields.Integer(
         required=True, metadata={"description": "Contents: current, older and in the trash."}

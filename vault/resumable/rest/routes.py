@@ -1,4 +1,4 @@
-"""Routes under /api/v1/uploads: resumable uploads by tus 1.0, and the list of one's unfinished ones."""
+"""Routes under /api/v1/uploads: resumable uploads by tus 1.0, and the list of unfinished ones."""
 
 import io
 import uuid
@@ -261,7 +261,7 @@ def override(upload_id: uuid.UUID) -> Response:
 
 
 def _admit(who: Principal) -> None:
-    """Raise UploadLocked for one request of a person too many, in this process and second."""
+    """Raise UploadLocked if a person sends more requests in a second to this process than are allowed."""
     if not find_part(Rate).hit(_PER_SECOND, str(who.account_id)):
         raise UploadLocked
 
