@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from testing.tree import (
     ENTRIES,
@@ -18,6 +19,7 @@ from testing.tree import (
     throw_away,
 )
 from testing.vault import FILES, Person, Vault, at_once, refusal
+from vault.files.models import Entry, EntryKind
 from vault.files.rest.schemas import MOST_AT_ONCE
 
 ACTS = ["move", "trash", "restore", "delete"]
@@ -49,6 +51,24 @@ def test_five_hundred_go_and_come_in_one_request(vault: Vault, anna: Person) -> 
     assert len(vault.audit_trail("entry.trashed")) == len(vault.audit_trail("entry.restored")) == MOST_AT_ONCE
     assert vault.account().folder_count == 1
     assert vault.accounts_balance()
+
+
+@pytest.mark.one_database
+def test_five_hundred_that_lay_in_each_other_come_back_to_one_folder(vault: Vault, anna: Person) -> None:
+    owner_id, ids = vault.user(anna.email).id, [uuid.uuid4() for _ in range(MOST_AT_ONCE)]
+    trash_id = vault.scalar(sa.select(Entry.id).where(Entry.owner_id == owner_id, Entry.kind == EntryKind.TRASH))
+    facts = {"trashed_at": vault.clock(), "hidden": True, "restore_path": []}
+    lay_in = [*ids[1:], uuid.UUID(make_folder(anna, "Folder"))]
+    rows = [
+        {"id": own, "name": f"{n:03}", "restore_parent_id": parent, **facts}
+        for n, (own, parent) in enumerate(zip(ids, lay_in, strict=True))
+    ]
+    seed_folders(vault, anna, trash_id, rows)
+
+    answer = many(anna, "restore", ids, parent_id="root")
+
+    assert answer.status_code == 200, answer.text
+    assert names_in(anna) == [*(f"{n:03}" for n in range(MOST_AT_ONCE)), "Folder"]
 
 
 @pytest.mark.counted

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 import sqlalchemy as sa
@@ -184,14 +185,13 @@ def _highest_first(session: Session, owner_id: uuid.UUID, many: Many, ids: Seque
     if len(ids) == 1 or not lay_in:
         return list(ids)
     ways = ways_up(session, owner_id, set(lay_in.values()))
-    given = set(ids)
-
-    def rank(entry_id: uuid.UUID) -> int:
-        # What lay in a folder was thrown away before it, so that no way leads back.
-        way = ways.get(lay_in[entry_id]) if entry_id in lay_in else None
-        return max((1 + rank(step.id) for step in (way.steps if way else ()) if step.id in given), default=0)
-
-    return sorted(ids, key=rank)
+    # By steps and not by recursion: folders that were thrown away one out of the other can be as many as the ids. What
+    # lay in a folder was thrown away before it, so no way leads back.
+    order = TopologicalSorter(dict.fromkeys(ids, ()))
+    for entry_id, parent_id in lay_in.items():
+        steps = ways[parent_id].steps if parent_id in ways else ()
+        order.add(entry_id, *(step.id for step in steps if step.id in many.entries))
+    return list(order.static_order())
 
 
 @dataclass(slots=True, kw_only=True)
