@@ -17,8 +17,9 @@ from testing.servers import wait_until
 from testing.tree import ENTRIES, kept, make_folder, replace, store, throw_away, work_off
 from testing.vault import FILES, POSTGRESQL, Body, Person, Vault, at_once, refusal
 from vault.core.deletion_clock import DeletionClock
-from vault.core.errors import KeyInUse
+from vault.core.errors import KeyInUse, NotFound
 from vault.core.principal import WORKER, Principal
+from vault.files.tree import Many
 from vault.keys.reencrypting import Selection
 from vault.objects.models import Erasure, ObjectState, SealedObject
 
@@ -155,6 +156,13 @@ def test_a_file_that_changes_during_the_transfer_gets_no_version(
 
     assert (refusal(answer), vault.file_states().count("ready")) == (expected, left)
     assert vault.accounts_balance()
+
+
+def test_a_file_that_goes_between_two_queries_is_not_found(vault: Vault, anna: Person, file_id: str) -> None:
+    entry = vault.entry(file_id)
+
+    with pytest.raises(NotFound):
+        Many({entry.id: entry}, {}).find_live(entry.id)
 
 
 def test_concurrent_contents_get_numbers_without_a_gap(vault: Vault, anna: Person) -> None:

@@ -176,7 +176,7 @@ class Many:
 
     @classmethod
     def read(cls, session: Session, owner_id: uuid.UUID, ids: Collection[uuid.UUID]) -> Self:
-        """Read the entries; ids of others are left out. The caller holds the lock of the tree."""
+        """Read the entries; ids of others are left out. Without the lock of the tree, one may go in between."""
         found = session.scalars(sa.select(Entry).where(Entry.id.in_(ids), Entry.owner_id == owner_id))
         return cls({entry.id: entry for entry in found}, ways_up(session, owner_id, ids))
 
@@ -190,7 +190,9 @@ class Many:
         entry = self.find(entry_id)
         if kinds and entry.kind not in kinds:
             raise NotFound
-        way = self.ways[entry_id]
+        way = self.ways.get(entry_id)
+        if way is None:
+            raise NotFound
         way.require_live()
         assert entry.parent_id is not None
         return entry, Folder(entry.parent_id, way.above)
