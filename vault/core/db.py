@@ -208,7 +208,8 @@ def insert_into(session: Session, table: type[Base]) -> Any:
 
 @contextmanager
 def one_read(sessions: sessionmaker[Session]) -> Iterator[Session]:
-    """Yield a session for one reading statement: on PostgreSQL without a transaction's two round trips."""
+    """Yield a session for reading: on PostgreSQL each statement sees what is committed by then, without a transaction's
+    two round trips."""
     with sessions() as session:
         if session.get_bind().dialect.name == "postgresql":
             driver = session.connection().connection.driver_connection

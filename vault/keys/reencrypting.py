@@ -77,7 +77,7 @@ class Reencryptor:
     sleep: Callable[[float], None] = time.sleep
 
     def plan(self, selection: Selection) -> tuple[int, int]:
-        """How many files that are, each version counted, and their plaintext bytes.
+        """Return how many versions of files that are, and their plaintext bytes.
 
         Raises KeyInUse if they are those of a master key that is still the primary: it would wrap the new data keys.
         """

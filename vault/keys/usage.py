@@ -19,7 +19,7 @@ from vault.core.principal import Principal
 from vault.encryption.errors import HeaderInvalid, KeyFailure, KeyUnwrapFailed
 from vault.encryption.header import header_of, prove_commitment
 from vault.encryption.keyring import KeyRing, WrappedKey
-from vault.objects.holds import block_use, refuse_retired
+from vault.objects.holds import RETIRED, block_use, refuse_retired
 from vault.objects.models import ObjectState, RetiredKey, SealedObject
 from vault.observe.processes import Processes
 
@@ -230,7 +230,7 @@ class KeyUsage:
 
     def _failure_of(self, use: KeyUse) -> str | None:
         if use.state is KeyState.RETIRED:
-            return "retired"
+            return RETIRED
         query = (
             sa.select(SealedObject)
             .where(*_wrapped_by(use.provider, use.key_ref))

@@ -17,7 +17,7 @@ from vault.encryption.errors import EncryptionError, KeyServiceUnavailable, KeyU
 from vault.encryption.keyring import KeyRing
 from vault.keys.bulk import GIVE_UP_AFTER, Outcomes, chunks, patiently
 from vault.keys.usage import prove_key, reason_of
-from vault.objects.holds import key_is_retired
+from vault.objects.holds import RETIRED, key_is_retired
 from vault.objects.integrity import Integrity
 from vault.objects.models import ObjectState, SealedObject
 from vault.objects.reading import FileReader, StoredFile, find_ready
@@ -104,9 +104,9 @@ class Verifier:
         by_bytes, by_files = (progress, _nothing) if sample is None else (_nothing, progress)
         unreachable = 0
         # Read only ids ahead: a file may change while earlier ones are read.
-        for (file_id,) in self._rows(sa.select(SealedObject.id).where(SealedObject.state == ObjectState.READY), sample):
+        for (row_id,) in self._rows(sa.select(SealedObject.id).where(SealedObject.state == ObjectState.READY), sample):
             try:
-                finding = self._file_finding(file_id, principal, by_bytes)
+                finding = self._file_finding(row_id, principal, by_bytes)
             except NotFound:
                 continue
             unreachable = unreachable + 1 if finding is not None and finding.reason == StorageUnavailable.code else 0
@@ -124,15 +124,13 @@ class Verifier:
     def _prove_key(self, found: tuple[SealedObject, bool]) -> None:
         row, is_retired = found
         if is_retired:
-            raise KeyUnavailable("retired")
+            raise KeyUnavailable(RETIRED)
         prove_key(self.keys, row)
 
-    def _file_finding(
-        self, file_id: uuid.UUID, principal: Principal, progress: Callable[[int], None]
-    ) -> Finding | None:
-        """Return a file's finding, audited if it is damage. Raises NotFound for a deleted file."""
+    def _file_finding(self, row_id: uuid.UUID, principal: Principal, progress: Callable[[int], None]) -> Finding | None:
+        """Return the finding of a file's version, audited if it is damage. Raises NotFound for a deleted one."""
         while True:
-            file = find_ready(self.core.sessions, file_id)
+            file = find_ready(self.core.sessions, row_id)
             try:
                 self._prove(file, progress)
                 return None

@@ -74,9 +74,8 @@ class NewObjects:
         """Make the key, then in one transaction take the quota and write the pending row with its complete header.
 
         `bounds` are the least and the most bytes of plaintext; None if they are unknown. `modified_at` is the client's
-        time of the content; None stands for now. Raises TooLarge,
-        QuotaExceeded, TooManyFiles, TooManyUploads, StorageFull, InstallationMismatch, and the errors of keys and the
-        database.
+        time of the content; None stands for now. Raises TooLarge, QuotaExceeded, TooManyFiles, TooManyUploads,
+        StorageFull, InstallationMismatch, and the errors of keys and the database.
         """
         with self.reserving(owner_id, bounds, content_type, modified_at) as (_, new):
             return new
