@@ -1,12 +1,10 @@
 """Routes of a file's contents beside the current one: the next version, older ones, and copies."""
 
-import re
 import uuid
 from functools import partial
 from typing import Any, Final
 
 from flask import Response, request
-from werkzeug.http import parse_etags
 
 from vault.core.principal import Permission
 from vault.files.copying import Copies
@@ -15,16 +13,19 @@ from vault.files.facts import FileInfo
 from vault.files.placing import OnConflict
 from vault.files.rest import schemas
 from vault.files.rest.routes import (
+    CONTENT_CONDITIONS,
     CONTENT_HEADERS,
     DIGEST_HEADERS,
     ETAG,
     KEY_PROBLEMS,
+    LOCATION,
+    RANGE_HEADERS,
     UPLOADED_BODY,
     answer_content,
     blueprint,
 )
 from vault.files.rest.uploads import open_replacement
-from vault.files.rest.versions import version_tag, wanted_versions
+from vault.files.rest.versions import version_tag, wanted_contents, wanted_versions
 from vault.files.service import FileService
 from vault.files.upload import Destination, Uploads
 from vault.files.versions import Versions
@@ -37,7 +38,6 @@ from vault.http.requests import find_part
 
 BLUEPRINTS: Final = (blueprint,)
 
-_CONTENT_TAG: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _READ_PROBLEMS: Final = ("not_found", "integrity_failed", "key_unwrap_failed", "storage_unavailable", "busy")
 _STORE_PROBLEMS: Final = (
     "quota_exceeded",
@@ -67,21 +67,9 @@ def replace_content(file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:
     """
     uploads = find_part(Uploads)
     incoming = open_replacement(request, max_bytes=uploads.max_bytes)
-    info = uploads.replace(principal(), file_id, incoming, contents=_wanted_contents())
+    info = uploads.replace(principal(), file_id, incoming, contents=wanted_contents(request))
     # Of the content, which is what the URL names (RFC 9110, 9.3.4); the next replacement takes it in If-Match.
     return info, 200, {"ETag": f'"{info.object_id}"'}
-
-
-def _wanted_contents() -> set[uuid.UUID] | None:
-    """Return the contents that a replacement is meant for; None is any. A text that is no tag of a content names
-    nothing."""
-    if "If-Match" not in request.headers:
-        return None
-    tags = parse_etags(request.headers["If-Match"])
-    if tags.star_tag:
-        return None
-    # Werkzeug has None for an empty tag.
-    return {uuid.UUID(tag) for tag in tags.as_set() if tag and _CONTENT_TAG.fullmatch(tag)}
 
 
 @blueprint.get("/<uuid:file_id>/versions")
@@ -102,16 +90,9 @@ def list_versions(query: dict[str, Any], file_id: uuid.UUID) -> dict[str, Any]:
 @blueprint.route("/<uuid:file_id>/versions/<int:version_no>/content", methods=["GET", "HEAD"])
 @blueprint.arguments(schemas.ContentQuerySchema, location="query")
 @sends_bytes(blueprint, 200, "The content", CONTENT_HEADERS)
-@sends_bytes(
-    blueprint, 206, "The range", {**CONTENT_HEADERS, "Content-Range": {"required": True, "schema": {"type": "string"}}}
-)
+@sends_bytes(blueprint, 206, "The range", RANGE_HEADERS)
 @blueprint.alt_response(304, description="The client has this version", headers=ETAG)
-@reads_headers(
-    Range="One range of bytes. Several ranges are answered with the whole content.",
-    If_Range="The ETag of the range's version. Another version is sent whole.",
-    If_Match="The ETag of the content. Another version is 412.",
-    If_None_Match="The ETag that the client has. The same version is 304.",
-)
+@reads_headers(**CONTENT_CONDITIONS)
 @may_answer("precondition_failed", "range_not_satisfiable", "audit_unavailable", *_READ_PROBLEMS, *KEY_PROBLEMS)
 @login_required(Permission.FILES_READ)
 def version_content(query: dict[str, Any], file_id: uuid.UUID, version_no: int) -> Response:
@@ -151,11 +132,7 @@ def delete_version(file_id: uuid.UUID, version_no: int) -> None:
 
 @blueprint.post("/<uuid:file_id>/copy")
 @blueprint.arguments(schemas.CopySchema)
-@blueprint.response(
-    201,
-    schemas.OneFileSchema,
-    headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
-)
+@blueprint.response(201, schemas.OneFileSchema, headers=LOCATION)
 @may_answer("not_a_folder", "name_conflict", "too_deep", *_READ_PROBLEMS, *_STORE_PROBLEMS, *KEY_PROBLEMS)
 @login_required(Permission.FILES_WRITE)
 def copy_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, int, dict[str, str]]:

@@ -32,9 +32,17 @@ blueprint = VaultBlueprint("files", __name__, url_prefix="/api/v1/files", descri
 
 _TEXT = {"schema": {"type": "string"}}
 ETAG = {"ETag": {"required": True, **_TEXT}}
+LOCATION = {"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}}
 CONTENT_HEADERS = {
     name: {"required": True, **_TEXT}
     for name in ("ETag", "Content-Disposition", "Repr-Digest", "Accept-Ranges", "Content-Security-Policy")
+}
+RANGE_HEADERS = {**CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}}
+CONTENT_CONDITIONS = {
+    "Range": "One range of bytes. Several ranges are answered with the whole content.",
+    "If_Range": "The ETag of the range's version. Another version is sent whole.",
+    "If_Match": "The ETag of the content. Another version is 412.",
+    "If_None_Match": "The ETag that the client has. The same version is 304.",
 }
 UPLOADED_BODY = {
     "required": False,
@@ -53,11 +61,7 @@ KEY_PROBLEMS = ("key_service_unavailable", "key_unavailable")
 
 @blueprint.post("")
 @blueprint.arguments(schemas.UploadQuerySchema, location="query")
-@blueprint.response(
-    201,
-    schemas.OneFileSchema,
-    headers={"Location": {"required": True, "schema": {"type": "string", "format": "uri-reference"}}},
-)
+@blueprint.response(201, schemas.OneFileSchema, headers=LOCATION)
 @reads_headers(
     Content_Disposition="The name of a raw body, as `filename*` or `filename`.",
     **DIGEST_HEADERS,
@@ -154,14 +158,9 @@ def rename_file(fields: dict[str, Any], file_id: uuid.UUID) -> tuple[FileInfo, i
 @blueprint.route("/<uuid:file_id>/content", methods=["GET", "HEAD"])
 @blueprint.arguments(schemas.ContentQuerySchema, location="query")
 @sends_bytes(blueprint, 200, "The content", CONTENT_HEADERS)
-@sends_bytes(blueprint, 206, "The range", {**CONTENT_HEADERS, "Content-Range": {"required": True, **_TEXT}})
+@sends_bytes(blueprint, 206, "The range", RANGE_HEADERS)
 @blueprint.alt_response(304, description="The client has this version", headers=ETAG)
-@reads_headers(
-    Range="One range of bytes. Several ranges are answered with the whole content.",
-    If_Range="The ETag of the range's version. Another version is sent whole.",
-    If_Match="The ETag of the content. Another version is 412.",
-    If_None_Match="The ETag that the client has. The same version is 304.",
-)
+@reads_headers(**CONTENT_CONDITIONS)
 @may_answer("not_found", "precondition_failed", "range_not_satisfiable", "integrity_failed", "key_unwrap_failed")
 @may_answer("audit_unavailable", "storage_unavailable", "busy", *KEY_PROBLEMS)
 @login_required(Permission.FILES_READ)
