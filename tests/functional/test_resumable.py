@@ -775,6 +775,17 @@ def test_an_account_that_is_deleted_during_a_body_leaves_no_upload(vault: Vault,
     assert (vault.count(ResumableUpload), stay(vault)) == (0, {})
 
 
+def test_a_piece_that_is_stored_after_its_account_was_deleted_is_removed(vault: Vault, anna: Person) -> None:
+    upload = Upload.begin(anna, SIZE)
+    before_call(vault.store, "put_piece", lambda: (anna.delete_account(), vault.run_queue()))
+
+    answer = upload.patch(CONTENT[:5], 0)
+
+    assert refusal(answer) == (404, "not_found")
+    assert len(vault.store.pieces) == 1
+    assert (vault.count(ResumableUpload), stay(vault)) == (0, {})
+
+
 def test_an_owner_who_may_store_nothing_at_the_end_gets_no_file(vault: Vault, anna: Person) -> None:
     upload = Upload.begin(anna, SIZE)
     before_call(vault.store, "complete", lambda: vault.change_user(anna.email, may_store=False))

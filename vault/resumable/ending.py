@@ -91,9 +91,7 @@ class Ending:
         )
         if file is None:
             raise NotFound
-        # A writer is at work, or was asked to give way and did not.
-        is_written = sa.or_(sa.func.coalesce(Upload.lease_until > db_now(), sa.false()), Upload.stop_epoch.is_not(None))
-        was_written = bool(session.scalar(sa.select(is_written).where(Upload.id == upload.id)))
+        was_written = bool(session.scalar(sa.select(_is_written()).where(Upload.id == upload.id)))
         # The account's row is locked by this, before the upload's.
         shred_pending(session, file, end_lease=True)
         if was_written:
@@ -139,5 +137,15 @@ class Ending:
 
 
 def forget_uploads(session: Session, owner_ids: Collection[uuid.UUID]) -> None:
-    """Remove the uploads of closed accounts; their objects are shredded, and the reaper removes what is stored."""
-    run(session, sa.delete(Upload).where(Upload.owner_id.in_(owner_ids)))
+    """Remove the uploads of closed accounts; their objects are shredded, and the reaper removes what is stored: that of
+    a writer when it is surely over."""
+    of_owners = Upload.owner_id.in_(owner_ids)
+    written = sa.select(Upload.object_row).where(of_owners, _is_written())
+    late = sa.update(SealedObject).where(SealedObject.id.in_(written)).values(lease_until=db_now(COMPLETES_SECONDS))
+    run(session, late)
+    run(session, sa.delete(Upload).where(of_owners))
+
+
+def _is_written() -> sa.ColumnElement[bool]:
+    """Match an upload whose writer is at work, or was asked to give way and did not."""
+    return sa.or_(sa.func.coalesce(Upload.lease_until > db_now(), sa.false()), Upload.stop_epoch.is_not(None))
