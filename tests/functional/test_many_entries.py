@@ -22,7 +22,8 @@ from testing.vault import FILES, Person, Vault, at_once, refusal
 from vault.files.models import Entry, EntryKind
 from vault.files.rest.schemas import MOST_AT_ONCE
 
-ACTS = ["move", "trash", "restore", "delete"]
+# What each of them leaves of a file in the audit log
+ACTS = {"move": "entry.moved", "trash": "entry.trashed", "restore": "entry.restored", "delete": "file.deleted"}
 
 pytestmark = pytest.mark.uncounted
 
@@ -114,7 +115,7 @@ def test_one_that_is_refused_keeps_all_as_they_were(
     good = [store(anna, f"good {n}") for n in range(4)]
     if act == "restore":
         throw_away(anna, *good)
-    before, events = kept(vault), len(vault.audit_trail(f"entry.{act}"))
+    before, events = kept(vault), len(vault.audit_trail(ACTS[act]))
 
     to = {"parent_id": target} if act == "move" else {}
     answer = many(anna, act, [*good[:2], ids[which], *good[2:]], **to)
@@ -122,7 +123,7 @@ def test_one_that_is_refused_keeps_all_as_they_were(
     assert refusal(answer) == expected
     assert answer.json["errors"] == {ids[which]: [answer.json["detail"]]}
     assert kept(vault) == before
-    assert len(vault.audit_trail(f"entry.{act}")) == events
+    assert len(vault.audit_trail(ACTS[act])) == events
     assert vault.accounts_balance()
 
 
@@ -132,7 +133,7 @@ def test_a_target_that_is_none_is_refused_whatever_the_ids_are(vault: Vault, ann
     answers = [many(anna, "move", ids, parent_id=parent) for parent in (ids[1], str(uuid.uuid4()))]
 
     assert [refusal(answer) for answer in answers] == [(422, "not_a_folder"), (404, "not_found")]
-    assert kept(vault)[: len(before)] == before
+    assert kept(vault) == before
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -497,7 +497,8 @@ def test_a_file_whose_folder_has_gone_at_the_end_goes_to_the_root(anna: Person, 
     upload = Upload.begin(anna, SIZE, folder_id=folder, on_conflict="fail")
     upload.patch(CONTENT[:5], 0)
     path = f"/api/v1/entries/{folder}"
-    assert (anna.post(f"{path}/trash") if way else anna.delete(path)).status_code in (200, 202, 204)
+    gone = anna.post(f"{path}/trash") if way else anna.delete(path)
+    assert gone.status_code == (200 if way else 204)
 
     answer = upload.patch(CONTENT[5:], 5)
 
@@ -769,9 +770,7 @@ def test_an_account_that_is_deleted_during_a_body_leaves_no_upload(vault: Vault,
     upload = Upload.begin(anna, len(noise))
     before_call(vault.store, "resume", anna.delete_account)
 
-    answer = upload.patch(noise, 0)
-
-    assert answer.status_code in (401, 404, 409)
+    assert refusal(upload.patch(noise, 0)) == ABSENT
     assert (vault.count(ResumableUpload), stay(vault)) == (0, {})
 
 

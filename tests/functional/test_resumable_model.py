@@ -45,6 +45,8 @@ class Model:
         self._ended: set[Upload] = set()
         # Those that are not known to have ended or to be files
         self._going: list[Upload] = []
+        # The sizes of files that an answer has told of
+        self.files: dict[str, int] = {}
         self.seen: Counter[str] = Counter()
 
     def step(self) -> None:
@@ -88,6 +90,7 @@ class Model:
             self._sizes[upload] = size
             self._going.append(upload)
             self._acknowledged[upload] = int(answer.headers["Upload-Offset"])
+            self._note_file(answer, size)
         else:
             self._died(answer)
 
@@ -147,12 +150,17 @@ class Model:
             assert self._acknowledged[upload] <= offset <= self._sizes[upload]
             assert ("X-File-Id" in answer.headers) <= (offset == self._sizes[upload])
             self._acknowledged[upload] = offset
+            self._note_file(answer, self._sizes[upload])
         elif answer.status_code in (404, 410):
             assert upload in self._ended
         else:
             assert self._died(answer)
         if upload in self._going and (answer.status_code in (404, 410) or "X-File-Id" in answer.headers):
             self._going.remove(upload)
+
+    def _note_file(self, answer: Any, size: int) -> None:
+        if "X-File-Id" in answer.headers:
+            self.files[answer.headers["X-File-Id"]] = size
 
     def _died(self, answer: Any) -> bool:
         assert answer.status_code in (409, 423) or answer.status_code >= 500, answer.text
@@ -197,6 +205,7 @@ def test_quota_rows_and_bytes_agree_with_a_model(vault: Vault, anna: Person, ope
     tend()
 
     files = anna.walk(FILES)
+    assert model.files.items() <= {item["id"]: item["size"] for item in files}.items()
     assert all(anna.download(item["id"]) == NOISE[: item["size"]] for item in files)
     assert vault.counted() == (sum(item["size"] for item in files), 0)
     assert (vault.accounts_balance(), vault.scalar(parked)) == (True, 0)
