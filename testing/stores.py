@@ -47,6 +47,13 @@ def add_part(writer: ObjectWriter, part: bytes) -> None:
     writer.write(buffer, len(part))
 
 
+def run_out(store: S3Store) -> None:
+    """Wait until the store's threads have done all that was submitted to them."""
+    together = threading.Barrier(store.pool._max_workers, timeout=60)
+    for waiting in [store.pool.submit(together.wait) for _ in range(together.parties)]:
+        waiting.result()
+
+
 @contextmanager
 def closing_s3(options: S3Options) -> Iterator[S3Store]:
     """Yield an S3Store and close its connections and threads."""

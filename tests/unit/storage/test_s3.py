@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -19,8 +19,8 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from urllib3.exceptions import SSLError
 
-from testing.aws import without_aws, without_pauses
-from testing.recorder import Recorder, recorder
+from testing.aws import without_aws
+from testing.recorder import Recorder
 from testing.scripted_s3 import (
     BUCKET,
     HUNG_UP,
@@ -35,7 +35,7 @@ from testing.scripted_s3 import (
     uploads,
 )
 from testing.servers import wait_until
-from testing.stores import PART, add_part, begin, closing_s3, new_key
+from testing.stores import PART, add_part, begin, closing_s3, new_key, run_out
 from vault.core.aws_access import AwsAccess
 from vault.core.errors import Busy, ObjectChanged, ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from vault.storage import INSTALLATION_KEY, ObjectReader
@@ -47,35 +47,7 @@ MIB = 1024 * 1024
 CONTENT = bytes(range(256)) * 40  # two full parts and a third
 BOUND_SECONDS = 10.0
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Recorder]:
-    with recorder() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: Recorder) -> ScriptedS3:
-    return ScriptedS3(server)
-
-
-# Making a client takes longer than most tests, so one serves for all, with a budget of its own for each.
-@pytest.fixture(scope="module")
-def shared_store(server: Recorder) -> Iterator[S3Store]:
-    with closing_s3(ScriptedS3(server).options) as store:
-        yield store
-
-
-@pytest.fixture
-def store(s3: ScriptedS3, shared_store: S3Store) -> S3Store:
-    """A store on the scripted server."""
-    shared_store.budget = BufferBudget(6 * PART, wait_seconds=BOUND_SECONDS)
-    return shared_store
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    return without_pauses(monkeypatch)
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 def assert_all_free(store: S3Store) -> None:
@@ -300,6 +272,7 @@ class TestParts:
         release.set()
         for other in others:
             assert other.result(BOUND_SECONDS)
+        run_out(store)
         assert s3.operations == ["CreateMultipartUpload", "AbortMultipartUpload"]
 
     def test_only_a_few_parts_are_in_flight(self, s3: ScriptedS3, store: S3Store) -> None:

@@ -2,14 +2,12 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
-from testing.aws import without_pauses
-from testing.recorder import Recorder, recorder
 from testing.scripted_s3 import (
     HUNG_UP,
     PART_STORED,
@@ -22,10 +20,9 @@ from testing.scripted_s3 import (
     uploads,
 )
 from testing.servers import wait_until
-from testing.stores import PART, closing_s3, new_key, store_part
+from testing.stores import PART, new_key, run_out, store_part
 from vault.core.errors import ObjectNotFound, PartsLost, StorageError, StorageFull, StorageUnavailable
 from vault.storage import StoredPart
-from vault.storage.buffers import BufferBudget
 from vault.storage.s3 import S3Store
 
 CONTENT = bytes(range(256)) * 16
@@ -33,35 +30,7 @@ PARTS = [StoredPart(2, '"second"', 100), StoredPart(1, '"first"', PART)]
 SIZE = PART + 100
 BOUND_SECONDS = 10.0
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Recorder]:
-    with recorder() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: Recorder) -> ScriptedS3:
-    return ScriptedS3(server)
-
-
-@pytest.fixture(scope="module")
-def shared_store(server: Recorder) -> Iterator[S3Store]:
-    with closing_s3(ScriptedS3(server).options) as store:
-        yield store
-
-
-@pytest.fixture
-def store(s3: ScriptedS3, shared_store: S3Store) -> S3Store:
-    """A store on the scripted server, with a budget of its own."""
-    shared_store.budget = BufferBudget(6 * PART, wait_seconds=BOUND_SECONDS)
-    return shared_store
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    return without_pauses(monkeypatch)
-
+pytestmark = pytest.mark.usefixtures("pauses")
 
 LOST = [
     pytest.param(refusal(404, "NoSuchUpload"), id="NoSuchUpload"),
@@ -196,6 +165,7 @@ class TestParts:
         release.set()
         for other in others:
             assert other.result(BOUND_SECONDS)
+        run_out(store)
         assert s3.operations == []
 
     def test_a_failed_part_that_is_not_waited_for_does_not_keep_close_from_ending(
