@@ -273,7 +273,7 @@ def seed_large(vault: Vault, person: Person, name: str = "Large", below: int = 1
 
 
 @pytest.mark.counted
-def test_more_than_a_thousand_are_hidden_at_once_and_marked_by_a_task(vault: Vault, anna: Person) -> None:
+def test_more_than_a_thousand_are_hidden_immediately_and_marked_by_a_task(vault: Vault, anna: Person) -> None:
     beside = store(anna, "beside")
     top, files = seed_large(vault, anna)
     vault.queue.clear()

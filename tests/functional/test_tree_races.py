@@ -1,4 +1,4 @@
-"""Twenty at once in one tree on PostgreSQL: what may happen once happens once, and no request waits for ever."""
+"""Twenty concurrent requests in one tree on PostgreSQL: what may happen once happens once, and none waits for ever."""
 
 import random
 import threading
@@ -303,7 +303,7 @@ def test_trimming_and_restoring_never_shred_the_current_version(vault: Vault, an
         assert len(versions_of(anna, file_id)) == KEPT + 1
 
 
-def test_a_version_that_is_restored_and_deleted_at_once_is_current_or_gone(anna: Person) -> None:
+def test_a_version_that_is_restored_and_deleted_concurrently_is_current_or_gone(anna: Person) -> None:
     for _ in range(5):
         file_id = anna.upload(b"old", f"{uuid.uuid4()}.txt")["id"]
         assert put(anna, file_id, b"new").status_code == 200

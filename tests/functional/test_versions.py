@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from testing.content import CLOSE, FORM, part
-from testing.servers import wait_until
 from testing.tree import ENTRIES, kept, make_folder, replace, store, throw_away, work_off
-from testing.vault import FILES, POSTGRESQL, Body, Person, Vault, at_once, refusal
+from testing.vault import FILES, Body, Person, Vault, at_once, refusal
 from vault.core.deletion_clock import DeletionClock
 from vault.core.errors import KeyInUse, NotFound
 from vault.core.principal import WORKER, Principal
@@ -265,27 +263,6 @@ def test_a_restored_version_is_the_same_object_under_the_next_number(vault: Vaul
     assert refusal(anna.post(f"{FILES}/{file_id}/versions/2/restore")) == (409, "in_trash")
     assert version(anna, file_id, 2).data == b"22"
     assert vault.accounts_balance()
-
-
-@POSTGRESQL
-def test_a_restored_version_locks_rows_in_the_order_of_a_rewrap(vault: Vault, anna: Person) -> None:
-    file_id = store(anna, "a.txt")
-    current = older = vault.file(file_id)
-    while older.id <= current.id:
-        replace(anna, file_id, b"x")
-        current = vault.file(str(vault.entry(file_id).current_id))
-        older = max((row for row in vault.files() if row.id != current.id), key=lambda row: row.id)
-    path = f"{FILES}/{file_id}/versions/{older.version_no}/restore"
-    lock = sa.select(SealedObject.id).with_for_update()
-    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
-
-    with ThreadPoolExecutor(1) as threads:
-        with vault.container.core.sessions.begin() as session:
-            session.execute(lock.where(SealedObject.id == current.id))
-            acting = threads.submit(lambda: anna.post(path))
-            wait_until(lambda: session.scalar(sa.text(waits)), what="the restore waiting for the row")
-            session.execute(lock.where(SealedObject.id == older.id))
-        assert acting.result().status_code == 200
 
 
 def test_a_version_is_deleted_alone_but_the_current_one(vault: Vault, anna: Person, file_id: str) -> None:
