@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from testing.proxy import Proxy
 from testing.stack import Client, Stack
+from testing.tus import TUS
 
 # Bytes of plaintext that fill a segment, and the first part of 8 MiB, which also holds the header
 SEGMENT: Final = 262_144 - 32
@@ -54,7 +55,7 @@ def make_file(folder: Path, size: int) -> Path:
 
 def file_of(person: Client, url: str) -> str:
     """Return the id of the file that an upload has become."""
-    answer = person.head(url, headers={"Tus-Resumable": "1.0.0"}, timeout=60)
+    answer = person.head(url, headers=TUS, timeout=60)
     assert answer.status_code == 200, answer.headers
     return answer.headers["X-File-Id"]
 

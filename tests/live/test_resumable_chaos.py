@@ -24,7 +24,7 @@ from testing.cutting import CuttingRelay, Link
 from testing.proc import files_with, group_members
 from testing.servers import wait_until
 from testing.stack import QUICK_PASSWORDS, Client, Stack, embedded, production
-from testing.tus import TUS
+from testing.tus import STREAM, TUS
 from testing.tus_client import Lost, TusUpload, begin, content_of, run_alone
 from vault.background.broker import QUEUE_MAINTENANCE
 
@@ -195,7 +195,7 @@ def test_uploads_arrive_whole_whatever_is_cut_and_killed(site: Site) -> None:
 
     abandoned = [begin(person, site.stack.root, MIB, filename="abandoned") for person in site.people]
     for person, path in zip(site.people, abandoned, strict=True):
-        headers = {**TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+        headers = {**STREAM, "Upload-Offset": "0"}
         assert person.patch(site.stack.root + path, headers=headers, data=MARKER * 1000).status_code == 204
     with ThreadPoolExecutor(SENDERS + 1) as threads:
         running = [*(threads.submit(send_many) for _ in range(SENDERS)), threads.submit(kill_processes, site)]

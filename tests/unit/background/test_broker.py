@@ -97,11 +97,11 @@ def test_folders_are_this_users_alone(queue: Path, umask: int) -> None:
 
 
 def test_an_exchange_is_whole_from_its_begin_and_knows_all_queues(queue: Path) -> None:
-    seen, stop = [], threading.Event()
+    seen, stop = set[str](), threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
-            seen.extend(file.read_text() for file in (queue / "control").glob("*.exchange"))
+            seen.update(file.read_text() for file in (queue / "control").glob("*.exchange"))
 
     def start(exchange: str, number: int) -> None:
         with create_celery(f"filesystem://{queue}").connection_for_write() as connection:
