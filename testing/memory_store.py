@@ -51,10 +51,10 @@ class MemoryStore:
             elif len(self.objects.get(key, b"")) != sum(part.size for part in parts):
                 raise PartsLost
 
-    def put_piece(self, key: str, name: str, content: bytes) -> None:
+    def put_piece(self, key: str, name: str, content: bytes | memoryview) -> None:
         _require_name(name)
         with self._lock:
-            self.pieces[key, name] = content
+            self.pieces[key, name] = bytes(content)
 
     def get_piece(self, key: str, name: str) -> bytes:
         _require_name(name)

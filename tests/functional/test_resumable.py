@@ -18,18 +18,20 @@ from testing.tus import (
     NEXT_PART,
     SMALL_PART,
     STREAM,
+    TUS,
     UPLOADS,
     Upload,
     checksum,
     create,
     metadata,
 )
-from testing.vault import BOTH_DATABASES, FILES, Person, Vault, at_once, refusal
+from testing.vault import BOTH_DATABASES, FILES, Body, Person, Vault, at_once, refusal
 from vault.core.errors import StorageUnavailable
 from vault.encryption.errors import KeyServiceUnavailable
 from vault.encryption.keyring import KeyRing
 from vault.encryption.segments import PART_SIZE
 from vault.objects.models import RetiredKey
+from vault.resumable import reception
 from vault.resumable.models import ResumableUpload, UploadPart, UploadPiece
 from vault.storage.buffers import BufferBudget
 from vault.storage.local import LocalStore
@@ -149,6 +151,26 @@ def test_sixty_four_pieces_become_one(vault: Vault, anna: Person) -> None:
     assert max(counts) == 64
     assert counts[64] == 1
     upload.patch(content[140:], 140)
+    assert anna.download(upload.file_id()) == content
+
+
+def test_pieces_of_earlier_requests_and_of_a_slow_one_become_one(
+    vault: Vault, anna: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(3000)
+    upload = Upload.begin(anna, len(content))
+    upload.send(content[:126], step=2)
+    before = len(vault.store.pieces)
+    # A piece after each read, as for a slow client: the first read's is number 64, the second read's replaces them all.
+    monkeypatch.setattr(reception, "RENEW_SECONDS", 0.0)
+    slow = Body(content[126:2000], at=1000, then=lambda: None)
+    environ = {"wsgi.input": slow, "CONTENT_LENGTH": "2874", "CONTENT_TYPE": STREAM["Content-Type"]}
+
+    broken = anna.patch(upload.where, headers={**TUS, "Upload-Offset": "126"}, environ_overrides=environ)
+
+    assert refusal(broken) == LOST
+    assert (before, [name for _, name in vault.store.pieces]) == (63, ["64-64"])
+    assert upload.patch(content[2000:], 2000).status_code == 204
     assert anna.download(upload.file_id()) == content
 
 

@@ -40,6 +40,17 @@ class Eax:
 
     def open(self, nonce: Buffer, sealed: Buffer, aad: Buffer) -> bytes:
         """Return the plaintext of ciphertext || tag. Raises AuthenticationFailed before decrypting."""
+        counter, ciphertext = self._authenticated(nonce, sealed, aad)
+        return Cipher(self._aes, modes.CTR(counter)).decryptor().update(ciphertext)
+
+    def open_into(self, nonce: Buffer, sealed: Buffer, aad: Buffer, out: memoryview) -> None:
+        """Write the plaintext into out, whose length is len(sealed) - 16. Raises as `open`."""
+        counter, ciphertext = self._authenticated(nonce, sealed, aad)
+        if len(out) != len(ciphertext):
+            raise ValueError("out must hold the plaintext, no more and no less")
+        Cipher(self._aes, modes.CTR(counter)).decryptor().update_into(ciphertext, out)
+
+    def _authenticated(self, nonce: Buffer, sealed: Buffer, aad: Buffer) -> tuple[bytes, memoryview]:
         if len(sealed) < TAG_SIZE:
             raise AuthenticationFailed
         view = memoryview(sealed)
@@ -47,7 +58,7 @@ class Eax:
         counter = self._mac(0, nonce)
         if not hmac.compare_digest(self._tag(counter, aad, ciphertext), tag):
             raise AuthenticationFailed
-        return Cipher(self._aes, modes.CTR(counter)).decryptor().update(ciphertext)
+        return counter, ciphertext
 
     def _prefixed(self, t: int) -> CMAC:
         # OMAC_t(M) is CMAC over the block [t] || M; the block is absorbed once per key.

@@ -13,6 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from vault.encryption.eax import TAG_SIZE, Buffer, Eax
+from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.header import HEADER_SIZE, Header, open_keys, staging_keys
 from vault.encryption.running_hash import RunningHash
 from vault.encryption.segments import ContentKey, seal_segment_into
@@ -61,6 +62,22 @@ class Staging:
     def open(self, kind: Kind, place: Place, sealed: Buffer) -> bytes:
         """Return the content. Raises AuthenticationFailed unless it was sealed as this, for this object and place."""
         return self._eax.open(sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], self._aad(kind, place))
+
+    def seal_piece(self, place: Place, content: memoryview, out: memoryview) -> None:
+        """Write what `seal` returns for a piece into out, whose length is len(content) + SEALED_OVERHEAD."""
+        nonce = os.urandom(_NONCE_SIZE)
+        out[:_NONCE_SIZE] = nonce
+        self._eax.seal_into(nonce, content, self._aad(Kind.PIECE, place), out[_NONCE_SIZE:])
+
+    def open_piece(self, place: Place, sealed: bytes, out: memoryview) -> int:
+        """Write a piece's content to the begin of out; return its size. Raises AuthenticationFailed as `open`, and if
+        out is smaller."""
+        size = len(sealed) - SEALED_OVERHEAD
+        if not 0 <= size <= len(out):
+            raise AuthenticationFailed
+        view = memoryview(sealed)
+        self._eax.open_into(view[:_NONCE_SIZE], view[_NONCE_SIZE:], self._aad(Kind.PIECE, place), out[:size])
+        return size
 
     def seal_part(
         self, first: int, plaintext: memoryview, out: memoryview, running: RunningHash, *, is_final: bool

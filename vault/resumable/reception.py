@@ -13,8 +13,6 @@ from time import monotonic
 from typing import Final, Protocol
 
 import sqlalchemy as sa
-import structlog
-from sqlalchemy.orm import Session
 
 from vault.core.db import db_now, run
 from vault.core.errors import (
@@ -22,33 +20,26 @@ from vault.core.errors import (
     MalformedBody,
     ObjectNotFound,
     QuotaExceeded,
-    StorageError,
     TooLarge,
     TooSlow,
     UploadInterrupted,
 )
 from vault.encryption.errors import AuthenticationFailed
 from vault.encryption.running_hash import RunningHash
-from vault.encryption.segments import PART_SIZE
 from vault.encryption.staging import Kind, Place, Staging
 from vault.objects.build import Objects
 from vault.observe.metrics import CONTENT_BYTES, SEGMENTS
 from vault.resumable.fence import COMPLETES_SECONDS, LEASE_SECONDS, LOOK_SECONDS, RENEW_SECONDS, Claim
 from vault.resumable.metadata import Metadata
-from vault.resumable.models import UploadPart, UploadPiece, UploadState
+from vault.resumable.models import UploadPart, UploadState
 from vault.resumable.parts import PartPlan
+from vault.resumable.pieces import Pieces
 from vault.resumable.terms import Terms
 from vault.storage import ResumableWriter, StoredPart, object_key
 
 _READ_BYTES: Final = 1024 * 1024
-# A piece of a part that is larger than usual
-_PIECE_BYTES: Final = PART_SIZE
-# So many pieces of one part become one.
-_MOST_PIECES: Final = 64
 # How long a writer that is asked to give way reads on what has arrived, well before it is outrun
 _DRAIN_SECONDS: Final = 1.0
-
-log = structlog.get_logger(__name__)
 
 
 class PatchBody(Protocol):
@@ -98,7 +89,6 @@ class Reception:
         self._room_on_disk = objects.room
         self._claim = claim
         self._staging = staging
-        self._store, self._key = objects.store, object_key(claim.file.object_id)
         self._writer = writer
         self._body = body
         self._fail = fail
@@ -112,8 +102,7 @@ class Reception:
         self._durable = upload.offset
         # Bytes before this of the part are in pieces of earlier requests, not in memory.
         self._begin = self._filled
-        self._next_piece = upload.next_piece
-        self._pieces = self._read_rows() if self._filled else []
+        self._pieces = Pieces(terms.core, objects.store, object_key(claim.file.object_id), staging, upload)
         self._part_hash = self._open_hash(Kind.PART_STATE, upload.part_offset, upload.sealed_part_state)
         self._hash = self._open_hash(Kind.STATE, upload.offset, upload.sealed_state)
         self._state_at_begin = self._hash.state
@@ -246,59 +235,56 @@ class Reception:
                 **self._signs_of_life(),
             )
             run(session, sa.insert(UploadPart), upload_id=self._claim.upload.id, **_columns(part))
-            self._forget_pieces(session)
-        self._drop_pieces()
+            self._pieces.forget(session)
+        self._pieces.drop()
         self._durable, self._hash = offset, RunningHash(state)
 
     def _store_rest(self, arrived: bytes = b"") -> None:
         """Store as pieces what was received and is in no part and no piece yet; `arrived` follows it."""
         self._settle_part()
-        stored = self._durable - self._part_offset
-        rest = bytearray(self._plain[stored : self._filled])
-        rest += arrived[max(stored - self._filled, 0) : max(self._limit() - self._offset, 0)]
+        rest = self._received(self._durable - self._part_offset, arrived)
         if not rest:
             return
         self._look()
         state = self._hash.copy()
-        state.update(memoryview(rest))
-        is_new = len(self._pieces) < _MOST_PIECES + self._claim.upload.part_size // _PIECE_BYTES
-        begin = self._durable if is_new else self._part_offset
-        content = memoryview(rest if is_new else self._pieces_content(self._pieces) + rest)
+        state.update(rest)
         offset = self._durable + len(rest)
-        rows = [
-            self._put_piece(begin + at, content[at : at + _PIECE_BYTES]) for at in range(0, len(content), _PIECE_BYTES)
-        ]
+        replaces = self._pieces.are_many
+        if replaces:
+            self._require_buffers()
+            self._read_back()
+            rows = self._pieces.store(self._part_offset, self._received(0, arrived), self._sealed)
+        else:
+            rows = self._pieces.store(self._durable, rest, self._sealed)
         with self._sessions.begin() as session:
             self._claim.change(
                 session,
                 offset=offset,
                 sealed_state=self._staging.seal(Kind.STATE, Place(offset), state.state),
-                next_piece=self._next_piece,
+                next_piece=self._pieces.next_seq,
                 **self._signs_of_life(),
             )
-            if not is_new:
-                self._forget_pieces(session)
-            run(session, sa.insert(UploadPiece), *({"upload_id": row.upload_id, **_facts(row)} for row in rows))
-        if not is_new:
-            self._drop_pieces()
-        self._pieces += rows
+            if replaces:
+                self._pieces.forget(session)
+            self._pieces.insert(session, rows)
+        if replaces:
+            self._pieces.drop()
+        self._pieces.add(rows)
         self._durable, self._hash = offset, state
+
+    def _received(self, first: int, arrived: bytes) -> memoryview:
+        """Return the part's plaintext from its byte `first` on, with what follows in `arrived` and pieces may hold."""
+        received = self._plain[first : self._filled]
+        if not arrived:
+            return received
+        ahead = arrived[max(first - self._filled, 0) : max(self._limit() - self._offset, 0)]
+        return memoryview(bytearray(received) + ahead)
 
     def _limit(self) -> int:
         """Return the offset that pieces of this part may reach: its last byte stores the part, or the file."""
         length = self._claim.upload.length
         end = self._part_offset + self._plan.room_in(self._part) - 1
         return min(end, self._claim.file.reserved_bytes if length is None else length - 1)
-
-    def _put_piece(self, offset: int, content: memoryview) -> UploadPiece:
-        upload = self._claim.upload
-        row = UploadPiece(
-            upload_id=upload.id, seq=self._next_piece, epoch=upload.epoch, offset=offset, size=len(content)
-        )
-        self._next_piece += 1
-        sealed = self._staging.seal(Kind.PIECE, Place(offset, row.seq, row.epoch), content)
-        self._store.put_piece(self._key, _name_of(row), sealed)
-        return row
 
     def _finish(self) -> None:
         upload = self._claim.upload
@@ -326,54 +312,24 @@ class Reception:
                 **(self._signs_of_life() | {"lease_until": db_now(COMPLETES_SECONDS)}),
             )
             run(session, sa.insert(UploadPart), upload_id=upload.id, **_columns(part))
-            self._forget_pieces(session)
-        self._drop_pieces()
+            self._pieces.forget(session)
+        self._pieces.drop()
 
     def _read_back(self) -> None:
         """Fill the part's begin from the pieces of earlier requests, and prove that it is what was received then."""
         if not self._begin:
             return
-        content = self._pieces_content([row for row in self._pieces if row.offset < self._part_offset + self._begin])
-        self._plain[: self._begin] = content[: self._begin]
+        try:
+            self._pieces.read(self._part_offset, self._plain[: self._begin])
+        except (ObjectNotFound, AuthenticationFailed) as exc:
+            self._fail("piece")
+            raise UploadInterrupted from exc
         state = self._part_hash.copy()
         state.update(self._plain[: self._begin])
         if state.state != self._state_at_begin:
             self._fail("state")
             raise UploadInterrupted
         self._begin = 0
-
-    def _pieces_content(self, rows: list[UploadPiece]) -> bytearray:
-        """Return what pieces hold, which follow each other from the part's begin on."""
-        content = bytearray()
-        try:
-            for row in rows:
-                if row.offset != self._part_offset + len(content):
-                    raise AuthenticationFailed
-                sealed = self._store.get_piece(self._key, _name_of(row))
-                content += self._staging.open(Kind.PIECE, Place(row.offset, row.seq, row.epoch), sealed)
-        except (ObjectNotFound, AuthenticationFailed) as exc:
-            self._fail("piece")
-            raise UploadInterrupted from exc
-        return content
-
-    def _forget_pieces(self, session: Session) -> None:
-        if self._pieces:
-            run(session, sa.delete(UploadPiece).where(UploadPiece.upload_id == self._claim.upload.id))
-
-    def _drop_pieces(self) -> None:
-        names, self._pieces = [_name_of(row) for row in self._pieces], []
-        if not names:
-            return
-        try:
-            self._store.delete_pieces(self._key, names)
-        except StorageError as exc:
-            # Swept when the upload ends.
-            log.warning("pieces_not_removed", exc_info=exc)
-
-    def _read_rows(self) -> list[UploadPiece]:
-        with self._sessions.begin() as session:
-            query = sa.select(UploadPiece).where(UploadPiece.upload_id == self._claim.upload.id)
-            return list(session.scalars(query.order_by(UploadPiece.seq)))
 
     def _open_hash(self, kind: Kind, offset: int, sealed: bytes | None) -> RunningHash:
         if sealed is None:
@@ -422,11 +378,3 @@ class Reception:
 
 def _columns(part: StoredPart) -> dict[str, object]:
     return {"number": part.number, "etag": part.etag, "size": part.size}
-
-
-def _facts(row: UploadPiece) -> dict[str, object]:
-    return {"seq": row.seq, "epoch": row.epoch, "offset": row.offset, "size": row.size}
-
-
-def _name_of(row: UploadPiece) -> str:
-    return f"{row.seq}-{row.epoch}"

@@ -122,7 +122,7 @@ class ObjectStore(Protocol):
         """Make an object of these parts durable and visible. Succeeds if an object of their size is there already.
         Raises PartsLost."""
 
-    def put_piece(self, key: str, name: str, content: bytes) -> None:
+    def put_piece(self, key: str, name: str, content: bytes | memoryview) -> None:
         """Store a piece beside an unfinished object, durably. `name` is two numbers with a hyphen between them."""
 
     def get_piece(self, key: str, name: str) -> bytes:

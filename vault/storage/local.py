@@ -62,7 +62,7 @@ class LocalStore(Layout):
                 raise PartsLost("size", "complete")
             sync_folder(target.parent)
 
-    def put_piece(self, key: str, name: str, content: bytes) -> None:
+    def put_piece(self, key: str, name: str, content: bytes | memoryview) -> None:
         path = self.piece_path(key, name)
         with translated("put"):
             self.require_mounted("put")

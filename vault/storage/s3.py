@@ -42,8 +42,8 @@ class S3Store(S3Bucket):
             if self._size_of(key) != sum(part.size for part in parts):
                 raise
 
-    def put_piece(self, key: str, name: str, content: bytes) -> None:
-        self.put(_staging_key(key, name), content)
+    def put_piece(self, key: str, name: str, content: bytes | memoryview) -> None:
+        self.put_part(_staging_key(key, name), memoryview(content))
 
     def get_piece(self, key: str, name: str) -> bytes:
         return self.get(_staging_key(key, name))

@@ -129,6 +129,34 @@ def test_an_out_of_another_size_is_refused(size: int) -> None:
         Eax(bytes(32)).seal_into(bytes(16), b"nine byte", b"", memoryview(bytearray(size)))
 
 
+@pytest.mark.parametrize("size", [0, 8, 10, 25])
+def test_an_out_of_another_size_is_refused_on_opening(size: int) -> None:
+    cipher = Eax(bytes(32))
+    sealed = cipher.seal(bytes(16), b"nine byte", b"")
+
+    with pytest.raises(ValueError, match="no more and no less"):
+        cipher.open_into(bytes(16), sealed, b"", memoryview(bytearray(size)))
+
+
+def test_open_into_writes_its_own_bytes_and_no_others() -> None:
+    cipher = Eax(bytes(32))
+    sealed, buffer = cipher.seal(bytes(16), b"nine byte", b""), bytearray(b"." * 19)
+
+    cipher.open_into(bytes(16), sealed, b"", memoryview(buffer)[5:14])
+
+    assert bytes(buffer) == b".....nine byte....."
+
+
+def test_open_into_writes_nothing_of_what_was_changed() -> None:
+    cipher = Eax(bytes(32))
+    sealed, out = cipher.seal(bytes(16), b"nine byte", b""), bytearray(9)
+
+    with pytest.raises(AuthenticationFailed):
+        cipher.open_into(bytes(16), flipped(sealed, 0), b"", memoryview(out))
+
+    assert out == bytes(9)
+
+
 def test_seal_into_writes_its_own_bytes_and_no_others() -> None:
     cipher = Eax(bytes(32))
     buffer = bytearray(b"." * 35)

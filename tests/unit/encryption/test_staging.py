@@ -115,6 +115,30 @@ class TestPieces:
             assert staging.open(kind, PLACE, memoryview(staging.seal(kind, PLACE, buffer))) == CONTENT
 
     @each_suite
+    @pytest.mark.parametrize("content", [b"", b"x", CONTENT, bytes(100_000)], ids=["empty", "byte", "text", "large"])
+    def test_a_piece_is_sealed_into_a_buffer_and_opened_into_another(self, suite: Suite, content: bytes) -> None:
+        sealed, opened = bytearray(len(content) + SEALED_OVERHEAD), bytearray(b"." * (len(content) + 2))
+
+        staging_of(suite).seal_piece(PLACE, memoryview(content), memoryview(sealed))
+        size = staging_of(suite).open_piece(PLACE, bytes(sealed), memoryview(opened))
+
+        assert (size, opened) == (len(content), content + b"..")
+        assert staging_of(suite).open(Kind.PIECE, PLACE, sealed) == content
+
+    def test_a_piece_that_is_another_or_too_long_is_refused(self) -> None:
+        staging, out = staging_of(Suite.AES_256_EAX), memoryview(bytearray(len(CONTENT)))
+        sealed = staging.seal(Kind.PIECE, PLACE, CONTENT)
+        longer = staging.seal(Kind.PIECE, PLACE, CONTENT + b"x")
+
+        for other in (flipped(sealed, -1), sealed[:-1], longer, sealed[: SEALED_OVERHEAD - 1], b""):
+            with pytest.raises(AuthenticationFailed):
+                staging.open_piece(PLACE, other, out)
+        with pytest.raises(AuthenticationFailed):
+            staging.open_piece(PLACE, staging.seal(Kind.STATE, PLACE, CONTENT), out)
+
+        assert bytes(out) == bytes(len(CONTENT))
+
+    @each_suite
     @pytest.mark.parametrize("kind", Kind)
     @pytest.mark.parametrize("other", Kind)
     def test_one_kind_is_not_taken_for_another(self, suite: Suite, kind: Kind, other: Kind) -> None:
