@@ -56,7 +56,8 @@ class Ending:
         """End an upload that cannot become a file, unless another writer has taken it over: what this one misses, such
         as a piece, that one may have used."""
         still = Upload.epoch == upload.epoch
-        self._end(upload, principal, Action.UPLOAD_ENDED, still, outcome=Outcome.FAILED, reason=reason)
+        if self._end(upload, principal, Action.UPLOAD_ENDED, still, outcome=Outcome.FAILED, reason=reason):
+            log.warning("upload_failed", upload_id=str(upload.id), reason=reason)
 
     def expire(self, upload: Upload) -> bool:
         """End an upload whose time is over; return whether it was still there."""
