@@ -12,7 +12,6 @@ from vault.core.db import db_now, run
 from vault.core.errors import VaultError
 from vault.core.parts import Core
 from vault.core.principal import WORKER
-from vault.encryption.errors import EncryptionError
 from vault.objects.models import ObjectState, SealedObject
 from vault.objects.reaper import Reaper
 from vault.observe.metrics import UPLOADS_EXPIRED
@@ -64,7 +63,7 @@ class Upkeep:
             try:
                 do(upload)
                 done += 1
-            except (VaultError, EncryptionError, SQLAlchemyError) as exc:
+            except (VaultError, SQLAlchemyError) as exc:
                 # Others go on; the next pass tries this one again.
                 log.warning("upload_not_looked_after", upload_id=str(upload.id), exc_info=exc)
         return done
